@@ -1,0 +1,127 @@
+//! Routes port I/O and MMIO of the guest to the part of the machine that claimed the range.
+//!
+//! The address and the data are the guest's; the range, and that an access lies within it, is
+//! checked here. An access that no part claimed reads as all ones, as on a real bus.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A part of the machine with registers on a bus. Both calls are made on a vCPU's thread.
+pub trait BusDevice: Send {
+    /// The guest reads `data.len()` bytes at `offset` into the range. `data` arrives filled with
+    /// ones; what the device leaves is what the guest sees.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+
+    /// The guest writes `data` at `offset` into the range.
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// A range that overlaps one that is claimed already.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the bus range {base:#x}+{len:#x} overlaps {other_base:#x}+{other_len:#x}")]
+pub struct Overlap {
+    base: u64,
+    len: u64,
+    other_base: u64,
+    other_len: u64,
+}
+
+type Shared = Arc<Mutex<dyn BusDevice>>;
+
+/// One address space: ports or physical memory.
+#[derive(Default)]
+pub struct Bus {
+    ranges: BTreeMap<u64, (u64, Shared)>,
+}
+
+impl Bus {
+    /// Gives `[base, base + len)` to `device`.
+    pub fn insert(&mut self, base: u64, len: u64, device: Shared) -> Result<(), Overlap> {
+        let end = base.saturating_add(len);
+        let before = self.ranges.range(..end).next_back();
+        if let Some((&other_base, &(other_len, _))) = before
+            && other_base + other_len > base
+        {
+            return Err(Overlap { base, len, other_base, other_len });
+        }
+        self.ranges.insert(base, (len, device));
+        Ok(())
+    }
+
+    /// The guest reads at `address`.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        }
+    }
+
+    /// The guest writes at `address`.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        }
+    }
+
+    fn find(&self, address: u64, size: usize) -> Option<(u64, &Shared)> {
+        let (base, (len, device)) = self.ranges.range(..=address).next_back()?;
+        let offset = address - base;
+        let end = offset.checked_add(size as u64)?;
+        (end <= *len).then_some((offset, device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo(Vec<(u64, Vec<u8>)>);
+
+    impl BusDevice for Echo {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data[0] = offset as u8;
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            self.0.push((offset, data.to_vec()));
+        }
+    }
+
+    fn bus() -> (Bus, Arc<Mutex<Echo>>) {
+        let echo = Arc::new(Mutex::new(Echo(Vec::new())));
+        let mut bus = Bus::default();
+        bus.insert(0x10, 8, echo.clone()).unwrap();
+        (bus, echo)
+    }
+
+    #[test]
+    fn an_access_reaches_the_device_with_its_offset() {
+        let (bus, echo) = bus();
+        let mut byte = [0];
+        bus.read(0x13, &mut byte);
+        assert_eq!(byte, [3]);
+        bus.write(0x17, &[9]);
+        assert_eq!(echo.lock().unwrap().0, [(7, vec![9])]);
+    }
+
+    #[test]
+    fn an_access_outside_or_across_the_end_reads_ones_and_writes_nothing() {
+        let (bus, echo) = bus();
+        for (address, size) in [(0xf, 1), (0x18, 1), (0x16, 4), (u64::MAX, 8)] {
+            let mut data = vec![0; size];
+            bus.read(address, &mut data);
+            assert_eq!(data, vec![0xff; size], "{address:#x}");
+            bus.write(address, &data);
+        }
+        assert!(echo.lock().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn overlapping_ranges_are_refused_and_adjacent_ones_are_not() {
+        let (mut bus, echo) = bus();
+        for (base, len) in [(0x10, 8), (0xc, 5), (0x17, 1), (0, 0x100), (0x12, 2)] {
+            assert!(bus.insert(base, len, echo.clone()).is_err(), "{base:#x}+{len:#x}");
+        }
+        bus.insert(0x18, 1, echo.clone()).unwrap();
+        bus.insert(0xf, 1, echo).unwrap();
+    }
+}

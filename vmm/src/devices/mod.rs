@@ -1,0 +1,43 @@
+//! The devices that this process emulates. A device never sees a session, a token or a memfd.
+
+use crate::state::Node;
+
+/// What the machine asks of every device, whatever it is.
+///
+/// ```text
+///   built --resume--> running --pause--> paused --resume--> running
+///   restored (paused) --resume--> running      paused: save, any number of times
+/// ```
+pub trait Device: Send {
+    /// The device's node in the state document, for example `virtio-blk@0,3`.
+    fn node_name(&self) -> String;
+
+    /// Stops the device. On return no request is in flight, nothing of the device reads or writes
+    /// guest memory until [`resume`](Self::resume), and every completed write has been handed to
+    /// the host's kernel.
+    fn pause(&mut self) -> Result<(), DeviceError>;
+
+    /// Makes what the guest wrote durable on the host's storage. Called while paused.
+    fn sync(&mut self) -> Result<(), DeviceError>;
+
+    /// The device's state. Called while paused; changes nothing.
+    fn save(&self) -> Result<Node, DeviceError>;
+
+    /// Starts, or starts again. A restored device first looks at every queue for requests whose
+    /// notification was lost in the switch, and raises every interrupt that may have been: a
+    /// spurious one does no harm, a lost one hangs the guest.
+    fn resume(&mut self) -> Result<(), DeviceError>;
+}
+
+/// A device could not do what the machine asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {attempt}")]
+pub struct DeviceError {
+    /// The device, as in the state document.
+    pub device: String,
+    /// What was attempted.
+    pub attempt: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}

@@ -1,0 +1,2 @@
+//! `perennial`: the one binary.
+fn main() {}

@@ -1,0 +1,46 @@
+//! The saved state of a VM: typed values, the tree they become, and the document that carries them.
+//!
+//! A part of the machine (a vCPU, a device, the clock) saves itself into a plain value of its own
+//! type ([`Persist`]), and that value describes itself as one node of a tree ([`Schema`]). Only
+//! [`document`] knows that the tree travels as an FDT. Decoding has no side effects: the whole
+//! document becomes checked values before the first KVM call is made.
+
+pub mod document;
+pub mod node;
+
+pub use node::{Node, Reader, StateError};
+
+/// A part of the machine whose state outlives the kernel. No default methods: every part answers.
+pub trait Persist: Sized {
+    /// The plain, versioned value (`SerialStateV1`).
+    type State: Schema;
+    /// What a restored part needs from its new surroundings: fds, guest memory, interrupt lines.
+    type Resources;
+    /// Why a restore failed.
+    type Error: std::error::Error;
+
+    /// Reads the state. Changes nothing, and repeated calls give equal values while paused.
+    fn save(&self) -> Result<Self::State, Self::Error>;
+
+    /// Builds the part anew from its state: a restored part is constructed, never patched.
+    fn restore(state: Self::State, resources: Self::Resources) -> Result<Self, Self::Error>;
+}
+
+/// A state value that can be written as, and read from, one node of the state document.
+pub trait Schema: Sized {
+    /// The bindings this type can be read from, newest first; the first is the one it writes.
+    const COMPATIBLE: &'static [&'static str];
+
+    /// Writes every field into `node` (whose `compatible` has been set).
+    fn encode(&self, node: &mut Node);
+
+    /// Reads every field. What it leaves unread is an error that the caller raises.
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError>;
+
+    /// This value as a node called `name`, for example `serial@3f8`.
+    fn to_node(&self, name: &str) -> Node {
+        let mut node = Node::new(name, Self::COMPATIBLE);
+        self.encode(&mut node);
+        node
+    }
+}
