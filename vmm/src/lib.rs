@@ -1,5 +1,7 @@
 //! The Perennial VMM: virtual machines whose memory and state outlive the host's kernel.
 
 pub mod bus;
+pub mod config;
 pub mod devices;
+pub mod machine;
 pub mod state;

@@ -246,6 +246,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Takes one string that may be absent.
+    pub fn optional_str(&mut self, property: &str) -> Result<Option<String>, StateError> {
+        match self.properties.contains_key(property) {
+            true => self.str(property).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Takes a list of at least one string.
     pub fn strings(&mut self, property: &str) -> Result<Vec<String>, StateError> {
         let bytes = self.bytes(property)?;
@@ -292,6 +300,21 @@ impl<'a> Reader<'a> {
                 Ok((address.to_owned(), read_node(node, &self.path)?))
             })
             .collect()
+    }
+
+    /// Takes all children called `prefix@0`, `prefix@1`, ... (hexadecimal), which must stand in
+    /// order and without a gap.
+    pub fn sequence<S: Schema>(&mut self, prefix: &str) -> Result<Vec<S>, StateError> {
+        let children = self.children(prefix)?;
+        for (index, (address, _)) in children.iter().enumerate() {
+            if *address != format!("{index:x}") {
+                return Err(StateError::MissingNode {
+                    path: self.path.clone(),
+                    child: format!("{prefix}@{index:x}"),
+                });
+            }
+        }
+        Ok(children.into_iter().map(|(_, value)| value).collect())
     }
 
     /// Ends the reading: what nobody took is an error.

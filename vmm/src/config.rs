@@ -1,0 +1,341 @@
+//! The host's configuration file as it is written: TOML, unknown keys refused.
+//!
+//! The words for parts of a VM are Cloud Hypervisor's (`memory = "size=2G"`, `disk =
+//! ["path=..."]`). What is read here becomes a checked [`Machine`] for each VM, in which nothing is
+//! optional any more; the rest of the program sees only that.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::machine::{Disk, Machine, MachineError, SerialOutput, VmName};
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, or not of this shape.
+    #[error("the configuration is not valid: {0}")]
+    Parse(String),
+    /// Two VMs of one name.
+    #[error("two VMs are called `{0}`: give one of them another name")]
+    DuplicateName(VmName),
+    /// A word of the option dialect.
+    #[error("{vm}: {key} = \"{value}\": {problem}")]
+    Option {
+        /// The VM as the file names it.
+        vm: String,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A machine that cannot exist.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// The whole file, checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The host's own settings.
+    pub host: HostSection,
+    /// Defaults of `perennial ctl update`.
+    pub update: UpdateSection,
+    /// The VMs, in the order of the file.
+    pub machines: Vec<Machine>,
+}
+
+/// `[host]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct HostSection {
+    /// Set as the host's name when the host is PID 1.
+    pub hostname: Option<String>,
+    /// Path of the API socket.
+    pub socket: Option<PathBuf>,
+    /// Name of a virtio-serial port that speaks the API too.
+    pub control_port: Option<String>,
+    /// File systems that PID 1 mounts before it starts or resumes any VM.
+    pub mounts: Vec<Mount>,
+}
+
+/// One file system to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// A block device, or whatever the file system takes.
+    pub source: String,
+    /// Where; created if missing.
+    pub target: PathBuf,
+    /// The file system's name, as mount(2) has it.
+    #[serde(rename = "type")]
+    pub fs: String,
+    /// The file system's own options.
+    #[serde(default)]
+    pub options: String,
+}
+
+/// `[update]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateSection {
+    /// The next kernel.
+    pub kernel: Option<PathBuf>,
+    /// Its initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// Its command line; what the live update needs is added.
+    pub cmdline: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    host: HostSection,
+    #[serde(default)]
+    update: UpdateSection,
+    #[serde(default)]
+    vm: Vec<VmSection>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmSection {
+    name: String,
+    memory: String,
+    #[serde(default = "one")]
+    cpus: u32,
+    kernel: PathBuf,
+    initramfs: Option<PathBuf>,
+    #[serde(default)]
+    cmdline: String,
+    #[serde(default)]
+    disk: Vec<String>,
+    #[serde(default = "off")]
+    serial: String,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn off() -> String {
+    "off".to_owned()
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Checks the text of a configuration.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|e| ConfigError::Parse(one_line(&e)))?;
+        let machines = file.vm.into_iter().map(VmSection::check).collect::<Result<Vec<_>, _>>()?;
+        let mut names = BTreeSet::new();
+        for machine in &machines {
+            if !names.insert(&machine.name) {
+                return Err(ConfigError::DuplicateName(machine.name.clone()));
+            }
+        }
+        Ok(Self { host: file.host, update: file.update, machines })
+    }
+}
+
+/// The parser's message with its place; its own text is a drawing over several lines.
+fn one_line(error: &toml::de::Error) -> String {
+    error
+        .to_string()
+        .split('\n')
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+impl VmSection {
+    fn check(self) -> Result<Machine, ConfigError> {
+        let name = VmName::new(&self.name)?;
+        let option = |key, value: &str, problem: String| ConfigError::Option {
+            vm: format!("VM `{}`", self.name),
+            key,
+            value: value.to_owned(),
+            problem,
+        };
+        let ram_bytes =
+            parse_memory(&self.memory).map_err(|p| option("memory", &self.memory, p))?;
+        let disks = self
+            .disk
+            .iter()
+            .map(|text| parse_disk(text).map_err(|p| option("disk", text, p)))
+            .collect::<Result<_, _>>()?;
+        let serial = parse_serial(&self.serial).map_err(|p| option("serial", &self.serial, p))?;
+        let machine = Machine {
+            name,
+            ram_bytes,
+            cpus: self.cpus,
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            cmdline: self.cmdline,
+            disks,
+            serial,
+        };
+        machine.check()?;
+        Ok(machine)
+    }
+}
+
+/// `key=value,key=value`, each key once.
+fn parse_pairs<'a>(text: &'a str, known: &[&str]) -> Result<Vec<(&'a str, &'a str)>, String> {
+    let mut pairs = Vec::new();
+    for part in text.split(',') {
+        let Some((key, value)) = part.split_once('=') else {
+            return Err(format!("`{part}` is not of the form key=value"));
+        };
+        if !known.contains(&key) {
+            return Err(format!("`{key}` is not known here; there is {}", known.join(", ")));
+        }
+        if pairs.iter().any(|(k, _)| *k == key) {
+            return Err(format!("`{key}` is given twice"));
+        }
+        pairs.push((key, value));
+    }
+    Ok(pairs)
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let pairs = parse_pairs(text, &["size"])?;
+    let [(_, size)] = pairs[..] else { return Err("it must be of the form size=2G".to_owned()) };
+    parse_size(size)
+}
+
+/// A size in bytes with an optional suffix K, M, G or T (powers of 1024).
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        Some(b'T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than can be counted"))
+}
+
+fn parse_disk(text: &str) -> Result<Disk, String> {
+    let pairs = parse_pairs(text, &["path", "readonly"])?;
+    let get = |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
+    let path = get("path").filter(|p| !p.is_empty()).ok_or("it must name a path: path=FILE")?;
+    let readonly = match get("readonly") {
+        None | Some("off") => false,
+        Some("on") => true,
+        Some(other) => return Err(format!("readonly is on or off, not `{other}`")),
+    };
+    Ok(Disk { path: path.into(), readonly })
+}
+
+fn parse_serial(text: &str) -> Result<SerialOutput, String> {
+    match text.split_once('=') {
+        None if text == "off" => Ok(SerialOutput::Off),
+        None if text == "tty" => Ok(SerialOutput::Tty),
+        Some(("file", path)) if !path.is_empty() => Ok(SerialOutput::File(path.into())),
+        Some(("port", name)) if !name.is_empty() => Ok(SerialOutput::Port(name.to_owned())),
+        _ => Err("it is one of off, tty, file=PATH, port=NAME".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        [host]
+        hostname = "host-a"
+        socket = "/run/perennial.sock"
+        control-port = "perennial.control"
+        mounts = [{ source = "/dev/vda", target = "/data", type = "ext4" }]
+        [update]
+        kernel = "/data/next/bzImage"
+        cmdline = "console=ttyS0"
+        [[vm]]
+        name = "web"
+        memory = "size=512M"
+        cpus = 2
+        kernel = "/data/vmlinux"
+        initramfs = "/data/initramfs"
+        cmdline = "console=ttyS0"
+        disk = ["path=/data/web.img", "path=/data/ro.img,readonly=on"]
+        serial = "port=web"
+    "#;
+
+    fn vm(lines: &str) -> String {
+        format!("[[vm]]\nname = \"a\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n{lines}")
+    }
+
+    fn error(text: &str) -> String {
+        let error = Config::parse(text).expect_err(text).to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn a_full_configuration_becomes_checked_machines() {
+        let config = Config::parse(GOOD).unwrap();
+        let web = &config.machines[0];
+        assert_eq!(web.name.as_str(), "web");
+        assert_eq!(web.ram_bytes, 512 << 20);
+        assert_eq!(web.cpus, 2);
+        assert_eq!(web.disks[1], Disk { path: "/data/ro.img".into(), readonly: true });
+        assert_eq!(web.serial, SerialOutput::Port("web".to_owned()));
+        assert_eq!(config.host.mounts[0].target, Path::new("/data"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_wherever_it_stands() {
+        assert!(error("colour = 1").contains("colour"));
+        assert!(error("[host]\ncolour = 1").contains("colour"));
+        assert!(error(&vm("colour = 1")).contains("colour"));
+        assert!(error(&vm("disk = [\"path=/d,colour=red\"]")).contains("`colour` is not known"));
+    }
+
+    #[test]
+    fn two_vms_of_one_name_are_refused() {
+        assert!(error(&format!("{}{}", vm(""), vm(""))).contains("two VMs are called `a`"));
+    }
+
+    #[test]
+    fn sizes_are_exact_and_bounded() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        for bad in ["", "G", "2X", "-1", "1.5G", "99999999999T", "ä"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_word_names_the_vm_the_key_and_what_would_be_right() {
+        let text = error(&vm("serial = \"socket=/x\""));
+        assert!(text.contains("VM `a`") && text.contains("serial") && text.contains("file=PATH"));
+        assert!(error(&vm("disk = [\"readonly=on\"]")).contains("path=FILE"));
+        assert!(error(&vm("disk = [\"path=/a,path=/b\"]")).contains("twice"));
+        let memory = "[[vm]]\nname=\"a\"\nkernel=\"/k\"\nmemory=\"2G\"";
+        assert!(error(memory).contains("size=2G") || error(memory).contains("key=value"));
+    }
+}
