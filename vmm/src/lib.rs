@@ -3,5 +3,6 @@
 pub mod bus;
 pub mod config;
 pub mod devices;
+pub mod link;
 pub mod machine;
 pub mod state;

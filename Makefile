@@ -1,0 +1,84 @@
+# Everything a person or CI does with this repository, in one word each. The work
+# is done by cargo and by the scripts in resources/; this only puts it in order.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# The targets share cargo's lock and the machine's cores: side by side they would
+# only be slower and harder to read.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# Survives `make clean`: what is in it takes long to make, and is keyed by content.
+CACHE := $(or $(PERENNIAL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/perennial)
+
+# A cargo-deny installed below is found like one that was there before.
+CARGO_DENY_VERSION := 0.19.0
+export PATH := $(PATH):$(CACHE)/tools/bin
+
+# How the end-to-end suites, the demo and the benchmark find their kernels. The
+# `kernels` target has built them by then, so this only looks them up.
+WITH_KERNELS = \
+	PERENNIAL_KERNEL_HOST_A="$$(resources/kernel/build.sh host-a)" \
+	PERENNIAL_KERNEL_HOST_B="$$(resources/kernel/build.sh host-b)" \
+	PERENNIAL_KERNEL_GUEST="$$(resources/kernel/build.sh guest)"
+
+STEP = @echo "==>"
+
+.PHONY: help
+help: ## This list
+	@echo "Perennial: virtual machines that outlive their host's kernel"
+	@echo
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+.PHONY: demo
+demo: setup kernels ## A live update under a running VM, to watch
+	$(STEP) "demo (first run: some minutes to compile)"
+	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin demo
+
+.PHONY: test
+test: setup lint kernels ## All checks and all tests, as CI runs them
+	$(STEP) "tests, end-to-end suites included (first run: some minutes to compile)"
+	@$(WITH_KERNELS) cargo test --workspace
+
+.PHONY: bench
+bench: setup kernels ## Measure the blackout
+	$(STEP) "benchmark (first run: some minutes to compile)"
+	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin bench
+
+.PHONY: lint
+lint: ## Formatting, clippy, documentation, licences and advisories
+	$(STEP) "formatting"
+	@cargo fmt --all --check
+	$(STEP) "clippy (first run: a minute or two)"
+	@cargo clippy --workspace --all-targets -- -D warnings
+	$(STEP) "documentation (first run: a minute)"
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@if ! command -v cargo-deny >/dev/null; then \
+		echo "==> installing cargo-deny $(CARGO_DENY_VERSION) into $(CACHE)/tools (once; 5 to 10 minutes)"; \
+		cargo install --quiet --locked --root "$(CACHE)/tools" cargo-deny@$(CARGO_DENY_VERSION); \
+	fi
+	$(STEP) "dependencies: licences, bans, sources"
+	@cargo deny check licenses bans sources
+# The advisories are not in the registry but in a git repository, which some networks
+# do not let through. Not being able to ask is not an answer, so it is said.
+	$(STEP) "dependencies: advisories"
+	@if timeout 20 git ls-remote --quiet --exit-code https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then \
+		cargo deny check advisories; \
+	else \
+		echo "SKIPPED: the advisory database cannot be reached from here"; \
+	fi
+
+.PHONY: kernels
+kernels: ## Build the test kernels, or find them in the cache
+	$(STEP) "kernels (first run: 10 to 15 minutes on 2 cores)"
+	@resources/kernel/build.sh all
+
+.PHONY: setup
+setup: ## Install what is missing to build and test (Debian 12 or 13)
+	$(STEP) "what this machine needs (first run: a minute)"
+	@resources/setup.sh
+
+.PHONY: clean
+clean: ## Remove build products; kernels and tools stay in the cache
+	cargo clean
+	@echo "kept: $(CACHE)"

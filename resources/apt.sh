@@ -1,0 +1,75 @@
+# shellcheck shell=bash
+#
+# A private view of apt, to be sourced.
+#
+# Two things come from Debian's backports: a recent QEMU on Debian 12, and the
+# kernel's source. A suite that is added to the machine's apt for that would
+# stay there and surprise its owner. So apt is run on a temporary directory of its
+# own, which holds the machine's sources plus the one suite, and leaves nothing
+# behind. Signatures are checked as always; nothing here turns that off.
+#
+#   apt_open SUITE    prepare the view; sets apt_dir and apt_options
+#   apt_close         remove it
+#
+# Then: apt-get "${apt_options[@]}" ...
+#
+# Environment: PERENNIAL_DEBIAN_MIRROR, the mirror to take SUITE from. Unset, it is
+# the one that this machine's own Debian packages come from.
+
+debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+apt_open() {
+    local suite=$1 mirror=${PERENNIAL_DEBIAN_MIRROR:-} source
+
+    apt_dir=$(mktemp -d "${TMPDIR:-/tmp}/perennial-apt.XXXXXX")
+    mkdir -p "$apt_dir"/{sources.list.d,lists/partial,cache/archives/partial}
+    # Not `_apt`: that user may not enter a temporary directory of ours.
+    apt_options=(
+        -o "Dir::Etc::sourcelist=$apt_dir/sources.list"
+        -o "Dir::Etc::sourceparts=$apt_dir/sources.list.d"
+        -o "Dir::State::lists=$apt_dir/lists"
+        -o "Dir::Cache=$apt_dir/cache"
+        -o "APT::Sandbox::User=root"
+        -o "Acquire::Languages=none"
+        -o "Acquire::Retries=3"
+        -o "Acquire::http::Timeout=20"
+        -o "Acquire::https::Timeout=20"
+    )
+    : >"$apt_dir/sources.list"
+    if [[ -e /etc/apt/sources.list ]]; then
+        cp /etc/apt/sources.list "$apt_dir/sources.list.d/system.list"
+    fi
+    for source in /etc/apt/sources.list.d/*.{list,sources}; do
+        if [[ -e $source ]]; then cp "$source" "$apt_dir/sources.list.d/"; fi
+    done
+
+    # One source out of order (a third party's, say) must not stop the rest: what
+    # counts is whether the packages can be had, and that shows later.
+    apt-get "${apt_options[@]}" -q update || true
+
+    if [[ -z $mirror ]]; then
+        # Read to the end rather than with `head`: apt-get must not see a closed pipe.
+        # shellcheck disable=SC2016 # apt-get expands it
+        mirror=$(apt-get "${apt_options[@]}" indextargets --format '$(REPO_URI)' \
+            'Origin: Debian' 'Label: Debian' 'Created-By: Packages' | sed -n 1p)
+    fi
+    if [[ -z $mirror ]]; then
+        echo "apt knows no reachable Debian mirror; name one in PERENNIAL_DEBIAN_MIRROR" >&2
+        return 1
+    fi
+    if [[ ! -e $debian_keyring ]]; then
+        echo "$debian_keyring is missing; install the package debian-archive-keyring" >&2
+        return 1
+    fi
+
+    # apt refuses one suite with two different Signed-By, so ours is added only
+    # where the machine does not have it already.
+    if [[ -z $(apt-get "${apt_options[@]}" indextargets "Release: $suite") ]]; then
+        echo "deb [signed-by=$debian_keyring] $mirror $suite main" >"$apt_dir/sources.list"
+        apt-get "${apt_options[@]}" -q update || true
+    fi
+}
+
+apt_close() {
+    if [[ -n ${apt_dir:-} ]]; then rm -rf "$apt_dir"; fi
+}

@@ -1,0 +1,220 @@
+#!/usr/bin/env bash
+#
+# Builds the kernels of the tests and the demo, and prints where they are.
+#
+#   build.sh host-a     the host before a live update
+#   build.sh host-b     the host after it: the same kernel with another release name
+#   build.sh guest      the kernel inside the VMs
+#   build.sh all        all three, in this order
+#
+# No distribution ships a kernel with the Live Update Orchestrator switched on yet,
+# so these are built from Debian's kernel source, whose signature apt checks, and
+# the two configuration fragments beside this file.
+#
+# stdout is one directory a line, holding bzImage, vmlinux (ELF, for PVH boot),
+# config and release; all else goes to stderr. The directory's name has a hash of
+# what went into it, so a kernel that is there is used as it is and this returns at
+# once. The cache is outside the checkout and outlives it:
+#
+#   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/
+#       downloads/                   the source package
+#       kernels/<name>-<hash>/       the kernels
+#       kernels/<name>.log           the last build of each
+#
+# Environment: PERENNIAL_CACHE; PERENNIAL_LINUX_SERIES and PERENNIAL_DEBIAN_MIRROR
+# (see below and ../apt.sh).
+
+set -euo pipefail
+
+# The one place that says which kernel. LUO's interface is young: another series is
+# a change to be tested, not a matter of course.
+series=${PERENNIAL_LINUX_SERIES:-7.3}
+suite=trixie-backports
+
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=resources/apt.sh
+. "$here/../apt.sh"
+
+cache=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}
+downloads=$cache/downloads
+kernels=$cache/kernels
+work=$kernels/work
+
+# Fixed, so that the same input gives the same kernel wherever it is built.
+make_flags=(
+    KBUILD_BUILD_USER=perennial
+    KBUILD_BUILD_HOST=perennial
+    KBUILD_BUILD_VERSION=1
+    KBUILD_BUILD_TIMESTAMP=2026-01-01
+)
+
+say() { printf 'kernel: %s\n' "$*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+case ${1:-} in
+host-a | host-b | guest) wanted=("$1") ;;
+all) wanted=(host-a host-b guest) ;;
+*)
+    echo "usage: $0 host-a|host-b|guest|all" >&2
+    exit 2
+    ;;
+esac
+
+# The lines of a fragment without its comments: those may change without a rebuild.
+options() { grep -E '^CONFIG_[A-Za-z0-9_]+=' "$1"; }
+
+fragment() { echo "$here/${1%-[ab]}.config"; }
+
+local_version() {
+    case $1 in
+    host-*) echo "-perennial-${1#host-}" ;;
+    guest) echo "-perennial-guest" ;;
+    esac
+}
+
+# --- The source package -----------------------------------------------------------
+
+# Sets `package` (the .deb's path, which may not exist yet) and `version`. What was
+# downloaded once stays in use, so that a point release does not rebuild everything.
+find_source() {
+    local found=("$downloads/linux-source-${series}"_*.deb)
+    if [[ -e ${found[-1]} ]]; then
+        package=${found[-1]}
+        version=$(dpkg-deb --field "$package" Version)
+        return
+    fi
+    say "looking for Linux $series in Debian's $suite"
+    apt_open "$suite" >"$kernels/apt.log" 2>&1 || die "apt could not be prepared; see $kernels/apt.log"
+    # The whole output is read each time: apt-cache must not see a closed pipe.
+    version=$(apt-cache "${apt_options[@]}" show --no-all-versions "linux-source-$series" 2>/dev/null |
+        sed -n 's/^Version: //p')
+    if [[ -z $version ]]; then
+        say "$suite has no linux-source-$series (apt's log: $kernels/apt.log). It has:"
+        apt-cache "${apt_options[@]}" search --names-only '^linux-source-[0-9]' | sed 's/ .*//; s/^/kernel:   /' >&2
+        say "Debian keeps one series at a time there. Try its newest with PERENNIAL_LINUX_SERIES=<n.n>,"
+        die "or put the wanted linux-source-${series}_<version>_all.deb into $downloads."
+    fi
+    package=$downloads/linux-source-${series}_${version//:/%3a}_all.deb
+}
+
+fetch_source() {
+    if [[ -e $package ]]; then return; fi
+    say "downloading linux-source-$series $version (170 MB)"
+    mkdir -p "$work/download"
+    (cd "$work/download" && apt-get "${apt_options[@]}" -q download "linux-source-$series=$version") \
+        >>"$kernels/apt.log" 2>&1 || die "the download failed; see $kernels/apt.log"
+    # apt has checked it by now; only a whole file gets the name.
+    mv "$work/download"/linux-source-*.deb "$package"
+}
+
+unpack_source() {
+    if [[ -d $work/source ]]; then return; fi
+    fetch_source
+    say "unpacking the source (15 seconds; 2 GB until the build is over)"
+    mkdir -p "$work/source"
+    dpkg-deb --fsys-tarfile "$package" |
+        tar --extract --to-stdout "./usr/src/linux-source-$series.tar.xz" |
+        tar --extract --xz --strip-components=1 --directory "$work/source"
+}
+
+# --- The kernels ------------------------------------------------------------------
+
+directory() {
+    local hash
+    hash=$({
+        printf '%s\n' "$version" "$(local_version "$1")" "${make_flags[@]}"
+        options "$(fragment "$1")"
+    } | sha256sum)
+    echo "$kernels/$1-${hash:0:12}"
+}
+
+# Kconfig drops, without a word, an option whose dependencies are not met.
+check_config() {
+    local option lost=()
+    while read -r option; do
+        case $option in
+        *=n) if grep -q "^${option%=n}=" "$2"; then lost+=("$option"); fi ;;
+        *) if ! grep -qxF -- "$option" "$2"; then lost+=("$option"); fi ;;
+        esac
+    done < <(options "$1")
+    if ((${#lost[@]} > 0)); then
+        die "Linux $version did not accept these lines of $1: ${lost[*]}"
+    fi
+}
+
+build() {
+    local name=$1 target log tree image
+    target=$(directory "$name")
+    log=$kernels/$name.log
+    # The two hosts share a tree: the second is the first relinked.
+    tree=$work/${name%-[ab]}
+    image=$work/image
+
+    if [[ -d $target ]]; then return; fi
+    unpack_source
+
+    # `nice`, for whoever works on this machine meanwhile.
+    local make=(nice -n 5 make -C "$work/source" "O=$tree" "LOCALVERSION=$(local_version "$name")"
+        "${make_flags[@]}")
+
+    if [[ ! -d $tree ]]; then
+        mkdir -p "$tree"
+        say "building $name (10 to 15 minutes on 2 cores; the log is $log)"
+        "${make[@]}" -s "KCONFIG_ALLCONFIG=$(fragment "$name")" allnoconfig >"$log" 2>&1 ||
+            die "the configuration failed; see $log"
+        check_config "$(fragment "$name")" "$tree/.config"
+    else
+        say "building $name (a relink: about a minute)"
+    fi
+    if ! "${make[@]}" "-j$(nproc)" bzImage 2>&1 | tee "$log" |
+        awk 'NR % 250 == 0 { printf "kernel:   %d steps\n", NR; fflush() }' >&2; then
+        grep -E -A 5 'error|Error' "$log" | sed -n '1,20p' >&2
+        die "$name could not be built; see $log"
+    fi
+
+    mkdir -p "$image"
+    cp "$tree/arch/x86/boot/bzImage" "$image/bzImage"
+    strip --strip-debug -o "$image/vmlinux" "$tree/vmlinux"
+    cp "$tree/.config" "$image/config"
+    cp "$tree/include/config/kernel.release" "$image/release"
+    # A directory under its final name is a finished one.
+    mv "$image" "$target"
+    say "built $name: $(cat "$target/release")"
+}
+
+all_there() {
+    local name
+    for name in "${wanted[@]}"; do
+        [[ -d $(directory "$name") ]] || return 1
+    done
+}
+
+mkdir -p "$downloads" "$kernels"
+trap apt_close EXIT
+find_source
+if ! all_there; then
+    # One build at a time; a second one waits and then finds the work done.
+    exec 9>"$kernels/lock"
+    if ! flock --nonblock 9; then
+        say "waiting for another build"
+        flock 9
+    fi
+    trap 'rm -rf "$work"; apt_close' EXIT
+    rm -rf "$work"
+    for name in "${wanted[@]}"; do
+        case $name in
+        # Whoever wants one host soon wants the other, and it is cheap in the same tree.
+        host-*)
+            build host-a
+            build host-b
+            ;;
+        *) build "$name" ;;
+        esac
+    done
+fi
+for name in "${wanted[@]}"; do
+    directory "$name"
+done

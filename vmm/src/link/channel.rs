@@ -1,0 +1,169 @@
+//! One end of the link: packets with file descriptors over a Unix socket pair.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair, sockopt,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest packet, in bytes. A machine with 24 disks at the longest paths stays below it.
+const MAX_PACKET: usize = 128 << 10;
+/// Most fds in one packet: Linux's `SCM_MAX_FD`.
+const MAX_FDS: usize = 253;
+
+/// The link to the other process failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The other end is gone.
+    #[error("the other process has closed the link")]
+    Closed,
+    /// No packet came in time.
+    #[error("the other process did not answer in time")]
+    TimedOut,
+    /// A packet that is not of the protocol.
+    #[error("a message on the link cannot be read: {0}")]
+    Malformed(String),
+    /// The socket failed.
+    #[error("the link failed")]
+    Socket(#[source] io::Error),
+}
+
+/// One end of the link.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// Two connected ends.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self { socket: a }, Self { socket: b }))
+    }
+
+    /// The end that this process was started with.
+    pub fn from_fd(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// The socket, to hand it to a child.
+    pub fn into_fd(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// Bounds how long [`receive`](Self::receive) waits; `None` waits for ever.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, timeout)?)
+    }
+
+    /// Sends one message with fds beside it.
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Malformed(e.to_string()))?;
+        if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+            let problem = format!("{} bytes and {} fds are too many", bytes.len(), fds.len());
+            return Err(LinkError::Malformed(problem));
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        let slices = [IoSlice::new(&bytes)];
+        match sendmsg(&self.socket, &slices, &mut control, SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(()),
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(LinkError::Closed),
+            Err(errno) => Err(LinkError::Socket(errno.into())),
+        }
+    }
+
+    /// Waits for one message and the fds beside it.
+    pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), LinkError> {
+        let mut bytes = vec![0; MAX_PACKET];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(LinkError::TimedOut),
+                Err(Errno::CONNRESET) => return Err(LinkError::Closed),
+                Err(errno) => return Err(LinkError::Socket(errno.into())),
+                Ok(received) => break received,
+            }
+        };
+        let fds: Vec<OwnedFd> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        if received.bytes == 0 {
+            return Err(LinkError::Closed);
+        }
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(LinkError::Malformed("it was cut off".to_owned()));
+        }
+        let message = serde_json::from_slice(&bytes[..received.bytes])
+            .map_err(|e| LinkError::Malformed(e.to_string()))?;
+        Ok((message, fds))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Envelope, FromVm, Reply, Request, Role};
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_message_arrives_with_the_same_open_files() {
+        let (host, vm) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_at(b"guest", 0).unwrap();
+        let envelope = Envelope { request: Request::Save, roles: vec![Role::State] };
+        host.send(&envelope, &[file.as_fd()]).unwrap();
+        let (received, mut fds): (Envelope, _) = vm.receive().unwrap();
+        assert_eq!(received.request, Request::Save);
+        let mut text = [0; 5];
+        File::from(fds.pop().unwrap()).read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"guest");
+    }
+
+    #[test]
+    fn a_closed_end_and_a_silent_end_are_told_apart() {
+        let (host, vm) = Channel::pair().unwrap();
+        host.set_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert!(matches!(host.receive::<FromVm>(), Err(LinkError::TimedOut)));
+        drop(vm);
+        assert!(matches!(host.receive::<FromVm>(), Err(LinkError::Closed)));
+        assert!(matches!(host.send(&Reply::Built, &[]), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn garbage_is_malformed_and_not_a_panic() {
+        let (host, vm) = Channel::pair().unwrap();
+        for garbage in ["{", "[]", "{\"reply\":\"nothing\"}", "\u{0}"] {
+            host.send(&serde_json::Value::from(garbage), &[]).unwrap();
+            assert!(matches!(vm.receive::<FromVm>(), Err(LinkError::Malformed(_))));
+        }
+    }
+}

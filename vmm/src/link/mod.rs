@@ -1,0 +1,196 @@
+//! The protocol between the host and the process of one VM.
+//!
+//! The host holds every name (paths, sessions); the VM's process holds none and is handed what it
+//! needs as file descriptors, each with its [`Role`]. The host sends a [`Request`] and waits for
+//! its [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one to a
+//! packet: neither side ever parses bytes that a guest wrote.
+
+mod channel;
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+pub use channel::{Channel, LinkError};
+
+use crate::machine::Machine;
+
+/// What a file descriptor that travels with a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// `/dev/kvm`.
+    Kvm,
+    /// The kernel image to boot.
+    Kernel,
+    /// The initramfs to boot with.
+    Initramfs,
+    /// Where the serial console writes to.
+    Serial,
+    /// A disk; they come in the machine's order.
+    Disk,
+    /// A segment of guest RAM; they come in the layout's order.
+    Segment,
+    /// The memfd of the state document.
+    State,
+}
+
+/// What the host asks of a VM's process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Build the machine and load its kernel; it stays paused.
+    Boot(Machine),
+    /// Build the machine from the state document; it stays paused. Its `bytes` are what the
+    /// document has, which may be less than the memfd holds.
+    Restore {
+        /// What the host knows of the machine; the document must agree.
+        machine: Machine,
+        /// Length of the document.
+        bytes: u64,
+    },
+    /// Let the guest run.
+    Resume,
+    /// Stop the vCPUs, then drain the devices.
+    Pause,
+    /// Write the state document into the memfd that comes with this, and check it.
+    Save,
+    /// Make what the guest wrote to its disks durable.
+    Sync,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Boot`] and [`Request::Restore`].
+    Built,
+    /// To [`Request::Resume`].
+    Resumed {
+        /// Host TSC when the first vCPU was about to enter `KVM_RUN`.
+        first_entry_tsc: u64,
+    },
+    /// To [`Request::Pause`].
+    Paused {
+        /// Host TSC when the last vCPU had left `KVM_RUN`.
+        last_exit_tsc: u64,
+    },
+    /// To [`Request::Save`].
+    Saved {
+        /// Length of the document.
+        bytes: u64,
+    },
+    /// To [`Request::Sync`].
+    Synced,
+    /// What was asked could not be done: the chain of causes, outermost first. A VM that ran goes
+    /// on running, one that was paused stays paused.
+    Failed(Vec<String>),
+}
+
+/// What a VM's process says unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The guest switched its machine off.
+    Shutdown,
+    /// The guest asked for a reset.
+    Reset,
+    /// A vCPU cannot go on.
+    Crashed(String),
+}
+
+/// Everything that a VM's process sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromVm {
+    /// The answer to the oldest unanswered request.
+    Reply(Reply),
+    /// Something that happened.
+    Event(Event),
+}
+
+/// A request as it travels: with the roles of the fds beside it, in their order.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// What is asked.
+    pub request: Request,
+    /// One role for each fd of the packet.
+    pub roles: Vec<Role>,
+}
+
+/// The file descriptors that came with a request, each to be taken once.
+#[derive(Debug, Default)]
+pub struct Fds(Vec<(Role, OwnedFd)>);
+
+/// The descriptors beside a request are not those that it needs.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FdsError {
+    /// The packet has more or fewer fds than roles.
+    #[error("the request names {roles} file descriptors, {fds} came with it")]
+    Count {
+        /// Roles in the envelope.
+        roles: usize,
+        /// Descriptors received.
+        fds: usize,
+    },
+    /// Fewer or more of one role than the machine has.
+    #[error(
+        "the request came with {found} file descriptors for {role:?}, the machine has {wanted}"
+    )]
+    Role {
+        /// The role.
+        role: Role,
+        /// How many came.
+        found: usize,
+        /// How many are needed.
+        wanted: usize,
+    },
+}
+
+impl Fds {
+    /// Pairs the roles of an envelope with the descriptors of its packet.
+    pub fn new(roles: &[Role], fds: Vec<OwnedFd>) -> Result<Self, FdsError> {
+        if roles.len() != fds.len() {
+            return Err(FdsError::Count { roles: roles.len(), fds: fds.len() });
+        }
+        Ok(Self(roles.iter().copied().zip(fds).collect()))
+    }
+
+    /// Takes all of `role`, of which there must be `wanted`.
+    pub fn take(&mut self, role: Role, wanted: usize) -> Result<Vec<OwnedFd>, FdsError> {
+        let (taken, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(|(r, _)| *r == role);
+        self.0 = rest;
+        if taken.len() != wanted {
+            return Err(FdsError::Role { role, found: taken.len(), wanted });
+        }
+        Ok(taken.into_iter().map(|(_, fd)| fd).collect())
+    }
+
+    /// Takes the only one of `role`.
+    pub fn take_one(&mut self, role: Role) -> Result<OwnedFd, FdsError> {
+        let mut fds = self.take(role, 1)?;
+        fds.pop().ok_or(FdsError::Role { role, found: 0, wanted: 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn null() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn fds_are_taken_by_role_and_counted() {
+        let roles = [Role::Disk, Role::Kvm, Role::Disk];
+        let mut fds = Fds::new(&roles, vec![null(), null(), null()]).unwrap();
+        assert_eq!(fds.take(Role::Disk, 2).unwrap().len(), 2);
+        let missing = fds.take_one(Role::State).unwrap_err();
+        assert_eq!(missing, FdsError::Role { role: Role::State, found: 0, wanted: 1 });
+        assert!(fds.take_one(Role::Kvm).is_ok());
+        assert_eq!(Fds::new(&roles, vec![]).unwrap_err(), FdsError::Count { roles: 3, fds: 0 });
+    }
+}
