@@ -246,9 +246,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether the property is there and not yet taken.
+    pub fn has(&self, property: &str) -> bool {
+        self.properties.contains_key(property)
+    }
+
     /// Takes one string that may be absent.
     pub fn optional_str(&mut self, property: &str) -> Result<Option<String>, StateError> {
-        match self.properties.contains_key(property) {
+        match self.has(property) {
             true => self.str(property).map(Some),
             false => Ok(None),
         }

@@ -1,0 +1,190 @@
+//! The host's API: JSON lines over a Unix socket, or over a virtio-serial port of a host that has
+//! no network and no shell.
+//!
+//! A request is `{"id":1,"do":"status"}`; its reply `{"id":1,"ok":{...}}` or `{"id":1,"error":[...],
+//! "outcome":"running"}` where `error` is the chain of causes, outermost first. See `docs/api.md`.
+
+pub mod report;
+mod stream;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use stream::{Lines, StreamError};
+
+use crate::live_update::{Outcome, Step};
+use crate::machine::VmName;
+
+/// One line from a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Chosen by the client, repeated in the reply.
+    #[serde(default)]
+    pub id: u64,
+    /// What to do.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+/// What a client can ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Command {
+    /// The host, its kernel and its VMs.
+    Status,
+    /// Boot a VM that is stopped.
+    Boot {
+        /// Which.
+        vm: VmName,
+    },
+    /// End a VM at once, as pulling its plug would.
+    Stop {
+        /// Which.
+        vm: VmName,
+    },
+    /// Stop a VM's vCPUs and devices.
+    Pause {
+        /// Which.
+        vm: VmName,
+    },
+    /// Let a paused VM go on.
+    Resume {
+        /// Which.
+        vm: VmName,
+    },
+    /// Try again to restore a VM whose restore failed after a live update.
+    Restore {
+        /// Which.
+        vm: VmName,
+    },
+    /// Replace the host's kernel under its VMs.
+    Update(UpdateCall),
+    /// Where the time of the last live update went.
+    Report,
+    /// Stop all VMs and switch the host off (PID 1), or end the host's process.
+    PowerOff,
+}
+
+/// The arguments of an update. What is not given comes from the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateCall {
+    /// The next kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Its initramfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+    /// Its command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Do everything before this step, then undo it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_before: Option<Step>,
+    /// Compare the page frames of guest RAM before and after.
+    #[serde(default)]
+    pub verify_frames: bool,
+}
+
+/// One line to a client.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// It was done.
+    Ok {
+        /// Of the request.
+        id: u64,
+        /// What there is to say.
+        ok: Value,
+    },
+    /// It was not done.
+    Error {
+        /// Of the request.
+        id: u64,
+        /// The chain of causes, outermost first.
+        error: Vec<String>,
+        /// What became of the guests.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        outcome: Option<Outcome>,
+    },
+    /// Something happened.
+    Event {
+        /// What: `ready`, `jumping`.
+        event: String,
+        /// The host's status, with `ready`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        status: Option<Value>,
+    },
+}
+
+/// The answer to `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of this program.
+    pub version: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -v`.
+    pub kernel_version: String,
+    /// The LUO backend, or `none`.
+    pub luo: String,
+    /// `cold` or `live-update`: how this host came up.
+    pub boot: String,
+    /// Live updates since the last cold boot.
+    pub live_updates: u32,
+    /// Sessions of the last live update that are not finished: another update would lose them.
+    pub unfinished: Vec<String>,
+    /// Why the host's own configuration is not in use, if so.
+    pub config_error: Option<Vec<String>>,
+    /// The VMs.
+    pub vms: Vec<VmStatus>,
+}
+
+/// One VM in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: VmName,
+    /// `running`, `paused`, `stopped`, `failed`, or `preserved` (its restore failed, its memory is
+    /// kept).
+    pub state: String,
+    /// Guest RAM, in bytes.
+    pub ram_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Why it failed.
+    pub error: Option<Vec<String>>,
+}
+
+/// An error with all its causes, outermost first, each in its own words.
+pub fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_one_flat_object() {
+        let call: Call = serde_json::from_str(r#"{"id":7,"do":"boot","vm":"web"}"#).unwrap();
+        assert_eq!(call.id, 7);
+        assert_eq!(call.command, Command::Boot { vm: VmName::new("web").unwrap() });
+        let update = r#"{"do":"update","stop_before":"preserve-state"}"#;
+        let Command::Update(update) = serde_json::from_str::<Call>(update).unwrap().command else {
+            panic!("not an update");
+        };
+        assert_eq!(update.stop_before, Some(Step::PreserveState));
+        assert!(!update.verify_frames);
+    }
+
+    #[test]
+    fn an_unknown_command_or_a_bad_name_is_an_error() {
+        for bad in [r#"{"do":"fly"}"#, r#"{"do":"boot","vm":"a/b"}"#, r#"{"do":"boot"}"#, "7", ""] {
+            assert!(serde_json::from_str::<Call>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Lines in and out of a non-blocking stream, with bounds on both.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Longest line that a client may send, in bytes.
+const MAX_LINE: usize = 64 << 10;
+/// Most that waits for a client that does not read, in bytes; then it is dropped.
+const MAX_BACKLOG: usize = 4 << 20;
+
+/// Why a stream is of no use any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The client hung up.
+    #[error("the client hung up")]
+    Closed,
+    /// The client sends one line without an end.
+    #[error("a line is longer than {MAX_LINE} bytes")]
+    TooLong,
+    /// The client does not read what it asked for.
+    #[error("the client does not read: {MAX_BACKLOG} bytes wait for it")]
+    Stuck,
+    /// The stream failed.
+    #[error("the stream failed")]
+    Io(#[from] io::Error),
+}
+
+/// A non-blocking stream of lines.
+#[derive(Debug)]
+pub struct Lines {
+    stream: File,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    ended: bool,
+}
+
+impl Lines {
+    /// Wraps a stream, which must be non-blocking: a socket or a character device.
+    pub fn new(stream: OwnedFd) -> Self {
+        Self { stream: stream.into(), incoming: Vec::new(), outgoing: Vec::new(), ended: false }
+    }
+
+    /// Reads what is there and returns the complete lines; [`StreamError::Closed`] only once all of
+    /// them have been returned.
+    pub fn read(&mut self) -> Result<Vec<String>, StreamError> {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
+                Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e.into()),
+            }
+            if self.incoming.len() > MAX_LINE && !self.incoming.contains(&b'\n') {
+                return Err(StreamError::TooLong);
+            }
+        }
+        let Some(end) = self.incoming.iter().rposition(|b| *b == b'\n') else {
+            return if self.ended { Err(StreamError::Closed) } else { Ok(Vec::new()) };
+        };
+        let complete: Vec<u8> = self.incoming.drain(..=end).collect();
+        let lines = complete.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        Ok(lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect())
+    }
+
+    /// Queues one line and writes as much as the stream takes.
+    pub fn write(&mut self, line: &str) -> Result<(), StreamError> {
+        self.outgoing.extend_from_slice(line.as_bytes());
+        self.outgoing.push(b'\n');
+        self.flush()
+    }
+
+    /// Writes as much as the stream takes.
+    pub fn flush(&mut self) -> Result<(), StreamError> {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(0) => break,
+                Ok(count) => drop(self.outgoing.drain(..count)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if self.outgoing.len() > MAX_BACKLOG {
+            self.outgoing.clear();
+            return Err(StreamError::Stuck);
+        }
+        Ok(())
+    }
+
+    /// Whether something waits to be written.
+    pub fn is_behind(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+}
+
+impl AsFd for Lines {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (UnixStream, Lines) {
+        let (client, server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        (client, Lines::new(server.into()))
+    }
+
+    #[test]
+    fn lines_are_put_together_from_pieces() {
+        let (mut client, mut lines) = pair();
+        client.write_all(b"on").unwrap();
+        assert_eq!(lines.read().unwrap(), Vec::<String>::new());
+        client.write_all(b"e\n\ntwo\nthr").unwrap();
+        drop(client);
+        assert_eq!(lines.read().unwrap(), ["one", "two"]);
+        assert!(matches!(lines.read(), Err(StreamError::Closed)));
+    }
+
+    #[test]
+    fn a_client_that_never_ends_its_line_is_cut_off() {
+        let (mut client, mut lines) = pair();
+        let writer = std::thread::spawn(move || client.write_all(&vec![b'x'; MAX_LINE * 2]));
+        let error = loop {
+            match lines.read() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, StreamError::TooLong));
+        drop(lines);
+        let _ = writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_never_reads_is_dropped_and_not_waited_for() {
+        let (_client, mut lines) = pair();
+        let line = "x".repeat(1 << 20);
+        let error = (0..8).find_map(|_| lines.write(&line).err()).expect("it stops");
+        assert!(matches!(error, StreamError::Stuck));
+        assert!(!lines.is_behind());
+    }
+}

@@ -1,0 +1,291 @@
+//! One VM as the host holds it: its description, its RAM, its process, and where it is in its life.
+//!
+//! ```text
+//!   Stopped --boot--> Live --guest shuts down, stop--> Stopped
+//!                      |  \--process dies, vCPU fails--> Failed --boot--> Live
+//!                      |
+//!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Live
+//! ```
+
+use std::fs::File;
+use std::io;
+
+use guest_mem::Segment;
+use luo::Incoming;
+
+use super::files::{Files, OpenError};
+use super::process::{ProcessError, VmProcess, unexpected};
+use crate::arch::x86_64::layout::ram_layout;
+use crate::link::{Event, Reply, Request, Role};
+use crate::live_update::incoming::IncomingError;
+use crate::live_update::manifest::VmEntry;
+use crate::machine::{Machine, VmName};
+
+/// What an operator asked of a VM cannot be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// The VM is not in the state that the command needs.
+    #[error("VM `{name}` is {state}: {remedy}")]
+    WrongState {
+        /// The VM.
+        name: VmName,
+        /// Its state.
+        state: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// More RAM than the host can give.
+    #[error(
+        "VM `{name}` has {wanted} bytes of RAM, the host has {available} available: give it less \
+         memory or stop another VM"
+    )]
+    NotEnoughRam {
+        /// The VM.
+        name: VmName,
+        /// Its RAM.
+        wanted: u64,
+        /// `MemAvailable`, in bytes.
+        available: u64,
+    },
+    /// How much RAM the host has cannot be found out.
+    #[error("cannot read /proc/meminfo")]
+    Meminfo(#[source] io::Error),
+    /// Its RAM cannot be made.
+    #[error("VM `{name}`: cannot create its RAM")]
+    Ram {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: guest_mem::Error,
+    },
+    /// A file that it needs cannot be opened.
+    #[error("VM `{name}`")]
+    Open {
+        /// The VM.
+        name: VmName,
+        /// Which file, and why.
+        #[source]
+        source: OpenError,
+    },
+    /// Its process cannot do it.
+    #[error("VM `{name}`")]
+    Process {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: ProcessError,
+    },
+    /// Its restore failed again.
+    #[error("VM `{name}` cannot be restored; its memory is still preserved")]
+    Restore {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: IncomingError,
+    },
+    /// There is no such VM.
+    #[error("there is no VM `{name}`; there is {known}")]
+    Unknown {
+        /// The name as given.
+        name: VmName,
+        /// The VMs of the host.
+        known: String,
+    },
+}
+
+/// Where a VM is in its life.
+#[derive(Debug)]
+pub enum Life {
+    /// It is switched off.
+    Stopped,
+    /// It ended by itself, for these reasons.
+    Failed(Vec<String>),
+    /// It has a process.
+    Live(Live),
+    /// It came over a live update and could not be restored, for these reasons. The session keeps
+    /// its memory.
+    Preserved {
+        /// Holds the memory; never finished, so that a retry finds everything.
+        session: Incoming,
+        /// What the manifest says of it.
+        entry: Box<VmEntry>,
+        /// Why the last attempt failed.
+        why: Vec<String>,
+    },
+}
+
+/// A VM with a process.
+#[derive(Debug)]
+pub struct Live {
+    /// Its process.
+    pub process: VmProcess,
+    /// Its RAM, in the order of the layout.
+    pub segments: Vec<Segment>,
+    /// Whether its vCPUs run.
+    pub running: bool,
+}
+
+/// One VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its description.
+    pub machine: Machine,
+    /// Where it is in its life.
+    pub life: Life,
+}
+
+impl Vm {
+    /// A VM that is switched off.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine, life: Life::Stopped }
+    }
+
+    /// The state's name in the API.
+    pub fn state(&self) -> &'static str {
+        match &self.life {
+            Life::Stopped => "stopped",
+            Life::Failed(_) => "failed",
+            Life::Live(live) if live.running => "running",
+            Life::Live(_) => "paused",
+            Life::Preserved { .. } => "preserved",
+        }
+    }
+
+    /// Creates the RAM, starts a process, boots the kernel and lets it run.
+    pub fn boot(&mut self) -> Result<(), VmError> {
+        match self.life {
+            Life::Stopped | Life::Failed(_) => {}
+            Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
+            Life::Preserved { .. } => {
+                let remedy = "`restore` tries again to continue it, `stop` gives its memory up";
+                return Err(self.wrong_state(remedy));
+            }
+        }
+        let segments = self.create_ram()?;
+        let mut files = Files::for_machine(&self.machine)
+            .and_then(|files| files.with_kernel(&self.machine))
+            .map_err(|source| VmError::Open { name: self.name(), source })?;
+        for segment in &segments {
+            let fd = segment.try_clone_fd().map_err(|e| self.ram_error(e))?;
+            files.push(Role::Segment, fd);
+        }
+        let start = || {
+            let process = VmProcess::spawn()?;
+            process.send(Request::Boot(self.machine.clone()), &files.borrow())?;
+            match process.reply()? {
+                Reply::Built => {}
+                other => return Err(unexpected("boot", &other)),
+            }
+            process.ask(Request::Resume)?;
+            Ok(process)
+        };
+        let process = start().map_err(|source| self.process_error(source))?;
+        self.life = Life::Live(Live { process, segments, running: true });
+        Ok(())
+    }
+
+    fn create_ram(&self) -> Result<Vec<Segment>, VmError> {
+        let text = std::fs::read_to_string("/proc/meminfo").map_err(VmError::Meminfo)?;
+        let available = guest_mem::available_bytes(&text).map_err(|e| self.ram_error(e))?;
+        let wanted = self.machine.ram_bytes;
+        if wanted > available {
+            return Err(VmError::NotEnoughRam { name: self.name(), wanted, available });
+        }
+        let layout = ram_layout(wanted).map_err(|e| self.ram_error(e))?;
+        layout
+            .segments()
+            .iter()
+            .map(|plan| Segment::create(self.machine.name.as_str(), plan.len))
+            .collect::<Result<_, _>>()
+            .map_err(|e| self.ram_error(e))
+    }
+
+    /// Stops the vCPUs and the devices.
+    pub fn pause(&mut self) -> Result<(), VmError> {
+        self.set_running(false, Request::Pause, "only a VM that runs can be paused")
+    }
+
+    /// Lets the vCPUs and the devices go on.
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        self.set_running(true, Request::Resume, "only a VM that is paused can be resumed")
+    }
+
+    fn set_running(
+        &mut self,
+        running: bool,
+        request: Request,
+        remedy: &'static str,
+    ) -> Result<(), VmError> {
+        let name = self.name();
+        let wrong = self.wrong_state(remedy);
+        let Life::Live(live) = &mut self.life else { return Err(wrong) };
+        if live.running == running {
+            return Err(wrong);
+        }
+        live.process.ask(request).map_err(|source| VmError::Process { name, source })?;
+        live.running = running;
+        Ok(())
+    }
+
+    /// Ends the VM at once. A preserved one loses its memory.
+    pub fn stop(&mut self) {
+        self.life = Life::Stopped;
+    }
+
+    /// Reacts to what the VM's process said, or to its end (`None`).
+    pub fn on_event(&mut self, event: Option<Event>) {
+        let name = &self.machine.name;
+        match event {
+            Some(Event::Shutdown) => {
+                tracing::info!("VM `{name}` has shut down");
+                self.life = Life::Stopped;
+            }
+            Some(Event::Reset) => {
+                tracing::info!("VM `{name}` resets");
+                self.life = Life::Stopped;
+                if let Err(error) = self.boot() {
+                    let why = crate::api::chain(&error);
+                    tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
+                    self.life = Life::Failed(why);
+                }
+            }
+            Some(Event::Crashed(why)) => self.fail(vec![why]),
+            None => self.fail(vec!["its process ended".to_owned()]),
+        }
+    }
+
+    fn fail(&mut self, why: Vec<String>) {
+        tracing::error!("VM `{}` failed: {}", self.machine.name, why.join(": "));
+        self.life = Life::Failed(why);
+    }
+
+    fn name(&self) -> VmName {
+        self.machine.name.clone()
+    }
+
+    fn wrong_state(&self, remedy: &'static str) -> VmError {
+        VmError::WrongState { name: self.name(), state: self.state(), remedy }
+    }
+
+    fn ram_error(&self, source: guest_mem::Error) -> VmError {
+        VmError::Ram { name: self.name(), source }
+    }
+
+    fn process_error(&self, source: ProcessError) -> VmError {
+        VmError::Process { name: self.name(), source }
+    }
+}
+
+/// A memfd of `bytes` bytes that LUO can carry: executable, because LUO would bring a
+/// `MFD_NOEXEC_SEAL` one back unwritable.
+pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::os::unix::fs::FileExt;
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC)?);
+    file.write_all_at(bytes, 0)?;
+    Ok(file)
+}

@@ -1,0 +1,233 @@
+//! The new kernel's half of a live update, from the first look at LUO to running guests.
+//!
+//! A VM that cannot be restored keeps its session, and with it its memory; the others go on. Nothing
+//! is finished before every guest that can run does run: finishing takes time, and until then a
+//! failed restore can be tried again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use guest_mem::Segment;
+use luo::{Incoming, Orchestrator};
+
+use super::manifest::{
+    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token,
+    vm_session,
+};
+use crate::arch::x86_64::layout::ram_layout;
+use crate::arch::x86_64::tsc;
+use crate::host::files::{Files, OpenError};
+use crate::host::process::{ProcessError, VmProcess, unexpected};
+use crate::host::vm::{Life, Live, Vm};
+use crate::link::{Reply, Request, Role};
+use crate::state::{StateError, document};
+
+/// Largest manifest, in bytes.
+const MAX_MANIFEST: u64 = 16 << 20;
+
+/// Why a VM, or all of them, cannot be restored. What is in the session stays there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IncomingError {
+    /// LUO refused.
+    #[error(transparent)]
+    Luo(#[from] luo::Error),
+    /// A document cannot be read from its memfd.
+    #[error("cannot read the manifest")]
+    Read(#[source] io::Error),
+    /// The manifest is larger than any that this program writes.
+    #[error("the manifest has {0} bytes, at most {MAX_MANIFEST} are possible")]
+    TooLarge(u64),
+    /// The manifest cannot be understood.
+    #[error("the manifest cannot be read")]
+    Manifest(#[from] StateError),
+    /// The RAM is not as the manifest says.
+    #[error("its RAM is not as it was")]
+    Ram(#[from] guest_mem::Error),
+    /// The RAM that this build would lay out differs from what the manifest has.
+    #[error("its RAM has {found} segments of {bytes:?} bytes, this build would make {expected}")]
+    Segments {
+        /// Segments in the manifest.
+        found: usize,
+        /// Their sizes.
+        bytes: Vec<u64>,
+        /// What this build would make.
+        expected: usize,
+    },
+    /// A file that the VM needs is gone.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The VM's process cannot do it.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+}
+
+/// What the last kernel left.
+pub struct Arrival {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// The session that the manifest came in.
+    pub session: Incoming,
+}
+
+/// Looks for the manifest of a live update. `None`: this is a cold boot.
+pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> {
+    let session = match luo.retrieve_session(&host_session()) {
+        Err(error) if error.is_not_found() => return Ok(None),
+        other => other?,
+    };
+    let file = File::from(session.retrieve(MANIFEST_TOKEN)?);
+    let length = file.metadata().map_err(IncomingError::Read)?.len();
+    if length > MAX_MANIFEST {
+        return Err(IncomingError::TooLarge(length));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(IncomingError::Read)?;
+    let manifest = document::read_document(&bytes)?;
+    Ok(Some(Arrival { manifest, session }))
+}
+
+/// A VM whose memory has been retrieved and whose process is restoring it.
+struct Arriving {
+    entry: VmEntry,
+    session: Incoming,
+    started: Result<(VmProcess, Vec<Segment>), IncomingError>,
+}
+
+/// Restores and resumes every VM of the manifest, in its order. Each VM comes with its session,
+/// which is to be finished when all is well, and with the VM's part of the ledger.
+pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<Arrived> {
+    // All processes work at the same time; the most urgent VM is asked, and waited for, first.
+    let arriving: Vec<_> = entries.iter().cloned().map(|entry| start(luo, entry)).collect();
+    arriving.into_iter().map(|vm| vm.map_or_else(|lost| *lost, complete)).collect()
+}
+
+/// A VM after a live update.
+pub struct Arrived {
+    /// What the manifest said of it, with the ledger going on.
+    pub entry: VmEntry,
+    /// The VM: live, preserved, or failed when not even its session is there.
+    pub vm: Vm,
+    /// Its session, if the VM is live: finish it when all VMs are.
+    pub session: Option<Incoming>,
+    /// Host TSC when its first vCPU entered `KVM_RUN`, if it did.
+    pub first_entry_tsc: Option<u64>,
+}
+
+impl Arrived {
+    /// Digest of the page frames that its preserved RAM lies in now.
+    pub fn frames(&self) -> Option<Result<FrameDigest, guest_mem::Error>> {
+        self.entry.frames?;
+        let Life::Live(live) = &self.vm.life else { return None };
+        let segments = live.segments.iter().zip(&self.entry.segments);
+        let preserved = segments.filter(|(_, entry)| entry.preserved).map(|(segment, _)| segment);
+        let digest = guest_mem::frames::digest(preserved);
+        Some(digest.map(|f| FrameDigest { digest: f.digest, pages: f.pages }))
+    }
+}
+
+/// Retrieves a VM's session and memory and has its process begin the restore.
+fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arrived>> {
+    let start = tsc::now();
+    match luo.retrieve_session(&vm_session(&entry.machine.name)) {
+        Ok(session) => {
+            let started = begin(&session, &mut entry, start);
+            Ok(Arriving { entry, session, started })
+        }
+        Err(error) => {
+            let mut vm = Vm::new(entry.machine.clone());
+            vm.life = Life::Failed(crate::api::chain(&error));
+            Err(Box::new(Arrived { entry, vm, session: None, first_entry_tsc: None }))
+        }
+    }
+}
+
+fn begin(
+    session: &Incoming,
+    entry: &mut VmEntry,
+    start: u64,
+) -> Result<(VmProcess, Vec<Segment>), IncomingError> {
+    // The process starts while the memory is retrieved.
+    let process = VmProcess::spawn()?;
+    let spawned = tsc::now();
+    entry.ledger.enter("spawn", start, spawned);
+    let segments = retrieve_ram(session, entry)?;
+    let state = session.retrieve(STATE_TOKEN)?;
+    let retrieved = tsc::now();
+    entry.ledger.enter("retrieve", spawned, retrieved);
+    let mut files = Files::for_machine(&entry.machine)?;
+    files.push(Role::State, state);
+    for segment in &segments {
+        files.push(Role::Segment, segment.try_clone_fd()?);
+    }
+    let request = Request::Restore { machine: entry.machine.clone(), bytes: entry.state_bytes };
+    process.send(request, &files.borrow())?;
+    entry.ledger.enter("open", retrieved, tsc::now());
+    Ok((process, segments))
+}
+
+/// The VM's RAM: what was preserved comes from the session, what was never touched is made anew.
+fn retrieve_ram(session: &Incoming, entry: &VmEntry) -> Result<Vec<Segment>, IncomingError> {
+    let layout = ram_layout(entry.machine.ram_bytes)?;
+    let plans = layout.segments();
+    let bytes: Vec<u64> = entry.segments.iter().map(|s| s.bytes).collect();
+    if !plans.iter().map(|plan| plan.len).eq(bytes.iter().copied()) {
+        let found = bytes.len();
+        return Err(IncomingError::Segments { found, bytes, expected: plans.len() });
+    }
+    let mut segments = Vec::with_capacity(plans.len());
+    for (index, segment) in entry.segments.iter().enumerate() {
+        segments.push(if segment.preserved {
+            let fd = session.retrieve(segment_token(index))?;
+            Segment::from_retrieved(index, fd, segment.bytes)?
+        } else {
+            Segment::create(entry.machine.name.as_str(), segment.bytes)?
+        });
+    }
+    Ok(segments)
+}
+
+/// Waits for the restore and lets the guest run.
+fn complete(arriving: Arriving) -> Arrived {
+    let Arriving { mut entry, session, started } = arriving;
+    let mut vm = Vm::new(entry.machine.clone());
+    let waiting = tsc::now();
+    let resumed = started.and_then(|(process, segments)| {
+        match process.reply()? {
+            Reply::Built => {}
+            other => return Err(unexpected("restore", &other).into()),
+        }
+        entry.ledger.enter("restore", waiting, tsc::now());
+        let first_entry = match entry.running {
+            true => match process.ask(Request::Resume)? {
+                Reply::Resumed { first_entry_tsc } => Some(first_entry_tsc),
+                other => return Err(unexpected("resume", &other).into()),
+            },
+            false => None,
+        };
+        Ok((Live { process, segments, running: entry.running }, first_entry))
+    });
+    match resumed {
+        Ok((live, first_entry_tsc)) => {
+            if let (Some(entered), Some(last)) = (first_entry_tsc, entry.ledger.phases.last()) {
+                entry.ledger.enter("resume", last.end, entered);
+            }
+            vm.life = Life::Live(live);
+            Arrived { entry, vm, session: Some(session), first_entry_tsc }
+        }
+        Err(error) => {
+            let why = crate::api::chain(&error);
+            tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
+            vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
+            Arrived { entry, vm, session: None, first_entry_tsc: None }
+        }
+    }
+}
+
+/// Tries again to restore a VM whose memory is preserved. On failure it stays so.
+pub fn retry(session: Incoming, mut entry: VmEntry) -> Arrived {
+    let started = begin(&session, &mut entry, tsc::now());
+    complete(Arriving { entry, session, started })
+}

@@ -1,0 +1,430 @@
+//! The old kernel's half of a live update, from the first check to the jump.
+//!
+//! Ownership undoes it: the loaded image unloads itself, an outgoing session abandons what it
+//! preserved, and [`Paused`] resumes every VM that it paused, whenever one of them is dropped. So
+//! every `?` below leaves all guests running where they were. Nothing between pause and jump costs
+//! more for a guest with more RAM.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use luo::{Orchestrator, Outgoing};
+
+use super::manifest::{
+    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session,
+    segment_token, vm_session,
+};
+use super::timeline::Ledger;
+use super::{Outcome, Step};
+use crate::arch::x86_64::tsc;
+use crate::host::process::{ProcessError, unexpected};
+use crate::host::vm::{Life, Live, Vm, document_memfd};
+use crate::link::{Reply, Request, Role};
+use crate::machine::{Machine, VmName};
+use crate::state::{StateError, document};
+
+/// What is to be done.
+pub struct Plan {
+    /// The next kernel's image.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line as the operator wrote it.
+    pub cmdline: String,
+    /// Undo everything before this step instead of doing it.
+    pub stop_before: Option<Step>,
+    /// Compare the page frames of guest RAM before and after.
+    pub verify_frames: bool,
+    /// Which live update this is.
+    pub number: u32,
+    /// Text of the host's configuration.
+    pub config: String,
+}
+
+/// Why a live update did not happen. Every guest runs on, unless [`outcome`](Self::outcome) says
+/// otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// The operator asked for it.
+    #[error("stopped before the step `{0}`, as asked")]
+    Stopped(Step),
+    /// A VM of the last live update waits for its restore.
+    #[error(
+        "VM `{0}` is preserved but not restored, and would be lost by another update: `restore` it \
+         or `stop` it first"
+    )]
+    Unfinished(VmName),
+    /// The next kernel cannot be used.
+    #[error("the next kernel cannot be loaded")]
+    Kexec(#[from] kexec::Error),
+    /// LUO refused.
+    #[error("step `{step}`{}", about(vm.as_ref()))]
+    Luo {
+        /// During which step.
+        step: Step,
+        /// For which VM.
+        vm: Option<VmName>,
+        /// Why.
+        #[source]
+        source: luo::Error,
+    },
+    /// Guest RAM cannot be examined.
+    #[error("VM `{vm}`: cannot examine its RAM")]
+    Ram {
+        /// Which VM.
+        vm: VmName,
+        /// Why.
+        #[source]
+        source: guest_mem::Error,
+    },
+    /// A VM's process did not do its part.
+    #[error("step `{step}`: VM `{vm}`")]
+    Process {
+        /// During which step.
+        step: Step,
+        /// Which VM.
+        vm: VmName,
+        /// Why.
+        #[source]
+        source: ProcessError,
+    },
+    /// A guest switched itself off, or reset itself, at this very moment.
+    #[error("VM `{0}` is shutting down or resetting: try again when it has")]
+    Ending(VmName),
+    /// A document cannot be written.
+    #[error("step `{step}`: cannot write the {what}")]
+    Document {
+        /// During which step.
+        step: Step,
+        /// Which document.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The manifest cannot be encoded.
+    #[error("the manifest cannot be encoded")]
+    Manifest(#[from] StateError),
+    /// The kernel did not jump.
+    #[error("the kernel did not jump")]
+    Jump(#[source] kexec::JumpError),
+}
+
+fn about(vm: Option<&VmName>) -> String {
+    vm.map_or_else(String::new, |vm| format!(": VM `{vm}`"))
+}
+
+impl UpdateError {
+    /// What became of the guests: every one of these errors comes before the point of no return.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unfinished(_) => Outcome::Preserved,
+            _ => Outcome::Running,
+        }
+    }
+}
+
+/// A VM on its way: what the transaction holds for it.
+struct Leaving<'a> {
+    machine: &'a Machine,
+    live: &'a Live,
+    session: Outgoing,
+    preserved: Vec<bool>,
+    frames: Option<FrameDigest>,
+    ledger: Ledger,
+    last_exit_tsc: u64,
+    state: Option<(File, u64)>,
+}
+
+/// Performs the live update. Returns only if it did not take place; `announce` is called
+/// immediately before the jump.
+pub fn run(
+    luo: &dyn Orchestrator,
+    vms: &[Vm],
+    plan: &Plan,
+    announce: impl FnOnce(),
+) -> Result<std::convert::Infallible, UpdateError> {
+    let mut ledger = Ledger::default();
+    let (started, realtime_ns) = (tsc::now(), realtime_ns());
+    let before = |step| match plan.stop_before {
+        Some(stop) if stop == step => Err(UpdateError::Stopped(step)),
+        _ => Ok(()),
+    };
+
+    // While the guests run.
+    before(Step::Load)?;
+    refuse_unfinished(vms)?;
+    let image = kexec::prepare(&plan.kernel, &plan.initramfs, &plan.cmdline)?;
+    let loaded = tsc::now();
+    ledger.enter("load", started, loaded);
+    before(Step::PreserveRam)?;
+    let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
+    let mut leaving = vms
+        .iter()
+        .filter_map(|vm| match &vm.life {
+            Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan.verify_frames)),
+            _ => None,
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    // What is dirty now need not be written during the blackout.
+    rustix::fs::sync();
+    ledger.enter("preserve-ram", loaded, tsc::now());
+
+    // The blackout.
+    before(Step::Pause)?;
+    let pausing = tsc::now();
+    let paused = Paused::pause(&mut leaving)?;
+    before(Step::Save)?;
+    save(paused.vms)?;
+    before(Step::PreserveState)?;
+    preserve_state(paused.vms)?;
+    before(Step::Sync)?;
+    sync(paused.vms)?;
+    before(Step::Jump)?;
+    announce();
+    let jumping = tsc::now();
+    ledger.enter("pause-to-jump", pausing, jumping);
+    let manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
+    let _manifest = preserve_manifest(&host, &manifest)?;
+    Err(UpdateError::Jump(kexec::jump(image)))
+}
+
+fn refuse_unfinished(vms: &[Vm]) -> Result<(), UpdateError> {
+    match vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
+        Some(vm) => Err(UpdateError::Unfinished(vm.machine.name.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Creates a VM's session and preserves every segment that the guest has touched.
+fn preserve_ram<'a>(
+    luo: &dyn Orchestrator,
+    machine: &'a Machine,
+    live: &'a Live,
+    verify_frames: bool,
+) -> Result<Leaving<'a>, UpdateError> {
+    let start = tsc::now();
+    let session = luo
+        .create_session(&vm_session(&machine.name))
+        .map_err(luo_error(Step::PreserveRam, Some(machine)))?;
+    let mut leaving = Leaving {
+        machine,
+        live,
+        session,
+        preserved: vec![false; live.segments.len()],
+        frames: None,
+        ledger: Ledger::default(),
+        last_exit_tsc: 0,
+        state: None,
+    };
+    leaving.preserve_touched(Step::PreserveRam)?;
+    if verify_frames {
+        leaving.frames = Some(leaving.digest_frames()?);
+    }
+    leaving.ledger.enter("preserve-ram", start, tsc::now());
+    Ok(leaving)
+}
+
+impl Leaving<'_> {
+    /// Preserves the segments that the guest has touched and that are not preserved yet.
+    fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
+        for (index, segment) in self.live.segments.iter().enumerate() {
+            let touched = || segment.is_touched().map_err(|e| self.ram_error(e));
+            if !self.preserved[index] && touched()? {
+                self.session
+                    .preserve(segment.as_fd(), segment_token(index))
+                    .map_err(luo_error(step, Some(self.machine)))?;
+                self.preserved[index] = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which page frames the preserved segments lie in. They are pinned there from now on.
+    fn digest_frames(&self) -> Result<FrameDigest, UpdateError> {
+        let segments = self.live.segments.iter().zip(&self.preserved);
+        let preserved = segments.filter(|(_, preserved)| **preserved).map(|(segment, _)| segment);
+        let frames = guest_mem::frames::digest(preserved).map_err(|e| self.ram_error(e))?;
+        Ok(FrameDigest { digest: frames.digest, pages: frames.pages })
+    }
+
+    fn ram_error(&self, source: guest_mem::Error) -> UpdateError {
+        UpdateError::Ram { vm: self.machine.name.clone(), source }
+    }
+
+    fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError {
+        let vm = self.machine.name.clone();
+        move |source| UpdateError::Process { step, vm: vm.clone(), source }
+    }
+
+    fn entry(&self, jumping: u64) -> VmEntry {
+        let segments = self.live.segments.iter().zip(&self.preserved);
+        let mut ledger = self.ledger.clone();
+        if let Some(last) = self.ledger.phases.last() {
+            ledger.enter("wait-for-jump", last.end, jumping);
+        }
+        VmEntry {
+            machine: self.machine.clone(),
+            running: self.live.running,
+            state_bytes: self.state.as_ref().map_or(0, |(_, bytes)| *bytes),
+            last_exit_tsc: self.last_exit_tsc,
+            ledger,
+            segments: segments
+                .map(|(segment, preserved)| SegmentEntry {
+                    bytes: segment.len(),
+                    preserved: *preserved,
+                })
+                .collect(),
+            frames: self.frames,
+        }
+    }
+}
+
+/// VMs that stand still. Dropped: those that ran go on.
+struct Paused<'t, 'a> {
+    vms: &'t mut [Leaving<'a>],
+}
+
+impl<'t, 'a> Paused<'t, 'a> {
+    /// Asks all, then waits for all: the VMs stop side by side.
+    fn pause(vms: &'t mut [Leaving<'a>]) -> Result<Self, UpdateError> {
+        let start = tsc::now();
+        let paused = Self { vms };
+        let step = Step::Pause;
+        let mut first_error = None;
+        for vm in paused.running() {
+            let sent = vm.live.process.send(Request::Pause, &[]).map_err(vm.process_error(step));
+            first_error = first_error.or(sent.err());
+        }
+        for vm in paused.vms.iter_mut().filter(|vm| vm.live.running) {
+            let error = vm.process_error(step);
+            match vm.live.process.reply() {
+                Ok(Reply::Paused { last_exit_tsc }) => {
+                    vm.last_exit_tsc = last_exit_tsc;
+                    vm.ledger.enter("pause", start, last_exit_tsc);
+                    vm.ledger.enter("drain", last_exit_tsc, tsc::now());
+                }
+                Ok(other) => {
+                    first_error = first_error.or(Some(error(unexpected("pause", &other))));
+                }
+                Err(source) => first_error = first_error.or(Some(error(source))),
+            }
+        }
+        for vm in &mut *paused.vms {
+            // What the guest touched between its preservation and its pause.
+            let late = vm.preserve_touched(step);
+            first_error = first_error.or(late.err());
+            if vm.live.process.has_events() {
+                first_error = first_error.or(Some(UpdateError::Ending(vm.machine.name.clone())));
+            }
+        }
+        first_error.map_or(Ok(paused), Err)
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Leaving<'a>> {
+        self.vms.iter().filter(|vm| vm.live.running)
+    }
+}
+
+impl Drop for Paused<'_, '_> {
+    fn drop(&mut self) {
+        for vm in self.running() {
+            if let Err(error) = vm.live.process.ask(Request::Resume) {
+                let why = crate::api::chain(&error).join(": ");
+                tracing::error!("VM `{}` does not resume: {why}", vm.machine.name);
+            }
+        }
+    }
+}
+
+fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+    let step = Step::Save;
+    let start = tsc::now();
+    for vm in &mut *vms {
+        let file = document_memfd("state", &[])
+            .map_err(|source| UpdateError::Document { step, what: "state document", source })?;
+        let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
+        sent.map_err(vm.process_error(step))?;
+        vm.state = Some((file, 0));
+    }
+    for vm in vms {
+        match vm.live.process.reply().map_err(vm.process_error(step))? {
+            Reply::Saved { bytes } => {
+                if let Some((_, length)) = &mut vm.state {
+                    *length = bytes;
+                }
+            }
+            other => return Err(vm.process_error(step)(unexpected("save", &other))),
+        }
+        vm.ledger.enter("save", start, tsc::now());
+    }
+    Ok(())
+}
+
+fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+    for vm in vms {
+        let start = tsc::now();
+        if let Some((file, _)) = &vm.state {
+            vm.session
+                .preserve(file.as_fd(), STATE_TOKEN)
+                .map_err(luo_error(Step::PreserveState, Some(vm.machine)))?;
+        }
+        vm.ledger.enter("preserve-state", start, tsc::now());
+    }
+    Ok(())
+}
+
+fn sync(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+    let start = tsc::now();
+    for vm in &*vms {
+        vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(Step::Sync))?;
+    }
+    for vm in vms {
+        vm.live.process.reply().map_err(vm.process_error(Step::Sync))?;
+        vm.ledger.enter("sync", start, tsc::now());
+    }
+    // The host's own files: logs and the like. The guests' disks are durable already.
+    rustix::fs::sync();
+    Ok(())
+}
+
+fn manifest(
+    plan: &Plan,
+    ledger: Ledger,
+    vms: &[Leaving<'_>],
+    (tsc, realtime_ns): (u64, u64),
+    jumping: u64,
+) -> Manifest {
+    let mut ledger = ledger;
+    ledger.enter("jump", jumping, jumping);
+    Manifest {
+        kernel: crate::host::kernel_name(),
+        number: plan.number,
+        config: plan.config.clone(),
+        tsc,
+        realtime_ns,
+        ledger,
+        vms: vms.iter().map(|vm| vm.entry(jumping)).collect(),
+    }
+}
+
+fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, UpdateError> {
+    let step = Step::Jump;
+    let bytes = document::write_document(manifest)?;
+    let file = document_memfd("manifest", &bytes)
+        .map_err(|source| UpdateError::Document { step, what: "manifest", source })?;
+    host.preserve(file.as_fd(), MANIFEST_TOKEN).map_err(luo_error(step, None))?;
+    Ok(file)
+}
+
+fn luo_error(step: Step, machine: Option<&Machine>) -> impl Fn(luo::Error) -> UpdateError {
+    let vm = machine.map(|machine| machine.name.clone());
+    move |source| UpdateError::Luo { step, vm: vm.clone(), source }
+}
+
+fn realtime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,142 @@
+//! The ledger: where the time of a live update went, in one clock across both kernels.
+//!
+//! Stamps are host TSC values: the TSC runs on over a kexec, which no kernel clock does. They become
+//! nanoseconds only in the report.
+
+use crate::state::{Node, Reader, Schema, StateError};
+
+/// Most phases of one ledger. A live update has about twenty.
+const MAX_PHASES: usize = 256;
+
+/// One named stretch of time, in ticks of the host's TSC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Phase {
+    /// What was done.
+    pub name: String,
+    /// When it began.
+    pub start: u64,
+    /// When it ended, not before `start`.
+    pub end: u64,
+}
+
+/// Phases in the order in which they ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// The phases.
+    pub phases: Vec<Phase>,
+}
+
+impl Ledger {
+    /// Enters a phase.
+    pub fn enter(&mut self, name: &str, start: u64, end: u64) {
+        self.phases.push(Phase { name: name.to_owned(), start, end: end.max(start) });
+    }
+}
+
+/// `perennial,ledger-v1`.
+impl Schema for Ledger {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,ledger-v1"];
+
+    fn encode(&self, node: &mut Node) {
+        let Self { phases } = self;
+        if phases.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = phases.iter().map(|p| p.name.as_str()).collect();
+        node.put_strings("phases", &names);
+        node.put_u64s("start-tsc", &phases.iter().map(|p| p.start).collect::<Vec<_>>());
+        node.put_u64s("end-tsc", &phases.iter().map(|p| p.end).collect::<Vec<_>>());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        if !reader.has("phases") {
+            return Ok(Self::default());
+        }
+        let names = reader.strings("phases")?;
+        let starts = reader.u64s("start-tsc")?;
+        let ends = reader.u64s("end-tsc")?;
+        if names.len() > MAX_PHASES || starts.len() != names.len() || ends.len() != names.len() {
+            let problem = format!(
+                "{} phases (at most {MAX_PHASES}), {} starts, {} ends",
+                names.len(),
+                starts.len(),
+                ends.len()
+            );
+            return Err(reader.invalid("phases", problem));
+        }
+        let phases: Vec<Phase> = names
+            .into_iter()
+            .zip(starts)
+            .zip(ends)
+            .map(|((name, start), end)| Phase { name, start, end })
+            .collect();
+        match phases.iter().find(|p| p.end < p.start) {
+            Some(p) => Err(reader.invalid("end-tsc", format!("`{}` ends before it starts", p.name))),
+            None => Ok(Self { phases }),
+        }
+    }
+}
+
+/// The rate of the host's TSC, to turn ticks into nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TscRate {
+    khz: u32,
+}
+
+impl TscRate {
+    /// A rate in kHz; 0 counts as 1, so that a broken host yields absurd numbers and no panic.
+    pub fn from_khz(khz: u32) -> Self {
+        Self { khz: khz.max(1) }
+    }
+
+    /// The rate in kHz.
+    pub fn khz(self) -> u32 {
+        self.khz
+    }
+
+    /// Nanoseconds from `start` to `end`, 0 if `end` is earlier.
+    pub fn nanoseconds(self, start: u64, end: u64) -> u64 {
+        let ticks = u128::from(end.saturating_sub(start));
+        u64::try_from(ticks * 1_000_000 / u128::from(self.khz)).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::node::read_node;
+
+    fn sample() -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.enter("pause", 10, 20);
+        ledger.enter("save", 20, 35);
+        ledger
+    }
+
+    #[test]
+    fn a_ledger_survives_its_node_even_when_empty() {
+        for ledger in [sample(), Ledger::default()] {
+            assert_eq!(read_node::<Ledger>(&ledger.to_node("ledger"), ""), Ok(ledger));
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_contradicts_itself_is_refused() {
+        let mut node = sample().to_node("ledger");
+        node.properties.insert("end-tsc".to_owned(), 9u64.to_be_bytes().to_vec());
+        assert!(read_node::<Ledger>(&node, "").is_err(), "one end for two phases");
+        let ends = [9u64.to_be_bytes(), 35u64.to_be_bytes()].concat();
+        node.properties.insert("end-tsc".to_owned(), ends);
+        let error = read_node::<Ledger>(&node, "").unwrap_err().to_string();
+        assert!(error.contains("`pause` ends before it starts"), "{error}");
+    }
+
+    #[test]
+    fn ticks_become_nanoseconds_without_overflow() {
+        let rate = TscRate::from_khz(2_500_000);
+        assert_eq!(rate.nanoseconds(0, 2_500_000_000), 1_000_000_000);
+        assert_eq!(rate.nanoseconds(5, 0), 0);
+        assert_eq!(TscRate::from_khz(1).nanoseconds(0, u64::MAX), u64::MAX);
+        assert_eq!(TscRate::from_khz(0).nanoseconds(0, 1), 1_000_000);
+    }
+}
