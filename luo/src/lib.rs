@@ -1,1 +1,34 @@
-//! LUO.
+//! Sessions that carry file descriptors from one kernel to the next.
+//!
+//! The Live Update Orchestrator (LUO) keeps named sessions. In the old kernel a process creates a
+//! session and preserves fds in it, each under a token; after a kexec a process of the new kernel
+//! retrieves the session by its name and each fd by its token, and finishes the session.
+//!
+//! ```text
+//!   create_session -> Outgoing -- preserve* --> Outgoing == kexec ==> (waits in the new kernel)
+//!                        |                                                   |
+//!                        +-- drop: everything is unpreserved,         retrieve_session
+//!                            nothing is lost                                 |
+//!                                                                            v
+//!            finish (consumes) <-- Incoming <-- retrieve* ----------- Incoming
+//!                                     +-- drop: what was not retrieved is lost
+//! ```
+//!
+//! [`Outgoing`] has no `retrieve` and [`Incoming`] no `preserve`: the wrong call does not compile.
+//! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
+//! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
+
+mod error;
+mod ioctl;
+pub mod kernel;
+mod name;
+mod session;
+mod token;
+pub mod uapi;
+
+pub use error::{Error, FinishError, FromFdError};
+pub use name::{NameError, SessionName};
+/// The errno of a system call, as every [`Error`] carries it.
+pub use rustix::io::Errno;
+pub use session::{Backend, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session};
+pub use token::Token;

@@ -1,0 +1,394 @@
+//! What can go wrong with a session, in one sentence each.
+//!
+//! An error names what was attempted and on which object; the errno of each attempt has a sentence
+//! of its own that says what to do, so that no errno has to be looked up. An errno that this build
+//! has no sentence for falls back to the system's text. The sentences follow
+//! `kernel/liveupdate/luo_{core,session,file}.c` and `mm/memfd_luo.c` of Linux 7.3.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::{Incoming, NameError, SessionName, Token};
+
+/// An attempt that failed, with its object and its errno.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Opening the device.
+    #[error("cannot open {}: {}", path.display(), why_open(*errno, *waited))]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// What the kernel answered last.
+        errno: Errno,
+        /// How long it was waited for while it was busy.
+        waited: Duration,
+    },
+    /// Creating an outgoing session.
+    #[error("cannot create session `{session}`: {}", why_create(*errno))]
+    Create {
+        /// The session.
+        session: SessionName,
+        /// What the kernel answered, or would have.
+        errno: Errno,
+    },
+    /// Retrieving an incoming session.
+    #[error("cannot retrieve session `{session}`: {}", why_retrieve_session(*errno))]
+    RetrieveSession {
+        /// The session.
+        session: SessionName,
+        /// What the kernel answered.
+        errno: Errno,
+    },
+    /// Preserving a file.
+    #[error("cannot preserve token {token} in session `{session}`: {}", why_preserve(*errno))]
+    Preserve {
+        /// The outgoing session.
+        session: SessionName,
+        /// The key of the file.
+        token: Token,
+        /// What the kernel answered, or would have.
+        errno: Errno,
+    },
+    /// Retrieving a file.
+    #[error("cannot retrieve token {token} of session `{session}`: {}", why_retrieve(*errno))]
+    Retrieve {
+        /// The incoming session.
+        session: SessionName,
+        /// The key of the file.
+        token: Token,
+        /// What the kernel answered.
+        errno: Errno,
+    },
+    /// Finishing an incoming session.
+    #[error("cannot finish session `{session}`: {}", why_finish(*errno))]
+    Finish {
+        /// The session, which is still there.
+        session: SessionName,
+        /// What the kernel answered.
+        errno: Errno,
+    },
+    /// Asking an fd from elsewhere which session it is.
+    #[error("cannot take fd {fd} as a session: {}", why_adopt(*errno))]
+    Adopt {
+        /// The number of the fd.
+        fd: i32,
+        /// What the kernel answered.
+        errno: Errno,
+    },
+    /// An fd from elsewhere is a session, but not one that this crate could have named.
+    #[error("cannot take fd {fd} as a session of this program")]
+    ForeignName {
+        /// The number of the fd.
+        fd: i32,
+        /// What is wrong with its name.
+        #[source]
+        source: NameError,
+    },
+}
+
+impl Error {
+    /// The errno, unless the failure is none of the kernel's.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Open { errno, .. }
+            | Self::Create { errno, .. }
+            | Self::RetrieveSession { errno, .. }
+            | Self::Preserve { errno, .. }
+            | Self::Retrieve { errno, .. }
+            | Self::Finish { errno, .. }
+            | Self::Adopt { errno, .. } => Some(*errno),
+            Self::ForeignName { .. } => None,
+        }
+    }
+
+    /// Whether what was to be retrieved, a session or a token in it, is not there: after a cold
+    /// boot that is the normal answer.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::RetrieveSession { .. } | Self::Retrieve { .. })
+            && self.errno() == Some(Errno::NOENT)
+    }
+
+    /// Whether the kernel cannot preserve this kind of file: what it holds has to be saved in some
+    /// other way. Which kinds it can is found out by trying only.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Preserve { .. }) && self.errno() == Some(Errno::NOENT)
+    }
+
+    /// Whether no repetition can succeed before the next boot. A file that failed to be retrieved
+    /// is gone, whatever the reason was; only want of an fd, or asking for the wrong token, is not
+    /// held against it.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Open { errno, .. } => *errno == Errno::IO,
+            Self::Retrieve { errno, .. } => {
+                !matches!(*errno, Errno::MFILE | Errno::NOENT | Errno::FAULT)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A session that could not be finished. It is handed back: dropping it would finish it, with the
+/// loss of whatever was not retrieved.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct FinishError {
+    /// The session as it was.
+    pub session: Incoming,
+    /// Why it could not be finished.
+    pub error: Error,
+}
+
+/// An fd that is no session for this program. It is handed back: closing it could lose what a
+/// session holds.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct FromFdError {
+    /// The fd as it was.
+    pub fd: OwnedFd,
+    /// Why it was refused.
+    #[source]
+    pub error: Error,
+}
+
+const NO_FD: &str =
+    "this process has no file descriptor left; raise its limit (RLIMIT_NOFILE) and try again";
+const NO_FILE: &str = "the system has no open file left; raise fs.file-max and try again";
+const NOT_LUO: &str = "it does not speak the protocol of the Live Update Orchestrator";
+
+fn known_or_os(known: &str, errno: Errno) -> String {
+    if known.is_empty() { errno.to_string() } else { known.to_owned() }
+}
+
+fn why_open(errno: Errno, waited: Duration) -> String {
+    let known = match errno {
+        Errno::BUSY => {
+            return format!(
+                "somebody else kept it open for {waited:?}; it has one opener at a time, and \
+                 systemd is one at start-up and shutdown"
+            );
+        }
+        Errno::NOENT => {
+            "it does not exist: this kernel has no Live Update Orchestrator, or \
+             `liveupdate=on kho=on` is missing on its command line"
+        }
+        Errno::IO => {
+            "the kernel could not read the sessions of the previous kernel (its log says why, after \
+             `luo:`); they stay out of reach until the next boot, and new ones cannot be made"
+        }
+        Errno::ACCESS => "it is for root only; run as root, or be handed the sessions",
+        Errno::PERM => "a security policy forbids it; allow this program to open the device",
+        Errno::NXIO | Errno::NODEV => {
+            return format!("there is no driver behind the device node ({errno}); recreate it");
+        }
+        Errno::NOTDIR => "its path leads through something that is no directory",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => NO_FILE,
+        Errno::NOMEM => "the kernel is out of memory; free some and try again",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_create(errno: Errno) -> String {
+    let known = match errno {
+        Errno::EXIST => "a session of that name is open; close it first",
+        Errno::INVAL => "the kernel refuses the name or does not know the request",
+        Errno::NOSPC => "the kernel holds as many sessions as it can; close some",
+        Errno::NOMEM => "the kernel is out of memory; free some and try again",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => NO_FILE,
+        Errno::NOTTY => "the device is not the Live Update Orchestrator",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_retrieve_session(errno: Errno) -> String {
+    let known = match errno {
+        Errno::NOENT => {
+            "the previous kernel handed over no session of that name, or it was closed since"
+        }
+        Errno::INVAL => "it is retrieved already, and whoever did that still has it open",
+        Errno::NOMEM => "the kernel is out of memory; free some and try again",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => NO_FILE,
+        Errno::NOTTY => "the device is not the Live Update Orchestrator",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_preserve(errno: Errno) -> String {
+    let known = match errno {
+        Errno::EXIST => "the session has a file under that token; use another one",
+        Errno::BADF => "the fd is not an open file (or was opened with O_PATH)",
+        Errno::NOENT => {
+            "the kernel cannot preserve this kind of file; it can a memfd, not one of hugetlbfs"
+        }
+        Errno::BUSY => {
+            "the same file is preserved already, or was retrieved from a session that is not \
+             finished, or a device is using its pages; finish or close that session first"
+        }
+        Errno::NOMEM => {
+            "there is not enough free memory: holes of the file are filled, and pages in the \
+             scratch area are moved out; free some, or boot with a smaller `kho_scratch=`"
+        }
+        Errno::NOSPC => "the session holds as many files as it can; use another session",
+        Errno::OPNOTSUPP => "the file carries a seal that this kernel cannot hand over",
+        Errno::FBIG => "the file is too big; split it into files under 16 TiB",
+        Errno::INVAL => "the session is an incoming one, or the file's memory cannot be preserved",
+        Errno::NOTTY => NOT_LUO,
+        Errno::FAULT => "the kernel could not read the request",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_retrieve(errno: Errno) -> String {
+    let known = match errno {
+        Errno::NOENT => "nothing is preserved under that token, or the session is finished already",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => {
+            "the system had no open file left (fs.file-max); what was preserved under the token is \
+             lost"
+        }
+        Errno::NOMEM => {
+            "the memory limit of this control group was hit; what was preserved under the token is \
+             lost"
+        }
+        Errno::NOSPC => {
+            "the limit for shared memory was hit; what was preserved under the token is lost"
+        }
+        Errno::IO => "a page did not come over; what was preserved under the token is lost",
+        Errno::OPNOTSUPP => {
+            "the file has a seal that this kernel does not know; what was preserved under the token \
+             is lost"
+        }
+        Errno::INVAL => "the session is an outgoing one, or the record of the file is damaged",
+        Errno::NOTTY => NOT_LUO,
+        Errno::FAULT => "the kernel could not write its answer; try again",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_finish(errno: Errno) -> String {
+    let known = match errno {
+        Errno::BUSY => "a file in it is not ready to be finished; nothing changed, try again later",
+        Errno::INVAL => "the session is an outgoing one, or the kernel does not know the request",
+        Errno::NOTTY => NOT_LUO,
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_adopt(errno: Errno) -> String {
+    let known = match errno {
+        Errno::NOTTY => NOT_LUO,
+        Errno::INVAL => "it is no session, or this kernel is too old to tell a session's name",
+        Errno::BADF => "it is not open, or was opened with O_PATH",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Every way to fail with `errno`, and the words that name its object.
+    fn all(errno: Errno) -> Vec<(Error, Vec<&'static str>)> {
+        let session = SessionName::new("web").unwrap();
+        let token = Token(4711);
+        let waited = Duration::from_millis(1500);
+        vec![
+            (Error::Open { path: "/dev/x".into(), errno, waited }, vec!["open", "/dev/x"]),
+            (Error::Create { session: session.clone(), errno }, vec!["create", "`web`"]),
+            (Error::RetrieveSession { session: session.clone(), errno }, vec!["retrieve", "`web`"]),
+            (
+                Error::Preserve { session: session.clone(), token, errno },
+                vec!["preserve", "`web`", "4711"],
+            ),
+            (
+                Error::Retrieve { session: session.clone(), token, errno },
+                vec!["retrieve", "`web`", "4711"],
+            ),
+            (Error::Finish { session, errno }, vec!["finish", "`web`"]),
+            (Error::Adopt { fd: 42, errno }, vec!["take", "42"]),
+        ]
+    }
+
+    #[test]
+    fn every_operation_has_another_sentence_for_every_errno_and_names_its_object() {
+        let mut seen = BTreeMap::new();
+        for number in 1..=133 {
+            let errno = Errno::from_raw_os_error(number);
+            for (error, words) in all(errno) {
+                let sentence = error.to_string();
+                for word in words {
+                    assert!(sentence.contains(word), "{sentence:?} does not name {word}");
+                }
+                assert!(!sentence.contains('\n') && !sentence.ends_with('.'), "{sentence:?}");
+                assert!(!sentence.contains("  "), "{sentence:?}");
+                assert_eq!(error.errno(), Some(errno));
+                if let Some(other) = seen.insert(sentence.clone(), error.clone()) {
+                    panic!("{error:?} and {other:?} say the same: {sentence:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_errno_without_a_sentence_falls_back_to_the_system_text() {
+        for (error, _) in all(Errno::XDEV) {
+            assert!(error.to_string().contains("Invalid cross-device link"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_absent_device_names_the_kernel_and_the_command_line() {
+        let (error, _) = all(Errno::NOENT).remove(0);
+        let sentence = error.to_string();
+        assert!(sentence.contains("no Live Update Orchestrator"), "{sentence}");
+        assert!(sentence.contains("`liveupdate=on kho=on`"), "{sentence}");
+    }
+
+    #[test]
+    fn only_a_missing_session_or_token_is_not_found() {
+        let found = |errno| -> Vec<bool> {
+            all(errno).iter().map(|(error, _)| error.is_not_found()).collect()
+        };
+        assert_eq!(found(Errno::NOENT), [false, false, true, false, true, false, false]);
+        assert_eq!(found(Errno::INVAL), [false; 7]);
+    }
+
+    #[test]
+    fn only_a_file_that_no_handler_takes_is_unsupported() {
+        let unsupported: Vec<bool> =
+            all(Errno::NOENT).iter().map(|(error, _)| error.is_unsupported()).collect();
+        assert_eq!(unsupported, [false, false, false, true, false, false, false]);
+        assert!(all(Errno::BADF).iter().all(|(error, _)| !error.is_unsupported()));
+    }
+
+    #[test]
+    fn a_file_that_failed_to_be_retrieved_is_lost_and_says_so() {
+        for errno in [Errno::NOMEM, Errno::NOSPC, Errno::IO, Errno::NFILE, Errno::OPNOTSUPP] {
+            let (error, _) = all(errno).remove(4);
+            assert!(error.is_final(), "{error}");
+            assert!(error.to_string().contains("is lost"), "{error}");
+        }
+        for errno in [Errno::MFILE, Errno::NOENT, Errno::FAULT] {
+            let (error, _) = all(errno).remove(4);
+            assert!(!error.is_final(), "{error}");
+        }
+        assert!(all(Errno::IO).remove(0).0.is_final());
+        assert!(!all(Errno::BUSY).remove(0).0.is_final());
+    }
+}

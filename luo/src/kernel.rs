@@ -1,0 +1,339 @@
+//! The kernel's LUO, at `/dev/liveupdate`.
+//!
+//! The device has one opener at a time, and systemd is one too: it is opened for the duration of
+//! one call, and while it is busy the call waits. Sessions are independent of it.
+//!
+//! A duplicate name never reaches the kernel as far as this process can know. Linux 7.3, asked for
+//! a name that exists when the number of sessions is a multiple of 51, leaves an empty block behind
+//! that makes the *next* kernel panic. If another process held the name after all, the damage is
+//! undone by making one more session and closing it.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::{
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session,
+    SessionName, Token, ioctl, uapi,
+};
+
+/// The device of the kernel's LUO.
+///
+/// Clones share what they know of the names in use: a process wants one `Device` and its clones.
+#[derive(Debug, Clone)]
+pub struct Device {
+    path: PathBuf,
+    patience: Duration,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Threads of this process take turns instead of finding the device busy.
+    turn: Mutex<()>,
+    /// Names of the outgoing sessions that this process made and still holds.
+    names: Mutex<BTreeSet<SessionName>>,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::new(uapi::DEVICE)
+    }
+}
+
+impl Device {
+    /// How long a call waits for a busy device unless told otherwise.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The device at `path`, which is not opened before it is needed.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), patience: Self::PATIENCE, shared: Arc::default() }
+    }
+
+    /// Makes each call wait up to `patience` for a busy device; zero: not at all.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Where the device is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the device node is there. Whether it works is known only after a call.
+    pub fn is_present(&self) -> bool {
+        self.path.metadata().is_ok_and(|found| found.file_type().is_char_device())
+    }
+
+    /// Takes a session that somebody else created or retrieved: from an fd store, a socket, or the
+    /// process that was before this one. The device is not needed for it.
+    pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
+        match identify(fd.as_fd()) {
+            Ok((name, true)) => Ok(Session::Incoming(Incoming::new(name, Box::new(Taken { fd })))),
+            Ok((name, false)) => {
+                let claim = self.claim(&name);
+                let made = Made { fd, _claim: claim };
+                Ok(Session::Outgoing(Outgoing::new(name, Box::new(made))))
+            }
+            Err(error) => Err(FromFdError { fd, error }),
+        }
+    }
+
+    fn open(&self) -> Result<OwnedFd, Error> {
+        // Reading suffices for every request; the kernel does not look at the mode.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        wait_while_busy(self.patience, std::thread::sleep, || {
+            rustix::fs::open(&self.path, flags, Mode::empty())
+        })
+        .map_err(|(errno, waited)| Error::Open { path: self.path.clone(), errno, waited })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves `name`, or nothing if it is in use.
+    fn claim(&self, name: &SessionName) -> Option<Claim> {
+        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names
+            .insert(name.clone())
+            .then(|| Claim { name: name.clone(), shared: Arc::clone(&self.shared) })
+    }
+}
+
+impl Orchestrator for Device {
+    fn backend(&self) -> Backend {
+        Backend::Kernel
+    }
+
+    fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
+        let error = |errno| Error::Create { session: name.clone(), errno };
+        let claim = self.claim(name).ok_or_else(|| error(Errno::EXIST))?;
+        let _turn = self.turn();
+        let device = self.open()?;
+        let fd = ioctl::create_session(device.as_fd(), name).map_err(|errno| {
+            if errno == Errno::EXIST {
+                drop_empty_block(device.as_fd());
+            }
+            error(errno)
+        })?;
+        Ok(Outgoing::new(name.clone(), Box::new(Made { fd, _claim: Some(claim) })))
+    }
+
+    fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
+        let _turn = self.turn();
+        let device = self.open()?;
+        let fd = ioctl::retrieve_session(device.as_fd(), name)
+            .map_err(|errno| Error::RetrieveSession { session: name.clone(), errno })?;
+        Ok(Incoming::new(name.clone(), Box::new(Taken { fd })))
+    }
+}
+
+/// An outgoing session. Its fd is closed before its name is free again.
+#[derive(Debug)]
+struct Made {
+    fd: OwnedFd,
+    _claim: Option<Claim>,
+}
+
+impl Preserve for Made {
+    fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
+        ioctl::preserve(self.fd.as_fd(), fd, token)
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An incoming session.
+#[derive(Debug)]
+struct Taken {
+    fd: OwnedFd,
+}
+
+impl Retrieve for Taken {
+    fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
+        ioctl::retrieve_fd(self.fd.as_fd(), token)
+    }
+
+    fn finish(&self) -> Result<(), Errno> {
+        ioctl::finish(self.fd.as_fd())
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A name in use by an outgoing session of this process.
+#[derive(Debug)]
+struct Claim {
+    name: SessionName,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.remove(&self.name);
+    }
+}
+
+/// The name of a session, and whether it is an incoming one.
+fn identify(fd: BorrowedFd<'_>) -> Result<(SessionName, bool), Error> {
+    let number = fd.as_raw_fd();
+    let error = |errno| Error::Adopt { fd: number, errno };
+    let name = ioctl::get_name(fd).map_err(error)?;
+    let name = SessionName::from_array(&name)
+        .map_err(|source| Error::ForeignName { fd: number, source })?;
+    Ok((name, ioctl::is_incoming(fd).map_err(error)?))
+}
+
+/// Undoes what a refused duplicate may have left behind (see the module's text): closing a session
+/// makes the kernel drop a trailing empty block. Best effort; the caller has an error to report.
+fn drop_empty_block(device: BorrowedFd<'_>) {
+    let name = SessionName::new(format!("luo-shrink-{}", std::process::id()));
+    if let Ok(name) = name {
+        drop(ioctl::create_session(device, &name));
+    }
+}
+
+/// Repeats `attempt` while it answers EBUSY, with pauses of 1 ms doubling to 64 ms, until the
+/// pauses add up to `patience`. The error carries the sum of the pauses.
+fn wait_while_busy<T>(
+    patience: Duration,
+    mut pause: impl FnMut(Duration),
+    mut attempt: impl FnMut() -> Result<T, Errno>,
+) -> Result<T, (Errno, Duration)> {
+    const FIRST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(64);
+    let mut waited = Duration::ZERO;
+    let mut next = FIRST;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(Errno::BUSY) if waited < patience => {
+                let now = next.min(patience - waited);
+                pause(now);
+                waited += now;
+                next = (next * 2).min(LONGEST);
+            }
+            Err(errno) => return Err((errno, waited)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn name(text: &str) -> SessionName {
+        SessionName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_busy_device_is_tried_until_it_is_free() {
+        let mut pauses = Vec::new();
+        let mut answers = vec![Ok(7), Err(Errno::BUSY), Err(Errno::BUSY), Err(Errno::BUSY)];
+        let got = wait_while_busy(
+            Duration::from_secs(1),
+            |pause| pauses.push(pause.as_millis()),
+            || answers.pop().unwrap(),
+        );
+        assert_eq!(got, Ok(7));
+        assert_eq!(pauses, [1, 2, 4]);
+    }
+
+    #[test]
+    fn patience_ends_and_the_pauses_add_up_to_it() {
+        let mut pauses = Vec::new();
+        let patience = Duration::from_millis(500);
+        let got = wait_while_busy(patience, |p| pauses.push(p), || Err::<(), _>(Errno::BUSY));
+        assert_eq!(got, Err((Errno::BUSY, patience)));
+        assert_eq!(pauses.iter().sum::<Duration>(), patience);
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(64)));
+    }
+
+    #[test]
+    fn without_patience_there_is_one_attempt() {
+        let mut attempts = 0;
+        let got = wait_while_busy(
+            Duration::ZERO,
+            |_| unreachable!(),
+            || {
+                attempts += 1;
+                Err::<(), _>(Errno::BUSY)
+            },
+        );
+        assert_eq!((got, attempts), (Err((Errno::BUSY, Duration::ZERO)), 1));
+    }
+
+    #[test]
+    fn any_other_error_ends_the_waiting_at_once() {
+        let mut answers = vec![Err::<(), _>(Errno::IO), Err(Errno::BUSY)];
+        let got = wait_while_busy(Duration::MAX, |_| (), || answers.pop().unwrap());
+        assert_eq!(got, Err((Errno::IO, Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn an_absent_device_is_said_to_be_absent_and_frees_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Device::new(dir.path().join("liveupdate"));
+        assert!(!device.is_present());
+        for _ in 0..2 {
+            let error = device.create_session(&name("web")).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::NOENT), "{error}");
+            assert!(!error.is_not_found());
+        }
+        let error = device.retrieve_session(&name("web")).unwrap_err();
+        assert!(matches!(error, Error::Open { .. }) && !error.is_not_found(), "{error}");
+    }
+
+    #[test]
+    fn a_regular_file_is_no_device() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(!Device::new(file.path()).is_present());
+    }
+
+    #[test]
+    fn a_device_that_is_not_luo_is_said_to_be_none() {
+        let device = Device::new("/dev/null");
+        assert!(device.is_present());
+        let error = device.create_session(&name("web")).unwrap_err();
+        assert_eq!(error, Error::Create { session: name("web"), errno: Errno::NOTTY });
+        let error = device.retrieve_session(&name("web")).unwrap_err();
+        assert_eq!(error, Error::RetrieveSession { session: name("web"), errno: Errno::NOTTY });
+    }
+
+    #[test]
+    fn a_name_in_use_does_not_reach_the_kernel_from_any_clone() {
+        let device = Device::new("/dev/null");
+        let claim = device.claim(&name("web"));
+        assert!(claim.is_some());
+        let error = device.clone().create_session(&name("web")).unwrap_err();
+        assert_eq!(error, Error::Create { session: name("web"), errno: Errno::EXIST });
+        drop(claim);
+        let error = device.create_session(&name("web")).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NOTTY));
+    }
+
+    #[test]
+    fn an_fd_that_is_no_session_is_handed_back() {
+        let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        let number = null.as_raw_fd();
+        let refused = Device::default().adopt(null).unwrap_err();
+        assert_eq!(refused.fd.as_raw_fd(), number);
+        assert_eq!(refused.error, Error::Adopt { fd: number, errno: Errno::NOTTY });
+    }
+}

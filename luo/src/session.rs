@@ -1,0 +1,287 @@
+//! Sessions, and the door to them.
+//!
+//! Ownership carries the protocol: a session is what a process holds, and dropping it is closing
+//! it. [`Outgoing`] and [`Incoming`] turn the errno of any backend into sentences; a backend only
+//! brings the verbs ([`Preserve`], [`Retrieve`]).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::{Error, FinishError, SessionName, Token};
+
+/// Who carries the sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The kernel's LUO: sessions survive a kexec.
+    Kernel,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
+/// The place where sessions are made and found again.
+pub trait Orchestrator: Send + Sync {
+    /// Who carries the sessions of this orchestrator.
+    fn backend(&self) -> Backend;
+
+    /// Makes a session that the next kernel will find under `name`. Outgoing names are unique;
+    /// a session that came in under the same name does not matter.
+    fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error>;
+
+    /// Takes the session that came in under `name`. Each can be taken once;
+    /// [`Error::is_not_found`] tells that none came in.
+    fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error>;
+}
+
+/// The verbs of an outgoing session. Dropping it unpreserves everything.
+pub trait Preserve: fmt::Debug + Send + Sync {
+    /// Preserves the open file behind `fd` under `token`. A failure changes nothing.
+    fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno>;
+
+    /// The fd whose last close ends the session.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// The verbs of an incoming session. Dropping it finishes it.
+pub trait Retrieve: fmt::Debug + Send + Sync {
+    /// A new fd, with O_CLOEXEC, of the file preserved under `token`.
+    fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno>;
+
+    /// Ends the preservation of everything in the session.
+    fn finish(&self) -> Result<(), Errno>;
+
+    /// The fd whose last close ends the session.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// A session of this kernel, for the next one.
+///
+/// Somebody has to hold it until the moment of the switch. Dropped: everything in it is
+/// unpreserved, nothing is lost, and the name is free again. A copy of its fd, in this process or
+/// another, keeps it alive.
+#[derive(Debug)]
+#[must_use = "dropping an outgoing session unpreserves everything in it"]
+pub struct Outgoing {
+    name: SessionName,
+    session: Box<dyn Preserve>,
+    tokens: Mutex<BTreeSet<Token>>,
+}
+
+impl Outgoing {
+    /// A session called `name` whose verbs are `session`'s.
+    pub fn new(name: SessionName, session: Box<dyn Preserve>) -> Self {
+        Self { name, session, tokens: Mutex::default() }
+    }
+
+    /// What the next kernel will find it by.
+    pub fn name(&self) -> &SessionName {
+        &self.name
+    }
+
+    /// Preserves the open file behind `fd` under `token`.
+    ///
+    /// The session takes a reference of its own: `fd` can be closed. A memfd keeps its size from
+    /// here on: resizing it, or punching holes, fails until the session ends, and its holes are
+    /// filled. It can take seconds for gigabytes. What is written to it later goes over too. A
+    /// failure changes nothing, and the session stays usable.
+    pub fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Error> {
+        let error = |errno| Error::Preserve { session: self.name.clone(), token, errno };
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.contains(&token) {
+            return Err(error(Errno::EXIST));
+        }
+        self.session.preserve(fd, token).map_err(error)?;
+        tokens.insert(token);
+        Ok(())
+    }
+}
+
+impl AsFd for Outgoing {
+    /// The fd whose last close ends the session, for an fd store or another process.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.session.as_fd()
+    }
+}
+
+/// A session of the previous kernel.
+///
+/// **Dropped without [`finish`](Self::finish): whatever was not retrieved is lost**, at once and
+/// for good; and so it is if another kexec comes before the session is finished. A copy of its fd
+/// keeps it alive, so that whoever restores from it can be started again. Retrieving is repeatable,
+/// finishing is not.
+#[derive(Debug)]
+#[must_use = "dropping an incoming session loses whatever was not retrieved from it"]
+pub struct Incoming {
+    name: SessionName,
+    session: Box<dyn Retrieve>,
+}
+
+impl Incoming {
+    /// A session called `name` whose verbs are `session`'s.
+    pub fn new(name: SessionName, session: Box<dyn Retrieve>) -> Self {
+        Self { name, session }
+    }
+
+    /// What it was created as.
+    pub fn name(&self) -> &SessionName {
+        &self.name
+    }
+
+    /// A new fd, with O_CLOEXEC, of the file preserved under `token`. Asked again it gives another
+    /// fd of the same open file. A memfd comes back open for reading and writing, at the position
+    /// it had, without its name, and charged to the control group of the caller.
+    ///
+    /// [`Error::is_final`] tells that the file is lost.
+    pub fn retrieve(&self, token: Token) -> Result<OwnedFd, Error> {
+        self.session.retrieve(token).map_err(|errno| Error::Retrieve {
+            session: self.name.clone(),
+            token,
+            errno,
+        })
+    }
+
+    /// Ends the preservation: what was retrieved belongs to whoever holds its fds and can be
+    /// preserved anew; what was not is freed. The error hands the session back.
+    pub fn finish(self) -> Result<(), FinishError> {
+        match self.session.finish() {
+            Ok(()) => Ok(()),
+            Err(errno) => {
+                let error = Error::Finish { session: self.name.clone(), errno };
+                Err(FinishError { session: self, error })
+            }
+        }
+    }
+}
+
+impl AsFd for Incoming {
+    /// The fd whose last close ends the session, for an fd store or another process.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.session.as_fd()
+    }
+}
+
+/// A session that came as an fd: of which kind, only the kernel knows.
+#[derive(Debug)]
+pub enum Session {
+    /// One of this kernel.
+    Outgoing(Outgoing),
+    /// One of the previous kernel.
+    Incoming(Incoming),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A backend that answers the same to every verb and counts its calls.
+    #[derive(Debug)]
+    struct Always {
+        answer: Result<(), Errno>,
+        calls: Arc<AtomicUsize>,
+        fd: File,
+    }
+
+    impl Always {
+        fn new(answer: Result<(), Errno>) -> (Box<Self>, Arc<AtomicUsize>) {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let fd = File::open("/dev/null").unwrap();
+            (Box::new(Self { answer, calls: calls.clone(), fd }), calls)
+        }
+
+        fn answer(&self) -> Result<(), Errno> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            self.answer
+        }
+    }
+
+    impl Preserve for Always {
+        fn preserve(&self, _: BorrowedFd<'_>, _: Token) -> Result<(), Errno> {
+            self.answer()
+        }
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.fd.as_fd()
+        }
+    }
+
+    impl Retrieve for Always {
+        fn retrieve(&self, _: Token) -> Result<OwnedFd, Errno> {
+            self.answer().map(|()| self.fd.try_clone().unwrap().into())
+        }
+        fn finish(&self) -> Result<(), Errno> {
+            self.answer()
+        }
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.fd.as_fd()
+        }
+    }
+
+    fn name() -> SessionName {
+        SessionName::new("web").unwrap()
+    }
+
+    #[test]
+    fn an_orchestrator_fits_in_a_box_and_sessions_cross_threads() {
+        fn crosses_threads<T: Send + Sync>() {}
+        crosses_threads::<Box<dyn Orchestrator>>();
+        crosses_threads::<Outgoing>();
+        crosses_threads::<Incoming>();
+    }
+
+    #[test]
+    fn a_token_that_is_taken_does_not_reach_the_backend() {
+        let (backend, calls) = Always::new(Ok(()));
+        let session = Outgoing::new(name(), backend);
+        let file = File::open("/dev/null").unwrap();
+        session.preserve(file.as_fd(), Token(1)).unwrap();
+        let error = session.preserve(file.as_fd(), Token(1)).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EXIST));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        session.preserve(file.as_fd(), Token(2)).unwrap();
+    }
+
+    #[test]
+    fn a_token_that_failed_can_be_tried_again() {
+        let (backend, calls) = Always::new(Err(Errno::NOMEM));
+        let session = Outgoing::new(name(), backend);
+        let file = File::open("/dev/null").unwrap();
+        for _ in 0..2 {
+            let error = session.preserve(file.as_fd(), Token(1)).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::NOMEM));
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_session_that_cannot_be_finished_is_handed_back() {
+        let (backend, calls) = Always::new(Err(Errno::BUSY));
+        let mut session = Incoming::new(name(), backend);
+        for attempt in 1..=2 {
+            let failure = session.finish().unwrap_err();
+            assert_eq!(failure.error, Error::Finish { session: name(), errno: Errno::BUSY });
+            assert_eq!(calls.load(Ordering::Relaxed), attempt);
+            session = failure.session;
+        }
+        assert_eq!(session.name(), &name());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_not_found() {
+        let (backend, _) = Always::new(Err(Errno::NOENT));
+        let error = Incoming::new(name(), backend).retrieve(Token(9)).unwrap_err();
+        assert!(error.is_not_found());
+    }
+}
