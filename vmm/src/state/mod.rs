@@ -5,6 +5,8 @@
 //! [`document`] knows that the tree travels as an FDT. Decoding has no side effects: the whole
 //! document becomes checked values before the first KVM call is made.
 
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod document;
 pub mod node;
 

@@ -352,3 +352,6 @@ pub fn read_node<S: Schema>(node: &Node, parent: &str) -> Result<S, StateError> 
     reader.finish()?;
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests;
