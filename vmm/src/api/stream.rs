@@ -34,12 +34,13 @@ pub struct Lines {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     ended: bool,
+    closed: bool,
 }
 
 impl Lines {
     /// Wraps a stream, which must be non-blocking: a socket or a character device.
     pub fn new(stream: OwnedFd) -> Self {
-        Self { stream: stream.into(), incoming: Vec::new(), outgoing: Vec::new(), ended: false }
+        Self { stream: stream.into(), incoming: Vec::new(), outgoing: Vec::new(), ended: false, closed: false }
     }
 
     /// Reads what is there and returns the complete lines; [`StreamError::Closed`] only once all of
@@ -92,6 +93,24 @@ impl Lines {
             return Err(StreamError::Stuck);
         }
         Ok(())
+    }
+
+    /// [`write`](Self::write), where a failure only means that the client is gone.
+    pub fn send(&mut self, line: &str) {
+        if self.write(line).is_err() {
+            self.close();
+        }
+    }
+
+    /// Gives the stream up.
+    pub fn close(&mut self) {
+        self.outgoing.clear();
+        self.closed = true;
+    }
+
+    /// Whether the stream has been given up.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Whether something waits to be written.

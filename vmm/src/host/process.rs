@@ -156,6 +156,16 @@ impl VmProcess {
         !self.events.borrow().is_empty()
     }
 
+    /// The last thing that an ended process said unasked.
+    pub fn last_words(&self) -> Option<Event> {
+        while let Ok((message, _)) = self.channel.receive::<FromVm>() {
+            if let FromVm::Event(event) = message {
+                self.events.borrow_mut().push_back(event);
+            }
+        }
+        self.events.borrow_mut().pop_back()
+    }
+
     /// What the process said unasked, oldest first. Reads one more message if `readable`.
     pub fn events(&self, readable: bool) -> Result<Vec<Event>, ProcessError> {
         if readable {

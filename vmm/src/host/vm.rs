@@ -15,9 +15,8 @@ use luo::Incoming;
 
 use super::files::{Files, OpenError};
 use super::process::{ProcessError, VmProcess, unexpected};
-use crate::arch::x86_64::layout::ram_layout;
+use crate::vm::ram_layout;
 use crate::link::{Event, Reply, Request, Role};
-use crate::live_update::incoming::IncomingError;
 use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
 
@@ -79,13 +78,12 @@ pub enum VmError {
         source: ProcessError,
     },
     /// Its restore failed again.
-    #[error("VM `{name}` cannot be restored; its memory is still preserved")]
-    Restore {
+    #[error("VM `{name}` cannot be restored; its memory is still preserved: {why}")]
+    StillPreserved {
         /// The VM.
         name: VmName,
-        /// Why.
-        #[source]
-        source: IncomingError,
+        /// The chain of causes.
+        why: String,
     },
     /// There is no such VM.
     #[error("there is no VM `{name}`; there is {known}")]

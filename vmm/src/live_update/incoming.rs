@@ -16,7 +16,7 @@ use super::manifest::{
     FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token,
     vm_session,
 };
-use crate::arch::x86_64::layout::ram_layout;
+use crate::vm::ram_layout;
 use crate::arch::x86_64::tsc;
 use crate::host::files::{Files, OpenError};
 use crate::host::process::{ProcessError, VmProcess, unexpected};

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use luo::{Orchestrator, Outgoing};
+use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
     FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session,
@@ -56,6 +56,12 @@ pub enum UpdateError {
          or `stop` it first"
     )]
     Unfinished(VmName),
+    /// A session of the last live update is not finished.
+    #[error(
+        "session `{0}` of the last live update could not be finished, and would be lost by another: \
+         see the host's log"
+    )]
+    UnfinishedSession(String),
     /// The next kernel cannot be used.
     #[error("the next kernel cannot be loaded")]
     Kexec(#[from] kexec::Error),
@@ -143,6 +149,7 @@ struct Leaving<'a> {
 pub fn run(
     luo: &dyn Orchestrator,
     vms: &[Vm],
+    unfinished: &[Incoming],
     plan: &Plan,
     announce: impl FnOnce(),
 ) -> Result<std::convert::Infallible, UpdateError> {
@@ -154,8 +161,8 @@ pub fn run(
     };
 
     // While the guests run.
+    refuse_unfinished(vms, unfinished)?;
     before(Step::Load)?;
-    refuse_unfinished(vms)?;
     let image = kexec::prepare(&plan.kernel, &plan.initramfs, &plan.cmdline)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
@@ -191,9 +198,13 @@ pub fn run(
     Err(UpdateError::Jump(kexec::jump(image)))
 }
 
-fn refuse_unfinished(vms: &[Vm]) -> Result<(), UpdateError> {
-    match vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
-        Some(vm) => Err(UpdateError::Unfinished(vm.machine.name.clone())),
+/// What the last kernel left and nobody has finished is not carried on by LUO.
+fn refuse_unfinished(vms: &[Vm], unfinished: &[Incoming]) -> Result<(), UpdateError> {
+    if let Some(vm) = vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
+        return Err(UpdateError::Unfinished(vm.machine.name.clone()));
+    }
+    match unfinished.first() {
+        Some(session) => Err(UpdateError::UnfinishedSession(session.name().to_string())),
         None => Ok(()),
     }
 }

@@ -1,0 +1,131 @@
+//! `perennial ctl`: one request to a running host, one answer on standard output.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::api::{self, Call, Line, UpdateCall};
+use crate::live_update::Step;
+use crate::machine::{MachineError, VmName};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The host's API socket
+    #[arg(long, value_name = "PATH", default_value = "/run/perennial.sock")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The host, its kernel and its VMs
+    Status,
+    /// Boot a VM that is stopped
+    Boot(Name),
+    /// End a VM at once, as pulling its plug would
+    Stop(Name),
+    /// Stop a VM's vCPUs and devices
+    Pause(Name),
+    /// Let a paused VM go on
+    Resume(Name),
+    /// Try again to restore a VM whose restore failed after a live update
+    Restore(Name),
+    /// Replace the host's kernel under its VMs
+    Update {
+        /// The next kernel, instead of the one in the configuration
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// Its initramfs
+        #[arg(long, value_name = "FILE")]
+        initramfs: Option<PathBuf>,
+        /// Its command line; what the live update needs is added
+        #[arg(long)]
+        cmdline: Option<String>,
+        /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
+        /// preserve-state, sync or jump
+        #[arg(long, value_name = "STEP", value_parser = step)]
+        stop_before: Option<Step>,
+        /// Compare the page frames of guest RAM before and after
+        #[arg(long)]
+        verify_frames: bool,
+    },
+    /// Where the time of the last live update went
+    Report,
+    /// Stop all VMs and the host
+    PowerOff,
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// The VM's name
+    #[arg(value_parser = vm_name)]
+    vm: VmName,
+}
+
+fn vm_name(text: &str) -> Result<VmName, MachineError> {
+    VmName::new(text)
+}
+
+fn step(text: &str) -> Result<Step, serde_json::Error> {
+    serde_json::from_value(text.into())
+}
+
+/// The host did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CtlError {
+    #[error("cannot reach a host at {}: is `perennial host` running?", socket.display())]
+    Connect {
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the connection to the host broke")]
+    Broken(#[from] io::Error),
+    #[error("the host hung up without an answer")]
+    NoAnswer,
+    #[error("the host's answer cannot be read")]
+    Unreadable(#[from] serde_json::Error),
+    #[error("{}{}", error.join(": "), outcome.map_or(String::new(), |o| format!(" [guests: {o}]")))]
+    Refused { error: Vec<String>, outcome: Option<crate::live_update::Outcome> },
+}
+
+impl From<Command> for api::Command {
+    fn from(command: Command) -> Self {
+        match command {
+            Command::Status => Self::Status,
+            Command::Boot(Name { vm }) => Self::Boot { vm },
+            Command::Stop(Name { vm }) => Self::Stop { vm },
+            Command::Pause(Name { vm }) => Self::Pause { vm },
+            Command::Resume(Name { vm }) => Self::Resume { vm },
+            Command::Restore(Name { vm }) => Self::Restore { vm },
+            Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames } => {
+                let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
+                Self::Update(update)
+            }
+            Command::Report => Self::Report,
+            Command::PowerOff => Self::PowerOff,
+        }
+    }
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
+    let Arguments { socket, command } = arguments;
+    let connect = |source| CtlError::Connect { socket: socket.clone(), source };
+    let mut stream = UnixStream::connect(&socket).map_err(connect)?;
+    let call = Call { id: 1, command: command.into() };
+    writeln!(stream, "{}", serde_json::to_string(&call)?)?;
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?)? {
+            Line::Ok { ok, .. } => {
+                println!("{}", serde_json::to_string_pretty(&ok)?);
+                return Ok(());
+            }
+            Line::Error { error, outcome, .. } => return Err(CtlError::Refused { error, outcome }),
+            Line::Event { event, .. } => eprintln!("{event}"),
+        }
+    }
+    Err(CtlError::NoAnswer)
+}

@@ -1,0 +1,80 @@
+//! The command line: `perennial host`, `ctl`, `state`, and the internal `vmm`.
+
+mod ctl;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::host::{self, init};
+use crate::{api, vm};
+
+/// A hypervisor host whose VMs outlive its kernel.
+#[derive(Debug, Parser)]
+#[command(name = "perennial", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the host: start, watch and live-update the VMs of a configuration
+    Host {
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = host::IMAGE_CONFIG)]
+        config: PathBuf,
+    },
+    /// Talk to a running host
+    Ctl(ctl::Arguments),
+    /// Look into a state document
+    #[command(subcommand)]
+    State(state::Command),
+    /// The process of one VM; the host starts it, with the link as its standard input
+    #[command(hide = true)]
+    Vmm,
+}
+
+/// Does what the command line says. `started` is the TSC at the start of the process.
+pub fn main(started: u64) -> ExitCode {
+    if init::is_pid_1() {
+        init::set_up();
+        log();
+        let result = host::run(Path::new(host::IMAGE_CONFIG), started);
+        report(&result);
+        init::power_off();
+    }
+    log();
+    match Arguments::parse().command {
+        Command::Host { config } => exit(host::run(&config, started)),
+        Command::Vmm => exit(vm::serve::run()),
+        Command::Ctl(arguments) => exit(ctl::run(arguments)),
+        Command::State(command) => exit(state::run(command)),
+    }
+}
+
+fn exit<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
+    report(&result);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Prints an error once, with all its causes in one line.
+fn report<E: std::error::Error>(result: &Result<(), E>) {
+    if let Err(error) = result {
+        eprintln!("perennial: {}", api::chain(error).join(": "));
+    }
+}
+
+fn log() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(false)
+        .without_time()
+        .init();
+}

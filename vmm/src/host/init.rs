@@ -1,0 +1,105 @@
+//! What only PID 1 does: mount, name the host, reap, and switch the machine off.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot, sethostname};
+
+use crate::config::Mount;
+
+/// How long a mount waits for its block device to appear.
+const DEVICE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What every Perennial host has mounted: source, target, type.
+const ESSENTIAL: [(&str, &str, &str); 6] = [
+    ("proc", "/proc", "proc"),
+    ("sysfs", "/sys", "sysfs"),
+    ("devtmpfs", "/dev", "devtmpfs"),
+    ("tmpfs", "/run", "tmpfs"),
+    ("tmpfs", "/tmp", "tmpfs"),
+    ("debugfs", "/sys/kernel/debug", "debugfs"),
+];
+
+/// A file system cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot mount {fs} {from} on {}", target.display())]
+pub struct MountError {
+    fs: String,
+    from: String,
+    target: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Whether this process is the first of the machine.
+pub fn is_pid_1() -> bool {
+    rustix::process::getpid().is_init()
+}
+
+/// Mounts what every host needs and gives this process a console. What cannot be mounted is
+/// reported: a host without debugfs still hosts.
+pub fn set_up() {
+    for (source, target, fs) in ESSENTIAL {
+        let mount =
+            Mount { source: source.into(), target: target.into(), fs: fs.into(), options: String::new() };
+        if let Err(error) = attach(&mount) {
+            tracing::warn!("{}", crate::api::chain(&error).join(": "));
+        }
+    }
+}
+
+/// Mounts what the configuration lists. `Err` names the first that failed; the others are mounted.
+pub fn mount_all(mounts: &[Mount]) -> Result<(), MountError> {
+    let mut first_error = None;
+    for entry in mounts {
+        let deadline = Instant::now() + DEVICE_WITHIN;
+        while entry.source.starts_with("/dev/")
+            && !Path::new(&entry.source).exists()
+            && Instant::now() < deadline
+        {
+            // A driver may still be probing; nothing tells a process without netlink when it is done.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        first_error = first_error.or(attach(entry).err());
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+fn attach(entry: &Mount) -> Result<(), MountError> {
+    let Mount { source, target, fs, options } = entry;
+    let error = |cause: io::Error| MountError {
+        fs: fs.clone(),
+        from: source.clone(),
+        target: target.clone(),
+        source: cause,
+    };
+    fs::create_dir_all(target).map_err(error)?;
+    let data = std::ffi::CString::new(options.as_str()).map_err(|e| error(e.into()))?;
+    match mount(source.as_str(), target, fs.as_str(), MountFlags::empty(), Some(data.as_c_str())) {
+        Ok(()) => Ok(()),
+        // The kernel has mounted it before us (devtmpfs), or a restarted host did.
+        Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(errno) => Err(error(errno.into())),
+    }
+}
+
+/// Gives the host its name.
+pub fn set_hostname(name: &str) {
+    if let Err(error) = sethostname(name.as_bytes()) {
+        tracing::warn!("cannot set the host's name to `{name}`: {error}");
+    }
+}
+
+/// Switches the machine off, with everything written.
+pub fn power_off() -> ! {
+    rustix::fs::sync();
+    let error = reboot(RebootCommand::PowerOff).expect_err("power-off does not return");
+    tracing::error!("cannot switch the machine off: {error}");
+    loop {
+        // PID 1 must not return: the kernel would panic. There is nothing left to do.
+        std::thread::park();
+    }
+}

@@ -1,0 +1,439 @@
+//! `perennial host`: owns the LUO device, every session, the VMs, the API and the live update.
+//!
+//! ```text
+//!   start: mounts -> LUO -> manifest? --no--> cold: boot the VMs of the configuration
+//!                              \--yes-> restore and resume its VMs, then finish their sessions
+//!   then:  serve the API, watch the VMs, reap; until power-off, or a live update that jumps
+//! ```
+//!
+//! One thread does all of it in one loop; a live update therefore meets no other command half-way.
+
+pub mod files;
+pub mod init;
+pub mod process;
+mod serve;
+pub mod vm;
+
+use std::path::{Path, PathBuf};
+
+use luo::{Incoming, Orchestrator};
+
+use crate::api::report::{
+    FramesReport, HostReport, Report, SegmentsReport, VmReport, phases,
+};
+use crate::api::{Status, VmStatus, chain};
+use crate::arch::x86_64::tsc;
+use crate::config::{Config, ConfigError};
+use crate::kvm::HostKvmError;
+use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
+use crate::live_update::manifest::Manifest;
+use crate::live_update::timeline::TscRate;
+use crate::live_update::{Outcome, outgoing};
+use crate::machine::VmName;
+use vm::{Life, Vm, VmError};
+
+/// Where the image of a Perennial host has its configuration.
+pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
+
+/// The host cannot start, or a command cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The configuration is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file system of the configuration cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] init::MountError),
+    /// There is no KVM.
+    #[error(transparent)]
+    Kvm(#[from] HostKvmError),
+    /// A command for a VM failed.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The live update did not happen.
+    #[error("the live update did not take place")]
+    Update(#[from] outgoing::UpdateError),
+    /// There is no LUO to update through.
+    #[error("this host cannot do live updates: {0}")]
+    NoLuo(String),
+    /// An argument of the update is missing.
+    #[error("no {0} for the next host: give one with the command, or in [update] of the configuration")]
+    NothingToLoad(&'static str),
+    /// What the last kernel left cannot be read.
+    #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
+    Arrival(#[from] IncomingError),
+    /// There has been no live update.
+    #[error("there is no report: this host came up by a cold boot")]
+    NoReport,
+    /// The API cannot be offered.
+    #[error("cannot offer the API on {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The main loop cannot go on.
+    #[error("the host's main loop failed")]
+    Loop(#[source] std::io::Error),
+}
+
+impl HostError {
+    /// What became of the guests.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Update(error) => error.outcome(),
+            Self::Vm(VmError::StillPreserved { .. }) | Self::Arrival(_) => Outcome::Preserved,
+            _ => Outcome::Running,
+        }
+    }
+}
+
+/// Release and version of the running kernel.
+pub fn kernel_name() -> String {
+    let uname = rustix::system::uname();
+    format!("{} {}", uname.release().to_string_lossy(), uname.version().to_string_lossy())
+}
+
+/// The host's state.
+pub struct Host {
+    config: Config,
+    config_text: String,
+    config_error: Option<Vec<String>>,
+    luo: Result<Box<dyn Orchestrator>, String>,
+    vms: Vec<Vm>,
+    number: u32,
+    report: Option<Report>,
+    /// Sessions that could not be finished, and the host's own while a VM is preserved.
+    unfinished: Vec<Incoming>,
+    started_tsc: u64,
+}
+
+impl Host {
+    /// Reads the configuration and looks for LUO and for what the last kernel left. As PID 1 it
+    /// mounts what is needed first.
+    pub fn start(config_path: &Path, started_tsc: u64) -> Result<Self, HostError> {
+        let text = std::fs::read_to_string(config_path)
+            .map_err(|source| ConfigError::Read { path: config_path.to_owned(), source });
+        let (text, parsed) = match text {
+            Ok(text) => (text.clone(), Config::parse(&text)),
+            Err(error) => (String::new(), Err(error)),
+        };
+        let device = luo::kernel::Device::default();
+        let mut luo: Result<Box<dyn Orchestrator>, String> = match device.is_present() {
+            true => Ok(Box::new(device)),
+            false => Err("there is no /dev/liveupdate; the kernel needs LUO and `liveupdate=on` on \
+                          its command line"
+                .to_owned()),
+        };
+        let arrival = match &luo {
+            Ok(device) => incoming::arrive(device.as_ref()),
+            Err(_) => Ok(None),
+        };
+        let arrival = arrival.unwrap_or_else(|error| {
+            let why = chain(&HostError::Arrival(error)).join(": ");
+            tracing::error!("{why}");
+            luo = Err(why);
+            None
+        });
+        let (config, config_text, config_error) = choose_config(text, parsed, arrival.as_ref())?;
+        let mut host = Self {
+            config,
+            config_text,
+            config_error,
+            luo,
+            vms: Vec::new(),
+            number: 0,
+            report: None,
+            unfinished: Vec::new(),
+            started_tsc,
+        };
+        host.populate(arrival)?;
+        Ok(host)
+    }
+
+    fn populate(&mut self, arrival: Option<Arrival>) -> Result<(), HostError> {
+        if init::is_pid_1() {
+            if let Some(name) = &self.config.host.hostname {
+                init::set_hostname(name);
+            }
+            let mounted = init::mount_all(&self.config.host.mounts);
+            // After a live update the VMs matter more than a mount: those that need it will say so.
+            match (mounted, &arrival) {
+                (Err(error), Some(_)) => tracing::error!("{}", chain(&error).join(": ")),
+                (mounted, _) => mounted?,
+            }
+        }
+        if let Err(error) = guest_mem::HugePages::advise() {
+            tracing::warn!("{}", chain(&error).join(": "));
+        }
+        match arrival {
+            Some(arrival) => self.resume_vms(arrival),
+            None => {
+                self.vms = self.config.machines.iter().cloned().map(Vm::new).collect();
+                for vm in &mut self.vms {
+                    if let Err(error) = vm.boot() {
+                        let why = chain(&error);
+                        tracing::error!("{}", why.join(": "));
+                        vm.life = Life::Failed(why);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The new kernel's half of a live update.
+    fn resume_vms(&mut self, arrival: Arrival) {
+        let Arrival { manifest, session } = arrival;
+        let Ok(luo) = &self.luo else { return };
+        let opened = tsc::now();
+        let arrived = incoming::resume_all(luo.as_ref(), &manifest.vms);
+        let resumed = tsc::now();
+        self.number = manifest.number;
+        self.report = Some(self.make_report(&manifest, &arrived, (opened, resumed)));
+        let mut complete = true;
+        for vm in arrived {
+            complete &= vm.session.is_some();
+            self.unfinished.extend(vm.session.and_then(finish));
+            self.vms.push(vm.vm);
+        }
+        // The manifest is kept while a VM is: both or neither survive.
+        match complete {
+            true => self.unfinished.extend(finish(session)),
+            false => self.unfinished.push(session),
+        }
+        let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
+        let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
+        self.vms.extend(new.cloned().map(Vm::new));
+    }
+
+    fn make_report(
+        &self,
+        manifest: &Manifest,
+        arrived: &[Arrived],
+        (opened, resumed): (u64, u64),
+    ) -> Report {
+        let rate = TscRate::from_khz(crate::kvm::tsc_khz().unwrap_or_else(|error| {
+            tracing::warn!("times are in wrong units: {}", chain(&error).join(": "));
+            1_000_000
+        }));
+        let origin = manifest.tsc;
+        let jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
+        let mut ledger = manifest.ledger.clone();
+        ledger.enter("kernel", jumped, self.started_tsc);
+        ledger.enter("start", self.started_tsc, opened);
+        ledger.enter("resume-vms", opened, resumed);
+        let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
+        Report {
+            host: HostReport {
+                kernel_before: manifest.kernel.clone(),
+                kernel_after: kernel_name(),
+                luo: self.luo_name(),
+                number: manifest.number,
+                reboot_to_init_ns: rate.nanoseconds(jumped, self.started_tsc),
+                tsc_khz: rate.khz(),
+                phases: phases(&ledger, origin, rate),
+            },
+            vms: arrived.iter().map(vm_report).collect(),
+            guest_ram_bytes_copied: 0,
+        }
+    }
+
+    fn vm_report(
+        &self,
+        vm: &Arrived,
+        origin: u64,
+        rate: TscRate,
+        (jumped, opened): (u64, u64),
+    ) -> VmReport {
+        let entry = &vm.entry;
+        let mut ledger = entry.ledger.clone();
+        ledger.enter("kernel", jumped, self.started_tsc);
+        ledger.enter("start", self.started_tsc, opened);
+        ledger.phases.sort_by_key(|phase| phase.start);
+        let frames = vm.frames().and_then(|after| match (entry.frames, after) {
+            (Some(before), Ok(after)) => Some(FramesReport {
+                before: format!("{:016x}", before.digest),
+                after: format!("{:016x}", after.digest),
+                pages: after.pages,
+            }),
+            (_, Err(error)) => {
+                tracing::error!("VM `{}`: {}", entry.machine.name, chain(&error).join(": "));
+                None
+            }
+            (None, _) => None,
+        });
+        let preserved = entry.segments.iter().filter(|s| s.preserved).count() as u64;
+        VmReport {
+            name: entry.machine.name.clone(),
+            ram_bytes: entry.machine.ram_bytes,
+            blackout_ns: vm
+                .first_entry_tsc
+                .map(|entered| rate.nanoseconds(entry.last_exit_tsc, entered)),
+            outcome: match &vm.vm.life {
+                Life::Live(_) => Outcome::Running,
+                Life::Preserved { .. } => Outcome::Preserved,
+                _ => Outcome::Lost,
+            },
+            phases: phases(&ledger, origin, rate),
+            frames,
+            segments: SegmentsReport {
+                preserved,
+                recreated: entry.segments.len() as u64 - preserved,
+            },
+        }
+    }
+
+    fn luo_name(&self) -> String {
+        self.luo.as_ref().map_or_else(|_| "none".to_owned(), |luo| luo.backend().to_string())
+    }
+
+    /// The answer to `status`.
+    pub fn status(&self) -> Status {
+        let uname = rustix::system::uname();
+        let preserved = self.vms.iter().filter_map(|vm| match &vm.life {
+            Life::Preserved { session, .. } => Some(session.name().to_string()),
+            _ => None,
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            kernel_version: uname.version().to_string_lossy().into_owned(),
+            luo: self.luo_name(),
+            boot: if self.number > 0 { "live-update" } else { "cold" }.to_owned(),
+            live_updates: self.number,
+            unfinished: preserved
+                .chain(self.unfinished.iter().map(|session| session.name().to_string()))
+                .collect(),
+            config_error: self.config_error.clone(),
+            vms: self.vms.iter().map(vm_status).collect(),
+        }
+    }
+
+    fn vm(&mut self, name: &VmName) -> Result<&mut Vm, VmError> {
+        let known = match self.vms.is_empty() {
+            true => "none".to_owned(),
+            false => {
+                let names: Vec<_> = self.vms.iter().map(|vm| vm.machine.name.as_str()).collect();
+                format!("`{}`", names.join("`, `"))
+            }
+        };
+        let unknown = VmError::Unknown { name: name.clone(), known };
+        self.vms.iter_mut().find(|vm| vm.machine.name == *name).ok_or(unknown)
+    }
+
+    /// Tries again to restore a preserved VM.
+    fn restore(&mut self, name: &VmName) -> Result<(), HostError> {
+        let vm = self.vm(name)?;
+        if !matches!(vm.life, Life::Preserved { .. }) {
+            let remedy = "only a preserved VM can be restored";
+            let name = name.clone();
+            return Err(VmError::WrongState { name, state: vm.state(), remedy }.into());
+        }
+        let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
+        else {
+            return Ok(());
+        };
+        let Arrived { vm: restored, session, .. } = incoming::retry(session, *entry);
+        let failed = match &restored.life {
+            Life::Preserved { why, .. } => Some(why.clone()),
+            _ => None,
+        };
+        *vm = restored;
+        self.unfinished.extend(session.and_then(finish));
+        self.finish_the_rest();
+        match failed {
+            None => Ok(()),
+            Some(why) => Err(VmError::StillPreserved { name: name.clone(), why: why.join(": ") }.into()),
+        }
+    }
+
+    /// Finishes what could not be finished before, once no VM is preserved any more.
+    fn finish_the_rest(&mut self) {
+        if self.vms.iter().all(|vm| !matches!(vm.life, Life::Preserved { .. })) {
+            let sessions = std::mem::take(&mut self.unfinished);
+            self.unfinished = sessions.into_iter().filter_map(finish).collect();
+        }
+    }
+
+    /// Replaces the kernel. Returns only if it does not.
+    fn update(
+        &mut self,
+        call: crate::api::UpdateCall,
+        announce: impl FnOnce(),
+    ) -> Result<std::convert::Infallible, HostError> {
+        self.finish_the_rest();
+        let luo = self.luo.as_ref().map_err(|why| HostError::NoLuo(why.clone()))?;
+        let defaults = &self.config.update;
+        let plan = outgoing::Plan {
+            kernel: call
+                .kernel
+                .or_else(|| defaults.kernel.clone())
+                .ok_or(HostError::NothingToLoad("kernel"))?,
+            initramfs: call
+                .initramfs
+                .or_else(|| defaults.initramfs.clone())
+                .ok_or(HostError::NothingToLoad("initramfs"))?,
+            cmdline: call.cmdline.unwrap_or_else(|| defaults.cmdline.clone()),
+            stop_before: call.stop_before,
+            verify_frames: call.verify_frames,
+            number: self.number + 1,
+            config: self.config_text.clone(),
+        };
+        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+    }
+}
+
+/// After a live update a configuration that cannot be used must not take the VMs down with it: then
+/// the one of the old host serves.
+fn choose_config(
+    text: String,
+    parsed: Result<Config, ConfigError>,
+    arrival: Option<&Arrival>,
+) -> Result<(Config, String, Option<Vec<String>>), HostError> {
+    match (parsed, arrival) {
+        (Ok(config), _) => Ok((config, text, None)),
+        (Err(error), None) => Err(error.into()),
+        (Err(error), Some(arrival)) => {
+            let why = chain(&error);
+            tracing::error!("{}; the configuration of the old host is used", why.join(": "));
+            let text = arrival.manifest.config.clone();
+            Ok((Config::parse(&text)?, text, Some(why)))
+        }
+    }
+}
+
+/// Finishes a session; one that cannot be is handed back.
+fn finish(session: Incoming) -> Option<Incoming> {
+    session.finish().map_err(|failure| {
+        tracing::error!("{}", chain(&failure.error).join(": "));
+        failure.session
+    }).err()
+}
+
+fn vm_status(vm: &Vm) -> VmStatus {
+    let (pid, error) = match &vm.life {
+        Life::Live(live) => (Some(live.process.pid().as_raw_nonzero().get()), None),
+        Life::Failed(why) | Life::Preserved { why, .. } => (None, Some(why.clone())),
+        Life::Stopped => (None, None),
+    };
+    VmStatus {
+        name: vm.machine.name.clone(),
+        state: vm.state().to_owned(),
+        ram_bytes: vm.machine.ram_bytes,
+        vcpus: vm.machine.cpus,
+        pid,
+        error,
+    }
+}
+
+/// Runs the host until it is told to stop.
+pub fn run(config_path: &Path, started_tsc: u64) -> Result<(), HostError> {
+    let mut server = serve::Server::new()?;
+    let mut host = Host::start(config_path, started_tsc)?;
+    server.listen(&host.config.host)?;
+    server.run(&mut host)
+}

@@ -1,0 +1,387 @@
+//! The host's main loop: the API's clients, the VMs' processes, and the signals.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{WaitOptions, wait};
+use rustix::time::Timespec;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+
+use super::vm::Life;
+use super::{Host, HostError, files, init};
+use crate::api::{Call, Command, Line, Lines, chain};
+use crate::config::HostSection;
+use crate::live_update::outgoing::UpdateError;
+
+/// Most clients of the API socket at a time.
+const MAX_CLIENTS: usize = 64;
+/// A control port whose other end is closed reports that on every poll; it is looked at again after
+/// this time, in nanoseconds.
+const PORT_PAUSE_NS: i64 = 200_000_000;
+
+/// Listeners, clients and signals.
+pub struct Server {
+    children: UnixStream,
+    end: UnixStream,
+    listener: Option<(UnixListener, PathBuf)>,
+    port: Option<Port>,
+    clients: Vec<Lines>,
+}
+
+/// The control port, which stays when its client goes.
+struct Port {
+    name: String,
+    lines: Lines,
+    hung_up: bool,
+}
+
+enum Source {
+    Children,
+    End,
+    Listener,
+    Port,
+    Client(usize),
+    Vm(usize),
+}
+
+enum After {
+    GoOn,
+    Stop,
+}
+
+impl Server {
+    /// Prepares for signals before anything can end or arrive.
+    pub fn new() -> Result<Self, HostError> {
+        let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
+            let (read, write) = UnixStream::pair()?;
+            read.set_nonblocking(true)?;
+            for signal in signals {
+                signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
+            }
+            Ok(read)
+        };
+        Ok(Self {
+            children: pipe(&[SIGCHLD]).map_err(HostError::Loop)?,
+            end: pipe(&[SIGTERM, SIGINT]).map_err(HostError::Loop)?,
+            listener: None,
+            port: None,
+            clients: Vec::new(),
+        })
+    }
+
+    /// Opens the socket and the control port of the configuration.
+    pub fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
+        if let Some(path) = &section.socket {
+            let error = |source| HostError::Socket { path: path.clone(), source };
+            self.listener = Some((listen(path).map_err(error)?, path.clone()));
+        }
+        if let Some(name) = &section.control_port {
+            match files::open_port(name) {
+                Ok(file) => {
+                    let lines = Lines::new(file.into());
+                    self.port = Some(Port { name: name.clone(), lines, hung_up: false });
+                }
+                // The VMs go on without it.
+                Err(error) => tracing::error!("{}", chain(&error).join(": ")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves until the host is told to stop.
+    pub fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
+        tracing::info!("ready: {}", summary(host));
+        let status = json!(host.status());
+        self.to_port(&Line::Event { event: "ready".to_owned(), status: Some(status) });
+        loop {
+            for source in self.wait(host).map_err(|e| HostError::Loop(e.into()))? {
+                if let After::Stop = self.handle(source, host) {
+                    return Ok(());
+                }
+            }
+            self.clients.retain(|client| !client.is_closed());
+        }
+    }
+
+    /// Waits until something is to be done, and says what.
+    fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Children, Source::End];
+        let mut fds = vec![
+            PollFd::new(&self.children, PollFlags::IN),
+            PollFd::new(&self.end, PollFlags::IN),
+        ];
+        let interest = |lines: &Lines| match lines.is_behind() {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => PollFlags::IN,
+        };
+        if let Some((listener, _)) = &self.listener
+            && self.clients.len() < MAX_CLIENTS
+        {
+            sources.push(Source::Listener);
+            fds.push(PollFd::new(listener, PollFlags::IN));
+        }
+        let mut timeout = None;
+        match &self.port {
+            Some(port) if port.hung_up => {
+                timeout = Some(Timespec { tv_sec: 0, tv_nsec: PORT_PAUSE_NS });
+            }
+            Some(port) => {
+                sources.push(Source::Port);
+                fds.push(PollFd::new(&port.lines, interest(&port.lines)));
+            }
+            None => {}
+        }
+        for (index, client) in self.clients.iter().enumerate() {
+            sources.push(Source::Client(index));
+            fds.push(PollFd::new(client, interest(client)));
+        }
+        for (index, vm) in host.vms.iter().enumerate() {
+            if let Life::Live(live) = &vm.life {
+                if live.process.has_events() {
+                    timeout = Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+                }
+                sources.push(Source::Vm(index));
+                fds.push(PollFd::from_borrowed_fd(live.process.as_fd(), PollFlags::IN));
+            }
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        let mut ready: Vec<Source> = sources
+            .into_iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(source, _)| source)
+            .collect();
+        drop(fds);
+        for (index, vm) in host.vms.iter().enumerate() {
+            let heard = matches!(&vm.life, Life::Live(live) if live.process.has_events());
+            if heard && !ready.iter().any(|s| matches!(s, Source::Vm(i) if *i == index)) {
+                ready.push(Source::Vm(index));
+            }
+        }
+        if self.port.as_ref().is_some_and(|port| port.hung_up) {
+            ready.push(Source::Port);
+        }
+        Ok(ready)
+    }
+
+    fn handle(&mut self, source: Source, host: &mut Host) -> After {
+        match source {
+            Source::Children => reap(&self.children, host),
+            Source::End => {
+                tracing::info!("told to stop");
+                return After::Stop;
+            }
+            Source::Listener => self.accept(),
+            Source::Port => return self.serve_port(host),
+            Source::Client(index) => return self.serve_client(index, host),
+            Source::Vm(index) => hear(host, index),
+        }
+        After::GoOn
+    }
+
+    fn accept(&mut self) {
+        let Some((listener, _)) = &self.listener else { return };
+        match listener.accept().and_then(|(stream, _)| {
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        }) {
+            Ok(stream) => self.clients.push(Lines::new(OwnedFd::from(stream))),
+            Err(error) => tracing::warn!("a client of the API could not be accepted: {error}"),
+        }
+    }
+
+    fn serve_port(&mut self, host: &mut Host) -> After {
+        let Some(port) = &mut self.port else { return After::GoOn };
+        port.hung_up = false;
+        let lines = port.lines.flush().and_then(|()| port.lines.read());
+        match lines {
+            Ok(lines) => {
+                // Nothing to read although poll said so: the other end is closed.
+                port.hung_up = lines.is_empty() && !port.lines.is_behind();
+                self.answer_all(lines, host, |server, line| server.to_port(line))
+            }
+            Err(error) => {
+                if let crate::api::StreamError::Closed = error {
+                    port.hung_up = true;
+                } else {
+                    tracing::warn!("control port `{}`: {}", port.name, chain(&error).join(": "));
+                    port.hung_up = true;
+                }
+                After::GoOn
+            }
+        }
+    }
+
+    fn serve_client(&mut self, index: usize, host: &mut Host) -> After {
+        let client = &mut self.clients[index];
+        match client.flush().and_then(|()| client.read()) {
+            Ok(lines) => self.answer_all(lines, host, |server, line| {
+                server.clients[index].send(&text(line));
+            }),
+            Err(_) => {
+                client.close();
+                After::GoOn
+            }
+        }
+    }
+
+    fn to_port(&mut self, line: &Line) {
+        if let Some(port) = &mut self.port {
+            port.lines.send(&text(line));
+        }
+    }
+
+    fn answer_all(
+        &mut self,
+        lines: Vec<String>,
+        host: &mut Host,
+        reply: impl Fn(&mut Self, &Line),
+    ) -> After {
+        for line in lines {
+            let call: Call = match serde_json::from_str(&line) {
+                Ok(call) => call,
+                Err(error) => {
+                    let error = vec![format!("the request cannot be read: {error}")];
+                    reply(self, &Line::Error { id: 0, error, outcome: None });
+                    continue;
+                }
+            };
+            let id = call.id;
+            if call.command == Command::PowerOff {
+                reply(self, &Line::Ok { id, ok: json!({}) });
+                return After::Stop;
+            }
+            let announce = |server: &mut Self| {
+                reply(server, &Line::Event { event: "jumping".to_owned(), status: None });
+            };
+            let line = match self.carry_out(call.command, host, announce) {
+                Ok(ok) => Line::Ok { id, ok },
+                Err(error) => {
+                    let why = chain(&error);
+                    tracing::warn!("{}", why.join(": "));
+                    Line::Error { id, error: why, outcome: Some(error.outcome()) }
+                }
+            };
+            reply(self, &line);
+        }
+        After::GoOn
+    }
+
+    fn carry_out(
+        &mut self,
+        command: Command,
+        host: &mut Host,
+        announce: impl FnOnce(&mut Self),
+    ) -> Result<Value, HostError> {
+        match command {
+            Command::Status | Command::PowerOff => return Ok(json!(host.status())),
+            Command::Report => {
+                return host.report.as_ref().map(|r| json!(r)).ok_or(HostError::NoReport);
+            }
+            Command::Boot { vm } => host.vm(&vm)?.boot()?,
+            Command::Stop { vm } => {
+                host.vm(&vm)?.stop();
+                host.finish_the_rest();
+            }
+            Command::Pause { vm } => host.vm(&vm)?.pause()?,
+            Command::Resume { vm } => host.vm(&vm)?.resume()?,
+            Command::Restore { vm } => host.restore(&vm)?,
+            Command::Update(call) => {
+                tracing::info!("live update {} begins", host.number + 1);
+                match host.update(call, || announce(self)) {
+                    Ok(never) => match never {},
+                    Err(HostError::Update(UpdateError::Stopped(step))) => {
+                        return Ok(json!({ "outcome": "running", "stopped_before": step }));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(json!({}))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some((_, path)) = &self.listener {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Listens at `path`, for root only. A socket that nobody listens at any more is replaced.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another host listens there"));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Reaps every child that has ended, the VMs' and, as PID 1, everybody's.
+fn reap(pipe: &UnixStream, host: &mut Host) {
+    let mut bytes = [0; 64];
+    while io::Read::read(&mut &*pipe, &mut bytes).is_ok_and(|count| count > 0) {}
+    while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
+        let ended =
+            host.vms.iter_mut().find(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
+        if let Some(vm) = ended {
+            // What it said last explains its end.
+            let last = match &vm.life {
+                Life::Live(live) => live.process.last_words(),
+                _ => None,
+            };
+            vm.on_event(last);
+        }
+    }
+}
+
+/// Reads what a VM's process said. Its end is noticed when it is reaped.
+fn hear(host: &mut Host, index: usize) {
+    let vm = &mut host.vms[index];
+    let Life::Live(live) = &vm.life else { return };
+    let readable = !live.process.has_events();
+    match live.process.events(readable) {
+        Ok(events) => events.into_iter().for_each(|event| vm.on_event(Some(event))),
+        Err(error) => {
+            tracing::error!("VM `{}`: {}", vm.machine.name, chain(&error).join(": "));
+            vm.on_event(None);
+        }
+    }
+}
+
+fn text(line: &Line) -> String {
+    serde_json::to_string(line).expect("lines have no maps with odd keys")
+}
+
+fn summary(host: &Host) -> String {
+    let status = host.status();
+    let vms: Vec<String> = status.vms.iter().map(|vm| format!("{} {}", vm.name, vm.state)).collect();
+    let vms = if vms.is_empty() { "no VMs".to_owned() } else { vms.join(", ") };
+    format!("kernel {}, LUO {}, boot {}, {vms}", status.kernel, status.luo, status.boot)
+}
+
+/// Ends the host as PID 1 must: by switching the machine off.
+pub fn end(result: &Result<(), HostError>) {
+    if let Err(error) = result {
+        tracing::error!("{}", chain(error).join(": "));
+    }
+    if init::is_pid_1() {
+        init::power_off();
+    }
+}
