@@ -1,1 +1,37 @@
-//! kexec.
+//! Load the next kernel and enter it, and know beforehand whether that can work.
+//!
+//! ```text
+//!   Image::open + CommandLine::for_live_update
+//!        |
+//!   preflight::check, abi::differences      refuse what would lose what is preserved
+//!        |
+//!   load -> LoadedImage                     dropped: unloaded again
+//!        |
+//!   jump                                    returns only if it failed, with the image
+//! ```
+//!
+//! Only `kexec_file_load` is used: an image loaded by the older `kexec_load` carries no pointer to
+//! what was handed over, and all of it is lost silently. This crate knows the Kexec Handover (KHO)
+//! as far as it decides whether a kernel can be loaded and will find what was preserved; what is
+//! preserved is not its business. The images are those of x86-64 (`bzImage`).
+
+pub mod abi;
+mod command_line;
+mod image;
+mod jump;
+mod load;
+pub mod preflight;
+mod status;
+
+pub use command_line::{CommandLine, CommandLineError, Parameter, parameters, switch};
+pub use image::{Image, ImageError, Initramfs, Kernel};
+pub use jump::{JumpError, jump};
+pub use load::{LoadError, LoadedImage, UnloadError, load};
+/// The errno of a system call.
+pub use rustix::io::Errno;
+pub use status::{Running, ScratchArea, StatusError};
+
+/// A size for people: whole mebibytes, rounded up.
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}

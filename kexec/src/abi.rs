@@ -1,0 +1,249 @@
+//! Which handover formats a kernel speaks, told from the strings in it.
+//!
+//! A kernel whose KHO speaks another version drops silently what is handed over; one whose LUO does
+//! panics; one whose memfds do cannot open `/dev/liveupdate` until the next boot. Versions are
+//! compared as whole strings (`kho-v4`, `luo-v5`, `memfd-v2` in Linux 7.3), and there is no other
+//! way to ask a kernel that does not run yet. What is found is a heuristic, but what it avoids is
+//! the loss of everything.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use flate2::bufread::GzDecoder;
+
+use crate::Kernel;
+use crate::status::KHO;
+
+/// The formats that a kernel speaks, or that are known of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Abi {
+    /// Of the handover itself: `kho-v4`.
+    pub kho: BTreeSet<String>,
+    /// Of LUO's sessions: `luo-v5`.
+    pub luo: BTreeSet<String>,
+    /// Of a preserved memfd: `memfd-v2`.
+    pub memfd: BTreeSet<String>,
+}
+
+/// A format that the running kernel writes and the next one does not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the running kernel hands over in {}, the next one reads {}: {consequence}",
+    list(here),
+    list(there)
+)]
+pub struct Difference {
+    /// What the running kernel writes.
+    pub here: BTreeSet<String>,
+    /// What the next kernel reads.
+    pub there: BTreeSet<String>,
+    /// What would come of it.
+    pub consequence: &'static str,
+}
+
+fn list(versions: &BTreeSet<String>) -> String {
+    let versions: Vec<String> = versions.iter().map(|version| format!("`{version}`")).collect();
+    if versions.is_empty() { "none".to_owned() } else { versions.join(" or ") }
+}
+
+/// What the next kernel (`there`) would not understand of the running one's (`here`). What is not
+/// known of the running kernel cannot differ.
+pub fn differences(here: &Abi, there: &Abi) -> Vec<Difference> {
+    [
+        (&here.kho, &there.kho, "everything that is preserved would be dropped silently"),
+        (&here.luo, &there.luo, "it would panic"),
+        (&here.memfd, &there.memfd, "nothing that is preserved could be retrieved"),
+    ]
+    .into_iter()
+    .filter(|(here, there, _)| !here.is_empty() && here.is_disjoint(there))
+    .map(|(here, there, consequence)| Difference {
+        here: here.clone(),
+        there: there.clone(),
+        consequence,
+    })
+    .collect()
+}
+
+/// What `kernel` speaks: an empty set means that it has nothing of the kind. `None` if it is not
+/// compressed with gzip: then nothing is known. Unpacks the whole kernel, in pieces.
+pub fn of_image(kernel: &Kernel) -> io::Result<Option<Abi>> {
+    let (offset, length) = kernel.payload;
+    let payload = Section { kernel, position: offset, end: offset + length };
+    let mut magic = [0; 2];
+    kernel.file.read_exact_at(&mut magic, offset)?;
+    if magic != [0x1f, 0x8b] {
+        return Ok(None);
+    }
+    of_reader(GzDecoder::new(BufReader::new(payload))).map(Some)
+}
+
+/// What the running kernel below `root` tells: LUO's and, if it shows its tree, KHO's.
+pub fn of_running(root: &Path) -> Abi {
+    let kho = root.join(KHO);
+    let mut abi = Abi::default();
+    // The incoming tree is there after a kexec, the outgoing one after a cold boot. The incoming
+    // kernel's was checked to be of this kernel's version.
+    for tree in ["out/fdt", "in/fdt", "out/sub_fdts/LUO"] {
+        if let Ok(bytes) = fs::read(kho.join(tree)) {
+            abi.collect(&bytes);
+        }
+    }
+    abi
+}
+
+impl Abi {
+    /// Adds every `kho-v`, `luo-v` and `memfd-v` with a number and a NUL after it in `bytes`.
+    fn collect(&mut self, bytes: &[u8]) {
+        for (prefix, versions) in [
+            (&b"kho-v"[..], &mut self.kho),
+            (b"luo-v", &mut self.luo),
+            (b"memfd-v", &mut self.memfd),
+        ] {
+            versions.extend(versions_in(bytes, prefix));
+        }
+    }
+}
+
+/// Longest string that is looked for, with the bytes before and after it.
+const OVERLAP: usize = 32;
+
+fn of_reader(mut reader: impl Read) -> io::Result<Abi> {
+    const PIECE: usize = 1 << 18;
+    let mut abi = Abi::default();
+    let mut buffer = Vec::with_capacity(OVERLAP + PIECE);
+    loop {
+        let read = reader.by_ref().take(PIECE as u64).read_to_end(&mut buffer)?;
+        abi.collect(&buffer);
+        if read == 0 {
+            return Ok(abi);
+        }
+        // What lies across two pieces is seen with the second.
+        buffer.drain(..buffer.len().saturating_sub(OVERLAP));
+    }
+}
+
+/// Every whole string of `prefix`, one to four digits and NUL, that is not the end of a longer one.
+fn versions_in<'a>(bytes: &'a [u8], prefix: &'a [u8]) -> impl Iterator<Item = String> + 'a {
+    bytes.windows(prefix.len()).enumerate().filter(move |(_, found)| *found == prefix).filter_map(
+        move |(start, _)| {
+            let preceded = start > 0 && bytes[start - 1].is_ascii_graphic();
+            let digits = bytes[start + prefix.len()..].iter();
+            let digits = digits.take_while(|byte| byte.is_ascii_digit()).count();
+            let end = start + prefix.len() + digits;
+            let whole = !preceded && (1..=4).contains(&digits) && bytes.get(end) == Some(&0);
+            whole.then(|| String::from_utf8_lossy(&bytes[start..end]).into_owned())
+        },
+    )
+}
+
+/// A part of the kernel's file.
+struct Section<'a> {
+    kernel: &'a Kernel,
+    position: u64,
+    end: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let read = self.kernel.file.read_at(&mut buffer[..wanted], self.position)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::image::tests::{bzimage, file};
+
+    fn set(versions: &[&str]) -> BTreeSet<String> {
+        versions.iter().map(|version| (*version).to_owned()).collect()
+    }
+
+    fn abi(kho: &[&str], luo: &[&str], memfd: &[&str]) -> Abi {
+        Abi { kho: set(kho), luo: set(luo), memfd: set(memfd) }
+    }
+
+    fn of_kernel(payload: &[u8]) -> io::Result<Option<Abi>> {
+        let (_dir, path) = file(&bzimage(payload));
+        of_image(&Kernel::open(&path).unwrap())
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn whole_strings_are_found_and_parts_of_others_are_not() {
+        let mut found = Abi::default();
+        found.collect(b"\0kho-v4\0 luo-v5\0\xffmemfd-v2\0memfd-v10\0");
+        assert_eq!(found, abi(&["kho-v4"], &["luo-v5"], &["memfd-v10", "memfd-v2"]));
+        let mut found = Abi::default();
+        found.collect(b"xkho-v4\0kho-v\0kho-v4xluo-v5 memfd-v99999\0/luo-v5\0kho-v4");
+        assert_eq!(found, Abi::default());
+    }
+
+    #[test]
+    fn a_string_across_two_pieces_is_found() {
+        for shift in 0..16 {
+            let mut bytes = vec![0; (1 << 18) - shift];
+            bytes.extend_from_slice(b"\0memfd-v2\0");
+            assert_eq!(of_reader(&bytes[..]).unwrap(), abi(&[], &[], &["memfd-v2"]), "{shift}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_kernel_is_looked_into() {
+        let payload = gzip(&[vec![1; 1 << 19], b"\0kho-v4\0luo-v5\0".to_vec()].concat());
+        assert_eq!(of_kernel(&payload).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
+        // The build appends the unpacked size to the payload.
+        let with_size = [payload, vec![0, 0, 8, 0]].concat();
+        assert_eq!(of_kernel(&with_size).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
+    }
+
+    #[test]
+    fn another_compression_is_unknown_and_a_damaged_one_is_an_error() {
+        assert_eq!(of_kernel(b"\x28\xb5\x2f\xfd....").unwrap(), None);
+        let mut damaged = gzip(&[1; 4096]);
+        damaged.truncate(20);
+        assert!(of_kernel(&damaged).is_err());
+    }
+
+    #[test]
+    fn only_what_is_known_here_and_not_read_there_is_a_difference() {
+        let here = abi(&["kho-v4"], &["luo-v5"], &[]);
+        assert_eq!(differences(&here, &abi(&["kho-v4"], &["luo-v5", "luo-v6"], &[])), []);
+        assert_eq!(differences(&Abi::default(), &Abi::default()), []);
+        let found = differences(&here, &abi(&["kho-v4"], &["luo-v6"], &["memfd-v2"]));
+        let [difference] = &found[..] else { panic!("{found:?}") };
+        let sentence = difference.to_string();
+        assert!(sentence.contains("`luo-v5`") && sentence.contains("`luo-v6`"), "{sentence}");
+        assert!(sentence.contains("panic"), "{sentence}");
+        assert_eq!(differences(&here, &Abi::default()).len(), 2);
+    }
+
+    #[test]
+    fn a_running_kernel_is_asked_as_far_as_it_tells() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(of_running(root.path()), Abi::default());
+        let kho = root.path().join(KHO);
+        fs::create_dir_all(kho.join("out/sub_fdts")).unwrap();
+        fs::write(kho.join("out/sub_fdts/LUO"), b"luo-v5\0\0\x01\0\0\0\0\0\0\0").unwrap();
+        assert_eq!(of_running(root.path()), abi(&[], &["luo-v5"], &[]));
+        fs::create_dir_all(kho.join("in")).unwrap();
+        fs::write(kho.join("in/fdt"), b"\xd0\x0d\xfe\xed\0\0\0\x07kho-v4\0\0").unwrap();
+        assert_eq!(of_running(root.path()), abi(&["kho-v4"], &["luo-v5"], &[]));
+    }
+}

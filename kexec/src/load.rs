@@ -1,0 +1,268 @@
+//! Loading the next kernel (`kexec_file_load`), and unloading it.
+//!
+//! The kernel holds one image at a time: a load that succeeds replaces it, one that fails leaves
+//! it. A [`LoadedImage`] is this process's claim on it, and dropping the claim unloads what it
+//! stands for, but never an image that was loaded after it.
+#![expect(unsafe_code, reason = "kexec_file_load has no safe wrapper")]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::{CommandLine, Image};
+
+/// `KEXEC_FILE_UNLOAD` and `KEXEC_FILE_NO_INITRAMFS` of include/uapi/linux/kexec.h.
+const UNLOAD: libc::c_ulong = 0x1;
+const NO_INITRAMFS: libc::c_ulong = 0x4;
+
+/// The number of the image that this process loaded last; held during every load and unload.
+static LAST: Mutex<u64> = Mutex::new(0);
+
+/// A kernel that is loaded and can be entered by [`jump`](crate::jump()). Dropped: unloaded.
+#[derive(Debug)]
+#[must_use = "dropping a loaded image unloads it"]
+pub struct LoadedImage {
+    number: u64,
+    unloaded: bool,
+}
+
+/// Why an image could not be loaded. Whatever was loaded before still is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The image takes shorter command lines only.
+    #[error(
+        "cannot load {}: it takes command lines of {limit} bytes, this one has {bytes}; shorten it",
+        kernel.display()
+    )]
+    CommandLine {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The longest it takes, in bytes.
+        limit: u64,
+        /// The length of the one that was given, in bytes.
+        bytes: u64,
+    },
+    /// The running kernel refused.
+    #[error("cannot load {}: {}", kernel.display(), why(*errno, needs, scratch))]
+    Load {
+        /// The kernel.
+        kernel: PathBuf,
+        /// What the image needs, in words.
+        needs: String,
+        /// The `kho_scratch=` that would do.
+        scratch: String,
+        /// What the kernel answered.
+        errno: Errno,
+    },
+}
+
+impl LoadError {
+    /// The errno, if the kernel was asked.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::CommandLine { .. } => None,
+            Self::Load { errno, .. } => Some(*errno),
+        }
+    }
+}
+
+/// An image that could not be unloaded, which is handed back.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot unload the next kernel: {}", why_not_unloaded(*errno))]
+pub struct UnloadError {
+    /// The image, which is still loaded.
+    pub image: LoadedImage,
+    /// What the kernel answered.
+    pub errno: Errno,
+}
+
+/// Loads `image` to be started with `command_line`.
+///
+/// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere. Takes the time to read and
+/// copy both. Sessions of LUO, before or after, do not matter to it.
+pub fn load(image: &Image, command_line: &CommandLine) -> Result<LoadedImage, LoadError> {
+    let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
+    let bytes = command_line.as_str().len() as u64;
+    let kernel = image.kernel.path.clone();
+    if bytes > limit {
+        return Err(LoadError::CommandLine { kernel, limit, bytes });
+    }
+    let (initramfs, flags) = match &image.initramfs {
+        Some(initramfs) => (initramfs.file.as_raw_fd(), 0),
+        None => (-1, NO_INITRAMFS),
+    };
+    let text = CString::new(command_line.as_str()).unwrap_or_default();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    kexec_file_load(image.kernel.file.as_raw_fd(), initramfs, &text, flags).map_err(|errno| {
+        LoadError::Load { kernel, needs: image.needs(), scratch: image.scratch_parameter(), errno }
+    })?;
+    *last += 1;
+    Ok(LoadedImage { number: *last, unloaded: false })
+}
+
+impl LoadedImage {
+    /// Unloads the image, as dropping it does, and tells if that failed.
+    pub fn unload(mut self) -> Result<(), UnloadError> {
+        match self.unload_now() {
+            Ok(()) => Ok(()),
+            Err(errno) => Err(UnloadError { image: self, errno }),
+        }
+    }
+
+    fn unload_now(&mut self) -> Result<(), Errno> {
+        let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == self.number && !self.unloaded {
+            kexec_file_load(-1, -1, c"", UNLOAD | NO_INITRAMFS)?;
+        }
+        self.unloaded = true;
+        Ok(())
+    }
+}
+
+impl Drop for LoadedImage {
+    fn drop(&mut self) {
+        // An image that stays loaded harms nobody: nothing enters it unasked.
+        let _ = self.unload_now();
+    }
+}
+
+fn kexec_file_load(
+    kernel: RawFd,
+    initramfs: RawFd,
+    command_line: &CStr,
+    flags: libc::c_ulong,
+) -> Result<(), Errno> {
+    let bytes = command_line.to_bytes_with_nul();
+    // SAFETY: the kernel reads the two files, which it checks, and `bytes`; it keeps neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel,
+            initramfs,
+            bytes.len(),
+            bytes.as_ptr(),
+            flags,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+fn why(errno: Errno, needs: &str, scratch: &str) -> String {
+    let known = match errno {
+        Errno::ADDRNOTAVAIL => {
+            return format!(
+                "no scratch area of the running kernel has room for it ({needs}); cold boot with \
+                 `{scratch}` or larger"
+            );
+        }
+        Errno::NOEXEC => {
+            "the running kernel does not take it: it is built for another architecture, for 32-bit \
+             firmware, or without the 5-level paging that is in use"
+        }
+        Errno::KEYREJECTED => {
+            "its signature does not fit any key that the running kernel trusts; sign it, or enroll \
+             the key"
+        }
+        Errno::NOKEY => "it is signed with a key that the running kernel does not have; enroll it",
+        Errno::NODATA => "it is not signed, and the running kernel takes signed kernels only",
+        Errno::BADMSG => "its signature is damaged; sign it again",
+        Errno::PERM => {
+            "not permitted: CAP_SYS_BOOT is missing, kernel.kexec_load_disabled is set, \
+             kernel.kexec_load_limit_reboot is used up, or the kernel is locked down and this one \
+             not signed"
+        }
+        Errno::BUSY => "another kexec call is in progress; try again",
+        Errno::NOMEM => "there is not enough free memory for a copy of it; free some",
+        Errno::TXTBSY => {
+            "the kernel or the initramfs is open for writing; close it (a memfd: open it anew, for \
+             reading)"
+        }
+        Errno::INVAL => "the running kernel refuses the files, their sizes or the command line",
+        Errno::FBIG => "the kernel or the initramfs is too big (2 GiB)",
+        Errno::NOSYS => "the running kernel is built without kexec_file_load",
+        Errno::ACCESS => "a security policy forbids it; allow this program to load kernels",
+        _ => "",
+    };
+    if known.is_empty() { errno.to_string() } else { known.to_owned() }
+}
+
+fn why_not_unloaded(errno: Errno) -> String {
+    let known = match errno {
+        Errno::PERM => {
+            "not permitted: CAP_SYS_BOOT is missing, kernel.kexec_load_disabled is set, or \
+             kernel.kexec_load_limit_reboot is used up"
+        }
+        Errno::BUSY => "another kexec call is in progress; try again",
+        Errno::NOSYS => "the running kernel is built without kexec_file_load",
+        _ => "",
+    };
+    if known.is_empty() { errno.to_string() } else { known.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::image::tests::{bzimage, file};
+
+    fn refused(errno: Errno) -> LoadError {
+        LoadError::Load {
+            kernel: "/boot/next".into(),
+            needs: "the kernel takes 15 MiB".to_owned(),
+            scratch: "kho_scratch=16M,32M,0".to_owned(),
+            errno,
+        }
+    }
+
+    /// A claim on an image that was never loaded.
+    fn nothing_loaded() -> LoadedImage {
+        LoadedImage { number: 0, unloaded: true }
+    }
+
+    #[test]
+    fn every_errno_has_a_sentence_of_its_own_that_names_the_kernel() {
+        let mut load = BTreeSet::new();
+        let mut unload = BTreeSet::new();
+        for number in 1..=133 {
+            let errno = Errno::from_raw_os_error(number);
+            let sentence = refused(errno).to_string();
+            assert!(sentence.contains("/boot/next"), "{sentence}");
+            assert!(!sentence.contains("  ") && !sentence.contains('\n'), "{sentence}");
+            assert!(load.insert(sentence.clone()), "{sentence} is said twice");
+            let sentence = UnloadError { image: nothing_loaded(), errno }.to_string();
+            assert!(unload.insert(sentence.clone()), "{sentence} is said twice");
+        }
+    }
+
+    #[test]
+    fn an_image_without_room_names_its_sizes_and_the_remedy() {
+        let sentence = refused(Errno::ADDRNOTAVAIL).to_string();
+        assert!(sentence.contains("15 MiB"), "{sentence}");
+        assert!(sentence.contains("`kho_scratch=16M,32M,0`"), "{sentence}");
+    }
+
+    #[test]
+    fn an_errno_without_a_sentence_falls_back_to_the_system_text() {
+        assert!(refused(Errno::XDEV).to_string().contains("Invalid cross-device link"));
+    }
+
+    #[test]
+    fn a_command_line_that_the_image_does_not_take_never_reaches_the_kernel() {
+        let mut bytes = bzimage(&[7; 64]);
+        bytes[0x238..0x23c].copy_from_slice(&255_u32.to_le_bytes());
+        let (_dir, path) = file(&bytes);
+        let image = Image::open(&path, None).unwrap();
+        let long = CommandLine::new(&"x".repeat(225)).unwrap();
+        let expected = LoadError::CommandLine { kernel: path, limit: 224, bytes: 225 };
+        assert_eq!(load(&image, &long).unwrap_err(), expected);
+    }
+}

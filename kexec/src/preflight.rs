@@ -1,0 +1,258 @@
+//! Refuses what would lose what is preserved, before anything is touched.
+//!
+//! Only what is certain is refused: a fact that the running kernel does not tell is no reason.
+//! Loading the image is the last word on whether it fits.
+
+use crate::{CommandLine, Image, Kernel, Running, ScratchArea, mib, switch};
+
+/// Why a live update into this image would fail, or lose everything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The running kernel has no KHO.
+    #[error(
+        "the running kernel {release} hands nothing over: KHO is off; cold boot it with `kho=on \
+         liveupdate=on`"
+    )]
+    KhoOffHere {
+        /// The running kernel's release.
+        release: String,
+    },
+    /// The running kernel has no LUO.
+    #[error(
+        "the running kernel {release} has no Live Update Orchestrator; cold boot it with `kho=on \
+         liveupdate=on`, or another one"
+    )]
+    LuoOffHere {
+        /// The running kernel's release.
+        release: String,
+    },
+    /// The next kernel is not told to use KHO.
+    #[error(
+        "the next kernel would not look for what is handed over: `kho=on` is missing on its command line"
+    )]
+    KhoOffThere,
+    /// The next kernel is not told to use LUO.
+    #[error(
+        "the next kernel could not retrieve anything: `liveupdate=on` is missing on its command line"
+    )]
+    LuoOffThere,
+    /// The command line is longer than the image takes.
+    #[error(
+        "the next kernel takes a command line of {limit} bytes, this one has {bytes}; shorten it"
+    )]
+    CommandLineTooLong {
+        /// The longest it takes, in bytes.
+        limit: u64,
+        /// The length of the one that was given, in bytes.
+        bytes: u64,
+    },
+    /// The kernel or the initramfs does not fit.
+    #[error(
+        "the {what} needs {} in one piece, and the scratch areas have no such piece left \
+         ({areas}); cold boot with `{remedy}` or larger",
+        mib(*bytes)
+    )]
+    NoRoom {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+        /// What it needs in bytes.
+        bytes: u64,
+        /// The scratch areas, in words.
+        areas: String,
+        /// A `kho_scratch=` that would do.
+        remedy: String,
+    },
+}
+
+/// Checks everything that can be known before `image` is loaded, and tells all that is wrong.
+pub fn check(
+    running: &Running,
+    image: &Image,
+    command_line: &CommandLine,
+) -> Result<(), Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    let release = || running.release.clone();
+    if running.kho == Some(false) {
+        refusals.push(Refusal::KhoOffHere { release: release() });
+    } else if !running.luo {
+        refusals.push(Refusal::LuoOffHere { release: release() });
+    }
+    // Off by default, or by the kernel's configuration: saying nothing is not enough.
+    if switch(command_line.as_str(), "kho") != Some(true) {
+        refusals.push(Refusal::KhoOffThere);
+    }
+    if switch(command_line.as_str(), "liveupdate") != Some(true) {
+        refusals.push(Refusal::LuoOffThere);
+    }
+    let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
+    let bytes = command_line.as_str().len() as u64;
+    if bytes > limit {
+        refusals.push(Refusal::CommandLineTooLong { limit, bytes });
+    }
+    if let Some(areas) = &running.scratch {
+        refusals.extend(no_room(areas, image));
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+}
+
+const PAGE: u64 = 4096;
+/// Where kexec loads an initramfs at the lowest (`MIN_INITRD_LOAD_ADDR`).
+const MIN_INITRAMFS_ADDRESS: u64 = 0x100_0000;
+
+/// Places the image as the running kernel would: each part in the first area that has room, as high
+/// as possible. The few pages of boot parameters and purgatory are left out of account.
+fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
+    let refusal = |what, bytes| {
+        let sizes: Vec<String> = areas.iter().map(|area| mib(area.size)).collect();
+        let areas = if sizes.is_empty() { "there are none".to_owned() } else { sizes.join(", ") };
+        Refusal::NoRoom { what, bytes, areas, remedy: image.scratch_parameter() }
+    };
+    let mut free: Vec<(u64, u64)> =
+        areas.iter().map(|area| (area.start, area.start.saturating_add(area.size))).collect();
+    let Kernel { init_size, lowest_address, alignment, .. } = image.kernel;
+    if !place(&mut free, init_size, lowest_address, alignment) {
+        return Some(refusal("kernel", init_size));
+    }
+    let initramfs = image.initramfs.as_ref()?;
+    let fits = place(&mut free, initramfs.size, MIN_INITRAMFS_ADDRESS, PAGE);
+    (!fits).then(|| refusal("initramfs", initramfs.size))
+}
+
+/// Takes `size` bytes, at `lowest` or higher, out of the first of the `free` pieces that has them.
+fn place(free: &mut Vec<(u64, u64)>, size: u64, lowest: u64, alignment: u64) -> bool {
+    let size = size.next_multiple_of(PAGE);
+    for index in 0..free.len() {
+        let (start, end) = free[index];
+        let Some(highest) = end.checked_sub(size) else { continue };
+        let taken = highest & !(alignment - 1);
+        if taken >= start.max(lowest) {
+            free.splice(index..=index, [(start, taken), (taken + size, end)]);
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::image::tests::{bzimage, file};
+
+    const MIB: u64 = 1 << 20;
+
+    /// A kernel that needs 15 MiB at 16 MiB or higher, and an initramfs of `initramfs` bytes.
+    fn image(initramfs: u64) -> (TempDir, Image) {
+        let (dir, kernel) = file(&bzimage(&[7; 64]));
+        let path = dir.path().join("initramfs");
+        std::fs::write(&path, b"070701").unwrap();
+        let mut image = Image::open(&kernel, Some(&path)).unwrap();
+        image.initramfs.as_mut().unwrap().size = initramfs;
+        (dir, image)
+    }
+
+    fn running(areas: &[(u64, u64)]) -> Running {
+        let areas =
+            areas.iter().map(|(start, size)| ScratchArea { start: start * MIB, size: size * MIB });
+        Running {
+            release: "7.3.4-a".to_owned(),
+            version: String::new(),
+            command_line: String::new(),
+            kexec_loaded: Some(false),
+            luo: true,
+            kho: Some(true),
+            scratch: Some(areas.collect()),
+        }
+    }
+
+    fn live() -> CommandLine {
+        CommandLine::for_live_update("quiet").unwrap()
+    }
+
+    #[test]
+    fn what_is_in_order_is_not_refused() {
+        let (_dir, image) = image(10 * MIB);
+        assert_eq!(check(&running(&[(64, 16), (128, 64)]), &image, &live()), Ok(()));
+        let mut silent = running(&[]);
+        (silent.scratch, silent.kho, silent.kexec_loaded) = (None, None, None);
+        assert_eq!(check(&silent, &image, &live()), Ok(()), "what is unknown is no reason");
+    }
+
+    #[test]
+    fn a_handover_that_is_off_on_either_side_is_refused() {
+        let (_dir, image) = image(MIB);
+        let mut here = running(&[(64, 64)]);
+        here.luo = false;
+        let release = "7.3.4-a".to_owned();
+        let refused = check(&here, &image, &live()).unwrap_err();
+        assert_eq!(refused, [Refusal::LuoOffHere { release: release.clone() }]);
+        here.kho = Some(false);
+        let refused = check(&here, &image, &CommandLine::new("quiet").unwrap()).unwrap_err();
+        assert_eq!(
+            refused,
+            [Refusal::KhoOffHere { release }, Refusal::KhoOffThere, Refusal::LuoOffThere]
+        );
+        let off = CommandLine::new("kho=on liveupdate=on liveupdate=off").unwrap();
+        let refused = check(&running(&[(64, 64)]), &image, &off).unwrap_err();
+        assert_eq!(refused, [Refusal::LuoOffThere]);
+    }
+
+    #[test]
+    fn an_image_without_room_is_refused_with_sizes_and_a_remedy() {
+        let (_dir, image) = image(50 * MIB);
+        for (areas, what) in [
+            (&[][..], "kernel"),
+            (&[(64, 14)], "kernel"),
+            (&[(64, 8), (128, 8)], "kernel"),
+            // 16 MiB below 16 MiB are of no use to a kernel.
+            (&[(0, 16)], "kernel"),
+            (&[(64, 64)], "initramfs"),
+            (&[(64, 16), (128, 49)], "initramfs"),
+            // The kernel goes into the first area that has room for it.
+            (&[(64, 50), (128, 16)], "initramfs"),
+        ] {
+            let refused = check(&running(areas), &image, &live()).unwrap_err();
+            let [Refusal::NoRoom { what: found, remedy, .. }] = &refused[..] else {
+                panic!("{areas:?}: {refused:?}");
+            };
+            assert_eq!((*found, remedy.as_str()), (what, "kho_scratch=16M,96M,0"), "{areas:?}");
+        }
+        for areas in [&[(64, 66)][..], &[(64, 16), (128, 50)]] {
+            assert_eq!(check(&running(areas), &image, &live()), Ok(()), "{areas:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_longer_than_the_image_takes_is_refused() {
+        let (_dir, mut image) = image(MIB);
+        image.kernel.command_line_size = 25 + 31;
+        let refused = check(&running(&[(64, 64)]), &image, &live()).unwrap_err();
+        assert_eq!(refused, [Refusal::CommandLineTooLong { limit: 25, bytes: 26 }]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_placed_lies_within_the_free_pieces_and_nothing_overlaps(
+            areas in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 30), 0..4),
+            sizes in prop::collection::vec((1_u64..1 << 29, 0_u32..22), 0..6),
+        ) {
+            let mut at = 0;
+            let mut free: Vec<(u64, u64)> = areas.iter().map(|(gap, size)| {
+                let start = at + gap;
+                at = start + size;
+                (start, at)
+            }).collect();
+            for (size, shift) in sizes {
+                let before: u64 = free.iter().map(|(start, end)| end - start).sum();
+                let fits = place(&mut free, size, 1 << 24, 4096 << (shift / 2));
+                let after: u64 = free.iter().map(|(start, end)| end - start).sum();
+                let taken = if fits { size.next_multiple_of(PAGE) } else { 0 };
+                prop_assert_eq!(before - after, taken);
+                prop_assert!(free.is_sorted());
+            }
+        }
+    }
+}
