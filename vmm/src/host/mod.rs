@@ -166,7 +166,7 @@ impl Host {
                 (mounted, _) => mounted?,
             }
         }
-        if let Err(error) = guest_mem::HugePages::advise() {
+        if let Err(error) = guest_mem::HugePages::set_advise(Path::new("/sys")) {
             tracing::warn!("{}", chain(&error).join(": "));
         }
         match arrival {

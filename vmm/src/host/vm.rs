@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io;
 
-use guest_mem::Segment;
+use guest_mem::{Segment, create_segment};
 use luo::Incoming;
 
 use super::files::{Files, OpenError};
@@ -50,6 +50,15 @@ pub enum VmError {
     /// How much RAM the host has cannot be found out.
     #[error("cannot read /proc/meminfo")]
     Meminfo(#[source] io::Error),
+    /// An fd cannot be duplicated.
+    #[error("VM `{name}`: cannot hand its RAM to its process")]
+    Clone {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its RAM cannot be made.
     #[error("VM `{name}`: cannot create its RAM")]
     Ram {
@@ -168,8 +177,9 @@ impl Vm {
             .and_then(|files| files.with_kernel(&self.machine))
             .map_err(|source| VmError::Open { name: self.name(), source })?;
         for segment in &segments {
-            let fd = segment.try_clone_fd().map_err(|e| self.ram_error(e))?;
-            files.push(Role::Segment, fd);
+            let clone = segment.file().try_clone();
+            let clone = clone.map_err(|source| VmError::Clone { name: self.name(), source })?;
+            files.push(Role::Segment, clone);
         }
         let start = || {
             let process = VmProcess::spawn()?;
@@ -197,7 +207,7 @@ impl Vm {
         layout
             .segments()
             .iter()
-            .map(|plan| Segment::create(self.machine.name.as_str(), plan.len))
+            .map(|plan| create_segment(self.machine.name.as_str(), plan.len))
             .collect::<Result<_, _>>()
             .map_err(|e| self.ram_error(e))
     }

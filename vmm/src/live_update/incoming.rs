@@ -9,11 +9,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use guest_mem::Segment;
+use guest_mem::{Segment, check_segment, create_segment};
 use luo::{Incoming, Orchestrator};
 
 use super::manifest::{
-    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token,
+    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, frame_digest, host_session, segment_token,
     vm_session,
 };
 use crate::vm::ram_layout;
@@ -56,6 +56,9 @@ pub enum IncomingError {
         /// What this build would make.
         expected: usize,
     },
+    /// An fd cannot be duplicated.
+    #[error("cannot hand its RAM to the VM's process")]
+    Clone(#[source] io::Error),
     /// A file that the VM needs is gone.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -123,8 +126,7 @@ impl Arrived {
         let Life::Live(live) = &self.vm.life else { return None };
         let segments = live.segments.iter().zip(&self.entry.segments);
         let preserved = segments.filter(|(_, entry)| entry.preserved).map(|(segment, _)| segment);
-        let digest = guest_mem::frames::digest(preserved);
-        Some(digest.map(|f| FrameDigest { digest: f.digest, pages: f.pages }))
+        Some(frame_digest(preserved))
     }
 }
 
@@ -160,7 +162,7 @@ fn begin(
     let mut files = Files::for_machine(&entry.machine)?;
     files.push(Role::State, state);
     for segment in &segments {
-        files.push(Role::Segment, segment.try_clone_fd()?);
+        files.push(Role::Segment, segment.file().try_clone().map_err(IncomingError::Clone)?);
     }
     let request = Request::Restore { machine: entry.machine.clone(), bytes: entry.state_bytes };
     process.send(request, &files.borrow())?;
@@ -181,9 +183,9 @@ fn retrieve_ram(session: &Incoming, entry: &VmEntry) -> Result<Vec<Segment>, Inc
     for (index, segment) in entry.segments.iter().enumerate() {
         segments.push(if segment.preserved {
             let fd = session.retrieve(segment_token(index))?;
-            Segment::from_retrieved(index, fd, segment.bytes)?
+            check_segment(index, fd, segment.bytes)?
         } else {
-            Segment::create(entry.machine.name.as_str(), segment.bytes)?
+            create_segment(entry.machine.name.as_str(), segment.bytes)?
         });
     }
     Ok(segments)

@@ -4,6 +4,7 @@
 //! nor tokens. Only the host writes and reads it: what a VM's process says of itself stands in its
 //! state document, and the host opens no path that it read there.
 
+use guest_mem::Segment;
 use luo::{SessionName, Token};
 
 use super::timeline::Ledger;
@@ -89,6 +90,17 @@ pub struct FrameDigest {
     pub digest: u64,
     /// How many pages.
     pub pages: u64,
+}
+
+/// The digest of the page frames that `segments` lie in.
+pub fn frame_digest<'a>(
+    segments: impl Iterator<Item = &'a Segment>,
+) -> Result<FrameDigest, guest_mem::Error> {
+    let mut frames = guest_mem::FrameDigest::default();
+    for segment in segments {
+        frames.add(segment)?;
+    }
+    Ok(FrameDigest { digest: frames.hash, pages: frames.pages })
 }
 
 /// `perennial,host-v1`: see `docs/state-document.md`.

@@ -5,6 +5,7 @@
 
 pub mod incoming;
 pub mod manifest;
+pub mod next_kernel;
 pub mod outgoing;
 pub mod timeline;
 

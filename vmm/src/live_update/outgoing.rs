@@ -12,9 +12,10 @@ use std::path::PathBuf;
 use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
-    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session,
-    segment_token, vm_session,
+    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, frame_digest,
+    host_session, segment_token, vm_session,
 };
+use super::next_kernel::{self, NextKernelError};
 use super::timeline::Ledger;
 use super::{Outcome, Step};
 use crate::arch::x86_64::tsc;
@@ -64,7 +65,7 @@ pub enum UpdateError {
     UnfinishedSession(String),
     /// The next kernel cannot be used.
     #[error("the next kernel cannot be loaded")]
-    Kexec(#[from] kexec::Error),
+    NextKernel(#[from] NextKernelError),
     /// LUO refused.
     #[error("step `{step}`{}", about(vm.as_ref()))]
     Luo {
@@ -76,9 +77,18 @@ pub enum UpdateError {
         #[source]
         source: luo::Error,
     },
-    /// Guest RAM cannot be examined.
+    /// Which RAM was touched cannot be found out.
     #[error("VM `{vm}`: cannot examine its RAM")]
     Ram {
+        /// Which VM.
+        vm: VmName,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Which page frames its RAM lies in cannot be found out.
+    #[error("VM `{vm}`: cannot verify its page frames")]
+    Frames {
         /// Which VM.
         vm: VmName,
         /// Why.
@@ -163,7 +173,7 @@ pub fn run(
     // While the guests run.
     refuse_unfinished(vms, unfinished)?;
     before(Step::Load)?;
-    let image = kexec::prepare(&plan.kernel, &plan.initramfs, &plan.cmdline)?;
+    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -242,8 +252,7 @@ impl Leaving<'_> {
     /// Preserves the segments that the guest has touched and that are not preserved yet.
     fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
         for (index, segment) in self.live.segments.iter().enumerate() {
-            let touched = || segment.is_touched().map_err(|e| self.ram_error(e));
-            if !self.preserved[index] && touched()? {
+            if !self.preserved[index] && guest_mem::is_touched(segment).map_err(self.examine())? {
                 self.session
                     .preserve(segment.as_fd(), segment_token(index))
                     .map_err(luo_error(step, Some(self.machine)))?;
@@ -257,12 +266,13 @@ impl Leaving<'_> {
     fn digest_frames(&self) -> Result<FrameDigest, UpdateError> {
         let segments = self.live.segments.iter().zip(&self.preserved);
         let preserved = segments.filter(|(_, preserved)| **preserved).map(|(segment, _)| segment);
-        let frames = guest_mem::frames::digest(preserved).map_err(|e| self.ram_error(e))?;
-        Ok(FrameDigest { digest: frames.digest, pages: frames.pages })
+        frame_digest(preserved)
+            .map_err(|source| UpdateError::Frames { vm: self.machine.name.clone(), source })
     }
 
-    fn ram_error(&self, source: guest_mem::Error) -> UpdateError {
-        UpdateError::Ram { vm: self.machine.name.clone(), source }
+    fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError {
+        let vm = self.machine.name.clone();
+        move |source| UpdateError::Ram { vm: vm.clone(), source }
     }
 
     fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError {

@@ -1,0 +1,152 @@
+//! `perennial vmm`: the process of one VM, which does what the host asks over the link.
+//!
+//! It starts with nothing but the link. When the link closes, the host is gone or has given the VM
+//! up, and the process ends.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::{Vm, VmError};
+use crate::api::chain;
+use crate::link::{Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role};
+use crate::machine::Machine;
+use crate::state::{StateError, document};
+
+/// The VM's process cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Standard input is not the link.
+    #[error("cannot take the link from standard input; `perennial vmm` is started by the host")]
+    NoLink(#[source] io::Error),
+    /// The link broke.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// What was asked cannot be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum RequestError {
+    #[error("there is a machine in this process already")]
+    Second,
+    #[error("there is no machine in this process yet")]
+    NoMachine,
+    #[error(transparent)]
+    Fds(#[from] FdsError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error("cannot read the state document from its memfd")]
+    Read(#[source] io::Error),
+    #[error("cannot write the state document into its memfd")]
+    Write(#[source] io::Error),
+    #[error("the state document has {found} bytes, the manifest says {wanted}")]
+    Length { found: u64, wanted: u64 },
+    #[error("the state document cannot be used")]
+    State(#[from] StateError),
+    #[error("the state document does not say what was saved: this is a bug, please report it")]
+    SelfCheck,
+}
+
+/// Serves the host until it closes the link.
+pub fn run() -> Result<(), ServeError> {
+    let link = io::stdin().as_fd().try_clone_to_owned().map_err(ServeError::NoLink)?;
+    let link = Arc::new(Channel::from_fd(link));
+    let mut process = Process { link: link.clone(), vm: None };
+    loop {
+        let (envelope, fds) = match link.receive::<Envelope>() {
+            Err(LinkError::Closed) => return Ok(()),
+            other => other?,
+        };
+        let reply = Fds::new(&envelope.roles, fds)
+            .map_err(RequestError::from)
+            .and_then(|fds| process.handle(envelope.request, fds))
+            .unwrap_or_else(|error| Reply::Failed(chain(&error)));
+        match link.send(&FromVm::Reply(reply), &[]) {
+            Err(LinkError::Closed) => return Ok(()),
+            other => other?,
+        }
+    }
+}
+
+struct Process {
+    link: Arc<Channel>,
+    vm: Option<Vm>,
+}
+
+impl Process {
+    fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
+        match request {
+            Request::Boot(machine) => {
+                let vm = self.first().and_then(|events| Ok(Vm::boot(machine, &mut fds, events)?))?;
+                self.vm = Some(vm);
+                Ok(Reply::Built)
+            }
+            Request::Restore { machine, bytes } => {
+                let events = self.first()?;
+                let state = read_state(&mut fds, bytes)?;
+                self.vm = Some(restore(machine, &state, &mut fds, events)?);
+                Ok(Reply::Built)
+            }
+            Request::Resume => Ok(Reply::Resumed { first_entry_tsc: self.vm()?.resume()? }),
+            Request::Pause => Ok(Reply::Paused { last_exit_tsc: self.vm()?.pause()? }),
+            Request::Save => save(self.vm()?, &mut fds),
+            Request::Sync => {
+                self.vm()?.sync()?;
+                Ok(Reply::Synced)
+            }
+        }
+    }
+
+    /// Where a first machine reports to.
+    fn first(&self) -> Result<impl Fn(Event) + Send + Sync + 'static, RequestError> {
+        let link = self.link.clone();
+        match self.vm {
+            // A failed send means that the host is gone, and so will be this process.
+            None => Ok(move |event| drop(link.send(&FromVm::Event(event), &[]))),
+            Some(_) => Err(RequestError::Second),
+        }
+    }
+
+    fn vm(&mut self) -> Result<&mut Vm, RequestError> {
+        self.vm.as_mut().ok_or(RequestError::NoMachine)
+    }
+}
+
+fn read_state(fds: &mut Fds, bytes: u64) -> Result<Vec<u8>, RequestError> {
+    let file = File::from(fds.take_one(Role::State)?);
+    let found = file.metadata().map_err(RequestError::Read)?.len();
+    // Bounded before the allocation: `found` is what is really there.
+    if found != bytes || found > document::MAX_BYTES as u64 {
+        return Err(RequestError::Length { found, wanted: bytes });
+    }
+    let mut state = vec![0; found as usize];
+    file.read_exact_at(&mut state, 0).map_err(RequestError::Read)?;
+    Ok(state)
+}
+
+fn restore(
+    machine: Machine,
+    state: &[u8],
+    fds: &mut Fds,
+    events: impl Fn(Event) + Send + Sync + 'static,
+) -> Result<Vm, RequestError> {
+    // The whole document is checked plain data before anything is built.
+    let state = document::read_document(state)?;
+    Ok(Vm::restore(&machine, state, fds, events)?)
+}
+
+fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {
+    let file = File::from(fds.take_one(Role::State)?);
+    let state = vm.save()?;
+    let bytes = document::write_document(&state)?;
+    // While the guest can still be resumed: is this what the new kernel will read?
+    if document::read_document::<super::MachineStateV1>(&bytes)? != state {
+        return Err(RequestError::SelfCheck);
+    }
+    file.write_all_at(&bytes, 0).map_err(RequestError::Write)?;
+    Ok(Reply::Saved { bytes: bytes.len() as u64 })
+}
