@@ -83,7 +83,7 @@ pub struct UnloadError {
 
 /// Loads `image` to be started with `command_line`.
 ///
-/// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere. Takes the time to read and
+/// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere (a memfd may). Takes the time to read and
 /// copy both. Sessions of LUO, before or after, do not matter to it.
 pub fn load(image: &Image, command_line: &CommandLine) -> Result<LoadedImage, LoadError> {
     let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
@@ -181,10 +181,7 @@ fn why(errno: Errno, needs: &str, scratch: &str) -> String {
         }
         Errno::BUSY => "another kexec call is in progress; try again",
         Errno::NOMEM => "there is not enough free memory for a copy of it; free some",
-        Errno::TXTBSY => {
-            "the kernel or the initramfs is open for writing; close it (a memfd: open it anew, for \
-             reading)"
-        }
+        Errno::TXTBSY => "the kernel or the initramfs is open for writing; close it first",
         Errno::INVAL => "the running kernel refuses the files, their sizes or the command line",
         Errno::FBIG => "the kernel or the initramfs is too big (2 GiB)",
         Errno::NOSYS => "the running kernel is built without kexec_file_load",

@@ -104,7 +104,8 @@ const MIN_INITRAMFS_ADDRESS: u64 = 0x100_0000;
 /// as possible. The few pages of boot parameters and purgatory are left out of account.
 fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
     let refusal = |what, bytes| {
-        let sizes: Vec<String> = areas.iter().map(|area| mib(area.size)).collect();
+        let sizes: Vec<String> =
+            areas.iter().map(|area| area.size).filter(|size| *size > 0).map(mib).collect();
         let areas = if sizes.is_empty() { "there are none".to_owned() } else { sizes.join(", ") };
         Refusal::NoRoom { what, bytes, areas, remedy: image.scratch_parameter() }
     };
