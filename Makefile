@@ -12,7 +12,7 @@ SHELL := bash
 CACHE := $(or $(PERENNIAL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/perennial)
 
 # A cargo-deny installed below is found like one that was there before.
-CARGO_DENY_VERSION := 0.19.0
+CARGO_DENY_VERSION := 0.20.2
 export PATH := $(PATH):$(CACHE)/tools/bin
 
 # How the end-to-end suites, the demo and the benchmark find their kernels. The
@@ -70,7 +70,7 @@ lint: ## Formatting, clippy, documentation, licences and advisories
 
 .PHONY: kernels
 kernels: ## Build the test kernels, or find them in the cache
-	$(STEP) "kernels (first run: 10 to 15 minutes on 2 cores)"
+	$(STEP) "kernels (first run: about 10 minutes on 2 cores)"
 	@resources/kernel/build.sh all
 
 .PHONY: setup

@@ -15,7 +15,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=resources/apt.sh
 . "$here/apt.sh"
 
-rust_needed=1.85
+# The workspace says which Rust it needs.
+rust_needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../Cargo.toml")
 # The first QEMU whose emulation has what the tests lean on: x2APIC for the host,
 # and SVM with nested paging that is complete enough for KVM.
 qemu_needed=8

@@ -162,12 +162,12 @@ build() {
 
     if [[ ! -d $tree ]]; then
         mkdir -p "$tree"
-        say "building $name (10 to 15 minutes on 2 cores; the log is $log)"
+        say "building $name (3 to 8 minutes on 2 cores; the log is $log)"
         "${make[@]}" -s "KCONFIG_ALLCONFIG=$(fragment "$name")" allnoconfig >"$log" 2>&1 ||
             die "the configuration failed; see $log"
         check_config "$(fragment "$name")" "$tree/.config"
     else
-        say "building $name (a relink: about a minute)"
+        say "building $name (a relink: some seconds)"
     fi
     if ! "${make[@]}" "-j$(nproc)" bzImage 2>&1 | tee "$log" |
         awk 'NR % 250 == 0 { printf "kernel:   %d steps\n", NR; fflush() }' >&2; then

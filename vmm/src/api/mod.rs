@@ -59,6 +59,13 @@ pub enum Command {
         /// Which.
         vm: VmName,
     },
+    /// Write a VM's state document to a new file.
+    Dump {
+        /// Which.
+        vm: VmName,
+        /// Where to; it must not exist.
+        path: PathBuf,
+    },
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
     /// Where the time of the last live update went.

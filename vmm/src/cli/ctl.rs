@@ -33,6 +33,14 @@ enum Command {
     Resume(Name),
     /// Try again to restore a VM whose restore failed after a live update
     Restore(Name),
+    /// Write a VM's state document to a new file of the host; a running VM pauses for it
+    Dump {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// The file, which must not exist
+        path: PathBuf,
+    },
     /// Replace the host's kernel under its VMs
     Update {
         /// The next kernel, instead of the one in the configuration
@@ -101,6 +109,7 @@ impl From<Command> for api::Command {
             Command::Pause(Name { vm }) => Self::Pause { vm },
             Command::Resume(Name { vm }) => Self::Resume { vm },
             Command::Restore(Name { vm }) => Self::Restore { vm },
+            Command::Dump { vm, path } => Self::Dump { vm, path },
             Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames } => {
                 let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
                 Self::Update(update)

@@ -295,6 +295,7 @@ impl Server {
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Restore { vm } => host.restore(&vm)?,
+            Command::Dump { vm, path } => host.vm(&vm)?.dump(&path)?,
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
                 match host.update(call, || announce(self)) {

@@ -7,8 +7,11 @@
 //!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Live
 //! ```
 
-use std::fs::File;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use guest_mem::{Segment, create_segment};
 use luo::Incoming;
@@ -85,6 +88,26 @@ pub enum VmError {
         /// Why.
         #[source]
         source: ProcessError,
+    },
+    /// Its state document cannot be fetched from its process.
+    #[error("VM `{name}`: cannot fetch its state document")]
+    Document {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its state document cannot be written to a file.
+    #[error("VM `{name}`: cannot write its state document to {}", path.display())]
+    Dump {
+        /// The VM.
+        name: VmName,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// Its restore failed again.
     #[error("VM `{name}` cannot be restored; its memory is still preserved: {why}")]
@@ -237,6 +260,44 @@ impl Vm {
         live.process.ask(request).map_err(|source| VmError::Process { name, source })?;
         live.running = running;
         Ok(())
+    }
+
+    /// Writes the state document to a new file at `path`. A running VM pauses for it.
+    pub fn dump(&mut self, path: &Path) -> Result<(), VmError> {
+        let pauses = matches!(&self.life, Life::Live(live) if live.running);
+        if pauses {
+            self.pause()?;
+        }
+        let document = self.document();
+        if pauses {
+            self.resume()?;
+        }
+        let document = document?;
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(&document)
+        };
+        write().map_err(|source| VmError::Dump { name: self.name(), path: path.into(), source })
+    }
+
+    /// The state document of a VM that is paused.
+    fn document(&self) -> Result<Vec<u8>, VmError> {
+        let Life::Live(live) = &self.life else {
+            return Err(self.wrong_state("only a VM that runs or is paused has a state"));
+        };
+        let error = |source| VmError::Document { name: self.name(), source };
+        let file = document_memfd("dump", &[]).map_err(error)?;
+        let ask = || {
+            live.process.send(Request::Save, &[(Role::State, file.as_fd())])?;
+            match live.process.reply()? {
+                Reply::Saved { .. } => Ok(()),
+                other => Err(unexpected("save", &other)),
+            }
+        };
+        ask().map_err(|source| self.process_error(source))?;
+        let mut bytes = Vec::new();
+        (&file).read_to_end(&mut bytes).map_err(error)?;
+        Ok(bytes)
     }
 
     /// Ends the VM at once. A preserved one loses its memory.
