@@ -146,7 +146,8 @@ impl Config {
 
     /// Checks the text of a configuration.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|e| ConfigError::Parse(one_line(&e)))?;
+        let file: File =
+            toml::from_str(text).map_err(|e| ConfigError::Parse(one_line(text, &e)))?;
         let machines = file.vm.into_iter().map(VmSection::check).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         for machine in &machines {
@@ -158,15 +159,13 @@ impl Config {
     }
 }
 
-/// The parser's message with its place; its own text is a drawing over several lines.
-fn one_line(error: &toml::de::Error) -> String {
-    error
-        .to_string()
-        .split('\n')
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+/// The parser's message with its line; its own text is a drawing over several lines.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', "; ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
+        None => message,
+    }
 }
 
 impl VmSection {

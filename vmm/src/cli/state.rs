@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::state::{StateError, document};
+use crate::state::StateError;
+use crate::state::document::{self, Detail};
 use crate::vm::MachineStateV1;
 
 #[derive(Debug, Subcommand)]
@@ -15,6 +16,9 @@ pub(super) enum Command {
     Show {
         /// The document
         file: PathBuf,
+        /// Print long byte arrays whole
+        #[arg(long)]
+        full: bool,
     },
     /// Decode a state document completely, as a restore would, and say whether it is sound
     Check {
@@ -40,13 +44,14 @@ pub(super) enum Error {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Error> {
-    let (Command::Show { file } | Command::Check { file }) = &command;
+    let (Command::Show { file, .. } | Command::Check { file }) = &command;
     let bytes = fs::read(file).map_err(|source| Error::Read { file: file.clone(), source })?;
     let error = |source| Error::State { file: file.clone(), source };
     match command {
-        Command::Show { .. } => {
+        Command::Show { full, .. } => {
+            let detail = if full { Detail::Full } else { Detail::Brief };
             let root = document::decode(&bytes).map_err(error)?;
-            print!("{}", document::show(&root));
+            print!("{}", document::show(&root, detail));
         }
         Command::Check { .. } => {
             let state: MachineStateV1 = document::read_document(&bytes).map_err(error)?;

@@ -68,7 +68,12 @@ impl Files {
 }
 
 fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
-    options.open(path).map_err(|source| OpenError { what, path: path.to_owned(), remedy: "", source })
+    options.open(path).map_err(|source| OpenError {
+        what,
+        path: path.to_owned(),
+        remedy: "",
+        source,
+    })
 }
 
 fn open_serial(output: &SerialOutput) -> Result<Option<OwnedFd>, OpenError> {

@@ -43,8 +43,12 @@ pub fn is_pid_1() -> bool {
 /// reported: a host without debugfs still hosts.
 pub fn set_up() {
     for (source, target, fs) in ESSENTIAL {
-        let mount =
-            Mount { source: source.into(), target: target.into(), fs: fs.into(), options: String::new() };
+        let mount = Mount {
+            source: source.into(),
+            target: target.into(),
+            fs: fs.into(),
+            options: String::new(),
+        };
         if let Err(error) = attach(&mount) {
             tracing::warn!("{}", crate::api::chain(&error).join(": "));
         }

@@ -18,9 +18,7 @@ use std::path::{Path, PathBuf};
 
 use luo::{Incoming, Orchestrator};
 
-use crate::api::report::{
-    FramesReport, HostReport, Report, SegmentsReport, VmReport, phases,
-};
+use crate::api::report::{FramesReport, HostReport, Report, SegmentsReport, VmReport, phases};
 use crate::api::{Status, VmStatus, chain};
 use crate::arch::x86_64::tsc;
 use crate::config::{Config, ConfigError};
@@ -58,7 +56,9 @@ pub enum HostError {
     #[error("this host cannot do live updates: {0}")]
     NoLuo(String),
     /// An argument of the update is missing.
-    #[error("no {0} for the next host: give one with the command, or in [update] of the configuration")]
+    #[error(
+        "no {0} for the next host: give one with the command, or in [update] of the configuration"
+    )]
     NothingToLoad(&'static str),
     /// What the last kernel left cannot be read.
     #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
@@ -81,12 +81,13 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// What became of the guests.
-    pub fn outcome(&self) -> Outcome {
+    /// What became of the guests, if the error is about a live update.
+    pub fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Update(error) => error.outcome(),
-            Self::Vm(VmError::StillPreserved { .. }) | Self::Arrival(_) => Outcome::Preserved,
-            _ => Outcome::Running,
+            Self::Update(error) => Some(error.outcome()),
+            Self::NoLuo(_) | Self::NothingToLoad(_) => Some(Outcome::Running),
+            Self::Vm(VmError::StillPreserved { .. }) | Self::Arrival(_) => Some(Outcome::Preserved),
+            _ => None,
         }
     }
 }
@@ -124,9 +125,11 @@ impl Host {
         let device = luo::kernel::Device::default();
         let mut luo: Result<Box<dyn Orchestrator>, String> = match device.is_present() {
             true => Ok(Box::new(device)),
-            false => Err("there is no /dev/liveupdate; the kernel needs LUO and `liveupdate=on` on \
+            false => {
+                Err("there is no /dev/liveupdate; the kernel needs LUO and `liveupdate=on` on \
                           its command line"
-                .to_owned()),
+                    .to_owned())
+            }
         };
         let arrival = match &luo {
             Ok(device) => incoming::arrive(device.as_ref()),
@@ -347,7 +350,9 @@ impl Host {
         self.finish_the_rest();
         match failed {
             None => Ok(()),
-            Some(why) => Err(VmError::StillPreserved { name: name.clone(), why: why.join(": ") }.into()),
+            Some(why) => {
+                Err(VmError::StillPreserved { name: name.clone(), why: why.join(": ") }.into())
+            }
         }
     }
 
@@ -408,10 +413,13 @@ fn choose_config(
 
 /// Finishes a session; one that cannot be is handed back.
 fn finish(session: Incoming) -> Option<Incoming> {
-    session.finish().map_err(|failure| {
-        tracing::error!("{}", chain(&failure.error).join(": "));
-        failure.session
-    }).err()
+    session
+        .finish()
+        .map_err(|failure| {
+            tracing::error!("{}", chain(&failure.error).join(": "));
+            failure.session
+        })
+        .err()
 }
 
 fn vm_status(vm: &Vm) -> VmStatus {

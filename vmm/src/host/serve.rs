@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::vm::Life;
-use super::{Host, HostError, files, init};
+use super::{Host, HostError, files};
 use crate::api::{Call, Command, Line, Lines, chain};
 use crate::config::HostSection;
 use crate::live_update::outgoing::UpdateError;
@@ -26,7 +26,7 @@ const MAX_CLIENTS: usize = 64;
 const PORT_PAUSE_NS: i64 = 200_000_000;
 
 /// Listeners, clients and signals.
-pub struct Server {
+pub(super) struct Server {
     children: UnixStream,
     end: UnixStream,
     listener: Option<(UnixListener, PathBuf)>,
@@ -57,7 +57,7 @@ enum After {
 
 impl Server {
     /// Prepares for signals before anything can end or arrive.
-    pub fn new() -> Result<Self, HostError> {
+    pub(super) fn new() -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
             read.set_nonblocking(true)?;
@@ -76,7 +76,7 @@ impl Server {
     }
 
     /// Opens the socket and the control port of the configuration.
-    pub fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
+    pub(super) fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
         if let Some(path) = &section.socket {
             let error = |source| HostError::Socket { path: path.clone(), source };
             self.listener = Some((listen(path).map_err(error)?, path.clone()));
@@ -95,10 +95,10 @@ impl Server {
     }
 
     /// Serves until the host is told to stop.
-    pub fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
+    pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
         tracing::info!("ready: {}", summary(host));
         let status = json!(host.status());
-        self.to_port(&Line::Event { event: "ready".to_owned(), status: Some(status) });
+        self.tell_port(&Line::Event { event: "ready".to_owned(), status: Some(status) });
         loop {
             for source in self.wait(host).map_err(|e| HostError::Loop(e.into()))? {
                 if let After::Stop = self.handle(source, host) {
@@ -112,10 +112,8 @@ impl Server {
     /// Waits until something is to be done, and says what.
     fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
         let mut sources = vec![Source::Children, Source::End];
-        let mut fds = vec![
-            PollFd::new(&self.children, PollFlags::IN),
-            PollFd::new(&self.end, PollFlags::IN),
-        ];
+        let mut fds =
+            vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
         let interest = |lines: &Lines| match lines.is_behind() {
             true => PollFlags::IN | PollFlags::OUT,
             false => PollFlags::IN,
@@ -207,7 +205,7 @@ impl Server {
             Ok(lines) => {
                 // Nothing to read although poll said so: the other end is closed.
                 port.hung_up = lines.is_empty() && !port.lines.is_behind();
-                self.answer_all(lines, host, |server, line| server.to_port(line))
+                self.answer_all(lines, host, |server, line| server.tell_port(line))
             }
             Err(error) => {
                 if let crate::api::StreamError::Closed = error {
@@ -234,7 +232,7 @@ impl Server {
         }
     }
 
-    fn to_port(&mut self, line: &Line) {
+    fn tell_port(&mut self, line: &Line) {
         if let Some(port) = &mut self.port {
             port.lines.send(&text(line));
         }
@@ -268,7 +266,7 @@ impl Server {
                 Err(error) => {
                     let why = chain(&error);
                     tracing::warn!("{}", why.join(": "));
-                    Line::Error { id, error: why, outcome: Some(error.outcome()) }
+                    Line::Error { id, error: why, outcome: error.outcome() }
                 }
             };
             reply(self, &line);
@@ -339,8 +337,10 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
     let mut bytes = [0; 64];
     while io::Read::read(&mut &*pipe, &mut bytes).is_ok_and(|count| count > 0) {}
     while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
-        let ended =
-            host.vms.iter_mut().find(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
+        let ended = host
+            .vms
+            .iter_mut()
+            .find(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
         if let Some(vm) = ended {
             // What it said last explains its end.
             let last = match &vm.life {
@@ -372,17 +372,8 @@ fn text(line: &Line) -> String {
 
 fn summary(host: &Host) -> String {
     let status = host.status();
-    let vms: Vec<String> = status.vms.iter().map(|vm| format!("{} {}", vm.name, vm.state)).collect();
+    let vms: Vec<String> =
+        status.vms.iter().map(|vm| format!("{} {}", vm.name, vm.state)).collect();
     let vms = if vms.is_empty() { "no VMs".to_owned() } else { vms.join(", ") };
     format!("kernel {}, LUO {}, boot {}, {vms}", status.kernel, status.luo, status.boot)
-}
-
-/// Ends the host as PID 1 must: by switching the machine off.
-pub fn end(result: &Result<(), HostError>) {
-    if let Err(error) = result {
-        tracing::error!("{}", chain(error).join(": "));
-    }
-    if init::is_pid_1() {
-        init::power_off();
-    }
 }

@@ -18,10 +18,10 @@ use luo::Incoming;
 
 use super::files::{Files, OpenError};
 use super::process::{ProcessError, VmProcess, unexpected};
-use crate::vm::ram_layout;
 use crate::link::{Event, Reply, Request, Role};
 use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
+use crate::vm::ram_layout;
 
 /// What an operator asked of a VM cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -274,7 +274,8 @@ impl Vm {
         }
         let document = document?;
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(&document)
         };
         write().map_err(|source| VmError::Dump { name: self.name(), path: path.into(), source })

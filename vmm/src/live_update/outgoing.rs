@@ -270,12 +270,12 @@ impl Leaving<'_> {
             .map_err(|source| UpdateError::Frames { vm: self.machine.name.clone(), source })
     }
 
-    fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError {
+    fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError + use<> {
         let vm = self.machine.name.clone();
         move |source| UpdateError::Ram { vm: vm.clone(), source }
     }
 
-    fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError {
+    fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError + use<> {
         let vm = self.machine.name.clone();
         move |source| UpdateError::Process { step, vm: vm.clone(), source }
     }
@@ -440,7 +440,7 @@ fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, Updat
     Ok(file)
 }
 
-fn luo_error(step: Step, machine: Option<&Machine>) -> impl Fn(luo::Error) -> UpdateError {
+fn luo_error(step: Step, machine: Option<&Machine>) -> impl Fn(luo::Error) -> UpdateError + use<> {
     let vm = machine.map(|machine| machine.name.clone());
     move |source| UpdateError::Luo { step, vm: vm.clone(), source }
 }
