@@ -400,6 +400,21 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_setup_sectors_mean_four_as_in_the_oldest_kernels() {
+        let mut bytes = bzimage(&[7; 64]);
+        bytes[0x1f1] = 0;
+        let error = kernel(&bytes).unwrap_err();
+        assert!(matches!(error, ImageError::Truncated { expected: 2624, .. }), "{error}");
+        bytes.resize(2624, 0);
+        assert_eq!(kernel(&bytes).unwrap().payload, (5 * 512, 64));
+    }
+
+    #[test]
+    fn a_kernel_that_prefers_the_first_mebibyte_is_loaded_above_it() {
+        assert_eq!(patched(0x258, &[0; 8]).unwrap().lowest_address, 1 << 20);
+    }
+
+    #[test]
     fn a_kernel_cut_at_any_length_is_named_as_what_it_is() {
         let whole = bzimage(&[7; 64]);
         for length in 0..whole.len() {

@@ -112,16 +112,19 @@ fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
     let mut free: Vec<(u64, u64)> =
         areas.iter().map(|area| (area.start, area.start.saturating_add(area.size))).collect();
     let Kernel { init_size, lowest_address, alignment, .. } = image.kernel;
-    if !place(&mut free, init_size, lowest_address, alignment) {
+    if place(&mut free, init_size, lowest_address, alignment).is_none() {
         return Some(refusal("kernel", init_size));
     }
     let initramfs = image.initramfs.as_ref()?;
-    let fits = place(&mut free, initramfs.size, MIN_INITRAMFS_ADDRESS, PAGE);
-    (!fits).then(|| refusal("initramfs", initramfs.size))
+    match place(&mut free, initramfs.size, MIN_INITRAMFS_ADDRESS, PAGE) {
+        Some(_) => None,
+        None => Some(refusal("initramfs", initramfs.size)),
+    }
 }
 
-/// Takes `size` bytes, at `lowest` or higher, out of the first of the `free` pieces that has them.
-fn place(free: &mut Vec<(u64, u64)>, size: u64, lowest: u64, alignment: u64) -> bool {
+/// Takes `size` bytes, at `lowest` or higher, out of the first of the `free` pieces that has them,
+/// and tells where they are.
+fn place(free: &mut Vec<(u64, u64)>, size: u64, lowest: u64, alignment: u64) -> Option<u64> {
     let size = size.next_multiple_of(PAGE);
     for index in 0..free.len() {
         let (start, end) = free[index];
@@ -129,10 +132,10 @@ fn place(free: &mut Vec<(u64, u64)>, size: u64, lowest: u64, alignment: u64) -> 
         let taken = highest & !(alignment - 1);
         if taken >= start.max(lowest) {
             free.splice(index..=index, [(start, taken), (taken + size, end)]);
-            return true;
+            return Some(taken);
         }
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -248,10 +251,16 @@ mod tests {
             }).collect();
             for (size, shift) in sizes {
                 let before: u64 = free.iter().map(|(start, end)| end - start).sum();
-                let fits = place(&mut free, size, 1 << 24, 4096 << (shift / 2));
+                let alignment = 4096 << (shift / 2);
+                let whole = size.next_multiple_of(PAGE);
+                let pieces = free.clone();
+                let placed = place(&mut free, size, 1 << 24, alignment);
                 let after: u64 = free.iter().map(|(start, end)| end - start).sum();
-                let taken = if fits { size.next_multiple_of(PAGE) } else { 0 };
-                prop_assert_eq!(before - after, taken);
+                prop_assert_eq!(before - after, placed.map_or(0, |_| whole));
+                if let Some(at) = placed {
+                    prop_assert!(at % alignment == 0 && at >= 1 << 24);
+                    prop_assert!(pieces.iter().any(|(s, e)| *s <= at && at + whole <= *e));
+                }
                 prop_assert!(free.is_sorted());
             }
         }
