@@ -146,7 +146,7 @@ pub struct FinishError {
 /// An fd that is no session for this program. It is handed back: closing it could lose what a
 /// session holds.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+#[error("an fd was offered as a session and is refused")]
 pub struct FromFdError {
     /// The fd as it was.
     pub fd: OwnedFd,
