@@ -89,8 +89,9 @@ find_source() {
     say "looking for Linux $series in Debian's $suite"
     apt_open "$suite" >"$kernels/apt.log" 2>&1 || die "apt could not be prepared; see $kernels/apt.log"
     # The whole output is read each time: apt-cache must not see a closed pipe.
+    # For a package it does not know apt-cache fails, and `version` stays empty.
     version=$(apt-cache "${apt_options[@]}" show --no-all-versions "linux-source-$series" 2>/dev/null |
-        sed -n 's/^Version: //p')
+        sed -n 's/^Version: //p') || true
     if [[ -z $version ]]; then
         say "$suite has no linux-source-$series (apt's log: $kernels/apt.log). It has:"
         apt-cache "${apt_options[@]}" search --names-only '^linux-source-[0-9]' | sed 's/ .*//; s/^/kernel:   /' >&2
