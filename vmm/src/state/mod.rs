@@ -9,8 +9,10 @@
 pub(crate) mod contract;
 pub mod document;
 pub mod node;
+mod raw;
 
 pub use node::{Node, Reader, StateError};
+pub use raw::Raw;
 
 /// A part of the machine whose state outlives the kernel. No default methods: every part answers.
 pub trait Persist: Sized {

@@ -1,0 +1,181 @@
+//! The guest's physical address space and ports: every number that two parts must agree on.
+//!
+//! These addresses are visible to the guest, so a VM that was saved by one build must find them
+//! unchanged in the next: they are part of the machine, not of the code.
+//!
+//! ```text
+//!  0x0000_0500  GDT, 0x6000 PVH start info, 0x7000 zero page, 0x9000 page tables, 0x2_0000 cmdline
+//!  0x000a_0000  legacy VGA and ROM hole; ACPI tables at 0xe_0000
+//!  0x0010_0000  kernel ... initramfs at the top of low RAM
+//!  0xc000_0000  PCI hole: 32-bit BARs, ECAM, then IOAPIC, LAPIC, KVM's own pages
+//!  0x1_0000_0000 the rest of RAM
+//! ```
+
+use vm_memory::GuestAddress;
+
+use super::e820::{Kind, Region};
+
+/// Size of a page.
+pub const PAGE_SIZE: u64 = 0x1000;
+
+/// Where the GDT is for the first instructions; below the BIOS data that Linux never reads here.
+pub const GDT: GuestAddress = GuestAddress(0x500);
+/// `struct hvm_start_info` of the PVH protocol (Linux `include/xen/interface/hvm/start_info.h`),
+/// with its module list and memory map behind it.
+pub const PVH_START_INFO: GuestAddress = GuestAddress(0x6000);
+/// Linux's "zero page", `struct boot_params` (`Documentation/arch/x86/zero-page.rst`).
+pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// First of the [`BOOT_PAGE_TABLE_PAGES`] pages that map the first 4 GiB one to one.
+pub const BOOT_PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+/// A PML4, a page-directory-pointer table, and four page directories of 2 MiB pages.
+pub const BOOT_PAGE_TABLE_PAGES: u64 = 6;
+/// The kernel's command line, NUL-terminated.
+pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+/// Longest command line, without its NUL. Linux x86: `COMMAND_LINE_SIZE` is 2048; newer or patched
+/// kernels may take more, and the kernel's own limit is checked beside this one.
+pub const CMDLINE_MAX: usize = 4095;
+/// Where memory that firmware would own ends for Linux: the VGA window starts.
+pub const LOW_MEMORY_END: u64 = 0xa_0000;
+/// The RSDP, and behind it every other ACPI table (the area where ACPI 6.5, 5.2.5.1 has OSPM look).
+pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
+/// End of the area for ACPI tables.
+pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0x10_0000);
+/// Where a kernel goes: `code32_start` of every bzImage.
+pub const KERNEL: GuestAddress = GuestAddress(0x10_0000);
+
+/// End of low RAM at most, and start of the PCI hole.
+pub const LOW_RAM_MAX: u64 = 0xc000_0000;
+/// Where RAM goes on above the hole.
+pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x1_0000_0000);
+
+/// Window of 32-bit BARs.
+pub const PCI_BARS: GuestAddress = GuestAddress(0xc000_0000);
+/// Size of the window of 32-bit BARs.
+pub const PCI_BARS_SIZE: u64 = 0x2000_0000;
+/// Reserved for PCI Express configuration space; nothing is there yet.
+pub const PCI_ECAM: GuestAddress = GuestAddress(0xe000_0000);
+/// Size of the ECAM reservation: 256 buses.
+pub const PCI_ECAM_SIZE: u64 = 0x1000_0000;
+/// The IOAPIC; KVM's own address (`IOAPIC_DEFAULT_BASE_ADDRESS`, `arch/x86/kvm/ioapic.h`).
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// The LAPICs (`APIC_DEFAULT_PHYS_BASE`, Intel SDM 3A 12.4.1).
+pub const LAPIC: u32 = 0xfee0_0000;
+/// One page where Intel's KVM puts a page table for real mode (`KVM_SET_IDENTITY_MAP_ADDR`).
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages where Intel's KVM puts a task segment for real mode (`KVM_SET_TSS_ADDR`).
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// Size of both of KVM's areas together.
+pub const KVM_PAGES_SIZE: u64 = 4 * PAGE_SIZE;
+
+/// Pins of the IOAPIC, and so the GSIs that are interrupt lines (`KVM_IOAPIC_NUM_PINS`).
+pub const GSI_PINS: u32 = 24;
+/// First GSI that is an MSI route.
+pub const GSI_MSI_BASE: u32 = GSI_PINS;
+
+/// COM1.
+pub const COM1_PORT: u16 = 0x3f8;
+/// Registers of a 16550.
+pub const COM1_LEN: u16 = 8;
+/// The interrupt line of COM1, edge triggered.
+pub const COM1_IRQ: u32 = 4;
+/// PCI configuration mechanism #1: address at +0, data at +4 (PCI Local Bus 3.0, 3.2.2.3.2).
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// Ports of the PCI configuration mechanism.
+pub const PCI_CONFIG_LEN: u16 = 8;
+/// The reset register that the FADT names; inside the PCI configuration ports, one byte wide.
+pub const RESET_PORT: u16 = 0xcf9;
+/// What the FADT says is to be written there.
+pub const RESET_VALUE: u8 = 0x0e;
+/// The keyboard controller: only its command to reset the processor is there.
+pub const I8042_DATA_PORT: u16 = 0x60;
+/// The keyboard controller's command port.
+pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// Pulse the reset line.
+pub const I8042_RESET_COMMAND: u8 = 0xfe;
+/// ACPI sleep control register (ACPI 6.5, 4.8.3.7); one byte.
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register; one byte.
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// SLP_TYP of S5, soft off.
+pub const SLEEP_TYPE_S5: u8 = 5;
+/// What the guest writes to the sleep control register to power off: SLP_TYP in bits 2 to 4,
+/// SLP_EN in bit 5.
+pub const SLEEP_POWER_OFF: u8 = SLEEP_TYPE_S5 << 2 | 1 << 5;
+
+/// Most vCPUs of one VM: xAPIC ids are bytes, and 0xff is the broadcast.
+pub const VCPUS_MAX: u32 = 254;
+
+/// Where `size` bytes of RAM lie: one range below the PCI hole, and one above 4 GiB if that does
+/// not hold them. The index is the memslot's number.
+pub fn ram(size: u64) -> Vec<(GuestAddress, u64)> {
+    let low = size.min(LOW_RAM_MAX);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if size > low {
+        ranges.push((HIGH_RAM_START, size - low));
+    }
+    ranges
+}
+
+/// The memory map that the guest is told, for a machine of `ram_size` bytes, ordered by address.
+///
+/// Everything between 640 KiB and 1 MiB is reserved, with the ACPI tables in it.
+pub fn memory_map(ram_size: u64) -> Vec<Region> {
+    let mut map = Vec::new();
+    let mut add = |start: u64, end: u64, kind| {
+        if end > start {
+            map.push(Region { start, size: end - start, kind });
+        }
+    };
+    let low = ram_size.min(LOW_RAM_MAX);
+    add(0, low.min(LOW_MEMORY_END), Kind::Ram);
+    add(LOW_MEMORY_END, KERNEL.0, Kind::Reserved);
+    add(KERNEL.0, low, Kind::Ram);
+    add(PCI_ECAM.0, PCI_ECAM.0 + PCI_ECAM_SIZE, Kind::Reserved);
+    add(KVM_IDENTITY_MAP, KVM_IDENTITY_MAP + KVM_PAGES_SIZE, Kind::Reserved);
+    add(HIGH_RAM_START.0, HIGH_RAM_START.0 + (ram_size - low), Kind::Ram);
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn ram_splits_at_the_pci_hole_and_not_before() {
+        assert_eq!(ram(GIB), [(GuestAddress(0), GIB)]);
+        assert_eq!(ram(3 * GIB), [(GuestAddress(0), 3 * GIB)]);
+        assert_eq!(
+            ram(3 * GIB + PAGE_SIZE),
+            [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), PAGE_SIZE)]
+        );
+    }
+
+    #[test]
+    fn the_memory_map_is_ordered_disjoint_and_has_all_ram_but_the_legacy_hole() {
+        for size in [2 << 20, 512 << 20, 3 * GIB, 3 * GIB + PAGE_SIZE, 100 * GIB] {
+            let map = memory_map(size);
+            let mut end = 0;
+            for region in &map {
+                assert!(region.start >= end && region.size > 0, "{region:x?} in {map:x?}");
+                end = region.start + region.size;
+            }
+            let ram: u64 = map.iter().filter(|r| r.kind == Kind::Ram).map(|r| r.size).sum();
+            assert_eq!(ram, size - (KERNEL.0 - LOW_MEMORY_END), "{size:#x}");
+        }
+    }
+
+    #[test]
+    fn boot_structures_do_not_overlap() {
+        let areas = [
+            (GDT.0, 0x100),
+            (PVH_START_INFO.0, PAGE_SIZE),
+            (ZERO_PAGE.0, PAGE_SIZE),
+            (BOOT_PAGE_TABLES.0, BOOT_PAGE_TABLE_PAGES * PAGE_SIZE),
+            (CMDLINE.0, CMDLINE_MAX as u64 + 1),
+            (LOW_MEMORY_END, 0),
+        ];
+        assert!(areas.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
+    }
+}

@@ -1,0 +1,91 @@
+//! KVM's in-kernel devices as state types, and what a host's KVM can do.
+//!
+//! Order of a restore, of which each part explains its own step: memory slots, then GSI routes; every vCPU
+//! ([`crate::vcpu::VcpuStateV1::restore`]); [`irqchip`], whose IOAPIC may deliver into LAPICs;
+//! [`pit`], which may raise an interrupt line; [`clock`], once every vCPU's TSC offset stands. Order
+//! of a save: the reverse, so that an interrupt on its way from one part to the next is seen twice
+//! rather than not at all: [`pit`], [`irqchip`], the vCPUs, and [`clock`] anywhere.
+
+pub mod clock;
+pub mod irqchip;
+pub mod pit;
+pub mod uapi;
+
+use kvm_bindings::{
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_xsave,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::arch::x86_64::{cpuid, layout, msr};
+
+/// A KVM call failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {attempt}")]
+pub struct KvmError {
+    /// What was attempted, as in `read the vCPU's registers`.
+    pub attempt: &'static str,
+    /// What KVM answered.
+    #[source]
+    pub source: kvm_ioctls::Error,
+}
+
+/// Names the attempt that a KVM error came from.
+pub(crate) trait Attempt<T> {
+    fn attempt(self, attempt: &'static str) -> Result<T, KvmError>;
+}
+
+impl<T> Attempt<T> for Result<T, kvm_ioctls::Error> {
+    fn attempt(self, attempt: &'static str) -> Result<T, KvmError> {
+        self.map_err(|source| KvmError { attempt, source })
+    }
+}
+
+/// Gives a new VM its in-kernel devices and options. To be called once, before the first vCPU is
+/// created and, on Intel, before the first memory slot.
+pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
+    // Both are for Intel without unrestricted guest; the identity map must come before any vCPU
+    // (Documentation/virt/kvm/api.rst 4.47), and neither may lie in a memory slot (4.32).
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).attempt("set the identity map's page")?;
+    vm.set_tss_address(layout::KVM_TSS as usize).attempt("set the TSS pages")?;
+    // PIC, IOAPIC and one LAPIC per vCPU; must precede the vCPUs (api.rst 4.24).
+    vm.create_irq_chip().attempt("create the interrupt controllers")?;
+    pit::create(vm)?;
+    // With these, what a vCPU has pending is saved as it is, not flattened: a #DB or #PF that was
+    // not delivered yet keeps its payload out of DR6 and CR2 (api.rst 7.18, 8.?: VCPU_EVENTS).
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        if vm.check_extension_raw(cap.into()) > 0 {
+            let enable = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&enable).attempt("enable exact exception state")?;
+        }
+    }
+    Ok(())
+}
+
+/// What this host's KVM offers a VM, asked once for all vCPUs.
+#[derive(Debug, Clone)]
+pub struct Capabilities {
+    /// CPUID that a fresh guest would be given ([`cpuid::template`]).
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// MSRs that make up a vCPU's state ([`msr::indices_to_save`]).
+    pub msrs: Vec<u32>,
+    /// Bytes of a vCPU's XSAVE area, at least 4096 (`KVM_CAP_XSAVE2`).
+    pub xsave_size: usize,
+    /// Whether the guest's TSC can be scaled to another rate (`KVM_CAP_TSC_CONTROL`).
+    pub tsc_scaling: bool,
+}
+
+impl Capabilities {
+    /// Asks the host. After [`uapi::permit_amx`], if that is wanted: it changes the answers.
+    pub fn probe(kvm: &Kvm, vm: &VmFd) -> Result<Self, KvmError> {
+        // On the VM, not the system: the answer depends on what this process may use
+        // (api.rst 4.140). 0 is a kernel before 5.17, where the area had one size.
+        let xsave2 = vm.check_extension_int(Cap::Xsave2);
+        Ok(Self {
+            cpuid: cpuid::template(kvm).attempt("read the CPUID that KVM supports")?,
+            msrs: msr::indices_to_save(kvm).attempt("read the list of MSRs")?,
+            xsave_size: usize::try_from(xsave2).unwrap_or(0).max(size_of::<kvm_xsave>()),
+            tsc_scaling: vm.check_extension(Cap::TscControl),
+        })
+    }
+}

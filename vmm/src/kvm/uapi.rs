@@ -1,0 +1,121 @@
+//! The few KVM calls that kvm-ioctls leaves out or leaves unsafe on x86.
+//!
+//! Each is one ioctl (or syscall) in one private step; nothing here interprets what it carries.
+
+#![expect(unsafe_code, reason = "ioctls that kvm-ioctls does not wrap safely")]
+
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Xsave, kvm_device_attr, kvm_xsave, kvm_xsave2,
+};
+use kvm_ioctls::{Error, VcpuFd};
+use vmm_sys_util::fam::FamStruct;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+use zerocopy::{FromBytes, IntoBytes};
+
+// Linux include/uapi/linux/kvm.h.
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+
+/// `arch_prctl`: ask for an XSAVE feature on behalf of guests (Linux `asm/prctl.h`).
+const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_long = 0x1025;
+/// The tile data of AMX, the one feature that must be asked for (Intel SDM 1, 13.1).
+const XFEATURE_XTILE_DATA: libc::c_long = 18;
+
+/// Asks that guests of this process may use AMX, whose 8 KiB of tile data Linux gives only on request
+/// (Linux Documentation/arch/x86/xstate.rst). Must precede the first vCPU and
+/// [`Capabilities::probe`](super::Capabilities::probe). Answers whether it was granted: not on a
+/// processor without AMX.
+pub fn permit_amx() -> bool {
+    // SAFETY: this arch_prctl takes two integers and touches no memory.
+    let result = unsafe {
+        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XFEATURE_XTILE_DATA)
+    };
+    result == 0
+}
+
+fn tsc_offset_attribute(value: &u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: std::ptr::from_ref(value) as u64,
+    }
+}
+
+/// What is added to the host's (scaled) TSC to give the vCPU's, modulo 2^64
+/// (Documentation/virt/kvm/devices/vcpu.rst 4.1). `ENXIO` before Linux 5.16.
+pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
+    let mut offset = 0u64;
+    let attribute = kvm_device_attr {
+        addr: (&raw mut offset) as u64,
+        ..tsc_offset_attribute(&offset)
+    };
+    // SAFETY: a vCPU's fd; the kernel writes 8 bytes at `addr`, which is `offset`, alive here.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) };
+    if result == 0 { Ok(offset) } else { Err(Error::last()) }
+}
+
+/// Sets what [`tsc_offset`] reads.
+pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), Error> {
+    let attribute = tsc_offset_attribute(&offset);
+    // SAFETY: a vCPU's fd; the kernel reads 8 bytes at `addr`, which is `offset`, alive here.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) };
+    if result == 0 { Ok(()) } else { Err(Error::last()) }
+}
+
+/// An XSAVE area of at least `size` bytes, zeroed.
+fn area(size: usize) -> Result<Xsave, Error> {
+    let extra = size.saturating_sub(size_of::<kvm_xsave>());
+    let entries = extra.div_ceil(size_of::<<kvm_xsave2 as FamStruct>::Entry>());
+    Xsave::new(entries).map_err(|_| Error::new(libc::ENOMEM))
+}
+
+/// The vCPU's XSAVE area, `size` bytes: [`Capabilities::xsave_size`](super::Capabilities).
+pub fn xsave(vcpu: &VcpuFd, size: usize) -> Result<Vec<u8>, Error> {
+    if size <= size_of::<kvm_xsave>() {
+        // Before KVM_GET_XSAVE2 (Linux 5.17), and on every processor without a larger state.
+        return Ok(vcpu.get_xsave()?.as_bytes().to_vec());
+    }
+    let mut xsave = area(size)?;
+    // SAFETY: the area has the size that KVM_CAP_XSAVE2 names, and the features that it depends on
+    // are not changed after the capability was asked.
+    unsafe { vcpu.get_xsave2(&mut xsave) }?;
+    let mut bytes = xsave.as_fam_struct_ref().xsave.as_bytes().to_vec();
+    bytes.extend(xsave.as_slice().as_bytes());
+    bytes.truncate(size);
+    Ok(bytes)
+}
+
+/// Sets the XSAVE area from `bytes`, filled up with zeroes (features in their initial state) to
+/// `size`, which is this host's [`Capabilities::xsave_size`](super::Capabilities). `EINVAL` if
+/// `bytes` is longer than that, or shorter than the 4096 bytes that every kernel has.
+pub fn set_xsave(vcpu: &VcpuFd, bytes: &[u8], size: usize) -> Result<(), Error> {
+    let Some((legacy, extended)) = bytes.split_at_checked(size_of::<kvm_xsave>()) else {
+        return Err(Error::new(libc::EINVAL));
+    };
+    let mut xsave = area(size)?;
+    let room = xsave.as_mut_slice().as_mut_bytes();
+    if extended.len() > room.len() {
+        return Err(Error::new(libc::EINVAL));
+    }
+    room[..extended.len()].copy_from_slice(extended);
+    let legacy = kvm_xsave::read_from_bytes(legacy).map_err(|_| Error::new(libc::EINVAL))?;
+    // SAFETY: only the fixed part is written, not the length of what follows it.
+    unsafe { xsave.as_mut_fam_struct() }.xsave = legacy;
+    // SAFETY: the area has the size that KVM_CAP_XSAVE2 names on this host: KVM reads no further.
+    unsafe { vcpu.set_xsave2(&xsave) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_xsave_area_is_never_smaller_than_asked() {
+        for size in [0, 4096, 4097, 8192, 11008] {
+            let area = area(size).unwrap();
+            assert!(size_of::<kvm_xsave>() + size_of_val(area.as_slice()) >= size, "{size}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! A struct of the kernel's interface as it is: KVM's own layout, carried as bytes.
+
+use std::fmt;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::node::{Node, Reader, StateError};
+
+/// A uapi struct. Two are equal when their bytes are. The kernel's layout is part of its interface
+/// and does not change, so it needs no version of its own.
+#[derive(Clone, Copy)]
+pub struct Raw<T>(pub T);
+
+impl<T: IntoBytes + Immutable> Raw<T> {
+    /// Writes the struct as one property.
+    pub fn put(&self, node: &mut Node, property: &str) {
+        node.put_bytes(property, self.0.as_bytes());
+    }
+}
+
+impl<T: FromBytes> Raw<T> {
+    /// Takes a property that must have exactly the struct's size.
+    pub fn take(reader: &mut Reader<'_>, property: &str) -> Result<Self, StateError> {
+        let bytes = reader.bytes(property)?;
+        T::read_from_bytes(bytes).map(Self).map_err(|_| {
+            let (found, wanted) = (bytes.len(), size_of::<T>());
+            reader.invalid(property, format!("it has {found} bytes, the kernel's struct {wanted}"))
+        })
+    }
+}
+
+impl<T: IntoBytes + Immutable> PartialEq for Raw<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes() == other.0.as_bytes()
+    }
+}
+
+impl<T: IntoBytes + Immutable> Eq for Raw<T> {}
+
+impl<T> fmt::Debug for Raw<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Raw({} bytes)", size_of::<T>())
+    }
+}

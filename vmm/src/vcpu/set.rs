@@ -1,0 +1,191 @@
+//! All vCPUs of a machine, each on its thread.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::run::{Command, Control, Runner, VcpuEvent};
+use super::run_page::RunPage;
+use super::state::VcpuStateV1;
+use crate::bus::Bus;
+use crate::kvm::{Capabilities, KvmError};
+
+/// The vCPUs could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VcpuError {
+    /// No thread for it.
+    #[error("cannot start the thread of vCPU {id}")]
+    Thread {
+        /// Which vCPU.
+        id: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its thread is gone, which is a bug.
+    #[error("the thread of vCPU {id} has ended")]
+    Gone {
+        /// Which vCPU.
+        id: u32,
+    },
+    /// A thread cannot be interrupted.
+    #[error("cannot interrupt vCPU {id}")]
+    Kick {
+        /// Which vCPU.
+        id: u32,
+        /// Why.
+        #[source]
+        source: vmm_sys_util::errno::Error,
+    },
+    /// KVM does not tell its state.
+    #[error("vCPU {id}")]
+    Save {
+        /// Which vCPU.
+        id: u32,
+        /// Why.
+        #[source]
+        source: KvmError,
+    },
+}
+
+/// The vCPUs. Created standing still.
+pub struct VcpuSet {
+    vcpus: Vec<Handle>,
+    _events: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+}
+
+struct Handle {
+    id: u32,
+    control: Arc<Control>,
+    commands: Sender<Command>,
+    stopped: Receiver<u64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuSet {
+    /// Starts a thread for each of `vcpus`, whose index is their id. `events` is called on the
+    /// threads.
+    pub fn spawn(
+        vcpus: Vec<VcpuFd>,
+        capabilities: &Arc<Capabilities>,
+        pio: &Arc<Bus>,
+        mmio: &Arc<Bus>,
+        events: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+    ) -> Result<Self, VcpuError> {
+        install_kick();
+        let mut set = Self { vcpus: Vec::with_capacity(vcpus.len()), _events: events.clone() };
+        for (id, mut vcpu) in (0..).zip(vcpus) {
+            let (stopped_sender, stopped) = channel();
+            let (commands, commands_receiver) = channel();
+            let page = RunPage::new(&mut vcpu);
+            let stop = AtomicBool::new(false);
+            let control = Arc::new(Control { page, stop, stopped: stopped_sender });
+            let runner = Runner {
+                id,
+                vcpu,
+                capabilities: capabilities.clone(),
+                pio: pio.clone(),
+                mmio: mmio.clone(),
+                control: control.clone(),
+                commands: commands_receiver,
+                events: Arc::downgrade(&events),
+            };
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || runner.run())
+                .map_err(|source| VcpuError::Thread { id, source })?;
+            set.vcpus.push(Handle { id, control, commands, stopped, thread: Some(thread) });
+        }
+        Ok(set)
+    }
+
+    /// Lets all run. Returns the host TSC at which the first was about to enter `KVM_RUN`. They
+    /// stand still.
+    pub fn resume(&mut self) -> Result<u64, VcpuError> {
+        let (entered, stamps) = channel();
+        for vcpu in &self.vcpus {
+            vcpu.control.stop.store(false, Ordering::SeqCst);
+            vcpu.control.page.set_immediate_exit(false);
+            vcpu.send(Command::Run(entered.clone()))?;
+        }
+        drop(entered);
+        Ok(stamps.iter().min().unwrap_or(0))
+    }
+
+    /// Has all stand still, with no exit half handled. Returns the host TSC at which the last had
+    /// left `KVM_RUN`. They run.
+    pub fn pause(&mut self) -> Result<u64, VcpuError> {
+        for vcpu in &self.vcpus {
+            vcpu.kick()?;
+        }
+        let mut last = 0;
+        for vcpu in &self.vcpus {
+            let stamp = vcpu.stopped.recv().map_err(|_| VcpuError::Gone { id: vcpu.id })?;
+            last = last.max(stamp);
+        }
+        Ok(last)
+    }
+
+    /// Reads the state of all, in the order of their ids. They stand still.
+    pub fn save(&self) -> Result<Vec<VcpuStateV1>, VcpuError> {
+        let ask = |vcpu: &Handle| {
+            let (reply, state) = channel();
+            vcpu.send(Command::Save(reply)).map(|()| (vcpu.id, state))
+        };
+        // All are asked before the first is waited for.
+        let asked = self.vcpus.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
+        let take = |(id, state): (u32, Receiver<_>)| {
+            let state: Result<_, _> = state.recv().map_err(|_| VcpuError::Gone { id })?;
+            state.map_err(|source| VcpuError::Save { id, source })
+        };
+        asked.into_iter().map(take).collect()
+    }
+}
+
+impl Drop for VcpuSet {
+    fn drop(&mut self) {
+        for vcpu in &mut self.vcpus {
+            let _ = vcpu.kick();
+            let _ = vcpu.send(Command::Exit);
+            if let Some(thread) = vcpu.thread.take() {
+                // Its vCPU's page is mapped until here.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Handle {
+    fn send(&self, command: Command) -> Result<(), VcpuError> {
+        self.commands.send(command).map_err(|_| VcpuError::Gone { id: self.id })
+    }
+
+    /// Gets the vCPU out of `KVM_RUN`. The order matters: whatever the thread does meanwhile, it
+    /// sees the byte at its next `KVM_RUN`, and the signal ends one that has begun.
+    fn kick(&self) -> Result<(), VcpuError> {
+        self.control.stop.store(true, Ordering::SeqCst);
+        self.control.page.set_immediate_exit(true);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+            let error = |source| VcpuError::Kick { id: self.id, source };
+            thread.kill(SIGRTMIN()).map_err(error)?;
+        }
+        Ok(())
+    }
+}
+
+/// A handler that does nothing: the signal's only effect is that `KVM_RUN` returns EINTR.
+fn install_kick() {
+    static ONCE: Once = Once::new();
+    extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    ONCE.call_once(|| {
+        if let Err(error) = register_signal_handler(SIGRTMIN(), kicked) {
+            tracing::error!("cannot handle the signal that stops vCPUs: {error}");
+        }
+    });
+}
