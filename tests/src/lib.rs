@@ -1,1 +1,2 @@
-//! Harness.
+//! The two-kernel harness.
+pub mod workload;
