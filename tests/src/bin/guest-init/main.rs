@@ -1,0 +1,109 @@
+//! PID 1 of the guests: mounts what it needs, works, and says on the console how that goes.
+//!
+//! It is the only program in a guest. It never gives up on an error that the harness should see:
+//! errors become numbers in the heartbeat or notes on the console. What it is to do stands on the
+//! kernel's command line ([`settings`]), what it does in [`workers`], and lines that arrive on the
+//! console are orders ([`orders`]).
+
+mod console;
+mod orders;
+mod settings;
+mod workers;
+
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use console::Console;
+use perennial_tests::workload::Heartbeat;
+use rustix::mount::{MountFlags, mount};
+use settings::Settings;
+use workers::Progress;
+
+fn main() {
+    let mount_problems = mount_all();
+    // Only what is about to kill the kernel may still cut into a heartbeat.
+    let _ = fs::write("/proc/sys/kernel/printk", "1");
+    let _ = fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always");
+
+    let console = Arc::new(Console::open());
+    for problem in mount_problems {
+        console.note("problem", &problem);
+    }
+    let settings = match Settings::parse(&read("/proc/cmdline")) {
+        Ok(settings) => settings,
+        Err(problem) => {
+            console.note("problem", &problem);
+            Settings::default()
+        }
+    };
+    let boot_id = read("/proc/sys/kernel/random/boot_id");
+    let boot: String = boot_id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    let vcpus = thread::available_parallelism().map_or(1, usize::from);
+    console.note_json(&serde_json::json!({
+        "note": "boot",
+        "boot_id": boot_id,
+        "release": read("/proc/sys/kernel/osrelease"),
+        "vcpus": vcpus,
+        "memory_total_kib": settings::meminfo("MemTotal"),
+        "clocksource": read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+    }));
+
+    let progress = Arc::new(Progress::new(vcpus));
+    workers::start(&settings, &boot, &progress, &console);
+    orders::start(&console);
+    beat(&settings, &boot, &progress, &console)
+}
+
+/// Sends heartbeats for as long as the guest lives.
+fn beat(settings: &Settings, boot: &str, progress: &Progress, console: &Console) -> ! {
+    for seq in 1.. {
+        console.write(&heartbeat(seq, boot, progress).to_line());
+        thread::sleep(settings.interval);
+    }
+    unreachable!("2^64 heartbeats")
+}
+
+fn heartbeat(seq: u64, boot: &str, progress: &Progress) -> Heartbeat {
+    let (monotonic_us, realtime_us) = workers::clocks();
+    Heartbeat {
+        boot: boot.to_owned(),
+        seq,
+        counters: progress.counters(),
+        cpu_errors: progress.cpu_errors.get(),
+        memory_passes: progress.memory_passes.get(),
+        memory_errors: progress.memory_errors.get(),
+        disk_seq: progress.disk_seq.get(),
+        disk_errors: progress.disk_errors.get(),
+        monotonic_us,
+        realtime_us,
+        clock_backward: progress.clock_backward.get(),
+        kernel_warnings: progress.kernel_warnings.get(),
+    }
+}
+
+/// Mounts the kernel's own file systems; returns what went wrong. Who booted from a disk finds
+/// `/dev` mounted already.
+fn mount_all() -> Vec<String> {
+    [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")]
+        .into_iter()
+        .filter_map(|(kind, target)| {
+            let _ = fs::create_dir(target);
+            match mount(kind, target, kind, MountFlags::empty(), None) {
+                Ok(()) | Err(rustix::io::Errno::BUSY) => None,
+                Err(error) => Some(format!("cannot mount {kind} at {target}: {error}")),
+            }
+        })
+        .collect()
+}
+
+/// A small file without its last newline, or nothing.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim_end().to_owned()
+}
+
+/// Waits for something that nothing tells about.
+fn pause() {
+    thread::sleep(Duration::from_millis(20));
+}

@@ -1,0 +1,37 @@
+//! Orders that arrive on the console, one on a line.
+
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+
+use rustix::system::{RebootCommand, reboot};
+
+use crate::console::{self, Console};
+
+/// Listens for as long as the guest lives.
+pub(crate) fn start(console: &Arc<Console>) {
+    let console = Arc::clone(console);
+    thread::spawn(move || {
+        let Some(lines) = console::lines() else { return };
+        for line in lines {
+            obey(line.trim(), &console);
+        }
+    });
+}
+
+fn obey(order: &str, console: &Console) {
+    let done = match order.split_once(' ').unwrap_or((order, "")) {
+        ("", _) => Ok(()),
+        ("say", text) => {
+            console.note("said", text);
+            Ok(())
+        }
+        ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
+        ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
+        ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
+        _ => Err("no such order; there are say TEXT, poweroff, reboot, panic".to_owned()),
+    };
+    if let Err(problem) = done {
+        console.note("problem", &format!("{order}: {problem}"));
+    }
+}

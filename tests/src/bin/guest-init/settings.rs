@@ -1,0 +1,86 @@
+//! What the kernel's command line asks of the workload.
+
+use std::fs;
+use std::time::Duration;
+
+/// The words that start with `perennial.`.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// `perennial.memory=MIB`, or `all` for what is free but a reserve. In bytes.
+    pub(crate) memory: usize,
+    /// `perennial.disk=PATH`, or `off`.
+    pub(crate) disk: Option<String>,
+    /// `perennial.busy=PERCENT`: how much of each vCPU its counter takes.
+    pub(crate) busy: u32,
+    /// `perennial.interval=MS` between heartbeats.
+    pub(crate) interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory: 16 << 20,
+            disk: Some("/dev/vda".to_owned()),
+            busy: 100,
+            interval: Duration::from_millis(100),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads a command line. Words of others are theirs; an unknown one of ours is an error.
+    pub(crate) fn parse(cmdline: &str) -> Result<Self, String> {
+        let mut settings = Self::default();
+        for word in cmdline.split_whitespace() {
+            let Some(setting) = word.strip_prefix("perennial.") else { continue };
+            let (key, value) = setting.split_once('=').ok_or(format!("{word}: has no value"))?;
+            let number = || value.parse::<u32>().map_err(|_| format!("{word}: not a number"));
+            match key {
+                "memory" if value == "all" => settings.memory = free_memory(),
+                "memory" => settings.memory = (number()? as usize) << 20,
+                "disk" => settings.disk = (value != "off").then(|| value.to_owned()),
+                "busy" => settings.busy = number()?.clamp(1, 100),
+                "interval" => settings.interval = Duration::from_millis(number()?.into()),
+                _ => return Err(format!("{word}: no such setting")),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+/// What the kernel can give without reclaiming from itself, in bytes.
+fn free_memory() -> usize {
+    let available = meminfo("MemAvailable") << 10;
+    let reserve = (available / 32).max(16 << 20);
+    available.saturating_sub(reserve)
+}
+
+/// A line of `/proc/meminfo` in KiB; 0 if there is none.
+pub(crate) fn meminfo(key: &str) -> usize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_words_are_read_and_the_rest_keeps_its_default() {
+        let settings =
+            Settings::parse("console=ttyS0 perennial.memory=64 quiet perennial.disk=off").unwrap();
+        assert_eq!(settings.memory, 64 << 20);
+        assert_eq!(settings.disk, None);
+        assert_eq!(settings.busy, 100);
+    }
+
+    #[test]
+    fn unknown_settings_and_values_that_are_no_numbers_are_errors() {
+        for bad in ["perennial.memroy=1", "perennial.memory", "perennial.busy=much"] {
+            assert!(Settings::parse(bad).unwrap_err().contains(bad), "{bad}");
+        }
+    }
+}

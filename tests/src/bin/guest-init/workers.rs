@@ -1,0 +1,241 @@
+//! The threads that work, and the numbers they leave for the heartbeat.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use perennial_tests::workload::counter::Counter;
+use perennial_tests::workload::disk::{self, BLOCK, Block, Record};
+use perennial_tests::workload::kernel_log::complaint;
+use perennial_tests::workload::memory::{Memory, WORDS};
+use rustix::fs::OFlags;
+use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::console::Console;
+use crate::settings::Settings;
+
+/// Steps between two looks at the registers: about a millisecond under emulation.
+const STRETCH: u64 = 50_000;
+
+/// Pages verified between two looks at the rest of the world.
+const PAGES: usize = 256;
+
+/// A number that one thread sets and the heartbeat reads.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+    fn add(&self, value: u64) {
+        self.0.fetch_add(value, Ordering::Relaxed);
+    }
+}
+
+/// How far the workers are.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    counters: Vec<Gauge>,
+    pub(crate) cpu_errors: Gauge,
+    pub(crate) memory_passes: Gauge,
+    pub(crate) memory_errors: Gauge,
+    pub(crate) disk_seq: Gauge,
+    pub(crate) disk_errors: Gauge,
+    pub(crate) clock_backward: Gauge,
+    pub(crate) kernel_warnings: Gauge,
+}
+
+impl Progress {
+    pub(crate) fn new(vcpus: usize) -> Self {
+        Self { counters: (0..vcpus).map(|_| Gauge::default()).collect(), ..Self::default() }
+    }
+
+    /// The count of each vCPU, in thousands of steps.
+    pub(crate) fn counters(&self) -> Vec<u64> {
+        self.counters.iter().map(|count| count.get() / 1000).collect()
+    }
+}
+
+/// Starts all threads.
+pub(crate) fn start(
+    settings: &Settings,
+    boot: &str,
+    progress: &Arc<Progress>,
+    console: &Arc<Console>,
+) {
+    for vcpu in 0..progress.counters.len() {
+        let (progress, busy) = (Arc::clone(progress), settings.busy);
+        thread::spawn(move || count(vcpu, busy, &progress));
+    }
+    let bytes = settings.memory;
+    spawn(progress, console, move |progress, console| watch_memory(bytes, progress, console));
+    if let Some(path) = settings.disk.clone() {
+        let boot = boot.to_owned();
+        spawn(progress, console, move |progress, console| {
+            if let Err(error) = use_disk(&path, &boot, progress, console) {
+                progress.disk_errors.add(1);
+                console.note("problem", &format!("{path}: {error}"));
+            }
+        });
+    }
+    spawn(progress, console, |progress, _| watch_clocks(progress));
+    spawn(progress, console, |progress, console| {
+        if let Err(error) = watch_kernel_log(progress, console) {
+            console.note("problem", &format!("/dev/kmsg: {error}"));
+        }
+    });
+}
+
+fn spawn(
+    progress: &Arc<Progress>,
+    console: &Arc<Console>,
+    work: impl FnOnce(&Progress, &Console) + Send + 'static,
+) {
+    let (progress, console) = (Arc::clone(progress), Arc::clone(console));
+    thread::spawn(move || work(&progress, &console));
+}
+
+fn pin(vcpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(vcpu);
+    let _ = sched_setaffinity(None, &cpus);
+}
+
+/// The other threads go first: a vCPU that only counts would starve the heartbeat.
+fn yield_to_others() {
+    let _ = rustix::process::nice(19);
+}
+
+fn count(vcpu: usize, busy: u32, progress: &Progress) {
+    pin(vcpu);
+    yield_to_others();
+    let mut counter = Counter::default();
+    loop {
+        let start = Instant::now();
+        counter.run(STRETCH);
+        if !counter.is_consistent() {
+            progress.cpu_errors.add(1);
+            counter = Counter::default();
+            continue;
+        }
+        progress.counters[vcpu].set(counter.steps());
+        if busy < 100 {
+            // A pause of the whole guest inside the stretch must not become a longer one here.
+            let worked = start.elapsed().min(Duration::from_millis(50));
+            thread::sleep(worked * (100 - busy) / busy);
+        }
+    }
+}
+
+fn watch_memory(bytes: usize, progress: &Progress, console: &Console) {
+    yield_to_others();
+    let mut memory = Memory::new(bytes / (WORDS * size_of::<u64>()));
+    console.note_json(&serde_json::json!({ "note": "memory", "bytes": memory.bytes() }));
+    if memory.bytes() == 0 {
+        return;
+    }
+    loop {
+        let verified = memory.verify(PAGES);
+        progress.memory_errors.add(verified.errors);
+        progress.memory_passes.set(verified.passes);
+        thread::yield_now();
+    }
+}
+
+/// Writes records and reads older ones back, until the disk cannot be used at all.
+fn use_disk(path: &str, boot: &str, progress: &Progress, console: &Console) -> io::Result<()> {
+    let flags = OFlags::DIRECT | OFlags::DSYNC;
+    let disk =
+        OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(path)?;
+    let bytes = (&disk).seek(SeekFrom::End(0))?;
+    let slots = disk::slots(bytes);
+    let previous = disk::read_ring(&disk, slots)?;
+    console.note_json(&serde_json::json!({
+        "note": "disk", "path": path, "bytes": bytes, "records": previous.records,
+        "newest": previous.newest, "newest_boot": previous.newest_boot,
+        "bad": previous.bad.len(), "missing": previous.missing.len(),
+    }));
+    progress.disk_errors.add((previous.bad.len() + previous.missing.len()) as u64);
+    for seq in previous.newest + 1.. {
+        let record = Record { seq, boot: boot.to_owned() };
+        let done = write_record(&disk, slots, &record).and_then(|()| {
+            let back = seq - seq * 7919 % (slots / 2).max(1).min(seq);
+            read_record(&disk, slots, back)
+        });
+        match done {
+            Ok(()) => progress.disk_seq.set(seq),
+            Err(error) => {
+                progress.disk_errors.add(1);
+                console.note("problem", &format!("record {seq} of {path}: {error}"));
+            }
+        }
+        crate::pause();
+    }
+    Ok(())
+}
+
+fn write_record(disk: &File, slots: u64, record: &Record) -> io::Result<()> {
+    disk.write_all_at(&record.to_block().0, record.seq % slots * BLOCK as u64)?;
+    disk.sync_data()
+}
+
+fn read_record(disk: &File, slots: u64, seq: u64) -> io::Result<()> {
+    let mut block = Block::default();
+    disk.read_exact_at(&mut block.0, seq % slots * BLOCK as u64)?;
+    match Record::from_block(&block) {
+        Ok(Some(record)) if record.seq == seq => Ok(()),
+        found => Err(io::Error::other(format!("reading back record {seq} gave {found:?}"))),
+    }
+}
+
+/// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds.
+pub(crate) fn clocks() -> (u64, u64) {
+    let us = |id| {
+        let now = clock_gettime(id);
+        now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+    };
+    (us(ClockId::Monotonic), us(ClockId::Realtime))
+}
+
+/// Looks at the clocks from every vCPU in turn, so that one which runs behind the others is seen.
+fn watch_clocks(progress: &Progress) {
+    let mut last = clocks();
+    for vcpu in (0..progress.counters.len()).cycle() {
+        pin(vcpu);
+        let now = clocks();
+        if now.0 < last.0 || now.1 < last.1 {
+            progress.clock_backward.add(1);
+        }
+        last = now;
+        crate::pause();
+    }
+}
+
+fn watch_kernel_log(progress: &Progress, console: &Console) -> io::Result<()> {
+    let mut log = File::open("/dev/kmsg")?;
+    // One read gives one record (Documentation/ABI/testing/dev-kmsg).
+    let mut record = [0; 8192];
+    loop {
+        match log.read(&mut record) {
+            Ok(len) => {
+                let text = String::from_utf8_lossy(&record[..len]);
+                if let Some(message) = complaint(&text) {
+                    progress.kernel_warnings.add(1);
+                    console.note("kernel", message);
+                }
+            }
+            // Records were overwritten before they were read: go on with the next.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
