@@ -1,0 +1,17 @@
+//! PID 1 of the machine that finds out what an accelerator of QEMU can do: says whether this
+//! machine, booted to user space, could itself run VMs, and powers off.
+
+use std::fs::OpenOptions;
+
+use perennial_tests::qemu::{PROBE_KVM, PROBE_NO_KVM};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+
+fn main() {
+    let _ = mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None);
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => println!("{PROBE_KVM}"),
+        Err(error) => println!("{PROBE_NO_KVM}: {error}"),
+    }
+    let _ = reboot(RebootCommand::PowerOff);
+}

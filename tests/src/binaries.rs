@@ -1,0 +1,74 @@
+//! The static binaries that go into the images, built by cargo once for each run.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::paths::{self, Lock};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// What goes into the images.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    directory: PathBuf,
+}
+
+impl Binaries {
+    /// The host: `perennial`.
+    pub fn perennial(&self) -> PathBuf {
+        self.directory.join("perennial")
+    }
+
+    /// The guests' PID 1.
+    pub fn guest_init(&self) -> PathBuf {
+        self.directory.join("guest-init")
+    }
+
+    /// PID 1 of the machine that finds out what an accelerator can do.
+    pub fn probe_init(&self) -> PathBuf {
+        self.directory.join("probe-init")
+    }
+}
+
+/// Builds them, or says what cargo said.
+///
+/// `PERENNIAL_STATIC_BINARIES` may name a directory that has them already.
+pub fn build() -> Result<&'static Binaries, &'static str> {
+    static BUILT: OnceLock<Result<Binaries, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| match std::env::var_os("PERENNIAL_STATIC_BINARIES") {
+        Some(directory) => Ok(Binaries { directory: directory.into() }),
+        None => {
+            cargo_build().map_err(|error| format!("cannot build the images' binaries: {error}"))
+        }
+    });
+    built.as_ref().map_err(String::as_str)
+}
+
+/// A target directory of its own: other flags than the workspace's would rebuild everything there,
+/// back and forth.
+fn cargo_build() -> io::Result<Binaries> {
+    let _lock = Lock::acquire("static-build")?;
+    let target = paths::target().join("static");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .current_dir(paths::workspace())
+        .args(["build", "--release", "--quiet", "--target", TARGET])
+        .args(["--bin", "perennial", "--bin", "guest-init", "--bin", "probe-init"])
+        .env("CARGO_TARGET_DIR", &target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .output()?;
+    if !output.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(Binaries { directory: target.join(TARGET).join("release") })
+}
+
+/// Copies a binary to where an image is being put together.
+pub(crate) fn contents(path: &Path) -> io::Result<Vec<u8>> {
+    fs::read(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}

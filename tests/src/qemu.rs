@@ -1,0 +1,354 @@
+//! One machine in QEMU: the level-1 host of every test.
+//!
+//! QEMU connects to sockets that the harness listens on, one for each virtio port, so that no byte
+//! of a port is ever sent while nobody listens. The console goes to a file. Only one machine runs
+//! at a time ([`Lock`]): they are as big as what CI has. A machine is killed when it is dropped.
+
+use std::collections::HashMap;
+use std::env;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::image::Initramfs;
+use crate::kernels::{self, Role};
+use crate::paths::{self, Lock};
+
+/// What `probe-init` prints where `/dev/kvm` can be opened.
+pub const PROBE_KVM: &str = "perennial-probe: kvm";
+/// What it prints, with the reason, where not.
+pub const PROBE_NO_KVM: &str = "perennial-probe: no kvm";
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// How long the probe may take: several times what hardware needs, far less than emulation of
+/// instruction after instruction would.
+const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What runs the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Hardware virtualisation that can be nested.
+    Kvm,
+    /// QEMU's emulation, which offers AMD SVM with nested paging.
+    Tcg,
+}
+
+impl Accelerator {
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+        })
+    }
+}
+
+/// A machine to be started.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line.
+    pub cmdline: String,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// Raw images, in the order of `/dev/vda`, `/dev/vdb`, ...
+    pub disks: Vec<PathBuf>,
+    /// Names of virtio ports.
+    pub ports: Vec<String>,
+}
+
+/// Why there is no machine, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    /// QEMU is not installed.
+    #[error("{PROGRAM} is not installed (Debian: qemu-system-x86)")]
+    Absent,
+    /// Something on this machine failed.
+    #[error("{0}")]
+    Io(String, #[source] io::Error),
+    /// QEMU ended while it was starting.
+    #[error("QEMU ended at once ({status}): {said}")]
+    Ended {
+        /// Its exit status.
+        status: String,
+        /// What it wrote to stderr.
+        said: String,
+    },
+}
+
+fn io_error(what: impl fmt::Display) -> impl FnOnce(io::Error) -> QemuError {
+    move |error| QemuError::Io(format!("{what}: {error}"), error)
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Qemu {
+    child: Child,
+    directory: Option<TempDir>,
+    ports: HashMap<String, UnixStream>,
+    _lock: Lock,
+}
+
+impl Qemu {
+    /// Whether QEMU is there.
+    pub fn is_installed() -> bool {
+        let found = Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status();
+        found.is_ok_and(|status| status.success())
+    }
+
+    /// Waits for its turn and starts `machine`. Its files live in `directory`, which goes when the
+    /// machine goes (but not if `PERENNIAL_KEEP` is set).
+    pub fn start(
+        machine: &Machine,
+        accelerator: Accelerator,
+        directory: TempDir,
+    ) -> Result<Self, QemuError> {
+        let lock = Lock::acquire("qemu").map_err(io_error("the lock of QEMU"))?;
+        let listeners = listen(machine, directory.path())?;
+        let stderr_path = directory.path().join("qemu.stderr");
+        let stderr = fs::File::create(&stderr_path).map_err(io_error(stderr_path.display()))?;
+        let mut child = command(machine, accelerator, directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => QemuError::Absent,
+                _ => io_error(PROGRAM)(error),
+            })?;
+        let mut ports = HashMap::new();
+        for (name, listener) in listeners {
+            match accept(&listener, &mut child) {
+                Ok(stream) => ports.insert(name, stream),
+                Err(status) => {
+                    let said = fs::read_to_string(&stderr_path).unwrap_or_default();
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(QemuError::Ended { status, said: said.trim().to_owned() });
+                }
+            };
+        }
+        Ok(Self { child, directory: Some(directory), ports, _lock: lock })
+    }
+
+    /// Takes the harness's end of a virtio port. `None` if there is none of this name, or it was
+    /// taken before.
+    pub fn take_port(&mut self, name: &str) -> Option<UnixStream> {
+        self.ports.remove(name)
+    }
+
+    /// All that the machine wrote to its console so far.
+    pub fn console(&self) -> String {
+        let Some(directory) = &self.directory else { return String::new() };
+        let bytes = fs::read(console_path(directory.path())).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The last `count` lines of the console.
+    pub fn last_lines(&self, count: usize) -> String {
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    }
+
+    /// Whether QEMU has ended, by the machine's power-off for example.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until QEMU ends; false if it still runs at the end of `timeout`.
+    pub fn wait_for_end(&mut self, timeout: Duration) -> bool {
+        self.wait_until(timeout, |_| false)
+    }
+
+    /// Waits until `condition` holds or QEMU ends; false at the end of `timeout`.
+    fn wait_until(&mut self, timeout: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+        let start = Instant::now();
+        loop {
+            if condition(self) || self.has_ended() {
+                return true;
+            }
+            if start.elapsed() > timeout {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills the machine, and gives back the directory of its files.
+    pub fn kill(mut self) -> Option<TempDir> {
+        self.end();
+        self.directory.take()
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.end();
+        if env::var_os("PERENNIAL_KEEP").is_some()
+            && let Some(directory) = self.directory.take()
+        {
+            eprintln!("kept {}", directory.keep().display());
+        }
+    }
+}
+
+fn console_path(directory: &Path) -> PathBuf {
+    directory.join("console.log")
+}
+
+fn listen(machine: &Machine, directory: &Path) -> Result<Vec<(String, UnixListener)>, QemuError> {
+    machine
+        .ports
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let path = directory.join(format!("port{index}"));
+            let listener = UnixListener::bind(&path).map_err(io_error(path.display()))?;
+            listener.set_nonblocking(true).map_err(io_error(path.display()))?;
+            Ok((name.clone(), listener))
+        })
+        .collect()
+}
+
+/// QEMU connects while it reads its arguments, so an accepted connection also says that these
+/// were good. The error is how QEMU ended instead.
+fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, String> {
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            return match stream.set_nonblocking(false) {
+                Ok(()) => Ok(stream),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+        match child.try_wait() {
+            Ok(None) => thread::sleep(Duration::from_millis(5)),
+            Ok(Some(status)) => return Err(status.to_string()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(accelerator.arguments())
+        .args(["-smp", "2", "-m", &format!("{}M", machine.memory_mib)])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .arg("-serial")
+        .arg(format!("file:{}", console_path(directory).display()))
+        .arg("-kernel")
+        .arg(&machine.kernel)
+        .arg("-initrd")
+        .arg(&machine.initramfs)
+        .args(["-append", &machine.cmdline])
+        .args(["-device", "virtio-rng-pci"])
+        .args(["-device", "virtio-serial-pci,max_ports=31"]);
+    for (index, name) in machine.ports.iter().enumerate() {
+        let path = directory.join(format!("port{index}"));
+        command
+            .args(["-chardev", &format!("socket,id=port{index},path={}", path.display())])
+            .args(["-device", &format!("virtserialport,chardev=port{index},name={name}")]);
+    }
+    for (index, disk) in machine.disks.iter().enumerate() {
+        // The outer page cache outlives the machine: its flushes need not reach this machine's disk.
+        let drive =
+            format!("if=none,id=disk{index},format=raw,cache=unsafe,file={}", disk.display());
+        command
+            .args(["-drive", &drive])
+            .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+    }
+    command
+}
+
+/// A directory for one machine's files, in the build output.
+pub fn scratch_directory() -> io::Result<TempDir> {
+    // Short: the path of a socket has at most 107 bytes.
+    let _ = fs::create_dir_all(paths::target());
+    tempfile::Builder::new().prefix("perennial-").tempdir()
+}
+
+/// Finds the best accelerator, once for each process: the outer KVM if a host kernel that is
+/// booted on it comes up in time and finds `/dev/kvm` for its own guests; else TCG.
+///
+/// `PERENNIAL_ACCELERATOR` (`kvm` or `tcg`) decides without trying. The answer is kept in the
+/// build output for this boot of this machine.
+pub fn accelerator() -> Accelerator {
+    static FOUND: OnceLock<Accelerator> = OnceLock::new();
+    *FOUND.get_or_init(|| match env::var("PERENNIAL_ACCELERATOR").as_deref() {
+        Ok("kvm") => Accelerator::Kvm,
+        Ok("tcg") => Accelerator::Tcg,
+        _ => remembered_probe(),
+    })
+}
+
+fn remembered_probe() -> Accelerator {
+    if fs::metadata("/dev/kvm").is_err() {
+        return Accelerator::Tcg;
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let memory = paths::target().join("perennial-accelerator");
+    let known = fs::read_to_string(&memory).unwrap_or_default();
+    match known.strip_prefix(&boot).map(str::trim) {
+        Some("KVM") => return Accelerator::Kvm,
+        Some("TCG") => return Accelerator::Tcg,
+        _ => {}
+    }
+    let found = match probe() {
+        Ok(true) => Accelerator::Kvm,
+        Ok(false) => Accelerator::Tcg,
+        // Not an answer about KVM; whoever needs a machine will say what is missing.
+        Err(_) => return Accelerator::Tcg,
+    };
+    let _ = fs::write(memory, format!("{boot}{found}"));
+    found
+}
+
+fn probe() -> Result<bool, Box<dyn std::error::Error>> {
+    let directory = scratch_directory()?;
+    let initramfs = directory.path().join("initramfs");
+    let mut archive = Initramfs::new()?;
+    archive.file("init", 0o755, &binaries::contents(&binaries::build()?.probe_init())?)?;
+    archive.write(&initramfs)?;
+    let machine = Machine {
+        kernel: kernels::find(Role::HostA)?.bzimage(),
+        initramfs,
+        cmdline: "console=ttyS0 panic=-1 quiet".into(),
+        memory_mib: 512,
+        ..Machine::default()
+    };
+    let mut qemu = match Qemu::start(&machine, Accelerator::Kvm, directory) {
+        Ok(qemu) => qemu,
+        Err(QemuError::Ended { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let says = |qemu: &Qemu, what| qemu.console().contains(what);
+    qemu.wait_until(PROBE_DEADLINE, |qemu| says(qemu, PROBE_KVM) || says(qemu, PROBE_NO_KVM));
+    Ok(says(&qemu, PROBE_KVM))
+}
