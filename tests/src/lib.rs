@@ -2,8 +2,16 @@
 //! whether the VMs on it noticed.
 
 pub mod binaries;
+pub mod continuity;
+pub mod control;
+pub mod guest;
+pub mod host;
 pub mod image;
 pub mod kernels;
 pub mod paths;
+pub mod plan;
 pub mod qemu;
+pub mod report;
+pub mod suite;
+pub mod timeline;
 pub mod workload;

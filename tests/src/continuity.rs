@@ -1,0 +1,468 @@
+//! Judges, from a guest's heartbeats alone, whether it went on as if nothing had happened.
+//!
+//! Every heartbeat is compared with the one before it. What must never happen is kept as a
+//! [`Fault`]; what must happen (a count that moves, memory verified completely, records written) is
+//! counted from a mark on, which the harness sets when it starts an update. The checks are the
+//! faults sorted by name, with evidence either way.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::workload::Heartbeat;
+use crate::workload::heartbeat::LineError;
+
+/// How far the wall clock of a guest may move against its monotonic clock: nobody sets it, so only
+/// rounding and a hypervisor that gets it wrong can move it.
+const CLOCK_OFFSET: Duration = Duration::from_millis(100);
+
+/// How much more time than the outer machine's a guest's clock may have seen pass between two
+/// heartbeats: what delays their arrival here.
+const CLOCK_AHEAD: Duration = Duration::from_secs(2);
+
+/// Something that must never happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// A line arrived damaged.
+    Damaged(LineError),
+    /// Another boot: the guest was started anew.
+    Rebooted {
+        /// The boot id before and after.
+        boots: [String; 2],
+    },
+    /// The lines between these two are missing.
+    Gap {
+        /// Numbers of the lines on both sides.
+        seqs: [u64; 2],
+    },
+    /// A line came again, or an older one: the guest was set back.
+    Repeat {
+        /// Numbers of the two lines.
+        seqs: [u64; 2],
+    },
+    /// A number that only grows went down.
+    WentBack {
+        /// Its name.
+        what: &'static str,
+        /// Before and after.
+        values: [u64; 2],
+    },
+    /// vCPUs came or went.
+    Vcpus {
+        /// How many there were before and after.
+        counts: [usize; 2],
+    },
+    /// A number that must stay zero did not.
+    Counted {
+        /// Its name.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The wall clock moved against the monotonic clock.
+    Offset {
+        /// By how much since the first heartbeat, in microseconds.
+        drift_us: i64,
+    },
+    /// A clock of the guest ran ahead of the time that passed outside.
+    Ahead {
+        /// What the guest's monotonic clock advanced by.
+        inside: Duration,
+        /// What passed outside in the same time.
+        outside: Duration,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged(error) => error.fmt(f),
+            Self::Rebooted { boots: [a, b] } => write!(f, "boot {a} became boot {b}"),
+            Self::Gap { seqs: [a, b] } => write!(f, "line {a} was followed by line {b}"),
+            Self::Repeat { seqs: [a, b] } => write!(f, "line {a} was followed by line {b} again"),
+            Self::WentBack { what, values: [a, b] } => write!(f, "{what} went from {a} to {b}"),
+            Self::Vcpus { counts: [a, b] } => write!(f, "{a} vCPUs became {b}"),
+            Self::Counted { what, value } => write!(f, "{value} {what}"),
+            Self::Offset { drift_us } => {
+                write!(f, "the wall clock moved {drift_us} us against the monotonic clock")
+            }
+            Self::Ahead { inside, outside } => {
+                write!(f, "{inside:.1?} passed inside while {outside:.1?} passed outside")
+            }
+        }
+    }
+}
+
+/// One thing that was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Its name, in kebab-case.
+    pub name: &'static str,
+    /// Whether it held.
+    pub ok: bool,
+    /// What says so.
+    pub evidence: String,
+}
+
+/// What one guest said so far.
+#[derive(Debug, Default)]
+pub struct Continuity {
+    first: Option<Heartbeat>,
+    last: Option<(Heartbeat, Duration)>,
+    mark: Option<Heartbeat>,
+    lines: u64,
+    longest_silence: Duration,
+    faults: Vec<Fault>,
+}
+
+impl Continuity {
+    /// Takes a line that arrived `at` this time, by any clock that only goes forward. Lines that
+    /// are no heartbeats are passed over.
+    pub fn observe(&mut self, line: &str, at: Duration) {
+        match Heartbeat::parse(line) {
+            None => {}
+            Some(Err(error)) => self.faults.push(Fault::Damaged(error)),
+            Some(Ok(beat)) => self.heartbeat(beat, at),
+        }
+    }
+
+    fn heartbeat(&mut self, beat: Heartbeat, at: Duration) {
+        self.lines += 1;
+        if let Some((last, then)) = self.last.take() {
+            let silence = at.saturating_sub(then);
+            self.longest_silence = self.longest_silence.max(silence);
+            self.compare(&last, &beat, silence);
+        } else if beat.seq != 1 {
+            self.faults.push(Fault::Gap { seqs: [0, beat.seq] });
+        }
+        let first = self.first.get_or_insert_with(|| beat.clone());
+        let drift_us = offset_us(&beat).saturating_sub(offset_us(first));
+        let known = self.faults.iter().any(|fault| matches!(fault, Fault::Offset { .. }));
+        if drift_us.unsigned_abs() > CLOCK_OFFSET.as_micros() as u64 && !known {
+            self.faults.push(Fault::Offset { drift_us });
+        }
+        self.last = Some((beat, at));
+    }
+
+    fn compare(&mut self, last: &Heartbeat, beat: &Heartbeat, silence: Duration) {
+        let mut faults = Vec::new();
+        if last.boot != beat.boot {
+            faults.push(Fault::Rebooted { boots: [last.boot.clone(), beat.boot.clone()] });
+        }
+        let seqs = [last.seq, beat.seq];
+        if beat.seq <= last.seq {
+            faults.push(Fault::Repeat { seqs });
+        } else if beat.seq != last.seq + 1 {
+            faults.push(Fault::Gap { seqs });
+        }
+        if last.counters.len() != beat.counters.len() {
+            faults.push(Fault::Vcpus { counts: [last.counters.len(), beat.counters.len()] });
+        }
+        let counters = last.counters.iter().zip(&beat.counters).map(|(a, b)| ("counter", *a, *b));
+        let growing = counters.chain([
+            ("memory passes", last.memory_passes, beat.memory_passes),
+            ("disk record", last.disk_seq, beat.disk_seq),
+            ("monotonic clock", last.monotonic_us, beat.monotonic_us),
+            ("wall clock", last.realtime_us, beat.realtime_us),
+        ]);
+        faults.extend(
+            growing
+                .filter(|(_, before, after)| after < before)
+                .map(|(what, a, b)| Fault::WentBack { what, values: [a, b] }),
+        );
+        let zero = [
+            ("register errors", last.cpu_errors, beat.cpu_errors),
+            ("memory errors", last.memory_errors, beat.memory_errors),
+            ("disk errors", last.disk_errors, beat.disk_errors),
+            ("clocks seen going back inside", last.clock_backward, beat.clock_backward),
+            ("kernel warnings", last.kernel_warnings, beat.kernel_warnings),
+        ];
+        faults.extend(
+            zero.into_iter()
+                .filter(|(_, before, after)| after > before)
+                .map(|(what, _, value)| Fault::Counted { what, value }),
+        );
+        let inside = Duration::from_micros(beat.monotonic_us.saturating_sub(last.monotonic_us));
+        if inside > silence + CLOCK_AHEAD {
+            faults.push(Fault::Ahead { inside, outside: silence });
+        }
+        self.faults.append(&mut faults);
+    }
+
+    /// From here on, progress counts: the harness is about to do something to the host.
+    pub fn mark(&mut self) {
+        self.mark = self.last.as_ref().map(|(beat, _)| beat.clone());
+    }
+
+    /// Whether since the mark every vCPU counted on, all memory was verified from end to end, and
+    /// records were written round after round.
+    pub fn has_settled(&self) -> bool {
+        let Some((mark, last)) = self.since_mark() else { return false };
+        counted(mark, last) && verified(mark, last) && wrote(mark, last)
+    }
+
+    fn since_mark(&self) -> Option<(&Heartbeat, &Heartbeat)> {
+        let last = &self.last.as_ref()?.0;
+        Some((self.mark.as_ref().or(self.first.as_ref())?, last))
+    }
+
+    /// The last heartbeat.
+    pub fn last(&self) -> Option<&Heartbeat> {
+        self.last.as_ref().map(|(beat, _)| beat)
+    }
+
+    /// Heartbeats that arrived.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// All that must never happen and did.
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// Everything that was checked, in a fixed order.
+    pub fn checks(&self) -> Vec<Check> {
+        let (Some(first), Some((mark, last))) = (&self.first, self.since_mark()) else {
+            let evidence = "no heartbeat arrived".to_owned();
+            return vec![Check { name: "alive", ok: false, evidence }];
+        };
+        let seqs = format!("lines {}..{}, each once", first.seq, last.seq);
+        let silence = self.longest_silence;
+        let counts = format!("{:?} thousand, then {:?}", mark.counters, last.counters);
+        let passes = last.memory_passes - mark.memory_passes.min(last.memory_passes);
+        let records = last.disk_seq - mark.disk_seq.min(last.disk_seq);
+        let drift = offset_us(last) - offset_us(first);
+        vec![
+            self.check("boot-id", true, format!("{} throughout", first.boot), |f| {
+                matches!(f, Fault::Rebooted { .. })
+            }),
+            self.check("heartbeat", true, seqs, |f| {
+                matches!(f, Fault::Damaged(_) | Fault::Gap { .. } | Fault::Repeat { .. })
+            }),
+            self.check("counter", counted(mark, last), counts, |f| {
+                matches!(f, Fault::WentBack { what: "counter", .. } | Fault::Vcpus { .. })
+            }),
+            self.check("registers", true, "integer and vector as left".into(), |f| {
+                matches!(f, Fault::Counted { what: "register errors", .. })
+            }),
+            self.check("memory", verified(mark, last), format!("{passes} passes verified"), |f| {
+                matches!(
+                    f,
+                    Fault::Counted { what: "memory errors", .. }
+                        | Fault::WentBack { what: "memory passes", .. }
+                )
+            }),
+            self.check("disk", wrote(mark, last), format!("{records} records written"), |f| {
+                matches!(
+                    f,
+                    Fault::Counted { what: "disk errors", .. }
+                        | Fault::WentBack { what: "disk record", .. }
+                )
+            }),
+            self.check(
+                "monotonic-clock",
+                true,
+                format!("never back; longest silence {silence:.1?}"),
+                |f| {
+                    matches!(
+                        f,
+                        Fault::WentBack { what: "monotonic clock", .. }
+                            | Fault::Counted { what: "clocks seen going back inside", .. }
+                            | Fault::Ahead { .. }
+                    )
+                },
+            ),
+            self.check(
+                "wall-clock",
+                true,
+                format!("moved {drift} us against the monotonic clock"),
+                |f| matches!(f, Fault::WentBack { what: "wall clock", .. } | Fault::Offset { .. }),
+            ),
+            self.check("kernel-log", true, "no complaint".into(), |f| {
+                matches!(f, Fault::Counted { what: "kernel warnings", .. })
+            }),
+        ]
+    }
+
+    fn check(
+        &self,
+        name: &'static str,
+        progressed: bool,
+        evidence: String,
+        concerns: impl Fn(&Fault) -> bool,
+    ) -> Check {
+        let faults: Vec<String> =
+            self.faults.iter().filter(|f| concerns(f)).map(Fault::to_string).collect();
+        match faults.split_first() {
+            None if progressed => Check { name, ok: true, evidence },
+            None => Check { name, ok: false, evidence: format!("no progress: {evidence}") },
+            Some((first, [])) => Check { name, ok: false, evidence: first.clone() },
+            Some((first, more)) => {
+                let evidence = format!("{first}, and {} more", more.len());
+                Check { name, ok: false, evidence }
+            }
+        }
+    }
+}
+
+fn counted(mark: &Heartbeat, last: &Heartbeat) -> bool {
+    mark.counters.iter().zip(&last.counters).all(|(before, after)| after > before)
+}
+
+/// Two passes more: one of them began after the mark.
+fn verified(mark: &Heartbeat, last: &Heartbeat) -> bool {
+    last.memory_passes >= mark.memory_passes + 2
+}
+
+fn wrote(mark: &Heartbeat, last: &Heartbeat) -> bool {
+    last.disk_seq >= mark.disk_seq + 10
+}
+
+fn offset_us(beat: &Heartbeat) -> i64 {
+    beat.realtime_us as i64 - beat.monotonic_us as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(seq: u64) -> Heartbeat {
+        Heartbeat {
+            boot: "aaaa".into(),
+            seq,
+            counters: vec![seq * 10, seq * 11],
+            cpu_errors: 0,
+            memory_passes: seq,
+            memory_errors: 0,
+            disk_seq: seq * 4,
+            disk_errors: 0,
+            monotonic_us: 1_000_000 + seq * 100_000,
+            realtime_us: 1_795_000_000_000_000 + seq * 100_000,
+            clock_backward: 0,
+            kernel_warnings: 0,
+        }
+    }
+
+    fn run(beats: &[Heartbeat]) -> Continuity {
+        let mut continuity = Continuity::default();
+        for (index, beat) in beats.iter().enumerate() {
+            continuity.observe(&beat.to_line(), Duration::from_millis(100 * index as u64));
+        }
+        continuity
+    }
+
+    /// Ten good heartbeats of which the fifth and all later ones are changed.
+    fn changed(change: impl Fn(&mut Heartbeat)) -> Continuity {
+        let mut beats: Vec<_> = (1..=10).map(beat).collect();
+        beats[4..].iter_mut().for_each(change);
+        run(&beats)
+    }
+
+    fn failed(continuity: &Continuity) -> Vec<&'static str> {
+        continuity.checks().iter().filter(|c| !c.ok).map(|c| c.name).collect()
+    }
+
+    #[test]
+    fn a_guest_that_went_on_passes_every_check() {
+        let mut continuity = run(&(1..=10).map(beat).collect::<Vec<_>>());
+        assert_eq!(failed(&continuity), [] as [&str; 0], "{:?}", continuity.checks());
+        continuity.mark();
+        assert!(!continuity.has_settled());
+        assert_eq!(
+            failed(&continuity),
+            ["counter", "memory", "disk"],
+            "no progress since the mark"
+        );
+        for seq in 11..=13 {
+            continuity.observe(&beat(seq).to_line(), Duration::from_secs(seq));
+        }
+        assert!(continuity.has_settled());
+        assert_eq!(failed(&continuity), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_guest_that_never_spoke_is_not_alive() {
+        let mut continuity = Continuity::default();
+        continuity.observe("[    0.0] Linux version", Duration::ZERO);
+        assert_eq!(failed(&continuity), ["alive"]);
+        assert!(!continuity.has_settled());
+    }
+
+    #[test]
+    fn a_gap_and_a_repeat_are_found_with_their_lines() {
+        let gap = run(&[beat(1), beat(2), beat(4)]);
+        assert_eq!(gap.faults(), [Fault::Gap { seqs: [2, 4] }]);
+        let repeat = run(&[beat(1), beat(2), beat(2), beat(3)]);
+        assert_eq!(repeat.faults()[0], Fault::Repeat { seqs: [2, 2] });
+        let set_back = run(&[beat(1), beat(2), beat(3), beat(1)]);
+        assert!(set_back.faults().contains(&Fault::Repeat { seqs: [3, 1] }));
+        let late = run(&[beat(3), beat(4)]);
+        assert_eq!(late.faults(), [Fault::Gap { seqs: [0, 3] }], "the first lines were lost");
+        for continuity in [gap, repeat, set_back, late] {
+            assert!(failed(&continuity).contains(&"heartbeat"));
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_is_a_fault_and_not_only_a_gap() {
+        let mut continuity = run(&[beat(1)]);
+        continuity.observe(&beat(2).to_line().replace("seq", "sq"), Duration::from_millis(100));
+        assert!(matches!(continuity.faults(), [Fault::Damaged(_)]));
+        assert!(failed(&continuity).contains(&"heartbeat"));
+    }
+
+    #[test]
+    fn another_boot_is_found() {
+        assert_eq!(failed(&changed(|b| b.boot = "bbbb".into())), ["boot-id"]);
+    }
+
+    #[test]
+    fn each_number_that_goes_wrong_fails_its_own_check_only() {
+        type Change = fn(&mut Heartbeat);
+        let cases: [(Change, &str); 12] = [
+            (|b| b.counters[1] = 1, "counter"),
+            (|b| b.counters.truncate(1), "counter"),
+            (|b| b.counters.push(5), "counter"),
+            (|b| b.cpu_errors = 1, "registers"),
+            (|b| b.memory_errors = 1, "memory"),
+            (|b| b.memory_passes -= 3, "memory"),
+            (|b| b.disk_errors = 2, "disk"),
+            (|b| b.disk_seq -= 12, "disk"),
+            (|b| b.clock_backward = 1, "monotonic-clock"),
+            (|b| b.realtime_us += 200_000, "wall-clock"),
+            (|b| b.realtime_us -= 200_000, "wall-clock"),
+            (|b| b.kernel_warnings = 1, "kernel-log"),
+        ];
+        for (change, check) in cases {
+            let continuity = changed(change);
+            assert_eq!(failed(&continuity), [check], "{:?}", continuity.faults());
+        }
+    }
+
+    #[test]
+    fn a_monotonic_clock_that_goes_back_or_runs_ahead_is_found() {
+        let back = changed(|b| {
+            b.monotonic_us -= 300_000;
+            b.realtime_us -= 300_000;
+        });
+        assert_eq!(failed(&back), ["monotonic-clock", "wall-clock"]);
+        let ahead = changed(|b| {
+            b.monotonic_us += 3_000_000;
+            b.realtime_us += 3_000_000;
+        });
+        assert_eq!(failed(&ahead), ["monotonic-clock"]);
+        assert!(matches!(ahead.faults(), [Fault::Ahead { .. }]));
+    }
+
+    #[test]
+    fn a_vcpu_that_stands_still_while_the_other_counts_is_no_progress() {
+        let mut continuity = run(&[beat(1), beat(2)]);
+        continuity.mark();
+        let mut stuck = beat(3);
+        stuck.counters[1] = beat(2).counters[1];
+        continuity.observe(&stuck.to_line(), Duration::from_secs(1));
+        assert!(failed(&continuity).contains(&"counter"));
+    }
+}

@@ -1,0 +1,221 @@
+//! A host in QEMU with its VMs, from boot to power-off, over any number of live updates.
+//!
+//! The harness talks to the host by its control port and listens to each guest by a port of its
+//! own. A host that goes before [`Host::power_off`] or [`Host::done`] was called takes a test with
+//! it that failed: its last console lines are printed.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::control::{Control, ControlError};
+use crate::guest::Guest;
+use crate::plan::{CONTROL_PORT, HostPlan};
+use crate::qemu::{self, Accelerator, Qemu};
+use crate::report::{Report, Status};
+use crate::workload::disk::{self, Contents};
+
+/// Longest time from power-on to `ready`, and from an update's request to the next `ready`. Under
+/// emulation, on a machine with other things to do; what hangs takes for ever.
+pub const BOOT: Duration = Duration::from_secs(240);
+
+/// Longest time for an answer of a host that runs.
+pub const ANSWER: Duration = Duration::from_secs(60);
+
+/// Longest time for a guest to boot, and to verify all of its memory twice.
+pub const WORK: Duration = Duration::from_secs(240);
+
+/// Anything that makes a test fail.
+pub type Failure = Box<dyn Error>;
+
+/// A running host.
+#[derive(Debug)]
+pub struct Host {
+    qemu: Qemu,
+    control: Control,
+    guests: Vec<Guest>,
+    vm_disks: Vec<(String, PathBuf)>,
+    done: bool,
+}
+
+impl Host {
+    /// Builds the images, boots, and waits until the host is ready.
+    pub fn boot(plan: &HostPlan) -> Result<(Self, Status), Failure> {
+        Self::boot_on(plan, qemu::accelerator())
+    }
+
+    /// As [`Host::boot`], on this accelerator.
+    pub fn boot_on(plan: &HostPlan, accelerator: Accelerator) -> Result<(Self, Status), Failure> {
+        let directory = qemu::scratch_directory()?;
+        let prepared = plan.prepare(directory.path())?;
+        let mut qemu = Qemu::start(&prepared.machine, accelerator, directory)?;
+        let mut port = |name: &str| qemu.take_port(name).ok_or(format!("two ports called {name}"));
+        let control = Control::new(port(CONTROL_PORT)?)?;
+        let guests = plan
+            .vms
+            .iter()
+            .map(|vm| Ok(Guest::listen(&vm.name, port(&vm.port())?)?))
+            .collect::<Result<_, Failure>>()?;
+        let mut host = Self { qemu, control, guests, vm_disks: prepared.vm_disks, done: false };
+        let status = host.wait_until_ready()?;
+        Ok((host, status))
+    }
+
+    fn wait_until_ready(&mut self) -> Result<Status, Failure> {
+        let deadline = Instant::now() + BOOT;
+        loop {
+            // In slices, to notice a machine that is gone: its ports close only then.
+            let slice = Duration::from_secs(2).min(deadline.duration_since(Instant::now()));
+            match self.control.event("ready", slice) {
+                Ok(mut event) => return Ok(serde_json::from_value(event["status"].take())?),
+                Err(ControlError::Timeout { .. }) if Instant::now() < deadline => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.qemu.has_ended() {
+                return Err("the machine ended before its host was ready".into());
+            }
+        }
+    }
+
+    /// The guests, in the order of the plan.
+    pub fn guests(&self) -> &[Guest] {
+        &self.guests
+    }
+
+    /// Waits until every guest works: has booted, and done each kind of work at least once.
+    pub fn wait_for_guests(&self) -> Result<(), Failure> {
+        for guest in &self.guests {
+            guest.wait_for_note("boot", WORK)?;
+        }
+        for guest in &self.guests {
+            guest.wait_until_settled(WORK)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a request and waits for its reply.
+    pub fn request(&mut self, request: Value) -> Result<Value, ControlError> {
+        self.control.request(request, ANSWER)
+    }
+
+    /// What the host says of itself.
+    pub fn status(&mut self) -> Result<Status, Failure> {
+        Ok(serde_json::from_value(self.request(json!({"do": "status"}))?)?)
+    }
+
+    /// The ledger of the last live update.
+    pub fn report(&mut self) -> Result<Report, Failure> {
+        Ok(serde_json::from_value(self.request(json!({"do": "report"}))?)?)
+    }
+
+    /// A live update that is to succeed: `arguments` are those of the API's `update`. Returns when
+    /// the next host is ready.
+    pub fn update(&mut self, arguments: Value) -> Result<Status, Failure> {
+        self.mark();
+        self.control.send(with_command("update", arguments))?;
+        let status = self.wait_until_ready()?;
+        if status.boot != "live-update" {
+            return Err(format!("the host came back by a `{}` boot", status.boot).into());
+        }
+        Ok(status)
+    }
+
+    /// A live update that must not happen: returns the reply, whichever it is.
+    pub fn try_update(&mut self, arguments: Value) -> Result<Value, ControlError> {
+        self.mark();
+        self.control.request(with_command("update", arguments), BOOT)
+    }
+
+    fn mark(&self) {
+        self.guests.iter().for_each(Guest::mark);
+    }
+
+    /// Waits until every guest has, since the last update was asked for, done all of its work
+    /// again, and fails if anything that was checked did not hold.
+    pub fn check_guests(&self) -> Result<(), Failure> {
+        let mut failed = Vec::new();
+        for guest in &self.guests {
+            if let Err(error) = guest.wait_until_settled(WORK) {
+                failed.push(error.to_string());
+            }
+            let checks = guest.checks();
+            failed.extend(
+                checks
+                    .iter()
+                    .filter(|check| !check.ok)
+                    .map(|check| format!("{}: {}: {}", guest.name(), check.name, check.evidence)),
+            );
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("\n").into()) }
+    }
+
+    /// The last lines of the host's console.
+    pub fn last_lines(&self, count: usize) -> String {
+        self.qemu.last_lines(count)
+    }
+
+    /// All of the host's console.
+    pub fn console(&self) -> String {
+        self.qemu.console()
+    }
+
+    /// Ends the machine at once: the test has seen what it wanted.
+    pub fn done(mut self) {
+        self.done = true;
+    }
+
+    /// Powers the host off by its API, and reads the disks that the guests wrote to, from outside.
+    pub fn power_off(mut self) -> Result<Vec<(String, Contents)>, Failure> {
+        self.control.send(json!({"do": "power-off"}))?;
+        if !self.qemu.wait_for_end(ANSWER) {
+            return Err("the machine did not power off".into());
+        }
+        let contents = self
+            .vm_disks
+            .iter()
+            .map(|(name, path)| {
+                let disk = File::open(path)?;
+                let slots = disk::slots(disk.metadata()?.len());
+                Ok((name.clone(), disk::read_ring(&disk, slots)?))
+            })
+            .collect::<Result<_, Failure>>()?;
+        self.done = true;
+        Ok(contents)
+    }
+
+    /// Powers off, and fails unless each guest's disk holds every record that the guest's last
+    /// heartbeat says was written, all of them by the same boot.
+    pub fn power_off_and_check_disks(self) -> Result<(), Failure> {
+        let said: Vec<_> = self.guests.iter().map(|g| (g.name().to_owned(), g.last())).collect();
+        for (name, contents) in self.power_off()? {
+            let Some((_, Some(last))) = said.iter().find(|(guest, _)| *guest == name) else {
+                return Err(format!("{name}: never said what it wrote").into());
+            };
+            let whole = contents.bad.is_empty() && contents.missing.is_empty();
+            if !whole || contents.newest < last.disk_seq || contents.newest_boot != last.boot {
+                return Err(format!(
+                    "{name}: said record {} of boot {}, its disk holds: {contents:?}",
+                    last.disk_seq, last.boot
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_command(command: &str, mut arguments: Value) -> Value {
+    arguments["do"] = json!(command);
+    arguments
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !self.done {
+            eprintln!("--- the host's last console lines:\n{}\n---", self.qemu.last_lines(60));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What a test wants to run: a host with its VMs, and the images and configuration that follow.
+//!
+//! A host has two sides, `a` and `b`: each a kernel and an initramfs whose configuration names the
+//! other side as what to update to, so that updates can go back and forth. Both lie on the host's
+//! data disk, with everything that the VMs need.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::binaries::{self, Binaries};
+use crate::image::{Ext4, Initramfs, raw_disk};
+use crate::kernels::{self, Role};
+use crate::qemu::Machine;
+
+/// Name of the control port.
+pub const CONTROL_PORT: &str = "perennial.control";
+
+/// RAM that the host itself needs, with the scratch area of the kernel handover.
+const HOST_MIB: u64 = 1280;
+
+/// How a guest is booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestBoot {
+    /// A bzImage with an initramfs.
+    BzImage,
+    /// A vmlinux through its PVH entry, without initramfs: the root is a virtio disk.
+    Pvh,
+}
+
+/// Where a guest's disk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// A disk of the host, which the harness can look into afterwards.
+    Device,
+    /// A file on the host's data disk.
+    File,
+}
+
+/// One VM.
+#[derive(Debug, Clone)]
+pub struct VmPlan {
+    /// Its name.
+    pub name: String,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// vCPUs.
+    pub cpus: u32,
+    /// How it boots.
+    pub boot: GuestBoot,
+    /// Memory under the workload's checksums: MiB, or `all` that is free.
+    pub checksummed: String,
+    /// How much of each vCPU the counter takes, in percent.
+    pub busy: u32,
+    /// Where its disk lies.
+    pub backing: Backing,
+    /// Size of its disk in MiB.
+    pub disk_mib: u64,
+}
+
+impl VmPlan {
+    /// A VM with the defaults of most tests.
+    pub fn new(name: &str, memory_mib: u64, cpus: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            memory_mib,
+            cpus,
+            boot: GuestBoot::BzImage,
+            checksummed: (memory_mib / 4).to_string(),
+            busy: 50,
+            backing: Backing::Device,
+            disk_mib: 16,
+        }
+    }
+
+    fn cmdline(&self) -> String {
+        let root = match self.boot {
+            GuestBoot::BzImage => "perennial.disk=/dev/vda",
+            GuestBoot::Pvh => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
+        };
+        format!(
+            "console=ttyS0 quiet panic=-1 {root} perennial.memory={} perennial.busy={}",
+            self.checksummed, self.busy
+        )
+    }
+
+    /// The virtio port that carries its serial line.
+    pub fn port(&self) -> String {
+        format!("vm.{}", self.name)
+    }
+}
+
+/// A host.
+#[derive(Debug, Clone, Default)]
+pub struct HostPlan {
+    /// Its VMs.
+    pub vms: Vec<VmPlan>,
+    /// Lines put into `[host]` of both sides' configuration.
+    pub extra_host: String,
+    /// Replaces the configuration of side `a`, which boots first.
+    pub config_a: Option<String>,
+    /// Changes the configuration of side `b`.
+    pub edit_b: Option<fn(String) -> String>,
+}
+
+/// Everything that a plan became.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The machine to start.
+    pub machine: Machine,
+    /// The outer files of the disks that VMs have directly: name of the VM and path.
+    pub vm_disks: Vec<(String, PathBuf)>,
+}
+
+impl HostPlan {
+    /// A host with these VMs.
+    pub fn new(vms: Vec<VmPlan>) -> Self {
+        Self { vms, ..Self::default() }
+    }
+
+    /// RAM of the machine in MiB.
+    fn memory_mib(&self) -> u64 {
+        HOST_MIB + self.vms.iter().map(|vm| vm.memory_mib).sum::<u64>()
+    }
+
+    /// The configuration of one side.
+    pub fn config(&self, side: char) -> String {
+        let other = if side == 'a' { 'b' } else { 'a' };
+        let mut out = format!(
+            "[host]\nhostname = \"host-{side}\"\nsocket = \"/run/perennial.sock\"\n\
+             control-port = \"{CONTROL_PORT}\"\n\
+             mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}]\n{}\n\
+             [update]\nkernel = \"/data/{other}/bzImage\"\n\
+             initramfs = \"/data/{other}/initramfs\"\ncmdline = \"{}\"\n",
+            self.extra_host,
+            common_cmdline()
+        );
+        let mut devices = 'b'..='z';
+        for vm in &self.vms {
+            let disk = match vm.backing {
+                Backing::Device => format!("/dev/vd{}", devices.next().unwrap_or('z')),
+                Backing::File => format!("/data/{}.img", vm.name),
+            };
+            // Writing to a String cannot fail.
+            let _ = write_vm(&mut out, vm, &disk);
+        }
+        out
+    }
+
+    /// Makes all images in `directory`.
+    pub fn prepare(&self, directory: &Path) -> Result<Prepared, Box<dyn Error>> {
+        let binaries = binaries::build()?;
+        let (host_a, host_b) = (kernels::find(Role::HostA)?, kernels::find(Role::HostB)?);
+        let tree = Ext4::new(directory)?;
+        let config_a = self.config_a.clone().unwrap_or_else(|| self.config('a'));
+        let config_b = self.edit_b.unwrap_or(|config| config)(self.config('b'));
+        for (side, kernel, config) in [("a", host_a, &config_a), ("b", host_b, &config_b)] {
+            tree.copy(&format!("{side}/bzImage"), &kernel.bzimage())?;
+            host_initramfs(binaries, config)?.write(&tree.path(&format!("{side}/initramfs"))?)?;
+        }
+        if !self.vms.is_empty() {
+            guest_files(binaries, &tree)?;
+        }
+        let mut disks = vec![directory.join("data.img")];
+        let mut vm_disks = Vec::new();
+        for vm in &self.vms {
+            if vm.boot == GuestBoot::Pvh {
+                guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
+            }
+            let bytes = vm.disk_mib << 20;
+            match vm.backing {
+                Backing::File => raw_disk(&tree.path(&format!("{}.img", vm.name))?, bytes)?,
+                Backing::Device => {
+                    let path = directory.join(format!("{}.img", vm.name));
+                    raw_disk(&path, bytes)?;
+                    disks.push(path.clone());
+                    vm_disks.push((vm.name.clone(), path));
+                }
+            }
+        }
+        let initramfs = directory.join("initramfs");
+        fs::copy(tree.path("a/initramfs")?, &initramfs)?;
+        bad_files(&tree, &host_a.bzimage())?;
+        tree.write(&disks[0], 64 << 20)?;
+        let ports = [CONTROL_PORT.to_owned()];
+        let machine = Machine {
+            kernel: host_a.bzimage(),
+            initramfs,
+            cmdline: format!("{} liveupdate=on kho=on", common_cmdline()),
+            memory_mib: self.memory_mib(),
+            disks,
+            ports: ports.into_iter().chain(self.vms.iter().map(VmPlan::port)).collect(),
+        };
+        Ok(Prepared { machine, vm_disks })
+    }
+}
+
+/// What both sides' kernels are told. The scratch area holds the next kernel and initramfs and no
+/// more: preservation has to migrate every guest page out of it.
+fn common_cmdline() -> String {
+    let quiet = if std::env::var_os("PERENNIAL_VERBOSE").is_some() { "" } else { " quiet" };
+    format!(
+        "console=ttyS0 panic=-1 kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise{quiet}"
+    )
+}
+
+fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
+    let (kernel, initramfs, disks) = match vm.boot {
+        GuestBoot::BzImage => {
+            ("bzImage", "initramfs = \"/data/guest/initramfs\"\n", format!("\"path={disk}\""))
+        }
+        GuestBoot::Pvh => {
+            ("vmlinux", "", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name))
+        }
+    };
+    write!(
+        out,
+        "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
+         kernel = \"/data/guest/{kernel}\"\n{initramfs}cmdline = \"{}\"\n\
+         disk = [{disks}]\nserial = \"port={}\"\n",
+        vm.name,
+        vm.memory_mib,
+        vm.cpus,
+        vm.cmdline(),
+        vm.port()
+    )
+}
+
+fn host_initramfs(binaries: &Binaries, config: &str) -> std::io::Result<Initramfs> {
+    let mut archive = Initramfs::new()?;
+    archive.file("init", 0o755, &binaries::contents(&binaries.perennial())?)?;
+    archive.file("etc/perennial.toml", 0o644, config.as_bytes())?;
+    Ok(archive)
+}
+
+/// The kernels and the initramfs of the guests.
+fn guest_files(binaries: &Binaries, tree: &Ext4) -> Result<(), Box<dyn Error>> {
+    let kernel = kernels::find(Role::Guest)?;
+    tree.copy("guest/bzImage", &kernel.bzimage())?;
+    tree.copy("guest/vmlinux", &kernel.vmlinux())?;
+    let mut archive = Initramfs::new()?;
+    archive.file("init", 0o755, &binaries::contents(&binaries.guest_init())?)?;
+    Ok(archive.write(&tree.path("guest/initramfs")?)?)
+}
+
+/// A root file system for a guest without initramfs.
+fn guest_root(binaries: &Binaries, directory: &Path, image: &Path) -> std::io::Result<()> {
+    let tree = Ext4::new(directory)?;
+    for name in ["dev", "proc", "sys", "run", "tmp"] {
+        tree.directory(name)?;
+    }
+    tree.copy("sbin/init", &binaries.guest_init())?;
+    tree.write(image, 0)
+}
+
+/// Kernels and archives that must be refused.
+fn bad_files(tree: &Ext4, bzimage: &Path) -> std::io::Result<()> {
+    let kernel = binaries::contents(bzimage)?;
+    fs::write(tree.path("bad/empty")?, b"")?;
+    fs::write(tree.path("bad/truncated-bzImage")?, &kernel[..kernel.len() / 2])?;
+    fs::write(tree.path("bad/header-only")?, &kernel[..512])?;
+    fs::write(tree.path("bad/no-kernel")?, vec![0x55; 1 << 20])?;
+    // Larger than the scratch area that the next kernel must be loaded into; takes no space.
+    raw_disk(&tree.path("bad/huge-initramfs")?, 300 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> HostPlan {
+        let pvh = VmPlan { boot: GuestBoot::Pvh, ..VmPlan::new("db", 128, 1) };
+        let file = VmPlan { backing: Backing::File, ..VmPlan::new("log", 64, 1) };
+        HostPlan::new(vec![VmPlan::new("web", 256, 2), file, pvh])
+    }
+
+    #[test]
+    fn each_side_updates_to_the_other_and_both_describe_the_same_vms() {
+        let parse = |side| plan().config(side).parse::<toml::Table>().unwrap();
+        let (a, b) = (parse('a'), parse('b'));
+        assert_eq!(a["update"]["kernel"].as_str(), Some("/data/b/bzImage"));
+        assert_eq!(b["update"]["kernel"].as_str(), Some("/data/a/bzImage"));
+        assert_eq!(a["vm"], b["vm"]);
+    }
+
+    #[test]
+    fn disks_are_named_in_the_order_in_which_the_machine_has_them() {
+        let config = plan().config('a').parse::<toml::Table>().unwrap();
+        let disks: Vec<String> =
+            (0..3).map(|vm| config["vm"][vm]["disk"].to_string().replace('"', "")).collect();
+        assert_eq!(
+            disks,
+            ["[path=/dev/vdb]", "[path=/data/log.img]", "[path=/data/db.root, path=/dev/vdc]"]
+        );
+    }
+}

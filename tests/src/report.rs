@@ -1,0 +1,107 @@
+//! What the host reports of itself and of a live update, as far as the harness reads it.
+
+use serde::{Deserialize, Serialize};
+
+/// A stretch of time, in nanoseconds since the update began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Its name.
+    pub name: String,
+    /// Where it begins.
+    pub start_ns: u64,
+    /// Where it ends.
+    pub end_ns: u64,
+}
+
+/// The ledger of one live update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What concerns all VMs.
+    pub host: HostReport,
+    /// One entry for each VM.
+    pub vms: Vec<VmReport>,
+    /// Bytes of guest RAM that went through a copy.
+    pub guest_ram_bytes_copied: u64,
+}
+
+/// The host's part of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// `uname -r` before.
+    pub kernel_before: String,
+    /// `uname -r` after.
+    pub kernel_after: String,
+    /// The LUO backend.
+    pub luo: String,
+    /// From `reboot()` to the first instruction of PID 1.
+    pub reboot_to_init_ns: u64,
+    /// Phases that belong to no VM.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+}
+
+/// One VM's part of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Its name.
+    pub name: String,
+    /// Its RAM.
+    pub ram_bytes: u64,
+    /// From the last vCPU out of KVM_RUN to the first back in.
+    pub blackout_ns: u64,
+    /// What became of it.
+    pub outcome: String,
+    /// Where the time went.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+    /// Page frames, if they were asked for.
+    #[serde(default)]
+    pub frames: Option<Frames>,
+}
+
+/// A digest over the page frame numbers of a VM's RAM, on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames {
+    /// In the old kernel.
+    pub before: String,
+    /// In the new kernel.
+    pub after: String,
+    /// Pages that went into it.
+    pub pages: u64,
+}
+
+/// What the host says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `uname -r`.
+    pub kernel: String,
+    /// The LUO backend, or `none`.
+    pub luo: String,
+    /// `cold` or `live-update`.
+    pub boot: String,
+    /// Live updates since the last cold boot.
+    pub live_updates: u64,
+    /// Sessions that are not finished.
+    #[serde(default)]
+    pub unfinished: Vec<String>,
+    /// What is wrong with the configuration.
+    #[serde(default)]
+    pub config_error: Option<String>,
+    /// The VMs.
+    #[serde(default)]
+    pub vms: Vec<VmStatus>,
+}
+
+/// What the host says of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: String,
+    /// `running`, `paused`, `stopped` or `failed`.
+    pub state: String,
+    /// Its RAM.
+    pub ram_bytes: u64,
+    /// Why it failed.
+    #[serde(default)]
+    pub error: Option<Vec<String>>,
+}
