@@ -27,9 +27,9 @@ pub struct Report {
 /// The host's part of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
-    /// `uname -r` before.
+    /// Release and version of the kernel before.
     pub kernel_before: String,
-    /// `uname -r` after.
+    /// Release and version of the kernel after.
     pub kernel_after: String,
     /// The LUO backend.
     pub luo: String,
@@ -47,8 +47,9 @@ pub struct VmReport {
     pub name: String,
     /// Its RAM.
     pub ram_bytes: u64,
-    /// From the last vCPU out of KVM_RUN to the first back in.
-    pub blackout_ns: u64,
+    /// From the last vCPU out of KVM_RUN to the first back in; `None` if it did not run before or
+    /// does not run after.
+    pub blackout_ns: Option<u64>,
     /// What became of it.
     pub outcome: String,
     /// Where the time went.
@@ -86,7 +87,7 @@ pub struct Status {
     pub unfinished: Vec<String>,
     /// What is wrong with the configuration.
     #[serde(default)]
-    pub config_error: Option<String>,
+    pub config_error: Option<Vec<String>>,
     /// The VMs.
     #[serde(default)]
     pub vms: Vec<VmStatus>,

@@ -21,6 +21,11 @@ pub fn human(ns: u64) -> String {
     }
 }
 
+/// The blackout of a VM for people.
+pub fn blackout(vm: &VmReport) -> String {
+    vm.blackout_ns.map_or_else(|| "unknown".to_owned(), human)
+}
+
 /// The stretch that a drawing covers; never empty.
 fn span<'a>(phases: impl Iterator<Item = &'a Phase>) -> (u64, u64) {
     let (start, end) = phases.fold((u64::MAX, 0), |(start, end), phase| {
@@ -51,7 +56,7 @@ pub fn text(report: &Report) -> String {
             "\n{}  {} MiB  blackout {}  {}",
             vm.name,
             vm.ram_bytes >> 20,
-            human(vm.blackout_ns),
+            blackout(vm),
             vm.outcome
         );
         let span = span(vm.phases.iter());
@@ -100,7 +105,7 @@ fn svg_vm(out: &mut String, vm: &VmReport, (start, end): (u64, u64), mut y: u64)
         "{} ({} MiB): blackout {}, {}",
         vm.name,
         vm.ram_bytes >> 20,
-        human(vm.blackout_ns),
+        blackout(vm),
         vm.outcome
     );
     y += ROW;
@@ -153,7 +158,7 @@ mod tests {
             vms: vec![VmReport {
                 name: "a<b&c".into(),
                 ram_bytes: 512 << 20,
-                blackout_ns: 1_234_567_890,
+                blackout_ns: Some(1_234_567_890),
                 outcome: "running".into(),
                 phases,
                 frames: None,

@@ -1,0 +1,117 @@
+//! Configurations and requests that cannot be obeyed: one clear error, and nothing that runs is
+//! harmed.
+
+use std::process::ExitCode;
+
+use perennial_tests::control::ControlError;
+use perennial_tests::host::{Failure, Host};
+use perennial_tests::plan::{HostPlan, VmPlan};
+use perennial_tests::suite;
+use serde_json::json;
+
+fn main() -> ExitCode {
+    suite::run(&[
+        ("requests_that_cannot_be_obeyed_are_refused_and_the_vm_runs_on", requests),
+        ("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
+        ("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
+        ("a_disk_that_is_gone_after_the_update_costs_only_its_own_vm", disk_gone),
+    ])
+}
+
+fn requests() -> Result<(), Failure> {
+    let (mut host, _) = Host::boot(&HostPlan::new(vec![VmPlan::new("web", 128, 1)]))?;
+    host.wait_for_guests()?;
+    for (request, named) in [
+        (json!({"do": "boot", "vm": "nobody"}), "nobody"),
+        (json!({"do": "boot", "vm": "web"}), "web"),
+        (json!({"do": "boot", "vm": "x".repeat(200)}), ""),
+        (json!({"do": "resume", "vm": "web"}), "web"),
+        (json!({"do": "report"}), ""),
+        (json!({"do": "update", "stop_before": "lunch"}), "lunch"),
+    ] {
+        match host.request(request.clone()) {
+            Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains(named) => {}
+            other => return Err(format!("{request}: {other:?}").into()),
+        }
+    }
+    host.update(json!({}))?;
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+/// Each configuration and what the error must name.
+const WRONG: [(&str, &str); 6] = [
+    ("[host]\ncontrol-port = \"perennial.control\"\nhostnaem = \"a\"\n", "hostnaem"),
+    ("[[vm]]\nname = \"web\"\nmemory = \"size=0\"\nkernel = \"/k\"\n", "size=0"),
+    ("[[vm]]\nname = \"web\"\nmemory = \"size=900G\"\nkernel = \"/k\"\n", "900G"),
+    (
+        "[[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n\
+         [[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n",
+        "web",
+    ),
+    (
+        "[[vm]]\nname = \"a-name-that-is-much-too-long-for-a-session-of-the-kernel-because-it-does-not-end\"\n\
+         memory = \"size=64M\"\nkernel = \"/k\"\n",
+        "a-name-that-is-much-too-long",
+    ),
+    ("this is not TOML", "line 1"),
+];
+
+fn first_configuration() -> Result<(), Failure> {
+    for (wrong, named) in WRONG {
+        // The control port has its default name where the configuration cannot be read.
+        let plan = HostPlan { config_a: Some(wrong.to_owned()), ..HostPlan::default() };
+        let (host, status) = Host::boot(&plan)?;
+        let said = status.config_error.clone().unwrap_or_default().join(": ")
+            + &status.vms.iter().filter_map(|vm| vm.error.clone()).flatten().collect::<String>();
+        if !said.contains(named) {
+            return Err(format!("`{named}` is not named: {status:?}").into());
+        }
+        host.done();
+    }
+    Ok(())
+}
+
+fn next_configuration() -> Result<(), Failure> {
+    let plan = HostPlan {
+        edit_b: Some(|config| config.replace("hostname", "hostnaem")),
+        ..HostPlan::new(vec![VmPlan::new("web", 128, 1)])
+    };
+    let (mut host, _) = Host::boot(&plan)?;
+    host.wait_for_guests()?;
+    let status = host.update(json!({}))?;
+    if status.config_error.is_none() {
+        return Err("the status does not say that the configuration is wrong".into());
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+fn disk_gone() -> Result<(), Failure> {
+    use perennial_tests::plan::Backing;
+    let file_backed = VmPlan { backing: Backing::File, ..VmPlan::new("log", 128, 1) };
+    let plan = HostPlan {
+        // The file system that held the disk is not there for the next host.
+        edit_b: Some(|config| config.replace("target = \"/data\"", "target = \"/elsewhere\"")),
+        ..HostPlan::new(vec![VmPlan::new("web", 128, 1), file_backed])
+    };
+    let (mut host, _) = Host::boot(&plan)?;
+    host.wait_for_guests()?;
+    let status = host.update(json!({}))?;
+    let error = status.vms.iter().find(|vm| vm.name == "log").and_then(|vm| vm.error.clone());
+    if !error.unwrap_or_default().join(": ").contains("/data/log.img") {
+        return Err(format!("the missing disk is not named: {status:?}").into());
+    }
+    if status.unfinished.is_empty() {
+        return Err("the session of a VM that was not restored must stay unfinished".into());
+    }
+    host.forget_guest("log");
+    host.check_guests()?;
+    match host.try_update(json!({})) {
+        Err(error) if error.outcome() == Some("running") => {}
+        other => return Err(format!("an update that would lose memory: {other:?}").into()),
+    }
+    host.check_guests()?;
+    host.done();
+    Ok(())
+}
