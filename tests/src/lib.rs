@@ -12,6 +12,7 @@ pub mod paths;
 pub mod plan;
 pub mod qemu;
 pub mod report;
+pub mod samples;
 pub mod suite;
 pub mod timeline;
 pub mod workload;

@@ -96,6 +96,8 @@ impl VmPlan {
 pub struct HostPlan {
     /// Its VMs.
     pub vms: Vec<VmPlan>,
+    /// RAM of the machine in MiB, where it should not follow from the VMs.
+    pub memory_mib: Option<u64>,
     /// Lines put into `[host]` of both sides' configuration.
     pub extra_host: String,
     /// Replaces the configuration of side `a`, which boots first.
@@ -121,7 +123,12 @@ impl HostPlan {
 
     /// RAM of the machine in MiB.
     fn memory_mib(&self) -> u64 {
-        HOST_MIB + self.vms.iter().map(|vm| vm.memory_mib).sum::<u64>()
+        self.memory_mib.unwrap_or(HOST_MIB + self.vms.iter().map(|vm| vm.memory_mib).sum::<u64>())
+    }
+
+    /// The same machine without VMs.
+    pub fn without_vms(&self) -> Self {
+        Self { memory_mib: Some(self.memory_mib()), ..Self::default() }
     }
 
     /// The configuration of one side.

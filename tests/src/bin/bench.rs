@@ -1,0 +1,203 @@
+//! `make bench`: how long the blackout is, against the floor of the same host without VMs.
+//!
+//! Every number of one run comes from one machine, one pair of kernels and one set of binaries, so
+//! their ratios mean something where the numbers alone do not. Nothing here fails for being slow:
+//! the targets are printed beside what was measured.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::kernels::{self, Role};
+use perennial_tests::plan::{HostPlan, VmPlan};
+use perennial_tests::report::{Phase, Report};
+use perennial_tests::samples::Samples;
+use perennial_tests::{paths, qemu, suite};
+use serde::Serialize;
+use serde_json::json;
+
+/// RAM of the host in every case: what four VMs of 512 MiB, or one of 2 GiB, need.
+const HOST_MIB: u64 = 4096;
+
+/// Updates in each case, unless `PERENNIAL_BENCH_ROUNDS` says otherwise.
+const ROUNDS: u64 = 5;
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What was measured of one set of VMs.
+#[derive(Debug, Serialize)]
+struct Case {
+    name: &'static str,
+    vms: usize,
+    ram_bytes_each: u64,
+    /// Of the VM that was away longest in each update.
+    blackout_ns: Samples,
+    reboot_to_init_ns: Samples,
+    /// Of each phase, the longest of any VM in each update.
+    phases: BTreeMap<String, Samples>,
+    guest_ram_bytes_copied: u64,
+    page_frames_unchanged: bool,
+}
+
+/// A ratio, what it should be at most, and whether it is.
+#[derive(Debug, Serialize)]
+struct Target {
+    name: &'static str,
+    ratio: Option<f64>,
+    at_most: f64,
+    met: bool,
+}
+
+fn bench() -> Result<(), Failure> {
+    if let Some(reason) = suite::missing() {
+        return Err(reason.into());
+    }
+    let rounds = match env::var("PERENNIAL_BENCH_ROUNDS") {
+        Ok(text) => text.parse().map_err(|_| format!("PERENNIAL_BENCH_ROUNDS={text}"))?,
+        Err(_) => ROUNDS,
+    };
+    let accelerator = qemu::accelerator();
+    let kernel = kernels::find(Role::HostA)?;
+    println!("Host: {HOST_MIB} MiB, 2 CPUs, {accelerator}, Linux {}", kernel.release);
+    println!("{rounds} updates in each case; min / median / max\n");
+    let cases = [
+        measure("floor", vec![], rounds)?,
+        measure("1 x 512 MiB", vec![vm("vm0", 512)], rounds)?,
+        measure("1 x 2048 MiB", vec![vm("vm0", 2048)], rounds)?,
+        measure("4 x 512 MiB", ["vm0", "vm1", "vm2", "vm3"].map(|n| vm(n, 512)).into(), rounds)?,
+    ];
+    let targets = targets(&cases);
+    print_phases(&cases[1..]);
+    println!("\nTargets");
+    for target in &targets {
+        let ratio = target.ratio.map_or("unknown".to_owned(), |ratio| format!("{ratio:.3}"));
+        let met = if target.met { "met" } else { "NOT met" };
+        println!("  {:32} {ratio:>8}  at most {:.2}: {met}", target.name, target.at_most);
+    }
+    for case in &cases[1..] {
+        println!(
+            "  {:32} {} bytes of guest RAM copied, page frames {}",
+            case.name,
+            case.guest_ram_bytes_copied,
+            if case.page_frames_unchanged { "unchanged" } else { "CHANGED or unknown" }
+        );
+    }
+    let path = paths::results("bench")?.join("report.json");
+    let report = json!({
+        "accelerator": accelerator.to_string(),
+        "host_kernel": kernel.release,
+        "host_ram_mib": HOST_MIB,
+        "floor_ns": cases[0].reboot_to_init_ns.median(),
+        "cases": cases,
+        "targets": targets,
+    });
+    fs::write(&path, serde_json::to_string_pretty(&report)?)?;
+    println!("\nWrote {}", path.display());
+    Ok(())
+}
+
+/// A VM whose guest has touched all of its RAM.
+fn vm(name: &str, memory_mib: u64) -> VmPlan {
+    VmPlan { checksummed: "all".into(), busy: 20, ..VmPlan::new(name, memory_mib, 1) }
+}
+
+fn measure(name: &'static str, vms: Vec<VmPlan>, rounds: u64) -> Result<Case, Failure> {
+    let start = Instant::now();
+    let plan = HostPlan { memory_mib: Some(HOST_MIB), ..HostPlan::new(vms) };
+    let ram_bytes_each = plan.vms.first().map_or(0, |vm| vm.memory_mib << 20);
+    let (mut host, _) = Host::boot(&plan)?;
+    for guest in host.guests() {
+        guest.wait_for_note("memory", WORK)?;
+    }
+    let mut reports = Vec::new();
+    for round in 0..rounds {
+        // Once, apart: the look at the page frames takes time of its own.
+        let verify = round + 1 == rounds && !plan.vms.is_empty();
+        host.update(json!({"verify_frames": verify}))?;
+        reports.push(host.report()?);
+        for guest in host.guests() {
+            guest.wait_for_heartbeats(10, WORK)?;
+        }
+    }
+    host.check_guests()?;
+    host.done();
+    let case = case(name, plan.vms.len(), ram_bytes_each, &reports);
+    let shown = if case.vms == 0 { &case.reboot_to_init_ns } else { &case.blackout_ns };
+    println!("{name:14} {}  [{:.0} s]", shown.text(), start.elapsed().as_secs_f64());
+    Ok(case)
+}
+
+fn case(name: &'static str, vms: usize, ram_bytes_each: u64, reports: &[Report]) -> Case {
+    let each = |value: fn(&Report) -> Option<u64>| {
+        Samples::new(reports.iter().filter_map(value).collect())
+    };
+    let mut phases: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for report in reports {
+        let mut longest: BTreeMap<&str, u64> = BTreeMap::new();
+        for Phase { name, start_ns, end_ns } in report.vms.iter().flat_map(|vm| &vm.phases) {
+            let took = end_ns.saturating_sub(*start_ns);
+            let entry = longest.entry(name).or_default();
+            *entry = took.max(*entry);
+        }
+        for (name, took) in longest {
+            phases.entry(name.to_owned()).or_default().push(took);
+        }
+    }
+    let frames = reports.last().map(|report| report.vms.iter().map(|vm| vm.frames.as_ref()));
+    Case {
+        name,
+        vms,
+        ram_bytes_each,
+        blackout_ns: each(|r| r.vms.iter().filter_map(|vm| vm.blackout_ns).max()),
+        reboot_to_init_ns: each(|r| Some(r.host.reboot_to_init_ns)),
+        phases: phases.into_iter().map(|(name, all)| (name, Samples::new(all))).collect(),
+        guest_ram_bytes_copied: reports.iter().map(|r| r.guest_ram_bytes_copied).sum(),
+        page_frames_unchanged: frames.is_some_and(|mut frames| {
+            frames.all(|f| f.is_some_and(|f| f.before == f.after && f.pages > 0))
+        }),
+    }
+}
+
+fn targets(cases: &[Case; 4]) -> Vec<Target> {
+    let [floor, one, big, four] = cases;
+    let target = |name, ratio: Option<f64>, at_most| Target {
+        name,
+        ratio,
+        at_most,
+        met: ratio.is_some_and(|ratio| ratio <= at_most),
+    };
+    vec![
+        target("1 x 512 MiB to floor", one.blackout_ns.ratio(&floor.reboot_to_init_ns), 1.5),
+        target("1 x 2048 MiB to 1 x 512 MiB", big.blackout_ns.ratio(&one.blackout_ns), 1.1),
+        target("4 x 512 MiB to 1 x 512 MiB", four.blackout_ns.ratio(&one.blackout_ns), 1.25),
+    ]
+}
+
+/// Medians of every phase, one column for each case.
+fn print_phases(cases: &[Case]) {
+    println!("\nMedian of each phase, of the VM that took longest");
+    let names: std::collections::BTreeSet<&String> =
+        cases.iter().flat_map(|case| case.phases.keys()).collect();
+    print!("  {:20}", "");
+    cases.iter().for_each(|case| print!("{:>16}", case.name));
+    println!();
+    for name in names {
+        print!("  {name:20}");
+        for case in cases {
+            let median = case.phases.get(name).map_or(0, Samples::median);
+            print!("{:>16}", perennial_tests::timeline::human(median));
+        }
+        println!();
+    }
+}
