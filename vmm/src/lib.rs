@@ -1,11 +1,16 @@
 //! The Perennial VMM: virtual machines whose memory and state outlive the host's kernel.
 
+pub mod api;
 pub mod arch;
 pub mod bus;
+pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod host;
 pub mod kvm;
 pub mod link;
+pub mod live_update;
 pub mod machine;
 pub mod state;
 pub mod vcpu;
+pub mod vm;

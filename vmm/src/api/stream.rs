@@ -40,7 +40,13 @@ pub struct Lines {
 impl Lines {
     /// Wraps a stream, which must be non-blocking: a socket or a character device.
     pub fn new(stream: OwnedFd) -> Self {
-        Self { stream: stream.into(), incoming: Vec::new(), outgoing: Vec::new(), ended: false, closed: false }
+        Self {
+            stream: stream.into(),
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            ended: false,
+            closed: false,
+        }
     }
 
     /// Reads what is there and returns the complete lines; [`StreamError::Closed`] only once all of

@@ -1,8 +1,12 @@
 //! The devices that this process emulates. A device never sees a session, a token or a memfd.
 
-use crate::state::Node;
+pub mod pci;
+pub mod power;
+pub mod serial;
+pub mod virtio;
 
-/// What the machine asks of every device, whatever it is.
+/// What the machine asks of every device, whatever it is. Its state is another matter:
+/// [`Persist`](crate::state::Persist).
 ///
 /// ```text
 ///   built --resume--> running --pause--> paused --resume--> running
@@ -19,9 +23,6 @@ pub trait Device: Send {
 
     /// Makes what the guest wrote durable on the host's storage. Called while paused.
     fn sync(&mut self) -> Result<(), DeviceError>;
-
-    /// The device's state. Called while paused; changes nothing.
-    fn save(&self) -> Result<Node, DeviceError>;
 
     /// Starts, or starts again. A restored device first looks at every queue for requests whose
     /// notification was lost in the switch, and raises every interrupt that may have been: a

@@ -22,7 +22,6 @@ use crate::api::report::{FramesReport, HostReport, Report, SegmentsReport, VmRep
 use crate::api::{Status, VmStatus, chain};
 use crate::arch::x86_64::tsc;
 use crate::config::{Config, ConfigError};
-use crate::kvm::HostKvmError;
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
 use crate::live_update::manifest::Manifest;
 use crate::live_update::timeline::TscRate;
@@ -43,9 +42,6 @@ pub enum HostError {
     /// A file system of the configuration cannot be mounted.
     #[error(transparent)]
     Mount(#[from] init::MountError),
-    /// There is no KVM.
-    #[error(transparent)]
-    Kvm(#[from] HostKvmError),
     /// A command for a VM failed.
     #[error(transparent)]
     Vm(#[from] VmError),

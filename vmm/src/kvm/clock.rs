@@ -97,8 +97,7 @@ impl ClockStateV1 {
         // nothing between `now` and the ioctl out.
         let known = u32::try_from(vm.check_extension_int(Cap::AdjustClock)).unwrap_or(0);
         let flags = known & KVM_CLOCK_REALTIME;
-        let data =
-            kvm_clock_data { clock, flags, realtime: now.realtime_ns, ..Default::default() };
+        let data = kvm_clock_data { clock, flags, realtime: now.realtime_ns, ..Default::default() };
         vm.set_clock(&data).attempt("set kvmclock")
     }
 }

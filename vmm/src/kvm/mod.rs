@@ -7,6 +7,7 @@
 //! rather than not at all: [`pit`], [`irqchip`], the vCPUs, and [`clock`] anywhere.
 
 pub mod clock;
+pub mod interrupts;
 pub mod irqchip;
 pub mod pit;
 pub mod uapi;
@@ -60,6 +61,13 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
         }
     }
     Ok(())
+}
+
+/// Rate of this host's TSC, in kHz, as KVM knows it. Asks a vCPU of a VM made for that.
+pub fn tsc_khz() -> Result<u32, KvmError> {
+    let vm = Kvm::new().attempt("open /dev/kvm")?.create_vm().attempt("create a VM")?;
+    let vcpu = vm.create_vcpu(0).attempt("create a vCPU")?;
+    vcpu.get_tsc_khz().attempt("read the rate of the TSC")
 }
 
 /// What this host's KVM offers a VM, asked once for all vCPUs.

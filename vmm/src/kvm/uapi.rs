@@ -10,12 +10,18 @@ use kvm_bindings::{
 use kvm_ioctls::{Error, VcpuFd};
 use vmm_sys_util::fam::FamStruct;
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+
 use zerocopy::{FromBytes, IntoBytes};
 
 // Linux include/uapi/linux/kvm.h.
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
-ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+mod number {
+    use super::{KVMIO, kvm_device_attr};
+    use vmm_sys_util::ioctl_iow_nr;
+
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+    ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+}
+use number::{KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
 
 /// `arch_prctl`: ask for an XSAVE feature on behalf of guests (Linux `asm/prctl.h`).
 const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_long = 0x1025;
@@ -47,10 +53,8 @@ fn tsc_offset_attribute(value: &u64) -> kvm_device_attr {
 /// (Documentation/virt/kvm/devices/vcpu.rst 4.1). `ENXIO` before Linux 5.16.
 pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut offset = 0u64;
-    let attribute = kvm_device_attr {
-        addr: (&raw mut offset) as u64,
-        ..tsc_offset_attribute(&offset)
-    };
+    let attribute =
+        kvm_device_attr { addr: (&raw mut offset) as u64, ..tsc_offset_attribute(&offset) };
     // SAFETY: a vCPU's fd; the kernel writes 8 bytes at `addr`, which is `offset`, alive here.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) };
     if result == 0 { Ok(offset) } else { Err(Error::last()) }

@@ -12,16 +12,16 @@ use guest_mem::{Segment, check_segment, create_segment};
 use luo::{Incoming, Orchestrator};
 
 use super::manifest::{
-    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, frame_digest, host_session, segment_token,
-    vm_session,
+    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, frame_digest, host_session,
+    segment_token, vm_session,
 };
-use crate::vm::ram_layout;
 use crate::arch::x86_64::tsc;
 use crate::host::files::{Files, OpenError};
 use crate::host::process::{ProcessError, VmProcess, unexpected};
 use crate::host::vm::{Life, Live, Vm};
 use crate::link::{Reply, Request, Role};
 use crate::state::{StateError, document};
+use crate::vm::ram_layout;
 
 /// Largest manifest, in bytes.
 const MAX_MANIFEST: u64 = 16 << 20;

@@ -199,8 +199,10 @@ impl Schema for VmEntry {
         };
         let total = entry.segments.iter().try_fold(0u64, |sum, s| sum.checked_add(s.bytes));
         if total != Some(entry.machine.ram_bytes) {
-            let problem =
-                format!("the segments have {total:?} bytes, the machine {}", entry.machine.ram_bytes);
+            let problem = format!(
+                "the segments have {total:?} bytes, the machine {}",
+                entry.machine.ram_bytes
+            );
             return Err(reader.invalid("segment-bytes", problem));
         }
         Ok(entry)

@@ -50,7 +50,11 @@ fn joined(reasons: &[impl ToString]) -> String {
 }
 
 /// Checks and loads the next kernel.
-pub fn load(kernel: &Path, initramfs: &Path, cmdline: &str) -> Result<LoadedImage, NextKernelError> {
+pub fn load(
+    kernel: &Path,
+    initramfs: &Path,
+    cmdline: &str,
+) -> Result<LoadedImage, NextKernelError> {
     let image = Image::open(kernel, Some(initramfs))?;
     let command_line = CommandLine::for_live_update(cmdline)?;
     let root = Path::new("/");

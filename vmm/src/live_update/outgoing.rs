@@ -364,8 +364,11 @@ fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     let step = Step::Save;
     let start = tsc::now();
     for vm in &mut *vms {
-        let file = document_memfd("state", &[])
-            .map_err(|source| UpdateError::Document { step, what: "state document", source })?;
+        let file = document_memfd("state", &[]).map_err(|source| UpdateError::Document {
+            step,
+            what: "state document",
+            source,
+        })?;
         let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
         sent.map_err(vm.process_error(step))?;
         vm.state = Some((file, 0));
@@ -434,8 +437,11 @@ fn manifest(
 fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, UpdateError> {
     let step = Step::Jump;
     let bytes = document::write_document(manifest)?;
-    let file = document_memfd("manifest", &bytes)
-        .map_err(|source| UpdateError::Document { step, what: "manifest", source })?;
+    let file = document_memfd("manifest", &bytes).map_err(|source| UpdateError::Document {
+        step,
+        what: "manifest",
+        source,
+    })?;
     host.preserve(file.as_fd(), MANIFEST_TOKEN).map_err(luo_error(step, None))?;
     Ok(file)
 }

@@ -71,7 +71,9 @@ impl Schema for Ledger {
             .map(|((name, start), end)| Phase { name, start, end })
             .collect();
         match phases.iter().find(|p| p.end < p.start) {
-            Some(p) => Err(reader.invalid("end-tsc", format!("`{}` ends before it starts", p.name))),
+            Some(p) => {
+                Err(reader.invalid("end-tsc", format!("`{}` ends before it starts", p.name)))
+            }
             None => Ok(Self { phases }),
         }
     }

@@ -110,9 +110,8 @@ impl VcpuStateV1 {
         let lapic = vcpu.get_lapic().attempt("read the LAPIC")?;
         let msrs = msr::read(vcpu, &host.msrs).attempt("read the MSRs")?;
         let deadline = msr::read(vcpu, &[IA32_TSC_DEADLINE]).attempt("read the TSC deadline")?;
-        let cpuid = vcpu
-            .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .attempt("read the CPUID")?;
+        let cpuid =
+            vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES).attempt("read the CPUID")?;
         let tsc_khz = vcpu.get_tsc_khz().attempt("read the rate of the TSC")?;
         let tsc_offset = uapi::tsc_offset(vcpu).attempt("read the offset of the TSC")?;
         // Last: the calls above may move an event from one place to another.

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use super::{Vm, VmError};
 use crate::api::chain;
-use crate::link::{Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role};
+use crate::link::{
+    Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role,
+};
 use crate::machine::Machine;
 use crate::state::{StateError, document};
 
@@ -81,7 +83,8 @@ impl Process {
     fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
         match request {
             Request::Boot(machine) => {
-                let vm = self.first().and_then(|events| Ok(Vm::boot(machine, &mut fds, events)?))?;
+                let vm =
+                    self.first().and_then(|events| Ok(Vm::boot(machine, &mut fds, events)?))?;
                 self.vm = Some(vm);
                 Ok(Reply::Built)
             }

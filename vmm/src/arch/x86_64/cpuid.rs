@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 /// One of the four result registers.
@@ -245,7 +247,14 @@ pub fn missing_features(
         let document = get(find(document, leaf, subleaf)?, register);
         let host = find(template, leaf, subleaf).map_or(0, |entry| get(entry, register));
         let missing = document & !host & !ignored;
-        (missing != 0).then_some(MissingFeature { leaf, subleaf, register, document, host, missing })
+        (missing != 0).then_some(MissingFeature {
+            leaf,
+            subleaf,
+            register,
+            document,
+            host,
+            missing,
+        })
     };
     FEATURES.iter().filter_map(compare).collect()
 }

@@ -1,0 +1,26 @@
+//! Whether the host has the memory that a guest is to get.
+
+use crate::Error;
+
+/// Bytes that can be had without swapping, from the text of `/proc/meminfo`: its `MemAvailable`
+/// (Linux `Documentation/filesystems/proc.rst`), which counts free memory and caches that can go.
+pub fn available_bytes(meminfo: &str) -> Result<u64, Error> {
+    let unreadable = |why: &str| Error::Meminfo(why.to_owned());
+    let value = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .ok_or_else(|| unreadable("/proc/meminfo has no MemAvailable"))?;
+    let mut words = value.split_ascii_whitespace();
+    match (words.next().map(str::parse::<u64>), words.next(), words.next()) {
+        (Some(Ok(kibibytes)), Some("kB"), None) => kibibytes
+            .checked_mul(1024)
+            .ok_or_else(|| unreadable("MemAvailable does not fit 64 bits of bytes")),
+        _ => Err(Error::Meminfo(format!("MemAvailable is `{}`, not a number of kB", value.trim()))),
+    }
+}
+
+/// Refuses guest RAM that is more than the host has available. The guest would start, and be killed
+/// when it touched the page too many.
+pub fn check_available(needed: u64, available: u64) -> Result<(), Error> {
+    if needed > available { Err(Error::HostMemory { needed, available }) } else { Ok(()) }
+}

@@ -1,0 +1,223 @@
+//! Segments mapped side by side: what KVM and the devices see as guest memory.
+//!
+//! Each slot gets its own reservation of address space, aligned so that huge pages fit, and the
+//! segments are mapped over it. A mapping lives until [`GuestRam`] is dropped and nobody holds a clone
+//! of its vm-memory any more.
+
+#![expect(unsafe_code, reason = "maps memory at fixed addresses and unmaps it")]
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::{io, ptr};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::{Error, HUGE_PAGE, Layout, Segment, SegmentPlan, Slot};
+
+/// Bytes of a huge page of the next level. A reservation for a slot of this size or more starts at a
+/// multiple of it.
+const GIANT_PAGE: u64 = 1 << 30;
+
+/// What KVM needs to know of one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedSlot {
+    /// First guest-physical address.
+    pub guest_base: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where the slot starts in this process (`userspace_addr`).
+    pub host_address: u64,
+}
+
+/// A guest's RAM, mapped.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    slots: Vec<Mapping>,
+    segments: Vec<Segment>,
+    advice_failure: Option<io::Error>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    slot: MappedSlot,
+    region: Arc<MmapRegion>,
+    reservation: Reservation,
+}
+
+impl GuestRam {
+    /// Maps `segments`, which are those of `layout` in its order, shared. Touches no page.
+    ///
+    /// Huge pages are asked for before anything can touch the memory; that the kernel does not want to
+    /// hear of it is no error, see [`advice_failure`](Self::advice_failure). The memory is left out of
+    /// core dumps.
+    pub fn map(layout: &Layout, segments: Vec<Segment>) -> Result<Self, Error> {
+        check_against(layout, &segments)?;
+        let mut slots = Vec::new();
+        let mut advice_failure = None;
+        for (index, slot) in layout.slots().iter().enumerate() {
+            let reservation = Reservation::new(*slot)?;
+            let of_slot = layout.segments().iter().zip(&segments).enumerate();
+            for (number, (plan, segment)) in of_slot.filter(|(_, (plan, _))| plan.slot == index) {
+                reservation.map(number, plan, segment)?;
+            }
+            for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+                if let Err(error) = reservation.advise(advice) {
+                    advice_failure.get_or_insert(error);
+                }
+            }
+            slots.push(Mapping {
+                slot: MappedSlot {
+                    guest_base: slot.guest_base,
+                    len: slot.len,
+                    host_address: reservation.usable as u64,
+                },
+                region: Arc::new(reservation.region()?),
+                reservation,
+            });
+        }
+        let memory = present(&slots)?;
+        Ok(Self { memory, slots, segments, advice_failure })
+    }
+
+    /// The memory as devices and loaders read and write it: one region for each slot. A clone keeps
+    /// the mapping alive.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// The slots, for KVM_SET_USER_MEMORY_REGION, in ascending order. Their addresses are valid until
+    /// this value is dropped: close the VM first.
+    pub fn slots(&self) -> impl ExactSizeIterator<Item = MappedSlot> + '_ {
+        self.slots.iter().map(|mapping| mapping.slot)
+    }
+
+    /// The segments, in the layout's order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Why the kernel did not take the advice to use huge pages (or to leave the memory out of core
+    /// dumps). The guest runs, but slower, and live updates take longer.
+    pub fn advice_failure(&self) -> Option<&io::Error> {
+        self.advice_failure.as_ref()
+    }
+}
+
+impl Drop for GuestRam {
+    fn drop(&mut self) {
+        self.memory = GuestMemoryMmap::new();
+        for Mapping { slot: _, region, reservation } in self.slots.drain(..) {
+            // vm-memory does not unmap what it did not map, so a clone would dangle. Rather leak.
+            if Arc::try_unwrap(region).is_err() {
+                std::mem::forget(reservation);
+            }
+        }
+    }
+}
+
+fn check_against(layout: &Layout, segments: &[Segment]) -> Result<(), Error> {
+    let (planned, given) = (layout.segments().len(), segments.len());
+    if planned != given {
+        return Err(Error::SegmentCount { planned, given });
+    }
+    for (index, (plan, segment)) in layout.segments().iter().zip(segments).enumerate() {
+        if plan.len != segment.len() {
+            let problem = format!("it has {} bytes, the layout says {}", segment.len(), plan.len);
+            return Err(Error::Unfit { index, problem });
+        }
+    }
+    Ok(())
+}
+
+fn present(slots: &[Mapping]) -> Result<GuestMemoryMmap, Error> {
+    let regions = slots.iter().map(|mapping| {
+        let base = GuestAddress(mapping.slot.guest_base);
+        GuestRegionMmap::with_arc(mapping.region.clone(), base)
+            .map(Arc::new)
+            // The layout has checked that no slot ends beyond 64 bits.
+            .ok_or_else(|| Error::Present("a slot ends beyond 64 bits".into()))
+    });
+    let regions = regions.collect::<Result<Vec<_>, _>>()?;
+    GuestMemoryMmap::from_arc_regions(regions).map_err(|error| Error::Present(error.into()))
+}
+
+/// Address space for one slot. Unmapped when dropped, with whatever was mapped into it.
+#[derive(Debug)]
+struct Reservation {
+    slot: Slot,
+    /// First reserved address.
+    start: usize,
+    /// Bytes reserved.
+    len: usize,
+    /// First address of the slot: within the reservation, and aligned.
+    usable: usize,
+}
+
+impl Reservation {
+    /// Reserves inaccessible address space. What remains of it around the slot stays inaccessible, so
+    /// that an access beyond the slot faults.
+    fn new(slot: Slot) -> Result<Self, Error> {
+        let failed = |source| Error::Reserve { guest_base: slot.guest_base, len: slot.len, source };
+        let align = if slot.len >= GIANT_PAGE { GIANT_PAGE } else { HUGE_PAGE };
+        let len = slot
+            .len
+            .checked_add(align)
+            .and_then(|len| usize::try_from(len).ok())
+            .ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses the place, so nothing that exists is mapped over.
+        let mapped =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) };
+        let start = mapped.map_err(|errno| failed(errno.into()))? as usize;
+        Ok(Self { slot, start, len, usable: start.next_multiple_of(align as usize) })
+    }
+
+    /// Maps `segment` at its place in the slot.
+    fn map(&self, index: usize, plan: &SegmentPlan, segment: &Segment) -> Result<(), Error> {
+        let failed =
+            |errno: rustix::io::Errno| Error::Map { index, len: plan.len, source: errno.into() };
+        debug_assert!(plan.offset_in_slot + plan.len <= self.slot.len);
+        let place = (self.usable + plan.offset_in_slot as usize) as *mut c_void;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: the place is inside this reservation: a layout's segments lie within their slot, and
+        // the slot within the reservation. Nothing refers into the reservation yet.
+        unsafe { rustix::mm::mmap(place, plan.len as usize, protection, flags, segment.file(), 0) }
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Gives the kernel advice about the whole slot.
+    fn advise(&self, advice: Advice) -> io::Result<()> {
+        debug_assert!(matches!(advice, Advice::LinuxHugepage | Advice::LinuxDontDump));
+        // SAFETY: the range is this reservation's, and the two advices change no contents.
+        unsafe { rustix::mm::madvise(self.usable as *mut c_void, self.slot.len as usize, advice) }?;
+        Ok(())
+    }
+
+    /// The slot as vm-memory wants it. [`GuestRam`] sees to it that the reservation lives longer.
+    fn region(&self) -> Result<MmapRegion, Error> {
+        // SAFETY: the slot is mapped readable and writable from `usable` on for `slot.len` bytes.
+        let region = unsafe {
+            MmapRegion::build_raw(
+                self.usable as *mut u8,
+                self.slot.len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+            )
+        };
+        region.map_err(|error| Error::Present(error.into()))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the reservation is this value's own, and who holds references into it forgets it
+        // instead of dropping it.
+        let unmapped = unsafe { rustix::mm::munmap(self.start as *mut c_void, self.len) };
+        debug_assert_eq!(unmapped, Ok(()));
+    }
+}

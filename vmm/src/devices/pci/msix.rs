@@ -1,0 +1,309 @@
+//! MSI-X (PCI Local Bus Specification 3.0, 6.8.2): the vector table, the pending bits, and the
+//! control word of the capability, over interrupt lines that the machine routes.
+//!
+//! A vector's message becomes a route when the vector can fire for the first time, and again when
+//! it changes. A vector that is signalled while it is masked becomes pending and fires when the
+//! mask goes. Everything that the guest writes here is a message to itself; one that the machine
+//! refuses leads nowhere.
+
+use std::sync::Arc;
+
+use crate::kvm::interrupts::{InterruptError, Interrupts, MsiLine, MsiMessage, Route};
+use crate::state::{Node, Reader, Schema, StateError};
+
+/// Capability ID of MSI-X.
+pub const CAPABILITY: u8 = 0x11;
+/// Size of one table entry in bytes.
+pub const ENTRY_SIZE: u64 = 16;
+/// Vectors that a table can have at most.
+pub const MAX_VECTORS: u16 = 2048;
+
+/// Control word: MSI-X is on.
+const CONTROL_ENABLE: u16 = 1 << 15;
+/// Control word: no vector fires.
+const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
+/// What of the control word the guest can change.
+pub const CONTROL_WRITABLE: u16 = CONTROL_ENABLE | CONTROL_FUNCTION_MASK;
+/// Vector control: this vector does not fire.
+const VECTOR_MASK: u32 = 1;
+
+/// The MSI-X half of a function: as many vectors as it was built with.
+pub struct Msix {
+    vectors: Vec<Vector>,
+    enabled: bool,
+    function_masked: bool,
+    interrupts: Arc<dyn Interrupts>,
+}
+
+struct Vector {
+    line: MsiLine,
+    entry: Entry,
+    pending: bool,
+    /// Where the line leads now.
+    routed: Option<MsiMessage>,
+}
+
+/// One entry of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    address: u64,
+    data: u32,
+    masked: bool,
+}
+
+impl Entry {
+    /// After reset every vector is masked.
+    const RESET: Self = Self { address: 0, data: 0, masked: true };
+
+    /// The entry as the guest sees it: address, data, vector control.
+    fn to_bytes(self) -> [u8; ENTRY_SIZE as usize] {
+        let [address, rest] = self.to_words();
+        (u128::from(address) | u128::from(rest) << 64).to_le_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; ENTRY_SIZE as usize]) -> Self {
+        let word = u128::from_le_bytes(bytes);
+        // Reserved bits of the control word are dropped: they must read as zero.
+        Self {
+            address: word as u64,
+            data: (word >> 64) as u32,
+            masked: (word >> 96) as u32 & VECTOR_MASK != 0,
+        }
+    }
+
+    fn to_words(self) -> [u64; 2] {
+        let control = if self.masked { VECTOR_MASK } else { 0 };
+        [self.address, u64::from(control) << 32 | u64::from(self.data)]
+    }
+
+    fn message(self) -> MsiMessage {
+        MsiMessage { address: self.address, data: self.data }
+    }
+}
+
+impl Msix {
+    /// `count` vectors (1..=2048), off and masked.
+    pub fn new(count: u16, interrupts: Arc<dyn Interrupts>) -> Result<Self, InterruptError> {
+        debug_assert!((1..=MAX_VECTORS).contains(&count));
+        let vectors = (0..count)
+            .map(|_| {
+                let line = interrupts.allocate()?;
+                Ok(Vector { line, entry: Entry::RESET, pending: false, routed: None })
+            })
+            .collect::<Result<_, InterruptError>>()?;
+        Ok(Self { vectors, enabled: false, function_masked: false, interrupts })
+    }
+
+    /// Number of vectors.
+    pub fn vectors(&self) -> u16 {
+        self.vectors.len() as u16
+    }
+
+    /// The control word of the capability.
+    pub fn control(&self) -> u16 {
+        let enable = if self.enabled { CONTROL_ENABLE } else { 0 };
+        let mask = if self.function_masked { CONTROL_FUNCTION_MASK } else { 0 };
+        (self.vectors() - 1) | enable | mask
+    }
+
+    /// The guest wrote the control word.
+    pub fn set_control(&mut self, control: u16) {
+        self.enabled = control & CONTROL_ENABLE != 0;
+        self.function_masked = control & CONTROL_FUNCTION_MASK != 0;
+        self.route();
+        self.deliver();
+    }
+
+    /// The guest reads `data.len()` bytes at `offset` in the table.
+    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+        let bytes = self.entry(offset).map(|vector| vector.entry.to_bytes());
+        let start = (offset % ENTRY_SIZE) as usize;
+        if let Some(source) = bytes.as_ref().and_then(|b| b.get(start..start + data.len())) {
+            data.copy_from_slice(source);
+        }
+    }
+
+    /// The guest writes at `offset` in the table: one or two aligned 32-bit words, as the
+    /// specification demands; other writes are ignored.
+    pub fn write_table(&mut self, offset: u64, data: &[u8]) {
+        let aligned = matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len() as u64);
+        let index = usize::try_from(offset / ENTRY_SIZE).unwrap_or(usize::MAX);
+        let (true, Some(vector)) = (aligned, self.vectors.get_mut(index)) else { return };
+        let mut bytes = vector.entry.to_bytes();
+        let start = (offset % ENTRY_SIZE) as usize;
+        bytes[start..start + data.len()].copy_from_slice(data);
+        vector.entry = Entry::from_bytes(bytes);
+        self.route();
+        self.deliver();
+    }
+
+    /// The guest reads at `offset` in the array of pending bits.
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            *byte = (0..8)
+                .filter(|bit| {
+                    let index = at.saturating_mul(8).saturating_add(*bit);
+                    usize::try_from(index)
+                        .ok()
+                        .and_then(|index| self.vectors.get(index))
+                        .is_some_and(|vector| vector.pending)
+                })
+                .fold(0, |byte, bit| byte | 1 << bit);
+        }
+    }
+
+    /// The function wants `vector` to fire. With MSI-X off there is no way to interrupt the guest,
+    /// and nothing is remembered.
+    pub fn signal(&mut self, vector: u16) {
+        let fires = self.enabled && !self.function_masked;
+        let Some(target) = self.vectors.get_mut(usize::from(vector)) else { return };
+        if fires && !target.entry.masked {
+            target.line.trigger();
+        } else if self.enabled {
+            target.pending = true;
+        }
+    }
+
+    /// Fires what is pending and not masked.
+    pub fn deliver(&mut self) {
+        if !self.enabled || self.function_masked {
+            return;
+        }
+        for vector in self.vectors.iter_mut().filter(|v| v.pending && !v.entry.masked) {
+            vector.pending = false;
+            vector.line.trigger();
+        }
+    }
+
+    /// The state of the table, the pending bits and the control word.
+    pub fn save(&self) -> MsixStateV1 {
+        let Self { vectors, enabled, function_masked, interrupts: _ } = self;
+        let mut pending = vec![0; vectors.len().div_ceil(64)];
+        for (index, _) in vectors.iter().enumerate().filter(|(_, v)| v.pending) {
+            pending[index / 64] |= 1u64 << (index % 64);
+        }
+        MsixStateV1 {
+            enabled: *enabled,
+            function_masked: *function_masked,
+            table: vectors.iter().flat_map(|v| v.entry.to_words()).collect(),
+            pending,
+        }
+    }
+
+    /// Takes over the state of a function with as many vectors. Routes are in place afterwards;
+    /// nothing has fired.
+    pub fn restore(&mut self, state: MsixStateV1) -> Result<(), VectorsError> {
+        let MsixStateV1 { enabled, function_masked, table, pending } = state;
+        let (words, _) = table.as_chunks::<2>();
+        if words.len() != self.vectors.len() || pending.len() != words.len().div_ceil(64) {
+            return Err(VectorsError { saved: words.len(), here: self.vectors.len() });
+        }
+        for (index, (vector, [address, rest])) in self.vectors.iter_mut().zip(words).enumerate() {
+            vector.entry = Entry {
+                address: *address,
+                data: *rest as u32,
+                masked: (rest >> 32) as u32 & VECTOR_MASK != 0,
+            };
+            vector.pending = pending[index / 64] >> (index % 64) & 1 != 0;
+        }
+        self.enabled = enabled;
+        self.function_masked = function_masked;
+        self.route();
+        Ok(())
+    }
+
+    fn entry(&self, offset: u64) -> Option<&Vector> {
+        self.vectors.get(usize::try_from(offset / ENTRY_SIZE).ok()?)
+    }
+
+    /// Makes the lines of all vectors that can fire lead where the table says.
+    fn route(&mut self) {
+        if !self.enabled || self.function_masked {
+            return;
+        }
+        let changes: Vec<Route> = self
+            .vectors
+            .iter()
+            .filter(|v| !v.entry.masked && v.routed != Some(v.entry.message()))
+            .map(|v| (v.line.gsi(), Some(v.entry.message())))
+            .collect();
+        if changes.is_empty() {
+            return;
+        }
+        // Together if they are all good; one by one if one of them is not, so that it spoils no
+        // other.
+        let together = self.interrupts.program(&changes).is_ok();
+        for vector in &mut self.vectors {
+            let Some(route) = changes.iter().find(|(gsi, _)| *gsi == vector.line.gsi()) else {
+                continue;
+            };
+            vector.routed = match together || self.interrupts.program(&[*route]).is_ok() {
+                true => route.1,
+                false => {
+                    tracing::debug!(?route, "the guest's interrupt message leads nowhere");
+                    let _ = self.interrupts.program(&[(vector.line.gsi(), None)]);
+                    None
+                }
+            };
+        }
+    }
+}
+
+/// A saved table of another size than this function's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the saved function has {saved} MSI-X vectors, this one has {here}")]
+pub struct VectorsError {
+    saved: usize,
+    here: usize,
+}
+
+/// The MSI-X state of a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MsixStateV1 {
+    /// Control word: MSI-X is on.
+    pub enabled: bool,
+    /// Control word: no vector fires.
+    pub function_masked: bool,
+    /// Two words for each vector: the message address; the message data in the lower half and the
+    /// vector control (0 or 1) in the upper. These are the 16 bytes of a table entry.
+    pub table: Vec<u64>,
+    /// The pending bits, vector n in bit n % 64 of word n / 64.
+    pub pending: Vec<u64>,
+}
+
+impl Schema for MsixStateV1 {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,msix-v1"];
+
+    fn encode(&self, node: &mut Node) {
+        let Self { enabled, function_masked, table, pending } = self;
+        node.put_bool("enabled", *enabled);
+        node.put_bool("function-masked", *function_masked);
+        node.put_u64s("table", table);
+        node.put_u64s("pending", pending);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let table = reader.u64s("table")?;
+        let vectors = table.len() / 2;
+        if table.len() % 2 != 0 || vectors == 0 || vectors > usize::from(MAX_VECTORS) {
+            let problem = format!("{} words are not 1 to {MAX_VECTORS} vectors", table.len());
+            return Err(reader.invalid("table", problem));
+        }
+        if let Some(word) = table.iter().skip(1).step_by(2).find(|w| *w >> 33 != 0) {
+            let problem = format!("{word:#x} has reserved bits of the vector control");
+            return Err(reader.invalid("table", problem));
+        }
+        let pending = reader.u64s("pending")?;
+        let beyond = pending.last().is_some_and(|w| vectors % 64 != 0 && w >> (vectors % 64) != 0);
+        if pending.len() != vectors.div_ceil(64) || beyond {
+            let problem = format!("{} words do not fit {vectors} vectors", pending.len());
+            return Err(reader.invalid("pending", problem));
+        }
+        Ok(Self {
+            enabled: reader.bool("enabled")?,
+            function_masked: reader.bool("function-masked")?,
+            table,
+            pending,
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! The common configuration structure (4.1.4.3): how a driver negotiates features and sets up
+//! queues. The registers that select others are kept here; the rest belongs to the backend.
+
+use virtio_queue::QueueT;
+
+use super::backend::{Backend, Interrupt, NO_VECTOR, Shared, lock, status};
+use crate::devices::virtio::VirtioDevice;
+
+/// Length of the structure in bytes, without the fields of features that are not offered.
+pub(super) const LEN: usize = 0x38;
+
+/// The registers that choose what others show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Selects {
+    pub(super) device_feature: u32,
+    pub(super) driver_feature: u32,
+    pub(super) queue: u16,
+}
+
+impl Selects {
+    /// The driver reads `data.len()` bytes at `offset`, of whatever width.
+    pub(super) fn read<D: VirtioDevice>(&self, shared: &Shared<D>, offset: usize, data: &mut [u8]) {
+        let bytes = self.registers(&shared.backend.enter(), &lock(&shared.interrupt));
+        let end = offset.saturating_add(data.len());
+        if let Some(source) = bytes.get(offset..end) {
+            data.copy_from_slice(source);
+        }
+    }
+
+    fn registers<D: VirtioDevice>(&self, backend: &Backend<D>, interrupt: &Interrupt) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        let mut put = |offset: usize, value: &[u8]| {
+            bytes[offset..offset + value.len()].copy_from_slice(value);
+        };
+        put(0x00, &self.device_feature.to_le_bytes());
+        put(0x04, &half(backend.offered(), self.device_feature).to_le_bytes());
+        put(0x08, &self.driver_feature.to_le_bytes());
+        put(0x0c, &half(backend.driver_features, self.driver_feature).to_le_bytes());
+        put(0x10, &interrupt.config_vector.to_le_bytes());
+        put(0x12, &(backend.queues.len() as u16).to_le_bytes());
+        put(0x14, &[backend.status, backend.config_generation]);
+        put(0x16, &self.queue.to_le_bytes());
+        let index = usize::from(self.queue);
+        // A queue that does not exist has size 0 (4.1.5.1.3).
+        if let Some(queue) = backend.queues.get(index) {
+            put(0x18, &queue.size().to_le_bytes());
+            put(0x1a, &interrupt.queue_vectors[index].to_le_bytes());
+            put(0x1c, &u16::from(queue.ready()).to_le_bytes());
+            put(0x1e, &self.queue.to_le_bytes());
+            put(0x20, &queue.desc_table().to_le_bytes());
+            put(0x28, &queue.avail_ring().to_le_bytes());
+            put(0x30, &queue.used_ring().to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The driver writes `data` at `offset`. Writes that are not of a register's width are
+    /// ignored, except that 64-bit registers take 64 bits as well as 32 (4.1.3.1).
+    pub(super) fn write<D: VirtioDevice>(
+        &mut self,
+        shared: &Shared<D>,
+        offset: usize,
+        data: &[u8],
+    ) {
+        match (offset, data) {
+            (0x00, [_, _, _, _]) => self.device_feature = u32_of(data),
+            (0x08, [_, _, _, _]) => self.driver_feature = u32_of(data),
+            (0x0c, [_, _, _, _]) => self.write_driver_features(shared, u32_of(data)),
+            (0x10, [_, _]) => {
+                let mut interrupt = lock(&shared.interrupt);
+                interrupt.config_vector = existing(&interrupt, u16_of(data));
+            }
+            (0x14, [0]) => self.reset(shared),
+            (0x14, [value]) => {
+                let activated = shared.backend.enter().set_status(*value);
+                if activated {
+                    // A driver may have filled rings before it said DRIVER_OK.
+                    shared.kick_all();
+                }
+            }
+            (0x16, [_, _]) => self.queue = u16_of(data),
+            (0x1a, [_, _]) => {
+                let mut interrupt = lock(&shared.interrupt);
+                let vector = existing(&interrupt, u16_of(data));
+                if let Some(slot) = interrupt.queue_vectors.get_mut(usize::from(self.queue)) {
+                    *slot = vector;
+                }
+            }
+            (0x18..LEN, _) => self.write_queue(&mut shared.backend.enter(), offset, data),
+            _ => {}
+        }
+    }
+
+    fn reset<D: VirtioDevice>(&mut self, shared: &Shared<D>) {
+        let mut backend = shared.backend.enter();
+        backend.reset();
+        lock(&shared.interrupt).reset();
+        *self = Self::default();
+    }
+
+    fn write_driver_features<D: VirtioDevice>(&self, shared: &Shared<D>, value: u32) {
+        let mut backend = shared.backend.enter();
+        let features = backend.driver_features;
+        // What was agreed stays agreed (3.1.1, step 5).
+        if backend.status & status::FEATURES_OK == 0 {
+            backend.driver_features = match self.driver_feature {
+                0 => features & !0xffff_ffff | u64::from(value),
+                1 => features & 0xffff_ffff | u64::from(value) << 32,
+                _ => features,
+            };
+        }
+    }
+
+    /// Registers of the selected queue. They are closed once the queue is enabled.
+    fn write_queue<D: VirtioDevice>(&self, backend: &mut Backend<D>, offset: usize, data: &[u8]) {
+        let Backend { queues, memory, status, .. } = backend;
+        let Some(queue) = queues.get_mut(usize::from(self.queue)) else { return };
+        if queue.ready() {
+            return;
+        }
+        match (offset, data) {
+            (0x18, [_, _]) => queue.set_size(u16_of(data)),
+            (0x1c, [1, 0]) if *status & status::FEATURES_OK != 0 => {
+                queue.set_ready(true);
+                if !queue.is_valid(memory) {
+                    // The rings are not in RAM: the register reads back as 0.
+                    queue.set_ready(false);
+                }
+            }
+            (0x20, _) => write_address(data, |low, high| queue.set_desc_table_address(low, high)),
+            (0x24, [_, _, _, _]) => queue.set_desc_table_address(None, Some(u32_of(data))),
+            (0x28, _) => write_address(data, |low, high| queue.set_avail_ring_address(low, high)),
+            (0x2c, [_, _, _, _]) => queue.set_avail_ring_address(None, Some(u32_of(data))),
+            (0x30, _) => write_address(data, |low, high| queue.set_used_ring_address(low, high)),
+            (0x34, [_, _, _, _]) => queue.set_used_ring_address(None, Some(u32_of(data))),
+            _ => {}
+        }
+    }
+}
+
+/// The vector if the function has it, else none: what the driver reads back tells it (4.1.5.1.2).
+fn existing(interrupt: &Interrupt, vector: u16) -> u16 {
+    if vector < interrupt.msix.vectors() { vector } else { NO_VECTOR }
+}
+
+fn write_address(data: &[u8], set: impl FnOnce(Option<u32>, Option<u32>)) {
+    match data.len() {
+        4 => set(Some(u32_of(data)), None),
+        8 => set(Some(u32_of(data)), Some(u32_of(&data[4..]))),
+        _ => {}
+    }
+}
+
+/// Bits 0..32 or 32..64 of `features`, as `select` says; there are no others yet.
+fn half(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+fn u16_of(data: &[u8]) -> u16 {
+    data.iter().take(2).rev().fold(0, |value, byte| value << 8 | u16::from(*byte))
+}
+
+fn u32_of(data: &[u8]) -> u32 {
+    data.iter().take(4).rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+}

@@ -1,0 +1,257 @@
+//! The PCI transport of a virtio device (4.1): registers in one memory BAR, found through vendor
+//! capabilities; doorbells as ioeventfds; interrupts as MSI-X.
+//!
+//! ```text
+//!  BAR 0:  0x0000 common   0x1000 ISR   0x2000 device   0x3000 doorbells
+//!          0x4000 MSI-X table           0x5000 pending bits
+//! ```
+//!
+//! A function is built with its BAR in place and its doorbells registered, and restored the same
+//! way before it takes over any state: an early doorbell finds a paused device and is looked after
+//! when it resumes.
+
+mod backend;
+mod common;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use backend::Worker;
+pub use state::{VirtioPciError, VirtioPciStateV1};
+
+use std::sync::{Arc, Mutex};
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, Turnstile, lock};
+use self::common::Selects;
+use super::VirtioDevice;
+use crate::bus::BusDevice;
+use crate::devices::pci::{ConfigSpace, Identity, Msix, PciFunction, msix};
+use crate::devices::{Device, DeviceError};
+use crate::kvm::interrupts::{Doorbells, InterruptError, Interrupts, event, pull};
+
+/// Size of BAR 0, in bytes.
+pub const BAR_SIZE: u32 = 0x8000;
+
+const COMMON: u64 = 0x0000;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const MSIX_TABLE: u64 = 0x4000;
+const MSIX_PENDING: u64 = 0x5000;
+/// What each of these has, in bytes.
+const REGION: u64 = 0x1000;
+/// Bytes from one queue's doorbell to the next.
+const NOTIFY_MULTIPLIER: u32 = 4;
+
+/// PCI vendor ID of all virtio devices (4.1.2).
+const VENDOR: u16 = 0x1af4;
+/// PCI device ID of virtio device 0; the kind's ID is added.
+const DEVICE_BASE: u16 = 0x1040;
+/// PCI capability ID of vendor-specific capabilities.
+const VENDOR_CAPABILITY: u8 = 0x09;
+
+/// What a function needs of the machine.
+pub struct PciResources {
+    /// Device number on the bus, 1..32.
+    pub slot: u8,
+    /// Guest physical address of BAR 0, a multiple of [`BAR_SIZE`].
+    pub bar: u32,
+    /// Guest RAM.
+    pub memory: GuestMemoryMmap,
+    /// Interrupt lines.
+    pub interrupts: Arc<dyn Interrupts>,
+    /// Doorbells.
+    pub doorbells: Arc<dyn Doorbells>,
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci<D> {
+    slot: u8,
+    config: ConfigSpace,
+    /// Offset of the MSI-X capability in the configuration space.
+    msix_capability: u8,
+    selects: Selects,
+    shared: Arc<Shared<D>>,
+}
+
+impl<D: VirtioDevice> VirtioPci<D> {
+    /// A function after reset, running.
+    pub fn new(device: D, resources: PciResources) -> Result<Self, InterruptError> {
+        let PciResources { slot, bar, memory, interrupts, doorbells } = resources;
+        let queues: Vec<Queue> = device
+            .queue_sizes()
+            .iter()
+            .map(|size| Queue::new(*size).expect("queue sizes are powers of two"))
+            .collect();
+        // One vector for each queue, one for changes of the configuration.
+        let vectors = queues.len() as u16 + 1;
+        let msix = Msix::new(vectors, interrupts)?;
+        let events = (0..queues.len())
+            .map(|index| {
+                let doorbell = event("a doorbell")?;
+                let offset = NOTIFY + index as u64 * u64::from(NOTIFY_MULTIPLIER);
+                doorbells.watch(u64::from(bar) + offset, &doorbell)?;
+                Ok(doorbell)
+            })
+            .collect::<Result<Vec<EventFd>, InterruptError>>()?;
+        let (config, msix_capability) = config_space::<D>(bar, &msix);
+        let interrupt = Interrupt {
+            msix,
+            config_vector: NO_VECTOR,
+            queue_vectors: vec![NO_VECTOR; queues.len()],
+            isr: 0,
+        };
+        let shared = Shared {
+            backend: Turnstile::new(Backend::new(device, queues, memory)),
+            interrupt: Mutex::new(interrupt),
+            doorbells: events,
+        };
+        let selects = Selects::default();
+        Ok(Self { slot, config, msix_capability, selects, shared: Arc::new(shared) })
+    }
+
+    /// What the device thread is to run for this function.
+    pub fn worker(&self) -> Worker<D> {
+        Worker::new(self.shared.clone())
+    }
+
+    fn error(
+        &self,
+        attempt: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> DeviceError {
+        DeviceError { device: self.node_name(), attempt, source: source.into() }
+    }
+
+    fn guest_enabled_memory(&self) -> bool {
+        self.config.memory_enabled()
+    }
+}
+
+/// Header, virtio's capabilities (4.1.4) and MSI-X; with the offset of the latter.
+fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, u8) {
+    let identity = Identity {
+        vendor: VENDOR,
+        device: DEVICE_BASE + D::ID,
+        // Non-transitional devices have 1 or more (4.1.2.1).
+        revision: 1,
+        class: D::CLASS,
+        subsystem: (VENDOR, DEVICE_BASE + D::ID),
+    };
+    let mut space = ConfigSpace::new(identity).with_memory_bar(bar, BAR_SIZE);
+    let mut add = |kind: u8, offset: u64, length: u64, more: &[u8]| {
+        let mut body = vec![16 + more.len() as u8, kind, 0, 0, 0, 0];
+        body.extend((offset as u32).to_le_bytes());
+        body.extend((length as u32).to_le_bytes());
+        body.extend(more);
+        let nothing = vec![0; body.len()];
+        space.add_capability(VENDOR_CAPABILITY, &body, &nothing);
+    };
+    // cfg_type: 1 common, 2 notify, 3 ISR, 4 device.
+    add(1, COMMON, common::LEN as u64, &[]);
+    add(2, NOTIFY, REGION, &NOTIFY_MULTIPLIER.to_le_bytes());
+    add(3, ISR, 4, &[]);
+    add(4, DEVICE, REGION, &[]);
+    // Control word, then table and pending bits as offsets in BAR 0 (PCI 3.0, 6.8.2).
+    let mut body = msix.control().to_le_bytes().to_vec();
+    body.extend((MSIX_TABLE as u32).to_le_bytes());
+    body.extend((MSIX_PENDING as u32).to_le_bytes());
+    let mut writable = vec![0; body.len()];
+    writable[..2].copy_from_slice(&msix::CONTROL_WRITABLE.to_le_bytes());
+    let offset = space.add_capability(msix::CAPABILITY, &body, &writable);
+    (space, offset)
+}
+
+impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
+    fn read_config(&mut self, offset: u8, data: &mut [u8]) {
+        self.config.read(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u8, data: &[u8]) {
+        self.config.write(offset, data);
+        let control = u16::from_le_bytes(self.config.get(usize::from(self.msix_capability) + 2));
+        let mut interrupt = lock(&self.shared.interrupt);
+        if control != interrupt.msix.control() {
+            interrupt.msix.set_control(control);
+        }
+    }
+}
+
+impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if !self.guest_enabled_memory() {
+            return;
+        }
+        match (offset & !(REGION - 1), offset & (REGION - 1)) {
+            (COMMON, at) => self.selects.read(&self.shared, at as usize, data),
+            (ISR, 0) => {
+                // Reading acknowledges (4.1.4.5).
+                data.fill(0);
+                data[0] = std::mem::take(&mut lock(&self.shared.interrupt).isr);
+            }
+            (DEVICE, at) => self.shared.backend.enter().device.read_config(at, data),
+            (MSIX_TABLE, at) => lock(&self.shared.interrupt).msix.read_table(at, data),
+            (MSIX_PENDING, at) => lock(&self.shared.interrupt).msix.read_pending(at, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if !self.guest_enabled_memory() {
+            return;
+        }
+        match (offset & !(REGION - 1), offset & (REGION - 1)) {
+            (COMMON, at) => self.selects.write(&self.shared, at as usize, data),
+            (DEVICE, at) => self.shared.backend.enter().device.write_config(at, data),
+            // KVM turns writes to doorbells into events; one that it does not know comes here.
+            (NOTIFY, at) => {
+                let index = (at / u64::from(NOTIFY_MULTIPLIER)) as usize;
+                if let Some(doorbell) = self.shared.doorbells.get(index) {
+                    pull(doorbell);
+                }
+            }
+            (MSIX_TABLE, at) => lock(&self.shared.interrupt).msix.write_table(at, data),
+            _ => {}
+        }
+    }
+}
+
+impl<D: VirtioDevice> Device for VirtioPci<D> {
+    fn node_name(&self) -> String {
+        format!("{}@{:x}", D::NAME, self.slot)
+    }
+
+    fn pause(&mut self) -> Result<(), DeviceError> {
+        // Whoever enters has waited for the request that was being executed.
+        self.shared.backend.enter().paused = true;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), DeviceError> {
+        let synced = self.shared.backend.enter().device.sync();
+        synced.map_err(|source| self.error("make its data durable", source))
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        let ready: Vec<bool> = {
+            let mut backend = self.shared.backend.enter();
+            backend.paused = false;
+            let active = backend.active();
+            backend.queues.iter().map(|queue| active && queue.ready()).collect()
+        };
+        // A doorbell that rang, or an interrupt that was on its way, while the machine stood still
+        // or changed kernels is gone without a trace.
+        let mut interrupt = lock(&self.shared.interrupt);
+        interrupt.msix.deliver();
+        for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+            interrupt.signal_queue(index);
+        }
+        drop(interrupt);
+        self.shared.kick_all();
+        Ok(())
+    }
+}

@@ -1,0 +1,42 @@
+//! A machine that starts from nothing: its kernel is loaded, its first vCPU stands at the entry.
+
+use std::fs::File;
+
+use super::board::{Board, Parts};
+use super::{Vm, VmError};
+use crate::arch::x86_64::{acpi, boot, cpuid, registers};
+use crate::kvm::Attempt;
+use crate::link::{Event, Fds, Role};
+use crate::machine::Machine;
+
+impl Vm {
+    /// Builds the machine from its description, in the state in which its kernel expects it.
+    pub fn boot(
+        machine: Machine,
+        fds: &mut Fds,
+        events: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, VmError> {
+        let mut kernel = File::from(fds.take_one(Role::Kernel)?);
+        let initramfs = fds.take(Role::Initramfs, usize::from(machine.initramfs.is_some()))?.pop();
+        let parts = Parts::new(&machine, fds, events)?;
+        let board = Board::new(&parts, &machine, fds)?;
+        let memory = parts.ram.memory();
+        let rsdp = acpi::write(memory, machine.cpus)?;
+        let mut initramfs = initramfs.map(File::from);
+        let entry = boot::load(
+            memory,
+            machine.ram_bytes,
+            &mut kernel,
+            initramfs.as_mut(),
+            &machine.cmdline,
+            rsdp,
+        )?;
+        for (id, vcpu) in (0..).zip(&parts.vcpus) {
+            let entries = cpuid::for_vcpu(&parts.capabilities.cpuid, id, machine.cpus);
+            let entries = cpuid::to_kvm(&entries).attempt("set the CPUID")?;
+            vcpu.set_cpuid2(&entries).attempt("set the CPUID")?;
+            registers::set_up_boot_vcpu(vcpu, id, &entry, memory)?;
+        }
+        parts.assemble(machine, board)
+    }
+}

@@ -1,0 +1,171 @@
+//! One machine in its process: built from a description or from a state document, run, and saved.
+//!
+//! ```text
+//!   boot, restore --> paused --resume--> running --pause--> paused: save, sync
+//! ```
+//!
+//! Both constructors make the same parts in the same order (`board`); a boot then loads a kernel, a
+//! restore gives every part its state.
+
+mod board;
+mod boot;
+mod memory;
+mod restore;
+pub mod serve;
+mod state;
+
+use std::sync::Arc;
+
+use guest_mem::{GuestRam, Layout, Slot};
+use kvm_ioctls::VmFd;
+
+pub use state::MachineStateV1;
+
+use crate::arch::x86_64::acpi::AcpiError;
+use crate::arch::x86_64::boot::BootError;
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::registers::SetUpError;
+use crate::devices::DeviceError;
+use crate::kvm::KvmError;
+use crate::kvm::clock::ClockStateV1;
+use crate::kvm::irqchip::IrqchipStateV1;
+use crate::kvm::pit::PitStateV1;
+use crate::link::FdsError;
+use crate::machine::Machine;
+use crate::state::StateError;
+use crate::vcpu::{RestoreError, VcpuError, VcpuSet};
+use board::Board;
+
+/// A machine could not be built, or did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// What came with the request is not what the machine needs.
+    #[error(transparent)]
+    Fds(#[from] FdsError),
+    /// Its RAM.
+    #[error("cannot map its RAM")]
+    Ram(#[from] guest_mem::Error),
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The fd is not KVM's.
+    #[error("the file descriptor for KVM speaks API version {0}, this build knows 12")]
+    KvmVersion(i32),
+    /// The kernel cannot be loaded.
+    #[error("cannot load the guest's kernel")]
+    Boot(#[from] BootError),
+    /// The first registers cannot be set.
+    #[error("cannot set up the vCPUs")]
+    SetUp(#[from] SetUpError),
+    /// The ACPI tables cannot be written.
+    #[error("cannot write the ACPI tables")]
+    Acpi(#[from] AcpiError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The devices cannot be put together.
+    #[error("cannot put the machine together: {0}")]
+    Board(String),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A vCPU's state.
+    #[error("cannot restore vCPU {id}")]
+    RestoreVcpu {
+        /// Which vCPU.
+        id: u32,
+        /// Why.
+        #[source]
+        source: RestoreError,
+    },
+    /// The document is of another machine than the host means.
+    #[error("the state document is of another machine: it has {document}, the host has {host}")]
+    Mismatch {
+        /// What the document says.
+        document: String,
+        /// What the manifest says.
+        host: String,
+    },
+    /// A device's state does not fit.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The VM is running, or not running, and would have to be the other.
+    #[error("the guest is {0} already")]
+    Already(&'static str),
+}
+
+/// How guest RAM of `ram_bytes` is laid out.
+pub fn ram_layout(ram_bytes: u64) -> Result<Layout, guest_mem::Error> {
+    let slots: Vec<Slot> = layout::ram(ram_bytes)
+        .into_iter()
+        .map(|(base, len)| Slot { guest_base: base.0, len })
+        .collect();
+    Layout::new(&slots, None)
+}
+
+/// A machine.
+pub struct Vm {
+    machine: Machine,
+    // Dropped in this order: no vCPU runs when the devices go, and the memory goes last.
+    vcpus: VcpuSet,
+    board: Board,
+    fd: Arc<VmFd>,
+    _ram: GuestRam,
+    tsc_khz: u32,
+    running: bool,
+}
+
+impl Vm {
+    /// Lets devices and vCPUs run. Returns the host TSC when the first vCPU was about to enter.
+    pub fn resume(&mut self) -> Result<u64, VmError> {
+        if self.running {
+            return Err(VmError::Already("running"));
+        }
+        self.board.resume()?;
+        let first_entry = self.vcpus.resume()?;
+        self.running = true;
+        Ok(first_entry)
+    }
+
+    /// Stops vCPUs, then devices. Returns the host TSC when the last vCPU had left. If a device does
+    /// not stop, everything runs on.
+    pub fn pause(&mut self) -> Result<u64, VmError> {
+        if !self.running {
+            return Err(VmError::Already("paused"));
+        }
+        let last_exit = self.vcpus.pause()?;
+        self.running = false;
+        if let Err(error) = self.board.pause() {
+            self.resume()?;
+            return Err(error.into());
+        }
+        Ok(last_exit)
+    }
+
+    /// Makes what the guest wrote durable. The machine is paused.
+    pub fn sync(&mut self) -> Result<(), VmError> {
+        self.needs_pause()?;
+        Ok(self.board.sync()?)
+    }
+
+    /// The machine's state. Changes nothing. The machine is paused.
+    pub fn save(&self) -> Result<MachineStateV1, VmError> {
+        self.needs_pause()?;
+        // From the outside in: an interrupt on its way from a device through a controller to a
+        // vCPU is then seen twice rather than not at all.
+        let devices = self.board.save()?;
+        let pit = PitStateV1::save(&self.fd)?;
+        let irqchip = IrqchipStateV1::save(&self.fd)?;
+        let vcpus = self.vcpus.save()?;
+        let clock = ClockStateV1::save(&self.fd, self.tsc_khz)?;
+        Ok(MachineStateV1 { machine: self.machine.clone(), clock, irqchip, pit, vcpus, devices })
+    }
+
+    fn needs_pause(&self) -> Result<(), VmError> {
+        match self.running {
+            true => Err(VmError::Already("running")),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! A machine that goes on: the same parts as at its boot, each with the state that it had.
+
+use super::board::{Board, Parts};
+use super::state::MachineStateV1;
+use super::{Vm, VmError};
+use crate::kvm::clock::Moment;
+use crate::link::{Event, Fds};
+use crate::machine::Machine;
+
+impl Vm {
+    /// Builds the machine from its state. No instruction of the guest has run when this returns.
+    /// `host` is what the host knows of the machine: the document must be of the same.
+    pub fn restore(
+        host: &Machine,
+        state: MachineStateV1,
+        fds: &mut Fds,
+        events: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, VmError> {
+        let MachineStateV1 { machine, clock, irqchip, pit, vcpus, devices } = state;
+        if machine != *host {
+            return Err(VmError::Mismatch {
+                document: format!("{machine:?}"),
+                host: format!("{host:?}"),
+            });
+        }
+        let parts = Parts::new(&machine, fds, events)?;
+        // The devices first: the interrupt routes must stand before a controller with something
+        // pending is set.
+        let board = Board::restore(&parts, &machine, devices, fds)?;
+        // One passage of time for all vCPUs, so that their TSCs stay in step.
+        let passage = clock.passage(Moment::now());
+        for (vcpu, state) in parts.vcpus.iter().zip(&vcpus) {
+            state
+                .restore(vcpu, &parts.capabilities, passage)
+                .map_err(|source| VmError::RestoreVcpu { id: state.id, source })?;
+        }
+        // After the LAPICs: the I/O APIC may deliver into them.
+        irqchip.restore(&parts.fd)?;
+        pit.restore(&parts.fd)?;
+        // After the TSC offsets, from which kvmclock is derived; before any vCPU runs, or the guest
+        // would read a clock that jumps.
+        clock.restore(&parts.fd)?;
+        for vcpu in &parts.vcpus {
+            // Tells the guest's soft-lockup watchdog that it was stopped. A guest without kvmclock
+            // has no way to be told, and KVM says EINVAL.
+            let _ = vcpu.kvmclock_ctrl();
+        }
+        parts.assemble(machine, board)
+    }
+}
