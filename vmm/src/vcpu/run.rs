@@ -81,12 +81,7 @@ impl Runner {
 
     fn run_until_stopped(&mut self, entered: &Sender<u64>) {
         let _ = entered.send(tsc::now());
-        loop {
-            match self.step() {
-                Next::Enter => {}
-                Next::StandStill => break,
-            }
-        }
+        while let Next::Enter = self.step() {}
         let _ = self.control.stopped.send(tsc::now());
     }
 

@@ -287,7 +287,7 @@ fn decode_cpuid(reader: &mut Reader<'_>) -> Result<Vec<kvm_cpuid_entry2>, StateE
     }
     bytes
         .chunks_exact(entry)
-        .map(|chunk| kvm_cpuid_entry2::read_from_bytes(chunk))
+        .map(kvm_cpuid_entry2::read_from_bytes)
         .collect::<Result<_, _>>()
         .map_err(|_| reader.invalid("cpuid", "it is not a list of entries"))
 }

@@ -235,8 +235,10 @@ mod tests {
     fn a_guest_paused_between_naming_and_reading_a_register_reads_it_after_the_restore() {
         let (mut before, _) = bus();
         before.write(0, &0x8000_0008u32.to_le_bytes());
-        let node = Device::save(&before).unwrap();
-        assert_eq!(node, Device::save(&before).unwrap());
+        let Ok(state) = before.save();
+        let node = state.to_node("pci");
+        let Ok(again) = before.save();
+        assert_eq!(state, again);
         let state = read_node::<PciBusStateV1>(&node, "").unwrap();
         let Ok(mut after) = PciBus::restore(state, Box::new(|_| {}));
         after.insert(0, Arc::new(Mutex::new(HostBridge::new()))).unwrap();

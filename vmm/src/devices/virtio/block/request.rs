@@ -62,7 +62,7 @@ impl<'m> Buffers<'m> {
         let mut bytes = [0; HEADER];
         let mut filled = 0;
         while filled < HEADER {
-            let first = self.readable.first()?.clone();
+            let first = *self.readable.first()?;
             let count = first.len().min(HEADER - filled);
             first.read_slice(&mut bytes[filled..filled + count], 0).ok()?;
             filled += count;
