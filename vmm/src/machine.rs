@@ -190,10 +190,16 @@ impl Machine {
     fn texts(&self) -> impl Iterator<Item = (&'static str, String)> {
         let path = |p: &PathBuf| p.to_string_lossy().into_owned();
         let disks = self.disks.iter().map(move |d| ("disk path", path(&d.path)));
+        let serial = match &self.serial {
+            SerialOutput::Off | SerialOutput::Tty => None,
+            SerialOutput::File(file) => Some(("serial output", path(file))),
+            SerialOutput::Port(port) => Some(("serial output", port.clone())),
+        };
         [("kernel path", path(&self.kernel)), ("command line", self.cmdline.clone())]
             .into_iter()
             .chain(self.initramfs.iter().map(move |p| ("initramfs path", path(p))))
             .chain(disks)
+            .chain(serial)
     }
 }
 
@@ -203,7 +209,7 @@ impl Schema for Machine {
 
     fn encode(&self, node: &mut Node) {
         let Self { name, ram_bytes, cpus, kernel, initramfs, cmdline, disks, serial } = self;
-        node.put_str("name", name.as_str());
+        node.put_str("vm-name", name.as_str());
         node.put_u64("ram-bytes", *ram_bytes);
         node.put_u32("cpus", *cpus);
         node.put_str("kernel", &kernel.to_string_lossy());
@@ -224,8 +230,9 @@ impl Schema for Machine {
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        let text = reader.str("name")?;
-        let name = VmName::new(&text).map_err(|e| reader.invalid("name", e.to_string()))?;
+        // Not `name`, which device tree tools keep for themselves.
+        let text = reader.str("vm-name")?;
+        let name = VmName::new(&text).map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         let ram_bytes = reader.u64("ram-bytes")?;
         let cpus = reader.u32("cpus")?;
         let kernel = reader.str("kernel")?.into();
@@ -241,7 +248,7 @@ impl Schema for Machine {
         };
         let disks = reader.sequence("disk")?;
         let machine = Self { name, ram_bytes, cpus, kernel, initramfs, cmdline, disks, serial };
-        machine.check().map_err(|e| reader.invalid("name", e.to_string()))?;
+        machine.check().map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         Ok(machine)
     }
 }
@@ -264,7 +271,7 @@ impl Schema for Disk {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::state::node::read_node;
+    use crate::state::contract::contract_tests;
 
     pub(crate) fn sample() -> Machine {
         Machine {
@@ -282,10 +289,36 @@ pub(crate) mod tests {
         }
     }
 
-    #[test]
-    fn a_machine_survives_its_node() {
-        let machine = sample();
-        assert_eq!(read_node::<Machine>(&machine.to_node(""), ""), Ok(machine));
+    contract_tests! {
+        Machine,
+        sample: sample,
+        changes: [
+            |m| m.name = VmName::new("web-2").unwrap(),
+            |m| m.ram_bytes += RAM_UNIT,
+            |m| m.cpus = 1,
+            |m| m.kernel.push("x"),
+            |m| m.initramfs = None,
+            |m| m.cmdline.clear(),
+            |m| m.disks[0].path.push("x"),
+            |m| m.disks.swap(0, 1),
+            |m| m.disks.clear(),
+            |m| m.serial = SerialOutput::Off,
+            |m| m.serial = SerialOutput::Tty,
+            |m| m.serial = SerialOutput::File("web".into()),
+        ],
+        optional: ["/:initramfs"],
+        golden: "machine-v1",
+    }
+
+    mod disk {
+        use super::*;
+
+        contract_tests! {
+            Disk,
+            sample: || sample().disks[1].clone(),
+            changes: [|d| d.path.push("x"), |d| d.readonly = false],
+            golden: "disk-v1",
+        }
     }
 
     #[test]
@@ -301,6 +334,9 @@ pub(crate) mod tests {
         assert!(refused(|m| m.cpus = 0).contains("0 vCPUs"));
         assert!(refused(|m| m.cpus = 65).contains("1 to 64"));
         assert!(refused(|m| m.cmdline.push('\0')).contains("command line"));
+        assert!(refused(|m| m.disks[1].path.push("\0")).contains("disk path"));
+        assert!(refused(|m| m.serial = SerialOutput::File("\0".into())).contains("serial output"));
+        assert!(refused(|m| m.serial = SerialOutput::Port("\0".into())).contains("serial output"));
         assert!(refused(|m| m.disks = vec![m.disks[0].clone(); 25]).contains("at most 24"));
     }
 

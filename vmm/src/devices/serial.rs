@@ -411,8 +411,48 @@ impl Persist for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
     use std::os::unix::net::UnixStream;
+
+    impl SerialStateV1 {
+        pub(crate) fn sample() -> Self {
+            let registers = SerialState {
+                baud_divisor_low: 0x0c,
+                baud_divisor_high: 0x01,
+                interrupt_enable: 0x03,
+                interrupt_identification: 0xc1,
+                line_control: 0x13,
+                line_status: 0x61,
+                modem_control: 0x08,
+                modem_status: 0xb0,
+                scratch: 0x5a,
+                in_buffer: b"ls\n".to_vec(),
+            };
+            Self { registers, outbox: b"login: ".to_vec() }
+        }
+    }
+
+    contract_tests! {
+        SerialStateV1,
+        sample: SerialStateV1::sample,
+        changes: [
+            |s| s.registers.baud_divisor_low += 1,
+            |s| s.registers.baud_divisor_high += 1,
+            |s| s.registers.interrupt_enable += 1,
+            |s| s.registers.interrupt_identification += 1,
+            |s| s.registers.line_control += 1,
+            |s| s.registers.line_status += 1,
+            |s| s.registers.modem_control += 1,
+            |s| s.registers.modem_status += 1,
+            |s| s.registers.scratch += 1,
+            |s| s.registers.in_buffer = vec![1; FIFO],
+            |s| s.registers.in_buffer.clear(),
+            |s| s.outbox = vec![1; 3 * FIFO],
+            |s| s.outbox.clear(),
+        ],
+        golden: "serial-v1",
+    }
 
     const DATA: u64 = 0;
     const IER: u64 = 1;

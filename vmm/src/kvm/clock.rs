@@ -130,6 +130,10 @@ impl Schema for ClockStateV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm::test_vm::TestVm;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+    use std::time::Duration;
 
     const SAVED: ClockStateV1 = ClockStateV1 {
         clock_ns: 500,
@@ -137,6 +141,55 @@ mod tests {
         host_tsc: 9_000_000,
         tsc_khz: 2_000_000,
     };
+
+    impl ClockStateV1 {
+        pub(crate) fn sample() -> Self {
+            SAVED
+        }
+    }
+
+    contract_tests! {
+        ClockStateV1,
+        sample: ClockStateV1::sample,
+        changes: [
+            |s| s.clock_ns += 1,
+            |s| s.realtime_ns += 1,
+            |s| s.host_tsc += 1,
+            |s| s.tsc_khz += 1,
+        ],
+        golden: "clock-v1",
+    }
+
+    #[test]
+    fn a_clock_that_does_not_count_is_refused() {
+        let stopped = ClockStateV1 { tsc_khz: 0, ..SAVED };
+        let error = read_node::<ClockStateV1>(&stopped.to_node("clock"), "/").unwrap_err();
+        assert_eq!(error.to_string(), "/clock: property `tsc-khz`: a TSC of 0 kHz does not count");
+    }
+
+    #[test]
+    fn kvmclock_goes_on_in_another_vm_and_never_backward() {
+        let (Some(before), Some(after)) = (TestVm::new(), TestVm::new()) else { return };
+        // An hour that every run can tell from the nanoseconds that it takes.
+        let hour = Duration::from_secs(3600).as_nanos() as u64;
+        let khz = before.vcpu.get_tsc_khz().unwrap();
+        before.vm.set_clock(&kvm_clock_data { clock: 3 * hour, ..Default::default() }).unwrap();
+        let saved = ClockStateV1::save(&before.vm, khz).unwrap();
+        assert!(saved.clock_ns >= 3 * hour, "{saved:?}");
+        saved.restore(&after.vm).unwrap();
+        let restored = ClockStateV1::save(&after.vm, khz).unwrap();
+        assert!(restored.clock_ns >= saved.clock_ns, "{saved:?}, then {restored:?}");
+        assert!(restored.host_tsc >= saved.host_tsc, "{saved:?}, then {restored:?}");
+
+        // The same, saved an hour ago: the clock is set forward by it.
+        let hours_ticks = tsc::ticks(hour, khz);
+        let old = ClockStateV1 { host_tsc: saved.host_tsc.wrapping_sub(hours_ticks), ..saved };
+        // A TSC that has not counted for an hour yet goes by the time of day.
+        let old = ClockStateV1 { realtime_ns: saved.realtime_ns - hour, ..old };
+        old.restore(&after.vm).unwrap();
+        let restored = ClockStateV1::save(&after.vm, khz).unwrap();
+        assert!(restored.clock_ns >= 4 * hour - 1000, "{old:?}, then {restored:?}");
+    }
 
     #[test]
     fn a_tsc_that_ran_on_tells_the_time_and_offsets_stay() {

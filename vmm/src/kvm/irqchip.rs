@@ -67,3 +67,103 @@ impl Schema for IrqchipStateV1 {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::test_vm::TestVm;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+    use kvm_bindings::{kvm_ioapic_state, kvm_irqchip__bindgen_ty_1, kvm_pic_state};
+
+    fn chip(id: u32, seed: u8) -> Raw<kvm_irqchip> {
+        let mut chip = Raw::<kvm_irqchip>::pattern(seed);
+        chip.0.chip_id = id;
+        chip
+    }
+
+    impl IrqchipStateV1 {
+        pub(crate) fn sample() -> Self {
+            Self {
+                pic_master: chip(KVM_IRQCHIP_PIC_MASTER, 1),
+                pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE, 2),
+                ioapic: chip(KVM_IRQCHIP_IOAPIC, 3),
+            }
+        }
+    }
+
+    impl IrqchipStateV1 {
+        pub(crate) fn other_sample() -> Self {
+            Self { ioapic: chip(KVM_IRQCHIP_IOAPIC, 4), ..Self::sample() }
+        }
+    }
+
+    contract_tests! {
+        IrqchipStateV1,
+        sample: IrqchipStateV1::sample,
+        changes: [
+            |s| s.pic_master = chip(KVM_IRQCHIP_PIC_MASTER, 9),
+            |s| s.pic_slave = chip(KVM_IRQCHIP_PIC_SLAVE, 9),
+            |s| s.ioapic = chip(KVM_IRQCHIP_IOAPIC, 9),
+        ],
+        golden: "irqchip-x86-v1",
+    }
+
+    #[test]
+    fn a_chip_under_anothers_name_is_refused() {
+        let mut state = IrqchipStateV1::sample();
+        state.pic_slave = state.pic_master;
+        let error = read_node::<IrqchipStateV1>(&state.to_node("irqchip"), "/").unwrap_err();
+        assert_eq!(error.to_string(), "/irqchip: property `pic-slave`: chip id 0");
+    }
+
+    /// Masks, bases, trigger modes and routes such as a guest sets, with one edge that waits behind
+    /// a mask.
+    fn program(vm: &VmFd) {
+        let pic = |base, mask, elcr| kvm_pic_state {
+            irq_base: base,
+            imr: mask,
+            elcr,
+            elcr_mask: 0xf8,
+            init4: 1,
+            ..Default::default()
+        };
+        let pics = [
+            (KVM_IRQCHIP_PIC_MASTER, pic(0x20, 0xfb, 0x20)),
+            (KVM_IRQCHIP_PIC_SLAVE, pic(0x28, 0xff, 0x0c)),
+        ];
+        for (chip_id, pic) in pics {
+            let chip = kvm_irqchip__bindgen_ty_1 { pic };
+            vm.set_irqchip(&kvm_irqchip { chip_id, chip, ..Default::default() }).unwrap();
+        }
+        let mut ioapic =
+            kvm_ioapic_state { id: 5, base_address: 0xfec0_0000, ..Default::default() };
+        const MASKED: u64 = 1 << 16;
+        for (pin, entry) in (0..).zip(&mut ioapic.redirtbl) {
+            entry.bits = MASKED | (0x30 + pin);
+        }
+        // Level-triggered, to vCPU 1.
+        ioapic.redirtbl[10].bits = 1 << 56 | MASKED | 1 << 15 | 0x41;
+        let chip = kvm_irqchip__bindgen_ty_1 { ioapic };
+        vm.set_irqchip(&kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, chip, ..Default::default() })
+            .unwrap();
+        vm.set_irq_line(4, true).unwrap();
+        vm.set_irq_line(4, false).unwrap();
+    }
+
+    #[test]
+    fn the_chips_are_the_same_in_another_vm() {
+        let (Some(before), Some(after)) = (TestVm::new(), TestVm::new()) else { return };
+        let fresh = IrqchipStateV1::save(&after.vm).unwrap();
+        program(&before.vm);
+        let saved = IrqchipStateV1::save(&before.vm).unwrap();
+        for property in ["pic-master", "pic-slave", "ioapic"] {
+            let [saved, fresh] = [saved, fresh].map(|s| s.to_node("").properties[property].clone());
+            assert_ne!(saved, fresh, "{property} was not programmed");
+        }
+        saved.restore(&after.vm).unwrap();
+        let node = |state: IrqchipStateV1| state.to_node("");
+        assert_eq!(node(IrqchipStateV1::save(&after.vm).unwrap()), node(saved));
+        assert_eq!(node(IrqchipStateV1::save(&before.vm).unwrap()), node(saved), "no change");
+    }
+}

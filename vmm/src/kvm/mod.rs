@@ -10,6 +10,8 @@ pub mod clock;
 pub mod interrupts;
 pub mod irqchip;
 pub mod pit;
+#[cfg(test)]
+pub(crate) mod test_vm;
 pub mod uapi;
 
 use kvm_bindings::{

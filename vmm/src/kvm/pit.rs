@@ -44,3 +44,63 @@ impl Schema for PitStateV1 {
         Ok(Self { state: Raw::take(reader, "state")? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::test_vm::TestVm;
+    use crate::state::contract::contract_tests;
+    use kvm_bindings::KVM_PIT_FLAGS_SPEAKER_DATA_ON;
+
+    impl PitStateV1 {
+        pub(crate) fn sample() -> Self {
+            Self { state: Raw::pattern(1) }
+        }
+
+        pub(crate) fn other_sample() -> Self {
+            Self { state: Raw::pattern(2) }
+        }
+    }
+
+    contract_tests! {
+        PitStateV1,
+        sample: PitStateV1::sample,
+        changes: [
+            |s| s.state.0.channels[0].count += 1,
+            |s| s.state.0.channels[2].count_load_time += 1,
+            |s| s.state.0.flags += 1,
+            |s| s.state.0.reserved[8] += 1,
+        ],
+        golden: "pit-v1",
+    }
+
+    /// The state without the times at which the counters were loaded, which are the host's.
+    fn without_load_times(mut state: PitStateV1) -> Node {
+        for channel in &mut state.state.0.channels {
+            channel.count_load_time = 0;
+        }
+        state.to_node("")
+    }
+
+    #[test]
+    fn the_timer_is_the_same_in_another_vm_but_for_its_load_times() {
+        let (Some(before), Some(after)) = (TestVm::new(), TestVm::new()) else { return };
+        let mut pit = before.vm.get_pit2().unwrap();
+        // Mode 2, 16 bits, as Linux programs its tick; mode 3 and a gate, as the speaker's.
+        for (channel, mode, count) in [(0, 2, 11_932), (2, 3, 1193)] {
+            pit.channels[channel].mode = mode;
+            pit.channels[channel].count = count;
+            pit.channels[channel].rw_mode = 3;
+            pit.channels[channel].gate = 1;
+        }
+        pit.channels[1].latched_count = 7;
+        pit.flags |= KVM_PIT_FLAGS_SPEAKER_DATA_ON;
+        before.vm.set_pit2(&pit).unwrap();
+        let saved = PitStateV1::save(&before.vm).unwrap();
+        assert_eq!(saved, PitStateV1::save(&before.vm).unwrap(), "a save changes nothing");
+        assert_eq!(saved.state.0.channels[2].count, 1193);
+        saved.restore(&after.vm).unwrap();
+        let restored = PitStateV1::save(&after.vm).unwrap();
+        assert_eq!(without_load_times(restored), without_load_times(saved));
+    }
+}

@@ -213,31 +213,79 @@ impl Schema for VmEntry {
 mod tests {
     use super::*;
     use crate::machine::tests::sample as machine;
+    use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
-    fn sample() -> Manifest {
-        let mut ledger = Ledger::default();
-        ledger.enter("pause", 1, 2);
-        let entry = VmEntry {
+    fn entry() -> VmEntry {
+        VmEntry {
             machine: machine(),
             running: true,
             state_bytes: 4096,
             last_exit_tsc: 77,
-            ledger: ledger.clone(),
+            ledger: Ledger::sample(),
             segments: vec![
                 SegmentEntry { bytes: 32 << 20, preserved: true },
                 SegmentEntry { bytes: 32 << 20, preserved: false },
             ],
             frames: Some(FrameDigest { digest: 5, pages: 8192 }),
-        };
+        }
+    }
+
+    fn sample() -> Manifest {
         Manifest {
             kernel: "7.3.4-a #1".to_owned(),
             number: 3,
             config: "[host]\n".to_owned(),
             tsc: 123,
             realtime_ns: 456,
-            ledger,
-            vms: vec![entry],
+            ledger: Ledger::sample(),
+            vms: vec![entry()],
+        }
+    }
+
+    fn rename(entry: &mut VmEntry) {
+        entry.machine.name = VmName::new("web-2").unwrap();
+    }
+
+    contract_tests! {
+        Manifest,
+        sample: sample,
+        changes: [
+            |m| m.kernel.push('x'),
+            |m| m.number += 1,
+            |m| m.config.clear(),
+            |m| m.tsc += 1,
+            |m| m.realtime_ns += 1,
+            |m| m.ledger.phases.clear(),
+            |m| rename(&mut m.vms[0]),
+            |m| { m.vms.push(entry()); rename(&mut m.vms[1]) },
+            |m| m.vms.clear(),
+        ],
+        optional: ["/vm@0:frames", "/vm@0/machine:initramfs"],
+        golden: "host-v1",
+    }
+
+    mod vm_entry {
+        use super::*;
+
+        contract_tests! {
+            VmEntry,
+            sample: entry,
+            changes: [
+                rename,
+                |e| e.running = false,
+                |e| e.state_bytes += 1,
+                |e| e.last_exit_tsc += 1,
+                |e| e.ledger.phases.clear(),
+                |e| e.segments[0].preserved = false,
+                |e| e.segments.swap(0, 1),
+                |e| e.segments = vec![SegmentEntry { bytes: 64 << 20, preserved: true }],
+                |e| e.frames = None,
+                |e| e.frames = Some(FrameDigest { digest: 6, pages: 8192 }),
+                |e| e.frames = Some(FrameDigest { digest: 5, pages: 8193 }),
+            ],
+            optional: ["/:frames", "/machine:initramfs"],
+            golden: "vm-entry-v1",
         }
     }
 

@@ -39,20 +39,15 @@ impl Schema for Ledger {
 
     fn encode(&self, node: &mut Node) {
         let Self { phases } = self;
-        if phases.is_empty() {
-            return;
-        }
         let names: Vec<&str> = phases.iter().map(|p| p.name.as_str()).collect();
+        // Without a phase it is empty: no string at all, not an empty one.
         node.put_strings("phases", &names);
         node.put_u64s("start-tsc", &phases.iter().map(|p| p.start).collect::<Vec<_>>());
         node.put_u64s("end-tsc", &phases.iter().map(|p| p.end).collect::<Vec<_>>());
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        if !reader.has("phases") {
-            return Ok(Self::default());
-        }
-        let names = reader.strings("phases")?;
+        let names = reader.string_list("phases")?;
         let starts = reader.u64s("start-tsc")?;
         let ends = reader.u64s("end-tsc")?;
         if names.len() > MAX_PHASES || starts.len() != names.len() || ends.len() != names.len() {
@@ -106,25 +101,41 @@ impl TscRate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
-    fn sample() -> Ledger {
-        let mut ledger = Ledger::default();
-        ledger.enter("pause", 10, 20);
-        ledger.enter("save", 20, 35);
-        ledger
+    impl Ledger {
+        pub(crate) fn sample() -> Self {
+            let mut ledger = Self::default();
+            ledger.enter("pause", 10, 20);
+            ledger.enter("save", 20, 35);
+            ledger
+        }
+    }
+
+    contract_tests! {
+        Ledger,
+        sample: Ledger::sample,
+        changes: [
+            |l| l.phases[0].name.clear(),
+            |l| l.phases[0].start += 1,
+            |l| l.phases[1].end += 1,
+            |l| l.phases.swap(0, 1),
+            |l| l.phases.clear(),
+        ],
+        golden: "ledger-v1",
     }
 
     #[test]
     fn a_ledger_survives_its_node_even_when_empty() {
-        for ledger in [sample(), Ledger::default()] {
+        for ledger in [Ledger::sample(), Ledger::default()] {
             assert_eq!(read_node::<Ledger>(&ledger.to_node("ledger"), ""), Ok(ledger));
         }
     }
 
     #[test]
     fn a_ledger_that_contradicts_itself_is_refused() {
-        let mut node = sample().to_node("ledger");
+        let mut node = Ledger::sample().to_node("ledger");
         node.properties.insert("end-tsc".to_owned(), 9u64.to_be_bytes().to_vec());
         assert!(read_node::<Ledger>(&node, "").is_err(), "one end for two phases");
         let ends = [9u64.to_be_bytes(), 35u64.to_be_bytes()].concat();

@@ -271,6 +271,14 @@ impl<'a> Reader<'a> {
             .map_err(|_| self.invalid(property, "the string is not UTF-8"))
     }
 
+    /// Takes a list of strings that may be empty: then the property has no bytes.
+    pub fn string_list(&mut self, property: &str) -> Result<Vec<String>, StateError> {
+        match self.properties.get(property) {
+            Some([]) => self.bytes(property).map(|_| Vec::new()),
+            _ => self.strings(property),
+        }
+    }
+
     /// Takes the child called exactly `name` and decodes it.
     pub fn child<S: Schema>(&mut self, name: &str) -> Result<S, StateError> {
         self.optional_child(name)?.ok_or_else(|| StateError::MissingNode {

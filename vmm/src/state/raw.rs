@@ -42,3 +42,13 @@ impl<T> fmt::Debug for Raw<T> {
         write!(f, "Raw({} bytes)", size_of::<T>())
     }
 }
+
+#[cfg(test)]
+impl<T: FromBytes> Raw<T> {
+    /// A struct with no byte zero, for samples. Seeds that differ give structs that differ.
+    pub(crate) fn pattern(seed: u8) -> Self {
+        let byte = |at: usize| (at as u8).wrapping_mul(31).wrapping_add(seed.wrapping_mul(2)) | 1;
+        let bytes: Vec<u8> = (0..size_of::<T>()).map(byte).collect();
+        Self(T::read_from_bytes(&bytes).expect("the struct's own size"))
+    }
+}

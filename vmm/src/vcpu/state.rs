@@ -14,7 +14,11 @@ use crate::arch::x86_64::cpuid::{self, MissingFeature};
 use crate::arch::x86_64::msr::{self, IA32_TSC_DEADLINE, Msr};
 use crate::kvm::clock::Passage;
 use crate::kvm::{Attempt, Capabilities, KvmError, uapi};
+use crate::machine::MAX_CPUS;
 use crate::state::{Node, Raw, Reader, Schema, StateError};
+
+#[cfg(test)]
+mod tests;
 
 /// Two kernels that calibrate one crystal differ by less than this, in parts per million.
 const SAME_CRYSTAL_PPM: u64 = 1000;
@@ -259,9 +263,9 @@ impl Schema for VcpuStateV1 {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
         Ok(Self {
-            id: reader.u32("id")?,
+            id: decode_id(reader)?,
             cpuid: decode_cpuid(reader)?,
-            tsc_khz: reader.u32("tsc-khz")?,
+            tsc_khz: decode_tsc_khz(reader)?,
             tsc_offset: reader.u64("tsc-offset")?,
             tsc_deadline: reader.u64("tsc-deadline")?,
             msrs: decode_msrs(reader)?,
@@ -274,6 +278,21 @@ impl Schema for VcpuStateV1 {
             mp_state: Raw::take(reader, "mp-state")?,
             events: Raw::take(reader, "events")?,
         })
+    }
+}
+
+fn decode_id(reader: &mut Reader<'_>) -> Result<u32, StateError> {
+    match reader.u32("id")? {
+        id @ 0..MAX_CPUS => Ok(id),
+        id => Err(reader.invalid("id", format!("{id}, the most is {}", MAX_CPUS - 1))),
+    }
+}
+
+/// KVM takes a rate of 0 for its own, without an error.
+fn decode_tsc_khz(reader: &mut Reader<'_>) -> Result<u32, StateError> {
+    match reader.u32("tsc-khz")? {
+        0 => Err(reader.invalid("tsc-khz", "a TSC of 0 kHz does not count")),
+        khz => Ok(khz),
     }
 }
 

@@ -340,3 +340,47 @@ impl Schema for BoardStateV1 {
         Ok(Self { pci, serial, disks: disks.into_iter().map(|(_, disk)| disk).collect() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    impl BoardStateV1 {
+        /// With the two disks that the sample of a [`Machine`] has.
+        pub(crate) fn sample() -> Self {
+            let first = VirtioPciStateV1::<VirtioBlkStateV1>::sample();
+            let mut second = first.clone();
+            second.config.bar_base += BAR_SIZE;
+            second.device.readonly = !first.device.readonly;
+            Self {
+                pci: PciBusStateV1::sample(),
+                serial: SerialStateV1::sample(),
+                disks: vec![first, second],
+            }
+        }
+    }
+
+    contract_tests! {
+        BoardStateV1,
+        sample: BoardStateV1::sample,
+        changes: [
+            |s| s.pci.address += 4,
+            |s| s.serial.outbox.clear(),
+            |s| s.disks[0].isr += 1,
+            |s| s.disks.swap(0, 1),
+            |s| s.disks.truncate(1),
+            |s| s.disks.clear(),
+        ],
+        golden: "devices-v1",
+    }
+
+    #[test]
+    fn a_disk_in_another_slot_is_refused() {
+        let mut node = BoardStateV1::sample().to_node("devices");
+        node.children[2].name = "virtio-blk@7".to_owned();
+        let error = read_node::<BoardStateV1>(&node, "/").unwrap_err().to_string();
+        assert!(error.contains(r#"slots ["7", "2"], this build puts them in ["1", "2"]"#), "{error}");
+    }
+}

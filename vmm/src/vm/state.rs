@@ -66,3 +66,59 @@ impl Schema for MachineStateV1 {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Disk;
+    use crate::machine::tests::sample as machine;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    impl MachineStateV1 {
+        pub(crate) fn sample() -> Self {
+            let machine = machine();
+            Self {
+                vcpus: (0..machine.cpus).map(VcpuStateV1::sample).collect(),
+                machine,
+                clock: ClockStateV1::sample(),
+                irqchip: IrqchipStateV1::sample(),
+                pit: PitStateV1::sample(),
+                devices: BoardStateV1::sample(),
+            }
+        }
+    }
+
+    contract_tests! {
+        MachineStateV1,
+        sample: MachineStateV1::sample,
+        changes: [
+            |s| s.machine.cmdline.clear(),
+            |s| s.clock.clock_ns += 1,
+            |s| s.irqchip = IrqchipStateV1::other_sample(),
+            |s| s.pit = PitStateV1::other_sample(),
+            |s| s.vcpus[0].tsc_offset += 1,
+            |s| s.vcpus[1].tsc_offset += 1,
+            |s| s.devices.pci.address += 4,
+        ],
+        optional: ["/machine:initramfs"],
+        golden: "vm-v1",
+    }
+
+    fn refused(change: fn(&mut MachineStateV1)) -> String {
+        let mut state = MachineStateV1::sample();
+        change(&mut state);
+        read_node::<MachineStateV1>(&state.to_node(""), "").expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn parts_that_are_of_different_machines_are_refused() {
+        assert!(refused(|s| s.machine.cpus = 3).contains("2 vCPUs, the machine has 3"));
+        assert!(refused(|s| s.vcpus[1].id = 0).contains("cpu@1 has id 0"));
+        let disk = |s: &mut MachineStateV1| {
+            let path = "/x".into();
+            s.machine.disks.push(Disk { path, readonly: true });
+        };
+        assert!(refused(disk).contains("2 virtio-blk devices, the machine has 3 disks"));
+    }
+}

@@ -170,9 +170,32 @@ impl Persist for PciBus {
 mod tests {
     use super::*;
     use crate::devices::pci::HostBridge;
+    use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicU8, Ordering};
+
+    impl PciBusStateV1 {
+        pub(crate) fn sample() -> Self {
+            Self { address: 0x8000_0808 }
+        }
+    }
+
+    contract_tests! {
+        PciBusStateV1,
+        sample: PciBusStateV1::sample,
+        changes: [|s| s.address += 4],
+        golden: "pci-bus-v1",
+    }
+
+    #[test]
+    fn an_address_register_with_reserved_bits_is_refused() {
+        for address in [1u32, 1 << 30, 1 << 24] {
+            let node = PciBusStateV1 { address }.to_node("pci@cf8");
+            let error = read_node::<PciBusStateV1>(&node, "/").unwrap_err().to_string();
+            assert!(error.starts_with("/pci@cf8: property `config-address`"), "{error}");
+        }
+    }
 
     fn bus() -> (PciBus, Arc<AtomicU8>) {
         let reset = Arc::new(AtomicU8::new(0));

@@ -265,6 +265,32 @@ impl Schema for PciConfigStateV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::contract::contract_tests;
+
+    impl PciConfigStateV1 {
+        pub(crate) fn sample() -> Self {
+            Self {
+                command: COMMAND_WRITABLE,
+                cache_line_size: 16,
+                interrupt_line: 11,
+                bar_base: 0xc000_8000,
+                bar_written: u32::MAX,
+            }
+        }
+    }
+
+    contract_tests! {
+        PciConfigStateV1,
+        sample: PciConfigStateV1::sample,
+        changes: [
+            |s| s.command = COMMAND_MEMORY,
+            |s| s.cache_line_size += 1,
+            |s| s.interrupt_line += 1,
+            |s| s.bar_base += 0x8000,
+            |s| s.bar_written = 0xc000_8000,
+        ],
+        golden: "pci-config-v1",
+    }
 
     const IDENTITY: Identity = Identity {
         vendor: 0x1af4,

@@ -175,6 +175,11 @@ impl Msix {
         }
     }
 
+    /// Forgets what is pending: the function that wanted it has been reset.
+    pub fn forget_pending(&mut self) {
+        self.vectors.iter_mut().for_each(|vector| vector.pending = false);
+    }
+
     /// The state of the table, the pending bits and the control word.
     pub fn save(&self) -> MsixStateV1 {
         let Self { vectors, enabled, function_masked, interrupts: _ } = self;
@@ -305,5 +310,58 @@ impl Schema for MsixStateV1 {
             table,
             pending,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    impl MsixStateV1 {
+        /// Two vectors: the first has a message, the second is masked and pending.
+        pub(crate) fn sample() -> Self {
+            let masked = u64::from(VECTOR_MASK) << 32;
+            Self {
+                enabled: true,
+                function_masked: true,
+                table: vec![0xfee0_1000, 0x4021, 0xfee0_2000, masked | 0x4022],
+                pending: vec![0b10],
+            }
+        }
+    }
+
+    contract_tests! {
+        MsixStateV1,
+        sample: MsixStateV1::sample,
+        changes: [
+            |s| s.enabled = false,
+            |s| s.function_masked = false,
+            |s| s.table[0] += 4,
+            |s| s.table[3] &= 0xffff_ffff,
+            |s| {
+                s.table.truncate(2);
+                s.pending[0] = 1;
+            },
+            |s| s.pending[0] = 0b01,
+        ],
+        golden: "msix-v1",
+    }
+
+    fn refused(change: fn(&mut MsixStateV1)) -> String {
+        let mut state = MsixStateV1::sample();
+        change(&mut state);
+        read_node::<MsixStateV1>(&state.to_node("msix"), "/").expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_is_refused() {
+        assert!(refused(|s| s.table.clear()).contains("`table`: 0 words are not 1 to 2048"));
+        assert!(refused(|s| s.table.truncate(3)).contains("`table`: 3 words"));
+        assert!(refused(|s| s.table = vec![0; 2 * 2049]).contains("`table`: 4098 words"));
+        assert!(refused(|s| s.table[1] |= 1 << 33).contains("reserved bits"));
+        assert!(refused(|s| s.pending.push(0)).contains("`pending`: 2 words do not fit 2"));
+        assert!(refused(|s| s.pending[0] = 0b100).contains("`pending`"));
     }
 }

@@ -241,3 +241,31 @@ impl Persist for Block {
         Ok(Self { disk, sectors: capacity_sectors, id, driver_flushes: false })
     }
 }
+
+#[cfg(test)]
+mod state_tests {
+    use super::*;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    impl VirtioBlkStateV1 {
+        pub(crate) fn sample() -> Self {
+            Self { capacity_sectors: 0x0010_0000, readonly: true, id: *b"perennial disk a.img" }
+        }
+    }
+
+    contract_tests! {
+        VirtioBlkStateV1,
+        sample: VirtioBlkStateV1::sample,
+        changes: [|s| s.capacity_sectors += 1, |s| s.readonly = false, |s| s.id[19] = 0],
+        golden: "virtio-blk-v1",
+    }
+
+    #[test]
+    fn a_disk_too_large_for_its_bytes_to_be_counted_is_refused() {
+        let mut state = VirtioBlkStateV1::sample();
+        state.capacity_sectors = u64::MAX / SECTOR + 1;
+        let error = read_node::<VirtioBlkStateV1>(&state.to_node("device"), "/").unwrap_err();
+        assert!(error.to_string().starts_with("/device: property `capacity-sectors`"), "{error}");
+    }
+}

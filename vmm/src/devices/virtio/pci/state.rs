@@ -329,3 +329,6 @@ impl Schema for VirtioQueueStateV1 {
         Ok(Self { ring, vector: reader.narrow("vector")? })
     }
 }
+
+#[cfg(test)]
+mod tests;

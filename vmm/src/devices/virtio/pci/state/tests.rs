@@ -1,0 +1,114 @@
+//! What the state of a virtio function promises as a document.
+
+use super::*;
+use crate::devices::virtio::VirtioBlkStateV1;
+use crate::state::contract::contract_tests;
+use crate::state::node::read_node;
+
+type Function = VirtioPciStateV1<VirtioBlkStateV1>;
+
+impl VirtioQueueStateV1 {
+    pub(crate) fn sample() -> Self {
+        let ring = QueueState {
+            max_size: 256,
+            next_avail: 0x1234,
+            next_used: 0x1230,
+            event_idx_enabled: true,
+            size: 128,
+            ready: true,
+            desc_table: 0x0123_4000,
+            avail_ring: 0x0123_5000,
+            used_ring: 0x0123_6000,
+        };
+        Self { ring, vector: 1 }
+    }
+}
+
+impl Function {
+    pub(crate) fn sample() -> Self {
+        Self {
+            device_status: status::ACKNOWLEDGE
+                | status::DRIVER
+                | status::FEATURES_OK
+                | status::DRIVER_OK,
+            driver_features: features::VERSION_1 | features::RING_EVENT_IDX,
+            config_generation: 3,
+            selects: [1, 2, 4],
+            config_vector: 1,
+            isr: 2,
+            queues: vec![VirtioQueueStateV1::sample()],
+            config: PciConfigStateV1::sample(),
+            msix: MsixStateV1::sample(),
+            device: VirtioBlkStateV1::sample(),
+        }
+    }
+}
+
+contract_tests! {
+    Function,
+    sample: Function::sample,
+    changes: [
+        |s| s.device_status |= status::NEEDS_RESET,
+        |s| s.driver_features += 1,
+        |s| s.config_generation += 1,
+        |s| s.selects[0] = 0,
+        |s| s.selects[1] = 0,
+        |s| s.selects[2] = 0xffff,
+        |s| s.config_vector = NO_VECTOR,
+        |s| s.isr += 1,
+        |s| s.queues[0].vector = NO_VECTOR,
+        |s| s.queues.clear(),
+        |s| s.queues.push(VirtioQueueStateV1::sample()),
+        |s| s.config.interrupt_line += 1,
+        |s| s.msix.pending[0] = 1,
+        |s| s.device.capacity_sectors += 1,
+    ],
+    golden: "virtio-pci-v1",
+}
+
+mod queue {
+    use super::*;
+
+    contract_tests! {
+        VirtioQueueStateV1,
+        sample: VirtioQueueStateV1::sample,
+        changes: [
+            |s| s.ring.max_size += 1,
+            |s| s.ring.next_avail += 1,
+            |s| s.ring.next_used += 1,
+            |s| s.ring.event_idx_enabled = false,
+            |s| s.ring.size += 1,
+            |s| s.ring.ready = false,
+            |s| s.ring.desc_table += 1,
+            |s| s.ring.avail_ring += 1,
+            |s| s.ring.used_ring += 1,
+            |s| s.vector = NO_VECTOR,
+        ],
+        golden: "virtio-queue-v1",
+    }
+}
+
+fn refused(change: fn(&mut Function)) -> String {
+    let mut state = Function::sample();
+    change(&mut state);
+    read_node::<Function>(&state.to_node("virtio-blk@1"), "/").expect_err("refused").to_string()
+}
+
+#[test]
+fn a_function_that_contradicts_itself_is_refused_by_name() {
+    for (change, property, problem) in [
+        (
+            (|s| s.device_status |= 0x10) as fn(&mut Function),
+            "device-status",
+            "bits that are not defined",
+        ),
+        (|s| s.selects[2] = 0x1_0000, "queue-select", "out of range"),
+        (|s| s.config_vector = 2, "config-vector", "vector 2, the function has 2"),
+        (|s| s.queues[0].vector = 2, "queue@0", "vector 2, the function has 2"),
+        (|s| s.isr = 4, "isr", "bits that are not defined"),
+    ] {
+        let error = refused(change);
+        assert!(error.starts_with("/virtio-blk@1") && error.contains(problem), "{error}");
+        assert!(error.contains(property), "{error}");
+    }
+}

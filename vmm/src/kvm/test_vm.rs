@@ -1,0 +1,53 @@
+//! Real VMs for tests: prepared as a machine's, with one vCPU and, if wanted, a little RAM.
+
+#![expect(unsafe_code, reason = "kvm-ioctls takes the addresses of guest RAM on trust")]
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::{Capabilities, prepare};
+
+/// Fields are dropped in this order: nothing runs when the RAM goes.
+pub(crate) struct TestVm {
+    pub(crate) vcpu: VcpuFd,
+    pub(crate) vm: VmFd,
+    pub(crate) capabilities: Arc<Capabilities>,
+    _ram: GuestMemoryMmap,
+}
+
+impl TestVm {
+    /// A VM without RAM, or `None`, with a word about it, where there is no KVM.
+    pub(crate) fn new() -> Option<Self> {
+        Self::with_ram(&GuestMemoryMmap::new())
+    }
+
+    /// The same, over RAM that other VMs may have had before.
+    pub(crate) fn with_ram(ram: &GuestMemoryMmap) -> Option<Self> {
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                eprintln!("skipped: no /dev/kvm: {error}");
+                return None;
+            }
+        };
+        let vm = kvm.create_vm().unwrap();
+        prepare(&vm).unwrap();
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.get_host_address(MemoryRegionAddress(0)).unwrap() as u64,
+            };
+            // SAFETY: the region is mapped as long as `_ram`, which goes after the VM's fds.
+            unsafe { vm.set_user_memory_region(region) }.unwrap();
+        }
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let capabilities = Arc::new(Capabilities::probe(&kvm, &vm).unwrap());
+        Some(Self { vcpu, vm, capabilities, _ram: ram.clone() })
+    }
+}
