@@ -40,7 +40,7 @@ impl Bus {
         let end = base.saturating_add(len);
         let before = self.ranges.range(..end).next_back();
         if let Some((&other_base, &(other_len, _))) = before
-            && other_base + other_len > base
+            && other_base.saturating_add(other_len) > base
         {
             return Err(Overlap { base, len, other_base, other_len });
         }

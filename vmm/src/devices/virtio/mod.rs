@@ -6,6 +6,8 @@
 //! nothing in flight to be saved, and what is still in the ring is found again after a restore.
 
 pub mod block;
+#[cfg(test)]
+pub(crate) mod driver;
 pub mod features;
 pub mod pci;
 
@@ -39,7 +41,7 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// The size of each queue: a power of two, at most 32768.
     fn queue_sizes(&self) -> &[u16];
 
-    /// The driver reads the device configuration. Bytes that are not there stay as they are.
+    /// The driver reads the device configuration. Bytes that are not there read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// The driver writes the device configuration.

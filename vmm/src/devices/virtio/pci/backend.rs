@@ -105,6 +105,7 @@ impl Interrupt {
         self.config_vector = NO_VECTOR;
         self.queue_vectors.fill(NO_VECTOR);
         self.isr = 0;
+        self.msix.forget_pending();
     }
 
     pub(super) fn signal_queue(&mut self, index: usize) {
@@ -140,6 +141,8 @@ pub(super) struct Backend<D> {
     /// Changes when the device changes its configuration.
     pub(super) config_generation: u8,
     pub(super) paused: bool,
+    /// The guest has made a mistake that was reported. A hostile one would fill the host's log.
+    pub(super) reported: bool,
 }
 
 impl<D: VirtioDevice> Backend<D> {
@@ -153,6 +156,15 @@ impl<D: VirtioDevice> Backend<D> {
             driver_features: 0,
             config_generation: 0,
             paused: false,
+            reported: false,
+        }
+    }
+
+    /// Says what the guest did wrong, but only once aloud.
+    fn report(&mut self, mistake: &str) {
+        match std::mem::replace(&mut self.reported, true) {
+            false => tracing::warn!("{}: {mistake}", D::NAME),
+            true => tracing::debug!("{}: {mistake}", D::NAME),
         }
     }
 
@@ -205,7 +217,7 @@ impl<D: VirtioDevice> Backend<D> {
     fn agree(&mut self) -> bool {
         if !features::acceptable(self.driver_features, self.offered()) {
             let names = features::names(self.driver_features, D::FEATURES);
-            tracing::warn!("{}: the driver asks for unacceptable features: {names}", D::NAME);
+            self.report(&format!("the driver asks for unacceptable features: {names}"));
             return false;
         }
         self.apply_features();
@@ -236,7 +248,7 @@ impl<D: VirtioDevice> Backend<D> {
             Ok(step) => step,
             Err(error) => {
                 // The driver and the device disagree about the ring. Only a reset helps (2.1.2).
-                tracing::warn!(%error, "{}: queue {index} is corrupt", D::NAME);
+                self.report(&format!("queue {index} is corrupt: {error}"));
                 self.status |= status::NEEDS_RESET;
                 lock(interrupt).signal_config();
                 Step::Stopped

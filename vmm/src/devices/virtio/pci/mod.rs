@@ -25,7 +25,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, Turnstile, lock};
+use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, Turnstile, lock, status};
 use self::common::Selects;
 use super::VirtioDevice;
 use crate::bus::BusDevice;
@@ -190,8 +190,8 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
             (COMMON, at) => self.selects.read(&self.shared, at as usize, data),
             (ISR, 0) => {
                 // Reading acknowledges (4.1.4.5).
-                data.fill(0);
-                data[0] = std::mem::take(&mut lock(&self.shared.interrupt).isr);
+                let isr = std::mem::take(&mut lock(&self.shared.interrupt).isr);
+                data.iter_mut().zip([isr, 0, 0, 0, 0, 0, 0, 0]).for_each(|(byte, is)| *byte = is);
             }
             (DEVICE, at) => self.shared.backend.enter().device.read_config(at, data),
             (MSIX_TABLE, at) => lock(&self.shared.interrupt).msix.read_table(at, data),
@@ -237,11 +237,12 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
-        let ready: Vec<bool> = {
+        let (ready, needs_reset): (Vec<bool>, bool) = {
             let mut backend = self.shared.backend.enter();
             backend.paused = false;
             let active = backend.active();
-            backend.queues.iter().map(|queue| active && queue.ready()).collect()
+            let ready = backend.queues.iter().map(|queue| active && queue.ready()).collect();
+            (ready, backend.status & status::NEEDS_RESET != 0)
         };
         // A doorbell that rang, or an interrupt that was on its way, while the machine stood still
         // or changed kernels is gone without a trace.
@@ -249,6 +250,9 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         interrupt.msix.deliver();
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
             interrupt.signal_queue(index);
+        }
+        if needs_reset {
+            interrupt.signal_config();
         }
         drop(interrupt);
         self.shared.kick_all();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::backend::{NO_VECTOR, lock, status};
-use super::{BAR_SIZE, PciResources, VirtioPci};
+use super::{PciResources, VirtioPci};
 use crate::devices::pci::config_space::ConfigError;
 use crate::devices::pci::msix::VectorsError;
 use crate::devices::pci::{MsixStateV1, PciConfigStateV1};
@@ -13,8 +13,6 @@ use crate::devices::virtio::{VirtioDevice, features};
 use crate::kvm::interrupts::InterruptError;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// Most queues of one function. A document with more is damaged.
-const MAX_QUEUES: usize = 64;
 /// All bits of the device status that are defined (2.1).
 const STATUS_BITS: u8 = status::ACKNOWLEDGE
     | status::DRIVER
@@ -22,6 +20,8 @@ const STATUS_BITS: u8 = status::ACKNOWLEDGE
     | status::FEATURES_OK
     | status::NEEDS_RESET
     | status::FAILED;
+/// All bits of the ISR status that are defined (4.1.4.5).
+const ISR_BITS: u8 = 0b11;
 
 /// A saved function does not fit this one.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,14 @@ pub enum VirtioPciError {
     /// A feature that was negotiated and is not offered any more.
     #[error("the guest uses features that this build does not offer: {0}")]
     Features(String),
+    /// A device status that no driver can bring about.
+    #[error("device status {status:#x}: {problem}")]
+    Status {
+        /// The register.
+        status: u8,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A ring that cannot be.
     #[error("queue {index}: {problem}")]
     Queue {
@@ -158,20 +166,22 @@ where
         if queues.len() != here {
             return Err(VirtioPciError::Queues { saved: queues.len(), here });
         }
-        let unknown = driver_features & !backend.offered();
+        check_status(device_status)?;
         // Features that a driver wrote but that were never agreed upon may be anything.
-        if unknown != 0 && device_status & status::FEATURES_OK != 0 {
-            return Err(VirtioPciError::Features(features::names(unknown, D::FEATURES)));
-        }
+        let agreed = match device_status & status::FEATURES_OK {
+            0 => None,
+            _ => Some(driver_features),
+        };
+        check_features::<D>(agreed, backend.offered(), device_status)?;
         for (index, saved) in queues.iter().enumerate() {
-            let queue = restore_queue(saved, &backend.queues[index], &backend.memory)
+            let queue = restore_queue(saved, &backend.queues[index], agreed, &backend.memory)
                 .map_err(|problem| VirtioPciError::Queue { index, problem })?;
             backend.queues[index] = queue;
         }
         backend.status = device_status;
         backend.driver_features = driver_features;
         backend.config_generation = config_generation;
-        if device_status & status::FEATURES_OK != 0 {
+        if agreed.is_some() {
             backend.apply_features();
         }
         drop(backend);
@@ -187,10 +197,42 @@ where
     }
 }
 
+/// Refuses a status that skips a step of the initialization sequence.
+fn check_status(status: u8) -> Result<(), VirtioPciError> {
+    let steps = [
+        (status::DRIVER, status::ACKNOWLEDGE, "DRIVER without ACKNOWLEDGE"),
+        (status::FEATURES_OK, status::DRIVER, "FEATURES_OK without DRIVER"),
+        (status::DRIVER_OK, status::FEATURES_OK, "DRIVER_OK without FEATURES_OK"),
+        (status::NEEDS_RESET, status::DRIVER_OK, "NEEDS_RESET without DRIVER_OK"),
+    ];
+    match steps.iter().find(|(bit, needs, _)| status & bit != 0 && status & needs == 0) {
+        Some((_, _, problem)) => Err(VirtioPciError::Status { status, problem }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses features that were agreed upon and cannot be kept up.
+fn check_features<D: VirtioDevice>(
+    agreed: Option<u64>,
+    offered: u64,
+    status: u8,
+) -> Result<(), VirtioPciError> {
+    let Some(agreed) = agreed else { return Ok(()) };
+    let unknown = agreed & !offered;
+    if unknown != 0 {
+        return Err(VirtioPciError::Features(features::names(unknown, D::FEATURES)));
+    }
+    match features::acceptable(agreed, offered) {
+        true => Ok(()),
+        false => Err(VirtioPciError::Status { status, problem: "FEATURES_OK without VERSION_1" }),
+    }
+}
+
 /// The saved ring, if it is one that this device could have and lies in RAM.
 fn restore_queue(
     saved: &VirtioQueueStateV1,
     here: &Queue,
+    agreed: Option<u64>,
     memory: &vm_memory::GuestMemoryMmap,
 ) -> Result<Queue, String> {
     let VirtioQueueStateV1 { ring, vector: _ } = saved;
@@ -201,11 +243,26 @@ fn restore_queue(
             here.max_size()
         ));
     }
+    if ring.ready && agreed.is_none() {
+        return Err("it is enabled, but no features are agreed upon".to_owned());
+    }
+    let event_idx = agreed.is_some_and(|features| features & features::RING_EVENT_IDX != 0);
+    if ring.event_idx_enabled != event_idx {
+        return Err(format!(
+            "the document has it {} RING_EVENT_IDX, the agreed features say {}",
+            with(ring.event_idx_enabled),
+            with(event_idx)
+        ));
+    }
     let queue = Queue::try_from(*ring).map_err(|error| error.to_string())?;
     if queue.ready() && !queue.is_valid(memory) {
         return Err("its rings are not in guest RAM".to_owned());
     }
     Ok(queue)
+}
+
+fn with(present: bool) -> &'static str {
+    if present { "with" } else { "without" }
 }
 
 impl<S: Schema> Schema for VirtioPciStateV1<S> {
@@ -252,24 +309,25 @@ impl<S: Schema> Schema for VirtioPciStateV1<S> {
             reader.narrow::<u16>("queue-select")?.into(),
         ];
         let config: PciConfigStateV1 = reader.child("pci-config")?;
-        if !config.bar_base.is_multiple_of(BAR_SIZE) {
-            let problem = format!("BAR 0 at {:#x} is not aligned", config.bar_base);
-            return Err(reader.invalid("device-status", problem));
-        }
         let msix: MsixStateV1 = reader.child("msix")?;
         let vectors = (msix.table.len() / 2) as u16;
         let queues: Vec<VirtioQueueStateV1> = reader.sequence("queue")?;
         let config_vector = reader.narrow("config-vector")?;
-        let bad = std::iter::once(config_vector)
-            .chain(queues.iter().map(|queue| queue.vector))
-            .find(|vector| *vector != NO_VECTOR && *vector >= vectors);
-        if let Some(vector) = bad {
-            let problem = format!("vector {vector}, the function has {vectors}");
-            return Err(reader.invalid("config-vector", problem));
+        let missing = |vector: u16| vector != NO_VECTOR && vector >= vectors;
+        let problem = |vector: u16| format!("vector {vector}, the function has {vectors}");
+        if missing(config_vector) {
+            return Err(reader.invalid("config-vector", problem(config_vector)));
         }
-        if queues.len() > MAX_QUEUES {
-            let problem = format!("{} queues, at most {MAX_QUEUES}", queues.len());
-            return Err(reader.invalid("queue-select", problem));
+        if let Some(index) = queues.iter().position(|queue| missing(queue.vector)) {
+            return Err(StateError::Invalid {
+                path: format!("{}/queue@{index:x}", reader.path().trim_end_matches('/')),
+                property: "vector".to_owned(),
+                problem: problem(queues[index].vector),
+            });
+        }
+        let isr = reader.narrow::<u8>("isr")?;
+        if isr & !ISR_BITS != 0 {
+            return Err(reader.invalid("isr", format!("{isr:#x} has bits that are not defined")));
         }
         Ok(Self {
             device_status,
@@ -277,7 +335,7 @@ impl<S: Schema> Schema for VirtioPciStateV1<S> {
             config_generation: reader.narrow("config-generation")?,
             selects,
             config_vector,
-            isr: reader.narrow("isr")?,
+            isr,
             queues,
             config,
             msix,
