@@ -7,7 +7,7 @@ use std::io;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::{Block, ID_LEN, SECTOR, file};
+use super::{Block, ID_LEN, QUEUE_SIZE, SECTOR, file};
 use crate::devices::virtio::Chain;
 
 /// Length of the header: type, reserved, sector.
@@ -36,7 +36,13 @@ impl<'m> Buffers<'m> {
     pub(super) fn collect(memory: &'m GuestMemoryMmap, chain: Chain<'_>) -> Option<Self> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         let mut broken = false;
-        for descriptor in chain {
+        for (number, descriptor) in chain.enumerate() {
+            // No chain is longer than the queue (2.7.5.3.1). A table could hold 65535 descriptors,
+            // and a pause waits for all of a request.
+            if number == usize::from(QUEUE_SIZE) {
+                broken = true;
+                break;
+            }
             let len = descriptor.len() as usize;
             if len == 0 {
                 continue;
