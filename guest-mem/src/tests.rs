@@ -1,1 +1,43 @@
+//! Guest RAM as its users have it: planned, made, mapped, handed over and taken back.
 
+mod host;
+mod plan;
+mod ram;
+mod segments;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::*;
+
+/// The fd as another process sees it, to be opened anew.
+fn path_of(fd: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// The same memfd, opened anew: what a session or another process gives back.
+fn reopen(segment: &Segment) -> OwnedFd {
+    File::options().read(true).write(true).open(path_of(segment.file())).unwrap().into()
+}
+
+/// Bytes of pages that a file has, whoever touched them.
+fn allocated(segment: &Segment) -> u64 {
+    segment.file().metadata().unwrap().blocks() * 512
+}
+
+/// A layout with a hole, whose slots are cut into three and two segments.
+fn layout() -> Layout {
+    let slots = [
+        Slot { guest_base: 0, len: 2 * HUGE_PAGE + PAGE },
+        Slot { guest_base: 4 * HUGE_PAGE, len: HUGE_PAGE + PAGE },
+    ];
+    Layout::new(&slots, Some(HUGE_PAGE)).unwrap()
+}
+
+/// New segments for `layout`, which say in `/proc/PID/maps` that they are `name`'s.
+fn segments(name: &str, layout: &Layout) -> Vec<Segment> {
+    let plans = layout.segments().iter();
+    plans.map(|plan| create_segment(name, plan.len).unwrap()).collect()
+}
