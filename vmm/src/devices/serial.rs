@@ -2,7 +2,9 @@
 //!
 //! A vCPU never waits for the sink: what the guest sends goes into an outbox, and the device thread
 //! writes it. A sink that does not take anything for long loses the oldest output, as a real line
-//! without flow control would. What is in the outbox at a live update travels with the state.
+//! without flow control would. What is in the outbox at a live update travels with the state. A
+//! paused port moves no byte: what it sent after the save it would send again after the restore, and
+//! what it received would be lost.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -49,16 +51,19 @@ struct Outbox(Arc<Shared>);
 struct Shared {
     pending: Mutex<VecDeque<u8>>,
     doorbell: EventFd,
+    /// Not paused. The device thread holds it while it moves bytes.
+    running: Mutex<bool>,
 }
 
 impl Outbox {
-    fn new(pending: Vec<u8>) -> Result<Self, InterruptError> {
+    fn new(pending: Vec<u8>, running: bool) -> Result<Self, InterruptError> {
         let doorbell = event("the serial port's output")?;
-        Ok(Self(Arc::new(Shared { pending: Mutex::new(pending.into()), doorbell })))
+        let (pending, running) = (Mutex::new(pending.into()), Mutex::new(running));
+        Ok(Self(Arc::new(Shared { pending, doorbell, running })))
     }
 
     fn pending(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.pending)
     }
 }
 
@@ -126,16 +131,16 @@ pub struct SerialResources {
 impl Serial {
     /// A port after reset.
     pub fn new(resources: SerialResources) -> Result<Self, SerialError> {
-        Self::from_state(&SerialState::default(), Vec::new(), resources)
+        let outbox = Outbox::new(Vec::new(), true)?;
+        Self::from_state(&SerialState::default(), outbox, resources)
     }
 
     fn from_state(
         state: &SerialState,
-        pending: Vec<u8>,
+        outbox: Outbox,
         resources: SerialResources,
     ) -> Result<Self, SerialError> {
         let SerialResources { interrupt, sink } = resources;
-        let outbox = Outbox::new(pending)?;
         let line = Line(interrupt.try_clone().map_err(SerialError::Duplicate)?);
         let registers = Uart::from_state(state, line, outbox.clone(), outbox.clone())
             .map_err(|error| SerialError::Registers(format!("{error:?}")))?;
@@ -158,8 +163,8 @@ impl Serial {
     }
 }
 
-fn lock(registers: &Mutex<Registers>) -> MutexGuard<'_, Registers> {
-    registers.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BusDevice for Serial {
@@ -184,8 +189,8 @@ impl Device for Serial {
     }
 
     fn pause(&mut self) -> Result<(), DeviceError> {
-        // Nothing here touches guest memory, and no vCPU runs: the registers stand still but for
-        // input, which is as good before the save as after the resume.
+        // No vCPU runs; when the device thread has let go, nothing moves any more.
+        *lock(&self.outbox.0.running) = false;
         Ok(())
     }
 
@@ -196,6 +201,7 @@ impl Device for Serial {
     fn resume(&mut self) -> Result<(), DeviceError> {
         // An interrupt that was on its way is gone; the guest finds out by itself whether there is
         // anything to do. A UART that waits for one for ever is what Firecracker #5764 was.
+        *lock(&self.outbox.0.running) = true;
         pull(&self.interrupt);
         pull(&self.outbox.0.doorbell);
         Ok(())
@@ -260,6 +266,13 @@ impl MutEventSubscriber for SerialWorker {
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         if events.data() == Self::DOORBELL {
             let _ = self.outbox.0.doorbell.read();
+        }
+        let shared = self.outbox.0.clone();
+        let running = lock(&shared.running);
+        if !*running {
+            // The sink tells only once. The resume rings the doorbell.
+            self.input_waits |= events.data() == Self::SINK;
+            return;
         }
         self.send();
         if events.data() == Self::SINK || self.input_waits {
@@ -404,9 +417,12 @@ impl Persist for Serial {
 
     fn restore(state: SerialStateV1, resources: SerialResources) -> Result<Self, SerialError> {
         let SerialStateV1 { registers, outbox } = state;
-        Self::from_state(&registers, outbox, resources)
+        Self::from_state(&registers, Outbox::new(outbox, false)?, resources)
     }
 }
+
+#[cfg(test)]
+mod pauses;
 
 #[cfg(test)]
 mod tests {

@@ -314,6 +314,9 @@ impl Schema for MsixStateV1 {
 }
 
 #[cfg(test)]
+mod vectors;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::state::contract::contract_tests;
