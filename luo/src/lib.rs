@@ -17,7 +17,9 @@
 //! [`Outgoing`] has no `retrieve` and [`Incoming`] no `preserve`: the wrong call does not compile.
 //! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
 //! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
+//! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none.
 
+pub mod builtin;
 mod error;
 mod ioctl;
 pub mod kernel;

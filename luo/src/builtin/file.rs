@@ -1,0 +1,180 @@
+//! One preserved file, on either side of the switch, and the callbacks of its life.
+//!
+//! [`Preserved`] is a file of this kernel, [`Arrived`] a record of the previous one. Each step here
+//! is complete or has changed nothing; what it undoes, it undoes in reverse. The order among files
+//! and sessions is left to [`super::session`] and [`super::reboot`].
+
+use rustix::io::Errno;
+
+use super::flb::Flbs;
+use super::handler::{File, Handle, HandlerId, Handlers, Identities, Identity, Retrieval};
+use super::session::SessionId;
+use super::tree::FileRecord;
+use crate::Token;
+
+/// A file in a session: which session, and which of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FileId {
+    pub(super) session: SessionId,
+    pub(super) index: usize,
+}
+
+/// A file of an outgoing session. The machine holds a reference to it.
+#[derive(Debug)]
+pub(super) struct Preserved<F> {
+    handler: HandlerId,
+    identity: Identity,
+    file: F,
+    handle: Handle,
+}
+
+/// A file of an incoming session.
+#[derive(Debug)]
+pub(super) struct Arrived<F> {
+    handler: HandlerId,
+    handle: Handle,
+    state: Arrival<F>,
+}
+
+/// What became of it; the owned form of [`Retrieval`].
+#[derive(Debug)]
+enum Arrival<F> {
+    Waiting,
+    Retrieved { file: F, identity: Identity },
+    Failed(Errno),
+}
+
+impl<F> Arrival<F> {
+    fn as_retrieval(&self) -> Retrieval<'_, F> {
+        match self {
+            Self::Waiting => Retrieval::Never,
+            Self::Retrieved { file, .. } => Retrieval::Done(file),
+            Self::Failed(errno) => Retrieval::Failed(*errno),
+        }
+    }
+}
+
+/// All that files have to do with: their handlers, shared objects, and each other.
+#[derive(Debug)]
+pub(super) struct Registry<F> {
+    pub(super) handlers: Handlers<F>,
+    pub(super) flbs: Flbs,
+    identities: Identities,
+}
+
+impl<F> Default for Registry<F> {
+    fn default() -> Self {
+        Self {
+            handlers: Handlers::default(),
+            flbs: Flbs::default(),
+            identities: Identities::default(),
+        }
+    }
+}
+
+impl<F: File> Registry<F> {
+    /// Preserves `file`. ENOENT: no handler takes it; EBUSY: its object is preserved already, or
+    /// retrieved and not finished; or what a shared object or the handler says.
+    pub(super) fn preserve(&mut self, file: F, owner: FileId) -> Result<Preserved<F>, Errno> {
+        let handler = self.handlers.accepting(&file).ok_or(Errno::NOENT)?;
+        let identity = self.handlers.identity(handler, &file);
+        self.identities.claim(identity, owner)?;
+        match self.preserve_claimed(handler, &file) {
+            Ok(handle) => Ok(Preserved { handler, identity, file, handle }),
+            Err(errno) => {
+                self.identities.release(identity, owner);
+                Err(errno)
+            }
+        }
+    }
+
+    fn preserve_claimed(&mut self, handler: HandlerId, file: &F) -> Result<Handle, Errno> {
+        self.flbs.preserve(self.handlers.flbs(handler))?;
+        match self.handlers.get(handler).preserve(file) {
+            Ok(handle) => {
+                self.handlers.file_added(handler);
+                Ok(handle)
+            }
+            Err(errno) => {
+                self.flbs.unpreserve(self.handlers.flbs(handler));
+                Err(errno)
+            }
+        }
+    }
+
+    /// Undoes [`preserve`](Self::preserve).
+    pub(super) fn unpreserve(&mut self, preserved: Preserved<F>, owner: FileId) {
+        let Preserved { handler, identity, file, handle } = preserved;
+        self.handlers.get(handler).unpreserve(&file, handle);
+        self.flbs.unpreserve(self.handlers.flbs(handler));
+        self.identities.release(identity, owner);
+        self.handlers.file_removed(handler);
+    }
+
+    /// Freezes a file for the switch.
+    pub(super) fn freeze(&mut self, preserved: &mut Preserved<F>) -> Result<(), Errno> {
+        let Preserved { handler, file, handle, .. } = preserved;
+        *handle = self.handlers.get(*handler).freeze(file, *handle)?;
+        Ok(())
+    }
+
+    /// Undoes [`freeze`](Self::freeze).
+    pub(super) fn unfreeze(&mut self, preserved: &Preserved<F>) {
+        let Preserved { handler, file, handle, .. } = preserved;
+        self.handlers.get(*handler).unfreeze(file, *handle);
+    }
+
+    /// What the next kernel has to know of a file.
+    pub(super) fn record(&self, preserved: &Preserved<F>, token: Token) -> FileRecord {
+        let compatible = self.handlers.compatible(preserved.handler);
+        FileRecord { compatible, data: preserved.handle.0, token }
+    }
+
+    /// Takes over a record of the previous kernel. ENOENT: no handler knows its format.
+    pub(super) fn deserialize(&mut self, record: &FileRecord) -> Result<Arrived<F>, Errno> {
+        let handler = self.handlers.of_format(&record.compatible).ok_or(Errno::NOENT)?;
+        self.handlers.file_added(handler);
+        Ok(Arrived { handler, handle: Handle(record.data), state: Arrival::Waiting })
+    }
+
+    /// Another reference to the file, which is made again when it is asked for the first time. If
+    /// that fails, its errno is the answer from then on.
+    pub(super) fn retrieve(&mut self, arrived: &mut Arrived<F>, owner: FileId) -> Result<F, Errno> {
+        match &arrived.state {
+            Arrival::Retrieved { file, .. } => return Ok(file.clone()),
+            Arrival::Failed(errno) => return Err(*errno),
+            Arrival::Waiting => {}
+        }
+        match self.handlers.get(arrived.handler).retrieve(arrived.handle) {
+            Ok(file) => {
+                let identity = self.handlers.identity(arrived.handler, &file);
+                // Taken only if the user handed the very object in by other ways meanwhile: then
+                // that entry protects it, and is not this file's to take out.
+                let _ = self.identities.claim(identity, owner);
+                arrived.state = Arrival::Retrieved { file: file.clone(), identity };
+                Ok(file)
+            }
+            Err(errno) => {
+                arrived.state = Arrival::Failed(errno);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Whether the handler lets the file go.
+    pub(super) fn can_finish(&mut self, arrived: &Arrived<F>) -> bool {
+        let Arrived { handler, handle, state } = arrived;
+        self.handlers.get(*handler).can_finish(state.as_retrieval(), *handle)
+    }
+
+    /// Ends the preservation of a file, retrieved or not.
+    pub(super) fn finish(&mut self, arrived: Arrived<F>, owner: FileId) {
+        let Arrived { handler, handle, state } = arrived;
+        self.handlers.get(handler).finish(state.as_retrieval(), handle);
+        self.flbs.finish(self.handlers.flbs(handler));
+        if let Arrival::Retrieved { identity, .. } = state {
+            self.identities.release(identity, owner);
+        }
+        self.handlers.file_removed(handler);
+    }
+}

@@ -1,0 +1,47 @@
+//! The built-in LUO: the orchestrator itself, for kernels that have none.
+//!
+//! [`Luo`] is one pure state machine. It has no fds and does no I/O: files are values of any type
+//! that is a [`File`], what is done to them is done by a [`Handler`], requests come from a
+//! [`Caller`](decode::Caller), and the switch takes bytes away and brings them back ([`tree`]).
+//! What makes it reachable, by a socket or in the place of `/dev/liveupdate`, and where preserved
+//! memory is kept, is left to others.
+//!
+//! ```text
+//!   start --> open device --> create, retrieve --> sessions: preserve | retrieve, finish
+//!     ^                                                |
+//!     |   tree of the previous one                     v
+//!     +------------------------- the next <------- reboot: freeze, write, finalize
+//! ```
+//!
+//! It behaves as Linux 7.3 does, and where 7.3 and the seed differ as 7.3, except on purpose:
+//!
+//! - A tree that cannot be read disables live update and says why ([`Disabled`]); Linux panics.
+//! - `finalize`, which is the seed's, undoes all when it fails; the seed leaves sessions frozen.
+//! - After the switch calls are answered ESHUTDOWN; Linux lets them wait for ever.
+//! - A duplicate name never leaves anything behind. (Linux 7.3 grows its list first: with 51 sessions
+//!   a refused name adds an empty block, over which the next kernel panics.)
+//! - A retrieved session whose answer cannot be written is returned and can be retrieved again;
+//!   Linux closes it, and what it holds is lost.
+//! - Two files of one incoming session under one token make the device EIO; Linux takes the first.
+//! - A shared object cannot be bound to a handler that has files, whose count would be wrong.
+//! - Work is by map: nothing takes longer because there are more sessions or files.
+//!
+//! Not modelled: that a handler's module cannot be pinned, and want of memory.
+
+pub mod decode;
+mod device;
+mod file;
+pub mod flb;
+pub mod handler;
+pub mod label;
+mod model;
+mod reboot;
+pub mod scripted;
+mod session;
+pub mod tree;
+
+pub use flb::{Flb, FlbId};
+pub use handler::{File, Handle, Handler, HandlerId, Retrieval};
+pub use label::{Compatible, Name};
+pub use model::{Disabled, Limits, Luo, Parameters};
+pub use session::{Kind, SessionId};

@@ -1,0 +1,132 @@
+//! Reading one node of an FDT strictly: what is taken is checked, and what is left is an error.
+//!
+//! The only module that knows the parser. It parses only with [`Fdt::new`], which has walked the
+//! whole tree before anything is read from it, and asks for children only after every property was
+//! known: the parser looks into some properties by itself.
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node as _, Property as _};
+
+use super::Error;
+
+/// The root of the tree in `bytes`.
+pub(super) fn root_node(bytes: &[u8]) -> Result<Node<'_>, Error> {
+    let fdt = Fdt::new(bytes).map_err(|error| Error::Fdt { problem: error.to_string() })?;
+    Node::new(fdt.root(), "/".to_owned())
+}
+
+/// A node, of which properties are taken one by one.
+#[derive(Debug)]
+pub(super) struct Node<'a> {
+    path: String,
+    properties: Vec<(String, Vec<u8>)>,
+    node: FdtNode<'a>,
+}
+
+impl<'a> Node<'a> {
+    fn new(node: FdtNode<'a>, path: String) -> Result<Self, Error> {
+        let mut properties: Vec<(String, Vec<u8>)> = Vec::new();
+        for property in node.properties() {
+            let name = property.name().to_owned();
+            if properties.iter().any(|(other, _)| *other == name) {
+                return Err(Error::Duplicate { path, name });
+            }
+            if properties.len() >= Self::MOST_PROPERTIES {
+                return Err(Error::UnknownProperty { path, property: name });
+            }
+            properties.push((name, property.value().to_vec()));
+        }
+        Ok(Self { path, properties, node })
+    }
+
+    /// More than any node of any layout has.
+    const MOST_PROPERTIES: usize = 16;
+
+    /// Where the node is in the tree.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Takes a property.
+    pub(super) fn bytes(&mut self, property: &'static str) -> Result<Vec<u8>, Error> {
+        match self.properties.iter().position(|(name, _)| *name == property) {
+            Some(index) => Ok(self.properties.swap_remove(index).1),
+            None => Err(Error::MissingProperty { path: self.path.clone(), property }),
+        }
+    }
+
+    /// Takes a property of `N` bytes.
+    pub(super) fn array<const N: usize>(
+        &mut self,
+        property: &'static str,
+    ) -> Result<[u8; N], Error> {
+        let bytes = self.bytes(property)?;
+        bytes.try_into().map_err(|bytes: Vec<u8>| Error::Length {
+            path: self.path.clone(),
+            property,
+            found: bytes.len(),
+            expected: N as u64,
+        })
+    }
+
+    /// Takes the node's format, which has to be `known`.
+    pub(super) fn expect_compatible(&mut self, known: &'static str) -> Result<(), Error> {
+        let found = self.bytes("compatible")?;
+        if found.strip_suffix(&[0]) == Some(known.as_bytes()) {
+            return Ok(());
+        }
+        let found = found.strip_suffix(&[0]).unwrap_or(&found).escape_ascii().to_string();
+        Err(Error::Incompatible { path: self.path.clone(), found, known })
+    }
+
+    /// The node's children, once all its properties are taken.
+    pub(super) fn into_children(self) -> Result<Children<'a>, Error> {
+        let Self { path, properties, node } = self;
+        if let Some((property, _)) = properties.into_iter().next() {
+            return Err(Error::UnknownProperty { path, property });
+        }
+        Ok(Children { path, nodes: node.children().take(Children::MOST + 1).collect() })
+    }
+}
+
+/// The children of a node, which are taken one by one.
+#[derive(Debug)]
+pub(super) struct Children<'a> {
+    path: String,
+    nodes: Vec<FdtNode<'a>>,
+}
+
+impl<'a> Children<'a> {
+    /// More than any node of any layout has.
+    const MOST: usize = 16;
+
+    fn path_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.path.trim_end_matches('/'))
+    }
+
+    /// Takes the child of this name.
+    pub(super) fn take(&mut self, name: &str) -> Result<Option<Node<'a>>, Error> {
+        let Some(index) = self.nodes.iter().position(|node| node.name() == name) else {
+            return Ok(None);
+        };
+        let node = self.nodes.remove(index);
+        if self.nodes.iter().any(|other| other.name() == name) {
+            return Err(Error::Duplicate { path: self.path.clone(), name: name.to_owned() });
+        }
+        Node::new(node, self.path_of(name)).map(Some)
+    }
+
+    /// Takes the child of this name, which has to be there.
+    pub(super) fn require(&mut self, name: &str) -> Result<Node<'a>, Error> {
+        let path = self.path_of(name);
+        self.take(name)?.ok_or(Error::MissingNode { path })
+    }
+
+    /// Nothing is left.
+    pub(super) fn expect_empty(self) -> Result<(), Error> {
+        match self.nodes.first() {
+            Some(node) => Err(Error::UnknownNode { path: self.path_of(node.name()) }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The start: what is found, what is made of it, and why it may all be switched off.
+
+use luo::builtin::scripted::{Script, ScriptedFile};
+use luo::builtin::tree::{Handover, SessionRecord, v1};
+use luo::builtin::{Disabled, Limits, Luo, Name, Parameters};
+use luo::{Errno, Token};
+
+use crate::support::{KIND, compatible, machine, machine_after, name, session, switch};
+
+fn cold() -> Result<Vec<u8>, Errno> {
+    Err(Errno::NOENT)
+}
+
+fn start(parameters: Parameters, subtree: Result<Vec<u8>, Errno>) -> Luo<ScriptedFile> {
+    Luo::start(parameters, || subtree)
+}
+
+#[test]
+fn the_number_counts_live_updates_whether_or_not_there_were_sessions() {
+    let script = Script::new();
+    let mut luo = machine(&script);
+    for number in 0..3 {
+        assert_eq!(luo.liveupdate_number(), number);
+        assert_eq!(luo.outgoing_tree().number, number + 1);
+        luo = machine_after(&script, &switch(&mut luo));
+    }
+}
+
+#[test]
+fn a_machine_that_is_switched_off_has_no_device_and_says_why() {
+    let off = Parameters { liveupdate: false, ..Parameters::default() };
+    let no_carrier = Parameters { handover: false, ..Parameters::default() };
+    for (parameters, why) in [(off, Disabled::Parameter), (no_carrier, Disabled::NoHandover)] {
+        let script = Script::new();
+        let mut luo = start(parameters, cold());
+        assert_eq!(luo.disabled(), Some(&why));
+        assert_eq!(luo.open_device(), Err(Errno::NOENT));
+        assert_eq!(luo.outgoing_tree(), &Handover::default());
+        let handler = script.handler(compatible("paper-v1"), &[KIND], true);
+        assert_eq!(luo.register_handler(handler), Err(Errno::OPNOTSUPP));
+        assert_eq!(luo.reboot(|_| panic!("there is nothing to hand over")), Ok(()));
+    }
+}
+
+#[test]
+fn the_tree_is_asked_for_only_if_something_carries_it() {
+    let parameters = Parameters { handover: false, ..Parameters::default() };
+    Luo::<ScriptedFile>::start(parameters, || -> Result<Vec<u8>, _> { panic!("it was asked for") });
+}
+
+#[test]
+fn a_tree_that_cannot_be_got_or_read_disables_live_update_even_if_it_was_off() {
+    let luo = start(Parameters::default(), Err(Errno::IO));
+    assert_eq!(luo.disabled(), Some(&Disabled::Retrieve { errno: Errno::IO }));
+    for liveupdate in [true, false] {
+        let parameters = Parameters { liveupdate, ..Parameters::default() };
+        let mut luo = start(parameters, Ok(b"no tree".to_vec()));
+        assert!(matches!(luo.disabled(), Some(Disabled::Tree(v1::Error::Fdt { .. }))));
+        assert_eq!(luo.open_device(), Err(Errno::NOENT));
+    }
+}
+
+#[test]
+fn a_format_without_a_handler_makes_the_device_an_error_for_good() {
+    let script = Script::new();
+    let mut old = machine(&script);
+    session(&mut old, &script, "empty", &[]);
+    session(&mut old, &script, "web", &[1]);
+    let tree = switch(&mut old);
+    let mut luo = start(Parameters::default(), Ok(tree));
+    assert_eq!(luo.open_device(), Err(Errno::IO));
+    assert_eq!(luo.deserialize_error(), Some(Errno::NOENT));
+    luo.register_handler(script.handler(compatible("paper-v1"), &[KIND], true)).unwrap();
+    assert_eq!(luo.open_device(), Err(Errno::IO));
+}
+
+#[test]
+fn two_sessions_or_tokens_alike_make_the_device_an_error() {
+    let script = Script::new();
+    let record = |files| SessionRecord { name: Name::new("web").unwrap(), files };
+    let mut old = machine(&script);
+    session(&mut old, &script, "web", &[1]);
+    let file = v1::decode(&switch(&mut old)).unwrap().sessions.remove(0).files.remove(0);
+    for sessions in [vec![record(vec![]), record(vec![])], vec![record(vec![file, file])]] {
+        let tree = v1::encode(&Handover { number: 1, sessions, flbs: Vec::new() }).unwrap();
+        let mut luo = start(Parameters::default(), Ok(tree));
+        luo.register_handler(script.handler(compatible("paper-v1"), &[KIND], true)).unwrap();
+        assert_eq!(luo.open_device(), Err(Errno::IO));
+        assert_eq!(luo.deserialize_error(), Some(Errno::EXIST));
+    }
+}
+
+#[test]
+fn the_device_has_one_opener_and_an_open_that_fails_leaves_nothing() {
+    let mut luo = machine(&Script::new());
+    luo.open_device().unwrap();
+    assert_eq!(luo.open_device(), Err(Errno::BUSY));
+    luo.close_device().unwrap();
+    assert_eq!(luo.close_device(), Err(Errno::BADF));
+    luo.open_device().unwrap();
+}
+
+#[test]
+fn limits_are_answered_before_a_name_that_is_taken_and_a_file_that_is_none() {
+    let script = Script::new();
+    let limits = Limits { sessions: 1, sessions_errno: Errno::NOMEM, files: 1 };
+    let mut luo = start(Parameters { limits, ..Parameters::default() }, cold());
+    luo.register_handler(script.handler(compatible("paper-v1"), &[KIND], true)).unwrap();
+    let id = session(&mut luo, &script, "web", &[1]);
+    assert_eq!(luo.create_session(&name("web"), |_| Ok(())), Err(Errno::NOMEM));
+    assert_eq!(luo.preserve_fd(id, Token(1), None), Err(Errno::EXIST));
+    assert_eq!(luo.preserve_fd(id, Token(2), None), Err(Errno::NOSPC));
+    luo.close_session(id).unwrap();
+    luo.create_session(&name("web"), |_| Ok(())).unwrap();
+}
+
+#[test]
+fn sessions_that_are_not_finished_are_not_carried_on() {
+    let script = Script::new();
+    let mut luo = machine(&script);
+    session(&mut luo, &script, "web", &[1]);
+    let mut luo = machine_after(&script, &switch(&mut luo));
+    luo.retrieve_session(&name("web"), |_| Ok(())).unwrap();
+    let mut luo = machine_after(&script, &switch(&mut luo));
+    assert_eq!(luo.retrieve_session(&name("web"), |_| Ok(())), Err(Errno::NOENT));
+}
