@@ -37,10 +37,11 @@ pub struct Bus {
 impl Bus {
     /// Gives `[base, base + len)` to `device`.
     pub fn insert(&mut self, base: u64, len: u64, device: Shared) -> Result<(), Overlap> {
-        let end = base.saturating_add(len);
-        let before = self.ranges.range(..end).next_back();
+        // By their last addresses: a range may reach the end of all addresses.
+        let last = |base: u64, len: u64| base.saturating_add(len.saturating_sub(1));
+        let before = self.ranges.range(..=last(base, len)).next_back();
         if let Some((&other_base, &(other_len, _))) = before
-            && other_base.saturating_add(other_len) > base
+            && last(other_base, other_len) >= base
         {
             return Err(Overlap { base, len, other_base, other_len });
         }
@@ -123,5 +124,32 @@ mod tests {
         }
         bus.insert(0x18, 1, echo.clone()).unwrap();
         bus.insert(0xf, 1, echo).unwrap();
+    }
+
+    #[test]
+    fn a_range_may_reach_the_end_of_all_addresses() {
+        let (mut bus, echo) = bus();
+        bus.insert(u64::MAX - 3, 4, echo.clone()).unwrap();
+        assert!(bus.insert(u64::MAX, 1, echo.clone()).is_err());
+        let mut byte = [0xff];
+        bus.read(u64::MAX - 1, &mut byte);
+        assert_eq!(byte, [2]);
+        bus.write(u64::MAX - 1, &[7]);
+        bus.write(u64::MAX, &[0; 2]);
+        assert_eq!(echo.lock().unwrap().0, [(2, vec![7])]);
+    }
+
+    #[test]
+    fn a_device_that_panicked_once_is_still_there() {
+        let (bus, echo) = bus();
+        let other = echo.clone();
+        let panicked = std::thread::spawn(move || {
+            let _guard = other.lock().unwrap();
+            panic!("on purpose");
+        });
+        panicked.join().unwrap_err();
+        bus.write(0x10, &[1]);
+        let log = echo.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(log.0, [(0, vec![1])]);
     }
 }

@@ -153,4 +153,35 @@ mod tests {
         }
         assert_eq!(events.lock().unwrap().len(), 2);
     }
+
+    #[test]
+    fn reads_and_writes_of_other_widths_ask_for_nothing() {
+        let (on_power, events) = recorder();
+        let mut keyboard = KeyboardReset::new(on_power.clone());
+        let mut sleep = SleepRegisters::new(on_power);
+        for len in [2, 4, 8] {
+            for offset in 0..8 {
+                keyboard.write(offset, &[KEYBOARD_RESET_CPU; 8][..len]);
+                sleep.write(offset, &[0x34; 8][..len]);
+            }
+            let mut data = [0xff; 8];
+            keyboard.read(0, &mut data[..len]);
+            assert_eq!(data[..len], [0; 8][..len]);
+            data.fill(0xff);
+            sleep.read(0, &mut data[..len]);
+            assert_eq!(data[..len], [0; 8][..len]);
+        }
+        assert!(events.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_asks_again_is_heard_again() {
+        let (on_power, events) = recorder();
+        let mut sleep = SleepRegisters::new(on_power);
+        // With the wake bits that ACPI has in the same byte.
+        for value in [0x34, 0xb7, 0x34] {
+            sleep.write(0, &[value]);
+        }
+        assert_eq!(*events.lock().unwrap(), [PowerEvent::Shutdown; 3]);
+    }
 }

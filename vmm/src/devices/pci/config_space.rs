@@ -266,6 +266,7 @@ impl Schema for PciConfigStateV1 {
 mod tests {
     use super::*;
     use crate::state::contract::contract_tests;
+    use proptest::prelude::*;
 
     impl PciConfigStateV1 {
         pub(crate) fn sample() -> Self {
@@ -393,5 +394,44 @@ mod tests {
         assert_eq!(error, ConfigError::Moved { saved: 0xc000_8000, here: 0xc001_0000 });
         let odd = PciConfigStateV1 { command: 1, ..state };
         assert_eq!(space().restore(odd), Err(ConfigError::Command { unknown: 1 }));
+    }
+
+    #[test]
+    fn a_saved_bar_does_not_fit_a_function_without_one() {
+        let mut bare = ConfigSpace::new(IDENTITY);
+        assert_eq!(bare.restore(space().save()), Err(ConfigError::NoBar));
+        assert_eq!(bare.save().bar_base, 0);
+    }
+
+    proptest! {
+        /// A guest changes no bit that is not its own, and what it has changed survives.
+        #[test]
+        fn no_sequence_of_accesses_breaks_the_header(
+            writes in prop::collection::vec((any::<u8>(), 0usize..=8, any::<u64>()), 0..50)
+        ) {
+            let fresh = space();
+            let mut space = space();
+            for (at, len, value) in writes {
+                space.write(at, &value.to_le_bytes()[..len]);
+            }
+            for at in 0..=255u8 {
+                let (mut before, mut after) = ([0xff], [0xff]);
+                fresh.read(at, &mut before);
+                space.read(at, &mut after);
+                let own: u8 = match usize::from(at) {
+                    COMMAND => COMMAND_WRITABLE as u8,
+                    0x05 => (COMMAND_WRITABLE >> 8) as u8,
+                    CACHE_LINE_SIZE | INTERRUPT_LINE => 0xff,
+                    BAR..0x14 => 0xff,
+                    _ => 0,
+                };
+                prop_assert_eq!(before[0] & !own, after[0] & !own, "{:#x}", at);
+            }
+            let mut restored = fresh.clone();
+            restored.restore(space.save()).unwrap();
+            for at in (0..=252u8).step_by(4) {
+                prop_assert_eq!(read_u32(&restored, at), read_u32(&space, at), "{:#x}", at);
+            }
+        }
     }
 }

@@ -165,6 +165,7 @@ fn output_that_had_no_room_is_shown_once() {
     }
     // The terminal makes room when the state is taken.
     let mut machine = machine.switch(|m| shown = m.shown());
+    machine.run();
     assert!(machine.shown().is_empty(), "nothing is sent before the resume");
     machine.resume();
     shown.extend(machine.shown());

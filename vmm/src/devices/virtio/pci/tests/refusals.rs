@@ -76,7 +76,7 @@ fn what_was_never_agreed_upon_may_be_anything() {
         for queue in &mut s.queues {
             queue.ring.ready = false;
             queue.ring.event_idx_enabled = false;
-            queue.ring.desc_table = u64::MAX & !0xf;
+            queue.ring.desc_table = !0xf;
         }
     });
     restore(unagreed).unwrap();
