@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::continuity::{Check, Continuity};
+use crate::paths;
 use crate::workload::Heartbeat;
 use crate::workload::heartbeat::{NOTE_MARKER, unseal};
 
@@ -182,6 +183,9 @@ fn take(heard: &mut Heard, line: &str, at: Duration) {
         Some(Ok(note)) => heard.notes.extend(serde_json::from_str::<Note>(note)),
         _ if Heartbeat::parse(line).is_some_and(|beat| beat.is_ok()) => {}
         _ => {
+            if paths::verbose() {
+                eprintln!("guest: {}", line.trim_end());
+            }
             if heard.other.len() == KEPT_LINES {
                 heard.other.pop_front();
             }

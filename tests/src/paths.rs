@@ -21,6 +21,12 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// Whether the kernels, the hosts' and the guests', are to say all that they have to say
+/// (`PERENNIAL_VERBOSE`).
+pub fn verbose() -> bool {
+    env::var_os("PERENNIAL_VERBOSE").is_some()
+}
+
 /// Where a command leaves its results (`demo`, `bench`); made if absent.
 pub fn results(command: &str) -> io::Result<PathBuf> {
     let directory = workspace().join("target").join(command);

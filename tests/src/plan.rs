@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::binaries::{self, Binaries};
 use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Role};
+use crate::paths;
 use crate::qemu::Machine;
 
 /// Name of the control port.
@@ -79,8 +80,9 @@ impl VmPlan {
             GuestBoot::BzImage => "perennial.disk=/dev/vda",
             GuestBoot::Pvh => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
         };
+        let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
         format!(
-            "console=ttyS0 quiet panic=-1 {root} perennial.memory={} perennial.busy={}",
+            "console=ttyS0 {quiet} panic=-1 {root} perennial.memory={} perennial.busy={}",
             self.checksummed, self.busy
         )
     }
@@ -206,7 +208,7 @@ impl HostPlan {
 /// What both sides' kernels are told. The scratch area holds the next kernel and initramfs and no
 /// more: preservation has to migrate every guest page out of it.
 fn common_cmdline() -> String {
-    let quiet = if std::env::var_os("PERENNIAL_VERBOSE").is_some() { "" } else { " quiet" };
+    let quiet = if paths::verbose() { "" } else { " quiet" };
     format!(
         "console=ttyS0 panic=-1 kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise{quiet}"
     )

@@ -2,18 +2,25 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use rustix::time::Timespec;
 
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
 /// How long a VM's process may take to answer. Generous: it bounds a process that hangs, on hosts
 /// that emulate their CPUs too.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How long a killed process may take to be gone. Only one that is stuck in the kernel, on a disk
+/// that does not answer, takes longer; it ends when it can.
+const GONE_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// A VM's process could not be started or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -76,10 +83,13 @@ impl std::error::Error for Reasons {
     }
 }
 
-/// A running VM process. Dropping it ends the process; the host's main loop reaps it.
+/// A running VM process. Dropping it ends the process: what it held (RAM, disks, ports) is free for
+/// the next one.
 #[derive(Debug)]
 pub struct VmProcess {
     pid: Pid,
+    /// Names the process even when it has been reaped and its number given to another.
+    pidfd: OwnedFd,
     channel: Channel,
     asked: RefCell<VecDeque<&'static str>>,
     events: RefCell<VecDeque<Event>>,
@@ -97,7 +107,17 @@ impl VmProcess {
             .spawn()
             .map_err(ProcessError::Spawn)?;
         let pid = Pid::from_child(&child);
-        Ok(Self { pid, channel: here, asked: RefCell::default(), events: RefCell::default() })
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+            // Nobody else knows of it; it has been given nothing yet, and ends with its link.
+            ProcessError::Spawn(errno.into())
+        })?;
+        Ok(Self {
+            pid,
+            pidfd,
+            channel: here,
+            asked: RefCell::default(),
+            events: RefCell::default(),
+        })
     }
 
     /// The process.
@@ -204,8 +224,19 @@ impl AsFd for VmProcess {
 
 impl Drop for VmProcess {
     fn drop(&mut self) {
-        // The pid cannot have been given to another process: only the main loop reaps, and it
-        // drops this first.
-        let _ = kill_process(self.pid, Signal::KILL);
+        // That it has ended already is as good; then the main loop may have reaped it, too.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut gone, Some(&GONE_WITHIN))) {
+            Ok(0) => tracing::error!(
+                "process {} was killed and does not end: it may keep a VM's memory, disks and \
+                 ports busy",
+                self.pid
+            ),
+            _ => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+            }
+        }
     }
 }

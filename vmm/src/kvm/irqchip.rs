@@ -2,11 +2,30 @@
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip,
+    kvm_irqchip__bindgen_ty_1, kvm_pic_state,
 };
 use kvm_ioctls::VmFd;
 
 use super::{Attempt, KvmError};
 use crate::state::{Node, Raw, Reader, Schema, StateError};
+
+/// Vectors of the PICs' first lines as a PC's firmware sets them, and which of their lines can be
+/// level-triggered (`PIC_ELCR_MASK`s in arch/x86/kvm/i8259.c).
+const PICS: [(u32, u8, u8); 2] =
+    [(KVM_IRQCHIP_PIC_MASTER, 0x08, 0xf8), (KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xde)];
+
+/// Leaves the PICs of a machine that starts as firmware does: every line masked. KVM creates them
+/// unmasked and with vectors from 0 on; a kernel on a hardware-reduced platform never looks at
+/// them, and would take the first interrupt of COM1, IRQ 4, for the exception with that vector.
+pub fn mask_pics(vm: &VmFd) -> Result<(), KvmError> {
+    for (chip_id, irq_base, elcr_mask) in PICS {
+        let pic = kvm_pic_state { imr: 0xff, irq_base, elcr_mask, ..Default::default() };
+        let chip = kvm_irqchip__bindgen_ty_1 { pic };
+        let chip = kvm_irqchip { chip_id, pad: 0, chip };
+        vm.set_irqchip(&chip).attempt("mask the lines of a PIC")?;
+    }
+    Ok(())
+}
 
 /// The three chips as `struct kvm_irqchip` has them. `perennial,irqchip-x86-v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -68,7 +68,7 @@ impl Runner {
     pub(super) fn run(mut self) {
         while let Ok(command) = self.commands.recv() {
             match command {
-                Command::Run(entered) => self.run_until_stopped(&entered),
+                Command::Run(entered) => self.run_until_stopped(entered),
                 Command::Save(reply) => {
                     let state = VcpuStateV1::save(self.id, &self.vcpu, &self.capabilities);
                     // Nobody waits any more: the machine is going down.
@@ -79,8 +79,10 @@ impl Runner {
         }
     }
 
-    fn run_until_stopped(&mut self, entered: &Sender<u64>) {
+    fn run_until_stopped(&mut self, entered: Sender<u64>) {
         let _ = entered.send(tsc::now());
+        // Who asked waits until no vCPU has anything more to say.
+        drop(entered);
         while let Next::Enter = self.step() {}
         let _ = self.control.stopped.send(tsc::now());
     }
@@ -115,7 +117,11 @@ impl Runner {
                     false => Next::Enter,
                 };
             }
-            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => VcpuEvent::Reset,
+            Ok(VcpuExit::Shutdown) => {
+                self.describe_triple_fault();
+                VcpuEvent::Reset
+            }
+            Ok(VcpuExit::SystemEvent(..)) => VcpuEvent::Reset,
             Ok(exit) => VcpuEvent::Failed(format!("vCPU {}: KVM exit {exit:?}", self.id)),
             Err(error) => VcpuEvent::Failed(format!("vCPU {}: KVM_RUN failed: {error}", self.id)),
         };
@@ -123,6 +129,24 @@ impl Runner {
             events(event);
         }
         self.wait_for_stop()
+    }
+
+    /// A triple fault is how some kernels reset their machine, and how others die: the log says
+    /// where, for whoever has to tell.
+    fn describe_triple_fault(&self) {
+        if let (Ok(regs), Ok(sregs)) = (self.vcpu.get_regs(), self.vcpu.get_sregs()) {
+            tracing::warn!(
+                "vCPU {}: triple fault at rip {:#x}, rsp {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}",
+                self.id,
+                regs.rip,
+                regs.rsp,
+                sregs.cr0,
+                sregs.cr2,
+                sregs.cr3,
+                sregs.cr4,
+                sregs.efer
+            );
+        }
     }
 
     /// A vCPU that cannot go on stands until it is told to stop, like the others.

@@ -5,7 +5,7 @@ use std::fs::File;
 use super::board::{Board, Parts};
 use super::{Vm, VmError};
 use crate::arch::x86_64::{acpi, boot, cpuid, registers};
-use crate::kvm::Attempt;
+use crate::kvm::{Attempt, irqchip};
 use crate::link::{Event, Fds, Role};
 use crate::machine::Machine;
 
@@ -19,6 +19,7 @@ impl Vm {
         let mut kernel = File::from(fds.take_one(Role::Kernel)?);
         let initramfs = fds.take(Role::Initramfs, usize::from(machine.initramfs.is_some()))?.pop();
         let parts = Parts::new(&machine, fds, events)?;
+        irqchip::mask_pics(&parts.fd)?;
         let board = Board::new(&parts, &machine, fds)?;
         let memory = parts.ram.memory();
         let rsdp = acpi::write(memory, machine.cpus)?;
