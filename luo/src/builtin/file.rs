@@ -8,16 +8,8 @@ use rustix::io::Errno;
 
 use super::flb::Flbs;
 use super::handler::{File, Handle, HandlerId, Handlers, Identities, Identity, Retrieval};
-use super::session::SessionId;
 use super::tree::FileRecord;
 use crate::Token;
-
-/// A file in a session: which session, and which of its files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct FileId {
-    pub(super) session: SessionId,
-    pub(super) index: usize,
-}
 
 /// A file of an outgoing session. The machine holds a reference to it.
 #[derive(Debug)]
@@ -75,14 +67,14 @@ impl<F> Default for Registry<F> {
 impl<F: File> Registry<F> {
     /// Preserves `file`. ENOENT: no handler takes it; EBUSY: its object is preserved already, or
     /// retrieved and not finished; or what a shared object or the handler says.
-    pub(super) fn preserve(&mut self, file: F, owner: FileId) -> Result<Preserved<F>, Errno> {
+    pub(super) fn preserve(&mut self, file: F) -> Result<Preserved<F>, Errno> {
         let handler = self.handlers.accepting(&file).ok_or(Errno::NOENT)?;
         let identity = self.handlers.identity(handler, &file);
-        self.identities.claim(identity, owner)?;
+        self.identities.claim(identity)?;
         match self.preserve_claimed(handler, &file) {
             Ok(handle) => Ok(Preserved { handler, identity, file, handle }),
             Err(errno) => {
-                self.identities.release(identity, owner);
+                self.identities.release(identity);
                 Err(errno)
             }
         }
@@ -103,11 +95,11 @@ impl<F: File> Registry<F> {
     }
 
     /// Undoes [`preserve`](Self::preserve).
-    pub(super) fn unpreserve(&mut self, preserved: Preserved<F>, owner: FileId) {
+    pub(super) fn unpreserve(&mut self, preserved: Preserved<F>) {
         let Preserved { handler, identity, file, handle } = preserved;
         self.handlers.get(handler).unpreserve(&file, handle);
         self.flbs.unpreserve(self.handlers.flbs(handler));
-        self.identities.release(identity, owner);
+        self.identities.release(identity);
         self.handlers.file_removed(handler);
     }
 
@@ -139,7 +131,7 @@ impl<F: File> Registry<F> {
 
     /// Another reference to the file, which is made again when it is asked for the first time. If
     /// that fails, its errno is the answer from then on.
-    pub(super) fn retrieve(&mut self, arrived: &mut Arrived<F>, owner: FileId) -> Result<F, Errno> {
+    pub(super) fn retrieve(&mut self, arrived: &mut Arrived<F>) -> Result<F, Errno> {
         match &arrived.state {
             Arrival::Retrieved { file, .. } => return Ok(file.clone()),
             Arrival::Failed(errno) => return Err(*errno),
@@ -148,9 +140,7 @@ impl<F: File> Registry<F> {
         match self.handlers.get(arrived.handler).retrieve(arrived.handle) {
             Ok(file) => {
                 let identity = self.handlers.identity(arrived.handler, &file);
-                // Taken only if the user handed the very object in by other ways meanwhile: then
-                // that entry protects it, and is not this file's to take out.
-                let _ = self.identities.claim(identity, owner);
+                self.identities.share(identity);
                 arrived.state = Arrival::Retrieved { file: file.clone(), identity };
                 Ok(file)
             }
@@ -168,12 +158,12 @@ impl<F: File> Registry<F> {
     }
 
     /// Ends the preservation of a file, retrieved or not.
-    pub(super) fn finish(&mut self, arrived: Arrived<F>, owner: FileId) {
+    pub(super) fn finish(&mut self, arrived: Arrived<F>) {
         let Arrived { handler, handle, state } = arrived;
         self.handlers.get(handler).finish(state.as_retrieval(), handle);
         self.flbs.finish(self.handlers.flbs(handler));
         if let Arrival::Retrieved { identity, .. } = state {
-            self.identities.release(identity, owner);
+            self.identities.release(identity);
         }
         self.handlers.file_removed(handler);
     }

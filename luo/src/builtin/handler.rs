@@ -21,7 +21,6 @@ use std::fmt;
 
 use rustix::io::Errno;
 
-use super::file::FileId;
 use super::flb::FlbId;
 use super::label::Compatible;
 
@@ -217,26 +216,31 @@ pub(super) enum Identity {
 }
 
 /// The objects that are preserved, or retrieved and not finished, in any session
-/// (`luo_preserved_files`, Linux 7.3).
+/// (`luo_preserved_files`, Linux 7.3), and how many files hold each.
 #[derive(Debug, Default)]
-pub(super) struct Identities(HashMap<Identity, FileId>);
+pub(super) struct Identities(HashMap<Identity, usize>);
 
 impl Identities {
-    /// Enters `identity` for `owner`. EBUSY: it is another file's.
-    pub(super) fn claim(&mut self, identity: Identity, owner: FileId) -> Result<(), Errno> {
-        match self.0.entry(identity) {
-            std::collections::hash_map::Entry::Occupied(_) => Err(Errno::BUSY),
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(owner);
-                Ok(())
-            }
+    /// Enters an object that is to be preserved. EBUSY: it is there.
+    pub(super) fn claim(&mut self, identity: Identity) -> Result<(), Errno> {
+        if self.0.contains_key(&identity) {
+            return Err(Errno::BUSY);
         }
+        self.share(identity);
+        Ok(())
     }
 
-    /// Takes `identity` out, if it is `owner`'s.
-    pub(super) fn release(&mut self, identity: Identity, owner: FileId) {
-        if self.0.get(&identity) == Some(&owner) {
-            self.0.remove(&identity);
+    /// Enters an object that was retrieved. It can be there: somebody may have found another way
+    /// to it, and preserved it.
+    pub(super) fn share(&mut self, identity: Identity) {
+        *self.0.entry(identity).or_default() += 1;
+    }
+
+    /// Takes an object out, once for each time that it was entered.
+    pub(super) fn release(&mut self, identity: Identity) {
+        match self.0.get_mut(&identity) {
+            Some(files) if *files > 1 => *files -= 1,
+            _ => drop(self.0.remove(&identity)),
         }
     }
 }

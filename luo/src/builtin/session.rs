@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use rustix::io::Errno;
 
-use super::file::{Arrived, FileId, Preserved, Registry};
+use super::file::{Arrived, Preserved, Registry};
 use super::handler::File;
 use super::label::Name;
 use super::model::Luo;
@@ -68,9 +68,9 @@ impl<T> Files<T> {
         Ok(())
     }
 
-    fn get_mut(&mut self, token: Token) -> Option<(usize, &mut T)> {
+    fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let index = *self.by_token.get(&token)?;
-        self.list.get_mut(index).map(|(_, file)| (index, file))
+        self.list.get_mut(index).map(|(_, file)| file)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &(Token, T)> {
@@ -81,11 +81,10 @@ impl<T> Files<T> {
         self.list.iter_mut()
     }
 
-    /// Takes all files out, last first, each with its index.
-    fn drain_backwards(&mut self) -> impl Iterator<Item = (usize, T)> {
+    /// Takes all files out, last first.
+    fn drain_backwards(&mut self) -> impl Iterator<Item = T> {
         self.by_token.clear();
-        let files = std::mem::take(&mut self.list).into_iter().enumerate().rev();
-        files.map(|(index, (_, file))| (index, file))
+        std::mem::take(&mut self.list).into_iter().rev().map(|(_, file)| file)
     }
 }
 
@@ -254,12 +253,11 @@ impl<F: File> Luo<F> {
         if session.files.contains(token) {
             return Err(Errno::EXIST);
         }
-        let index = session.files.len();
-        if index >= self.limits.files {
+        if session.files.len() >= self.limits.files {
             return Err(Errno::NOSPC);
         }
         let file = file.ok_or(Errno::BADF)?;
-        let preserved = self.registry.preserve(file, FileId { session: id, index })?;
+        let preserved = self.registry.preserve(file)?;
         session.files.push(token, preserved)
     }
 
@@ -272,8 +270,7 @@ impl<F: File> Luo<F> {
         self.check_running()?;
         self.expect_kind(id, Kind::Incoming)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
-        let (index, arrived) = session.files.get_mut(token).ok_or(Errno::NOENT)?;
-        self.registry.retrieve(arrived, FileId { session: id, index })
+        self.registry.retrieve(session.files.get_mut(token).ok_or(Errno::NOENT)?)
     }
 
     /// Finishes an incoming session: asks every handler, first file first, then ends all files, last
@@ -285,7 +282,7 @@ impl<F: File> Luo<F> {
         self.check_running()?;
         self.expect_kind(id, Kind::Incoming)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
-        finish_files(&mut self.registry, id, session)
+        finish_files(&mut self.registry, session)
     }
 
     /// The last reference to the session's file is gone.
@@ -297,14 +294,14 @@ impl<F: File> Luo<F> {
         self.check_running()?;
         if let Some(mut session) = self.outgoing.by_id.remove(&id) {
             self.outgoing.by_name.remove(&session.name);
-            for (index, preserved) in session.files.drain_backwards() {
-                self.registry.unpreserve(preserved, FileId { session: id, index });
+            for preserved in session.files.drain_backwards() {
+                self.registry.unpreserve(preserved);
             }
             return Ok(());
         }
         self.given_out(id)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
-        finish_files(&mut self.registry, id, session)?;
+        finish_files(&mut self.registry, session)?;
         let name = session.name;
         self.incoming.remove(id, &name);
         Ok(())
@@ -321,14 +318,13 @@ impl<F: File> Luo<F> {
 
 fn finish_files<F: File>(
     registry: &mut Registry<F>,
-    id: SessionId,
     session: &mut IncomingSession<F>,
 ) -> Result<(), Errno> {
     if !session.files.iter().all(|(_, arrived)| registry.can_finish(arrived)) {
         return Err(Errno::BUSY);
     }
-    for (index, arrived) in session.files.drain_backwards() {
-        registry.finish(arrived, FileId { session: id, index });
+    for arrived in session.files.drain_backwards() {
+        registry.finish(arrived);
     }
     Ok(())
 }

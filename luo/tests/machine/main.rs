@@ -6,5 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod order;
+mod properties;
+mod reference;
 mod start;
 mod support;

@@ -188,6 +188,21 @@ fn without_an_identity_each_open_file_is_its_own_object() {
 }
 
 #[test]
+fn an_object_is_busy_as_long_as_any_session_has_it() {
+    let script = Script::new();
+    let (mut luo, incoming) = retrieved(&script);
+    // Another way to object 1 than through its session, before anybody retrieved it there.
+    let other = session(&mut luo, &script, "other", &[1]);
+    luo.retrieve_fd(incoming, Token(1)).unwrap();
+    luo.close_session(other).unwrap();
+    let next = session(&mut luo, &script, "next", &[]);
+    let file = Some(script.open(KIND, 1));
+    assert_eq!(luo.preserve_fd(next, Token(1), file), Err(Errno::BUSY));
+    luo.finish(incoming).unwrap();
+    luo.preserve_fd(next, Token(1), file).unwrap();
+}
+
+#[test]
 fn a_shared_object_lives_from_the_first_dependent_file_to_the_last() {
     let script = Script::new();
     let mut luo = machine(&script);

@@ -27,6 +27,9 @@ use super::session::{Kind, SessionId};
 use crate::Token;
 use crate::uapi::{self, SESSION_NAME_LENGTH};
 
+#[cfg(test)]
+mod tests;
+
 /// The address is not one that the process can read, or write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the process has no such memory")]

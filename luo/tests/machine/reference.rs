@@ -1,0 +1,481 @@
+//! The same machine once more, as simple as it can be said: lists, and walks through all of them.
+//!
+//! Nothing of the crate's logic is used. Where the machine counts, this one looks; where the machine
+//! keeps a table, this one asks every file there is. What handlers would be called for is written
+//! down in the same form as [`luo::builtin::scripted`] does.
+
+use luo::Errno;
+use luo::builtin::scripted::Callback::*;
+use luo::builtin::scripted::{Call, Callback, Script, ScriptedFile};
+
+use crate::support::compatible;
+
+/// A handler: its name, the kinds it takes, whether it goes by object, the shared objects it needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Handler {
+    pub(crate) name: &'static str,
+    pub(crate) kinds: &'static [u32],
+    pub(crate) by_object: bool,
+    pub(crate) flbs: &'static [usize],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retrieval {
+    Never,
+    Done(ScriptedFile),
+    Failed(Errno),
+}
+
+#[derive(Debug, Clone)]
+struct File {
+    token: u64,
+    handler: &'static str,
+    /// The open file in an outgoing session; in an incoming one only its object counts.
+    file: ScriptedFile,
+    handle: u64,
+    retrieval: Retrieval,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Outgoing,
+    /// It came in; nobody has it.
+    Waiting,
+    Retrieved,
+    /// It was closed, but a file could not be finished.
+    Stuck,
+    Gone,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    name: Vec<u8>,
+    state: State,
+    files: Vec<File>,
+}
+
+/// What came in for a shared object, and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shared {
+    Nothing,
+    Waiting,
+    Retrieved,
+    Finished,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Reference {
+    pub(crate) handlers: Vec<Handler>,
+    pub(crate) flbs: &'static [(&'static str, u64)],
+    shared: Vec<Shared>,
+    /// Every session that there was, in the order of creation. What came in and is not built yet
+    /// is in `arrived`.
+    sessions: Vec<Session>,
+    arrived: Vec<Session>,
+    device_open: bool,
+    built: Option<Result<(), Errno>>,
+    pub(crate) limits: (usize, usize),
+    pub(crate) number: u64,
+    pub(crate) faults: Vec<(Callback, u32, Errno)>,
+    pub(crate) calls: Vec<Call>,
+}
+
+type Answer<T> = Result<T, Errno>;
+
+/// A session's name, and the token and handle of each of its files.
+pub(crate) type Listed = (Vec<u8>, Vec<(u64, u64)>);
+
+/// What [`Reference::retrieve`] says: a file that was retrieved before, or one that must be new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retrieved {
+    Same(ScriptedFile),
+    New { kind: u32, object: u32 },
+}
+
+impl Reference {
+    pub(crate) fn new(
+        handlers: Vec<Handler>,
+        flbs: &'static [(&'static str, u64)],
+        limits: (usize, usize),
+    ) -> Self {
+        Self {
+            handlers,
+            flbs,
+            shared: vec![Shared::Nothing; flbs.len()],
+            sessions: Vec::new(),
+            arrived: Vec::new(),
+            device_open: false,
+            built: None,
+            limits,
+            number: 0,
+            faults: Vec::new(),
+            calls: Vec::new(),
+        }
+    }
+
+    fn call(
+        &mut self,
+        who: &str,
+        callback: Callback,
+        object: u32,
+        handle: u64,
+        retrieved: Option<Result<(), Errno>>,
+    ) -> Answer<()> {
+        self.calls.push(Call { who: compatible(who), callback, object, handle, retrieved });
+        let fault = self.faults.iter().find(|(c, o, _)| (*c, *o) == (callback, object));
+        fault.map_or(Ok(()), |(_, _, errno)| Err(*errno))
+    }
+
+    fn handler(&self, name: &str) -> Option<Handler> {
+        self.handlers.iter().find(|handler| handler.name == name).cloned()
+    }
+
+    /// All files of sessions in one of these states.
+    fn files_in(&self, states: &[State]) -> Vec<File> {
+        let sessions = self.sessions.iter().filter(|session| states.contains(&session.state));
+        sessions.flat_map(|session| session.files.clone()).collect()
+    }
+
+    fn users_of_flb(&self, flb: usize, files: &[File]) -> usize {
+        let uses = |file: &&File| {
+            self.handlers.iter().any(|h| h.name == file.handler && h.flbs.contains(&flb))
+        };
+        files.iter().filter(uses).count()
+    }
+
+    pub(crate) fn open_device(&mut self) -> Answer<()> {
+        if self.device_open {
+            return Err(Errno::BUSY);
+        }
+        if self.built.is_none() {
+            self.built = Some(self.build());
+        }
+        if self.built != Some(Ok(())) {
+            return Err(Errno::IO);
+        }
+        self.device_open = true;
+        Ok(())
+    }
+
+    pub(crate) fn close_device(&mut self) -> Answer<()> {
+        if !self.device_open {
+            return Err(Errno::BADF);
+        }
+        self.device_open = false;
+        Ok(())
+    }
+
+    fn build(&mut self) -> Answer<()> {
+        for session in std::mem::take(&mut self.arrived) {
+            for (index, file) in session.files.iter().enumerate() {
+                if self.handler(file.handler).is_none() {
+                    // The session is there as far as it was read.
+                    let files = session.files[..index].to_vec();
+                    self.sessions.push(Session { files, ..session });
+                    return Err(Errno::NOENT);
+                }
+            }
+            self.sessions.push(session);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn create(&mut self, name: &[u8]) -> Answer<usize> {
+        if name.is_empty() || name.len() > 63 {
+            return Err(Errno::INVAL);
+        }
+        let outgoing = || self.sessions.iter().filter(|s| s.state == State::Outgoing);
+        if outgoing().count() >= self.limits.0 {
+            return Err(Errno::NOSPC);
+        }
+        if outgoing().any(|session| session.name == name) {
+            return Err(Errno::EXIST);
+        }
+        let session = Session { name: name.to_vec(), state: State::Outgoing, files: Vec::new() };
+        self.sessions.push(session);
+        Ok(self.sessions.len() - 1)
+    }
+
+    pub(crate) fn retrieve_session(&mut self, name: &[u8]) -> Answer<usize> {
+        for (id, session) in self.sessions.iter_mut().enumerate() {
+            if session.name != name {
+                continue;
+            }
+            match session.state {
+                State::Waiting => {
+                    session.state = State::Retrieved;
+                    return Ok(id);
+                }
+                State::Retrieved | State::Stuck => return Err(Errno::INVAL),
+                State::Outgoing | State::Gone => {}
+            }
+        }
+        Err(Errno::NOENT)
+    }
+
+    pub(crate) fn return_session(&mut self, id: usize) -> Answer<()> {
+        if !matches!(self.sessions[id].state, State::Retrieved | State::Stuck) {
+            return Err(Errno::BADF);
+        }
+        self.sessions[id].state = State::Waiting;
+        Ok(())
+    }
+
+    /// EBADF for a session that is none, EINVAL for one of the other side.
+    fn expect(&self, id: usize, outgoing: bool) -> Answer<()> {
+        match (&self.sessions[id].state, outgoing) {
+            (State::Outgoing, true) | (State::Retrieved | State::Stuck, false) => Ok(()),
+            (State::Waiting | State::Gone, _) => Err(Errno::BADF),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    pub(crate) fn name(&self, id: usize) -> Answer<Vec<u8>> {
+        match self.sessions[id].state {
+            State::Waiting | State::Gone => Err(Errno::BADF),
+            _ => Ok(self.sessions[id].name.clone()),
+        }
+    }
+
+    pub(crate) fn preserve(
+        &mut self,
+        id: usize,
+        token: u64,
+        file: Option<ScriptedFile>,
+    ) -> Answer<()> {
+        self.expect(id, true)?;
+        if self.sessions[id].files.iter().any(|other| other.token == token) {
+            return Err(Errno::EXIST);
+        }
+        if self.sessions[id].files.len() >= self.limits.1 {
+            return Err(Errno::NOSPC);
+        }
+        let file = file.ok_or(Errno::BADF)?;
+        let handler = self.accepting(&file).ok_or(Errno::NOENT)?;
+        if self.is_busy(&handler, &file) {
+            return Err(Errno::BUSY);
+        }
+        let users = self.files_in(&[State::Outgoing]);
+        for (index, flb) in handler.flbs.iter().enumerate() {
+            if self.users_of_flb(*flb, &users) > 0 {
+                continue;
+            }
+            if let Err(errno) = self.call(self.flbs[*flb].0, FlbPreserve, 0, 0, None) {
+                self.put_flbs(&handler.flbs[..index]);
+                return Err(errno);
+            }
+        }
+        if let Err(errno) = self.call(handler.name, Preserve, file.object, 0, None) {
+            self.put_flbs(handler.flbs);
+            return Err(errno);
+        }
+        let (handle, retrieval) = (file.object.into(), Retrieval::Never);
+        let file = File { token, handler: handler.name, file, handle, retrieval };
+        self.sessions[id].files.push(file);
+        Ok(())
+    }
+
+    fn accepting(&mut self, file: &ScriptedFile) -> Option<Handler> {
+        for handler in self.handlers.clone() {
+            let asked = self.call(handler.name, CanPreserve, file.object, 0, None);
+            if asked.is_ok() && handler.kinds.contains(&file.kind) {
+                return Some(handler);
+            }
+        }
+        None
+    }
+
+    fn is_busy(&self, handler: &Handler, file: &ScriptedFile) -> bool {
+        let same = |name: &str, other: &ScriptedFile| {
+            let theirs = self.handler(name).is_some_and(|handler| handler.by_object);
+            if handler.by_object || theirs {
+                handler.name == name && other.object == file.object
+            } else {
+                other.description == file.description
+            }
+        };
+        let preserved = self.files_in(&[State::Outgoing]);
+        let came = self.files_in(&[State::Waiting, State::Retrieved, State::Stuck]);
+        preserved.iter().any(|other| same(other.handler, &other.file))
+            || came.iter().any(|other| match other.retrieval {
+                Retrieval::Done(file) => same(other.handler, &file),
+                _ => false,
+            })
+    }
+
+    /// Unpreserves, last first, those shared objects that no preserved file needs.
+    fn put_flbs(&mut self, flbs: &[usize]) {
+        let users = self.files_in(&[State::Outgoing]);
+        for flb in flbs.iter().rev() {
+            if self.users_of_flb(*flb, &users) == 0 {
+                let (name, handle) = self.flbs[*flb];
+                let _ = self.call(name, FlbUnpreserve, 0, handle, None);
+            }
+        }
+    }
+
+    pub(crate) fn retrieve(&mut self, id: usize, token: u64) -> Answer<Retrieved> {
+        self.expect(id, false)?;
+        let index = self.sessions[id].files.iter().position(|file| file.token == token);
+        let index = index.ok_or(Errno::NOENT)?;
+        let file = self.sessions[id].files[index].clone();
+        match file.retrieval {
+            Retrieval::Done(same) => return Ok(Retrieved::Same(same)),
+            Retrieval::Failed(errno) => return Err(errno),
+            Retrieval::Never => {}
+        }
+        let called = self.call(file.handler, Retrieve, file.file.object, file.handle, None);
+        if let Err(errno) = called {
+            self.sessions[id].files[index].retrieval = Retrieval::Failed(errno);
+            return Err(errno);
+        }
+        let kind = self.handler(file.handler).unwrap().kinds[0];
+        Ok(Retrieved::New { kind, object: file.file.object })
+    }
+
+    /// Which file the machine made.
+    pub(crate) fn made(&mut self, id: usize, token: u64, made: ScriptedFile) {
+        let file = self.sessions[id].files.iter_mut().find(|file| file.token == token);
+        file.unwrap().retrieval = Retrieval::Done(made);
+    }
+
+    pub(crate) fn finish(&mut self, id: usize) -> Answer<()> {
+        self.expect(id, false)?;
+        for file in self.sessions[id].files.clone() {
+            self.call_at_end(CanFinish, &file).map_err(|_| Errno::BUSY)?;
+        }
+        while let Some(file) = self.sessions[id].files.pop() {
+            let _ = self.call_at_end(Finish, &file);
+            let left = self.files_in(&[State::Waiting, State::Retrieved, State::Stuck]);
+            for flb in self.handler(file.handler).unwrap().flbs.iter().rev() {
+                if self.users_of_flb(*flb, &left) > 0 {
+                    continue;
+                }
+                if self.retrieve_flb(*flb).is_ok() {
+                    let (name, handle) = self.flbs[*flb];
+                    let _ = self.call(name, FlbFinish, 0, handle, None);
+                }
+                self.shared[*flb] = Shared::Finished;
+            }
+        }
+        Ok(())
+    }
+
+    fn call_at_end(&mut self, callback: Callback, file: &File) -> Answer<()> {
+        let retrieved = match file.retrieval {
+            Retrieval::Never => None,
+            Retrieval::Done(_) => Some(Ok(())),
+            Retrieval::Failed(errno) => Some(Err(errno)),
+        };
+        self.call(file.handler, callback, file.file.object, file.handle, retrieved)
+    }
+
+    pub(crate) fn retrieve_flb(&mut self, flb: usize) -> Answer<()> {
+        match self.shared[flb] {
+            Shared::Nothing => return Err(Errno::NOENT),
+            Shared::Finished => return Err(Errno::NODATA),
+            Shared::Retrieved => return Ok(()),
+            Shared::Waiting => {}
+        }
+        let (name, handle) = self.flbs[flb];
+        self.call(name, FlbRetrieve, 0, handle, None)?;
+        self.shared[flb] = Shared::Retrieved;
+        Ok(())
+    }
+
+    pub(crate) fn close(&mut self, id: usize) -> Answer<()> {
+        match self.sessions[id].state {
+            State::Outgoing => {
+                while let Some(file) = self.sessions[id].files.pop() {
+                    let object = file.file.object;
+                    let _ = self.call(file.handler, Unpreserve, object, file.handle, None);
+                    self.put_flbs(self.handler(file.handler).unwrap().flbs);
+                }
+                self.sessions[id].state = State::Gone;
+                Ok(())
+            }
+            State::Retrieved | State::Stuck => {
+                self.sessions[id].state = State::Stuck;
+                self.finish(id)?;
+                self.sessions[id].state = State::Gone;
+                Ok(())
+            }
+            State::Waiting | State::Gone => Err(Errno::BADF),
+        }
+    }
+
+    fn outgoing(&self) -> Vec<usize> {
+        let is_outgoing = |id: &usize| self.sessions[*id].state == State::Outgoing;
+        (0..self.sessions.len()).filter(is_outgoing).collect()
+    }
+
+    /// Freezes everything; what the next kernel has is [`Reference::next`].
+    pub(crate) fn reboot(&mut self, finalize: Answer<()>) -> Answer<()> {
+        let sessions = self.outgoing();
+        for (before, id) in sessions.iter().enumerate() {
+            for index in 0..self.sessions[*id].files.len() {
+                let file = self.sessions[*id].files[index].clone();
+                let frozen = self.call(file.handler, Freeze, file.file.object, file.handle, None);
+                if let Err(errno) = frozen {
+                    self.thaw(*id, index);
+                    self.thaw_sessions(&sessions[..before]);
+                    return Err(errno);
+                }
+                self.sessions[*id].files[index].handle += Script::FROZEN;
+            }
+        }
+        if finalize.is_err() {
+            self.thaw_sessions(&sessions);
+            return Err(Errno::AGAIN);
+        }
+        Ok(())
+    }
+
+    fn thaw_sessions(&mut self, ids: &[usize]) {
+        for id in ids.iter().rev() {
+            self.thaw(*id, self.sessions[*id].files.len());
+        }
+    }
+
+    fn thaw(&mut self, id: usize, count: usize) {
+        for index in 0..count {
+            let file = self.sessions[id].files[index].clone();
+            let _ = self.call(file.handler, Unfreeze, file.file.object, file.handle, None);
+        }
+    }
+
+    /// The next kernel, which has these handlers.
+    pub(crate) fn next(&self, handlers: Vec<Handler>) -> Self {
+        let mut next = Self::new(handlers, self.flbs, self.limits);
+        next.number = self.number + 1;
+        next.faults.clone_from(&self.faults);
+        for id in self.outgoing() {
+            next.arrived.push(Session { state: State::Waiting, ..self.sessions[id].clone() });
+        }
+        let files = self.files_in(&[State::Outgoing]);
+        for flb in 0..self.flbs.len() {
+            if self.users_of_flb(flb, &files) > 0 {
+                next.shared[flb] = Shared::Waiting;
+            }
+        }
+        next
+    }
+
+    /// Names, and tokens with handles, of all that is preserved.
+    pub(crate) fn preserved(&self) -> Vec<Listed> {
+        let of = |id: &usize| {
+            let Session { name, files, .. } = &self.sessions[*id];
+            (name.clone(), files.iter().map(|file| (file.token, file.handle)).collect())
+        };
+        self.outgoing().iter().map(of).collect()
+    }
+
+    /// Each shared object and how many preserved files need it.
+    pub(crate) fn preserved_flbs(&self) -> Vec<(String, u64)> {
+        let files = self.files_in(&[State::Outgoing]);
+        let users = |flb| self.users_of_flb(flb, &files) as u64;
+        let all =
+            self.flbs.iter().enumerate().map(|(flb, (name, _))| (name.to_string(), users(flb)));
+        all.filter(|(_, users)| *users > 0).collect()
+    }
+}
