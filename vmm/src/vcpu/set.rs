@@ -189,3 +189,6 @@ fn install_kick() {
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,8 @@ use super::*;
 use crate::state::contract::contract_tests;
 use crate::state::node::read_node;
 
+mod real;
+
 impl VcpuStateV1 {
     /// A state of the vCPU `id` with nothing zero. No vCPU would take it.
     pub(crate) fn sample(id: u32) -> Self {
