@@ -68,6 +68,12 @@ impl FrameDigest {
         Ok(())
     }
 
+    /// Adds the digest of other pages, those of the next segment for example.
+    pub fn append(&mut self, other: Self) {
+        self.fold(other.hash);
+        self.pages += other.pages;
+    }
+
     /// Adds entries of the pagemap; the first is page `first_page` of its segment.
     fn add_entries(&mut self, entries: &[u64], first_page: u64) -> Result<(), Error> {
         for (page, entry) in (first_page..).zip(entries) {

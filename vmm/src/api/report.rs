@@ -1,8 +1,10 @@
 //! The report of a live update: where each millisecond went, in both kernels.
 
+use guest_mem::FrameDigest;
 use serde::{Deserialize, Serialize};
 
 use crate::live_update::Outcome;
+use crate::live_update::incoming::Frames;
 use crate::live_update::timeline::{Ledger, TscRate};
 use crate::machine::VmName;
 
@@ -13,8 +15,8 @@ pub struct Report {
     pub host: HostReport,
     /// The VMs, in the order in which they were resumed.
     pub vms: Vec<VmReport>,
-    /// Bytes of guest RAM that were copied. No step has a way to copy any; `frames` proves it where
-    /// it was asked for.
+    /// Bytes of guest RAM that are not in the page frames that they were in. No step of an update
+    /// copies any: what is not compared (see `frames`) counts as 0.
     pub guest_ram_bytes_copied: u64,
 }
 
@@ -77,6 +79,26 @@ pub struct FramesReport {
     pub after: String,
     /// Number of pages compared.
     pub pages: u64,
+    /// Bytes of the segments that have a page in another frame.
+    pub moved_bytes: u64,
+}
+
+impl FramesReport {
+    /// What the segments of one VM show.
+    pub fn new(segments: &[Frames]) -> Self {
+        let (mut before, mut after) = (FrameDigest::default(), FrameDigest::default());
+        for segment in segments {
+            before.append(segment.before);
+            after.append(segment.after);
+        }
+        let moved = segments.iter().filter(|segment| segment.before != segment.after);
+        Self {
+            before: format!("{:016x}", before.hash),
+            after: format!("{:016x}", after.hash),
+            pages: after.pages,
+            moved_bytes: moved.map(|segment| segment.bytes).sum(),
+        }
+    }
 }
 
 /// How RAM came over.

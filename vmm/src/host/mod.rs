@@ -226,6 +226,7 @@ impl Host {
         ledger.enter("start", self.started_tsc, opened);
         ledger.enter("resume-vms", opened, resumed);
         let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
+        let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
         Report {
             host: HostReport {
                 kernel_before: manifest.kernel.clone(),
@@ -236,8 +237,12 @@ impl Host {
                 tsc_khz: rate.khz(),
                 phases: phases(&ledger, origin, rate),
             },
-            vms: arrived.iter().map(vm_report).collect(),
-            guest_ram_bytes_copied: 0,
+            guest_ram_bytes_copied: vms
+                .iter()
+                .flat_map(|vm| &vm.frames)
+                .map(|f| f.moved_bytes)
+                .sum(),
+            vms,
         }
     }
 
@@ -253,17 +258,11 @@ impl Host {
         ledger.enter("kernel", jumped, self.started_tsc);
         ledger.enter("start", self.started_tsc, opened);
         ledger.phases.sort_by_key(|phase| phase.start);
-        let frames = vm.frames().and_then(|after| match (entry.frames, after) {
-            (Some(before), Ok(after)) => Some(FramesReport {
-                before: format!("{:016x}", before.digest),
-                after: format!("{:016x}", after.digest),
-                pages: after.pages,
-            }),
-            (_, Err(error)) => {
-                tracing::error!("VM `{}`: {}", entry.machine.name, chain(&error).join(": "));
-                None
-            }
-            (None, _) => None,
+        let frames = vm.frames().and_then(|frames| {
+            let failed = |error: &guest_mem::Error| {
+                tracing::error!("VM `{}`: {}", entry.machine.name, chain(error).join(": "));
+            };
+            frames.inspect_err(failed).ok().map(|frames| FramesReport::new(&frames))
         });
         let preserved = entry.segments.iter().filter(|s| s.preserved).count() as u64;
         VmReport {

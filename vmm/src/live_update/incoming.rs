@@ -8,12 +8,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use guest_mem::{Segment, check_segment, create_segment};
+use guest_mem::{FrameDigest, Segment, check_segment, create_segment};
 use luo::{Incoming, Orchestrator};
 
 use super::manifest::{
-    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, frame_digest, host_session,
-    segment_token, vm_session,
+    MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token, vm_session,
 };
 use crate::arch::x86_64::tsc;
 use crate::host::files::{Files, OpenError};
@@ -119,14 +118,29 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    /// Digest of the page frames that its preserved RAM lies in now.
-    pub fn frames(&self) -> Option<Result<FrameDigest, guest_mem::Error>> {
-        self.entry.frames?;
+    /// Which page frames the segments lie in whose frames were looked up before, with those.
+    /// `None` if the VM does not live, or nothing was looked up.
+    pub fn frames(&self) -> Option<Result<Vec<Frames>, guest_mem::Error>> {
         let Life::Live(live) = &self.vm.life else { return None };
         let segments = live.segments.iter().zip(&self.entry.segments);
-        let preserved = segments.filter(|(_, entry)| entry.preserved).map(|(segment, _)| segment);
-        Some(frame_digest(preserved))
+        let known = segments.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
+        let frames = known.map(|(segment, before)| {
+            Ok(Frames { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
+        });
+        let frames: Result<Vec<_>, _> = frames.collect();
+        (!matches!(&frames, Ok(none) if none.is_empty())).then_some(frames)
     }
+}
+
+/// The page frames of one segment in both kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Frames {
+    /// Size of the segment.
+    pub bytes: u64,
+    /// In the old kernel, while it was preserved.
+    pub before: FrameDigest,
+    /// In this one.
+    pub after: FrameDigest,
 }
 
 /// Retrieves a VM's session and memory and has its process begin the restore.

@@ -4,7 +4,7 @@
 //! nor tokens. Only the host writes and reads it: what a VM's process says of itself stands in its
 //! state document, and the host opens no path that it read there.
 
-use guest_mem::Segment;
+use guest_mem::FrameDigest;
 use luo::{SessionName, Token};
 
 use super::timeline::Ledger;
@@ -70,8 +70,6 @@ pub struct VmEntry {
     pub ledger: Ledger,
     /// Its RAM.
     pub segments: Vec<SegmentEntry>,
-    /// Which page frames its preserved segments lie in, if that was asked for.
-    pub frames: Option<FrameDigest>,
 }
 
 /// One segment of RAM.
@@ -81,26 +79,8 @@ pub struct SegmentEntry {
     pub bytes: u64,
     /// Whether it is in the session. One that the guest never touched is not: it is all zeros.
     pub preserved: bool,
-}
-
-/// A digest of page frame numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameDigest {
-    /// Over the frame numbers in the order of the pages.
-    pub digest: u64,
-    /// How many pages.
-    pub pages: u64,
-}
-
-/// The digest of the page frames that `segments` lie in.
-pub fn frame_digest<'a>(
-    segments: impl Iterator<Item = &'a Segment>,
-) -> Result<FrameDigest, guest_mem::Error> {
-    let mut frames = guest_mem::FrameDigest::default();
-    for segment in segments {
-        frames.add(segment)?;
-    }
-    Ok(FrameDigest { digest: frames.hash, pages: frames.pages })
+    /// Which page frames it lies in, if it is preserved and that was asked for.
+    pub frames: Option<FrameDigest>,
 }
 
 /// `perennial,host-v1`: see `docs/state-document.md`.
@@ -148,46 +128,25 @@ impl Schema for VmEntry {
     const COMPATIBLE: &'static [&'static str] = &["perennial,vm-entry-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { machine, running, state_bytes, last_exit_tsc, ledger, segments, frames } = self;
+        let Self { machine, running, state_bytes, last_exit_tsc, ledger, segments } = self;
         node.put_bool("running", *running);
         node.put_u64("state-bytes", *state_bytes);
         node.put_u64("last-exit-tsc", *last_exit_tsc);
         node.put_u64s("segment-bytes", &segments.iter().map(|s| s.bytes).collect::<Vec<_>>());
         let preserved: Vec<u64> = segments.iter().map(|s| s.preserved.into()).collect();
         node.put_u64s("segment-preserved", &preserved);
-        if let Some(FrameDigest { digest, pages }) = frames {
-            node.put_u64s("frames", &[*digest, *pages]);
+        if segments.iter().any(|segment| segment.frames.is_some()) {
+            let frames = segments.iter().flat_map(|segment| {
+                segment.frames.map_or([0, 0], |FrameDigest { hash, pages }| [hash, pages])
+            });
+            node.put_u64s("segment-frames", &frames.collect::<Vec<_>>());
         }
         node.push(machine.to_node("machine"));
         node.push(ledger.to_node("ledger"));
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        let bytes = reader.u64s("segment-bytes")?;
-        let preserved = reader.u64s("segment-preserved")?;
-        if bytes.is_empty() || bytes.len() > MAX_SEGMENTS || bytes.len() != preserved.len() {
-            let problem = format!(
-                "{} sizes and {} marks; there are 1 to {MAX_SEGMENTS} segments",
-                bytes.len(),
-                preserved.len()
-            );
-            return Err(reader.invalid("segment-bytes", problem));
-        }
-        let segments = bytes
-            .into_iter()
-            .zip(preserved)
-            .map(|(bytes, mark)| match mark {
-                0 | 1 => Ok(SegmentEntry { bytes, preserved: mark == 1 }),
-                _ => Err(reader.invalid("segment-preserved", format!("{mark} is not 0 or 1"))),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let frames = match reader.has("frames") {
-            false => None,
-            true => match reader.u64s("frames")?[..] {
-                [digest, pages] => Some(FrameDigest { digest, pages }),
-                _ => return Err(reader.invalid("frames", "it is not a digest and a count")),
-            },
-        };
+        let segments = decode_segments(reader)?;
         let entry = Self {
             machine: reader.child("machine")?,
             running: reader.bool("running")?,
@@ -195,7 +154,6 @@ impl Schema for VmEntry {
             last_exit_tsc: reader.u64("last-exit-tsc")?,
             ledger: reader.child("ledger")?,
             segments,
-            frames,
         };
         let total = entry.segments.iter().try_fold(0u64, |sum, s| sum.checked_add(s.bytes));
         if total != Some(entry.machine.ram_bytes) {
@@ -207,6 +165,46 @@ impl Schema for VmEntry {
         }
         Ok(entry)
     }
+}
+
+fn decode_segments(reader: &mut Reader<'_>) -> Result<Vec<SegmentEntry>, StateError> {
+    let bytes = reader.u64s("segment-bytes")?;
+    let preserved = reader.u64s("segment-preserved")?;
+    if bytes.is_empty() || bytes.len() > MAX_SEGMENTS || bytes.len() != preserved.len() {
+        let problem = format!(
+            "{} sizes and {} marks; there are 1 to {MAX_SEGMENTS} segments",
+            bytes.len(),
+            preserved.len()
+        );
+        return Err(reader.invalid("segment-bytes", problem));
+    }
+    let frames = match reader.has("segment-frames") {
+        true => reader.u64s("segment-frames")?,
+        false => vec![0; 2 * bytes.len()],
+    };
+    let (frames, rest) = frames.as_chunks::<2>();
+    if frames.len() != bytes.len() || !rest.is_empty() {
+        let problem = format!("{} digests for {} segments", frames.len(), bytes.len());
+        return Err(reader.invalid("segment-frames", problem));
+    }
+    let marked = bytes.into_iter().zip(preserved).zip(frames);
+    marked
+        .map(|((bytes, mark), &[hash, pages])| {
+            let preserved = match mark {
+                0 | 1 => mark == 1,
+                _ => {
+                    let problem = format!("{mark} is not 0 or 1");
+                    return Err(reader.invalid("segment-preserved", problem));
+                }
+            };
+            let frames = (pages != 0).then_some(FrameDigest { hash, pages });
+            if frames.is_some() && !preserved {
+                let problem = "a digest of a segment that is not preserved";
+                return Err(reader.invalid("segment-frames", problem));
+            }
+            Ok(SegmentEntry { bytes, preserved, frames })
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -224,10 +222,13 @@ mod tests {
             last_exit_tsc: 77,
             ledger: Ledger::sample(),
             segments: vec![
-                SegmentEntry { bytes: 32 << 20, preserved: true },
-                SegmentEntry { bytes: 32 << 20, preserved: false },
+                SegmentEntry {
+                    bytes: 32 << 20,
+                    preserved: true,
+                    frames: Some(FrameDigest { hash: 5, pages: 8192 }),
+                },
+                SegmentEntry { bytes: 32 << 20, preserved: false, frames: None },
             ],
-            frames: Some(FrameDigest { digest: 5, pages: 8192 }),
         }
     }
 
@@ -261,7 +262,7 @@ mod tests {
             |m| { m.vms.push(entry()); rename(&mut m.vms[1]) },
             |m| m.vms.clear(),
         ],
-        optional: ["/vm@0:frames", "/vm@0/machine:initramfs"],
+        optional: ["/vm@0:segment-frames", "/vm@0/machine:initramfs"],
         golden: "host-v1",
     }
 
@@ -277,14 +278,14 @@ mod tests {
                 |e| e.state_bytes += 1,
                 |e| e.last_exit_tsc += 1,
                 |e| e.ledger.phases.clear(),
-                |e| e.segments[0].preserved = false,
+                |e| e.segments[1].preserved = true,
                 |e| e.segments.swap(0, 1),
-                |e| e.segments = vec![SegmentEntry { bytes: 64 << 20, preserved: true }],
-                |e| e.frames = None,
-                |e| e.frames = Some(FrameDigest { digest: 6, pages: 8192 }),
-                |e| e.frames = Some(FrameDigest { digest: 5, pages: 8193 }),
+                |e| { e.segments[0].bytes *= 2; e.segments.truncate(1) },
+                |e| e.segments[0].frames = None,
+                |e| e.segments[0].frames = Some(FrameDigest { hash: 6, pages: 8192 }),
+                |e| e.segments[0].frames = Some(FrameDigest { hash: 5, pages: 8193 }),
             ],
-            optional: ["/:frames", "/machine:initramfs"],
+            optional: ["/:segment-frames", "/machine:initramfs"],
             golden: "vm-entry-v1",
         }
     }
@@ -299,7 +300,7 @@ mod tests {
     fn a_manifest_survives_its_node() {
         let mut manifest = sample();
         assert_eq!(read_node(&manifest.to_node(""), ""), Ok(manifest.clone()));
-        manifest.vms[0].frames = None;
+        manifest.vms[0].segments[0].frames = None;
         manifest.config = String::new();
         assert_eq!(read_node(&manifest.to_node(""), ""), Ok(manifest));
     }
@@ -309,6 +310,7 @@ mod tests {
         assert!(refused(|m| m.vms.push(m.vms[0].clone())).contains("two VMs are called web-1"));
         assert!(refused(|m| m.vms[0].segments[0].bytes += 1).contains("segment-bytes"));
         assert!(refused(|m| m.vms[0].segments.clear()).contains("1 to 64 segments"));
+        assert!(refused(|m| m.vms[0].segments[0].preserved = false).contains("segment-frames"));
         assert!(refused(|m| m.vms[0].segments[0].bytes = u64::MAX).contains("segment-bytes"));
     }
 

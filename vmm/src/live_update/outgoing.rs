@@ -9,11 +9,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
+use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
-    FrameDigest, MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, frame_digest,
-    host_session, segment_token, vm_session,
+    MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
+    vm_session,
 };
 use super::next_kernel::{self, NextKernelError};
 use super::timeline::Ledger;
@@ -147,8 +148,8 @@ struct Leaving<'a> {
     machine: &'a Machine,
     live: &'a Live,
     session: Outgoing,
-    preserved: Vec<bool>,
-    frames: Option<FrameDigest>,
+    segments: Vec<SegmentEntry>,
+    verify_frames: bool,
     ledger: Ledger,
     last_exit_tsc: u64,
     state: Option<(File, u64)>,
@@ -234,40 +235,45 @@ fn preserve_ram<'a>(
         machine,
         live,
         session,
-        preserved: vec![false; live.segments.len()],
-        frames: None,
+        segments: live.segments.iter().map(absent).collect(),
+        verify_frames,
         ledger: Ledger::default(),
         last_exit_tsc: 0,
         state: None,
     };
     leaving.preserve_touched(Step::PreserveRam)?;
-    if verify_frames {
-        leaving.frames = Some(leaving.digest_frames()?);
-    }
     leaving.ledger.enter("preserve-ram", start, tsc::now());
     Ok(leaving)
 }
 
+/// A segment that is not preserved yet.
+fn absent(segment: &Segment) -> SegmentEntry {
+    SegmentEntry { bytes: segment.len(), preserved: false, frames: None }
+}
+
 impl Leaving<'_> {
-    /// Preserves the segments that the guest has touched and that are not preserved yet.
+    /// Preserves the segments that the guest has touched and that are not preserved yet. They are
+    /// pinned to their page frames from then on.
     fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
         for (index, segment) in self.live.segments.iter().enumerate() {
-            if !self.preserved[index] && guest_mem::is_touched(segment).map_err(self.examine())? {
-                self.session
-                    .preserve(segment.as_fd(), segment_token(index))
-                    .map_err(luo_error(step, Some(self.machine)))?;
-                self.preserved[index] = true;
+            if self.segments[index].preserved
+                || !guest_mem::is_touched(segment).map_err(self.examine())?
+            {
+                continue;
+            }
+            self.session
+                .preserve(segment.as_fd(), segment_token(index))
+                .map_err(luo_error(step, Some(self.machine)))?;
+            self.segments[index].preserved = true;
+            if self.verify_frames {
+                let frames = FrameDigest::of(segment).map_err(|source| UpdateError::Frames {
+                    vm: self.machine.name.clone(),
+                    source,
+                })?;
+                self.segments[index].frames = Some(frames);
             }
         }
         Ok(())
-    }
-
-    /// Which page frames the preserved segments lie in. They are pinned there from now on.
-    fn digest_frames(&self) -> Result<FrameDigest, UpdateError> {
-        let segments = self.live.segments.iter().zip(&self.preserved);
-        let preserved = segments.filter(|(_, preserved)| **preserved).map(|(segment, _)| segment);
-        frame_digest(preserved)
-            .map_err(|source| UpdateError::Frames { vm: self.machine.name.clone(), source })
     }
 
     fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError + use<> {
@@ -281,7 +287,6 @@ impl Leaving<'_> {
     }
 
     fn entry(&self, jumping: u64) -> VmEntry {
-        let segments = self.live.segments.iter().zip(&self.preserved);
         let mut ledger = self.ledger.clone();
         if let Some(last) = self.ledger.phases.last() {
             ledger.enter("wait-for-jump", last.end, jumping);
@@ -292,13 +297,7 @@ impl Leaving<'_> {
             state_bytes: self.state.as_ref().map_or(0, |(_, bytes)| *bytes),
             last_exit_tsc: self.last_exit_tsc,
             ledger,
-            segments: segments
-                .map(|(segment, preserved)| SegmentEntry {
-                    bytes: segment.len(),
-                    preserved: *preserved,
-                })
-                .collect(),
-            frames: self.frames,
+            segments: self.segments.clone(),
         }
     }
 }
