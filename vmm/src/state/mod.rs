@@ -8,6 +8,8 @@
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod document;
+#[cfg(test)]
+mod documented;
 pub mod node;
 mod raw;
 
