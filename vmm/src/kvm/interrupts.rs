@@ -295,20 +295,10 @@ pub(crate) mod fake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvm_ioctls::Kvm;
+    use crate::kvm::test_vm::TestVm;
 
-    /// A VM with interrupt controllers, or `None`, with a word about it, where there is no KVM.
     fn vm() -> Option<Arc<VmFd>> {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(error) => {
-                eprintln!("skipped: no /dev/kvm: {error}");
-                return None;
-            }
-        };
-        let vm = kvm.create_vm().unwrap();
-        vm.create_irq_chip().unwrap();
-        Some(Arc::new(vm))
+        TestVm::new().map(|machine| Arc::new(machine.vm))
     }
 
     const MESSAGE: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0x31 };

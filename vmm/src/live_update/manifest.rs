@@ -211,7 +211,7 @@ fn decode_segments(reader: &mut Reader<'_>) -> Result<Vec<SegmentEntry>, StateEr
 mod tests {
     use super::*;
     use crate::machine::tests::sample as machine;
-    use crate::state::contract::contract_tests;
+    use crate::state::contract::{contract_tests, refusal};
     use crate::state::node::read_node;
 
     fn entry() -> VmEntry {
@@ -291,9 +291,7 @@ mod tests {
     }
 
     fn refused(change: fn(&mut Manifest)) -> String {
-        let mut manifest = sample();
-        change(&mut manifest);
-        read_node::<Manifest>(&manifest.to_node(""), "").expect_err("refused").to_string()
+        refusal(sample(), change)
     }
 
     #[test]

@@ -294,6 +294,15 @@ pub(crate) fn golden_document_reads<S: Schema + PartialEq + Debug>(value: &S, na
     assert_eq!(bytes, golden, "{name} is written differently now");
 }
 
+/// What a reader says of a document of `value` with a change, which it must refuse.
+pub(crate) fn refusal<S: Schema>(mut value: S, change: fn(&mut S)) -> String {
+    change(&mut value);
+    match read::<S>(&value.to_node("")) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("the changed value is not refused"),
+    }
+}
+
 /// A file among the golden documents.
 pub(crate) fn golden_path(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "golden", name].iter().collect()

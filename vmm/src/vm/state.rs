@@ -72,8 +72,7 @@ mod tests {
     use super::*;
     use crate::machine::Disk;
     use crate::machine::tests::sample as machine;
-    use crate::state::contract::contract_tests;
-    use crate::state::node::read_node;
+    use crate::state::contract::{contract_tests, refusal};
 
     impl MachineStateV1 {
         pub(crate) fn sample() -> Self {
@@ -106,9 +105,7 @@ mod tests {
     }
 
     fn refused(change: fn(&mut MachineStateV1)) -> String {
-        let mut state = MachineStateV1::sample();
-        change(&mut state);
-        read_node::<MachineStateV1>(&state.to_node(""), "").expect_err("refused").to_string()
+        refusal(MachineStateV1::sample(), change)
     }
 
     #[test]

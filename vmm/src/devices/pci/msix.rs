@@ -319,8 +319,7 @@ mod vectors;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::contract::contract_tests;
-    use crate::state::node::read_node;
+    use crate::state::contract::{contract_tests, refusal};
 
     impl MsixStateV1 {
         /// Two vectors: the first has a message, the second is masked and pending.
@@ -353,9 +352,7 @@ mod tests {
     }
 
     fn refused(change: fn(&mut MsixStateV1)) -> String {
-        let mut state = MsixStateV1::sample();
-        change(&mut state);
-        read_node::<MsixStateV1>(&state.to_node("msix"), "/").expect_err("refused").to_string()
+        refusal(MsixStateV1::sample(), change)
     }
 
     #[test]

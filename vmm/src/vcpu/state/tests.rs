@@ -1,7 +1,7 @@
 //! What a vCPU's state promises, first as a document, then on a real vCPU.
 
 use super::*;
-use crate::state::contract::contract_tests;
+use crate::state::contract::{contract_tests, refusal};
 use crate::state::node::read_node;
 
 mod real;
@@ -65,9 +65,7 @@ contract_tests! {
 }
 
 fn refused(change: fn(&mut VcpuStateV1)) -> String {
-    let mut state = sample();
-    change(&mut state);
-    read_node::<VcpuStateV1>(&state.to_node("cpu@1"), "/").expect_err("refused").to_string()
+    refusal(sample(), change)
 }
 
 #[test]

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::devices::virtio::VirtioBlkStateV1;
-use crate::state::contract::contract_tests;
-use crate::state::node::read_node;
+use crate::state::contract::{contract_tests, refusal};
 
 type Function = VirtioPciStateV1<VirtioBlkStateV1>;
 
@@ -88,27 +87,17 @@ mod queue {
     }
 }
 
-fn refused(change: fn(&mut Function)) -> String {
-    let mut state = Function::sample();
-    change(&mut state);
-    read_node::<Function>(&state.to_node("virtio-blk@1"), "/").expect_err("refused").to_string()
-}
-
 #[test]
 fn a_function_that_contradicts_itself_is_refused_by_name() {
-    for (change, property, problem) in [
-        (
-            (|s| s.device_status |= 0x10) as fn(&mut Function),
-            "device-status",
-            "bits that are not defined",
-        ),
-        (|s| s.selects[2] = 0x1_0000, "queue-select", "out of range"),
-        (|s| s.config_vector = 2, "config-vector", "vector 2, the function has 2"),
-        (|s| s.queues[0].vector = 2, "queue@0", "vector 2, the function has 2"),
-        (|s| s.isr = 4, "isr", "bits that are not defined"),
-    ] {
-        let error = refused(change);
-        assert!(error.starts_with("/virtio-blk@1") && error.contains(problem), "{error}");
-        assert!(error.contains(property), "{error}");
+    let cases: [(fn(&mut Function), _, _); 5] = [
+        (|s| s.device_status |= 0x10, "/: property `device-status`", "bits that are not defined"),
+        (|s| s.selects[2] = 0x1_0000, "/: property `queue-select`", "out of range"),
+        (|s| s.config_vector = 2, "/: property `config-vector`", "vector 2, the function has 2"),
+        (|s| s.queues[0].vector = 2, "/queue@0: property `vector`", "vector 2, the function has 2"),
+        (|s| s.isr = 4, "/: property `isr`", "bits that are not defined"),
+    ];
+    for (change, place, problem) in cases {
+        let error = refusal(Function::sample(), change);
+        assert!(error.starts_with(place) && error.contains(problem), "{error}");
     }
 }
