@@ -193,7 +193,9 @@ fn a_vcpu_goes_on_in_another_vm_as_it_was() {
         assert_eq!(saved.xsave[160..176], (1..17).collect::<Vec<u8>>());
         assert_eq!(saved.debugregs.0.db[3], 0x4000);
         let events = saved.events.0;
-        assert_eq!((events.nmi.pending, events.interrupt.shadow), (1, 1));
+        assert_eq!(events.nmi.pending, 1);
+        // AMD's processors do not tell STI from MOV SS.
+        assert_ne!(events.interrupt.shadow, 0);
         assert_eq!((events.exception.pending, events.exception.nr), (1, 14));
         assert_eq!(events.exception_payload, 0x7fff_dead_b000);
         assert_eq!(saved.sregs.0.cr2, 0x7fff_1234_5000, "the fault is not delivered yet");
