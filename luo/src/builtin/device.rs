@@ -15,8 +15,9 @@ use super::tree::SessionRecord;
 /// Whether the device is open, and what became of the incoming sessions.
 #[derive(Debug, Default)]
 pub(super) struct Device {
-    in_use: bool,
-    deserialized: Option<Result<(), Errno>>,
+    pub(super) in_use: bool,
+    /// Known as soon as the device was opened once, or if the start found that it cannot be.
+    pub(super) deserialized: Option<Result<(), Errno>>,
 }
 
 impl<F: File> Luo<F> {
@@ -41,7 +42,7 @@ impl<F: File> Luo<F> {
     }
 
     /// Why the device cannot be opened: ENOENT: no handler for the format of a file; EEXIST: two
-    /// sessions of one name, or two files under one token.
+    /// sessions of one name, two files of one under one token, or two shared objects of one format.
     pub fn deserialize_error(&self) -> Option<Errno> {
         self.device.deserialized.and_then(Result::err)
     }

@@ -36,6 +36,22 @@ enum Arrival<F> {
     Failed(Errno),
 }
 
+impl<F> Preserved<F> {
+    pub(super) fn handler(&self) -> HandlerId {
+        self.handler
+    }
+}
+
+impl<F> Arrived<F> {
+    pub(super) fn handler(&self) -> HandlerId {
+        self.handler
+    }
+
+    pub(super) fn retrieval(&self) -> Retrieval<'_, F> {
+        self.state.as_retrieval()
+    }
+}
+
 impl<F> Arrival<F> {
     fn as_retrieval(&self) -> Retrieval<'_, F> {
         match self {

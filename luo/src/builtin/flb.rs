@@ -81,12 +81,14 @@ pub(super) struct Flbs {
 }
 
 impl Flbs {
-    /// Takes over the records of the previous kernel.
-    pub(super) fn set_incoming(&mut self, records: &[FlbRecord]) {
-        self.incoming = records
-            .iter()
-            .map(|record| (record.compatible, (Handle(record.data), record.count)))
-            .collect();
+    /// Takes over the records of the previous kernel. EEXIST: two of one format.
+    pub(super) fn set_incoming(&mut self, records: &[FlbRecord]) -> Result<(), Errno> {
+        for FlbRecord { compatible, data, count } in records {
+            if self.incoming.insert(*compatible, (Handle(*data), *count)).is_some() {
+                return Err(Errno::EXIST);
+            }
+        }
+        Ok(())
     }
 
     /// Adds an object. EEXIST: one of that format is there. ENOSPC: there are [`MAX_FLBS`].

@@ -138,7 +138,9 @@ impl<F: File> Luo<F> {
         let Handover { number, sessions, flbs } = tree;
         self.incoming_number = number;
         self.arrived = sessions;
-        self.registry.flbs.set_incoming(&flbs);
+        if let Err(errno) = self.registry.flbs.set_incoming(&flbs) {
+            self.device.deserialized = Some(Err(errno));
+        }
         Ok(())
     }
 

@@ -100,7 +100,7 @@ pub(super) struct OutgoingSession<F> {
 pub(super) struct IncomingSession<F> {
     pub(super) name: Name,
     /// Whether it was given out. It stays so, also when it can no longer be reached.
-    retrieved: bool,
+    pub(super) retrieved: bool,
     pub(super) files: Files<Arrived<F>>,
 }
 

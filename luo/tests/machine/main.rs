@@ -9,4 +9,5 @@ mod order;
 mod properties;
 mod reference;
 mod start;
+mod status;
 mod support;

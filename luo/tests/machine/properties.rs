@@ -4,8 +4,8 @@
 //! draw from few names, tokens and objects, so that calls meet.
 
 use luo::builtin::scripted::{Callback, Script, ScriptedFile};
-use luo::builtin::tree::v1;
-use luo::builtin::{FlbId, Limits, Luo, Parameters, SessionId};
+use luo::builtin::tree::{FileRecord, FlbRecord, Handover, SessionRecord, v1};
+use luo::builtin::{FlbId, Limits, Luo, Name, Parameters, SessionId};
 use luo::{Errno, Token};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -281,6 +281,24 @@ impl World {
     }
 }
 
+/// A tree that no machine wrote: names and tokens that meet, counts that are wrong.
+fn any_tree() -> impl Strategy<Value = Handover> {
+    let format =
+        || prop::sample::select(vec!["object-v1", "open-v1", "lost-v1"]).prop_map(compatible);
+    let file = (format(), 0_u64..4, 0_u64..4).prop_map(|(compatible, data, token)| FileRecord {
+        compatible,
+        data,
+        token: Token(token),
+    });
+    let name = prop::sample::select(vec!["a", "b", "c"]).prop_map(|name| Name::new(name).unwrap());
+    let session = (name, prop::collection::vec(file, 0..3))
+        .prop_map(|(name, files)| SessionRecord { name, files });
+    let flb = (prop::sample::select(vec!["bus-v1", "map-v1", "other-v1"]), 0_u64..4)
+        .prop_map(|(name, count)| FlbRecord { compatible: compatible(name), data: 0, count });
+    let (sessions, flbs) = (prop::collection::vec(session, 0..3), prop::collection::vec(flb, 0..3));
+    (sessions, flbs).prop_map(|(sessions, flbs)| Handover { number: u64::MAX, sessions, flbs })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
@@ -292,5 +310,28 @@ proptest! {
         for step in &steps {
             world.step(step)?;
         }
+    }
+    #[test]
+    fn a_tree_that_no_machine_wrote_is_an_error_or_can_be_lived_with(tree in any_tree()) {
+        let bytes = v1::encode(&tree).unwrap();
+        let (mut luo, flbs) = start(&Script::new(), &HANDLERS, Ok(bytes));
+        prop_assert_eq!(luo.disabled(), None);
+        if luo.open_device().is_err() {
+            prop_assert_eq!(luo.deserialize_error(), Some(Errno::EXIST));
+            return Ok(());
+        }
+        for session in &tree.sessions {
+            let id = luo.retrieve_session(&session.name.to_field(), |_| Ok(())).unwrap();
+            for file in &session.files {
+                let object = u64::from(luo.retrieve_fd(id, file.token).unwrap().object);
+                prop_assert_eq!(object, file.data);
+            }
+            luo.finish(id).unwrap();
+            luo.close_session(id).unwrap();
+        }
+        for flb in flbs {
+            let _ = luo.retrieve_flb(flb);
+        }
+        luo.reboot(|_| Ok(())).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! The start: what is found, what is made of it, and why it may all be switched off.
 
 use luo::builtin::scripted::{Script, ScriptedFile};
-use luo::builtin::tree::{Handover, SessionRecord, v1};
+use luo::builtin::tree::{FlbRecord, Handover, SessionRecord, v1};
 use luo::builtin::{Disabled, Limits, Luo, Name, Parameters};
 use luo::{Errno, Token};
 
@@ -75,14 +75,19 @@ fn a_format_without_a_handler_makes_the_device_an_error_for_good() {
 }
 
 #[test]
-fn two_sessions_or_tokens_alike_make_the_device_an_error() {
+fn two_sessions_tokens_or_shared_objects_alike_make_the_device_an_error() {
     let script = Script::new();
     let record = |files| SessionRecord { name: Name::new("web").unwrap(), files };
     let mut old = machine(&script);
     session(&mut old, &script, "web", &[1]);
     let file = v1::decode(&switch(&mut old)).unwrap().sessions.remove(0).files.remove(0);
-    for sessions in [vec![record(vec![]), record(vec![])], vec![record(vec![file, file])]] {
-        let tree = v1::encode(&Handover { number: 1, sessions, flbs: Vec::new() }).unwrap();
+    let flb = FlbRecord { compatible: compatible("bus-v1"), data: 0, count: 1 };
+    for (sessions, flbs) in [
+        (vec![record(vec![]), record(vec![])], vec![]),
+        (vec![record(vec![file, file])], vec![]),
+        (vec![record(vec![])], vec![flb, flb]),
+    ] {
+        let tree = v1::encode(&Handover { number: 1, sessions, flbs }).unwrap();
         let mut luo = start(Parameters::default(), Ok(tree));
         luo.register_handler(script.handler(compatible("paper-v1"), &[KIND], true)).unwrap();
         assert_eq!(luo.open_device(), Err(Errno::IO));
@@ -123,4 +128,19 @@ fn sessions_that_are_not_finished_are_not_carried_on() {
     luo.retrieve_session(&name("web"), |_| Ok(())).unwrap();
     let mut luo = machine_after(&script, &switch(&mut luo));
     assert_eq!(luo.retrieve_session(&name("web"), |_| Ok(())), Err(Errno::NOENT));
+}
+
+#[test]
+fn the_limits_of_the_seed_have_their_own_errnos() {
+    let script = Script::new();
+    let mut luo = start(Parameters { limits: Limits::SEED, ..Parameters::default() }, cold());
+    luo.register_handler(script.handler(compatible("paper-v1"), &[KIND], true)).unwrap();
+    let objects: Vec<u32> = (0..128).collect();
+    let id = session(&mut luo, &script, "files", &objects);
+    let file = Some(script.open(KIND, 128));
+    assert_eq!(luo.preserve_fd(id, Token(128), file), Err(Errno::NOSPC));
+    for index in 1..819 {
+        session(&mut luo, &script, &format!("session-{index}"), &[]);
+    }
+    assert_eq!(luo.create_session(&name("one more"), |_| Ok(())), Err(Errno::NOMEM));
 }

@@ -151,10 +151,8 @@ impl<F: File> Luo<F> {
         let mut argument = read_struct(caller, address, size, request.size)?;
         let fd = caller.reserve_fd()?;
         argument.put(4, &fd.to_le_bytes());
-        let answered = match request.number {
-            uapi::CREATE_SESSION => self.create_and_tell(caller, &argument),
-            _ => self.retrieve_and_tell(caller, &argument),
-        };
+        let answered =
+            self.make_and_tell(caller, &argument, request.number == uapi::CREATE_SESSION);
         match answered {
             Ok(session) => caller.install_session(fd, session),
             Err(_) => caller.release_fd(fd),
@@ -162,32 +160,27 @@ impl<F: File> Luo<F> {
         answered.map(drop)
     }
 
-    fn create_and_tell<C: Caller<F>>(
+    /// Creates or retrieves a session. One that the caller cannot be told of is closed, or returned.
+    fn make_and_tell<C: Caller<F>>(
         &mut self,
         caller: &mut C,
         argument: &Argument,
+        create: bool,
     ) -> Result<SessionId, Errno> {
-        let session = self.create_session(&argument.name(), |id| caller.open_session(id))?;
-        argument.respond(caller).or_else(|errno| {
-            caller.drop_session(session);
+        let (name, open) = (argument.name(), |id| caller.open_session(id));
+        let session = if create {
+            self.create_session(&name, open)?
+        } else {
+            self.retrieve_session(&name, open)?
+        };
+        let Err(errno) = argument.respond(caller) else { return Ok(session) };
+        caller.drop_session(session);
+        if create {
             self.close_session(session)?;
-            Err(errno)
-        })?;
-        Ok(session)
-    }
-
-    fn retrieve_and_tell<C: Caller<F>>(
-        &mut self,
-        caller: &mut C,
-        argument: &Argument,
-    ) -> Result<SessionId, Errno> {
-        let session = self.retrieve_session(&argument.name(), |id| caller.open_session(id))?;
-        argument.respond(caller).or_else(|errno| {
-            caller.drop_session(session);
+        } else {
             self.return_session(session)?;
-            Err(errno)
-        })?;
-        Ok(session)
+        }
+        Err(errno)
     }
 
     /// Answers a request on a session. `address` is its third argument. EBADF: no such session.

@@ -5,8 +5,6 @@
 //! what a kernel does. Both are of one record layout ([`record`]), both are read strictly: a tree
 //! is a value or an error that says where and what both sides have. Neither is read by halves.
 
-use std::fmt;
-
 use super::label::{Compatible, Name};
 use crate::Token;
 
@@ -14,11 +12,9 @@ pub mod memory;
 pub mod record;
 #[cfg(test)]
 mod samples;
-mod show;
+pub(super) mod show;
 pub mod v1;
 pub mod v5;
-
-pub use show::Show;
 
 /// All that is handed over.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,19 +59,8 @@ pub struct FlbRecord {
 }
 
 impl Handover {
-    /// The value as text for people; see [`Show`].
-    pub fn show(&self) -> Show<'_> {
-        Show(self)
-    }
-
     /// How many files there are in all sessions.
     pub fn file_count(&self) -> usize {
         self.sessions.iter().map(|session| session.files.len()).sum()
-    }
-}
-
-impl fmt::Display for Handover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.show().fmt(f)
     }
 }

@@ -14,15 +14,12 @@ use std::fmt;
 
 use super::{FlbRecord, Handover, SessionRecord};
 
-/// Shows a [`Handover`] to a person. The text may change; nothing should read it.
-#[derive(Debug, Clone, Copy)]
-pub struct Show<'a>(pub(super) &'a Handover);
-
-impl fmt::Display for Show<'_> {
+/// For people. The text may change; nothing should read it.
+impl fmt::Display for Handover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Handover { number, sessions, flbs } = self.0;
+        let Self { number, sessions, flbs } = self;
         write!(f, "live update {number}: {}", Count(sessions.len(), "session"))?;
-        writeln!(f, ", {}", Count(self.0.file_count(), "file"))?;
+        writeln!(f, ", {}", Count(self.file_count(), "file"))?;
         sessions.iter().try_for_each(|session| show_session(f, session))?;
         for FlbRecord { compatible, data, count } in flbs {
             let files = Count(usize::try_from(*count).unwrap_or(usize::MAX), "file");
@@ -47,7 +44,10 @@ fn show_session(f: &mut fmt::Formatter<'_>, session: &SessionRecord) -> fmt::Res
 }
 
 /// So many of something.
-struct Count(usize, &'static str);
+pub(in crate::builtin) struct Count(
+    pub(in crate::builtin) usize,
+    pub(in crate::builtin) &'static str,
+);
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
