@@ -258,12 +258,7 @@ impl Host {
         ledger.enter("kernel", jumped, self.started_tsc);
         ledger.enter("start", self.started_tsc, opened);
         ledger.phases.sort_by_key(|phase| phase.start);
-        let frames = vm.frames().and_then(|frames| {
-            let failed = |error: &guest_mem::Error| {
-                tracing::error!("VM `{}`: {}", entry.machine.name, chain(error).join(": "));
-            };
-            frames.inspect_err(failed).ok().map(|frames| FramesReport::new(&frames))
-        });
+        let frames = (!vm.frames.is_empty()).then(|| FramesReport::new(&vm.frames));
         let preserved = entry.segments.iter().filter(|s| s.preserved).count() as u64;
         VmReport {
             name: entry.machine.name.clone(),

@@ -94,7 +94,14 @@ pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> 
 struct Arriving {
     entry: VmEntry,
     session: Incoming,
-    started: Result<(VmProcess, Vec<Segment>), IncomingError>,
+    started: Result<Begun, IncomingError>,
+}
+
+/// A restore that is under way.
+struct Begun {
+    process: VmProcess,
+    segments: Vec<Segment>,
+    frames: Vec<Frames>,
 }
 
 /// Restores and resumes every VM of the manifest, in its order. Each VM comes with its session,
@@ -115,21 +122,9 @@ pub struct Arrived {
     pub session: Option<Incoming>,
     /// Host TSC when its first vCPU entered `KVM_RUN`, if it did.
     pub first_entry_tsc: Option<u64>,
-}
-
-impl Arrived {
-    /// Which page frames the segments lie in whose frames were looked up before, with those.
-    /// `None` if the VM does not live, or nothing was looked up.
-    pub fn frames(&self) -> Option<Result<Vec<Frames>, guest_mem::Error>> {
-        let Life::Live(live) = &self.vm.life else { return None };
-        let segments = live.segments.iter().zip(&self.entry.segments);
-        let known = segments.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
-        let frames = known.map(|(segment, before)| {
-            Ok(Frames { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
-        });
-        let frames: Result<Vec<_>, _> = frames.collect();
-        (!matches!(&frames, Ok(none) if none.is_empty())).then_some(frames)
-    }
+    /// Of the segments whose page frames were looked up before, those frames and the ones that the
+    /// segments came back in.
+    pub frames: Vec<Frames>,
 }
 
 /// The page frames of one segment in both kernels.
@@ -154,16 +149,13 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
         Err(error) => {
             let mut vm = Vm::new(entry.machine.clone());
             vm.life = Life::Failed(crate::api::chain(&error));
-            Err(Box::new(Arrived { entry, vm, session: None, first_entry_tsc: None }))
+            let (session, first_entry_tsc, frames) = (None, None, Vec::new());
+            Err(Box::new(Arrived { entry, vm, session, first_entry_tsc, frames }))
         }
     }
 }
 
-fn begin(
-    session: &Incoming,
-    entry: &mut VmEntry,
-    start: u64,
-) -> Result<(VmProcess, Vec<Segment>), IncomingError> {
+fn begin(session: &Incoming, entry: &mut VmEntry, start: u64) -> Result<Begun, IncomingError> {
     // The process starts while the memory is retrieved.
     let process = VmProcess::spawn()?;
     let spawned = tsc::now();
@@ -172,6 +164,7 @@ fn begin(
     let state = session.retrieve(STATE_TOKEN)?;
     let retrieved = tsc::now();
     entry.ledger.enter("retrieve", spawned, retrieved);
+    let (frames, retrieved) = look_up_frames(&segments, entry, retrieved);
     let mut files = Files::for_machine(&entry.machine)?;
     files.push(Role::State, state);
     for segment in &segments {
@@ -180,7 +173,31 @@ fn begin(
     let request = Request::Restore { machine: entry.machine.clone(), bytes: entry.state_bytes };
     process.send(request, &files.borrow())?;
     entry.ledger.enter("open", retrieved, tsc::now());
-    Ok((process, segments))
+    Ok(Begun { process, segments, frames })
+}
+
+/// Looks up the page frames that were asked for. Now, although the guest waits: once its process has
+/// mapped them with the advice to use huge pages, the kernel moves small pages together behind
+/// everyone's back.
+fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec<Frames>, u64) {
+    let known = segments.iter().zip(&entry.segments);
+    let known = known.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
+    let frames = known.map(|(segment, before)| {
+        Ok(Frames { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
+    });
+    let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
+    let frames = frames.unwrap_or_else(|error| {
+        // No reason to keep the guest waiting, let alone to give it up.
+        let why = crate::api::chain(&error).join(": ");
+        tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
+        Vec::new()
+    });
+    if frames.is_empty() {
+        return (frames, start);
+    }
+    let end = tsc::now();
+    entry.ledger.enter("verify-frames", start, end);
+    (frames, end)
 }
 
 /// The VM's RAM: what was preserved comes from the session, what was never touched is made anew.
@@ -209,7 +226,10 @@ fn complete(arriving: Arriving) -> Arrived {
     let Arriving { mut entry, session, started } = arriving;
     let mut vm = Vm::new(entry.machine.clone());
     let waiting = tsc::now();
-    let resumed = started.and_then(|(process, segments)| {
+    let mut frames = Vec::new();
+    let resumed = started.and_then(|begun| {
+        let Begun { process, segments, .. } = begun;
+        frames = begun.frames;
         match process.reply()? {
             Reply::Built => {}
             other => return Err(unexpected("restore", &other).into()),
@@ -230,13 +250,13 @@ fn complete(arriving: Arriving) -> Arrived {
                 entry.ledger.enter("resume", last.end, entered);
             }
             vm.life = Life::Live(live);
-            Arrived { entry, vm, session: Some(session), first_entry_tsc }
+            Arrived { entry, vm, session: Some(session), first_entry_tsc, frames }
         }
         Err(error) => {
             let why = crate::api::chain(&error);
             tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
             vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
-            Arrived { entry, vm, session: None, first_entry_tsc: None }
+            Arrived { entry, vm, session: None, first_entry_tsc: None, frames }
         }
     }
 }
