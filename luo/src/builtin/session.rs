@@ -95,18 +95,28 @@ pub(super) struct OutgoingSession<F> {
     pub(super) files: Files<Preserved<F>>,
 }
 
+/// Who has an incoming session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Nobody yet.
+    Waiting,
+    /// Whoever retrieved it.
+    Retrieved,
+    /// Nobody any more: it was closed, but could not be finished.
+    Lost,
+}
+
 /// A session that came in.
 #[derive(Debug)]
 pub(super) struct IncomingSession<F> {
     pub(super) name: Name,
-    /// Whether it was given out. It stays so, also when it can no longer be reached.
-    pub(super) retrieved: bool,
+    pub(super) reach: Reach,
     pub(super) files: Files<Arrived<F>>,
 }
 
 impl<F> IncomingSession<F> {
     pub(super) fn new(name: Name) -> Self {
-        Self { name, retrieved: false, files: Files::default() }
+        Self { name, reach: Reach::Waiting, files: Files::default() }
     }
 }
 
@@ -185,7 +195,8 @@ impl<F: File> Luo<F> {
     /// Gives out the incoming session called as `name` says up to its first NUL.
     ///
     /// `open` makes the file that stands for the session; if it fails the session stays as it was.
-    /// ENOENT: none of that name came in, or it was closed since. EINVAL: it is given out.
+    /// ENOENT: none of that name came in, or it was closed since. EINVAL: it is given out, or was
+    /// closed and could not be finished.
     pub fn retrieve_session(
         &mut self,
         name: &[u8; SESSION_NAME_LENGTH],
@@ -195,11 +206,11 @@ impl<F: File> Luo<F> {
         let name = Name::from_field(name).ok_or(Errno::NOENT)?;
         let id = *self.incoming.by_name.get(&name).ok_or(Errno::NOENT)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::NOENT)?;
-        if session.retrieved {
+        if session.reach != Reach::Waiting {
             return Err(Errno::INVAL);
         }
         open(id)?;
-        session.retrieved = true;
+        session.reach = Reach::Retrieved;
         Ok(id)
     }
 
@@ -209,7 +220,7 @@ impl<F: File> Luo<F> {
     /// The kernel closes the session in this case, and with it loses all that is in it.
     pub fn return_session(&mut self, id: SessionId) -> Result<(), Errno> {
         self.check_running()?;
-        self.given_out(id)?.retrieved = false;
+        self.retrieved(id)?.reach = Reach::Waiting;
         Ok(())
     }
 
@@ -219,7 +230,7 @@ impl<F: File> Luo<F> {
             return Ok(Kind::Outgoing);
         }
         match self.incoming.get(id) {
-            Some(session) if session.retrieved => Ok(Kind::Incoming),
+            Some(session) if session.reach == Reach::Retrieved => Ok(Kind::Incoming),
             _ => Err(Errno::BADF),
         }
     }
@@ -227,12 +238,10 @@ impl<F: File> Luo<F> {
     /// The name of a session of either kind. EBADF: no such session.
     pub fn session_name(&self, id: SessionId) -> Result<Name, Errno> {
         self.check_running()?;
-        match self.outgoing.get(id) {
-            Some(session) => Ok(session.name),
-            None => {
-                self.incoming.get(id).filter(|s| s.retrieved).map(|s| s.name).ok_or(Errno::BADF)
-            }
-        }
+        let outgoing = self.outgoing.get(id).map(|session| session.name);
+        let retrieved = |session: &&IncomingSession<F>| session.reach == Reach::Retrieved;
+        let incoming = || self.incoming.get(id).filter(retrieved).map(|session| session.name);
+        outgoing.or_else(incoming).ok_or(Errno::BADF)
     }
 
     /// Preserves `file` under `token` in an outgoing session; `None` is an fd that is not open.
@@ -299,9 +308,12 @@ impl<F: File> Luo<F> {
             }
             return Ok(());
         }
-        self.given_out(id)?;
+        self.retrieved(id)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
-        finish_files(&mut self.registry, session)?;
+        if let Err(errno) = finish_files(&mut self.registry, session) {
+            session.reach = Reach::Lost;
+            return Err(errno);
+        }
         let name = session.name;
         self.incoming.remove(id, &name);
         Ok(())
@@ -311,8 +323,10 @@ impl<F: File> Luo<F> {
         if self.kind(id)? == kind { Ok(()) } else { Err(Errno::INVAL) }
     }
 
-    fn given_out(&mut self, id: SessionId) -> Result<&mut IncomingSession<F>, Errno> {
-        self.incoming.by_id.get_mut(&id).filter(|session| session.retrieved).ok_or(Errno::BADF)
+    /// An incoming session that somebody has.
+    fn retrieved(&mut self, id: SessionId) -> Result<&mut IncomingSession<F>, Errno> {
+        let session = self.incoming.by_id.get_mut(&id);
+        session.filter(|session| session.reach == Reach::Retrieved).ok_or(Errno::BADF)
     }
 }
 

@@ -16,7 +16,7 @@ use std::fmt;
 
 use super::handler::{File, Retrieval};
 use super::model::Luo;
-use super::session::{IncomingSession, OutgoingSession};
+use super::session::{IncomingSession, OutgoingSession, Reach};
 use super::tree::show::Count;
 
 /// Shows a [`Luo`] to a person. The text may change; nothing should read it.
@@ -68,8 +68,12 @@ impl<F: File> Status<'_, F> {
     }
 
     fn incoming(&self, f: &mut fmt::Formatter<'_>, session: &IncomingSession<F>) -> fmt::Result {
-        let IncomingSession { name, retrieved, files } = session;
-        let state = if *retrieved { "retrieved" } else { "not retrieved" };
+        let IncomingSession { name, reach, files } = session;
+        let state = match reach {
+            Reach::Waiting => "not retrieved",
+            Reach::Retrieved => "retrieved",
+            Reach::Lost => "out of reach: closed, but could not be finished",
+        };
         writeln!(f, "  incoming {name}: {state}, {}", Count(files.len(), "file"))?;
         for (token, file) in files.iter() {
             let format = self.0.registry.handlers.compatible(file.handler());

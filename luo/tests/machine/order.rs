@@ -141,6 +141,10 @@ fn a_session_closed_while_it_cannot_be_finished_is_out_of_reach() {
     script.fail(CanFinish, 2, Errno::BUSY);
     assert_eq!(luo.close_session(id), Err(Errno::BUSY));
     assert_eq!(luo.retrieve_session(&name("web"), |_| Ok(())), Err(Errno::INVAL));
+    assert_eq!(luo.kind(id), Err(Errno::BADF));
+    assert_eq!(luo.finish(id), Err(Errno::BADF));
+    let shown = luo.status().to_string();
+    assert!(shown.contains("incoming web: out of reach: closed, but could not be finished"));
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl Reference {
     }
 
     pub(crate) fn return_session(&mut self, id: usize) -> Answer<()> {
-        if !matches!(self.sessions[id].state, State::Retrieved | State::Stuck) {
+        if self.sessions[id].state != State::Retrieved {
             return Err(Errno::BADF);
         }
         self.sessions[id].state = State::Waiting;
@@ -224,16 +224,16 @@ impl Reference {
     /// EBADF for a session that is none, EINVAL for one of the other side.
     fn expect(&self, id: usize, outgoing: bool) -> Answer<()> {
         match (&self.sessions[id].state, outgoing) {
-            (State::Outgoing, true) | (State::Retrieved | State::Stuck, false) => Ok(()),
-            (State::Waiting | State::Gone, _) => Err(Errno::BADF),
-            _ => Err(Errno::INVAL),
+            (State::Outgoing, true) | (State::Retrieved, false) => Ok(()),
+            (State::Outgoing, false) | (State::Retrieved, true) => Err(Errno::INVAL),
+            (State::Waiting | State::Stuck | State::Gone, _) => Err(Errno::BADF),
         }
     }
 
     pub(crate) fn name(&self, id: usize) -> Answer<Vec<u8>> {
         match self.sessions[id].state {
-            State::Waiting | State::Gone => Err(Errno::BADF),
-            _ => Ok(self.sessions[id].name.clone()),
+            State::Waiting | State::Stuck | State::Gone => Err(Errno::BADF),
+            State::Outgoing | State::Retrieved => Ok(self.sessions[id].name.clone()),
         }
     }
 
@@ -394,13 +394,13 @@ impl Reference {
                 self.sessions[id].state = State::Gone;
                 Ok(())
             }
-            State::Retrieved | State::Stuck => {
-                self.sessions[id].state = State::Stuck;
-                self.finish(id)?;
-                self.sessions[id].state = State::Gone;
-                Ok(())
+            State::Retrieved => {
+                let finished = self.finish(id);
+                let state = if finished.is_ok() { State::Gone } else { State::Stuck };
+                self.sessions[id].state = state;
+                finished
             }
-            State::Waiting | State::Gone => Err(Errno::BADF),
+            State::Waiting | State::Stuck | State::Gone => Err(Errno::BADF),
         }
     }
 
