@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::builtin::Disabled;
 use crate::{Incoming, NameError, SessionName, Token};
 
 /// An attempt that failed, with its object and its errno.
@@ -79,6 +80,35 @@ pub enum Error {
         /// What the kernel answered.
         errno: Errno,
     },
+    /// The built-in orchestrator does nothing until the next start.
+    #[error("live update is disabled until the host starts anew")]
+    Disabled {
+        /// Why.
+        #[source]
+        source: Disabled,
+    },
+    /// The built-in orchestrator cannot make sessions of what came in.
+    #[error("cannot read the sessions of the last generation: {}", why_unreadable(*errno))]
+    Unreadable {
+        /// What the machine answered.
+        errno: Errno,
+    },
+    /// Making memory that can be preserved.
+    #[error("cannot make {len} bytes of memory for `{name}`: {}", why_memory(*errno))]
+    CreateMemory {
+        /// Whom it is for.
+        name: String,
+        /// How many bytes.
+        len: u64,
+        /// What was answered.
+        errno: Errno,
+    },
+    /// Handing all outgoing sessions over. They are as they were.
+    #[error("cannot hand the sessions over: {}", why_switch(*errno))]
+    Switch {
+        /// What was answered.
+        errno: Errno,
+    },
     /// An fd from elsewhere is a session, but not one that this crate could have named.
     #[error("cannot take fd {fd} as a session of this program")]
     ForeignName {
@@ -100,8 +130,11 @@ impl Error {
             | Self::Preserve { errno, .. }
             | Self::Retrieve { errno, .. }
             | Self::Finish { errno, .. }
-            | Self::Adopt { errno, .. } => Some(*errno),
-            Self::ForeignName { .. } => None,
+            | Self::Adopt { errno, .. }
+            | Self::Unreadable { errno }
+            | Self::CreateMemory { errno, .. }
+            | Self::Switch { errno } => Some(*errno),
+            Self::ForeignName { .. } | Self::Disabled { .. } => None,
         }
     }
 
@@ -124,6 +157,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Open { errno, .. } => *errno == Errno::IO,
+            Self::Disabled { .. } | Self::Unreadable { .. } => true,
             Self::Retrieve { errno, .. } => {
                 !matches!(*errno, Errno::MFILE | Errno::NOENT | Errno::FAULT)
             }
@@ -158,6 +192,8 @@ pub struct FromFdError {
 const NO_FD: &str =
     "this process has no file descriptor left; raise its limit (RLIMIT_NOFILE) and try again";
 const NO_FILE: &str = "the system has no open file left; raise fs.file-max and try again";
+const GONE: &str = "all sessions are handed over to the next generation already";
+const READ_ONLY: &str = "the pool became read-only; see the kernel's log";
 const NOT_LUO: &str = "it does not speak the protocol of the Live Update Orchestrator";
 
 fn known_or_os(known: &str, errno: Errno) -> String {
@@ -203,6 +239,7 @@ fn why_create(errno: Errno) -> String {
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOTTY => "the device is not the Live Update Orchestrator",
+        Errno::SHUTDOWN => GONE,
         _ => "",
     };
     known_or_os(known, errno)
@@ -218,6 +255,9 @@ fn why_retrieve_session(errno: Errno) -> String {
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOTTY => "the device is not the Live Update Orchestrator",
+        Errno::NOSPC => "the pool has no room for the note that it is taken; free some, try again",
+        Errno::ROFS => READ_ONLY,
+        Errno::SHUTDOWN => GONE,
         _ => "",
     };
     known_or_os(known, errno)
@@ -238,7 +278,17 @@ fn why_preserve(errno: Errno) -> String {
             "there is not enough free memory: holes of the file are filled, and pages in the \
              scratch area are moved out; free some, or boot with a smaller `kho_scratch=`"
         }
-        Errno::NOSPC => "the session holds as many files as it can; use another session",
+        Errno::NOSPC => {
+            "the session holds as many files as it can: use another session; or the pool is full: \
+             free some of it"
+        }
+        Errno::TOOBIG => {
+            "the file's memory is not in the pool, and is too big to be copied there; create it in \
+             the pool"
+        }
+        Errno::MFILE => NO_FD,
+        Errno::ROFS => READ_ONLY,
+        Errno::SHUTDOWN => GONE,
         Errno::OPNOTSUPP => "the file carries a seal that this kernel cannot hand over",
         Errno::FBIG => "the file is too big; split it into files under 16 TiB",
         Errno::INVAL => "the session is an incoming one, or the file's memory cannot be preserved",
@@ -269,6 +319,12 @@ fn why_retrieve(errno: Errno) -> String {
             "the file has a seal that this kernel does not know; what was preserved under the token \
              is lost"
         }
+        Errno::STALE => {
+            "what is in its place is not the file that was preserved, which is lost; see whether \
+             somebody changed the pool, or mixed up the fds"
+        }
+        Errno::ROFS => "the pool became read-only; what was preserved under the token is lost",
+        Errno::SHUTDOWN => GONE,
         Errno::INVAL => "the session is an outgoing one, or the record of the file is damaged",
         Errno::NOTTY => NOT_LUO,
         Errno::FAULT => "the kernel could not write its answer; try again",
@@ -282,6 +338,7 @@ fn why_finish(errno: Errno) -> String {
         Errno::BUSY => "a file in it is not ready to be finished; nothing changed, try again later",
         Errno::INVAL => "the session is an outgoing one, or the kernel does not know the request",
         Errno::NOTTY => NOT_LUO,
+        Errno::SHUTDOWN => GONE,
         _ => "",
     };
     known_or_os(known, errno)
@@ -292,6 +349,58 @@ fn why_adopt(errno: Errno) -> String {
         Errno::NOTTY => NOT_LUO,
         Errno::INVAL => "it is no session, or this kernel is too old to tell a session's name",
         Errno::BADF => "it is not open, or was opened with O_PATH",
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_unreadable(errno: Errno) -> String {
+    let known = match errno {
+        Errno::NOENT => "a file in them is of a format that this build does not know",
+        Errno::EXIST => {
+            "two sessions of one name, two files under one token or two shared objects of one format"
+        }
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_memory(errno: Errno) -> String {
+    let known = match errno {
+        Errno::ACCESS => {
+            "executable memfds are forbidden, and no other kind survives a live update (is \
+             vm.memfd_noexec 2?)"
+        }
+        Errno::NOSPC => "the pool has not that much room; stop a VM, or boot with a bigger pool",
+        Errno::FBIG => "no file of the pool's filesystem can be that big; use smaller pieces",
+        Errno::OPNOTSUPP => "the pool's filesystem cannot reserve room; use ext4 or XFS",
+        Errno::INVAL => "the name or the size is none that memory can have",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => NO_FILE,
+        Errno::NOMEM => "the kernel is out of memory; free some and try again",
+        Errno::ROFS => READ_ONLY,
+        _ => "",
+    };
+    known_or_os(known, errno)
+}
+
+fn why_switch(errno: Errno) -> String {
+    let known = match errno {
+        Errno::OPNOTSUPP => {
+            "they live in this process, which does not survive a kexec; hand them to another process"
+        }
+        Errno::INVAL => "the size of a preserved file was changed; preserve it anew",
+        Errno::MFILE => NO_FD,
+        Errno::NFILE => NO_FILE,
+        Errno::NOSPC => "the pool has no room for the tree; free some of it",
+        Errno::ROFS => READ_ONLY,
+        Errno::IO => "the pool cannot be written; see the kernel's log",
+        Errno::NOTRECOVERABLE => {
+            "the kernel was not entered, and what the pool holds for it cannot be taken back; remove \
+             `handover` from the pool before anything else"
+        }
+        Errno::AGAIN => "their tree cannot be written",
+        Errno::SHUTDOWN => GONE,
         _ => "",
     };
     known_or_os(known, errno)
@@ -322,6 +431,12 @@ mod tests {
             ),
             (Error::Finish { session, errno }, vec!["finish", "`web`"]),
             (Error::Adopt { fd: 42, errno }, vec!["take", "42"]),
+            (Error::Unreadable { errno }, vec!["read", "sessions"]),
+            (
+                Error::CreateMemory { name: "web".to_owned(), len: 4096, errno },
+                vec!["make", "4096", "`web`"],
+            ),
+            (Error::Switch { errno }, vec!["hand", "over"]),
         ]
     }
 
@@ -365,21 +480,25 @@ mod tests {
         let found = |errno| -> Vec<bool> {
             all(errno).iter().map(|(error, _)| error.is_not_found()).collect()
         };
-        assert_eq!(found(Errno::NOENT), [false, false, true, false, true, false, false]);
-        assert_eq!(found(Errno::INVAL), [false; 7]);
+        let missing = [false, false, true, false, true, false, false, false, false, false];
+        assert_eq!(found(Errno::NOENT), missing);
+        assert_eq!(found(Errno::INVAL), [false; 10]);
     }
 
     #[test]
     fn only_a_file_that_no_handler_takes_is_unsupported() {
         let unsupported: Vec<bool> =
             all(Errno::NOENT).iter().map(|(error, _)| error.is_unsupported()).collect();
-        assert_eq!(unsupported, [false, false, false, true, false, false, false]);
+        let mut expected = [false; 10];
+        expected[3] = true;
+        assert_eq!(unsupported, expected);
         assert!(all(Errno::BADF).iter().all(|(error, _)| !error.is_unsupported()));
     }
 
     #[test]
     fn a_file_that_failed_to_be_retrieved_is_lost_and_says_so() {
-        for errno in [Errno::NOMEM, Errno::NOSPC, Errno::IO, Errno::NFILE, Errno::OPNOTSUPP] {
+        let fatal = [Errno::NOMEM, Errno::NOSPC, Errno::IO, Errno::NFILE, Errno::OPNOTSUPP];
+        for errno in fatal.into_iter().chain([Errno::STALE, Errno::ROFS]) {
             let (error, _) = all(errno).remove(4);
             assert!(error.is_final(), "{error}");
             assert!(error.to_string().contains("is lost"), "{error}");

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session,
-    SessionName, Token, ioctl, uapi,
+    SessionName, Token, ioctl, memory, uapi,
 };
 
 /// The device of the kernel's LUO.
@@ -134,6 +134,16 @@ impl Orchestrator for Device {
         let fd = ioctl::retrieve_session(device.as_fd(), name)
             .map_err(|errno| Error::RetrieveSession { session: name.clone(), errno })?;
         Ok(Incoming::new(name.clone(), Box::new(Taken { fd })))
+    }
+
+    fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
+        memory::memfd(name, len)
+    }
+
+    /// The kernel does all of it by itself, in reboot(2), and undoes it if that fails.
+    fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
+        jump();
+        Ok(())
     }
 }
 
@@ -298,6 +308,13 @@ mod tests {
         }
         let error = device.retrieve_session(&name("web")).unwrap_err();
         assert!(matches!(error, Error::Open { .. }) && !error.is_not_found(), "{error}");
+    }
+
+    #[test]
+    fn the_switch_is_left_to_the_kernel() {
+        let mut jumps = 0;
+        Device::new("/dev/null").switch(&mut || jumps += 1).unwrap();
+        assert_eq!(jumps, 1);
     }
 
     #[test]

@@ -17,12 +17,15 @@
 //! [`Outgoing`] has no `retrieve` and [`Incoming`] no `preserve`: the wrong call does not compile.
 //! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
 //! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
-//! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none.
+//! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none: on a pool
+//! of memory that survives a kexec (a pool), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
+pub mod emulate;
 mod error;
 mod ioctl;
 pub mod kernel;
+mod memory;
 mod name;
 mod session;
 mod token;

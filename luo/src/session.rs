@@ -19,12 +19,18 @@ use crate::{Error, FinishError, SessionName, Token};
 pub enum Backend {
     /// The kernel's LUO: sessions survive a kexec.
     Kernel,
+    /// The built-in LUO on a pool: they survive a kexec, and what they hold lies in the pool.
+    Pool,
+    /// The built-in LUO on a keeper: they survive this process, but no kexec.
+    Keeper,
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
+            Self::Pool => "pool",
+            Self::Keeper => "keeper",
         })
     }
 }
@@ -41,6 +47,20 @@ pub trait Orchestrator: Send + Sync {
     /// Takes the session that came in under `name`. Each can be taken once;
     /// [`Error::is_not_found`] tells that none came in.
     fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error>;
+
+    /// New memory of `len` bytes, all zero, that can be preserved without being copied: an fd, open
+    /// for reading and writing, with O_CLOEXEC. `name` is for people.
+    ///
+    /// A memfd's pages are there when they are touched; a file's in a pool are there from the start.
+    fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error>;
+
+    /// Leaves for the next kernel: makes sure that it will find the outgoing sessions, then calls
+    /// `jump`, which is to enter it and comes back only if it cannot.
+    ///
+    /// `Ok`: `jump` was called and came back. `Err`: it was not called. Either way everything is as
+    /// it was, all sessions included; only if the error says that something cannot be taken back it
+    /// is not. Nothing in `jump` may drop a session or call the orchestrator.
+    fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error>;
 }
 
 /// The verbs of an outgoing session. Dropping it unpreserves everything.

@@ -3,8 +3,8 @@
 //! [`Luo`] is one pure state machine. It has no fds and does no I/O: files are values of any type
 //! that is a [`File`], what is done to them is done by a [`Handler`], requests come from a
 //! [`Caller`](decode::Caller), and the switch takes bytes away and brings them back ([`tree`]).
-//! What makes it reachable, by a socket or in the place of `/dev/liveupdate`, and where preserved
-//! memory is kept, is left to others.
+//! What makes it reachable in the place of `/dev/liveupdate` is left to others. Two orchestrators are
+//! built on it, which differ in where preserved memory is: a [`keeper`] and a pool.
 //!
 //! ```text
 //!   start --> open device --> create, retrieve --> sessions: preserve | retrieve, finish
@@ -57,11 +57,14 @@
 
 pub mod decode;
 mod device;
+mod direct;
 mod file;
 pub mod flb;
 pub mod handler;
+pub mod keeper;
 pub mod label;
 mod model;
+mod open_file;
 mod reboot;
 pub mod scripted;
 mod session;
@@ -72,5 +75,6 @@ pub use flb::{Flb, FlbId};
 pub use handler::{File, Handle, Handler, HandlerId, Retrieval};
 pub use label::{Compatible, Name};
 pub use model::{Disabled, Limits, Luo, Parameters};
+pub use open_file::OpenFile;
 pub use session::{Kind, SessionId};
 pub use show::Status;

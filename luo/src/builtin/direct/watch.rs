@@ -1,0 +1,124 @@
+//! Who still has a session: pipes whose last writer is a session's last holder.
+//!
+//! The fd that stands for a session is the writing end of a pipe. The kernel counts its copies, in
+//! this process and in others, in messages and across exec; when the last one is closed, the reading
+//! end, which stays here, hangs up. Nothing is ever written. What a session is, is left to others.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::super::SessionId;
+use super::super::open_file::{Inode, Look};
+
+/// The reading ends of all sessions that somebody has.
+#[derive(Debug, Default)]
+pub(super) struct Watch(Mutex<Ends>);
+
+#[derive(Debug, Default)]
+struct Ends {
+    /// Made with the first session: an epoll is an fd, and there may be none left.
+    epoll: Option<OwnedFd>,
+    by_number: BTreeMap<u64, End>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct End {
+    session: SessionId,
+    /// The pipe's: both ends have the same.
+    inode: Inode,
+    _reader: OwnedFd,
+}
+
+impl Watch {
+    /// The fd that stands for a session, with O_CLOEXEC. EMFILE, ENFILE, ENOMEM, ENOSPC.
+    pub(super) fn open(&self, session: SessionId) -> Result<OwnedFd, Errno> {
+        let mut ends = self.ends();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        let inode = Look::at(&reader)?.inode;
+        let number = ends.last + 1;
+        let epoll = match ends.epoll.take() {
+            Some(epoll) => epoll,
+            None => epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        };
+        // A hang-up is always told, whatever else is asked for.
+        let nothing = epoll::EventFlags::empty();
+        let added = epoll::add(&epoll, &reader, epoll::EventData::new_u64(number), nothing);
+        ends.epoll = Some(epoll);
+        added?;
+        ends.last = number;
+        ends.by_number.insert(number, End { session, inode, _reader: reader });
+        Ok(writer)
+    }
+
+    /// Sessions that nobody has any more. Each is told once.
+    pub(super) fn ended(&self) -> Vec<SessionId> {
+        const AT_ONCE: usize = 64;
+        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut ends = self.ends();
+        let mut ended = Vec::new();
+        loop {
+            let Some(epoll) = &ends.epoll else { return ended };
+            let mut events = Vec::with_capacity(AT_ONCE);
+            let found = epoll::wait(epoll, spare_capacity(&mut events), Some(&NOW));
+            // EINTR is the only failure of a good call, and another look costs nothing.
+            if found == Err(Errno::INTR) {
+                continue;
+            }
+            let closed = events.iter().map(|event: &epoll::Event| event.data.u64());
+            // The reading end is closed here, which also takes it out of the epoll.
+            ended.extend(closed.filter_map(|end| ends.by_number.remove(&end)).map(|e| e.session));
+            if events.is_empty() {
+                return ended;
+            }
+        }
+    }
+
+    /// The session that an fd stands for, if any.
+    pub(super) fn session_of(&self, fd: impl AsFd) -> Option<SessionId> {
+        let inode = Look::at(fd).ok()?.inode;
+        let ends = self.ends();
+        ends.by_number.values().find(|end| end.inode == inode).map(|end| end.session)
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_ends_with_the_last_copy_of_its_fd_and_is_told_once() {
+        let watch = Watch::default();
+        let one = watch.open(SessionId(1)).unwrap();
+        let other = watch.open(SessionId(2)).unwrap();
+        let copy = one.try_clone().unwrap();
+        drop(one);
+        assert_eq!(watch.ended(), []);
+        assert_eq!(watch.session_of(&copy), Some(SessionId(1)));
+        drop(copy);
+        assert_eq!(watch.ended(), [SessionId(1)]);
+        assert_eq!(watch.ended(), []);
+        assert_eq!(watch.session_of(&other), Some(SessionId(2)));
+        assert_eq!(watch.session_of(std::io::stdin()), None);
+    }
+
+    #[test]
+    fn more_sessions_than_are_looked_at_at_once_end_together() {
+        let watch = Watch::default();
+        let fds: Vec<_> = (0..200).map(|id| watch.open(SessionId(id)).unwrap()).collect();
+        drop(fds);
+        let mut ended = watch.ended();
+        ended.sort_unstable();
+        assert_eq!(ended, (0..200).map(SessionId).collect::<Vec<_>>());
+    }
+}

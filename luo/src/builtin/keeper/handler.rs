@@ -1,0 +1,153 @@
+//! What a keeper carries: any regular file, as its open fd.
+//!
+//! A file goes over as itself: the successor gets the same open file, with its contents, position,
+//! seals and mode. So nothing is saved or restored, and nobody has to keep still. A handle is the
+//! place of the fd among those of the [`Handover`](super::Handover), together with a digest of which
+//! file it is: fds that were mixed up are an error, never somebody else's memory.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::super::open_file::{Look, OpenFile};
+use super::super::{Compatible, Handle, Handler, Retrieval};
+
+/// The fds that come from the last generation and go to the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Carried(Arc<Mutex<Fds>>);
+
+#[derive(Debug, Default)]
+struct Fds {
+    /// In the order in which files were frozen.
+    outgoing: Vec<OwnedFd>,
+    /// `None`: retrieved, or finished.
+    incoming: Vec<Option<OwnedFd>>,
+    /// What preserved memory had when it was preserved, by its inode.
+    bytes: BTreeMap<u128, u64>,
+}
+
+impl Carried {
+    pub(super) fn new(incoming: Vec<OwnedFd>) -> Self {
+        let incoming = incoming.into_iter().map(Some).collect();
+        Self(Arc::new(Mutex::new(Fds { incoming, ..Fds::default() })))
+    }
+
+    /// What files were frozen since the last time.
+    pub(super) fn take_outgoing(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.fds().outgoing)
+    }
+
+    fn fds(&self) -> MutexGuard<'_, Fds> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which files a handler takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Memfds, which keep their size while they are preserved.
+    Memfd,
+    /// Any regular file. The kernel carries none that is no memfd.
+    Regular,
+}
+
+impl Kind {
+    /// Both, in the order in which they are asked.
+    pub(super) const ALL: [Self; 2] = [Self::Memfd, Self::Regular];
+
+    /// The format of its handles.
+    pub(super) fn format(self) -> &'static str {
+        match self {
+            Self::Memfd => "memfd-keeper-v1",
+            Self::Regular => "file-keeper-v1",
+        }
+    }
+}
+
+/// Carries files of one kind.
+#[derive(Debug)]
+pub(super) struct FdHandler {
+    pub(super) kind: Kind,
+    pub(super) carried: Carried,
+    pub(super) compatible: Compatible,
+}
+
+impl FdHandler {
+    /// What a handle says of its file. The size belongs to memory only: other files may be written.
+    fn digest(&self, look: &Look) -> u32 {
+        let bytes = if self.kind == Kind::Memfd { look.bytes } else { 0 };
+        let mut digest = crc32fast::Hasher::new();
+        digest.update(&look.inode.to_u128().to_le_bytes());
+        digest.update(&bytes.to_le_bytes());
+        digest.finalize()
+    }
+}
+
+fn handle(place: usize, digest: u32) -> Result<Handle, Errno> {
+    let place = u32::try_from(place).map_err(|_| Errno::NOSPC)?;
+    Ok(Handle(u64::from(digest) << 32 | u64::from(place)))
+}
+
+fn place(Handle(handle): Handle) -> usize {
+    (handle & u64::from(u32::MAX)) as usize
+}
+
+impl Handler<OpenFile> for FdHandler {
+    fn compatible(&self) -> Compatible {
+        self.compatible
+    }
+
+    fn can_preserve(&self, file: &OpenFile) -> bool {
+        match self.kind {
+            Kind::Memfd => file.is_memfd(),
+            Kind::Regular => file.look().is_ok_and(|look| look.is_regular),
+        }
+    }
+
+    fn identity(&self, file: &OpenFile) -> Option<u128> {
+        file.look().ok().map(|look| look.inode.to_u128())
+    }
+
+    fn preserve(&mut self, file: &OpenFile) -> Result<Handle, Errno> {
+        let look = file.look()?;
+        self.carried.fds().bytes.insert(look.inode.to_u128(), look.bytes);
+        handle(0, self.digest(&look))
+    }
+
+    /// EINVAL: memory has not the size that it was preserved with. The kernel would not have let it
+    /// be changed; here that is found out.
+    fn freeze(&mut self, file: &OpenFile, _: Handle) -> Result<Handle, Errno> {
+        let (look, fd) = (file.look()?, file.duplicate()?);
+        let mut fds = self.carried.fds();
+        let preserved = fds.bytes.get(&look.inode.to_u128());
+        if self.kind == Kind::Memfd && preserved != Some(&look.bytes) {
+            return Err(Errno::INVAL);
+        }
+        fds.outgoing.push(fd);
+        handle(fds.outgoing.len() - 1, self.digest(&look))
+    }
+
+    fn unpreserve(&mut self, file: &OpenFile, _: Handle) {
+        if let Ok(look) = file.look() {
+            self.carried.fds().bytes.remove(&look.inode.to_u128());
+        }
+    }
+
+    /// ESTALE: there is no fd in its place, or one of another file.
+    fn retrieve(&mut self, taken: Handle) -> Result<OpenFile, Errno> {
+        let fd = self.carried.fds().incoming.get_mut(place(taken)).and_then(Option::take);
+        let fd = fd.ok_or(Errno::STALE)?;
+        if handle(place(taken), self.digest(&Look::at(&fd)?)) != Ok(taken) {
+            return Err(Errno::STALE);
+        }
+        Ok(OpenFile::new(fd))
+    }
+
+    fn finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) {
+        if let Some(fd) = self.carried.fds().incoming.get_mut(place(handle)) {
+            fd.take();
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Memory that a kernel's LUO, or a keeper, can carry: memfds.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+
+use crate::Error;
+
+/// A memfd of `len` bytes, all of it a hole.
+///
+/// Executable: one that is sealed against execution comes back from Linux 7.3 sealed against
+/// writing too. It cannot be sealed, and is sized here once: LUO freezes the size of what it
+/// preserves.
+pub(crate) fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
+    let error = |errno| Error::CreateMemory { name: name.to_owned(), len, errno };
+    let fd = match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
+        // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC),
+        made => made,
+    }
+    .map_err(error)?;
+    rustix::fs::ftruncate(&fd, len).map_err(error)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::SealFlags;
+
+    use super::*;
+
+    #[test]
+    fn memory_is_a_hole_in_an_executable_memfd_that_nobody_can_seal() {
+        let fd = memfd("vm", 1 << 20).unwrap();
+        let stat = rustix::fs::fstat(&fd).unwrap();
+        assert_eq!((stat.st_size, stat.st_blocks, stat.st_mode & 0o111), (1 << 20, 0, 0o111));
+        assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), SealFlags::SEAL);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_had_is_named() {
+        for (name, len) in [("x".repeat(250), 1), ("vm".to_owned(), u64::MAX)] {
+            let error = memfd(&name, len).unwrap_err();
+            assert!(matches!(error, Error::CreateMemory { len: found, .. } if found == len));
+            assert!(error.to_string().contains(&name), "{error}");
+        }
+    }
+}
