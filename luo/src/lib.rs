@@ -21,7 +21,6 @@
 //! of memory that survives a kexec (a pool), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
-pub mod emulate;
 mod error;
 mod ioctl;
 pub mod kernel;
