@@ -21,6 +21,7 @@
 //! of memory that survives a kexec (a pool), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
+pub mod emulate;
 mod error;
 mod ioctl;
 pub mod kernel;

@@ -1,6 +1,7 @@
-//! The command line: `perennial host`, `ctl`, `state`, and the internal `vmm`.
+//! The command line: `perennial host`, `ctl`, `state`, `luo`, and the internal `vmm`.
 
 mod ctl;
+mod luo;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +33,9 @@ enum Command {
     /// Look into a state document
     #[command(subcommand)]
     State(state::Command),
+    /// Use the Live Update Orchestrator without a kernel that has it
+    #[command(subcommand)]
+    Luo(luo::Command),
     /// The process of one VM; the host starts it, with the link as its standard input
     #[command(hide = true)]
     Vmm,
@@ -52,6 +56,7 @@ pub fn main(started: u64) -> ExitCode {
         Command::Vmm => exit(vm::serve::run()),
         Command::Ctl(arguments) => exit(ctl::run(arguments)),
         Command::State(command) => exit(state::run(command)),
+        Command::Luo(command) => luo::run(command),
     }
 }
 
@@ -64,7 +69,7 @@ fn exit<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
 }
 
 /// Prints an error once, with all its causes in one line.
-fn report<E: std::error::Error>(result: &Result<(), E>) {
+fn report<T, E: std::error::Error>(result: &Result<T, E>) {
     if let Err(error) = result {
         eprintln!("perennial: {}", api::chain(error).join(": "));
     }

@@ -1,0 +1,190 @@
+//! Memfds: what the emulated LUO carries, and where they wait.
+//!
+//! Follows `mm/memfd_luo.c` of Linux 7.3. A file that is preserved can be resized here, which Linux
+//! refuses; so its size is held against what it was when the switch comes, and the switch fails if
+//! it differs. Contents are never copied from one generation to the next: the [`Store`] keeps a
+//! reference to the file, and who retrieves it gets a new open file description of the same file:
+//! for reading and writing, at the position that the old one had at the switch. Name, mode, owner,
+//! seals and holes of the file stay as they were, which they do not on Linux.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{
+    Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fcntl_getfl, fstat, fstatfs, open, seek,
+    tell,
+};
+use rustix::io::Errno;
+
+use crate::builtin::tree::Handover;
+use crate::builtin::{Compatible, File, Handle, Handler, Retrieval};
+
+/// What a handle of this handler is: the number of a file in the store.
+pub(super) const FORMAT: &str = "memfd-store-v1";
+
+/// `f_type` of tmpfs, and of all memfds but those of huge pages.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// A reference to an open file of the program, or of what becomes one.
+#[derive(Debug, Clone)]
+pub(super) struct OpenFile {
+    fd: Arc<OwnedFd>,
+    number: u64,
+}
+
+impl OpenFile {
+    /// `None` if it was opened with O_PATH: then nothing can be done with it.
+    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
+        let flags = fcntl_getfl(&fd).ok()?;
+        (!flags.contains(OFlags::PATH)).then(|| Self::numbered(fd))
+    }
+
+    fn numbered(fd: OwnedFd) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self { fd: Arc::new(fd), number: LAST.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl File for OpenFile {
+    /// Two references that came by two ways have two numbers. Nobody asks: see
+    /// [`MemfdHandler::identity`].
+    fn description(&self) -> u64 {
+        self.number
+    }
+}
+
+/// A file on its way to the next kernel.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) size: u64,
+    pub(super) position: u64,
+    pub(super) seals: SealFlags,
+    /// Permission bits.
+    pub(super) mode: u32,
+}
+
+/// Another open file description of the same file.
+pub(super) fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    open(path, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+impl Kept {
+    /// Looks at a file of the program, which is at its position.
+    fn look(file: &OpenFile) -> Result<Self, Errno> {
+        let stat = fstat(file)?;
+        Ok(Self {
+            fd: Arc::clone(&file.fd),
+            size: u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?,
+            position: tell(file)?,
+            seals: fcntl_get_seals(file)?,
+            mode: stat.st_mode & 0o7777,
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    last: u64,
+    files: BTreeMap<u64, Kept>,
+}
+
+/// The files that are preserved or came in, each under its number. Clones are the same store.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Store(Arc<Mutex<Shelves>>);
+
+impl Store {
+    /// A store with what a state directory had.
+    pub(super) fn with(files: BTreeMap<u64, Kept>) -> Self {
+        let last = files.keys().next_back().copied().unwrap_or_default();
+        Self(Arc::new(Mutex::new(Shelves { last, files })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of a number.
+    pub(super) fn get(&self, number: u64) -> Option<Kept> {
+        self.lock().files.get(&number).cloned()
+    }
+
+    /// Drops all that is not in a tree: what was not finished is lost with its kernel.
+    pub(super) fn keep_only(&self, tree: &Handover) {
+        let wanted = numbers(tree).collect::<std::collections::BTreeSet<u64>>();
+        self.lock().files.retain(|number, _| wanted.contains(number));
+    }
+}
+
+/// The numbers of the files in a tree.
+pub(super) fn numbers(tree: &Handover) -> impl Iterator<Item = u64> {
+    tree.sessions.iter().flat_map(|session| &session.files).map(|file| file.data)
+}
+
+/// Carries memfds.
+#[derive(Debug)]
+pub(super) struct MemfdHandler(pub(super) Store);
+
+impl Handler<OpenFile> for MemfdHandler {
+    fn compatible(&self) -> Compatible {
+        Compatible::new(FORMAT).expect("it is a short text")
+    }
+
+    /// A file of tmpfs that has no name: `memfd_luo_can_preserve`. Memory of huge pages is in another
+    /// file system, and what is no memory has no seals.
+    fn can_preserve(&self, file: &OpenFile) -> bool {
+        let is_unlinked = || fstat(file).is_ok_and(|stat| stat.st_nlink == 0);
+        let is_tmpfs = || fstatfs(file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
+        fcntl_get_seals(file).is_ok() && is_unlinked() && is_tmpfs()
+    }
+
+    fn identity(&self, file: &OpenFile) -> Option<u128> {
+        let stat = fstat(file).ok()?;
+        Some(u128::from(stat.st_dev) << 64 | u128::from(stat.st_ino))
+    }
+
+    fn preserve(&mut self, file: &OpenFile) -> Result<Handle, Errno> {
+        let kept = Kept::look(file)?;
+        let mut shelves = self.0.lock();
+        shelves.last += 1;
+        let number = shelves.last;
+        shelves.files.insert(number, kept);
+        Ok(Handle(number))
+    }
+
+    /// EINVAL: the size is not what it was when the file was preserved.
+    fn freeze(&mut self, file: &OpenFile, handle: Handle) -> Result<Handle, Errno> {
+        let now = Kept::look(file)?;
+        let mut shelves = self.0.lock();
+        let kept = shelves.files.get_mut(&handle.0).ok_or(Errno::INVAL)?;
+        if now.size != kept.size {
+            return Err(Errno::INVAL);
+        }
+        kept.position = now.position;
+        Ok(handle)
+    }
+
+    fn unpreserve(&mut self, _: &OpenFile, handle: Handle) {
+        self.0.lock().files.remove(&handle.0);
+    }
+
+    fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
+        let kept = self.0.get(handle.0).ok_or(Errno::IO)?;
+        let fd = reopen(&kept.fd, OFlags::RDWR | OFlags::LARGEFILE)?;
+        seek(&fd, SeekFrom::Start(kept.position))?;
+        Ok(OpenFile::numbered(fd))
+    }
+
+    fn finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) {
+        self.0.lock().files.remove(&handle.0);
+    }
+}

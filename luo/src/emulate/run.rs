@@ -1,0 +1,180 @@
+//! Generations, one after another, until the program has ended.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::kernel::{Kernel, StartError, Verdict};
+use super::memfd::Store;
+use super::notify::{Answer, Listener};
+use super::program::{Exit, Program, Surroundings, end_all, reap};
+use super::state::{self, Directory, State};
+use super::tracee::Tracee;
+use super::{Error, NUMBER_VARIABLE, Options};
+use crate::builtin::tree::v1;
+
+/// How a generation ended.
+#[derive(Debug)]
+enum End {
+    /// With the program.
+    Exit(Exit),
+    /// With the next kernel, which gets this tree.
+    Switch(Vec<u8>),
+}
+
+/// Runs a program until it has ended, and says how. Nothing is left of it then.
+///
+/// To be called from the main thread of a process that has no other children: it takes in all
+/// orphans of the program and buries every child.
+pub fn run(program: &Program, options: &Options) -> Result<Exit, Error> {
+    let surroundings = Surroundings::enter().map_err(system("its surroundings"))?;
+    let mut ended = run_generations(program, options, &surroundings);
+    // Whatever went wrong, nobody is to be left behind.
+    if let Err(errno) = end_all() {
+        ended = ended.and(Err(system("end what is left of it")(errno)));
+    }
+    ended
+}
+
+fn run_generations(
+    program: &Program,
+    options: &Options,
+    surroundings: &Surroundings,
+) -> Result<Exit, Error> {
+    let opened = options.state.as_deref().map(Directory::open).transpose()?;
+    let (directory, state) = opened.map_or((None, None), |(d, state)| (Some(d), state));
+    let (mut tree, store) = match state {
+        Some(State { tree, files }) => (Some(tree), Store::with(files)),
+        None => (None, Store::default()),
+    };
+    loop {
+        let kernel = Kernel::start(tree.as_deref(), &store).map_err(|error| match error {
+            StartError::Tree(disabled) => disabled.into(),
+            StartError::System(errno) => system("an epoll")(errno),
+        })?;
+        let number = kernel.luo.liveupdate_number().to_string();
+        let (first, listener) = surroundings.start(program, &[(NUMBER_VARIABLE, number)])?;
+        Tracee::new(first.as_raw_nonzero().get().cast_unsigned())
+            .reachable()
+            .map_err(|errno| Error::Reach { errno })?;
+        let store = &store;
+        let generation =
+            Generation { kernel, listener, first, store, directory: directory.as_ref(), options };
+        match generation.run(surroundings)? {
+            End::Exit(exit) => return Ok(exit),
+            End::Switch(_) if directory.is_some() => return Ok(Exit::Status(0)),
+            End::Switch(bytes) => {
+                end_all().map_err(system("end what is left of it"))?;
+                // It was written by this very program.
+                if let Ok(handover) = v1::decode(&bytes) {
+                    store.keep_only(&handover);
+                }
+                tree = Some(bytes);
+            }
+        }
+    }
+}
+
+fn system(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Supervise { what, errno }
+}
+
+/// A kernel and the program on it.
+struct Generation<'a> {
+    kernel: Kernel,
+    listener: Listener,
+    first: Pid,
+    store: &'a Store,
+    directory: Option<&'a Directory>,
+    options: &'a Options,
+}
+
+const CALLS: u64 = 0;
+const SIGNALS: u64 = 1;
+
+impl Generation<'_> {
+    fn run(mut self, surroundings: &Surroundings) -> Result<End, Error> {
+        let events = self.events(surroundings).map_err(system("an epoll"))?;
+        let mut ready: Vec<epoll::Event> = Vec::with_capacity(2);
+        loop {
+            ready.clear();
+            match epoll::wait(&events, spare_capacity(&mut ready), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(system("an epoll")(errno)),
+            }
+            for event in &ready {
+                let end = match event.data.u64() {
+                    CALLS => self.answer_one()?,
+                    _ => self.take_signals(surroundings)?,
+                };
+                if let Some(end) = end {
+                    return Ok(end);
+                }
+            }
+        }
+    }
+
+    fn events(&self, surroundings: &Surroundings) -> Result<OwnedFd, Errno> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |fd: BorrowedFd<'_>, number| {
+            epoll::add(&events, fd, epoll::EventData::new_u64(number), epoll::EventFlags::IN)
+        };
+        add(self.listener.as_fd(), CALLS)?;
+        add(surroundings.as_fd(), SIGNALS)?;
+        Ok(events)
+    }
+
+    fn answer_one(&mut self) -> Result<Option<End>, Error> {
+        let call = match self.listener.receive() {
+            Ok(Some(call)) => call,
+            Ok(None) => return Ok(None),
+            Err(errno) => return Err(system("a notification")(errno)),
+        };
+        self.kernel.close_what_is_gone().map_err(system("an epoll"))?;
+        let answer = match self.kernel.judge(&self.listener, &call) {
+            Verdict::Answer(answer) => answer,
+            Verdict::Done => return Ok(None),
+            Verdict::Reboot if !self.listener.waits(call.id) => return Ok(None),
+            Verdict::Reboot => match self.switch() {
+                Ok(tree) => return Ok(Some(End::Switch(tree))),
+                Err((errno, _)) => Answer::Errno(errno),
+            },
+        };
+        match self.listener.answer(call.id, answer) {
+            // Killed meanwhile.
+            Ok(()) | Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(system("an answer")(errno)),
+        }
+    }
+
+    fn take_signals(&mut self, surroundings: &Surroundings) -> Result<Option<End>, Error> {
+        surroundings.take_signals(self.first).map_err(system("a signal"))?;
+        let exit = reap(self.first).map_err(system("the end of a process"))?;
+        match exit {
+            Some(Exit::Status(0)) if self.options.kexec => {}
+            exit => return Ok(exit.map(End::Exit)),
+        }
+        self.kernel.close_what_is_gone().map_err(system("an epoll"))?;
+        let switched = self.switch();
+        switched
+            .map(|tree| Some(End::Switch(tree)))
+            .map_err(|(errno, source)| Error::Switch { errno, source })
+    }
+
+    /// Hands all outgoing sessions over. A failure changes nothing.
+    fn switch(&mut self) -> Result<Vec<u8>, (Errno, Option<state::Error>)> {
+        let (mut tree, mut problem) = (Vec::new(), None);
+        let switched = self.kernel.luo.reboot(|bytes| {
+            tree = bytes.to_vec();
+            let saved = self.directory.map_or(Ok(()), |d| d.save(bytes, self.store));
+            saved.map_err(|error| {
+                problem = Some(error);
+                Errno::AGAIN
+            })
+        });
+        switched.map(|()| tree).map_err(|errno| (errno, problem))
+    }
+}
