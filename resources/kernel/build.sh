@@ -22,22 +22,21 @@
 #       kernels/<name>.log           the last build of each
 #
 # Environment: PERENNIAL_CACHE; PERENNIAL_LINUX_SERIES and PERENNIAL_DEBIAN_MIRROR
-# (see below and ../apt.sh).
+# (see source.sh and ../apt.sh).
 
 set -euo pipefail
 
-# The one place that says which kernel. LUO's interface is young: another series is
-# a change to be tested, not a matter of course.
-series=${PERENNIAL_LINUX_SERIES:-7.3}
-suite=trixie-backports
-
 here=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=resources/apt.sh
-. "$here/../apt.sh"
 
-cache=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}
-downloads=$cache/downloads
-kernels=$cache/kernels
+say() { printf 'kernel: %s\n' "$*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+# shellcheck source=resources/kernel/source.sh
+. "$here/source.sh"
+
 work=$kernels/work
 
 # Fixed, so that the same input gives the same kernel wherever it is built.
@@ -47,12 +46,6 @@ make_flags=(
     KBUILD_BUILD_VERSION=1
     KBUILD_BUILD_TIMESTAMP=2026-01-01
 )
-
-say() { printf 'kernel: %s\n' "$*" >&2; }
-die() {
-    say "$@"
-    exit 1
-}
 
 case ${1:-} in
 host-a | host-b | guest) wanted=("$1") ;;
@@ -73,52 +66,6 @@ local_version() {
     host-*) echo "-perennial-${1#host-}" ;;
     guest) echo "-perennial-guest" ;;
     esac
-}
-
-# --- The source package -----------------------------------------------------------
-
-# Sets `package` (the .deb's path, which may not exist yet) and `version`. What was
-# downloaded once stays in use, so that a point release does not rebuild everything.
-find_source() {
-    local found=("$downloads/linux-source-${series}"_*.deb)
-    if [[ -e ${found[-1]} ]]; then
-        package=${found[-1]}
-        version=$(dpkg-deb --field "$package" Version)
-        return
-    fi
-    say "looking for Linux $series in Debian's $suite"
-    apt_open "$suite" >"$kernels/apt.log" 2>&1 || die "apt could not be prepared; see $kernels/apt.log"
-    # The whole output is read each time: apt-cache must not see a closed pipe.
-    # For a package it does not know apt-cache fails, and `version` stays empty.
-    version=$(apt-cache "${apt_options[@]}" show --no-all-versions "linux-source-$series" 2>/dev/null |
-        sed -n 's/^Version: //p') || true
-    if [[ -z $version ]]; then
-        say "$suite has no linux-source-$series (apt's log: $kernels/apt.log). It has:"
-        apt-cache "${apt_options[@]}" search --names-only '^linux-source-[0-9]' | sed 's/ .*//; s/^/kernel:   /' >&2
-        say "Debian keeps one series at a time there. Try its newest with PERENNIAL_LINUX_SERIES=<n.n>,"
-        die "or put the wanted linux-source-${series}_<version>_all.deb into $downloads."
-    fi
-    package=$downloads/linux-source-${series}_${version//:/%3a}_all.deb
-}
-
-fetch_source() {
-    if [[ -e $package ]]; then return; fi
-    say "downloading linux-source-$series $version (170 MB)"
-    mkdir -p "$work/download"
-    (cd "$work/download" && apt-get "${apt_options[@]}" -q download "linux-source-$series=$version") \
-        >>"$kernels/apt.log" 2>&1 || die "the download failed; see $kernels/apt.log"
-    # apt has checked it by now; only a whole file gets the name.
-    mv "$work/download"/linux-source-*.deb "$package"
-}
-
-unpack_source() {
-    if [[ -d $work/source ]]; then return; fi
-    fetch_source
-    say "unpacking the source (15 seconds; 2 GB until the build is over)"
-    mkdir -p "$work/source"
-    dpkg-deb --fsys-tarfile "$package" |
-        tar --extract --to-stdout "./usr/src/linux-source-$series.tar.xz" |
-        tar --extract --xz --strip-components=1 --directory "$work/source"
 }
 
 # --- The kernels ------------------------------------------------------------------
@@ -155,7 +102,11 @@ build() {
     image=$work/image
 
     if [[ -d $target ]]; then return; fi
-    unpack_source
+    if [[ ! -d $work/source ]]; then
+        fetch_source
+        say "unpacking the source (15 seconds; 2 GB until the build is over)"
+        unpack_source "$work/source"
+    fi
 
     # `nice`, for whoever works on this machine meanwhile.
     local make=(nice -n 5 make -C "$work/source" "O=$tree" "LOCALVERSION=$(local_version "$name")"
@@ -193,7 +144,6 @@ all_there() {
     done
 }
 
-mkdir -p "$downloads" "$kernels"
 trap apt_close EXIT
 find_source
 if ! all_there; then
