@@ -4,7 +4,7 @@
 //! that is a [`File`], what is done to them is done by a [`Handler`], requests come from a
 //! [`Caller`](decode::Caller), and the switch takes bytes away and brings them back ([`tree`]).
 //! What makes it reachable in the place of `/dev/liveupdate` is left to others. Two orchestrators are
-//! built on it, which differ in where preserved memory is: a [`keeper`] and a pool.
+//! built on it, which differ in where preserved memory is: a [`keeper`] and a [`pool`].
 //!
 //! ```text
 //!   start --> open device --> create, retrieve --> sessions: preserve | retrieve, finish
@@ -65,12 +65,14 @@ pub mod keeper;
 pub mod label;
 mod model;
 mod open_file;
+pub mod pool;
 mod reboot;
 pub mod scripted;
 mod session;
 mod show;
 pub mod tree;
 
+pub use direct::HandOverError;
 pub use flb::{Flb, FlbId};
 pub use handler::{File, Handle, Handler, HandlerId, Retrieval};
 pub use label::{Compatible, Name};

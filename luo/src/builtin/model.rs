@@ -71,6 +71,9 @@ pub enum Disabled {
         /// What the carrier answered. ENOENT is no failure: then there is no tree.
         errno: Errno,
     },
+    /// The tree in the pool is not to be trusted.
+    #[error("the sessions of the previous kernel cannot be taken")]
+    Pool(#[from] super::pool::TreeError),
     /// The tree of the previous kernel is not one of this format.
     #[error("the tree of the previous kernel cannot be read")]
     Tree(#[from] v1::Error),

@@ -50,6 +50,17 @@ pub(super) enum NotHandedOver<E> {
     NotTaken(E),
 }
 
+/// Why sessions were not handed over. They are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOverError<E> {
+    /// They cannot be handed over now.
+    #[error(transparent)]
+    Refused(Error),
+    /// Whoever was to take them did not.
+    #[error("the sessions were not taken over")]
+    NotTaken(#[source] E),
+}
+
 impl fmt::Debug for Direct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the machine: a caller may hold its lock.

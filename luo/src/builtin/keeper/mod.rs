@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::direct::{Direct, NotHandedOver};
 use super::open_file::OpenFile;
 use super::tree::{self, v1};
-use super::{Compatible, Luo, Parameters, SessionId};
+use super::{Compatible, HandOverError, Luo, Parameters, SessionId};
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, memory,
 };
@@ -76,17 +76,6 @@ pub struct SwitchError {
     pub keeper: Keeper,
     /// Why.
     pub error: Error,
-}
-
-/// Why sessions were not handed over. They are as they were.
-#[derive(Debug, thiserror::Error)]
-pub enum HandOverError<E> {
-    /// They cannot be handed over now.
-    #[error(transparent)]
-    Refused(Error),
-    /// Whoever was to take them did not.
-    #[error("the sessions were not taken over")]
-    NotTaken(#[source] E),
 }
 
 /// The sessions of this process, and of the one before it. Clones are the same keeper.

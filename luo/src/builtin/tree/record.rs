@@ -98,7 +98,7 @@ fn label<const N: usize>(bytes: &[u8]) -> Result<Label<N>, BadName> {
 }
 
 /// The number at `at`, which the caller knows to be inside; 0 beyond the end.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(in crate::builtin) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let field = bytes.get(at..).and_then(|rest| rest.first_chunk());
     field.map_or(0, |field| u64::from_le_bytes(*field))
 }

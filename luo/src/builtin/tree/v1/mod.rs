@@ -34,7 +34,7 @@ use vm_fdt::FdtWriter;
 use super::record::{BadName, FILE_BYTES, FLB_BYTES, SESSION_BYTES, SessionEntry};
 use super::{FileRecord, FlbRecord, Handover, SessionRecord};
 
-mod node;
+pub(in crate::builtin) mod node;
 pub mod seed;
 #[cfg(test)]
 mod tests;

@@ -10,14 +10,14 @@ use dtoolkit::{Node as _, Property as _};
 use super::Error;
 
 /// The root of the tree in `bytes`.
-pub(super) fn root_node(bytes: &[u8]) -> Result<Node<'_>, Error> {
+pub(in crate::builtin) fn root_node(bytes: &[u8]) -> Result<Node<'_>, Error> {
     let fdt = Fdt::new(bytes).map_err(|error| Error::Fdt { problem: error.to_string() })?;
     Node::new(fdt.root(), "/".to_owned())
 }
 
 /// A node, of which properties are taken one by one.
 #[derive(Debug)]
-pub(super) struct Node<'a> {
+pub(in crate::builtin) struct Node<'a> {
     path: String,
     properties: Vec<(String, Vec<u8>)>,
     node: FdtNode<'a>,
@@ -43,12 +43,12 @@ impl<'a> Node<'a> {
     const MOST_PROPERTIES: usize = 16;
 
     /// Where the node is in the tree.
-    pub(super) fn path(&self) -> &str {
+    pub(in crate::builtin) fn path(&self) -> &str {
         &self.path
     }
 
     /// Takes a property.
-    pub(super) fn bytes(&mut self, property: &'static str) -> Result<Vec<u8>, Error> {
+    pub(in crate::builtin) fn bytes(&mut self, property: &'static str) -> Result<Vec<u8>, Error> {
         match self.properties.iter().position(|(name, _)| *name == property) {
             Some(index) => Ok(self.properties.swap_remove(index).1),
             None => Err(Error::MissingProperty { path: self.path.clone(), property }),
@@ -56,7 +56,7 @@ impl<'a> Node<'a> {
     }
 
     /// Takes a property of `N` bytes.
-    pub(super) fn array<const N: usize>(
+    pub(in crate::builtin) fn array<const N: usize>(
         &mut self,
         property: &'static str,
     ) -> Result<[u8; N], Error> {
@@ -70,7 +70,10 @@ impl<'a> Node<'a> {
     }
 
     /// Takes the node's format, which has to be `known`.
-    pub(super) fn expect_compatible(&mut self, known: &'static str) -> Result<(), Error> {
+    pub(in crate::builtin) fn expect_compatible(
+        &mut self,
+        known: &'static str,
+    ) -> Result<(), Error> {
         let found = self.bytes("compatible")?;
         if found.strip_suffix(&[0]) == Some(known.as_bytes()) {
             return Ok(());
@@ -80,7 +83,7 @@ impl<'a> Node<'a> {
     }
 
     /// The node's children, once all its properties are taken.
-    pub(super) fn into_children(self) -> Result<Children<'a>, Error> {
+    pub(in crate::builtin) fn into_children(self) -> Result<Children<'a>, Error> {
         let Self { path, properties, node } = self;
         if let Some((property, _)) = properties.into_iter().next() {
             return Err(Error::UnknownProperty { path, property });
@@ -91,7 +94,7 @@ impl<'a> Node<'a> {
 
 /// The children of a node, which are taken one by one.
 #[derive(Debug)]
-pub(super) struct Children<'a> {
+pub(in crate::builtin) struct Children<'a> {
     path: String,
     nodes: Vec<FdtNode<'a>>,
 }
@@ -105,7 +108,7 @@ impl<'a> Children<'a> {
     }
 
     /// Takes the child of this name.
-    pub(super) fn take(&mut self, name: &str) -> Result<Option<Node<'a>>, Error> {
+    pub(in crate::builtin) fn take(&mut self, name: &str) -> Result<Option<Node<'a>>, Error> {
         let Some(index) = self.nodes.iter().position(|node| node.name() == name) else {
             return Ok(None);
         };
@@ -117,13 +120,13 @@ impl<'a> Children<'a> {
     }
 
     /// Takes the child of this name, which has to be there.
-    pub(super) fn require(&mut self, name: &str) -> Result<Node<'a>, Error> {
+    pub(in crate::builtin) fn require(&mut self, name: &str) -> Result<Node<'a>, Error> {
         let path = self.path_of(name);
         self.take(name)?.ok_or(Error::MissingNode { path })
     }
 
     /// Nothing is left.
-    pub(super) fn expect_empty(self) -> Result<(), Error> {
+    pub(in crate::builtin) fn expect_empty(self) -> Result<(), Error> {
         match self.nodes.first() {
             Some(node) => Err(Error::UnknownNode { path: self.path_of(node.name()) }),
             None => Ok(()),

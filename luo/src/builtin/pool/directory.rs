@@ -1,0 +1,410 @@
+//! The pool's directory: each change that is made in it, and what is found there.
+//!
+//! ```text
+//! pool        which pool this is, and the version of this layout
+//! lock        locked by the host that has the pool
+//! handover    the tree for the next generation; there only from the switch to its arrival
+//! incoming    the tree of the last one
+//! files/ID    preserved files, and memory that somebody has; ID: 16 hexadecimal digits
+//! taken/...   one empty file for each session of `incoming` that was retrieved
+//! ```
+//!
+//! A tree is there as a whole or not at all, because it gets its name when it is on disk already. An
+//! open file that was given out holds a shared lock until the last fd and mapping of it is gone,
+//! whoever has them; so a file that can be locked exclusively has no user. What the files mean is
+//! left to [`super::files`].
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::super::open_file::Look;
+use super::{Options, PoolError, fault, number};
+
+const IDENTITY: &str = "pool";
+/// The first line of the file that says which pool this is.
+const VERSION: &str = "luo-pool-v1";
+const FILES: &str = "files";
+const TAKEN: &str = "taken";
+/// Largest tree that is read, in bytes: some 10 000 sessions of 50 files.
+const MOST_TREE: u64 = 64 << 20;
+
+/// The trees that can be in a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Handover,
+    Incoming,
+}
+
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Handover => "handover",
+            Self::Incoming => "incoming",
+        }
+    }
+}
+
+/// A pool's directory, which this process alone has.
+#[derive(Debug)]
+pub(super) struct Directory {
+    root: OwnedFd,
+    files: OwnedFd,
+    taken: OwnedFd,
+    _lock: OwnedFd,
+    /// The filesystem.
+    pub(super) device: u64,
+    /// Which pool this is.
+    pub(super) identity: [u8; 16],
+    reserve_bytes: u64,
+}
+
+impl Directory {
+    /// Opens a pool, or makes one of an empty directory.
+    pub(super) fn open(path: &Path, options: &Options) -> Result<Self, PoolError> {
+        let cannot = |attempt| {
+            let path = path.to_owned();
+            move |errno| PoolError::Io { path, attempt, errno }
+        };
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOTDIR => PoolError::NotADirectory { path: path.to_owned() },
+            errno => cannot("open")(errno),
+        })?;
+        let lock = open_at(&root, "lock", OFlags::CREATE).map_err(cannot("lock"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(PoolError::InUse { path: path.to_owned() }),
+            locked => locked.map_err(cannot("lock"))?,
+        }
+        check_filesystem(path, &root, options)?;
+        let identity = identify(path, &root)?;
+        let subdirectory = |name: &str| {
+            match rustix::fs::mkdirat(&root, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => rustix::fs::openat(&root, name, flags, Mode::empty()),
+                Err(errno) => Err(errno),
+            }
+            .map_err(cannot("make a directory in"))
+        };
+        let (files, taken) = (subdirectory(FILES)?, subdirectory(TAKEN)?);
+        let device = Look::at(&files).map_err(cannot("look at"))?.inode.device;
+        let reserve_bytes = options.reserve_bytes;
+        Ok(Self { root, files, taken, _lock: lock, device, identity, reserve_bytes })
+    }
+
+    /// A tree, unless there is none. EFBIG: it is larger than any that is written.
+    pub(super) fn read_tree(&self, place: Place) -> Result<Option<Vec<u8>>, Errno> {
+        let file = match open_at(&self.root, place.name(), OFlags::RDONLY) {
+            Err(Errno::NOENT) => return Ok(None),
+            file => File::from(file?),
+        };
+        if Look::at(&file)?.bytes > MOST_TREE {
+            return Err(Errno::FBIG);
+        }
+        let mut bytes = Vec::new();
+        file.take(MOST_TREE).read_to_end(&mut bytes).map_err(|error| errno(&error))?;
+        Ok(Some(bytes))
+    }
+
+    /// Puts a tree for the next generation in its place. After a failure there is none, unless that
+    /// fails too: ENOTRECOVERABLE.
+    pub(super) fn write_handover(&self, bytes: &[u8]) -> Result<(), Errno> {
+        fault::before_change()?;
+        // The names that the tree has must be on disk before it.
+        rustix::fs::fsync(&self.files)?;
+        let written = replace(&self.root, Place::Handover.name(), bytes);
+        written.or_else(|errno| {
+            self.remove_handover()?;
+            Err(errno)
+        })
+    }
+
+    /// Takes the tree for the next generation away. ENOTRECOVERABLE: it is still there.
+    pub(super) fn remove_handover(&self) -> Result<(), Errno> {
+        let name = Place::Handover.name();
+        let removed = fault::before_change().and_then(|()| {
+            match rustix::fs::unlinkat(&self.root, name, AtFlags::empty()) {
+                Err(Errno::NOENT) => Ok(()),
+                removed => removed,
+            }?;
+            rustix::fs::fsync(&self.root)
+        });
+        // What cannot be removed can perhaps be emptied: an empty file is no tree either.
+        let emptied = || {
+            fault::before_change()?;
+            let file = open_at(&self.root, name, OFlags::WRONLY | OFlags::TRUNC)?;
+            rustix::fs::fsync(&file)
+        };
+        removed.or_else(|_| emptied()).map_err(|_| Errno::NOTRECOVERABLE)
+    }
+
+    /// Makes the tree that was handed over the one that came in.
+    pub(super) fn take_handover(&self) -> Result<(), Errno> {
+        let (from, to) = (Place::Handover.name(), Place::Incoming.name());
+        fault::before_change()?;
+        rustix::fs::renameat(&self.root, from, &self.root, to)?;
+        fault::before_change()?;
+        rustix::fs::fsync(&self.root)
+    }
+
+    /// Notes that a session of the tree with this digest was retrieved, on disk: it is not given out
+    /// again whatever happens.
+    pub(super) fn mark_taken(&self, digest: u32, session: usize) -> Result<(), Errno> {
+        fault::before_change()?;
+        open_at(&self.taken, &mark(digest, session), OFlags::CREATE | OFlags::WRONLY)?;
+        fault::before_change()?;
+        rustix::fs::fsync(&self.taken)
+    }
+
+    /// Whether a session of the tree with this digest was retrieved. In doubt it was not, and
+    /// whoever asks will see what is left of its files.
+    pub(super) fn is_taken(&self, digest: u32, session: usize) -> bool {
+        rustix::fs::statat(&self.taken, mark(digest, session), AtFlags::empty()).is_ok()
+    }
+
+    /// Removes the notes on sessions of other trees.
+    pub(super) fn forget_taken(&self, digest: u32) {
+        let current = mark(digest, 0);
+        let (current, _) = current.split_at(8);
+        for name in names(&self.taken).unwrap_or_default() {
+            let name = name.to_string_lossy();
+            if !name.starts_with(current) && fault::before_change().is_ok() {
+                let _ = rustix::fs::unlinkat(&self.taken, &*name, AtFlags::empty());
+            }
+        }
+    }
+
+    /// Whether `bytes` more leave enough room for trees and documents.
+    pub(super) fn has_room(&self, bytes: u64) -> Result<bool, Errno> {
+        let fs = rustix::fs::fstatvfs(&self.files)?;
+        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+        Ok(bytes.saturating_add(self.reserve_bytes) <= free)
+    }
+
+    /// A new file of `bytes` bytes, for which all room is taken, and its number. Its fd is a user.
+    pub(super) fn create(&self, bytes: u64) -> Result<(u64, OwnedFd), Errno> {
+        let id = self.fresh()?;
+        fault::before_change()?;
+        let fd = open_at(&self.files, &name(id), OFlags::CREATE | OFlags::EXCL | OFlags::RDWR)?;
+        let prepare = || {
+            rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
+            fault::before_change()?;
+            if bytes > 0 {
+                rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, bytes)?;
+            }
+            Ok(())
+        };
+        match prepare() {
+            Ok(()) => Ok((id, fd)),
+            Err(errno) => {
+                let _ = self.remove(id);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Opens a file for reading and writing, as a user.
+    pub(super) fn open_file(&self, id: u64) -> Result<OwnedFd, Errno> {
+        let fd = open_at(&self.files, &name(id), OFlags::RDWR)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
+        Ok(fd)
+    }
+
+    /// Whether anybody has the file. In doubt somebody does.
+    pub(super) fn is_in_use(&self, id: u64) -> bool {
+        let fd = open_at(&self.files, &name(id), OFlags::RDONLY);
+        let locked =
+            fd.and_then(|fd| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive));
+        locked.is_err()
+    }
+
+    pub(super) fn remove(&self, id: u64) -> Result<(), Errno> {
+        fault::before_change()?;
+        rustix::fs::unlinkat(&self.files, name(id), AtFlags::empty())
+    }
+
+    /// Gives a file a number that nobody can have written down, and returns it.
+    pub(super) fn renumber(&self, id: u64) -> Result<u64, Errno> {
+        let new = self.fresh()?;
+        fault::before_change()?;
+        let (from, to) = (name(id), name(new));
+        rustix::fs::renameat_with(&self.files, from, &self.files, to, RenameFlags::NOREPLACE)?;
+        Ok(new)
+    }
+
+    /// The numbers of all files, with their inodes.
+    pub(super) fn list(&self) -> Result<Vec<(u64, u64)>, Errno> {
+        let found = names(&self.files)?.into_iter().filter_map(|file| {
+            let id = u64::from_str_radix(file.to_str().ok()?, 16).ok()?;
+            let stat = rustix::fs::statat(&self.files, file, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            Some((id, stat.st_ino))
+        });
+        Ok(found.collect())
+    }
+
+    /// A number that no file has.
+    fn fresh(&self) -> Result<u64, Errno> {
+        loop {
+            let id = number::random();
+            match rustix::fs::statat(&self.files, name(id), AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => return Ok(id),
+                other => drop(other?),
+            }
+        }
+    }
+}
+
+/// Writes all of a file that is `bytes` long already, and waits until it is on disk.
+pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+    let file = File::from(fd.try_clone().map_err(|error| errno(&error))?);
+    fault::before_change()?;
+    file.write_all_at(bytes, 0).map_err(|error| errno(&error))?;
+    fault::before_change()?;
+    rustix::fs::fsync(fd)
+}
+
+/// Writes zeros over the whole file, and waits until they are on disk. Then no store to it needs the
+/// filesystem any more.
+pub(super) fn zero(fd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
+    const PIECE: u64 = 2 << 20;
+    let zeros = vec![0; usize::try_from(PIECE.min(bytes)).unwrap_or(0)];
+    let file = File::from(fd.try_clone().map_err(|error| errno(&error))?);
+    fault::before_change()?;
+    let mut at = 0;
+    while at < bytes {
+        let piece = usize::try_from(bytes - at).map_or(zeros.len(), |rest| rest.min(zeros.len()));
+        file.write_all_at(&zeros[..piece], at).map_err(|error| errno(&error))?;
+        at += piece as u64;
+    }
+    rustix::fs::fsync(fd)
+}
+
+/// Reads the first `bytes` of a file, wherever its position is.
+pub(super) fn read(fd: impl AsFd, bytes: u64) -> Result<Vec<u8>, Errno> {
+    let mut contents = vec![0; usize::try_from(bytes).map_err(|_| Errno::FBIG)?];
+    let mut read = 0;
+    while read < contents.len() {
+        match rustix::io::pread(&fd, &mut contents[read..], read as u64) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(more) => read += more,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(contents)
+}
+
+/// Sets the position of an open file.
+pub(super) fn seek(fd: impl AsFd, position: u64) -> Result<(), Errno> {
+    rustix::fs::seek(fd, SeekFrom::Start(position)).map(drop)
+}
+
+fn name(id: u64) -> String {
+    format!("{id:016x}")
+}
+
+fn mark(digest: u32, session: usize) -> String {
+    format!("{digest:08x}-{session}")
+}
+
+fn open_at(directory: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+fn names(directory: &OwnedFd) -> Result<Vec<CString>, Errno> {
+    let entries = rustix::fs::Dir::read_from(directory)?;
+    entries.map(|entry| Ok(entry?.file_name().to_owned())).collect()
+}
+
+/// The errno of an error that came from a system call.
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// Makes `name` a file of these bytes, all at once.
+fn replace(root: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Errno> {
+    let new = format!("{name}.new");
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
+    let write = || {
+        fault::before_change()?;
+        let file = File::from(open_at(root, &new, flags)?);
+        // In two halves, so that a crash can be tried between them.
+        let (one, other) = bytes.split_at(bytes.len() / 2);
+        for (half, at) in [(one, 0), (other, one.len() as u64)] {
+            fault::before_change()?;
+            file.write_all_at(half, at).map_err(|error| errno(&error))?;
+        }
+        fault::before_change()?;
+        rustix::fs::fsync(&file)?;
+        fault::before_change()?;
+        rustix::fs::renameat(root, &new, root, name)?;
+        fault::before_change()?;
+        rustix::fs::fsync(root)
+    };
+    write().inspect_err(|_| {
+        if fault::before_change().is_ok() {
+            let _ = rustix::fs::unlinkat(root, &new, AtFlags::empty());
+        }
+    })
+}
+
+fn check_filesystem(path: &Path, root: &OwnedFd, options: &Options) -> Result<(), PoolError> {
+    let cannot = |attempt| {
+        let path = path.to_owned();
+        move |errno| PoolError::Io { path, attempt, errno }
+    };
+    let fs = rustix::fs::fstatvfs(root).map_err(cannot("look at"))?;
+    let found = fs.f_blocks.saturating_mul(fs.f_frsize);
+    if found < options.least_bytes {
+        let least = options.least_bytes;
+        return Err(PoolError::TooSmall { path: path.to_owned(), found, least });
+    }
+    // A new file has what the filesystem gives to new files.
+    let probe = open_at(root, "probe", OFlags::CREATE | OFlags::RDWR);
+    let probe = probe.map_err(cannot("create a file in"))?;
+    let mask = rustix::fs::StatxFlags::TYPE;
+    let looked = rustix::fs::statx(&probe, "", AtFlags::EMPTY_PATH, mask);
+    let _ = rustix::fs::unlinkat(root, "probe", AtFlags::empty());
+    let looked = looked.map_err(cannot("look at a file in"))?;
+    let is_dax = looked.stx_attributes.contains(rustix::fs::StatxAttributes::DAX);
+    if !is_dax && !options.without_dax {
+        return Err(PoolError::NoDax { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Which pool this is. An empty directory is made one.
+fn identify(path: &Path, root: &OwnedFd) -> Result<[u8; 16], PoolError> {
+    let cannot = |attempt| {
+        let path = path.to_owned();
+        move |errno| PoolError::Io { path, attempt, errno }
+    };
+    let bytes = match open_at(root, IDENTITY, OFlags::RDONLY) {
+        Err(Errno::NOENT) => {
+            let identity = number::random_bytes();
+            let text = format!("{VERSION}\n{:032x}\n", u128::from_be_bytes(identity));
+            replace(root, IDENTITY, text.as_bytes()).map_err(cannot("write"))?;
+            return Ok(identity);
+        }
+        file => {
+            let file = file.map_err(cannot("read"))?;
+            let look = Look::at(&file).map_err(cannot("read"))?;
+            read(&file, look.bytes.min(256)).map_err(cannot("read"))?
+        }
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let (version, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    if version != VERSION {
+        let (found, path) = (version.escape_debug().to_string(), path.to_owned());
+        return Err(PoolError::Version { path, found, known: VERSION });
+    }
+    let digits = rest.strip_suffix('\n').filter(|digits| digits.len() == 32);
+    let number = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+    number.map(u128::to_be_bytes).ok_or_else(|| PoolError::Identity { path: path.to_owned() })
+}

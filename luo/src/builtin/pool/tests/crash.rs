@@ -1,0 +1,240 @@
+//! A machine that stops before any change, and a filesystem that refuses any.
+
+use super::*;
+
+/// Two VMs in a pool, one of which holds some more.
+fn two_vms(pool: &Pool) -> [(Outgoing, File); 2] {
+    ["a", "b"].map(|session| vm(pool, session))
+}
+
+/// Which VMs are there, each whole.
+fn found(pool: &Pool) -> Vec<&'static str> {
+    let found = |session: &&str| take_vm(pool, session).is_some();
+    ["a", "b", "c"].into_iter().filter(found).collect()
+}
+
+/// Does `act` again and again, each time with the fault one change later, until it is not reached.
+fn at_each_change(mut act: impl FnMut(usize) -> bool) {
+    let mut number = 0;
+    while act(number) {
+        number += 1;
+    }
+    assert!(number > 1, "it changes something");
+}
+
+#[test]
+fn a_crash_in_the_switch_leaves_this_generation_or_the_next() {
+    let mut left = Vec::new();
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        let (_, reached) = Fault::From(number).during(|| {
+            let handed = pool.hand_over(|| Ok::<_, Infallible>(()));
+            drop((vms, pool));
+            handed.is_ok()
+        });
+        let pool = start(&directory);
+        let found = found(&pool);
+        assert!(found.is_empty() || found == ["a", "b"], "{found:?}");
+        assert_eq!(pool.liveupdate_number(), u64::from(!found.is_empty()));
+        left.push(!found.is_empty());
+        pool.collect();
+        assert_eq!(file_count(&directory), 0, "nothing is left over");
+        reached
+    });
+    assert!(left.is_sorted() && left.contains(&false) && left.contains(&true), "{left:?}");
+}
+
+#[test]
+fn a_crash_in_the_second_switch_never_brings_the_first_back() {
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        leave(pool);
+        drop(vms);
+        let pool = start(&directory);
+        let a = take_vm(&pool, "a").unwrap();
+        // The guest of `a` has run; nobody has retrieved `b`.
+        a.write_all_at(b"x", 0).unwrap();
+        let c = vm(&pool, "c");
+        let (handed, reached) = Fault::From(number).during(|| {
+            let handed = pool.hand_over(|| Ok::<_, Infallible>(()));
+            drop((a, c, pool));
+            handed.is_ok()
+        });
+        let pool = start(&directory);
+        let number = pool.liveupdate_number();
+        let found = found(&pool);
+        match number {
+            1 => assert_eq!(found, ["b"]),
+            2 => assert_eq!(found, ["c"]),
+            _ => panic!("{number}"),
+        }
+        assert!(!handed || number == 2);
+        reached
+    });
+}
+
+#[test]
+fn a_crash_at_the_start_loses_nothing() {
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        let leftover = guest(&pool, "leftover");
+        leave(pool);
+        drop((vms, leftover));
+        let start_again = || drop(Pool::start(directory.path(), &options()));
+        let ((), reached) = Fault::From(number).during(start_again);
+        let pool = start(&directory);
+        assert_eq!(found(&pool), ["a", "b"]);
+        reached
+    });
+}
+
+#[test]
+fn a_crash_while_a_vm_is_retrieved_gives_it_out_once_or_not_at_all() {
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        leave(pool);
+        drop(vms);
+        let pool = start(&directory);
+        let (had_memory, reached) = Fault::From(number).during(|| {
+            let had_memory = pool.retrieve_session(&name("a")).is_ok_and(|session| {
+                let memory = session.retrieve(Token(1));
+                let state = session.retrieve(Token(0));
+                drop(session);
+                memory.is_ok() && state.is_ok()
+            });
+            drop(pool);
+            had_memory
+        });
+        let pool = start(&directory);
+        let found = found(&pool);
+        assert!(found.contains(&"b"), "it was not touched");
+        assert!(!(had_memory && found.contains(&"a")), "its guest may have run");
+        reached
+    });
+}
+
+#[test]
+fn a_crash_while_vms_are_made_and_preserved_leaves_nothing() {
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let ((), reached) = Fault::From(number).during(|| {
+            let Ok(session) = pool.create_session(&name("a")) else { return };
+            let memory = pool.create_memory("guest", MIB);
+            if let Ok(memory) = &memory {
+                let _ = session.preserve(memory.as_fd(), Token(1));
+            }
+            let _ = session.preserve(memfd("document").as_fd(), Token(0));
+            drop((session, memory));
+            drop(pool);
+        });
+        let pool = start(&directory);
+        assert_eq!(file_count(&directory), 0, "leftovers are collected at the start");
+        assert_eq!((found(&pool).len(), pool.liveupdate_number()), (0, 0));
+        reached
+    });
+}
+
+#[test]
+fn a_switch_that_fails_anywhere_is_undone_and_can_be_made_again() {
+    for errno in [Errno::NOSPC, Errno::IO, Errno::ROFS] {
+        at_each_change(|number| {
+            let directory = directory();
+            let pool = start(&directory);
+            let vms = two_vms(&pool);
+            let (handed, reached) = Fault::At(number, errno).during(|| {
+                let mut jumped = false;
+                Orchestrator::switch(&pool, &mut || jumped = true).map(|()| jumped)
+            });
+            if reached {
+                // The change that fails is one on the way, or one that takes it all back.
+                let failed = handed.unwrap_or_else(|error| {
+                    assert_eq!(error, Error::Switch { errno });
+                    true
+                });
+                assert!(failed);
+            }
+            let handover = std::fs::metadata(directory.path().join("handover"));
+            assert!(handover.is_err() || handover.is_ok_and(|file| file.len() == 0));
+            for (session, memory) in &vms {
+                assert!(is_preserved(&pool, memory));
+                session.preserve(memfd("more").as_fd(), Token(9)).unwrap();
+            }
+            leave(pool);
+            drop(vms);
+            assert_eq!(found(&start(&directory)), ["a", "b"]);
+            reached
+        });
+    }
+}
+
+#[test]
+fn a_tree_that_cannot_be_taken_back_is_said_to_be_there() {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = two_vms(&pool);
+    let changes = {
+        let mut changes = 0;
+        at_each_change(|number| {
+            changes = number;
+            Fault::At(number, Errno::IO).during(|| Orchestrator::switch(&pool, &mut || ())).1
+        });
+        changes
+    };
+    // Of those, the last one takes the tree away; if it fails one more is tried.
+    let from = Fault::From(changes - 1);
+    let (switched, _) = from.during(|| Orchestrator::switch(&pool, &mut || ()));
+    let error = switched.unwrap_err();
+    assert_eq!(error, Error::Switch { errno: Errno::NOTRECOVERABLE });
+    assert!(error.to_string().contains("remove `handover`"), "{error}");
+    drop(vms);
+}
+
+#[test]
+fn a_failure_while_preserving_changes_nothing() {
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let (session, memory) = (pool.create_session(&name("a")).unwrap(), guest(&pool, "a"));
+        let document = memfd("state of a");
+        let (failed, reached) = Fault::At(number, Errno::NOSPC).during(|| {
+            let one = session.preserve(memory.as_fd(), Token(1));
+            let other = session.preserve(document.as_fd(), Token(0));
+            (one.err(), other.err())
+        });
+        for (error, file, token) in [(failed.0, &memory, 1), (failed.1, &document, 0)] {
+            if let Some(error) = error {
+                assert_eq!(error.errno(), Some(Errno::NOSPC), "{error}");
+                session.preserve(file.as_fd(), Token(token)).unwrap();
+            }
+        }
+        leave(pool);
+        drop((session, memory, document));
+        assert_eq!(found(&start(&directory)), ["a"]);
+        reached
+    });
+}
+
+#[test]
+fn a_session_that_cannot_be_noted_as_taken_can_be_retrieved_later() {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = two_vms(&pool);
+    leave(pool);
+    drop(vms);
+    let pool = start(&directory);
+    let retrieve = || pool.retrieve_session(&name("a"));
+    let (refused, _) = Fault::At(0, Errno::NOSPC).during(retrieve);
+    let error = refused.unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::NOSPC));
+    assert!(error.to_string().contains("no room"), "{error}");
+    assert_eq!(found(&pool), ["a", "b"]);
+}

@@ -1,0 +1,429 @@
+//! A pool as its host has it, on a filesystem without DAX: what its files are does not depend on it.
+
+mod crash;
+mod damage;
+mod room;
+mod start;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use tempfile::TempDir;
+
+use super::fault::Fault;
+use super::*;
+use crate::{Token, memory};
+
+const MIB: u64 = 1 << 20;
+
+pub(super) fn options() -> Options {
+    Options { least_bytes: 0, reserve_bytes: 0, without_dax: true }
+}
+
+/// An empty directory, in memory where there is any.
+pub(super) fn directory() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
+pub(super) fn start(directory: &TempDir) -> Pool {
+    let pool = Pool::start(directory.path(), &options()).unwrap();
+    assert_eq!(pool.disabled(), None);
+    pool
+}
+
+/// Hands over as before a kexec that succeeds. The caller drops what the kernel would take away.
+pub(super) fn leave(pool: Pool) {
+    pool.hand_over(|| Ok::<_, Infallible>(())).unwrap();
+}
+
+pub(super) fn name(text: &str) -> SessionName {
+    SessionName::new(text).unwrap()
+}
+
+pub(super) fn memfd(contents: &str) -> File {
+    let mut file = File::from(memory::memfd("test", 0).unwrap());
+    file.write_all(contents.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    file
+}
+
+pub(super) fn contents(fd: OwnedFd) -> String {
+    let mut text = String::new();
+    File::from(fd).read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Guest memory that starts with a word.
+pub(super) fn guest(pool: &Pool, word: &str) -> File {
+    let memory = File::from(pool.create_memory("guest", MIB).unwrap());
+    memory.write_all_at(word.as_bytes(), 0).unwrap();
+    memory
+}
+
+/// The word that guest memory starts with.
+pub(super) fn word(fd: &impl AsFd, length: usize) -> String {
+    let mut bytes = vec![0; length];
+    rustix::io::pread(fd, &mut bytes, 0).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Makes a session with guest memory under token 1 and a document under token 0.
+pub(super) fn vm(pool: &Pool, session: &str) -> (Outgoing, File) {
+    let memory = guest(pool, session);
+    let outgoing = pool.create_session(&name(session)).unwrap();
+    outgoing.preserve(memory.as_fd(), Token(1)).unwrap();
+    let document = memfd(&format!("state of {session}"));
+    outgoing.preserve(document.as_fd(), Token(0)).unwrap();
+    (outgoing, memory)
+}
+
+/// Takes such a session back, whole, and finishes it. `None`: it is not there.
+pub(super) fn take_vm(pool: &Pool, session: &str) -> Option<File> {
+    let incoming = match pool.retrieve_session(&name(session)) {
+        Err(error) if error.is_not_found() => return None,
+        incoming => incoming.unwrap(),
+    };
+    let memory = File::from(incoming.retrieve(Token(1)).unwrap());
+    assert_eq!(word(&memory, session.len()), session);
+    assert_eq!(memory.metadata().unwrap().len(), MIB);
+    assert_eq!(contents(incoming.retrieve(Token(0)).unwrap()), format!("state of {session}"));
+    incoming.finish().unwrap();
+    Some(memory)
+}
+
+/// How many files are in the pool.
+pub(super) fn file_count(directory: &TempDir) -> usize {
+    std::fs::read_dir(directory.path().join("files")).unwrap().count()
+}
+
+pub(super) fn is_preserved(pool: &Pool, file: &File) -> bool {
+    let probe = pool.create_session(&name("probe")).unwrap();
+    match probe.preserve(file.as_fd(), Token(0)) {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.errno(), Some(Errno::BUSY), "{error}");
+            true
+        }
+    }
+}
+
+#[test]
+fn guest_memory_crosses_in_its_place_and_documents_cross_as_they_are_at_the_switch() {
+    let directory = directory();
+    let pool = start(&directory);
+    assert_eq!((pool.liveupdate_number(), pool.backend()), (0, Backend::Pool));
+    let (session, memory) = vm(&pool, "web");
+    let mut document = memfd("before");
+    session.preserve(document.as_fd(), Token(2)).unwrap();
+    document.write_all(b"after").unwrap();
+    let inode = memory.metadata().unwrap().ino();
+    memory.write_all_at(b"late", 4096).unwrap();
+    leave(pool);
+    drop((session, memory));
+
+    let pool = start(&directory);
+    assert_eq!(pool.liveupdate_number(), 1);
+    let session = pool.retrieve_session(&name("web")).unwrap();
+    let memory = File::from(session.retrieve(Token(1)).unwrap());
+    assert_eq!(memory.metadata().unwrap().ino(), inode);
+    let mut late = [0; 4];
+    memory.read_exact_at(&mut late, 4096).unwrap();
+    assert_eq!((word(&memory, 3).as_str(), &late), ("web", b"late"));
+    let mut document = File::from(session.retrieve(Token(2)).unwrap());
+    assert_eq!(document.stream_position().unwrap(), 5);
+    document.rewind().unwrap();
+    assert_eq!(contents(document.into()), "aftere");
+    session.finish().unwrap();
+}
+
+#[test]
+fn memory_crosses_again_and_again() {
+    let directory = directory();
+    let (session, memory) = vm(&start(&directory), "web");
+    drop((session, memory));
+    let pool = start(&directory);
+    let (mut session, mut memory) = vm(&pool, "web");
+    leave(pool);
+    for number in 1..4 {
+        drop((session, memory));
+        let pool = start(&directory);
+        assert_eq!(pool.liveupdate_number(), number);
+        memory = take_vm(&pool, "web").unwrap();
+        session = pool.create_session(&name("web")).unwrap();
+        session.preserve(memory.as_fd(), Token(1)).unwrap();
+        session.preserve(memfd("state of web").as_fd(), Token(0)).unwrap();
+        leave(pool);
+    }
+}
+
+#[test]
+fn a_memfd_comes_back_with_its_seals() {
+    let directory = directory();
+    let pool = start(&directory);
+    let session = pool.create_session(&name("web")).unwrap();
+    let (all, none) = (SealFlags::SHRINK | SealFlags::GROW, SealFlags::empty());
+    let open = MemfdFlags::ALLOW_SEALING;
+    let cases = [
+        (MemfdFlags::EXEC, none),
+        (open | MemfdFlags::EXEC, none),
+        (open | MemfdFlags::EXEC, all | SealFlags::SEAL),
+        (open | MemfdFlags::EXEC, SealFlags::WRITE),
+        (open | MemfdFlags::NOEXEC_SEAL, all),
+    ];
+    let mut expected = Vec::new();
+    for (token, (flags, seals)) in (0..).zip(cases) {
+        let Ok(fd) = memfd_create("sealed", MemfdFlags::CLOEXEC | flags) else {
+            println!("skipped: this kernel does not know {flags:?}");
+            continue;
+        };
+        rustix::io::write(&fd, b"data").unwrap();
+        if !seals.is_empty() {
+            rustix::fs::fcntl_add_seals(&fd, seals).unwrap();
+        }
+        session.preserve(fd.as_fd(), Token(token)).unwrap();
+        let mode = rustix::fs::fstat(&fd).unwrap().st_mode;
+        expected.push((token, rustix::fs::fcntl_get_seals(&fd).unwrap(), mode));
+    }
+    leave(pool);
+    drop(session);
+    let pool = start(&directory);
+    let session = pool.retrieve_session(&name("web")).unwrap();
+    for (token, seals, mode) in expected {
+        let fd = session.retrieve(Token(token)).unwrap();
+        assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), seals);
+        assert_eq!(rustix::fs::fstat(&fd).unwrap().st_mode, mode);
+        assert_eq!((word(&fd, 4).as_str(), rustix::fs::tell(&fd).unwrap()), ("data", 4));
+    }
+}
+
+#[test]
+fn what_is_too_big_to_be_copied_is_refused() {
+    let directory = directory();
+    let pool = start(&directory);
+    let session = pool.create_session(&name("web")).unwrap();
+    let file = memfd("");
+    file.set_len(MOST_COPIED + 1).unwrap();
+    let error = session.preserve(file.as_fd(), Token(0)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::TOOBIG));
+    assert!(error.to_string().contains("create it in the pool"), "{error}");
+    assert_eq!(file_count(&directory), 0);
+    file.set_len(MOST_COPIED).unwrap();
+    session.preserve(file.as_fd(), Token(0)).unwrap();
+    leave(pool);
+    drop(session);
+    let session = start(&directory).retrieve_session(&name("web")).unwrap();
+    let back = File::from(session.retrieve(Token(0)).unwrap());
+    assert_eq!(back.metadata().unwrap().len(), MOST_COPIED);
+}
+
+#[test]
+fn files_from_elsewhere_are_not_preserved() {
+    let (directory, other) = (directory(), directory());
+    let pool = start(&directory);
+    let session = pool.create_session(&name("web")).unwrap();
+    let foreign = File::create_new(other.path().join("file")).unwrap();
+    let gone = guest(&pool, "gone");
+    std::fs::read_dir(directory.path().join("files"))
+        .unwrap()
+        .for_each(|file| std::fs::remove_file(file.unwrap().path()).unwrap());
+    let null = File::open("/dev/null").unwrap();
+    for (what, file) in [("foreign", &foreign), ("null", &null)] {
+        let error = session.preserve(file.as_fd(), Token(0)).unwrap_err();
+        assert!(error.is_unsupported(), "{what}: {error}");
+    }
+    // On tmpfs it is as good as a memfd now, and small.
+    if let Err(error) = session.preserve(gone.as_fd(), Token(0)) {
+        assert!(error.is_unsupported(), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_was_resized_calls_the_switch_off() {
+    let directory = directory();
+    let pool = start(&directory);
+    let (session, memory) = vm(&pool, "web");
+    let document = memfd("document");
+    session.preserve(document.as_fd(), Token(2)).unwrap();
+    for (file, length) in [(&memory, MIB), (&document, 8)] {
+        file.set_len(length - 1).unwrap();
+        let refused = Orchestrator::switch(&pool, &mut || panic!("it cannot jump"));
+        assert_eq!(refused, Err(Error::Switch { errno: Errno::INVAL }));
+        assert!(is_preserved(&pool, file));
+        file.set_len(length).unwrap();
+    }
+    leave(pool);
+    drop((session, memory));
+    take_vm(&start(&directory), "web").unwrap();
+}
+
+#[test]
+fn a_jump_that_comes_back_leaves_everything_as_it_was() {
+    let directory = directory();
+    let pool = start(&directory);
+    let (session, memory) = vm(&pool, "web");
+    let handover = directory.path().join("handover");
+    let mut jumps = 0;
+    Orchestrator::switch(&pool, &mut || {
+        assert!(handover.exists(), "the next kernel would find it");
+        jumps += 1;
+    })
+    .unwrap();
+    assert_eq!((jumps, handover.exists()), (1, false));
+    assert!(is_preserved(&pool, &memory));
+    session.preserve(memfd("more").as_fd(), Token(7)).unwrap();
+    drop(session);
+    assert!(!is_preserved(&pool, &memory));
+    let error = pool.hand_over(|| Err::<(), _>("no kernel"));
+    assert!(matches!(error, Err(HandOverError::NotTaken("no kernel"))));
+}
+
+#[test]
+fn a_pool_that_handed_over_is_done() {
+    let directory = directory();
+    let pool = start(&directory);
+    let (session, memory) = vm(&pool, "web");
+    pool.hand_over(|| Ok::<_, Infallible>(())).unwrap();
+    let refused = [
+        pool.create_session(&name("new")).unwrap_err(),
+        session.preserve(memory.as_fd(), Token(9)).unwrap_err(),
+        Orchestrator::switch(&pool, &mut || ()).unwrap_err(),
+    ];
+    assert_eq!(refused.map(|error| error.errno()), [Some(Errno::SHUTDOWN); 3]);
+    drop((session, memory, pool));
+    take_vm(&start(&directory), "web").unwrap();
+}
+
+#[test]
+fn what_a_host_did_not_retrieve_is_there_for_the_next_and_the_rest_is_not() {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = ["a", "b", "c"].map(|session| vm(&pool, session));
+    leave(pool);
+    drop(vms);
+    let pool = start(&directory);
+    let b = pool.retrieve_session(&name("b")).unwrap();
+    // The guest runs, and then the host crashes.
+    let memory = File::from(b.retrieve(Token(1)).unwrap());
+    memory.write_all_at(b"x", 0).unwrap();
+    drop((b, memory, pool));
+    let pool = start(&directory);
+    assert_eq!(pool.liveupdate_number(), 1);
+    assert!(take_vm(&pool, "b").is_none());
+    take_vm(&pool, "c").unwrap();
+    drop(pool);
+    let pool = start(&directory);
+    assert!(take_vm(&pool, "b").is_none() && take_vm(&pool, "c").is_none());
+    take_vm(&pool, "a").unwrap();
+    drop(pool);
+    let pool = start(&directory);
+    assert_eq!((pool.liveupdate_number(), file_count(&directory)), (1, 0));
+}
+
+#[test]
+fn what_nobody_finished_is_not_carried_on() {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = ["a", "b"].map(|session| vm(&pool, session));
+    leave(pool);
+    drop(vms);
+    let pool = start(&directory);
+    let a = pool.retrieve_session(&name("a")).unwrap();
+    let memory = a.retrieve(Token(1)).unwrap();
+    let (c, other) = vm(&pool, "c");
+    leave(pool);
+    drop((a, memory, c, other));
+    let pool = start(&directory);
+    assert_eq!(pool.liveupdate_number(), 2);
+    assert!(take_vm(&pool, "a").is_none() && take_vm(&pool, "b").is_none());
+    assert_eq!(file_count(&directory), 2, "only what is c's");
+    take_vm(&pool, "c").unwrap();
+}
+
+#[test]
+fn memory_goes_when_its_last_user_does() {
+    let directory = directory();
+    let pool = start(&directory);
+    let memory = guest(&pool, "web");
+    let copy = memory.try_clone().unwrap();
+    drop(memory);
+    pool.collect();
+    assert_eq!(file_count(&directory), 1);
+    let session = pool.create_session(&name("web")).unwrap();
+    session.preserve(copy.as_fd(), Token(1)).unwrap();
+    drop(copy);
+    pool.collect();
+    assert_eq!(file_count(&directory), 1, "a session has it");
+    drop(session);
+    pool.collect();
+    assert_eq!(file_count(&directory), 0);
+}
+
+#[test]
+fn memory_of_finished_and_abandoned_sessions_goes() {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = ["never", "one", "all", "closed"].map(|session| vm(&pool, session));
+    leave(pool);
+    drop(vms);
+    let pool = start(&directory);
+    assert_eq!(file_count(&directory), 8, "unfinished sessions own them");
+    let memory = take_vm(&pool, "all").unwrap();
+    pool.collect();
+    assert_eq!(file_count(&directory), 7, "its document is gone");
+    let one = pool.retrieve_session(&name("one")).unwrap();
+    one.finish().unwrap();
+    assert_eq!(file_count(&directory), 5, "nobody retrieved them");
+    drop(pool.retrieve_session(&name("closed")).unwrap());
+    pool.collect();
+    assert_eq!(file_count(&directory), 3);
+    drop(memory);
+    pool.collect();
+    assert_eq!(file_count(&directory), 2, "what nobody asked for waits");
+    take_vm(&pool, "never").unwrap();
+}
+
+#[test]
+fn memory_that_a_process_still_has_survives_a_new_host() {
+    let directory = directory();
+    let pool = start(&directory);
+    let memory = guest(&pool, "web");
+    drop(pool);
+    let pool = start(&directory);
+    assert_eq!(file_count(&directory), 1);
+    let session = pool.create_session(&name("web")).unwrap();
+    session.preserve(memory.as_fd(), Token(1)).unwrap();
+    session.preserve(memfd("state of web").as_fd(), Token(0)).unwrap();
+    leave(pool);
+    drop((session, memory));
+    take_vm(&start(&directory), "web").unwrap();
+}
+
+#[test]
+fn a_session_can_be_adopted() {
+    let directory = directory();
+    let pool = start(&directory);
+    let (session, memory) = vm(&pool, "web");
+    let copy = session.as_fd().try_clone_to_owned().unwrap();
+    drop(session);
+    let Ok(Session::Outgoing(session)) = pool.adopt(copy) else { panic!("it is outgoing") };
+    assert!(is_preserved(&pool, &memory));
+    drop(session);
+    assert!(!is_preserved(&pool, &memory));
+}
+
+#[test]
+fn a_position_crosses() {
+    let directory = directory();
+    let pool = start(&directory);
+    let (session, mut memory) = vm(&pool, "web");
+    memory.seek(SeekFrom::Start(77)).unwrap();
+    leave(pool);
+    drop((session, memory));
+    let session = start(&directory).retrieve_session(&name("web")).unwrap();
+    let mut memory = File::from(session.retrieve(Token(1)).unwrap());
+    assert_eq!(memory.stream_position().unwrap(), 77);
+}
