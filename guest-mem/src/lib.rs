@@ -3,7 +3,8 @@
 //! A guest's RAM is a few memfds, the *segments*, mapped side by side so that each KVM memory slot is
 //! one contiguous range of host addresses. The memfds are what is handed to a new process, or over a
 //! kexec by the Live Update Orchestrator; this crate makes them, checks those that came back, maps
-//! them, and tells which of them the guest has touched. It knows neither KVM nor sessions.
+//! them, and tells which of them the guest has touched. It knows neither KVM nor sessions. On a
+//! kernel without that orchestrator they are files in memory that was reserved at boot ([`Backing`]).
 //!
 //! ```text
 //!   guest:    0 ........................ 3 GiB    4 GiB ............. 5 GiB
@@ -29,7 +30,7 @@ pub use host_memory::{available_bytes, check_available};
 pub use huge_pages::{HugePages, ShmemPolicy};
 pub use layout::{HUGE_PAGE, Layout, PAGE, SegmentPlan, Slot};
 pub use ram::{GuestRam, MappedSlot};
-pub use segment::{Segment, check_segment, create_segment, is_touched};
+pub use segment::{Backing, Segment, check_segment, check_segment_of, create_segment, is_touched};
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,38 @@
-//! One memfd of guest RAM: made once, or taken back and looked at like a stranger.
+//! One piece of guest RAM: made once, or taken back and looked at like a stranger.
 //!
-//! What a segment must be follows from what LUO can preserve and from what comes back: a shmem file
-//! without a name in any directory (Linux `mm/memfd_luo.c`, `memfd_luo_can_preserve`), and executable,
-//! because a memfd sealed against execution comes back sealed against writing too.
+//! What a segment must be follows from what carries it over a kexec ([`Backing`]). LUO preserves a
+//! shmem file without a name in any directory (Linux `mm/memfd_luo.c`, `memfd_luo_can_preserve`), and
+//! executable, because a memfd sealed against execution comes back sealed against writing too. Without
+//! LUO a file does it whose pages are memory themselves: one on a filesystem with DAX in RAM that
+//! was reserved at boot. Which one it is the caller says; it is never guessed.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::{fmt, io};
 
-use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom};
+use rustix::fs::{AtFlags, MemfdFlags, OFlags, SealFlags, SeekFrom, StatxAttributes, StatxFlags};
 
 use crate::Error;
 
 /// `f_type` of tmpfs and of the kernel's internal shmem mount (Linux `include/uapi/linux/magic.h`).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// A memfd that holds one piece of guest RAM.
+/// `st_blocks` counts in these, whatever the filesystem (stat(2)).
+const BLOCK: u64 = 512;
+
+/// What a segment's file is, and so how it survives a kexec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backing {
+    /// A memfd, which LUO carries.
+    Memfd,
+    /// A file on a filesystem with DAX, which stays where it is. All of it is allocated: a store for
+    /// which the filesystem had no room would be a SIGBUS.
+    DaxFile,
+    /// The same on any filesystem. For tests: its memory does not survive a kexec.
+    AnyFile,
+}
+
+/// A memfd, or a file, that holds one piece of guest RAM.
 #[derive(Debug)]
 pub struct Segment {
     file: File,
@@ -33,12 +50,12 @@ impl Segment {
         self.len == 0
     }
 
-    /// The memfd.
+    /// The memfd, or file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Another fd of the same memfd, to hand to another process.
+    /// Another fd of the same file, to hand to another process.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { file: self.file.try_clone()?, len: self.len })
     }
@@ -75,43 +92,117 @@ pub fn create_segment(name: &str, len: u64) -> Result<Segment, Error> {
 }
 
 /// Takes `fd`, which came back from a session or from another process, as segment `index` of a layout
-/// that says it has `expected_len` bytes. Touches no page.
+/// that says it has `expected_len` bytes. It has to be a memfd. Touches no page.
 ///
 /// An fd that is refused is closed: who must not lose the memory keeps another fd of it.
 pub fn check_segment(index: usize, fd: OwnedFd, expected_len: u64) -> Result<Segment, Error> {
-    let examine = |attempt| {
-        move |errno: rustix::io::Errno| Error::Examine { index, attempt, source: errno.into() }
-    };
-    let unfit = |problem: String| Err(Error::Unfit { index, problem });
+    check_segment_of(Backing::Memfd, index, fd, expected_len)
+}
 
-    let filesystem = rustix::fs::fstatfs(&fd).map_err(examine("find out its filesystem"))?;
-    let stat = rustix::fs::fstat(&fd).map_err(examine("find out its size"))?;
-    let mode = libc::mode_t::from(stat.st_mode) & libc::S_IFMT;
-    if filesystem.f_type as u64 != TMPFS_MAGIC || mode != libc::S_IFREG {
-        return unfit(format!(
-            "it is {} on a filesystem of type {:#x}, not a file in shared memory (type {TMPFS_MAGIC:#x})",
-            Kind(mode),
-            filesystem.f_type
-        ));
-    }
-    if stat.st_nlink != 0 {
-        return unfit("it has a name in a directory, so it is not a memfd".to_owned());
+/// [`check_segment`] for a segment of any backing, and for a file that was just made. What is refused
+/// as one backing is not tried as another.
+pub fn check_segment_of(
+    backing: Backing,
+    index: usize,
+    fd: OwnedFd,
+    expected_len: u64,
+) -> Result<Segment, Error> {
+    let unfit = |problem: String| Err(Error::Unfit { index, problem });
+    let stat =
+        rustix::fs::fstat(&fd).map_err(|errno| examined(index, "find out its size", errno))?;
+    let problem = match backing {
+        Backing::Memfd => memfd_problem(index, &fd, &stat)?,
+        Backing::DaxFile => file_problem(index, &fd, &stat, true)?,
+        Backing::AnyFile => file_problem(index, &fd, &stat, false)?,
+    };
+    if let Some(problem) = problem {
+        return unfit(problem);
     }
     if u64::try_from(stat.st_size) != Ok(expected_len) {
         return unfit(format!("it has {} bytes, the layout says {expected_len}", stat.st_size));
     }
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(examine("find out its access mode"))?;
+    let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK);
+    if backing != Backing::Memfd && allocated < expected_len {
+        return unfit(format!("only {allocated} of its {expected_len} bytes are allocated"));
+    }
+    let flags = rustix::fs::fcntl_getfl(&fd)
+        .map_err(|errno| examined(index, "find out its access mode", errno))?;
     if flags & OFlags::ACCMODE != OFlags::RDWR {
         return unfit("its fd is not open for both reading and writing".to_owned());
     }
-    let seals = rustix::fs::fcntl_get_seals(&fd).map_err(examine("find out its seals"))?;
-    let harmful = seals & (SealFlags::WRITE | SealFlags::FUTURE_WRITE | SealFlags::EXEC);
-    if !harmful.is_empty() {
-        let names: Vec<_> =
-            harmful.iter_names().map(|(name, _)| format!("F_SEAL_{name}")).collect();
-        return unfit(format!("it is sealed with {}, guest RAM must not be", names.join(" and ")));
+    if backing == Backing::Memfd {
+        let seals = rustix::fs::fcntl_get_seals(&fd)
+            .map_err(|errno| examined(index, "find out its seals", errno))?;
+        let harmful = seals & (SealFlags::WRITE | SealFlags::FUTURE_WRITE | SealFlags::EXEC);
+        if !harmful.is_empty() {
+            let names: Vec<_> =
+                harmful.iter_names().map(|(name, _)| format!("F_SEAL_{name}")).collect();
+            let names = names.join(" and ");
+            return unfit(format!("it is sealed with {names}, guest RAM must not be"));
+        }
     }
     Ok(Segment { file: fd.into(), len: expected_len })
+}
+
+/// Why a file is no memfd, if it is none.
+fn memfd_problem(
+    index: usize,
+    fd: &OwnedFd,
+    stat: &rustix::fs::Stat,
+) -> Result<Option<String>, Error> {
+    let filesystem = filesystem(index, fd)?;
+    if filesystem != TMPFS_MAGIC || kind(stat) != libc::S_IFREG {
+        return Ok(Some(format!(
+            "it is {} on a filesystem of type {filesystem:#x}, not a file in shared memory \
+             (type {TMPFS_MAGIC:#x})",
+            Kind(kind(stat))
+        )));
+    }
+    let named = stat.st_nlink != 0;
+    Ok(named.then(|| "it has a name in a directory, so it is not a memfd".to_owned()))
+}
+
+/// Why a file is none that stays where it is, if it is none. A file that has no name any more is gone
+/// with the kernel.
+fn file_problem(
+    index: usize,
+    fd: &OwnedFd,
+    stat: &rustix::fs::Stat,
+    with_dax: bool,
+) -> Result<Option<String>, Error> {
+    if kind(stat) != libc::S_IFREG {
+        return Ok(Some(format!("it is {}, not a file", Kind(kind(stat)))));
+    }
+    if stat.st_nlink == 0 {
+        let problem = "it has no name in a directory, so the next kernel would not find it";
+        return Ok(Some(problem.to_owned()));
+    }
+    let (flags, mask) = (AtFlags::EMPTY_PATH, StatxFlags::TYPE);
+    let attributes = rustix::fs::statx(fd, "", flags, mask)
+        .map_err(|errno| examined(index, "find out whether it has DAX", errno))?
+        .stx_attributes;
+    if with_dax && !attributes.contains(StatxAttributes::DAX) {
+        return Ok(Some(format!(
+            "it is a file without DAX on a filesystem of type {:#x}: its pages are copies, which \
+             no kexec leaves alone",
+            filesystem(index, fd)?
+        )));
+    }
+    Ok(None)
+}
+
+fn filesystem(index: usize, fd: &OwnedFd) -> Result<u64, Error> {
+    let found = rustix::fs::fstatfs(fd);
+    let found = found.map_err(|errno| examined(index, "find out its filesystem", errno))?;
+    Ok(found.f_type as u64)
+}
+
+fn kind(stat: &rustix::fs::Stat) -> libc::mode_t {
+    libc::mode_t::from(stat.st_mode) & libc::S_IFMT
+}
+
+fn examined(index: usize, attempt: &'static str, errno: rustix::io::Errno) -> Error {
+    Error::Examine { index, attempt, source: errno.into() }
 }
 
 /// Whether any page of a segment exists, in memory or swapped out. If none does, it is all zero and
@@ -124,7 +215,7 @@ pub fn check_segment(index: usize, fd: OwnedFd, expected_len: u64) -> Result<Seg
 ///
 /// The answer holds only while nothing runs that could touch the segment: ask (again) when the vCPUs are
 /// paused and the devices drained. What the guest merely read counts as touched, and so does
-/// everything that LUO once preserved, as it fills holes.
+/// everything that LUO once preserved, as it fills holes, and every file that is allocated.
 pub fn is_touched(segment: &impl AsFd) -> io::Result<bool> {
     let segment = segment.as_fd();
     if rustix::fs::fstat(segment)?.st_blocks != 0 {

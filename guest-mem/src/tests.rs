@@ -1,5 +1,6 @@
 //! Guest RAM as its users have it: planned, made, mapped, handed over and taken back.
 
+mod backing;
 mod host;
 mod plan;
 mod ram;
