@@ -7,7 +7,8 @@ use luo::builtin::SessionId;
 use luo::builtin::decode::{Caller, Fault};
 
 use super::files::{OpenFile, What};
-use crate::system::{Argument, Place};
+use crate::memory::Memory;
+use crate::system::Argument;
 
 /// What is behind an fd.
 #[derive(Debug, Clone)]
@@ -63,43 +64,18 @@ impl Table {
 /// A process while it makes a request.
 pub(super) struct Request<'a> {
     table: &'a mut Table,
-    argument: &'a mut Argument,
+    memory: Memory<'a>,
     opened: BTreeMap<SessionId, OpenFile>,
 }
 
 impl<'a> Request<'a> {
-    /// Where memory ends.
-    const END: u64 = 1 << 20;
-
     pub(super) fn new(table: &'a mut Table, argument: &'a mut Argument) -> Self {
-        Self { table, argument, opened: BTreeMap::new() }
-    }
-
-    /// How many bytes of the argument are there.
-    fn length(&self) -> usize {
-        match self.argument.place {
-            Place::Null => 0,
-            Place::CutAfter(length) => length.min(self.argument.bytes.len()),
-            _ => self.argument.bytes.len(),
-        }
+        Self { table, memory: Memory::new(argument), opened: BTreeMap::new() }
     }
 
     /// Where the argument is.
     pub(super) fn address(&self) -> u64 {
-        let length = self.length() as u64;
-        match self.argument.place {
-            Place::Null => 0,
-            Place::Unaligned => Self::END - length - 1,
-            _ => Self::END - length,
-        }
-    }
-
-    fn bytes(&mut self, address: u64, length: usize) -> Result<&mut [u8], Fault> {
-        let (base, mapped) = (self.address(), self.length());
-        let start = address.checked_sub(base).and_then(|start| usize::try_from(start).ok());
-        let start = start.filter(|start| *start <= mapped).ok_or(Fault)?;
-        let end = start.checked_add(length).filter(|end| *end <= mapped).ok_or(Fault)?;
-        Ok(&mut self.argument.bytes[start..end])
+        self.memory.address()
     }
 
     fn install(&mut self, number: i32, opened: OpenFile) {
@@ -109,16 +85,11 @@ impl<'a> Request<'a> {
 
 impl Caller<OpenFile> for Request<'_> {
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        bytes.copy_from_slice(self.bytes(address, bytes.len())?);
-        Ok(())
+        self.memory.read(address, bytes)
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
-        if self.argument.place == Place::ReadOnly {
-            return Err(Fault);
-        }
-        self.bytes(address, bytes.len())?.copy_from_slice(bytes);
-        Ok(())
+        self.memory.write(address, bytes)
     }
 
     fn file(&mut self, fd: i32) -> Option<OpenFile> {
