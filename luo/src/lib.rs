@@ -18,7 +18,7 @@
 //! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
 //! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
 //! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none: on a pool
-//! of memory that survives a kexec (a pool), or in one process ([`builtin::keeper`]).
+//! of memory that survives a kexec ([`builtin::pool`]), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
 pub mod emulate;
