@@ -16,13 +16,13 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_cookie;
 
 use super::anchor::Anchor;
-use super::memfd::{MemfdHandler, OpenFile, Store};
+use super::memfd::{MemfdHandler, Store};
 use super::node;
 use super::notify::{Answer, Listener, Notification};
 use super::path;
 use super::request::{New, Request};
 use super::tracee::Tracee;
-use crate::builtin::{Disabled, Luo, Parameters, SessionId};
+use crate::builtin::{Disabled, Luo, OpenFile, Parameters, SessionId};
 use crate::uapi;
 
 /// What a socket of the program stands for.
@@ -146,7 +146,7 @@ impl Kernel {
         let opened = match flags as i32 {
             flags if flags & CREATE_NEW == CREATE_NEW => Err(Errno::EXIST),
             flags if flags & libc::O_DIRECTORY != 0 => Err(Errno::NOTDIR),
-            // Such an fd never reaches a driver: that of any other device does as well.
+            // Such an fd never reaches a driver: any other device does as well.
             flags if flags & libc::O_PATH != 0 => return open_path(listener, call, flags),
             flags => self.open_device(listener, call, flags),
         };
@@ -248,9 +248,11 @@ fn open_how(tracee: &Tracee, address: u64, size: u64) -> Result<u64, Errno> {
     Ok(u64::from_le_bytes(flags))
 }
 
+/// Opens for who wants no more than a path. A file that is opened with O_PATH cannot be given to
+/// another process, so this one can also be read, as empty.
 fn open_path(listener: &Listener, call: &Notification, flags: i32) -> Verdict {
     use rustix::fs::{Mode, OFlags, open};
-    let null = open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let closes_on_exec = flags & libc::O_CLOEXEC != 0;
     match null.and_then(|null| listener.answer_with_fd(call.id, null.as_fd(), closes_on_exec)) {
         Ok(()) => Verdict::Done,

@@ -7,19 +7,17 @@
 //! for reading and writing, at the position that the old one had at the switch. Name, mode, owner,
 //! seals and holes of the file stay as they were, which they do not on Linux.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
-    Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fcntl_getfl, fstat, fstatfs, open, seek,
-    tell,
+    Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fstat, fstatfs, open, seek, tell,
 };
 use rustix::io::Errno;
 
 use crate::builtin::tree::Handover;
-use crate::builtin::{Compatible, File, Handle, Handler, Retrieval};
+use crate::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
 
 /// What a handle of this handler is: the number of a file in the store.
 pub(super) const FORMAT: &str = "memfd-store-v1";
@@ -27,44 +25,10 @@ pub(super) const FORMAT: &str = "memfd-store-v1";
 /// `f_type` of tmpfs, and of all memfds but those of huge pages.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
-/// A reference to an open file of the program, or of what becomes one.
-#[derive(Debug, Clone)]
-pub(super) struct OpenFile {
-    fd: Arc<OwnedFd>,
-    number: u64,
-}
-
-impl OpenFile {
-    /// `None` if it was opened with O_PATH: then nothing can be done with it.
-    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
-        let flags = fcntl_getfl(&fd).ok()?;
-        (!flags.contains(OFlags::PATH)).then(|| Self::numbered(fd))
-    }
-
-    fn numbered(fd: OwnedFd) -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Self { fd: Arc::new(fd), number: LAST.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl AsFd for OpenFile {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl File for OpenFile {
-    /// Two references that came by two ways have two numbers. Nobody asks: see
-    /// [`MemfdHandler::identity`].
-    fn description(&self) -> u64 {
-        self.number
-    }
-}
-
 /// A file on its way to the next kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
-    pub(super) fd: Arc<OwnedFd>,
+    pub(super) file: OpenFile,
     pub(super) size: u64,
     pub(super) position: u64,
     pub(super) seals: SealFlags,
@@ -83,7 +47,7 @@ impl Kept {
     fn look(file: &OpenFile) -> Result<Self, Errno> {
         let stat = fstat(file)?;
         Ok(Self {
-            fd: Arc::clone(&file.fd),
+            file: file.clone(),
             size: u64::try_from(stat.st_size).map_err(|_| Errno::INVAL)?,
             position: tell(file)?,
             seals: fcntl_get_seals(file)?,
@@ -120,7 +84,7 @@ impl Store {
 
     /// Drops all that is not in a tree: what was not finished is lost with its kernel.
     pub(super) fn keep_only(&self, tree: &Handover) {
-        let wanted = numbers(tree).collect::<std::collections::BTreeSet<u64>>();
+        let wanted = numbers(tree).collect::<BTreeSet<u64>>();
         self.lock().files.retain(|number, _| wanted.contains(number));
     }
 }
@@ -179,9 +143,9 @@ impl Handler<OpenFile> for MemfdHandler {
 
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
         let kept = self.0.get(handle.0).ok_or(Errno::IO)?;
-        let fd = reopen(&kept.fd, OFlags::RDWR | OFlags::LARGEFILE)?;
+        let fd = reopen(&kept.file, OFlags::RDWR | OFlags::LARGEFILE)?;
         seek(&fd, SeekFrom::Start(kept.position))?;
-        Ok(OpenFile::numbered(fd))
+        Ok(OpenFile::new(fd))
     }
 
     fn finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) {

@@ -39,7 +39,7 @@ mod kernel;
 mod memfd;
 mod node;
 mod notify;
-pub mod path;
+mod path;
 mod program;
 mod request;
 mod run;

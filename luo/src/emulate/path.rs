@@ -4,8 +4,7 @@
 //! `liveupdate` in `/dev` are the device, a symbolic link to it is not. The check comes first
 //! that answers almost every path at once: how it ends.
 
-/// Where the device is.
-pub const DEVICE: &str = "/dev/liveupdate";
+use crate::uapi::DEVICE;
 
 /// Whether `path` means the device. `directory` says in which directory a relative path starts, and
 /// is only asked for one that could.

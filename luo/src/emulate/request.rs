@@ -3,19 +3,19 @@
 //! The machine reserves an fd first and says its number before there is anything behind it. Here a
 //! file can be put behind the lowest free fd of another process, but never be taken away again; so
 //! `reserve_fd` only takes note, the answer is held back, and both are done at the end, when nothing
-//! else can fail: [`Outcome`]. That the process had no free fd is found out then, and goes before
+//! else can fail. That the process had no free fd is found out then, and goes before
 //! every other error, as if it had been found out first.
 
 use std::os::fd::AsFd;
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 
 use super::anchor::Anchor;
-use super::memfd::OpenFile;
 use super::notify::Listener;
 use super::tracee::Tracee;
-use crate::builtin::SessionId;
 use crate::builtin::decode::{Caller, Fault};
+use crate::builtin::{OpenFile, SessionId};
 
 /// What goes behind the new fd.
 #[derive(Debug)]
@@ -92,7 +92,9 @@ impl Caller<OpenFile> for Request<'_> {
 
     fn file(&mut self, fd: i32) -> Option<OpenFile> {
         let file = self.tracee.file(fd).ok()?;
-        if self.listener.waits(self.id) { OpenFile::new(file) } else { None }
+        // Opened with O_PATH it is not open for the machine.
+        let is_path = fcntl_getfl(&file).ok()?.contains(OFlags::PATH);
+        (!is_path && self.listener.waits(self.id)).then(|| OpenFile::new(file))
     }
 
     fn reserve_fd(&mut self) -> Result<i32, Errno> {

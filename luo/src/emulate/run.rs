@@ -31,12 +31,7 @@ enum End {
 /// orphans of the program and buries every child.
 pub fn run(program: &Program, options: &Options) -> Result<Exit, Error> {
     let surroundings = Surroundings::enter().map_err(system("its surroundings"))?;
-    let mut ended = run_generations(program, options, &surroundings);
-    // Whatever went wrong, nobody is to be left behind.
-    if let Err(errno) = end_all() {
-        ended = ended.and(Err(system("end what is left of it")(errno)));
-    }
-    ended
+    run_generations(program, options, &surroundings)
 }
 
 fn run_generations(
@@ -57,17 +52,20 @@ fn run_generations(
         })?;
         let number = kernel.luo.liveupdate_number().to_string();
         let (first, listener) = surroundings.start(program, &[(NUMBER_VARIABLE, number)])?;
-        Tracee::new(first.as_raw_nonzero().get().cast_unsigned())
-            .reachable()
-            .map_err(|errno| Error::Reach { errno })?;
         let store = &store;
-        let generation =
+        let mut generation =
             Generation { kernel, listener, first, store, directory: directory.as_ref(), options };
-        match generation.run(surroundings)? {
+        let reachable = Tracee::new(first.as_raw_nonzero().get().cast_unsigned()).reachable();
+        let end = reachable
+            .map_err(|errno| Error::Reach { errno })
+            .and_then(|()| generation.run(surroundings));
+        // While the listener is there: without it, whoever waits for an answer would go on.
+        end_all().map_err(system("end what is left of it"))?;
+        drop(generation);
+        match end? {
             End::Exit(exit) => return Ok(exit),
             End::Switch(_) if directory.is_some() => return Ok(Exit::Status(0)),
             End::Switch(bytes) => {
-                end_all().map_err(system("end what is left of it"))?;
                 // It was written by this very program.
                 if let Ok(handover) = v1::decode(&bytes) {
                     store.keep_only(&handover);
@@ -96,7 +94,7 @@ const CALLS: u64 = 0;
 const SIGNALS: u64 = 1;
 
 impl Generation<'_> {
-    fn run(mut self, surroundings: &Surroundings) -> Result<End, Error> {
+    fn run(&mut self, surroundings: &Surroundings) -> Result<End, Error> {
         let events = self.events(surroundings).map_err(system("an epoll"))?;
         let mut ready: Vec<epoll::Event> = Vec::with_capacity(2);
         loop {

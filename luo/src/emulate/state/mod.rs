@@ -19,11 +19,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock, syncfs};
 
 use super::memfd::{Kept, Store, numbers, reopen};
+use crate::builtin::OpenFile;
 use crate::builtin::tree::{Handover, v1};
 
 mod contents;
@@ -193,7 +193,7 @@ impl Directory {
         }
         contents::dress(&memfd, entry).map_err(error)?;
         let Entry { size, position, seals, mode, sum: _ } = *entry;
-        Ok(Kept { fd: Arc::new(memfd.into()), size, position, seals, mode })
+        Ok(Kept { file: OpenFile::new(memfd.into()), size, position, seals, mode })
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
@@ -233,10 +233,10 @@ impl Directory {
             let kept = store.get(number).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
             // At its own position: the program's is not to move.
             let flags = rustix::fs::OFlags::RDONLY;
-            let from = reopen(&kept.fd, flags).map_err(|errno| error(errno.into()))?;
+            let from = reopen(&kept.file, flags).map_err(|errno| error(errno.into()))?;
             let to = self.create(&name).map_err(error)?;
             let sum = contents::copy(&File::from(from), &to, kept.size).map_err(error)?;
-            let Kept { size, position, seals, mode, fd: _ } = kept;
+            let Kept { size, position, seals, mode, file: _ } = kept;
             index.files.insert(number, Entry { size, position, seals, mode, sum });
         }
         Ok(())

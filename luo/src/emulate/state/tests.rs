@@ -22,7 +22,7 @@ fn sample() -> Kept {
     memfd.write_all_at(b"at the end", SIZE - 10).unwrap();
     fcntl_add_seals(&memfd, SealFlags::GROW).unwrap();
     Kept {
-        fd: Arc::new(memfd.into()),
+        file: OpenFile::new(memfd.into()),
         size: SIZE,
         position: 7,
         seals: SealFlags::GROW,
@@ -72,11 +72,11 @@ fn a_state_comes_back_as_it_was() {
     let state = load(directory.path()).unwrap();
     assert_eq!(state.tree, tree(1, &[1, 3]));
     assert_eq!(state.files.keys().copied().collect::<Vec<_>>(), [1, 3]);
-    let Kept { fd, size, position, seals, mode } = &state.files[&1];
+    let Kept { file, size, position, seals, mode } = &state.files[&1];
     assert_eq!((*size, *position, *mode), (SIZE, 7, 0o640));
     assert_eq!(*seals, SealFlags::GROW);
-    assert_eq!(rustix::fs::fcntl_get_seals(fd).unwrap(), SealFlags::GROW);
-    let mut file = File::from(fd.try_clone().unwrap());
+    assert_eq!(rustix::fs::fcntl_get_seals(file).unwrap(), SealFlags::GROW);
+    let mut file = File::from(file.duplicate().unwrap());
     let metadata = file.metadata().unwrap();
     assert_eq!(metadata.mode() & 0o7777, 0o640);
     assert_eq!(metadata.blocks(), 2 * 8, "the hole is one again");
