@@ -1,0 +1,146 @@
+//! The device and sessions as files: what the file layer, exec and reboot make of them.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use luo::kernel::Device;
+use luo::{Errno, Orchestrator, SessionName, Token};
+use rustix::fs::{
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, accessat, open, openat, openat2,
+    seek, stat, statx,
+};
+use rustix::io::{FdFlags, fcntl_getfd, read, write};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use super::calls::{self, create, device, fork, preserve, reboot};
+use super::{Case, Inside, inside, refused, same};
+
+const PATH: &str = "/dev/liveupdate";
+/// What a case runs after exec.
+pub(super) const AFTER_EXEC: &str = "after exec";
+
+pub(super) const CASES: &[Inside] = &[
+    inside("the device is found by who looks first", || {
+        let found = stat(PATH)?;
+        let metadata = fs::metadata(PATH)?;
+        same(metadata.file_type().is_char_device(), true)?;
+        same((metadata.mode() & 0o7777, metadata.uid(), found.st_nlink as u64), (0o600, 0, 1))?;
+        let statx = statx(CWD, PATH, AtFlags::empty(), StatxFlags::BASIC_STATS)?;
+        same(u32::from(statx.stx_mode), found.st_mode)?;
+        accessat(CWD, PATH, Access::READ_OK | Access::WRITE_OK, AtFlags::empty())?;
+        accessat(CWD, PATH, Access::EXISTS, AtFlags::EACCESS)?;
+        refused(accessat(CWD, PATH, Access::EXEC_OK, AtFlags::empty()), Errno::ACCESS)?;
+        same(fs::metadata("/dev/liveupdate2").is_err(), true)
+    }),
+    inside("the device is opened by every way there", || {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let dev = open("/dev", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        drop(openat(&dev, "liveupdate", flags, Mode::empty())?);
+        drop(openat2(&dev, "./liveupdate", flags, Mode::empty(), ResolveFlags::empty())?);
+        drop(open("/dev/../dev//liveupdate", flags, Mode::empty())?);
+        rustix::process::chdir("/dev/shm")?;
+        drop(open("../liveupdate", flags, Mode::empty())?);
+        refused(open("liveupdate", flags, Mode::empty()), Errno::NOENT)
+    }),
+    inside("flags of open mean what they mean", || {
+        let opened = |flags| open(PATH, flags, Mode::empty());
+        refused(opened(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL), Errno::EXIST)?;
+        refused(opened(OFlags::RDONLY | OFlags::DIRECTORY), Errno::NOTDIR)?;
+        let with = opened(OFlags::RDWR | OFlags::CLOEXEC)?;
+        same(fcntl_getfd(&with)?, FdFlags::CLOEXEC)?;
+        // It never reaches the driver, and so finds it never busy. (Linux answers EBADF.)
+        let path = opened(OFlags::PATH)?;
+        refused(calls::plain_ioctl(&path, luo::uapi::CREATE_SESSION), Errno::NOTTY)?;
+        drop(with);
+        same(fcntl_getfd(opened(OFlags::RDWR)?)?, FdFlags::empty())
+    }),
+    inside("case 010 neither device nor session is read, sought or mapped", || {
+        let device = device()?;
+        let session = create(&device, "web")?;
+        for file in [device.as_fd(), session.as_fd()] {
+            refused(read(file, &mut [0; 8]), Errno::INVAL)?;
+            // Linux says EINVAL.
+            refused(write(file, b"x"), Errno::NOTCONN)?;
+            refused(seek(file, rustix::fs::SeekFrom::Start(0)), Errno::SPIPE)?;
+            refused(calls::map(file), Errno::NODEV)?;
+        }
+        Ok(())
+    }),
+    inside("case 036 what every file answers is left to the system", || {
+        let session = create(device()?, "web")?;
+        calls::plain_ioctl(&session, libc::FIONCLEX as u32)?;
+        same(fcntl_getfd(&session)?, FdFlags::empty())?;
+        calls::plain_ioctl(&session, libc::FIOCLEX as u32)?;
+        same(fcntl_getfd(&session)?, FdFlags::CLOEXEC)
+    }),
+    inside("a terminal's request on a file of somebody else gets there", || {
+        let null = open("/dev/null", OFlags::RDWR, Mode::empty())?;
+        refused(calls::plain_ioctl(&null, 0x5401), Errno::NOTTY)?;
+        refused(calls::plain_ioctl(&null, luo::uapi::CREATE_SESSION), Errno::NOTTY)?;
+        let (reader, writer) = rustix::pipe::pipe()?;
+        write(&writer, b"four")?;
+        same(rustix::io::ioctl_fionread(&reader)?, 4)
+    }),
+    inside("case 106 exec closes sessions", || {
+        let session = create(device()?, "web")?;
+        let program = std::env::current_exe()?;
+        let error = Command::new(program).args([crate::CASE, AFTER_EXEC]).exec();
+        drop(session);
+        Err(error.into())
+    }),
+    inside("a session is closed by the death of its last holder", || {
+        let session = create(device()?, "web")?;
+        let child = fork(|| {
+            loop {
+                std::thread::park();
+            }
+        })?;
+        drop(session);
+        let device = device()?;
+        refused(create(&device, "web"), Errno::EXIST)?;
+        let child = Pid::from_raw(child).ok_or("a child has a number")?;
+        kill_process(child, Signal::KILL)?;
+        waitpid(Some(child), WaitOptions::empty())?;
+        create(&device, "web")?;
+        Ok(())
+    }),
+    inside("what is closed is closed for the next call", || {
+        for _ in 0..1000 {
+            let device = device()?;
+            let session = create(&device, "web")?;
+            refused(create(&device, "web"), Errno::EXIST)?;
+            drop(session);
+            create(&device, "web")?;
+        }
+        Ok(())
+    }),
+    inside("this crate's own client knows no difference", || {
+        let (device, name) = (Device::default(), SessionName::new("web")?);
+        same(device.is_present(), true)?;
+        let session = device.create_session(&name)?;
+        let memory = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC)?;
+        session.preserve(memory.as_fd(), Token(1))?;
+        same(session.preserve(memory.as_fd(), Token(2)).is_err(), true)?;
+        drop(session);
+        preserve(create(calls::device()?, "web")?, &memory, 3)?;
+        Ok(())
+    }),
+    inside("the machine below is not rebooted", || {
+        const RESTART: u32 = 0x0123_4567;
+        const POWER_OFF: u32 = 0x4321_fedc;
+        for command in [RESTART, POWER_OFF, 0, 7] {
+            refused(reboot(calls::MAGIC, command), Errno::PERM)?;
+        }
+        refused(reboot(1, calls::KEXEC), Errno::INVAL)?;
+        Ok(calls::kexec_file_load()?)
+    }),
+];
+
+/// What is left of the session after exec: nothing.
+pub(super) fn after_exec() -> Case {
+    create(device()?, "web")?;
+    Ok(())
+}

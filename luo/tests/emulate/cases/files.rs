@@ -1,0 +1,241 @@
+//! What can be preserved, and what comes back.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+
+use luo::Errno;
+use rustix::fs::{
+    MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, ftruncate,
+    memfd_create, open,
+};
+use rustix::io::{FdFlags, fcntl_getfd};
+
+use super::calls::{
+    self, create, device, finish, preserve, preserve_number, reboot, retrieve, retrieve_session,
+};
+use super::{Case, Failure, Inside, inside, kernel_number, refused, same};
+
+/// A directory in shared memory.
+const TMPFS: &str = "/dev/shm";
+
+fn memfd(contents: &[u8]) -> Result<File, Errno> {
+    let file = File::from(memfd_create("case", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all_at(contents, 0).map_err(|_| Errno::IO)?;
+    Ok(file)
+}
+
+fn contents(mut file: &File) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(super) const CASES: &[Inside] = &[
+    inside("cases 068 and 069 what is no memory cannot be preserved", || {
+        let device = device()?;
+        let session = create(&device, "web")?;
+        let other = create(&device, "db")?;
+        let (reader, writer) = rustix::pipe::pipe()?;
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let program = File::open(std::env::current_exe()?)?;
+        let directory = File::open(TMPFS)?;
+        let files = [
+            device.as_fd(),
+            session.as_fd(),
+            other.as_fd(),
+            reader.as_fd(),
+            writer.as_fd(),
+            epoll.as_fd(),
+            event.as_fd(),
+            program.as_fd(),
+            directory.as_fd(),
+        ];
+        for file in files {
+            refused(preserve(&session, file, 1), Errno::NOENT)?;
+        }
+        for number in [-1, -100, 9999, i32::MAX] {
+            refused(preserve_number(&session, number, 1), Errno::BADF)?;
+        }
+        Ok(())
+    }),
+    inside("cases 070 and 071 memory of other kinds cannot be preserved", || {
+        let session = create(device()?, "web")?;
+        let huge = memfd_create("huge", MemfdFlags::HUGETLB);
+        if let Ok(huge) = huge {
+            refused(preserve(&session, &huge, 1), Errno::NOENT)?;
+        }
+        // Where the kernel has such memory at all.
+        if let Ok(secret) = calls::secret_memory() {
+            refused(preserve(&session, &secret, 1), Errno::NOENT)?;
+        }
+        Ok(())
+    }),
+    inside("case 072 a file of tmpfs can be preserved when it has no name", || {
+        let session = create(device()?, "web")?;
+        let path = format!("{TMPFS}/perennial-{}", std::process::id());
+        let named = File::create(&path)?;
+        let while_named = preserve(&session, &named, 1);
+        std::fs::remove_file(&path)?;
+        refused(while_named, Errno::NOENT)?;
+        preserve(&session, &named, 1)?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        Ok(preserve(&session, open(TMPFS, flags, Mode::RUSR)?, 2)?)
+    }),
+    inside("case 077 an fd for reading will do", || {
+        let session = create(device()?, "web")?;
+        let file = memfd(b"data")?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        preserve(&session, File::open(path)?, 1)?;
+        refused(preserve(&session, &file, 2), Errno::BUSY)
+    }),
+    inside("cases 086 and 097 a preserved file can be written, and is free afterwards", || {
+        let session = create(device()?, "web")?;
+        let mut file = memfd(b"data")?;
+        preserve(&session, &file, 1)?;
+        file.write_all(b"more")?;
+        file.seek(SeekFrom::Start(1))?;
+        same(contents(&file)?, b"ore".to_vec())?;
+        drop(session);
+        ftruncate(&file, 10)?;
+        Ok(preserve(create(device()?, "web")?, &file, 1)?)
+    }),
+    inside("case 100 another size calls the switch off", || {
+        let session = create(device()?, "web")?;
+        let file = memfd(b"data")?;
+        preserve(&session, &file, 1)?;
+        ftruncate(&file, 3)?;
+        refused(reboot(calls::MAGIC, calls::KEXEC), Errno::INVAL)?;
+        refused(preserve(&session, &file, 2), Errno::BUSY)?;
+        drop(session);
+        Ok(preserve(create(device()?, "web")?, &file, 1)?)
+    }),
+];
+
+/// Where page 1000 is, far behind a hole.
+const FAR: u64 = 1000 << 12;
+
+fn prepare() -> Case {
+    let session = create(device()?, "web")?;
+    let plain = memfd(b"some data")?;
+    (&plain).seek(SeekFrom::Start(5))?;
+    let sealed = memfd(b"sealed")?;
+    fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK)?;
+    let sparse = memfd(b"start")?;
+    ftruncate(&sparse, FAR + 3)?;
+    sparse.write_all_at(b"end", FAR)?;
+    (&sparse).seek(SeekFrom::Start(FAR + 100))?;
+    let unsealable = File::from(memfd_create("unsealable", MemfdFlags::CLOEXEC)?);
+    let not_executable = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
+    let not_executable = memfd_create("not executable", not_executable).map(File::from);
+    preserve(&session, &plain, 1)?;
+    preserve(&session, &sealed, 2)?;
+    preserve(&session, &sparse, 3)?;
+    preserve(&session, &unsealable, u64::MAX)?;
+    // Linux before 6.3 has no such memory.
+    if let Ok(file) = not_executable {
+        preserve(&session, file, 5)?;
+    }
+    // Written after it was preserved, and the position moved.
+    plain.write_all_at(b"S", 0)?;
+    (&plain).seek(SeekFrom::Start(4))?;
+    // Only what somebody holds goes over.
+    drop(create(device()?, "closed")?);
+    std::mem::forget(create(device()?, "empty")?);
+    reboot(calls::MAGIC, calls::KEXEC)?;
+    Err("reboot came back".into())
+}
+
+fn find() -> Case {
+    let device = device()?;
+    refused(retrieve_session(&device, "closed"), Errno::NOENT)?;
+    finish(retrieve_session(&device, "empty")?)?;
+    let session = retrieve_session(&device, "web")?;
+    let file = |token| retrieve(&session, token).map(File::from);
+    let plain = file(1)?;
+    same(fcntl_getfl(&plain)? & OFlags::RWMODE, OFlags::RDWR)?;
+    same(fcntl_getfd(&plain)?, FdFlags::CLOEXEC)?;
+    same(contents(&plain)?, b" data".to_vec())?;
+    (&plain).seek(SeekFrom::Start(0))?;
+    same(contents(&file(1)?)?, b"Some data".to_vec())?;
+    same(fcntl_get_seals(&plain)?, SealFlags::empty())?;
+    ftruncate(&plain, 100)?;
+
+    let sealed = file(2)?;
+    same(fcntl_get_seals(&sealed)?, SealFlags::WRITE | SealFlags::SHRINK)?;
+    same(contents(&sealed)?, b"sealed".to_vec())?;
+    refused(rustix::io::pwrite(&sealed, b"x", 0), Errno::PERM)?;
+
+    let sparse = file(3)?;
+    same((&sparse).stream_position()?, FAR + 100)?;
+    same(rustix::fs::fstat(&sparse)?.st_blocks <= 16, true)?;
+    let (mut start, mut end) = ([0; 8], [0; 3]);
+    sparse.read_exact_at(&mut start, 0)?;
+    sparse.read_exact_at(&mut end, FAR)?;
+    same((&start, &end), (b"start\0\0\0", b"end"))?;
+
+    same(fcntl_get_seals(file(u64::MAX)?)?, SealFlags::SEAL)?;
+    if let Ok(file) = file(5) {
+        // It comes back unchanged, not sealed against writing as on Linux 7.3 (case 151).
+        same(fcntl_get_seals(&file)?, SealFlags::from_bits_retain(0x20))?;
+        file.write_all_at(b"x", 0)?;
+    }
+    refused(file(4), Errno::NOENT)?;
+    finish(&session)?;
+    refused(file(1), Errno::NOENT)
+}
+
+/// Retrieves, finishes, preserves again: twice around.
+fn around() -> Case {
+    let number = kernel_number();
+    let device = device()?;
+    let file = match number {
+        0 => memfd(b"0")?,
+        _ => {
+            let incoming = retrieve_session(&device, "web")?;
+            let file = File::from(retrieve(&incoming, 1)?);
+            same(contents(&file)?, number.to_string().into_bytes())?;
+            finish(&incoming)?;
+            file
+        }
+    };
+    if number == 1 {
+        // The end of this case where the other side is another run.
+        refused(retrieve_session(&device, "unfinished"), Errno::NOENT)?;
+    }
+    if number == 2 {
+        return Ok(());
+    }
+    file.write_all_at((number + 1).to_string().as_bytes(), 0)?;
+    (&file).seek(SeekFrom::Start(0))?;
+    let session = create(&device, "web")?;
+    preserve(&session, &file, 1)?;
+    reboot(calls::MAGIC, calls::KEXEC)?;
+    Err("reboot came back".into())
+}
+
+/// A session that nobody retrieves is not there after the next switch.
+fn unretrieved() -> Case {
+    let device = device()?;
+    match kernel_number() {
+        0 => {
+            let session = create(&device, "web")?;
+            preserve(&session, memfd(b"data")?, 1)?;
+            reboot(calls::MAGIC, calls::KEXEC)?;
+        }
+        1 => reboot(calls::MAGIC, calls::KEXEC)?,
+        _ => return refused(retrieve_session(&device, "web"), Errno::NOENT),
+    }
+    Err("reboot came back".into())
+}
+
+pub(super) const CROSSING: &[Inside] = &[
+    inside("files come back as they were", || match kernel_number() {
+        0 => prepare(),
+        _ => find(),
+    }),
+    inside("a file goes around twice", around),
+    inside("what nobody retrieves is lost with its kernel", unretrieved),
+];
