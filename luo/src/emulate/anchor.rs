@@ -5,8 +5,8 @@
 //! gone ours is hung up. Among the kinds of pairs this is the one whose program side behaves
 //! most like the device: a listening socket to which ours is connected without ever being accepted.
 //! Reading it fails with EINVAL at once, it cannot be mapped (ENODEV) or sought (ESPIPE), and
-//! nothing ever blocks on it. What differs: writing says ENOTCONN instead of EINVAL, and it can be
-//! added to an epoll.
+//! nothing ever blocks on it. What differs: writing says ENOTCONN instead of EINVAL, it can be added
+//! to an epoll, and its link in `/proc/self/fd` is that of a socket.
 
 use std::os::fd::OwnedFd;
 
@@ -28,8 +28,13 @@ pub(super) struct Anchor {
 }
 
 impl Anchor {
-    /// Makes a pair. The name of the listening socket is chosen by the kernel, in no file system.
+    /// Makes a pair. ENFILE: this process has no more fds, which to the program is the system.
     pub(super) fn new() -> Result<Self, Errno> {
+        Self::make().map_err(of_the_system)
+    }
+
+    /// The name of the listening socket is chosen by the kernel, in no file system.
+    fn make() -> Result<Self, Errno> {
         let socket =
             || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
         let theirs = socket()?;
@@ -40,6 +45,11 @@ impl Anchor {
         let cookie = sockopt::socket_cookie(&theirs)?;
         Ok(Self { theirs, ours, cookie })
     }
+}
+
+/// The errno to the program of a failure here.
+pub(super) fn of_the_system(errno: Errno) -> Errno {
+    if errno == Errno::MFILE { Errno::NFILE } else { errno }
 }
 
 #[cfg(test)]

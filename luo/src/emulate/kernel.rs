@@ -15,7 +15,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_cookie;
 
-use super::anchor::Anchor;
+use super::anchor::{Anchor, of_the_system};
 use super::memfd::{MemfdHandler, Store};
 use super::node;
 use super::notify::{Answer, Listener, Notification};
@@ -193,6 +193,9 @@ impl Kernel {
         }
         // The reference is dropped at once: it would keep the file open.
         let cookie = tracee.file(fd as i32).and_then(socket_cookie);
+        if cookie == Err(Errno::MFILE) {
+            return Answer::Errno(of_the_system(Errno::MFILE)).into();
+        }
         let what = cookie.ok().and_then(|cookie| self.anchors.get(&cookie));
         let Some((_, what)) = what.filter(|_| listener.waits(call.id)) else { return LET_THROUGH };
         let mut request = Request::new(listener, call.id, tracee);
@@ -275,5 +278,63 @@ fn reboot(magic: u64, magic2: u64) -> Verdict {
         Verdict::Reboot
     } else {
         Answer::Errno(Errno::INVAL).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::Name;
+
+    fn kernel() -> Kernel {
+        Kernel::start(None, &Store::default()).unwrap()
+    }
+
+    /// Watches a new file; gives back the program's end.
+    fn watched(kernel: &mut Kernel, what: What) -> OwnedFd {
+        let anchor = Anchor::new().unwrap();
+        let theirs = anchor.theirs.try_clone().unwrap();
+        kernel.watch(anchor, what).unwrap();
+        theirs
+    }
+
+    #[test]
+    fn the_device_is_free_as_soon_as_its_last_reference_is_gone() {
+        let mut kernel = kernel();
+        kernel.luo.open_device().unwrap();
+        let theirs = watched(&mut kernel, What::Device);
+        let copy = theirs.try_clone().unwrap();
+        drop(theirs);
+        kernel.close_what_is_gone().unwrap();
+        assert_eq!(kernel.luo.open_device(), Err(Errno::BUSY));
+        drop(copy);
+        kernel.close_what_is_gone().unwrap();
+        kernel.luo.open_device().unwrap();
+    }
+
+    #[test]
+    fn all_that_is_gone_is_closed_before_anything_else() {
+        let mut kernel = kernel();
+        kernel.luo.open_device().unwrap();
+        let mut files = Vec::new();
+        for number in 0..500 {
+            let name = Name::new(format!("session {number}")).unwrap().to_field();
+            let id = kernel.luo.create_session(&name, |_| Ok(())).unwrap();
+            files.push((name, watched(&mut kernel, What::Session(id))));
+        }
+        let names: Vec<_> = files.into_iter().map(|(name, _)| name).collect();
+        kernel.close_what_is_gone().unwrap();
+        assert!(kernel.anchors.is_empty());
+        for name in names {
+            kernel.luo.create_session(&name, |_| Ok(())).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_a_right_call_of_reboot_switches() {
+        assert_eq!(reboot(0xfee1_dead, 672_274_793), Verdict::Reboot);
+        for (magic, magic2) in [(0, 672_274_793), (0xfee1_dead, 0), (0xfee1_dead, 1)] {
+            assert_eq!(reboot(magic, magic2), Answer::Errno(Errno::INVAL).into());
+        }
     }
 }

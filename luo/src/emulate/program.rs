@@ -67,6 +67,9 @@ const FORWARDED: [c_int; 9] = [
     libc::SIGCONT,
 ];
 
+/// As many fds as Linux lets root have unless told otherwise (`fs.nr_open`).
+const MANY_FDS: u64 = 1 << 20;
+
 /// What this process was like before, which the program is to find.
 #[derive(Debug)]
 pub(super) struct Surroundings {
@@ -81,14 +84,18 @@ impl Surroundings {
     pub(super) fn enter() -> Result<Self, Errno> {
         set_child_subreaper(Some(rustix::process::getpid()))?;
         let fds = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: fds.maximum, ..fds })?;
+        let many = Rlimit { current: Some(MANY_FDS), maximum: Some(MANY_FDS) };
+        // Only root may have more than was allowed.
+        if setrlimit(Resource::Nofile, many).is_err() {
+            setrlimit(Resource::Nofile, Rlimit { current: fds.maximum, ..fds })?;
+        }
         let set = signal_set(FORWARDED.into_iter().chain([libc::SIGCHLD]));
         let mask = set_mask(libc::SIG_BLOCK, &set)?;
         Ok(Self { signals: signalfd(&set)?, mask, fds })
     }
 
-    /// The signals that came, to those who must do something about them. `child` is called for
-    /// SIGCHLD, whatever its number.
+    /// Takes the signals that came, and passes on to the program what is meant for it. That a child
+    /// has ended is seen by [`reap`].
     pub(super) fn take_signals(&self, first: Pid) -> Result<(), Errno> {
         let mut bytes = [0; size_of::<signalfd_siginfo>()];
         loop {

@@ -30,6 +30,8 @@ pub(super) struct Request<'a> {
     id: u64,
     tracee: &'a Tracee,
     wants_fd: bool,
+    /// This process had no fd for a file that the program has.
+    out_of_fds: bool,
     /// The answer, and where it goes, if it waits for the fd.
     answer: Option<(u64, Vec<u8>)>,
     opened: Option<(SessionId, Anchor)>,
@@ -38,12 +40,27 @@ pub(super) struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub(super) fn new(listener: &'a Listener, id: u64, tracee: &'a Tracee) -> Self {
-        Self { listener, id, tracee, wants_fd: false, answer: None, opened: None, new: None }
+        Self {
+            listener,
+            id,
+            tracee,
+            wants_fd: false,
+            out_of_fds: false,
+            answer: None,
+            opened: None,
+            new: None,
+        }
     }
 
     /// The errno that goes before `errno`, if one does.
     pub(super) fn worst(&self, errno: Errno) -> Errno {
-        if self.wants_fd && self.tracee.has_no_free_fd() { Errno::MFILE } else { errno }
+        if self.wants_fd && self.tracee.has_no_free_fd() {
+            Errno::MFILE
+        } else if self.out_of_fds && errno == Errno::BADF {
+            Errno::NFILE
+        } else {
+            errno
+        }
     }
 
     /// Puts the new file, if there is one, behind an fd. EMFILE: there is none that is free.
@@ -91,7 +108,9 @@ impl Caller<OpenFile> for Request<'_> {
     }
 
     fn file(&mut self, fd: i32) -> Option<OpenFile> {
-        let file = self.tracee.file(fd).ok()?;
+        let file = self.tracee.file(fd);
+        self.out_of_fds = file.as_ref().err() == Some(&Errno::MFILE);
+        let file = file.ok()?;
         // Opened with O_PATH it is not open for the machine.
         let is_path = fcntl_getfl(&file).ok()?.contains(OFlags::PATH);
         (!is_path && self.listener.waits(self.id)).then(|| OpenFile::new(file))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::luo::builtin::tree::memory::{PAGE_BYTES, SimulatedMemory};
-use ::luo::builtin::tree::{v1, v5};
+use ::luo::builtin::tree::{Handover, v1, v5};
 use ::luo::emulate::{self, Exit, Options, Program};
 use clap::Subcommand;
 
@@ -107,19 +107,24 @@ fn emulate(state: Option<PathBuf>, kexec: bool, program: Vec<OsString>) -> Resul
 }
 
 fn show(file: &Path, pages: Option<&Path>) -> Result<(), Error> {
+    print!("{}", tree(file, pages)?);
+    Ok(())
+}
+
+/// Reads a tree of any layout. What points to memory is read with `pages`.
+fn tree(file: &Path, pages: Option<&Path>) -> Result<Handover, Error> {
     let bytes = read(file)?;
     let memory = pages.map_or_else(|| Ok(SimulatedMemory::new()), read_pages)?;
     let v1 = |source| Error::V1 { file: file.to_owned(), source };
-    let handover = if bytes.starts_with(b"luo-") {
-        let v5 = |source| Error::V5 { file: file.to_owned(), source };
-        v5::decode(&bytes, &memory).map_err(v5)?
+    let v5 = |source| Error::V5 { file: file.to_owned(), source };
+    // The kernel's layout starts with its name, an FDT with a number.
+    if bytes.starts_with(b"luo-") {
+        v5::decode(&bytes, &memory).map_err(v5)
     } else if pages.is_some() {
-        v1::seed::decode(&bytes, &memory).map_err(v1)?
+        v1::seed::decode(&bytes, &memory).map_err(v1)
     } else {
-        v1::decode(&bytes).map_err(v1)?
-    };
-    print!("{handover}");
-    Ok(())
+        v1::decode(&bytes).map_err(v1)
+    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Error> {
@@ -141,4 +146,75 @@ fn read_pages(file: &Path) -> Result<SimulatedMemory, Error> {
         memory.insert(u64::from_le_bytes(address), page);
     }
     Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn parse(words: &str) -> Result<Command, clap::Error> {
+        let words = ["perennial", "luo"].into_iter().chain(words.split(' '));
+        match crate::cli::Arguments::try_parse_from(words)?.command {
+            crate::cli::Command::Luo(command) => Ok(command),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_programs_options_are_the_programs() {
+        for words in [
+            "emulate --state here --kexec -- test -s 1 --state there",
+            "emulate --state here --kexec test -s 1 --state there",
+        ] {
+            let Ok(Command::Emulate { state, kexec: true, program }) = parse(words) else {
+                panic!("{words}");
+            };
+            assert_eq!(state, Some("here".into()));
+            assert_eq!(program, ["test", "-s", "1", "--state", "there"]);
+        }
+    }
+
+    #[test]
+    fn what_has_no_sense_is_refused() {
+        for words in ["emulate", "emulate --kexec true", "emulate --state", "show"] {
+            assert!(parse(words).is_err(), "{words}");
+        }
+    }
+
+    #[test]
+    fn trees_of_every_layout_are_read() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../luo/golden");
+        for (file, pages) in [
+            ("luo-v1-inline.dtb", None),
+            ("luo-v1-seed.dtb", Some("luo-v1-seed.pages")),
+            ("luo-v5.ser", Some("luo-v5.pages")),
+        ] {
+            let pages = pages.map(|pages| golden.join(pages));
+            let tree = tree(&golden.join(file), pages.as_deref()).unwrap();
+            assert!(!tree.sessions.is_empty(), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_tree_without_its_memory_is_an_error() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../luo/golden");
+        for file in ["luo-v1-seed.dtb", "luo-v5.ser", "luo-v5.pages"] {
+            assert!(tree(&golden.join(file), None).is_err(), "{file}");
+        }
+        let pages = golden.join("luo-v5.ser");
+        let error = tree(&golden.join("luo-v5.ser"), Some(&pages)).unwrap_err();
+        assert!(error.to_string().contains("is no row of pages: it has 32 bytes"));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_has_the_status_of_the_shell() {
+        for (kind, code) in [(io::ErrorKind::NotFound, 127), (io::ErrorKind::PermissionDenied, 126)]
+        {
+            let program = "x".into();
+            let error = Error::Emulate(emulate::Error::Start { program, source: kind.into() });
+            assert_eq!(error.code(), code);
+        }
+    }
 }
