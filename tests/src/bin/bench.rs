@@ -69,7 +69,7 @@ fn bench() -> Result<(), Failure> {
     };
     let accelerator = qemu::accelerator();
     let kernel = kernels::find(Role::HostA)?;
-    println!("Host: {HOST_MIB} MiB, 2 CPUs, {accelerator}, Linux {}", kernel.release);
+    println!("Host: {HOST_MIB} MiB, {accelerator}, Linux {}", kernel.release);
     println!("{rounds} updates in each case; min / median / max\n");
     let cases = [
         measure("floor", vec![], rounds)?,
