@@ -381,6 +381,9 @@ mod tests {
         let mut node = BoardStateV1::sample().to_node("devices");
         node.children[2].name = "virtio-blk@7".to_owned();
         let error = read_node::<BoardStateV1>(&node, "/").unwrap_err().to_string();
-        assert!(error.contains(r#"slots ["7", "2"], this build puts them in ["1", "2"]"#), "{error}");
+        assert!(
+            error.contains(r#"slots ["7", "2"], this build puts them in ["1", "2"]"#),
+            "{error}"
+        );
     }
 }
