@@ -5,7 +5,7 @@
 //!
 //! | call | what happens |
 //! | --- | --- |
-//! | open and its like, stat and its like, access and its like | the supervisor looks at the path |
+//! | open, stat, access, readlink and their like, reading extended attributes | the supervisor looks at the path |
 //! | ioctl of type 0xBA (LUO) or `T` (terminals) | the supervisor looks at the fd |
 //! | reboot, KEXEC | the supervisor ends the generation |
 //! | reboot, anything else | EPERM: the machine below is not the program's |
@@ -42,6 +42,11 @@ const WITH_PATH: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
@@ -50,6 +55,8 @@ const WITH_PATH: &[c_long] = &[
     libc::SYS_lstat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
 ];
 
 /// Types of ioctls that are looked at, as they stand in the command.

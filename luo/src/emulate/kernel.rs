@@ -129,6 +129,16 @@ impl Kernel {
             libc::SYS_faccessat | libc::SYS_faccessat2 if looks(first, second) => {
                 Answer::from(node::access(third as u32)).into()
             }
+            // It is no link and has no attributes.
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink if looks(HERE, first) => Answer::Errno(Errno::INVAL).into(),
+            libc::SYS_readlinkat if looks(first, second) => Answer::Errno(Errno::INVAL).into(),
+            libc::SYS_getxattr | libc::SYS_lgetxattr if looks(HERE, first) => {
+                Answer::Errno(Errno::NODATA).into()
+            }
+            libc::SYS_listxattr | libc::SYS_llistxattr if looks(HERE, first) => {
+                Answer::Success.into()
+            }
             _ => LET_THROUGH,
         }
     }

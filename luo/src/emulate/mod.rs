@@ -16,7 +16,7 @@
 //! the next kernel, or, if so wanted, when the program's first process ends with 0. Then whoever
 //! is left of it is killed, and outgoing sessions cross. Without a state directory the program is
 //! started again, as that kernel's first process, and preserved memory stays where it is. With one
-//! the run ends there: memory is written to files in the directory, and a later run with the same
+//! the run ends there: memory is written to a file in the directory, and a later run with the same
 //! directory is the next kernel, with the number plus one. A run that ends in any other way leaves the
 //! directory as it was, and can be repeated.
 //!

@@ -104,9 +104,12 @@ impl Generation<'_> {
                 Err(errno) => return Err(system("an epoll")(errno)),
             }
             for event in &ready {
-                let end = match event.data.u64() {
-                    CALLS => self.answer_one()?,
-                    _ => self.take_signals(surroundings)?,
+                let epoll::Event { data, flags } = *event;
+                let end = match data.u64() {
+                    SIGNALS => self.take_signals(surroundings)?,
+                    _ if flags.contains(epoll::EventFlags::IN) => self.answer_one()?,
+                    // All are dead, and the signal that says so is on its way.
+                    _ => None,
                 };
                 if let Some(end) = end {
                     return Ok(end);

@@ -17,7 +17,8 @@ pub(super) enum Command {
     ///
     /// The program runs as it is, also if it is static. When it calls reboot(2) for the next kernel,
     /// it is started again as that kernel's first process, with its sessions handed over; with
-    /// --state this run ends there, and the next run with the same directory is the next kernel.
+    /// --state this run ends there, preserved memory goes to a file in the directory, and the next run
+    /// with the same directory is the next kernel. A run that does not end so leaves it as it was.
     /// PERENNIAL_LIVEUPDATE_NUMBER in its environment says how many live updates there were.
     ///
     /// The exit status is the program's, or 128 and the number of the signal that ended it; 0 after

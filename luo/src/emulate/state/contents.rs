@@ -1,8 +1,9 @@
-//! The contents of a memfd, there and back, with holes.
+//! The contents of memfds, there and back, with holes.
 //!
-//! Contents are what they are page by page: a page that is all zero is a hole in the copy, whether it
-//! was one or not, and the sum is over the other pages and where they are. So the sum does not
-//! depend on what a file system makes of holes, and holes cost nothing.
+//! Contents are whole pages, the last one filled up with zeros, one memfd after the other in a file.
+//! A page that is all zero is a hole in the copy, whether it was one or not, and the sum is over the
+//! other pages and where they are. So the sum does not depend on what a file system makes of holes,
+//! and holes cost nothing.
 
 use std::fs::File;
 use std::io;
@@ -15,61 +16,98 @@ use rustix::io::Errno;
 
 use super::index::Entry;
 
-const PAGE: usize = 4096;
-/// How much is read at once.
-const CHUNK: usize = 256 * PAGE;
+const PAGE: u64 = 4096;
+/// How many pages are read at once.
+const CHUNK_PAGES: u64 = 256;
 
-/// Copies `size` bytes to an empty file, and returns their sum. Moves the position of `from`.
-pub(super) fn copy(from: &File, to: &File, size: u64) -> io::Result<u32> {
-    to.set_len(size)?;
+/// How much room contents take; `None` if it is more than there can be.
+pub(super) fn room(size: u64) -> Option<u64> {
+    size.checked_next_multiple_of(PAGE)
+}
+
+/// A stretch of a file that starts at a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) file: &'a File,
+    pub(super) start: u64,
+    /// Where what is in it ends; behind it are zeros to the end of the page.
+    pub(super) end: u64,
+}
+
+/// Copies contents to where there are only holes, and returns their sum. Moves the position of
+/// `from`.
+pub(super) fn copy(from: Part<'_>, to: Part<'_>) -> io::Result<u32> {
     let mut sum = crc32fast::Hasher::new();
-    let mut buffer = vec![0; CHUNK.min(size.div_ceil(PAGE as u64) as usize * PAGE)];
-    let mut at = 0;
-    while let Some((start, end)) = next_data(from, at, size)? {
+    let pages = (from.end - from.start).div_ceil(PAGE).min(CHUNK_PAGES);
+    let mut buffer = vec![0; (pages * PAGE) as usize];
+    let mut at = from.start;
+    while let Some((start, end)) = next_data(from, at)? {
         at = start;
         while at < end {
             let length = (end - at).min(buffer.len() as u64) as usize;
-            let chunk = &mut buffer[..length];
-            from.read_exact_at(chunk, at)?;
-            copy_pages(chunk, to, at, &mut sum)?;
-            at += length as u64;
+            from.file.read_exact_at(&mut buffer[..length], at)?;
+            let filled = length.next_multiple_of(PAGE as usize);
+            buffer[length..filled].fill(0);
+            copy_pages(&buffer[..filled], at - from.start, to, &mut sum)?;
+            at += filled as u64;
         }
     }
     Ok(sum.finalize())
 }
 
 /// The next stretch of data at or behind `at`, widened to whole pages.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
-    const MASK: u64 = PAGE as u64 - 1;
-    if at >= size {
+fn next_data(part: Part<'_>, at: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= part.end {
         return Ok(None);
     }
-    let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start & !MASK,
+    let start = match seek(part.file, SeekFrom::Data(at)) {
+        Ok(start) => at.max(start - start % PAGE),
         // A hole up to the end.
         Err(Errno::NXIO) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let end = seek(file, SeekFrom::Hole(start.max(at)))?;
-    let end = end.checked_next_multiple_of(PAGE as u64).unwrap_or(size);
-    Ok((start.max(at) < size).then(|| (start.max(at), end.min(size))))
+    if start >= part.end {
+        return Ok(None);
+    }
+    let end = seek(part.file, SeekFrom::Hole(start))?;
+    Ok(Some((start, room(end).unwrap_or(end).min(part.end))))
 }
 
-fn copy_pages(chunk: &[u8], to: &File, at: u64, sum: &mut crc32fast::Hasher) -> io::Result<()> {
-    for (index, page) in chunk.chunks(PAGE).enumerate() {
+/// Copies whole pages to where `offset` is in `to`.
+fn copy_pages(
+    pages: &[u8],
+    offset: u64,
+    to: Part<'_>,
+    sum: &mut crc32fast::Hasher,
+) -> io::Result<()> {
+    for (page, offset) in pages.chunks(PAGE as usize).zip((offset..).step_by(PAGE as usize)) {
         if page.iter().all(|byte| *byte == 0) {
             continue;
         }
-        let place = at + (index * PAGE) as u64;
-        sum.update(&place.to_le_bytes());
+        sum.update(&offset.to_le_bytes());
         sum.update(page);
-        to.write_all_at(page, place)?;
+        let place = to.start + offset;
+        let wanted = to.end.saturating_sub(place).min(PAGE) as usize;
+        to.file.write_all_at(&page[..wanted], place)?;
     }
     Ok(())
 }
 
-/// An empty memfd for contents that come back. Its name is lost, as it is on Linux.
-pub(super) fn memfd() -> io::Result<File> {
+/// Makes a memfd of contents that come back; says their sum, too.
+pub(super) fn load(from: Part<'_>, entry: &Entry) -> io::Result<(File, u32)> {
+    let memfd = memfd()?;
+    memfd.set_len(entry.size)?;
+    let sum = copy(from, Part { file: &memfd, start: 0, end: entry.size })?;
+    // First the mode: a seal of the mode means more on a file that can be executed.
+    fchmod(&memfd, Mode::from_bits_retain(entry.mode))?;
+    if entry.seals != SealFlags::empty() {
+        fcntl_add_seals(&memfd, entry.seals)?;
+    }
+    Ok((memfd, sum))
+}
+
+/// An empty memfd. The name of the old one is lost, as it is on Linux.
+fn memfd() -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memfd = match memfd_create("", flags | MemfdFlags::EXEC) {
         // Linux before 6.3 does not know the flag.
@@ -77,14 +115,4 @@ pub(super) fn memfd() -> io::Result<File> {
         memfd => memfd?,
     };
     Ok(memfd.into())
-}
-
-/// Gives a memfd with its contents back what else belongs to it: first the mode, because a seal of
-/// the mode means more on a file that can be executed.
-pub(super) fn dress(memfd: &File, entry: &Entry) -> io::Result<()> {
-    fchmod(memfd, Mode::from_bits_retain(entry.mode))?;
-    if entry.seals != SealFlags::empty() {
-        fcntl_add_seals(memfd, entry.seals)?;
-    }
-    Ok(())
 }

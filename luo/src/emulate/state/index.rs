@@ -18,7 +18,7 @@ use rustix::fs::SealFlags;
 
 const FORMAT: &str = "perennial-luo-state-v1";
 
-/// What the contents of one file belong to.
+/// One file. Contents stand in the order of the entries, each at the start of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     /// In bytes.
@@ -53,8 +53,8 @@ impl Index {
         format!("tree-{}.dtb", self.number)
     }
 
-    pub(super) fn file_name(&self, number: u64) -> String {
-        format!("memfd-{}-{number}", self.number)
+    pub(super) fn memory_name(&self) -> String {
+        format!("memory-{}", self.number)
     }
 
     /// Reads an index; says what is wrong with it.

@@ -3,13 +3,14 @@
 //! ```text
 //! DIR/state              the index: which files there are, how long, and their CRC-32
 //!     tree-N.dtb         the handover tree of live update N (`perennial luo show` prints it)
-//!     memfd-N-K          the contents of file K, with a hole where a page is zero
+//!     memory-N           the contents of all its files, with a hole where a page is zero
 //! ```
 //!
 //! All files carry the number of their live update. A new state is written beside the old one, and
 //! counts from the moment when its index takes the name `state`; only then is the old one removed.
 //! So there is the old state or the new one, whenever the writing stops, and never a mixture; a first
-//! one that was not completed has no index, and is refused. What is in the directory and not of this
+//! one that was not completed has no index, and is refused. Nothing waits for the disk: if the machine
+//! itself crashes, the new state may be damaged, and is refused, too. What is in the directory and not of this
 //! form makes it foreign: nothing is read from it or written to it. Whoever runs on it has it locked.
 //!
 //! The sums protect against damage, not against an enemy.
@@ -20,7 +21,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, syncfs};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::memfd::{Kept, Store, numbers, reopen};
 use crate::builtin::OpenFile;
@@ -31,6 +32,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 
+use contents::Part;
 use index::{Entry, Index};
 
 const INDEX: &str = "state";
@@ -117,7 +119,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    /// Open, and so locked.
+    #[expect(dead_code, reason = "closing it releases the lock")]
     directory: File,
 }
 
@@ -172,28 +174,36 @@ impl Directory {
         {
             return Err(self.damaged(&name, "it is not of the same state as the index".into()));
         }
-        let mut files = BTreeMap::new();
-        for (number, entry) in &index.files {
-            files.insert(*number, self.load_file(&index.file_name(*number), entry)?);
-        }
-        Ok(State { tree, files })
+        Ok(State { tree, files: self.load_files(&index)? })
     }
 
-    fn load_file(&self, name: &str, entry: &Entry) -> Result<Kept, Error> {
-        let error = |source| Error::Read { file: self.path.join(name), source };
-        let file = File::open(self.path.join(name)).map_err(error)?;
-        let length = file.metadata().map_err(error)?.len();
-        if length != entry.size {
-            return Err(self.damaged(name, format!("it has {length} bytes, not {}", entry.size)));
+    fn load_files(&self, index: &Index) -> Result<BTreeMap<u64, Kept>, Error> {
+        let name = index.memory_name();
+        let error = |source| Error::Read { file: self.path.join(&name), source };
+        let memory = File::open(self.path.join(&name)).map_err(error)?;
+        let length = memory.metadata().map_err(error)?.len();
+        let rooms = index.files.values().map(|entry| contents::room(entry.size));
+        let expected = rooms.reduce(|a, b| a?.checked_add(b?)).unwrap_or(Some(0));
+        if expected != Some(length) {
+            let problem = format!("it has {length} bytes, which is not what the index says");
+            return Err(self.damaged(&name, problem));
         }
-        let memfd = contents::memfd().map_err(error)?;
-        let sum = contents::copy(&file, &memfd, entry.size).map_err(error)?;
-        if sum != entry.sum {
-            return Err(self.damaged(name, "it is not what the index says".into()));
+        let (mut files, mut start) = (BTreeMap::new(), 0);
+        for (number, entry) in &index.files {
+            // All of it is in the file, as was just seen.
+            let end = start + contents::room(entry.size).unwrap_or_default();
+            let from = Part { file: &memory, start, end };
+            let (file, sum) = contents::load(from, entry).map_err(error)?;
+            if sum != entry.sum {
+                let problem = format!("file {number} in it is not what the index says");
+                return Err(self.damaged(&name, problem));
+            }
+            let Entry { size, position, seals, mode, sum: _ } = *entry;
+            let file = OpenFile::new(file.into());
+            files.insert(*number, Kept { file, size, position, seals, mode });
+            start = end;
         }
-        contents::dress(&memfd, entry).map_err(error)?;
-        let Entry { size, position, seals, mode, sum: _ } = *entry;
-        Ok(Kept { file: OpenFile::new(memfd.into()), size, position, seals, mode })
+        Ok(files)
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
@@ -212,13 +222,12 @@ impl Directory {
         let mut index = Index::new(handover.number, tree);
         self.write(&index.tree_name(), tree)?;
         self.save_files(&handover, store, &mut index)?;
-        let error = |source: io::Error| Error::Write { file: self.path.join(INDEX), source };
-        // All of the new state is there before anything says so.
-        syncfs(&self.directory).map_err(|errno| error(errno.into()))?;
         self.write(NEW_INDEX, index.to_string().as_bytes())?;
-        fs::rename(self.path.join(NEW_INDEX), self.path.join(INDEX)).map_err(error)?;
-        self.directory.sync_all().map_err(error)?;
-        self.remove_all_but(&index)
+        fs::rename(self.path.join(NEW_INDEX), self.path.join(INDEX))
+            .map_err(|source| Error::Write { file: self.path.join(INDEX), source })?;
+        // It counts from here on. What stays of the old one is removed with this one.
+        let _ = self.remove_all_but(&index);
+        Ok(())
     }
 
     fn save_files(
@@ -227,19 +236,24 @@ impl Directory {
         store: &Store,
         index: &mut Index,
     ) -> Result<(), Error> {
-        for number in numbers(handover) {
-            let name = index.file_name(number);
-            let error = |source| Error::Write { file: self.path.join(&name), source };
+        let name = index.memory_name();
+        let error = |source| Error::Write { file: self.path.join(&name), source };
+        let memory = self.create(&name).map_err(error)?;
+        let mut start = 0;
+        // In the order of the index, which is not that of the tree.
+        for number in numbers(handover).collect::<BTreeSet<u64>>() {
             let kept = store.get(number).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
+            let Kept { size, position, seals, mode, file } = kept;
             // At its own position: the program's is not to move.
-            let flags = rustix::fs::OFlags::RDONLY;
-            let from = reopen(&kept.file, flags).map_err(|errno| error(errno.into()))?;
-            let to = self.create(&name).map_err(error)?;
-            let sum = contents::copy(&File::from(from), &to, kept.size).map_err(error)?;
-            let Kept { size, position, seals, mode, file: _ } = kept;
+            let from = reopen(&file, OFlags::RDONLY).map_err(|errno| error(errno.into()))?;
+            let from = Part { file: &from.into(), start: 0, end: size };
+            let end = contents::room(size).and_then(|room| room.checked_add(start));
+            let end = end.ok_or_else(|| error(io::ErrorKind::FileTooLarge.into()))?;
+            let sum = contents::copy(from, Part { file: &memory, start, end }).map_err(error)?;
             index.files.insert(number, Entry { size, position, seals, mode, sum });
+            start = end;
         }
-        Ok(())
+        memory.set_len(start).map_err(error)
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
@@ -248,16 +262,12 @@ impl Directory {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let written = self.create(name).and_then(|mut file| {
-            io::Write::write_all(&mut file, bytes)?;
-            file.sync_all()
-        });
+        let written = self.create(name).and_then(|mut file| io::Write::write_all(&mut file, bytes));
         written.map_err(|source| Error::Write { file: self.path.join(name), source })
     }
 
     fn remove_all_but(&self, index: &Index) -> Result<(), Error> {
-        let files = index.files.keys().map(|number| index.file_name(*number));
-        let wanted: BTreeSet<String> = files.chain([INDEX.to_owned(), index.tree_name()]).collect();
+        let wanted = BTreeSet::from([INDEX.to_owned(), index.tree_name(), index.memory_name()]);
         for name in self.names()?.difference(&wanted) {
             let file = self.path.join(name);
             fs::remove_file(&file).map_err(|source| Error::Write { file, source })?;
@@ -270,8 +280,8 @@ impl Directory {
 fn is_ours(name: &str) -> bool {
     let is_number = |text: &str| text.parse().is_ok_and(|number: u64| number.to_string() == text);
     let tree = name.strip_prefix("tree-").and_then(|rest| rest.strip_suffix(".dtb"));
-    let memfd = name.strip_prefix("memfd-").and_then(|rest| rest.split_once('-'));
+    let memory = name.strip_prefix("memory-");
     [INDEX, NEW_INDEX].contains(&name)
         || tree.is_some_and(is_number)
-        || memfd.is_some_and(|(update, number)| is_number(update) && is_number(number))
+        || memory.is_some_and(is_number)
 }

@@ -95,7 +95,7 @@ fn a_new_state_replaces_the_old_one() {
     assert_eq!(load(directory.path()).unwrap().tree, tree(2, &[1, 3]));
     let names = files(directory.path());
     let names: Vec<_> = names.iter().filter_map(|path| path.file_name()?.to_str()).collect();
-    assert_eq!(names, ["memfd-2-1", "memfd-2-3", "state", "tree-2.dtb"]);
+    assert_eq!(names, ["memory-2", "state", "tree-2.dtb"]);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn files_of_two_states_are_no_state() {
 
 #[test]
 fn a_file_of_somebody_else_makes_a_directory_foreign() {
-    for name in ["notes.txt", "tree-1", "tree-x.dtb", "memfd-1", "memfd-01-1", ".git", "State"] {
+    for name in ["notes.txt", "tree-1", "tree-x.dtb", "memory", "memory-01", ".git", "State"] {
         let directory = saved(1);
         File::create(directory.path().join(name)).unwrap().write_all(b"mine").unwrap();
         assert!(matches!(load(directory.path()), Err(Error::Foreign { .. })), "{name}");

@@ -9,8 +9,8 @@ use std::process::Command;
 use luo::kernel::Device;
 use luo::{Errno, Orchestrator, SessionName, Token};
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, accessat, open, openat, openat2,
-    seek, stat, statx,
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, accessat, getxattr, listxattr,
+    open, openat, openat2, readlinkat, seek, stat, statx,
 };
 use rustix::io::{FdFlags, fcntl_getfd, read, write};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -33,6 +33,10 @@ pub(super) const CASES: &[Inside] = &[
         accessat(CWD, PATH, Access::READ_OK | Access::WRITE_OK, AtFlags::empty())?;
         accessat(CWD, PATH, Access::EXISTS, AtFlags::EACCESS)?;
         refused(accessat(CWD, PATH, Access::EXEC_OK, AtFlags::empty()), Errno::ACCESS)?;
+        same(fs::canonicalize(PATH)?.as_os_str(), PATH.as_ref())?;
+        refused(readlinkat(CWD, PATH, Vec::new()), Errno::INVAL)?;
+        same(listxattr(PATH, &mut [0_u8; 64][..])?, 0)?;
+        refused(getxattr(PATH, "security.selinux", &mut [0_u8; 64][..]), Errno::NODATA)?;
         same(fs::metadata("/dev/liveupdate2").is_err(), true)
     }),
     inside("the device is opened by every way there", || {

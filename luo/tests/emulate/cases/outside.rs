@@ -104,4 +104,11 @@ pub(super) const CASES: &[Outside] = &[
         run(true, "true")?;
         same(directory.path().join("tree-2.dtb").exists(), true)
     }),
+    ("a state that cannot be written fails the switch and nothing else", || {
+        let directory = TempDir::new()?;
+        let state = directory.path().join("state");
+        let mut command = supervise::command(Some(&state), true, "rm");
+        let output = command.arg("-r").arg(&state).output()?;
+        failed_with(&output, "cannot switch to the next kernel: its state cannot be written")
+    }),
 ];
