@@ -149,3 +149,68 @@ impl Tracee {
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// A thread of this process, as seen from another one of it.
+    fn here() -> Tracee {
+        Tracee::new(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned())
+    }
+
+    fn address<T: ?Sized>(value: &T) -> u64 {
+        std::ptr::from_ref(value).addr() as u64
+    }
+
+    #[test]
+    fn memory_is_read_and_written_where_it_is() {
+        let (tracee, mut memory) = (here(), [1, 2, 3, 4]);
+        let at = address(&memory);
+        tracee.write(at + 1, &[7, 8]).unwrap();
+        tracee.read(at, &mut memory).unwrap();
+        // Read back through the kernel, whatever the compiler knows of it.
+        let mut copy = [0; 4];
+        tracee.read(at, &mut copy).unwrap();
+        assert_eq!(copy, memory);
+        assert_eq!(tracee.read(0, &mut copy), Err(Fault));
+        assert_eq!(tracee.write(0, &copy), Err(Fault));
+        assert_eq!(tracee.reachable(), Ok(()));
+    }
+
+    #[test]
+    fn a_path_ends_at_its_nul() {
+        let tracee = here();
+        for length in [0, 1, 255, 256, 257, 4000, PATH_MAX - 1] {
+            let text = [vec![b'x'; length], vec![0], vec![b'y'; 300]].concat();
+            let path = tracee.path(address(&*text));
+            assert_eq!(path.map(|path| path.len()), Some(length));
+        }
+        let endless = vec![b'x'; 3 * PATH_MAX];
+        assert_eq!(tracee.path(address(&*endless)), None);
+        assert_eq!(tracee.path(0), None);
+    }
+
+    #[test]
+    fn a_thread_belongs_to_its_process() {
+        let (tracee, null) = (here(), fs::File::open("/dev/null").unwrap());
+        assert_eq!(tracee.process().unwrap(), rustix::process::getpid());
+        let found = fs::File::from(tracee.file(null.as_raw_fd()).unwrap());
+        assert!(found.metadata().unwrap().file_type() == null.metadata().unwrap().file_type());
+        for number in [-1, i32::MAX] {
+            assert_eq!(tracee.file(number).unwrap_err(), Errno::BADF);
+        }
+        assert!(!tracee.has_no_free_fd());
+    }
+
+    #[test]
+    fn a_thread_that_is_gone_has_nothing() {
+        let tracee = Tracee::new(i32::MAX.cast_unsigned());
+        assert_eq!(tracee.read(0x1000, &mut [0]), Err(Fault));
+        assert_eq!(tracee.file(0).unwrap_err(), Errno::SRCH);
+        assert_eq!(tracee.reachable(), Ok(()));
+        assert!(!tracee.has_no_free_fd());
+    }
+}

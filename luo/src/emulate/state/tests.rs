@@ -89,6 +89,33 @@ fn a_state_comes_back_as_it_was() {
 }
 
 #[test]
+fn contents_of_any_shape_come_back() {
+    const PAGE: usize = 4096;
+    // With data and holes on either side of what is read at once.
+    for (pages, tail) in [(0, 0), (0, 1), (1, 0), (255, 7), (256, 0), (257, 4095), (600, 1)] {
+        let mut bytes: Vec<u8> = (0..pages * PAGE + tail).map(|at| (at / 7) as u8).collect();
+        for hole in [3, 254, 256, 511] {
+            if let Some(page) = bytes.get_mut(hole * PAGE..(hole + 1) * PAGE) {
+                page.fill(0);
+            }
+        }
+        let kept = sample();
+        let memfd = File::from(memfd_create("shape", MemfdFlags::CLOEXEC).unwrap());
+        memfd.write_all_at(&bytes, 0).unwrap();
+        let size = bytes.len() as u64;
+        let file = OpenFile::new(memfd.into());
+        let kept = Kept { file, size, seals: SealFlags::SEAL, ..kept };
+        let directory = TempDir::new().unwrap();
+        let store = Store::with(BTreeMap::from([(1, sample()), (2, kept), (3, sample())]));
+        locked(directory.path()).save(&tree(1, &[3, 2, 1]), &store).unwrap();
+        let state = load(directory.path()).unwrap();
+        let mut found = Vec::new();
+        File::from(state.files[&2].file.duplicate().unwrap()).read_to_end(&mut found).unwrap();
+        assert!(found == bytes, "{pages} pages and {tail} bytes");
+    }
+}
+
+#[test]
 fn a_new_state_replaces_the_old_one() {
     let directory = saved(1);
     save_to(directory.path(), 2);

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "ioctls and raw system calls")]
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use luo::Errno;
 use luo::uapi::{self, Finish, NamedSession, SESSION_NAME_LENGTH, TokenedFd};
@@ -111,4 +112,30 @@ pub(super) fn fork(child: impl FnOnce() -> super::Case) -> Result<libc::pid_t, E
         std::process::exit(i32::from(child().is_err()));
     }
     Ok(pid as libc::pid_t)
+}
+
+/// How often [`interrupt_often`] has interrupted this process.
+static INTERRUPTIONS: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn interruptions() -> u64 {
+    INTERRUPTIONS.load(Ordering::Relaxed)
+}
+
+/// Has this process interrupted by a signal over and over, every call that can be started again.
+pub(super) fn interrupt_often() -> Result<(), Errno> {
+    extern "C" fn count(_: libc::c_int) {
+        INTERRUPTIONS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the struct is plain numbers, for which zero is a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count as extern "C" fn(libc::c_int) as usize;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler only counts, which a handler may.
+    let set = unsafe { libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()) };
+    check(set.into())?;
+    let often = libc::timeval { tv_sec: 0, tv_usec: 100 };
+    let timer = libc::itimerval { it_interval: often, it_value: often };
+    // SAFETY: the timer is only read.
+    let set = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    check(set.into()).map(drop)
 }

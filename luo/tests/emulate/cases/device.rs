@@ -121,6 +121,17 @@ pub(super) const CASES: &[Inside] = &[
         }
         Ok(())
     }),
+    inside("a call that a signal interrupts does its work once", || {
+        calls::interrupt_often()?;
+        let device = device()?;
+        let mut number = 0;
+        // A request that was made twice would find its own session.
+        while calls::interruptions() < 200 {
+            drop(create(&device, &format!("session {number}"))?);
+            number += 1;
+        }
+        Ok(())
+    }),
     inside("this crate's own client knows no difference", || {
         let (device, name) = (Device::default(), SessionName::new("web")?);
         same(device.is_present(), true)?;
