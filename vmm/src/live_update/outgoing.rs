@@ -1,7 +1,7 @@
 //! The old kernel's half of a live update, from the first check to the jump.
 //!
 //! Ownership undoes it: the loaded image unloads itself, an outgoing session abandons what it
-//! preserved, and [`Paused`] resumes every VM that it paused, whenever one of them is dropped. So
+//! preserved, and `Paused` resumes every VM that it paused, whenever one of them is dropped. So
 //! every `?` below leaves all guests running where they were. Nothing between pause and jump costs
 //! more for a guest with more RAM.
 

@@ -2,7 +2,7 @@
 //! those that the guest may change, one memory BAR and a list of capabilities.
 //!
 //! Offsets come from the guest; the bus has bounded them, and the slices below would panic on
-//! others, so every access goes through [`ConfigSpace::overlap`], which cannot.
+//! others, so every access goes through `ConfigSpace::overlap`, which cannot.
 
 use crate::state::{Node, Reader, Schema, StateError};
 
