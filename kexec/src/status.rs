@@ -93,7 +93,7 @@ fn line(path: &Path) -> Result<String, StatusError> {
     }
 }
 
-/// [`line`], or `None` if there is no such file or it is not for us.
+/// [`line()`], or `None` if there is no such file or it is not for us.
 fn optional_line(path: &Path) -> Result<Option<String>, StatusError> {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
     match line(path) {
