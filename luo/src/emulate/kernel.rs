@@ -100,7 +100,10 @@ impl Kernel {
     pub(super) fn judge(&mut self, listener: &Listener, call: &Notification) -> Verdict {
         let [first, second, third, fourth, fifth, _] = call.arguments;
         let tracee = Tracee::new(call.thread);
-        let looks = |directory: u64, path| is_device(&tracee, directory as i32, path);
+        // What was read counts only if the thread is still there.
+        let looks = |directory: u64, path| {
+            is_device(&tracee, directory as i32, path) && listener.waits(call.id)
+        };
         const HERE: u64 = libc::AT_FDCWD as u32 as u64;
         let answer = |address, bytes: Vec<u8>| match tracee.write(address, &bytes) {
             Ok(()) => Answer::Success,
@@ -150,9 +153,6 @@ impl Kernel {
         tracee: &Tracee,
         flags: u64,
     ) -> Verdict {
-        if !listener.waits(call.id) {
-            return Verdict::Done;
-        }
         let opened = match flags as i32 {
             flags if flags & CREATE_NEW == CREATE_NEW => Err(Errno::EXIST),
             flags if flags & libc::O_DIRECTORY != 0 => Err(Errno::NOTDIR),

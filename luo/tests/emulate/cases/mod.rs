@@ -40,7 +40,7 @@ fn all_inside() -> impl Iterator<Item = &'static Inside> {
 
 /// Cases that cross a switch, which they make themselves.
 fn all_crossing() -> impl Iterator<Item = &'static Inside> {
-    files::CROSSING.iter()
+    [files::CROSSING, threads::CROSSING].into_iter().flatten()
 }
 
 pub(crate) fn trials(lacks: Option<&str>) -> Vec<Trial> {

@@ -6,8 +6,8 @@ use std::thread;
 use luo::Errno;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::calls::{create, device, preserve};
-use super::{Failure, Inside, inside, same};
+use super::calls::{self, create, device, finish, preserve, reboot, retrieve, retrieve_session};
+use super::{Case, Failure, Inside, inside, kernel_number, refused, same};
 
 const THREADS: usize = 8;
 
@@ -78,3 +78,43 @@ pub(super) const CASES: &[Inside] = &[
         Ok(())
     }),
 ];
+
+/// Leaves a session with files under tokens from 0 on.
+fn leave() -> Case {
+    let session = create(device()?, "web")?;
+    (0..THREADS).try_for_each(|token| preserve(&session, memfd()?, token as u64))?;
+    reboot(calls::MAGIC, calls::KEXEC)?;
+    Err("reboot came back".into())
+}
+
+/// Cases 174, 175 and 179.
+fn find() -> Case {
+    let device = device()?;
+    let answers = all(|_| retrieve_session(&device, "web"));
+    one_succeeds(&answers, Errno::INVAL)?;
+    let session = answers.into_iter().find_map(Result::ok).ok_or("one succeeded")?;
+    let files = all(|_| retrieve(&session, 0)).into_iter().collect::<Result<Vec<_>, _>>()?;
+    // They share their position: each takes the byte that is next.
+    rustix::io::pwrite(&files[0], b"01234567", 0)?;
+    for (number, file) in files.iter().enumerate() {
+        let mut byte = [0];
+        rustix::io::read(file, &mut byte)?;
+        same(usize::from(byte[0] - b'0'), number)?;
+    }
+    // Each file is retrieved before the end of the session, or there is none any more.
+    let answers = all(|number| match number {
+        0 => finish(&session),
+        token => match retrieve(&session, token as u64) {
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        },
+    });
+    same(answers.iter().all(Result::is_ok), true)?;
+    refused(retrieve(&session, 1), Errno::NOENT)
+}
+
+pub(super) const CROSSING: &[Inside] =
+    &[inside("threads share what came in", || match kernel_number() {
+        0 => leave(),
+        _ => find(),
+    })];
