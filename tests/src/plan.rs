@@ -21,13 +21,22 @@ pub const CONTROL_PORT: &str = "perennial.control";
 /// RAM that the host itself needs, with the scratch area of the kernel handover.
 const HOST_MIB: u64 = 1280;
 
-/// How a guest is booted.
+/// Which image of the kernel a guest boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuestBoot {
-    /// A bzImage with an initramfs.
+pub enum GuestKernel {
+    /// A bzImage, by Linux's own boot protocol.
     BzImage,
-    /// A vmlinux through its PVH entry, without initramfs: the root is a virtio disk.
+    /// An ELF vmlinux, through its PVH entry.
     Pvh,
+}
+
+/// Where a guest has its root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestRoot {
+    /// In an initramfs.
+    Initramfs,
+    /// On a virtio disk; there is no initramfs.
+    Disk,
 }
 
 /// Where a guest's disk lies.
@@ -48,8 +57,10 @@ pub struct VmPlan {
     pub memory_mib: u64,
     /// vCPUs.
     pub cpus: u32,
-    /// How it boots.
-    pub boot: GuestBoot,
+    /// Its kernel.
+    pub kernel: GuestKernel,
+    /// Its root file system.
+    pub root: GuestRoot,
     /// Memory under the workload's checksums: MiB, or `all` that is free.
     pub checksummed: String,
     /// How much of each vCPU the counter takes, in percent.
@@ -67,7 +78,8 @@ impl VmPlan {
             name: name.to_owned(),
             memory_mib,
             cpus,
-            boot: GuestBoot::BzImage,
+            kernel: GuestKernel::BzImage,
+            root: GuestRoot::Initramfs,
             checksummed: (memory_mib / 4).to_string(),
             busy: 50,
             backing: Backing::Device,
@@ -76,9 +88,9 @@ impl VmPlan {
     }
 
     fn cmdline(&self) -> String {
-        let root = match self.boot {
-            GuestBoot::BzImage => "perennial.disk=/dev/vda",
-            GuestBoot::Pvh => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
+        let root = match self.root {
+            GuestRoot::Initramfs => "perennial.disk=/dev/vda",
+            GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
         };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
         format!(
@@ -174,7 +186,7 @@ impl HostPlan {
         let mut disks = vec![directory.join("data.img")];
         let mut vm_disks = Vec::new();
         for vm in &self.vms {
-            if vm.boot == GuestBoot::Pvh {
+            if vm.root == GuestRoot::Disk {
                 guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
             }
             let bytes = vm.disk_mib << 20;
@@ -215,13 +227,15 @@ fn common_cmdline() -> String {
 }
 
 fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
-    let (kernel, initramfs, disks) = match vm.boot {
-        GuestBoot::BzImage => {
-            ("bzImage", "initramfs = \"/data/guest/initramfs\"\n", format!("\"path={disk}\""))
+    let kernel = match vm.kernel {
+        GuestKernel::BzImage => "bzImage",
+        GuestKernel::Pvh => "vmlinux",
+    };
+    let (initramfs, disks) = match vm.root {
+        GuestRoot::Initramfs => {
+            ("initramfs = \"/data/guest/initramfs\"\n", format!("\"path={disk}\""))
         }
-        GuestBoot::Pvh => {
-            ("vmlinux", "", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name))
-        }
+        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name)),
     };
     write!(
         out,
@@ -279,7 +293,8 @@ mod tests {
     use super::*;
 
     fn plan() -> HostPlan {
-        let pvh = VmPlan { boot: GuestBoot::Pvh, ..VmPlan::new("db", 128, 1) };
+        let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
+        let pvh = VmPlan { kernel, root, ..VmPlan::new("db", 128, 1) };
         let file = VmPlan { backing: Backing::File, ..VmPlan::new("log", 64, 1) };
         HostPlan::new(vec![VmPlan::new("web", 256, 2), file, pvh])
     }

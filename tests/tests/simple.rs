@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{Backing, GuestBoot, HostPlan, VmPlan};
+use perennial_tests::plan::{Backing, GuestKernel, GuestRoot, HostPlan, VmPlan};
 use perennial_tests::suite;
 use serde_json::json;
 
@@ -11,8 +11,8 @@ fn main() -> ExitCode {
     suite::run(&[
         ("a_bzimage_guest_with_an_initramfs_goes_on", bzimage),
         ("a_pvh_guest_with_its_root_on_a_disk_goes_on", pvh),
-        ("a_guest_whose_disk_is_a_file_of_the_host_goes_on", file_backed),
-        ("a_guest_that_touched_all_of_its_memory_goes_on", all_memory),
+        ("a_bzimage_guest_whose_disks_are_files_of_the_host_goes_on", file_backed),
+        ("a_pvh_guest_with_an_initramfs_that_touched_all_of_its_memory_goes_on", all_memory),
         ("a_host_without_vms_is_updated", no_vm),
     ])
 }
@@ -43,15 +43,18 @@ fn bzimage() -> Result<(), Failure> {
 }
 
 fn pvh() -> Result<(), Failure> {
-    one_update(VmPlan { boot: GuestBoot::Pvh, ..VmPlan::new("db", 256, 1) })
+    let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
+    one_update(VmPlan { kernel, root, ..VmPlan::new("db", 256, 1) })
 }
 
 fn file_backed() -> Result<(), Failure> {
-    one_update(VmPlan { backing: Backing::File, ..VmPlan::new("log", 256, 1) })
+    let (backing, root) = (Backing::File, GuestRoot::Disk);
+    one_update(VmPlan { backing, root, ..VmPlan::new("log", 256, 1) })
 }
 
 fn all_memory() -> Result<(), Failure> {
-    one_update(VmPlan { checksummed: "all".into(), ..VmPlan::new("full", 256, 1) })
+    let (checksummed, kernel) = ("all".into(), GuestKernel::Pvh);
+    one_update(VmPlan { checksummed, kernel, ..VmPlan::new("full", 256, 1) })
 }
 
 fn no_vm() -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{GuestBoot, HostPlan, VmPlan};
+use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, VmPlan};
 use perennial_tests::suite;
 use serde_json::json;
 
@@ -16,7 +16,8 @@ fn main() -> ExitCode {
 }
 
 fn plan() -> HostPlan {
-    let small = VmPlan { boot: GuestBoot::Pvh, ..VmPlan::new("small", 128, 1) };
+    let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
+    let small = VmPlan { kernel, root, ..VmPlan::new("small", 128, 1) };
     HostPlan::new(vec![VmPlan::new("large", 512, 2), small])
 }
 

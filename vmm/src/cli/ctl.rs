@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::api::{self, Call, Line, UpdateCall};
+use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The host's API socket
-    #[arg(long, value_name = "PATH", default_value = "/run/perennial.sock")]
+    #[arg(long, value_name = "PATH", default_value = host::DEFAULT_SOCKET)]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,

@@ -21,7 +21,7 @@ use luo::{Incoming, Orchestrator};
 use crate::api::report::{FramesReport, HostReport, Report, SegmentsReport, VmReport, phases};
 use crate::api::{Status, VmStatus, chain};
 use crate::arch::x86_64::tsc;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
 use crate::live_update::manifest::Manifest;
 use crate::live_update::timeline::TscRate;
@@ -31,6 +31,10 @@ use vm::{Life, Vm, VmError};
 
 /// Where the image of a Perennial host has its configuration.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
+/// Where a host listens whose configuration cannot be used.
+pub const DEFAULT_SOCKET: &str = "/run/perennial.sock";
+/// The port on which a host speaks whose configuration cannot be used.
+pub const DEFAULT_CONTROL_PORT: &str = "perennial.control";
 
 /// The host cannot start, or a command cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -382,22 +386,35 @@ impl Host {
     }
 }
 
-/// After a live update a configuration that cannot be used must not take the VMs down with it: then
-/// the one of the old host serves.
+/// What to go by when the configuration cannot be used. After a live update it must not take the VMs
+/// down: the one of the old host serves. PID 1 without one comes up without VMs, so that whoever has
+/// to mend it can ask what is wrong; a daemon ends, and its service manager says so.
 fn choose_config(
     text: String,
     parsed: Result<Config, ConfigError>,
     arrival: Option<&Arrival>,
 ) -> Result<(Config, String, Option<Vec<String>>), HostError> {
-    match (parsed, arrival) {
-        (Ok(config), _) => Ok((config, text, None)),
-        (Err(error), None) => Err(error.into()),
-        (Err(error), Some(arrival)) => {
-            let why = chain(&error);
+    let error = match parsed {
+        Ok(config) => return Ok((config, text, None)),
+        Err(error) => error,
+    };
+    let why = chain(&error);
+    match arrival {
+        Some(arrival) => {
             tracing::error!("{}; the configuration of the old host is used", why.join(": "));
             let text = arrival.manifest.config.clone();
             Ok((Config::parse(&text)?, text, Some(why)))
         }
+        None if init::is_pid_1() => {
+            tracing::error!("{}; this host comes up without VMs", why.join(": "));
+            let host = HostSection {
+                socket: Some(DEFAULT_SOCKET.into()),
+                control_port: Some(DEFAULT_CONTROL_PORT.to_owned()),
+                ..HostSection::default()
+            };
+            Ok((Config { host, ..Config::default() }, text, Some(why)))
+        }
+        None => Err(error.into()),
     }
 }
 

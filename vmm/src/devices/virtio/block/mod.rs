@@ -23,9 +23,15 @@ const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
 /// Most data segments of a request: the queue less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Most bytes of one segment.
+const SIZE_MAX: u32 = 128 << 10;
+/// Most data of a request, in bytes. A pause, and with it every VM's blackout, waits for the request
+/// that is being executed, so no guest may make one that takes for ever. No driver comes near.
+const REQUEST_MAX: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 /// Length of the identification string (5.2.6).
 const ID_LEN: usize = 20;
 
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
@@ -120,6 +126,7 @@ impl Block {
     fn config(&self) -> [u8; 24] {
         let mut bytes = [0; 24];
         bytes[0..8].copy_from_slice(&self.sectors.to_le_bytes());
+        bytes[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         bytes[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
         bytes[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
         bytes
@@ -147,7 +154,7 @@ impl VirtioDevice for Block {
 
     fn features(&self) -> u64 {
         let readonly = if self.disk.readonly { F_RO } else { 0 };
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -7,7 +7,7 @@ use std::io;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::{Block, ID_LEN, QUEUE_SIZE, SECTOR, file};
+use super::{Block, ID_LEN, QUEUE_SIZE, REQUEST_MAX, SECTOR, file};
 use crate::devices::virtio::Chain;
 
 /// Length of the header: type, reserved, sector.
@@ -156,10 +156,10 @@ fn identify(block: &Block, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
     }
 }
 
-/// Offset in the file and number of bytes, if whole sectors of the disk are meant.
+/// Offset in the file and number of bytes, if whole sectors of the disk are meant, and not too many.
 fn range(block: &Block, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<(u64, u64)> {
     let bytes = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.len() as u64));
-    let bytes = bytes.filter(|bytes| bytes.is_multiple_of(SECTOR));
+    let bytes = bytes.filter(|bytes| bytes.is_multiple_of(SECTOR) && *bytes <= REQUEST_MAX);
     let end = bytes.and_then(|bytes| sector.checked_add(bytes / SECTOR));
     match (bytes, end) {
         // `end` is within the disk, whose size in bytes fits 64 bits: so does this product.

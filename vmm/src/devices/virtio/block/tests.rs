@@ -322,6 +322,20 @@ fn a_chain_is_no_longer_than_the_queue() {
 }
 
 #[test]
+fn a_request_that_would_take_for_ever_is_an_error() {
+    let mut guest = Guest::new(false);
+    // Gives as much as is asked for.
+    guest.block.disk.file = File::open("/dev/zero").unwrap();
+    guest.block.sectors = 1 << 40;
+    for (more, status) in [(0, OK), (512, IOERR)] {
+        let largest: Vec<Part> = (0..SEG_MAX)
+            .map(|n| (DATA, if n == 0 { SIZE_MAX + more } else { SIZE_MAX }, WRITE))
+            .collect();
+        assert_eq!(guest.request(IN, 0, &largest).0, status, "{more} bytes more");
+    }
+}
+
+#[test]
 fn flush_makes_the_disk_durable_and_says_if_it_could_not() {
     let mut guest = Guest::new(false);
     assert_eq!(guest.request(FLUSH, 0, &[]), (OK, 1));
@@ -370,7 +384,7 @@ fn the_configuration_has_the_size_of_the_disk_and_of_its_requests() {
     };
     guest.block.write_config(0, &[0xff; 24]);
     assert_eq!(read(&guest, 0), SECTORS);
-    assert_eq!(read(&guest, 8), 254 << 32);
+    assert_eq!(read(&guest, 8), 254 << 32 | 128 << 10);
     assert_eq!(read(&guest, 20), 512);
     assert_eq!(read(&guest, 24), 0);
     assert_eq!(read(&guest, 0xfff), 0);
