@@ -38,7 +38,7 @@ demo: setup kernels ## A live update under a running VM, to watch
 .PHONY: test
 test: setup lint kernels ## All checks and all tests, as CI runs them
 	$(STEP) "tests, end-to-end suites included (first run: some minutes to compile)"
-	@$(WITH_KERNELS) cargo test --workspace
+	@$(WITH_KERNELS) cargo test --workspace --no-fail-fast
 
 .PHONY: bench
 bench: setup kernels ## Measure the blackout

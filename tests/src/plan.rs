@@ -6,7 +6,7 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
@@ -118,6 +118,10 @@ pub struct HostPlan {
     pub config_a: Option<String>,
     /// Changes the configuration of side `b`.
     pub edit_b: Option<fn(String) -> String>,
+    /// The machine's CPU cannot virtualise.
+    pub without_kvm: bool,
+    /// LUO and KHO are not switched on for the first kernel.
+    pub without_luo: bool,
 }
 
 /// Everything that a plan became.
@@ -205,13 +209,15 @@ impl HostPlan {
         bad_files(&tree, &host_a.bzimage())?;
         tree.write(&disks[0], 64 << 20)?;
         let ports = [CONTROL_PORT.to_owned()];
+        let luo = if self.without_luo { "" } else { " liveupdate=on kho=on" };
         let machine = Machine {
             kernel: host_a.bzimage(),
             initramfs,
-            cmdline: format!("{} liveupdate=on kho=on", common_cmdline()),
+            cmdline: format!("{}{luo}", common_cmdline()),
             memory_mib: self.memory_mib(),
             disks,
             ports: ports.into_iter().chain(self.vms.iter().map(VmPlan::port)).collect(),
+            without_kvm: self.without_kvm,
         };
         Ok(Prepared { machine, vm_disks })
     }
@@ -284,8 +290,11 @@ fn bad_files(tree: &Ext4, bzimage: &Path) -> std::io::Result<()> {
     fs::write(tree.path("bad/truncated-bzImage")?, &kernel[..kernel.len() / 2])?;
     fs::write(tree.path("bad/header-only")?, &kernel[..512])?;
     fs::write(tree.path("bad/no-kernel")?, vec![0x55; 1 << 20])?;
+    raw_disk(&tree.path("bad/no-initramfs")?, 1 << 20)?;
     // Larger than the scratch area that the next kernel must be loaded into; takes no space.
-    raw_disk(&tree.path("bad/huge-initramfs")?, 300 << 20)
+    let huge = tree.path("bad/huge-initramfs")?;
+    fs::write(&huge, b"070701")?;
+    File::options().write(true).open(huge)?.set_len(300 << 20)
 }
 
 #[cfg(test)]

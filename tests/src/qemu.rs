@@ -78,6 +78,8 @@ pub struct Machine {
     pub disks: Vec<PathBuf>,
     /// Names of virtio ports.
     pub ports: Vec<String>,
+    /// Its CPU cannot virtualise, so its kernel has no KVM.
+    pub without_kvm: bool,
 }
 
 /// Why there is no machine, or no longer.
@@ -269,6 +271,7 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .args(accelerator.arguments())
         .args(["-m", &format!("{}M", machine.memory_mib)])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(machine.without_kvm.then_some(["-cpu", "max,svm=off,vmx=off"]).into_iter().flatten())
         .arg("-serial")
         .arg(format!("file:{}", console_path(directory).display()))
         .arg("-kernel")

@@ -48,13 +48,14 @@ fn each_step() -> Result<(), Failure> {
 fn refused() -> Result<(), Failure> {
     let mut host = boot()?;
     let with_cmdline = |words: &str| json!({"cmdline": format!("console=ttyS0 {words}")});
-    let cases: [(Value, &str); 9] = [
+    let cases: [(Value, &str); 10] = [
         (json!({"kernel": "/data/nowhere/bzImage"}), "/data/nowhere/bzImage"),
         (json!({"kernel": "/data/bad/empty"}), "/data/bad/empty"),
         (json!({"kernel": "/data/bad/header-only"}), "/data/bad/header-only"),
         (json!({"kernel": "/data/bad/truncated-bzImage"}), "/data/bad/truncated-bzImage"),
         (json!({"kernel": "/data/bad/no-kernel"}), "/data/bad/no-kernel"),
         (json!({"initramfs": "/data/nowhere/initramfs"}), "/data/nowhere/initramfs"),
+        (json!({"initramfs": "/data/bad/no-initramfs"}), "/data/bad/no-initramfs"),
         (json!({"initramfs": "/data/bad/huge-initramfs"}), "scratch"),
         (with_cmdline("liveupdate=off"), "liveupdate=off"),
         (with_cmdline("kho=off"), "kho=off"),

@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         ("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
         ("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
         ("a_disk_that_is_gone_after_the_update_costs_only_its_own_vm", disk_gone),
+        ("a_host_without_kvm_says_what_is_missing", no_kvm),
+        ("a_host_without_luo_runs_vms_and_refuses_updates", no_luo),
     ])
 }
 
@@ -42,8 +44,12 @@ fn requests() -> Result<(), Failure> {
 /// Each configuration and what the error must name.
 const WRONG: [(&str, &str); 6] = [
     ("[host]\ncontrol-port = \"perennial.control\"\nhostnaem = \"a\"\n", "hostnaem"),
-    ("[[vm]]\nname = \"web\"\nmemory = \"size=0\"\nkernel = \"/k\"\n", "size=0"),
-    ("[[vm]]\nname = \"web\"\nmemory = \"size=900G\"\nkernel = \"/k\"\n", "900G"),
+    ("[[vm]]\nname = \"web\"\nmemory = \"size=0\"\nkernel = \"/k\"\n", "0 bytes of RAM"),
+    (
+        "[host]\ncontrol-port = \"perennial.control\"\n\
+         [[vm]]\nname = \"web\"\nmemory = \"size=900G\"\nkernel = \"/k\"\n",
+        "921600 MiB",
+    ),
     (
         "[[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n\
          [[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n",
@@ -108,10 +114,47 @@ fn disk_gone() -> Result<(), Failure> {
     host.forget_guest("log");
     host.check_guests()?;
     match host.try_update(json!({})) {
-        Err(error) if error.outcome() == Some("running") => {}
+        Err(error) if error.outcome() == Some("preserved") => {}
         other => return Err(format!("an update that would lose memory: {other:?}").into()),
+    }
+    // Given up, it stands in nobody's way any more.
+    host.request(json!({"do": "stop", "vm": "log"}))?;
+    let (kernel, initramfs) = ("/elsewhere/a/bzImage", "/elsewhere/a/initramfs");
+    let status = host.update(json!({"kernel": kernel, "initramfs": initramfs}))?;
+    if !status.unfinished.is_empty() || status.live_updates != 2 {
+        return Err(format!("after the VM was given up: {status:?}").into());
     }
     host.check_guests()?;
     host.done();
     Ok(())
+}
+
+fn no_kvm() -> Result<(), Failure> {
+    let plan = HostPlan { without_kvm: true, ..HostPlan::new(vec![VmPlan::new("web", 128, 1)]) };
+    let (host, status) = Host::boot(&plan)?;
+    let web = &status.vms[0];
+    let error = web.error.clone().unwrap_or_default().join(": ");
+    if web.state != "failed" || !error.contains("/dev/kvm") || !error.contains("nested") {
+        return Err(format!("the status does not say that there is no KVM: {status:?}").into());
+    }
+    host.done();
+    Ok(())
+}
+
+fn no_luo() -> Result<(), Failure> {
+    let plan = HostPlan { without_luo: true, ..HostPlan::new(vec![VmPlan::new("web", 128, 1)]) };
+    let (mut host, status) = Host::boot(&plan)?;
+    if status.luo != "none" {
+        return Err(format!("there is no LUO here: {status:?}").into());
+    }
+    host.wait_for_guests()?;
+    match host.try_update(json!({})) {
+        Err(ControlError::Refused { errors, outcome })
+            if outcome.as_deref() == Some("running")
+                && errors.join(": ").contains("/dev/liveupdate")
+                && errors.join(": ").contains("liveupdate=on") => {}
+        other => return Err(format!("an update without LUO: {other:?}").into()),
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
 }

@@ -248,8 +248,11 @@ impl Server {
             let call: Call = match serde_json::from_str(&line) {
                 Ok(call) => call,
                 Err(error) => {
+                    // Whoever sent it waits for its number, if it has one.
+                    let id = serde_json::from_str::<Value>(&line).ok();
+                    let id = id.and_then(|request| request["id"].as_u64()).unwrap_or(0);
                     let error = vec![format!("the request cannot be read: {error}")];
-                    reply(self, &Line::Error { id: 0, error, outcome: None });
+                    reply(self, &Line::Error { id, error, outcome: None });
                     continue;
                 }
             };

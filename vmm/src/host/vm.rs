@@ -39,8 +39,10 @@ pub enum VmError {
     },
     /// More RAM than the host can give.
     #[error(
-        "VM `{name}` has {wanted} bytes of RAM, the host has {available} available: give it less \
-         memory or stop another VM"
+        "VM `{name}` has {} MiB of RAM, the host has {} MiB available: give it less memory or stop \
+         another VM",
+        .wanted >> 20,
+        .available >> 20
     )]
     NotEnoughRam {
         /// The VM.
