@@ -121,24 +121,31 @@ fn measure(name: &'static str, vms: Vec<VmPlan>, rounds: u64) -> Result<Case, Fa
         guest.wait_for_note("memory", WORK)?;
     }
     let mut reports = Vec::new();
-    for round in 0..rounds {
-        // Once, apart: the look at the page frames takes time of its own.
-        let verify = round + 1 == rounds && !plan.vms.is_empty();
-        host.update(json!({"verify_frames": verify}))?;
+    for _ in 0..rounds {
+        host.update(json!({}))?;
         reports.push(host.report()?);
         for guest in host.guests() {
             guest.wait_for_heartbeats(10, WORK)?;
         }
     }
+    // Once more, and not among the samples: the look at the page frames takes time of its own.
+    host.update(json!({"verify_frames": true}))?;
+    let verified = host.report()?;
     host.check_guests()?;
     host.done();
-    let case = case(name, plan.vms.len(), ram_bytes_each, &reports);
+    let case = case(name, plan.vms.len(), ram_bytes_each, &reports, &verified);
     let shown = if case.vms == 0 { &case.reboot_to_init_ns } else { &case.blackout_ns };
     println!("{name:14} {}  [{:.0} s]", shown.text(), start.elapsed().as_secs_f64());
     Ok(case)
 }
 
-fn case(name: &'static str, vms: usize, ram_bytes_each: u64, reports: &[Report]) -> Case {
+fn case(
+    name: &'static str,
+    vms: usize,
+    ram_bytes_each: u64,
+    reports: &[Report],
+    verified: &Report,
+) -> Case {
     let each = |value: fn(&Report) -> Option<u64>| {
         Samples::new(reports.iter().filter_map(value).collect())
     };
@@ -154,7 +161,7 @@ fn case(name: &'static str, vms: usize, ram_bytes_each: u64, reports: &[Report])
             phases.entry(name.to_owned()).or_default().push(took);
         }
     }
-    let frames = reports.last().map(|report| report.vms.iter().map(|vm| vm.frames.as_ref()));
+    let mut frames = verified.vms.iter().map(|vm| vm.frames.as_ref());
     Case {
         name,
         vms,
@@ -162,10 +169,9 @@ fn case(name: &'static str, vms: usize, ram_bytes_each: u64, reports: &[Report])
         blackout_ns: each(|r| r.vms.iter().filter_map(|vm| vm.blackout_ns).max()),
         reboot_to_init_ns: each(|r| Some(r.host.reboot_to_init_ns)),
         phases: phases.into_iter().map(|(name, all)| (name, Samples::new(all))).collect(),
-        guest_ram_bytes_copied: reports.iter().map(|r| r.guest_ram_bytes_copied).sum(),
-        page_frames_unchanged: frames.is_some_and(|mut frames| {
-            frames.all(|f| f.is_some_and(|f| f.before == f.after && f.pages > 0))
-        }),
+        guest_ram_bytes_copied: verified.guest_ram_bytes_copied,
+        page_frames_unchanged: frames
+            .all(|f| f.is_some_and(|f| f.before == f.after && f.pages > 0)),
     }
 }
 
