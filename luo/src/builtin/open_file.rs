@@ -61,7 +61,7 @@ impl OpenFile {
     /// Whether it is a memfd, as the kernel's handler sees it: a regular file in shared memory that
     /// no directory has (`mm/memfd_luo.c`, `memfd_luo_can_preserve`). Huge pages of hugetlbfs are
     /// another filesystem.
-    pub(super) fn is_memfd(&self) -> bool {
+    pub(crate) fn is_memfd(&self) -> bool {
         let shmem = rustix::fs::fstatfs(self).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC);
         shmem && self.look().is_ok_and(|look| look.is_regular && look.links == 0)
     }

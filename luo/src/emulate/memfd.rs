@@ -11,9 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{
-    Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fstat, fstatfs, open, seek, tell,
-};
+use rustix::fs::{Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fstat, open, seek, tell};
 use rustix::io::Errno;
 
 use crate::builtin::tree::Handover;
@@ -21,9 +19,6 @@ use crate::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
 
 /// What a handle of this handler is: the number of a file in the store.
 pub(super) const FORMAT: &str = "memfd-store-v1";
-
-/// `f_type` of tmpfs, and of all memfds but those of huge pages.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// A file on its way to the next kernel.
 #[derive(Debug, Clone)]
@@ -103,12 +98,8 @@ impl Handler<OpenFile> for MemfdHandler {
         Compatible::new(FORMAT).expect("it is a short text")
     }
 
-    /// A file of tmpfs that has no name: `memfd_luo_can_preserve`. Memory of huge pages is in another
-    /// file system, and what is no memory has no seals.
     fn can_preserve(&self, file: &OpenFile) -> bool {
-        let is_unlinked = || fstat(file).is_ok_and(|stat| stat.st_nlink == 0);
-        let is_tmpfs = || fstatfs(file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
-        fcntl_get_seals(file).is_ok() && is_unlinked() && is_tmpfs()
+        file.is_memfd()
     }
 
     fn identity(&self, file: &OpenFile) -> Option<u128> {

@@ -93,7 +93,7 @@ mod tests {
     use crate::kvm::test_vm::TestVm;
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
-    use kvm_bindings::{kvm_ioapic_state, kvm_irqchip__bindgen_ty_1, kvm_pic_state};
+    use kvm_bindings::kvm_ioapic_state;
 
     fn chip(id: u32, seed: u8) -> Raw<kvm_irqchip> {
         let mut chip = Raw::<kvm_irqchip>::pattern(seed);
