@@ -3,6 +3,7 @@
 //! Stamps are host TSC values: the TSC runs on over a kexec, which no kernel clock does. They become
 //! nanoseconds only in the report.
 
+use crate::arch::x86_64::tsc;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// Most phases of one ledger. A live update has about twenty.
@@ -93,8 +94,7 @@ impl TscRate {
 
     /// Nanoseconds from `start` to `end`, 0 if `end` is earlier.
     pub fn nanoseconds(self, start: u64, end: u64) -> u64 {
-        let ticks = u128::from(end.saturating_sub(start));
-        u64::try_from(ticks * 1_000_000 / u128::from(self.khz)).unwrap_or(u64::MAX)
+        tsc::ns(end.saturating_sub(start), self.khz)
     }
 }
 
