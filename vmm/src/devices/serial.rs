@@ -65,6 +65,21 @@ impl Outbox {
     fn pending(&self) -> MutexGuard<'_, VecDeque<u8>> {
         lock(&self.0.pending)
     }
+
+    /// The oldest bytes, at most `count`. They are taken out, so that no vCPU waits for the lock
+    /// while they are written.
+    fn take(&self, count: usize) -> Vec<u8> {
+        let mut pending = self.pending();
+        let count = count.min(pending.len());
+        pending.drain(..count).collect()
+    }
+
+    /// Takes back what was not written, as far as there is still room for it.
+    fn put_back(&self, bytes: &[u8]) {
+        let mut pending = self.pending();
+        let room = OUTBOX.saturating_sub(pending.len()).min(bytes.len());
+        bytes[bytes.len() - room..].iter().rev().for_each(|byte| pending.push_front(*byte));
+    }
 }
 
 impl Write for Outbox {
@@ -124,7 +139,7 @@ pub enum SerialError {
 pub struct SerialResources {
     /// Pulses the port's interrupt line.
     pub interrupt: EventFd,
-    /// Takes the output; gives input if it is non-blocking.
+    /// Takes the output; gives input if it is non-blocking and open for both.
     pub sink: Option<OwnedFd>,
 }
 
@@ -222,18 +237,20 @@ impl SerialWorker {
     const SINK: u32 = 1;
 
     fn send(&mut self) {
-        let mut pending = self.outbox.pending();
         let Some(sink) = &mut self.sink else {
-            pending.clear();
+            self.outbox.pending().clear();
             return;
         };
-        while !pending.is_empty() {
-            let (front, _) = pending.as_slices();
-            match sink.write(&front[..front.len().min(CHUNK)]) {
-                Written::Bytes(count) => drop(pending.drain(..count)),
+        loop {
+            let chunk = self.outbox.take(CHUNK);
+            if chunk.is_empty() {
+                return;
+            }
+            match sink.write(&chunk) {
+                Written::Bytes(count) => self.outbox.put_back(&chunk[count..]),
                 // The sink says when it takes more.
-                Written::Full => return,
-                Written::Broken => pending.clear(),
+                Written::Full => return self.outbox.put_back(&chunk),
+                Written::Broken => self.outbox.pending().clear(),
             }
         }
     }
@@ -296,7 +313,8 @@ impl MutEventSubscriber for SerialWorker {
 /// Where output goes.
 struct Sink {
     file: File,
-    /// Non-blocking: it can be read without a wait, so it is.
+    nonblocking: bool,
+    /// It can be read without a wait, so it is.
     reads: bool,
 }
 
@@ -308,12 +326,14 @@ enum Written {
 
 impl Sink {
     fn new(fd: OwnedFd) -> Self {
-        let reads = fcntl_getfl(&fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
-        Self { file: fd.into(), reads }
+        let flags = fcntl_getfl(&fd).unwrap_or(OFlags::empty());
+        let nonblocking = flags.contains(OFlags::NONBLOCK);
+        let reads = nonblocking && flags.contains(OFlags::RDWR);
+        Self { file: fd.into(), nonblocking, reads }
     }
 
     fn write(&mut self, bytes: &[u8]) -> Written {
-        if !self.reads && !self.is_writable() {
+        if !self.nonblocking && !self.is_writable() {
             return Written::Full;
         }
         match self.file.write(bytes) {
@@ -330,7 +350,7 @@ impl Sink {
         }
     }
 
-    /// Whether a blocking sink, such as a terminal, takes something without a wait.
+    /// Whether a blocking sink, such as a pipe, takes something without a wait.
     fn is_writable(&self) -> bool {
         let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

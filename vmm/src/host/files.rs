@@ -1,13 +1,16 @@
 //! Opens what a VM needs by name, so that the VM's process needs no names.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::link::Role;
 use crate::machine::{Machine, SerialOutput};
+
+/// What a VM's serial port writes to if it is to be a terminal.
+const STDOUT: &str = "/dev/stdout";
 
 /// Something that a VM needs cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +82,15 @@ fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, 
 fn open_serial(output: &SerialOutput) -> Result<Option<OwnedFd>, OpenError> {
     match output {
         SerialOutput::Off => Ok(None),
+        SerialOutput::Tty if io::stdout().is_terminal() => {
+            // Opened anew, so that it is non-blocking for this VM alone: a terminal that was stopped
+            // (Ctrl-S) says that it has room and then makes a blocking writer wait.
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            open("serial output", Path::new(STDOUT), &options).map(|file| Some(file.into()))
+        }
         SerialOutput::Tty => {
-            let path = PathBuf::from("/dev/stdout");
+            let path = PathBuf::from(STDOUT);
             let error = |source| OpenError { what: "serial output", path, remedy: "", source };
             io::stdout().as_fd().try_clone_to_owned().map(Some).map_err(error)
         }
