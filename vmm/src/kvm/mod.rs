@@ -15,10 +15,10 @@ pub(crate) mod test_vm;
 pub mod uapi;
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, kvm_cpuid_entry2, kvm_enable_cap,
-    kvm_xsave,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_VM_TSC_CONTROL, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_xsave,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::arch::x86_64::{cpuid, layout, msr};
 
@@ -44,6 +44,9 @@ impl<T> Attempt<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
+/// As a TSC rate: the one of the host's TSC, as the kernel knows it now.
+const AS_THE_HOST: u32 = 0;
+
 /// Gives a new VM its in-kernel devices and options. To be called once, before the first vCPU is
 /// created and, on Intel, before the first memory slot.
 pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
@@ -54,6 +57,9 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
     // PIC, IOAPIC and one LAPIC per vCPU; must precede the vCPUs (api.rst 4.24).
     vm.create_irq_chip().attempt("create the interrupt controllers")?;
     pit::create(vm)?;
+    if vm.check_extension_raw(KVM_CAP_VM_TSC_CONTROL.into()) > 0 {
+        uapi::set_vm_tsc_khz(vm, AS_THE_HOST).attempt("set the rate of the vCPUs' TSCs")?;
+    }
     // With these, what a vCPU has pending is saved as it is, not flattened: a #DB or #PF that was
     // not delivered yet keeps its payload out of DR6 and CR2 (api.rst 7.18, 8.?: VCPU_EVENTS).
     for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
@@ -65,10 +71,23 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Creates vCPU `id`, whose TSC has the rate of the host's.
+///
+/// Without [`prepare`] KVM would give it the rate that the kernel knew when KVM started. A kernel measures its TSC once
+/// more, a second later; on a CPU that cannot scale, a vCPU of more than 250 ppm less than the new rate
+/// is left without any, silently: its timers come at twice the uptime, then at twice that, and so on
+/// (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). One of more is made to catch up for ever.
+pub fn create_vcpu(vm: &VmFd, id: u32) -> Result<VcpuFd, KvmError> {
+    let vcpu = vm.create_vcpu(id.into()).attempt("create a vCPU")?;
+    // As `prepare` has said, and says whether it is so.
+    vcpu.set_tsc_khz(AS_THE_HOST).attempt("set the rate of the TSC")?;
+    Ok(vcpu)
+}
+
 /// Rate of this host's TSC, in kHz, as KVM knows it. Asks a vCPU of a VM made for that.
 pub fn tsc_khz() -> Result<u32, KvmError> {
     let vm = Kvm::new().attempt("open /dev/kvm")?.create_vm().attempt("create a VM")?;
-    let vcpu = vm.create_vcpu(0).attempt("create a vCPU")?;
+    let vcpu = create_vcpu(&vm, 0)?;
     vcpu.get_tsc_khz().attempt("read the rate of the TSC")
 }
 

@@ -48,7 +48,7 @@ impl TestVm {
             // SAFETY: the region is mapped as long as `ram`, which goes after the VM's fds.
             unsafe { vm.set_user_memory_region(region) }.unwrap();
         }
-        let vcpu = vm.create_vcpu(0).unwrap();
+        let vcpu = super::create_vcpu(&vm, 0).unwrap();
         let mut capabilities = Capabilities::probe(&kvm, &vm).unwrap();
         // A KVM that cannot intercept CPUID gives its guests more than it says it supports; then
         // that is what this host offers.

@@ -7,21 +7,22 @@
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, Xsave, kvm_device_attr, kvm_xsave, kvm_xsave2,
 };
-use kvm_ioctls::{Error, VcpuFd};
+use kvm_ioctls::{Error, VcpuFd, VmFd};
 use vmm_sys_util::fam::FamStruct;
-use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
 
 use zerocopy::{FromBytes, IntoBytes};
 
 // Linux include/uapi/linux/kvm.h.
 mod number {
     use super::{KVMIO, kvm_device_attr};
-    use vmm_sys_util::ioctl_iow_nr;
+    use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
+    ioctl_io_nr!(KVM_SET_TSC_KHZ, KVMIO, 0xa2);
     ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
     ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 }
-use number::{KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
+use number::{KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, KVM_SET_TSC_KHZ};
 
 /// `arch_prctl`: ask for an XSAVE feature on behalf of guests (Linux `asm/prctl.h`).
 const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_long = 0x1025;
@@ -47,6 +48,15 @@ fn tsc_offset_attribute(value: &u64) -> kvm_device_attr {
         attr: KVM_VCPU_TSC_OFFSET.into(),
         addr: std::ptr::from_ref(value) as u64,
     }
+}
+
+/// Sets the rate in kHz that the TSCs of the VM's vCPUs will have when they are created; 0 is the rate
+/// of the host's TSC as the kernel knows it now (Documentation/virt/kvm/api.rst 4.55). Needs
+/// `KVM_CAP_VM_TSC_CONTROL`.
+pub fn set_vm_tsc_khz(vm: &VmFd, khz: u32) -> Result<(), Error> {
+    // SAFETY: a VM's fd; this ioctl takes a number and touches no memory.
+    let result = unsafe { ioctl_with_val(vm, KVM_SET_TSC_KHZ(), khz.into()) };
+    if result == 0 { Ok(()) } else { Err(Error::last()) }
 }
 
 /// What is added to the host's (scaled) TSC to give the vCPU's, modulo 2^64

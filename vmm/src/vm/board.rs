@@ -70,9 +70,8 @@ impl Parts {
             };
             memory::set_region(&fd, &region).attempt("give the guest its RAM")?;
         }
-        let vcpus = (0..machine.cpus)
-            .map(|id| fd.create_vcpu(id.into()).attempt("create a vCPU"))
-            .collect::<Result<Vec<_>, _>>()?;
+        let vcpus =
+            (0..machine.cpus).map(|id| kvm::create_vcpu(&fd, id)).collect::<Result<Vec<_>, _>>()?;
         let capabilities = Arc::new(Capabilities::probe(&kvm, &fd)?);
         let interrupts = Arc::new(KvmInterrupts::new(fd.clone()));
         Ok(Self { fd, ram, vcpus, capabilities, interrupts, events: Arc::new(events) })
