@@ -3,7 +3,7 @@
 //! Only what is certain is refused: a fact that the running kernel does not tell is no reason.
 //! Loading the image is the last word on whether it fits.
 
-use crate::{CommandLine, Image, Kernel, Running, ScratchArea, mib, switch};
+use crate::{CommandLine, Image, Kernel, Running, ScratchArea, Survival, memmap, mib, switch};
 
 /// Why a live update into this image would fail, or lose everything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,17 @@ pub enum Refusal {
         "the next kernel could not retrieve anything: `liveupdate=on` is missing on its command line"
     )]
     LuoOffThere,
+    /// The next kernel would not leave the same memory alone.
+    #[error(
+        "the next kernel would not find what is preserved: the running one was booted with {here}, \
+         its command line has {there}; give it the same"
+    )]
+    OtherMemory {
+        /// What the running kernel was told, in words.
+        here: String,
+        /// What the next one would be.
+        there: String,
+    },
     /// The command line is longer than the image takes.
     #[error(
         "the next kernel takes a command line of {limit} bytes, this one has {bytes}; shorten it"
@@ -70,7 +81,35 @@ pub fn check(
     running: &Running,
     image: &Image,
     command_line: &CommandLine,
+    survival: Survival,
 ) -> Result<(), Vec<Refusal>> {
+    let mut refusals = match survival {
+        Survival::HandedOver => nothing_handed_over(running, command_line),
+        Survival::Reserved => other_memory(running, command_line).into_iter().collect(),
+    };
+    let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
+    let bytes = command_line.as_str().len() as u64;
+    if bytes > limit {
+        refusals.push(Refusal::CommandLineTooLong { limit, bytes });
+    }
+    // With KHO on, the kernel loads into nothing else, whatever survives.
+    if let Some(areas) = &running.scratch {
+        refusals.extend(no_room(areas, image));
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+}
+
+/// Whether the same memory is reserved on both sides.
+fn other_memory(running: &Running, command_line: &CommandLine) -> Option<Refusal> {
+    let here = memmap::ranges(&running.command_line);
+    let there = memmap::ranges(command_line.as_str());
+    let refusal =
+        || Refusal::OtherMemory { here: memmap::in_words(&here), there: memmap::in_words(&there) };
+    (here != there).then(refusal)
+}
+
+/// Whether KHO and LUO are on, on both sides.
+fn nothing_handed_over(running: &Running, command_line: &CommandLine) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let release = || running.release.clone();
     if running.kho == Some(false) {
@@ -85,15 +124,7 @@ pub fn check(
     if switch(command_line.as_str(), "liveupdate") != Some(true) {
         refusals.push(Refusal::LuoOffThere);
     }
-    let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
-    let bytes = command_line.as_str().len() as u64;
-    if bytes > limit {
-        refusals.push(Refusal::CommandLineTooLong { limit, bytes });
-    }
-    if let Some(areas) = &running.scratch {
-        refusals.extend(no_room(areas, image));
-    }
-    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    refusals
 }
 
 const PAGE: u64 = 4096;
@@ -145,6 +176,10 @@ mod tests {
 
     use super::*;
     use crate::image::tests::{bzimage, file};
+
+    fn check(running: &Running, image: &Image, line: &CommandLine) -> Result<(), Vec<Refusal>> {
+        super::check(running, image, line, Survival::HandedOver)
+    }
 
     const MIB: u64 = 1 << 20;
 
@@ -202,6 +237,30 @@ mod tests {
         let off = CommandLine::new("kho=on liveupdate=on liveupdate=off").unwrap();
         let refused = check(&running(&[(64, 64)]), &image, &off).unwrap_err();
         assert_eq!(refused, [Refusal::LuoOffThere]);
+    }
+
+    #[test]
+    fn reserved_memory_must_be_the_same_on_both_sides_and_needs_no_handover() {
+        let (_dir, image) = image(MIB);
+        let mut here = running(&[]);
+        (here.luo, here.kho, here.scratch) = (false, Some(false), None);
+        let check = |here: &Running, there: &str| {
+            super::check(here, &image, &CommandLine::new(there).unwrap(), Survival::Reserved)
+        };
+        assert_eq!(check(&here, "quiet"), Ok(()), "a device of its own needs no `memmap=`");
+        here.command_line = "console=ttyS0 memmap=1G!1G".to_owned();
+        assert_eq!(check(&here, "memmap=1024M!0x40000000 quiet"), Ok(()));
+        for (there, named) in [
+            ("quiet", "no `memmap=`"),
+            ("memmap=1G!2G", "`memmap=1G!2G`"),
+            ("memmap=1G$1G", "`memmap=1G$1G`"),
+            ("memmap=1G!1G memmap=1G!3G", "`memmap=1G!1G,1G!3G`"),
+        ] {
+            let refused = check(&here, there).unwrap_err();
+            let text = refused[0].to_string();
+            assert!(refused.len() == 1 && text.contains(named), "{text}");
+            assert!(text.contains("booted with `memmap=1G!1G`"), "{text}");
+        }
     }
 
     #[test]

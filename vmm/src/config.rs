@@ -68,13 +68,38 @@ pub struct HostSection {
     pub socket: Option<PathBuf>,
     /// Name of a virtio-serial port that speaks the API too.
     pub control_port: Option<String>,
+    /// Kernel modules that PID 1 loads, in this order and before it mounts anything.
+    pub modules: Vec<String>,
     /// File systems that PID 1 mounts before it starts or resumes any VM.
     pub mounts: Vec<Mount>,
+    /// The directory of the pool, where the VMs live if the kernel has no LUO. A file system with
+    /// DAX in memory that survives a kexec.
+    pub pool: Option<PathBuf>,
+}
+
+impl HostSection {
+    /// What can still be read of a file that is wrong as a whole: what has to be loaded and mounted
+    /// before a host can reach the pool, and with it the VMs of the last kernel.
+    pub fn salvage(text: &str) -> Self {
+        fn key<T: serde::de::DeserializeOwned + Default>(host: &toml::Value, key: &str) -> T {
+            host.get(key).and_then(|value| value.clone().try_into().ok()).unwrap_or_default()
+        }
+        let file: Option<toml::Table> = toml::from_str(text).ok();
+        match file.as_ref().and_then(|file| file.get("host")) {
+            Some(host) => Self {
+                modules: key(host, "modules"),
+                mounts: key(host, "mounts"),
+                pool: key(host, "pool"),
+                ..Self::default()
+            },
+            None => Self::default(),
+        }
+    }
 }
 
 /// One file system to mount.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Mount {
     /// A block device, or whatever the file system takes.
     pub source: String,
@@ -86,6 +111,9 @@ pub struct Mount {
     /// The file system's own options.
     #[serde(default)]
     pub options: String,
+    /// An image that is copied onto the device first, if nothing is on it yet.
+    #[serde(default)]
+    pub format_from: Option<PathBuf>,
 }
 
 /// `[update]`.
@@ -312,6 +340,20 @@ mod tests {
         assert!(error("[host]\ncolour = 1").contains("colour"));
         assert!(error(&vm("colour = 1")).contains("colour"));
         assert!(error(&vm("disk = [\"path=/d,colour=red\"]")).contains("`colour` is not known"));
+    }
+
+    #[test]
+    fn what_leads_to_the_pool_is_read_even_if_the_rest_is_wrong() {
+        let pool = "modules = [\"nd_pmem\"]\npool = \"/pool\"\nmounts = [{ source = \
+                    \"/dev/pmem0\", target = \"/pool\", type = \"ext4\", format-from = \"/p\" }]\n";
+        let good = Config::parse(&format!("[host]\n{pool}")).unwrap().host;
+        assert_eq!(good.mounts[0].format_from.as_deref(), Some(Path::new("/p")));
+        let wrong = format!("[host]\nhostnaem = \"a\"\n{pool}[[vm]]\nname = 7\n");
+        Config::parse(&wrong).expect_err("wrong");
+        assert_eq!(HostSection::salvage(&wrong), good);
+        let module = HostSection::salvage(&wrong.replace("[\"nd_pmem\"]", "7"));
+        assert_eq!(module, HostSection { modules: Vec::new(), ..good });
+        assert_eq!(HostSection::salvage("not TOML"), HostSection::default());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::init;
 use crate::link::Role;
 use crate::machine::{Machine, SerialOutput};
 
@@ -112,13 +113,13 @@ pub fn open_port(name: &str) -> Result<File, OpenError> {
         remedy: ": the name is looked up in /sys/class/virtio-ports",
         source,
     };
-    let entries = std::fs::read_dir(class).map_err(error)?;
-    let port = entries
-        .flatten()
-        .find(|entry| {
+    let find = || {
+        std::fs::read_dir(class).ok()?.flatten().find(|entry| {
             std::fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim_end() == name)
         })
-        .ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
+    };
+    // Ports get their names some time after their driver was loaded.
+    let port = init::wait_for_device(find).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     let path = Path::new("/dev").join(port.file_name());

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
+use super::format::{self, FormatError};
 use crate::config::Mount;
 
-/// How long a mount waits for its block device to appear.
+/// How long a device may take to appear.
 const DEVICE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What every Perennial host has mounted: source, target, type.
@@ -25,13 +26,30 @@ const ESSENTIAL: [(&str, &str, &str); 6] = [
 
 /// A file system cannot be mounted.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot mount {fs} {from} on {}", target.display())]
-pub struct MountError {
-    fs: String,
-    from: String,
-    target: PathBuf,
-    #[source]
-    source: io::Error,
+#[non_exhaustive]
+pub enum MountError {
+    /// The kernel refuses.
+    #[error("cannot mount {fs} {from} on {}", target.display())]
+    Mount {
+        /// The file system's name.
+        fs: String,
+        /// What it is on.
+        from: String,
+        /// Where it was to be.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its device cannot be formatted.
+    #[error("cannot mount anything on {}", target.display())]
+    Format {
+        /// Where it was to be.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
 }
 
 /// Whether this process is the first of the machine.
@@ -48,6 +66,7 @@ pub fn set_up() {
             target: target.into(),
             fs: fs.into(),
             options: String::new(),
+            format_from: None,
         };
         if let Err(error) = attach(&mount) {
             tracing::warn!("{}", crate::api::chain(&error).join(": "));
@@ -59,22 +78,40 @@ pub fn set_up() {
 pub fn mount_all(mounts: &[Mount]) -> Result<(), MountError> {
     let mut first_error = None;
     for entry in mounts {
-        let deadline = Instant::now() + DEVICE_WITHIN;
-        while entry.source.starts_with("/dev/")
-            && !Path::new(&entry.source).exists()
-            && Instant::now() < deadline
-        {
-            // A driver may still be probing; nothing tells a process without netlink when it is done.
-            std::thread::sleep(Duration::from_millis(10));
+        if entry.source.starts_with("/dev/") {
+            wait_for_device(|| Path::new(&entry.source).exists().then_some(()));
         }
-        first_error = first_error.or(attach(entry).err());
+        first_error = first_error.or(format(entry).and_then(|()| attach(entry)).err());
     }
     first_error.map_or(Ok(()), Err)
 }
 
+/// Asks for a device until it is there. A driver may still be probing, and nothing tells a process
+/// without netlink when it is done. Only PID 1 waits: for others the machine is up.
+pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + DEVICE_WITHIN;
+    loop {
+        let found = find();
+        if found.is_some() || !is_pid_1() || Instant::now() >= deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Puts a file system on the device first, if it has none and the configuration wants that.
+fn format(entry: &Mount) -> Result<(), MountError> {
+    let Some(image) = &entry.format_from else { return Ok(()) };
+    let error = |source| MountError::Format { target: entry.target.clone(), source };
+    if format::format_if_empty(Path::new(&entry.source), image).map_err(error)? {
+        tracing::info!("{} was empty, and is now a copy of {}", entry.source, image.display());
+    }
+    Ok(())
+}
+
 fn attach(entry: &Mount) -> Result<(), MountError> {
-    let Mount { source, target, fs, options } = entry;
-    let error = |cause: io::Error| MountError {
+    let Mount { source, target, fs, options, format_from: _ } = entry;
+    let error = |cause: io::Error| MountError::Mount {
         fs: fs.clone(),
         from: source.clone(),
         target: target.clone(),

@@ -1,22 +1,27 @@
 //! `perennial host`: owns the LUO device, every session, the VMs, the API and the live update.
 //!
 //! ```text
-//!   start: mounts -> LUO -> manifest? --no--> cold: boot the VMs of the configuration
-//!                              \--yes-> restore and resume its VMs, then finish their sessions
+//!   start: modules, mounts -> LUO -> manifest? --no--> cold: boot the VMs of the configuration
+//!                                       \--yes-> restore and resume its VMs, then finish their sessions
 //!   then:  serve the API, watch the VMs, reap; until power-off, or a live update that jumps
 //! ```
 //!
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
+pub mod backend;
 pub mod files;
+pub mod format;
 pub mod init;
+pub mod modules;
+pub mod mounted;
 pub mod process;
+pub mod ram;
 mod serve;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
 
-use luo::{Incoming, Orchestrator};
+use luo::{Backend, Incoming};
 
 use crate::api::report::{FramesReport, HostReport, Report, SegmentsReport, VmReport, phases};
 use crate::api::{Status, VmStatus, chain};
@@ -27,6 +32,8 @@ use crate::live_update::manifest::Manifest;
 use crate::live_update::timeline::TscRate;
 use crate::live_update::{Outcome, outgoing};
 use crate::machine::VmName;
+use backend::Chosen;
+use ram::RamSource;
 use vm::{Life, Vm, VmError};
 
 /// Where the image of a Perennial host has its configuration.
@@ -43,9 +50,6 @@ pub enum HostError {
     /// The configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file system of the configuration cannot be mounted.
-    #[error(transparent)]
-    Mount(#[from] init::MountError),
     /// A command for a VM failed.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -103,7 +107,7 @@ pub struct Host {
     config: Config,
     config_text: String,
     config_error: Option<Vec<String>>,
-    luo: Result<Box<dyn Orchestrator>, String>,
+    luo: Chosen,
     vms: Vec<Vm>,
     number: u32,
     report: Option<Report>,
@@ -122,15 +126,17 @@ impl Host {
             Ok(text) => (text.clone(), Config::parse(&text)),
             Err(error) => (String::new(), Err(error)),
         };
-        let device = luo::kernel::Device::default();
-        let mut luo: Result<Box<dyn Orchestrator>, String> = match device.is_present() {
-            true => Ok(Box::new(device)),
-            false => {
-                Err("there is no /dev/liveupdate; the kernel needs LUO and `liveupdate=on` on \
-                          its command line"
-                    .to_owned())
-            }
+        // A pool has to be reached before anything can be known of its VMs, even by a host whose
+        // configuration is wrong elsewhere.
+        let section = match &parsed {
+            Ok(config) => config.host.clone(),
+            Err(_) => HostSection::salvage(&text),
         };
+        let ram_bytes = parsed
+            .as_ref()
+            .map_or(0, |config| config.machines.iter().map(|machine| machine.ram_bytes).sum());
+        let mut unprepared = prepare(&section);
+        let mut luo = backend::choose(&section, ram_bytes);
         let arrival = match &luo {
             Ok(device) => incoming::arrive(device.as_ref()),
             Err(_) => Ok(None),
@@ -142,6 +148,11 @@ impl Host {
             None
         });
         let (config, config_text, config_error) = choose_config(text, parsed, arrival.as_ref())?;
+        if config_error.is_some() {
+            unprepared = unprepared.or(prepare(&config.host));
+        }
+        // The VMs matter more than a module or a mount: those that need it will say so.
+        let config_error = config_error.or(unprepared);
         let mut host = Self {
             config,
             config_text,
@@ -153,21 +164,15 @@ impl Host {
             unfinished: Vec::new(),
             started_tsc,
         };
-        host.populate(arrival)?;
+        host.populate(arrival);
         Ok(host)
     }
 
-    fn populate(&mut self, arrival: Option<Arrival>) -> Result<(), HostError> {
-        if init::is_pid_1() {
-            if let Some(name) = &self.config.host.hostname {
-                init::set_hostname(name);
-            }
-            let mounted = init::mount_all(&self.config.host.mounts);
-            // After a live update the VMs matter more than a mount: those that need it will say so.
-            match (mounted, &arrival) {
-                (Err(error), Some(_)) => tracing::error!("{}", chain(&error).join(": ")),
-                (mounted, _) => mounted?,
-            }
+    fn populate(&mut self, arrival: Option<Arrival>) {
+        if init::is_pid_1()
+            && let Some(name) = &self.config.host.hostname
+        {
+            init::set_hostname(name);
         }
         if let Err(error) = guest_mem::HugePages::set_advise(Path::new("/sys")) {
             tracing::warn!("{}", chain(&error).join(": "));
@@ -176,8 +181,9 @@ impl Host {
             Some(arrival) => self.resume_vms(arrival),
             None => {
                 self.vms = self.config.machines.iter().cloned().map(Vm::new).collect();
+                let ram = ram_source(&self.luo);
                 for vm in &mut self.vms {
-                    if let Err(error) = vm.boot() {
+                    if let Err(error) = vm.boot(ram) {
                         let why = chain(&error);
                         tracing::error!("{}", why.join(": "));
                         vm.life = Life::Failed(why);
@@ -185,7 +191,6 @@ impl Host {
                 }
             }
         }
-        Ok(())
     }
 
     /// The new kernel's half of a live update.
@@ -311,30 +316,32 @@ impl Host {
     }
 
     fn vm(&mut self, name: &VmName) -> Result<&mut Vm, VmError> {
-        let known = match self.vms.is_empty() {
-            true => "none".to_owned(),
-            false => {
-                let names: Vec<_> = self.vms.iter().map(|vm| vm.machine.name.as_str()).collect();
-                format!("`{}`", names.join("`, `"))
-            }
-        };
-        let unknown = VmError::Unknown { name: name.clone(), known };
-        self.vms.iter_mut().find(|vm| vm.machine.name == *name).ok_or(unknown)
+        find(&mut self.vms, name)
+    }
+
+    fn boot(&mut self, name: &VmName) -> Result<(), VmError> {
+        find(&mut self.vms, name)?.boot(ram_source(&self.luo))
+    }
+
+    /// Tells a VM what its process said, or that it ended (`None`).
+    fn on_event(&mut self, index: usize, event: Option<crate::link::Event>) {
+        self.vms[index].on_event(event, ram_source(&self.luo));
     }
 
     /// Tries again to restore a preserved VM.
     fn restore(&mut self, name: &VmName) -> Result<(), HostError> {
-        let vm = self.vm(name)?;
+        let vm = find(&mut self.vms, name)?;
         if !matches!(vm.life, Life::Preserved { .. }) {
             let remedy = "only a preserved VM can be restored";
             let name = name.clone();
             return Err(VmError::WrongState { name, state: vm.state(), remedy }.into());
         }
+        let luo = self.luo.as_deref().map_err(|why| HostError::NoLuo(why.clone()))?;
         let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
         else {
             return Ok(());
         };
-        let Arrived { vm: restored, session, .. } = incoming::retry(session, *entry);
+        let Arrived { vm: restored, session, .. } = incoming::retry(luo, session, *entry);
         let failed = match &restored.life {
             Life::Preserved { why, .. } => Some(why.clone()),
             _ => None,
@@ -381,6 +388,10 @@ impl Host {
             verify_frames: call.verify_frames,
             number: self.number + 1,
             config: self.config_text.clone(),
+            pool: match luo.backend() {
+                Backend::Pool => self.config.host.pool.clone(),
+                _ => None,
+            },
         };
         Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
     }
@@ -416,6 +427,35 @@ fn choose_config(
         }
         None => Err(error.into()),
     }
+}
+
+/// What has to be there before anything can be found: modules and file systems. For PID 1 only. Says
+/// what is missing first, and why; all that can be had is there.
+fn prepare(section: &HostSection) -> Option<Vec<String>> {
+    if !init::is_pid_1() {
+        return None;
+    }
+    let loaded = modules::load_all(&section.modules).map_err(|error| chain(&error));
+    let mounted = init::mount_all(&section.mounts).map_err(|error| chain(&error));
+    let errors = [loaded.err(), mounted.err()].into_iter().flatten();
+    let errors: Vec<_> = errors.inspect(|why| tracing::error!("{}", why.join(": "))).collect();
+    errors.into_iter().next()
+}
+
+fn find<'a>(vms: &'a mut [Vm], name: &VmName) -> Result<&'a mut Vm, VmError> {
+    let known = match vms.is_empty() {
+        true => "none".to_owned(),
+        false => {
+            let names: Vec<_> = vms.iter().map(|vm| vm.machine.name.as_str()).collect();
+            format!("`{}`", names.join("`, `"))
+        }
+    };
+    let unknown = VmError::Unknown { name: name.clone(), known };
+    vms.iter_mut().find(|vm| vm.machine.name == *name).ok_or(unknown)
+}
+
+fn ram_source(luo: &Chosen) -> RamSource<'_> {
+    RamSource::new(luo.as_deref().ok())
 }
 
 /// Finishes a session; one that cannot be is handed back.

@@ -207,7 +207,7 @@ pub fn unexpected(request: &'static str, reply: &Reply) -> ProcessError {
 
 fn verb(request: &Request) -> &'static str {
     match request {
-        Request::Boot(_) => "boot the guest",
+        Request::Boot { .. } => "boot the guest",
         Request::Restore { .. } => "restore the guest",
         Request::Resume => "resume the guest",
         Request::Pause => "pause the guest",

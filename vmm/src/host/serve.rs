@@ -288,7 +288,7 @@ impl Server {
             Command::Report => {
                 return host.report.as_ref().map(|r| json!(r)).ok_or(HostError::NoReport);
             }
-            Command::Boot { vm } => host.vm(&vm)?.boot()?,
+            Command::Boot { vm } => host.boot(&vm)?,
             Command::Stop { vm } => {
                 host.vm(&vm)?.stop();
                 host.finish_the_rest();
@@ -342,29 +342,29 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
     while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
         let ended = host
             .vms
-            .iter_mut()
-            .find(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
-        if let Some(vm) = ended {
+            .iter()
+            .position(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
+        if let Some(index) = ended {
             // What it said last explains its end.
-            let last = match &vm.life {
+            let last = match &host.vms[index].life {
                 Life::Live(live) => live.process.last_words(),
                 _ => None,
             };
-            vm.on_event(last);
+            host.on_event(index, last);
         }
     }
 }
 
 /// Reads what a VM's process said. Its end is noticed when it is reaped.
 fn hear(host: &mut Host, index: usize) {
-    let vm = &mut host.vms[index];
+    let vm = &host.vms[index];
     let Life::Live(live) = &vm.life else { return };
     let readable = !live.process.has_events();
     match live.process.events(readable) {
-        Ok(events) => events.into_iter().for_each(|event| vm.on_event(Some(event))),
+        Ok(events) => events.into_iter().for_each(|event| host.on_event(index, Some(event))),
         Err(error) => {
             tracing::error!("VM `{}`: {}", vm.machine.name, chain(&error).join(": "));
-            vm.on_event(None);
+            host.on_event(index, None);
         }
     }
 }

@@ -13,12 +13,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use guest_mem::{Segment, create_segment};
+use guest_mem::Segment;
 use luo::Incoming;
 
 use super::files::{Files, OpenError};
 use super::process::{ProcessError, VmProcess, unexpected};
-use crate::link::{Event, Reply, Request, Role};
+use super::ram::{RamError, RamSource};
+use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
@@ -71,7 +72,7 @@ pub enum VmError {
         name: VmName,
         /// Why.
         #[source]
-        source: guest_mem::Error,
+        source: RamError,
     },
     /// A file that it needs cannot be opened.
     #[error("VM `{name}`")]
@@ -188,7 +189,7 @@ impl Vm {
     }
 
     /// Creates the RAM, starts a process, boots the kernel and lets it run.
-    pub fn boot(&mut self) -> Result<(), VmError> {
+    pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), VmError> {
         match self.life {
             Life::Stopped | Life::Failed(_) => {}
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
@@ -197,7 +198,7 @@ impl Vm {
                 return Err(self.wrong_state(remedy));
             }
         }
-        let segments = self.create_ram()?;
+        let segments = self.create_ram(ram)?;
         let mut files = Files::for_machine(&self.machine)
             .and_then(|files| files.with_kernel(&self.machine))
             .map_err(|source| VmError::Open { name: self.name(), source })?;
@@ -208,7 +209,8 @@ impl Vm {
         }
         let start = || {
             let process = VmProcess::spawn()?;
-            process.send(Request::Boot(self.machine.clone()), &files.borrow())?;
+            let request = Request::Boot { machine: self.machine.clone(), ram: ram.kind() };
+            process.send(request, &files.borrow())?;
             match process.reply()? {
                 Reply::Built => {}
                 other => return Err(unexpected("boot", &other)),
@@ -221,18 +223,20 @@ impl Vm {
         Ok(())
     }
 
-    fn create_ram(&self) -> Result<Vec<Segment>, VmError> {
-        let text = std::fs::read_to_string("/proc/meminfo").map_err(VmError::Meminfo)?;
-        let available = guest_mem::available_bytes(&text).map_err(|e| self.ram_error(e))?;
+    fn create_ram(&self, ram: RamSource<'_>) -> Result<Vec<Segment>, VmError> {
         let wanted = self.machine.ram_bytes;
-        if wanted > available {
-            return Err(VmError::NotEnoughRam { name: self.name(), wanted, available });
+        // A pool has memory of its own, and says itself how much is left.
+        if ram.kind() == Ram::Memfd {
+            let text = std::fs::read_to_string("/proc/meminfo").map_err(VmError::Meminfo)?;
+            let available = guest_mem::available_bytes(&text).map_err(|e| self.ram_error(e))?;
+            if wanted > available {
+                return Err(VmError::NotEnoughRam { name: self.name(), wanted, available });
+            }
         }
         let layout = ram_layout(wanted).map_err(|e| self.ram_error(e))?;
-        layout
-            .segments()
-            .iter()
-            .map(|plan| create_segment(self.machine.name.as_str(), plan.len))
+        let plans = layout.segments().iter().enumerate();
+        plans
+            .map(|(index, plan)| ram.create(self.machine.name.as_str(), index, plan.len))
             .collect::<Result<_, _>>()
             .map_err(|e| self.ram_error(e))
     }
@@ -309,7 +313,7 @@ impl Vm {
     }
 
     /// Reacts to what the VM's process said, or to its end (`None`).
-    pub fn on_event(&mut self, event: Option<Event>) {
+    pub fn on_event(&mut self, event: Option<Event>, ram: RamSource<'_>) {
         let name = &self.machine.name;
         match event {
             Some(Event::Shutdown) => {
@@ -319,7 +323,7 @@ impl Vm {
             Some(Event::Reset) => {
                 tracing::info!("VM `{name}` resets");
                 self.life = Life::Stopped;
-                if let Err(error) = self.boot() {
+                if let Err(error) = self.boot(ram) {
                     let why = crate::api::chain(&error);
                     tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                     self.life = Life::Failed(why);
@@ -343,8 +347,8 @@ impl Vm {
         VmError::WrongState { name: self.name(), state: self.state(), remedy }
     }
 
-    fn ram_error(&self, source: guest_mem::Error) -> VmError {
-        VmError::Ram { name: self.name(), source }
+    fn ram_error(&self, source: impl Into<RamError>) -> VmError {
+        VmError::Ram { name: self.name(), source: source.into() }
     }
 
     fn process_error(&self, source: ProcessError) -> VmError {
@@ -357,7 +361,12 @@ impl Vm {
 pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};
     use std::os::unix::fs::FileExt;
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC)?);
+    let fd = match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
+        // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, MemfdFlags::CLOEXEC),
+        made => made,
+    }?;
+    let file = File::from(fd);
     file.write_all_at(bytes, 0)?;
     Ok(file)
 }

@@ -9,6 +9,7 @@ mod channel;
 
 use std::os::fd::OwnedFd;
 
+use guest_mem::Backing;
 use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, LinkError};
@@ -35,17 +36,44 @@ pub enum Role {
     State,
 }
 
+/// What the segments of guest RAM are. The host knows what carries them over a live update; the VM's
+/// process is told, so that it takes nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ram {
+    /// Memfds.
+    Memfd,
+    /// Files with DAX, in a pool.
+    DaxFile,
+}
+
+impl From<Ram> for Backing {
+    fn from(ram: Ram) -> Self {
+        match ram {
+            Ram::Memfd => Self::Memfd,
+            Ram::DaxFile => Self::DaxFile,
+        }
+    }
+}
+
 /// What the host asks of a VM's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Build the machine and load its kernel; it stays paused.
-    Boot(Machine),
+    Boot {
+        /// The machine.
+        machine: Machine,
+        /// What its segments are.
+        ram: Ram,
+    },
     /// Build the machine from the state document; it stays paused. Its `bytes` are what the
     /// document has, which may be less than the memfd holds.
     Restore {
         /// What the host knows of the machine; the document must agree.
         machine: Machine,
+        /// What its segments are.
+        ram: Ram,
         /// Length of the document.
         bytes: u64,
     },

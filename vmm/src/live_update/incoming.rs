@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use guest_mem::{FrameDigest, Segment, check_segment, create_segment};
+use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator};
 
 use super::manifest::{
@@ -17,6 +17,7 @@ use super::manifest::{
 use crate::arch::x86_64::tsc;
 use crate::host::files::{Files, OpenError};
 use crate::host::process::{ProcessError, VmProcess, unexpected};
+use crate::host::ram::{RamError, RamSource};
 use crate::host::vm::{Life, Live, Vm};
 use crate::link::{Reply, Request, Role};
 use crate::state::{StateError, document};
@@ -44,6 +45,9 @@ pub enum IncomingError {
     /// The RAM is not as the manifest says.
     #[error("its RAM is not as it was")]
     Ram(#[from] guest_mem::Error),
+    /// RAM that was never touched cannot be made anew.
+    #[error("cannot make its RAM anew")]
+    Create(#[from] RamError),
     /// The RAM that this build would lay out differs from what the manifest has.
     #[error("its RAM has {found} segments of {bytes:?} bytes, this build would make {expected}")]
     Segments {
@@ -143,7 +147,7 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
         Ok(session) => {
-            let started = begin(&session, &mut entry, start);
+            let started = begin(RamSource::new(Some(luo)), &session, &mut entry, start);
             Ok(Arriving { entry, session, started })
         }
         Err(error) => {
@@ -155,12 +159,17 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
     }
 }
 
-fn begin(session: &Incoming, entry: &mut VmEntry, start: u64) -> Result<Begun, IncomingError> {
+fn begin(
+    ram: RamSource<'_>,
+    session: &Incoming,
+    entry: &mut VmEntry,
+    start: u64,
+) -> Result<Begun, IncomingError> {
     // The process starts while the memory is retrieved.
     let process = VmProcess::spawn()?;
     let spawned = tsc::now();
     entry.ledger.enter("spawn", start, spawned);
-    let segments = retrieve_ram(session, entry)?;
+    let segments = retrieve_ram(ram, session, entry)?;
     let state = session.retrieve(STATE_TOKEN)?;
     let retrieved = tsc::now();
     entry.ledger.enter("retrieve", spawned, retrieved);
@@ -170,7 +179,8 @@ fn begin(session: &Incoming, entry: &mut VmEntry, start: u64) -> Result<Begun, I
     for segment in &segments {
         files.push(Role::Segment, segment.file().try_clone().map_err(IncomingError::Clone)?);
     }
-    let request = Request::Restore { machine: entry.machine.clone(), bytes: entry.state_bytes };
+    let (machine, bytes) = (entry.machine.clone(), entry.state_bytes);
+    let request = Request::Restore { machine, ram: ram.kind(), bytes };
     process.send(request, &files.borrow())?;
     entry.ledger.enter("open", retrieved, tsc::now());
     Ok(Begun { process, segments, frames })
@@ -201,7 +211,11 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec
 }
 
 /// The VM's RAM: what was preserved comes from the session, what was never touched is made anew.
-fn retrieve_ram(session: &Incoming, entry: &VmEntry) -> Result<Vec<Segment>, IncomingError> {
+fn retrieve_ram(
+    ram: RamSource<'_>,
+    session: &Incoming,
+    entry: &VmEntry,
+) -> Result<Vec<Segment>, IncomingError> {
     let layout = ram_layout(entry.machine.ram_bytes)?;
     let plans = layout.segments();
     let bytes: Vec<u64> = entry.segments.iter().map(|s| s.bytes).collect();
@@ -212,10 +226,9 @@ fn retrieve_ram(session: &Incoming, entry: &VmEntry) -> Result<Vec<Segment>, Inc
     let mut segments = Vec::with_capacity(plans.len());
     for (index, segment) in entry.segments.iter().enumerate() {
         segments.push(if segment.preserved {
-            let fd = session.retrieve(segment_token(index))?;
-            check_segment(index, fd, segment.bytes)?
+            ram.take(index, session.retrieve(segment_token(index))?, segment.bytes)?
         } else {
-            create_segment(entry.machine.name.as_str(), segment.bytes)?
+            ram.create(entry.machine.name.as_str(), index, segment.bytes)?
         });
     }
     Ok(segments)
@@ -262,7 +275,7 @@ fn complete(arriving: Arriving) -> Arrived {
 }
 
 /// Tries again to restore a VM whose memory is preserved. On failure it stays so.
-pub fn retry(session: Incoming, mut entry: VmEntry) -> Arrived {
-    let started = begin(&session, &mut entry, tsc::now());
+pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> Arrived {
+    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
     complete(Arriving { entry, session, started })
 }

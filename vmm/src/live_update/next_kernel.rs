@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use kexec::abi;
 use kexec::preflight::{self, Refusal};
-use kexec::{CommandLine, CommandLineError, Image, ImageError, LoadError, LoadedImage, Running};
+use kexec::{
+    CommandLine, CommandLineError, Image, ImageError, LoadError, LoadedImage, Running, Survival,
+};
 
 /// The next kernel cannot be used, or would lose what is preserved.
 #[derive(Debug, thiserror::Error)]
@@ -54,13 +56,27 @@ pub fn load(
     kernel: &Path,
     initramfs: &Path,
     cmdline: &str,
+    survival: Survival,
 ) -> Result<LoadedImage, NextKernelError> {
     let image = Image::open(kernel, Some(initramfs))?;
-    let command_line = CommandLine::for_live_update(cmdline)?;
+    let command_line = match survival {
+        Survival::HandedOver => CommandLine::for_live_update(cmdline)?,
+        // The operator's text decides where the pool is: nothing is added to it.
+        Survival::Reserved => CommandLine::new(cmdline)?,
+    };
     let root = Path::new("/");
     let running = Running::read(root)?;
-    preflight::check(&running, &image, &command_line).map_err(NextKernelError::Refused)?;
-    let path = || kernel.to_owned();
+    preflight::check(&running, &image, &command_line, survival)
+        .map_err(NextKernelError::Refused)?;
+    if survival == Survival::HandedOver {
+        compare_formats(root, &image)?;
+    }
+    Ok(kexec::load(&image, &command_line)?)
+}
+
+/// Whether the next kernel understands what this one hands over.
+fn compare_formats(root: &Path, image: &Image) -> Result<(), NextKernelError> {
+    let path = || image.kernel.path.clone();
     let next = abi::of_image(&image.kernel)
         .map_err(|source| NextKernelError::Examine { path: path(), source })?;
     if let Some(next) = next {
@@ -69,5 +85,5 @@ pub fn load(
             return Err(NextKernelError::Differs { path: path(), differences });
         }
     }
-    Ok(kexec::load(&image, &command_line)?)
+    Ok(())
 }

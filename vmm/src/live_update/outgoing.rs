@@ -10,7 +10,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use guest_mem::{FrameDigest, Segment};
-use luo::{Incoming, Orchestrator, Outgoing};
+use kexec::{LoadedImage, Survival};
+use luo::{Backend, Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
@@ -20,6 +21,7 @@ use super::next_kernel::{self, NextKernelError};
 use super::timeline::Ledger;
 use super::{Outcome, Step};
 use crate::arch::x86_64::tsc;
+use crate::host::mounted;
 use crate::host::process::{ProcessError, unexpected};
 use crate::host::vm::{Life, Live, Vm, document_memfd};
 use crate::link::{Reply, Request, Role};
@@ -42,6 +44,8 @@ pub struct Plan {
     pub number: u32,
     /// Text of the host's configuration.
     pub config: String,
+    /// Where the pool is, if the VMs live in one.
+    pub pool: Option<PathBuf>,
 }
 
 /// Why a live update did not happen. Every guest runs on, unless [`outcome`](Self::outcome) says
@@ -121,12 +125,24 @@ pub enum UpdateError {
         #[source]
         source: std::io::Error,
     },
+    /// The host's file systems cannot be made durable.
+    #[error("step `{step}`")]
+    Sync {
+        /// During which step.
+        step: Step,
+        /// Why.
+        #[source]
+        source: mounted::SyncError,
+    },
     /// The manifest cannot be encoded.
     #[error("the manifest cannot be encoded")]
     Manifest(#[from] StateError),
     /// The kernel did not jump.
     #[error("the kernel did not jump")]
     Jump(#[source] kexec::JumpError),
+    /// LUO did not let it.
+    #[error("the kernel was not told to jump: this is a bug, please report it")]
+    NoJump,
 }
 
 fn about(vm: Option<&VmName>) -> String {
@@ -174,7 +190,11 @@ pub fn run(
     // While the guests run.
     refuse_unfinished(vms, unfinished)?;
     before(Step::Load)?;
-    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline)?;
+    let survival = match luo.backend() {
+        Backend::Pool => Survival::Reserved,
+        _ => Survival::HandedOver,
+    };
+    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline, survival)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -187,7 +207,7 @@ pub fn run(
         })
         .collect::<Result<Vec<_>, _>>()?;
     // What is dirty now need not be written during the blackout.
-    rustix::fs::sync();
+    sync_host(plan, Step::PreserveRam)?;
     ledger.enter("preserve-ram", loaded, tsc::now());
 
     // The blackout.
@@ -199,14 +219,27 @@ pub fn run(
     before(Step::PreserveState)?;
     preserve_state(paused.vms)?;
     before(Step::Sync)?;
-    sync(paused.vms)?;
+    sync(plan, paused.vms)?;
     before(Step::Jump)?;
     announce();
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
     let manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
     let _manifest = preserve_manifest(&host, &manifest)?;
-    Err(UpdateError::Jump(kexec::jump(image)))
+    Err(jump(luo, image))
+}
+
+/// Enters the next kernel, with the sessions. What comes back undoes nothing before LUO has taken
+/// back what it handed over.
+fn jump(luo: &dyn Orchestrator, image: LoadedImage) -> UpdateError {
+    let mut image = Some(image);
+    let mut failed = None;
+    let switched = luo.switch(&mut || failed = image.take().map(kexec::jump));
+    match (switched, failed) {
+        (Ok(()), Some(error)) => UpdateError::Jump(error),
+        (Ok(()), None) => UpdateError::NoJump,
+        (Err(source), _) => luo_error(Step::Jump, None)(source),
+    }
 }
 
 /// What the last kernel left and nobody has finished is not carried on by LUO.
@@ -399,7 +432,7 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     Ok(())
 }
 
-fn sync(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+fn sync(plan: &Plan, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     let start = tsc::now();
     for vm in &*vms {
         vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(Step::Sync))?;
@@ -409,8 +442,11 @@ fn sync(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
         vm.ledger.enter("sync", start, tsc::now());
     }
     // The host's own files: logs and the like. The guests' disks are durable already.
-    rustix::fs::sync();
-    Ok(())
+    sync_host(plan, Step::Sync)
+}
+
+fn sync_host(plan: &Plan, step: Step) -> Result<(), UpdateError> {
+    mounted::sync(plan.pool.as_deref()).map_err(|source| UpdateError::Sync { step, source })
 }
 
 fn manifest(

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use guest_mem::{GuestRam, check_segment};
+use guest_mem::{GuestRam, check_segment_of};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -28,7 +28,7 @@ use crate::devices::virtio::{
 use crate::devices::{Device, DeviceError, pci};
 use crate::kvm::interrupts::{Interrupts, KvmInterrupts};
 use crate::kvm::{self, Attempt, Capabilities};
-use crate::link::{Event, Fds, Role};
+use crate::link::{Event, Fds, Ram, Role};
 use crate::machine::{Machine, SerialOutput};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 use crate::vcpu::{VcpuEvent, VcpuSet};
@@ -52,6 +52,7 @@ impl Parts {
     /// A VM with its RAM, its in-kernel devices and fresh vCPUs.
     pub(super) fn new(
         machine: &Machine,
+        ram: Ram,
         fds: &mut Fds,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
@@ -59,7 +60,7 @@ impl Parts {
         kvm::uapi::permit_amx();
         let fd = Arc::new(kvm.create_vm().attempt("create the VM")?);
         kvm::prepare(&fd)?;
-        let ram = map_ram(machine, fds)?;
+        let ram = map_ram(machine, ram, fds)?;
         for (slot, mapped) in (0..).zip(ram.slots()) {
             let region = kvm_userspace_memory_region {
                 slot,
@@ -129,7 +130,7 @@ fn open_kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
     }
 }
 
-fn map_ram(machine: &Machine, fds: &mut Fds) -> Result<GuestRam, VmError> {
+fn map_ram(machine: &Machine, kind: Ram, fds: &mut Fds) -> Result<GuestRam, VmError> {
     let layout = ram_layout(machine.ram_bytes)?;
     let plans = layout.segments();
     let fds = fds.take(Role::Segment, plans.len())?;
@@ -137,7 +138,7 @@ fn map_ram(machine: &Machine, fds: &mut Fds) -> Result<GuestRam, VmError> {
         .into_iter()
         .zip(plans)
         .enumerate()
-        .map(|(index, (fd, plan))| check_segment(index, fd, plan.len))
+        .map(|(index, (fd, plan))| check_segment_of(kind.into(), index, fd, plan.len))
         .collect::<Result<_, _>>()?;
     let ram = GuestRam::map(&layout, segments)?;
     if let Some(error) = ram.advice_failure() {

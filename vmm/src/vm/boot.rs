@@ -6,19 +6,20 @@ use super::board::{Board, Parts};
 use super::{Vm, VmError};
 use crate::arch::x86_64::{acpi, boot, cpuid, registers};
 use crate::kvm::{Attempt, irqchip};
-use crate::link::{Event, Fds, Role};
+use crate::link::{Event, Fds, Ram, Role};
 use crate::machine::Machine;
 
 impl Vm {
     /// Builds the machine from its description, in the state in which its kernel expects it.
     pub fn boot(
         machine: Machine,
+        ram: Ram,
         fds: &mut Fds,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
         let mut kernel = File::from(fds.take_one(Role::Kernel)?);
         let initramfs = fds.take(Role::Initramfs, usize::from(machine.initramfs.is_some()))?.pop();
-        let parts = Parts::new(&machine, fds, events)?;
+        let parts = Parts::new(&machine, ram, fds, events)?;
         irqchip::mask_pics(&parts.fd)?;
         let board = Board::new(&parts, &machine, fds)?;
         let memory = parts.ram.memory();

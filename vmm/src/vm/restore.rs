@@ -4,7 +4,7 @@ use super::board::{Board, Parts};
 use super::state::MachineStateV1;
 use super::{Vm, VmError};
 use crate::kvm::clock::Moment;
-use crate::link::{Event, Fds};
+use crate::link::{Event, Fds, Ram};
 use crate::machine::Machine;
 
 impl Vm {
@@ -13,6 +13,7 @@ impl Vm {
     pub fn restore(
         host: &Machine,
         state: MachineStateV1,
+        ram: Ram,
         fds: &mut Fds,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
@@ -23,7 +24,7 @@ impl Vm {
                 host: format!("{host:?}"),
             });
         }
-        let parts = Parts::new(&machine, fds, events)?;
+        let parts = Parts::new(&machine, ram, fds, events)?;
         // The devices first: the interrupt routes must stand before a controller with something
         // pending is set.
         let board = Board::restore(&parts, &machine, devices, fds)?;

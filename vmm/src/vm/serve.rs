@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::{Vm, VmError};
 use crate::api::chain;
 use crate::link::{
-    Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role,
+    Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Ram, Reply, Request, Role,
 };
 use crate::machine::Machine;
 use crate::state::{StateError, document};
@@ -82,16 +82,15 @@ struct Process {
 impl Process {
     fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
         match request {
-            Request::Boot(machine) => {
-                let vm =
-                    self.first().and_then(|events| Ok(Vm::boot(machine, &mut fds, events)?))?;
-                self.vm = Some(vm);
+            Request::Boot { machine, ram } => {
+                let events = self.first()?;
+                self.vm = Some(Vm::boot(machine, ram, &mut fds, events)?);
                 Ok(Reply::Built)
             }
-            Request::Restore { machine, bytes } => {
+            Request::Restore { machine, ram, bytes } => {
                 let events = self.first()?;
                 let state = read_state(&mut fds, bytes)?;
-                self.vm = Some(restore(machine, &state, &mut fds, events)?);
+                self.vm = Some(restore(machine, &state, ram, &mut fds, events)?);
                 Ok(Reply::Built)
             }
             Request::Resume => Ok(Reply::Resumed { first_entry_tsc: self.vm()?.resume()? }),
@@ -134,12 +133,13 @@ fn read_state(fds: &mut Fds, bytes: u64) -> Result<Vec<u8>, RequestError> {
 fn restore(
     machine: Machine,
     state: &[u8],
+    ram: Ram,
     fds: &mut Fds,
     events: impl Fn(Event) + Send + Sync + 'static,
 ) -> Result<Vm, RequestError> {
     // The whole document is checked plain data before anything is built.
     let state = document::read_document(state)?;
-    Ok(Vm::restore(&machine, state, fds, events)?)
+    Ok(Vm::restore(&machine, state, ram, fds, events)?)
 }
 
 fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {

@@ -1,0 +1,87 @@
+//! Memory that a kernel is told to leave alone (`memmap=`), as Linux's `arch/x86/kernel/e820.c` reads
+//! it (`parse_memmap_one`).
+//!
+//! Two command lines reserve the same memory only if they say the same, in the same order: a later
+//! range overrides what an earlier one said of the same bytes.
+
+use crate::parameters;
+
+/// The ranges of a command line, each in one spelling. Empty: it has none.
+pub(crate) fn ranges(command_line: &str) -> Vec<String> {
+    parameters(command_line)
+        .filter(|parameter| parameter.is("memmap"))
+        .filter_map(|parameter| parameter.value)
+        .flat_map(|value| value.split(','))
+        .map(|range| normal(range).unwrap_or_else(|| range.to_owned()))
+        .collect()
+}
+
+/// The ranges in words.
+pub(crate) fn in_words(ranges: &[String]) -> String {
+    match ranges {
+        [] => "no `memmap=`".to_owned(),
+        ranges => format!("`memmap={}`", ranges.join(",")),
+    }
+}
+
+/// `1G!4G` for `1024M!0x100000000`. `None`: it is not of this form.
+fn normal(range: &str) -> Option<String> {
+    let at = range.find(['!', '$', '@', '#', '%'])?;
+    let (size, rest) = range.split_at(at);
+    let kind = rest.get(..1)?;
+    Some(format!("{}{kind}{}", spelled(number(size)?), spelled(number(rest.get(1..)?)?)))
+}
+
+/// A number as the kernel's `memparse` reads it, if that is all there is.
+fn number(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let hexadecimal = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
+    let number = match hexadecimal {
+        Some(digits) => u64::from_str_radix(digits, 16).ok()?,
+        // A leading zero would make it octal, which nobody means.
+        None if digits.len() > 1 && digits.starts_with('0') => return None,
+        None => digits.parse().ok()?,
+    };
+    number.checked_shl(shift).filter(|shifted| shifted >> shift == number)
+}
+
+fn spelled(bytes: u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    let fits = |(shift, _): &(u32, &str)| bytes != 0 && bytes.trailing_zeros() >= *shift;
+    let (shift, unit) = units.into_iter().find(fits).unwrap_or((0, ""));
+    format!("{}{unit}", bytes >> shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_the_same_however_they_are_spelled() {
+        for spelling in ["1G!4G", "1024M!4096M", "0x40000000!0x100000000", "1g!4G"] {
+            assert_eq!(ranges(&format!("quiet memmap={spelling}")), ["1G!4G"], "{spelling}");
+        }
+        assert_eq!(ranges("memmap=1G!4G,64M$1G memmap=4096@0"), ["1G!4G", "64M$1G", "4K@0"]);
+        assert!(ranges("quiet -- memmap=1G!4G").is_empty(), "that is for init");
+    }
+
+    #[test]
+    fn what_is_not_understood_stays_as_it_is() {
+        for text in ["exactmap", "1G", "!", "1G!", "!1G", "010!1G", "1X!1G", "16777216T!1G", "ä!1G"]
+        {
+            assert_eq!(ranges(&format!("memmap={text}")), [text]);
+        }
+    }
+
+    #[test]
+    fn ranges_are_named_as_they_would_be_written() {
+        assert_eq!(in_words(&ranges("memmap=1024M!4G memmap=1K$8")), "`memmap=1G!4G,1K$8`");
+        assert_eq!(in_words(&[]), "no `memmap=`");
+    }
+}

@@ -1,0 +1,245 @@
+//! Puts a file system on an empty device: an image that was made elsewhere is copied onto it.
+//!
+//! A Perennial host has no mkfs, and the memory of a pool is empty after every cold boot. What is on
+//! a device already is never written over, because it may hold the VMs of the last kernel.
+//!
+//! ```text
+//!   superblock of ext4 --> left alone       all zero --> the image is copied
+//!   anything else      --> refused
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// How much is copied at a time, and how much at either end of a device is looked at. The
+/// superblocks of all file systems in use are among it, and the backup of a partition table.
+const PIECE: usize = 1 << 20;
+/// O_DIRECT: memory and offsets are aligned to this. Without it the page cache would hold a second
+/// copy of a device that is memory itself.
+const ALIGN: usize = 4096;
+/// ext4's magic number, and where it stands (Linux `fs/ext4/ext4.h`).
+const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
+const EXT4_MAGIC_AT: usize = 1024 + 0x38;
+
+/// A device cannot be formatted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// The device, or the image, cannot be opened, read or written.
+    #[error("cannot {attempt} {}", path.display())]
+    Io {
+        /// What was tried.
+        attempt: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something on it that is not ours to write over.
+    #[error(
+        "{} is neither empty nor has it an ext4 file system: it is not formatted; if nothing on it \
+         is needed, clear it",
+        device.display()
+    )]
+    NotEmpty {
+        /// The device.
+        device: PathBuf,
+    },
+    /// The image does not fit.
+    #[error(
+        "{} has {image_bytes} bytes, {} has {device_bytes}: make a smaller image, or boot with a \
+         larger `memmap=`",
+        image.display(),
+        device.display()
+    )]
+    TooLarge {
+        /// The image.
+        image: PathBuf,
+        /// Its size.
+        image_bytes: u64,
+        /// The device.
+        device: PathBuf,
+        /// Its size.
+        device_bytes: u64,
+    },
+    /// The image is none.
+    #[error("{} is no image of an ext4 file system", image.display())]
+    NoImage {
+        /// The image.
+        image: PathBuf,
+    },
+}
+
+/// What was found on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Ext4,
+    Nothing,
+    Something,
+}
+
+/// Copies `image` onto `device` if nothing is on it. Says whether it did.
+pub fn format_if_empty(device: &Path, image: &Path) -> Result<bool, FormatError> {
+    let io = |attempt, path: &Path| {
+        let path = path.to_owned();
+        move |source| FormatError::Io { attempt, path, source }
+    };
+    let mut piece = Aligned::new();
+    let mut target = open_direct(device, false).map_err(io("open", device))?;
+    let device_bytes = target.seek(SeekFrom::End(0)).map_err(io("find the size of", device))?;
+    match look(&target, device_bytes, &mut piece).map_err(io("read", device))? {
+        Found::Ext4 => return Ok(false),
+        Found::Something => return Err(FormatError::NotEmpty { device: device.to_owned() }),
+        Found::Nothing => {}
+    }
+    let source = File::open(image).map_err(io("open", image))?;
+    let image_bytes = source.metadata().map_err(io("find the size of", image))?.len();
+    if image_bytes > device_bytes {
+        let (image, device) = (image.to_owned(), device.to_owned());
+        return Err(FormatError::TooLarge { image, image_bytes, device, device_bytes });
+    }
+    if look(&source, image_bytes, &mut piece).map_err(io("read", image))? != Found::Ext4 {
+        return Err(FormatError::NoImage { image: image.to_owned() });
+    }
+    let target = open_direct(device, true).map_err(io("open", device))?;
+    // The first piece has the superblock, and comes last: a copy that is cut short is not taken for
+    // a file system.
+    for number in (0..image_bytes.div_ceil(PIECE as u64)).rev() {
+        let at = number * PIECE as u64;
+        let buffer = piece.first((image_bytes - at).min(PIECE as u64) as usize);
+        read_or_hole(&source, buffer, at).map_err(io("read", image))?;
+        target.write_all_at(buffer, at).map_err(io("write", device))?;
+    }
+    target.sync_all().map_err(io("write", device))?;
+    Ok(true)
+}
+
+/// Exclusively for writing: a device that is mounted is busy. Regular files, in tests, may be on a
+/// file system without direct access.
+fn open_direct(path: &Path, write: bool) -> io::Result<File> {
+    let exclusive = if write { libc::O_EXCL } else { 0 };
+    let open = |flags| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+    match open(libc::O_DIRECT | exclusive) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(exclusive),
+        opened => opened,
+    }
+}
+
+fn look(file: &File, bytes: u64, piece: &mut Aligned) -> io::Result<Found> {
+    let length = bytes.min(PIECE as u64) as usize / ALIGN * ALIGN;
+    let head = piece.first(length);
+    file.read_exact_at(head, 0)?;
+    if head.get(EXT4_MAGIC_AT..EXT4_MAGIC_AT + 2) == Some(&EXT4_MAGIC) {
+        return Ok(Found::Ext4);
+    }
+    let mut empty = is_zero(head);
+    let tail = piece.first(length);
+    file.read_exact_at(tail, bytes / ALIGN as u64 * ALIGN as u64 - length as u64)?;
+    empty &= is_zero(tail);
+    Ok(if empty { Found::Nothing } else { Found::Something })
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// Reads a piece of the image. Its holes, which are most of it, are not read.
+fn read_or_hole(source: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    let end = at + buffer.len() as u64;
+    match rustix::fs::seek(source, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) if data < end => source.read_exact_at(buffer, at),
+        Ok(_) | Err(rustix::io::Errno::NXIO) => {
+            buffer.fill(0);
+            Ok(())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A buffer that O_DIRECT takes.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new() -> Self {
+        let bytes = vec![0; PIECE + ALIGN];
+        let start = bytes.as_ptr().addr().next_multiple_of(ALIGN) - bytes.as_ptr().addr();
+        Self { bytes, start }
+    }
+
+    fn first(&mut self, length: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn files(device: &[u8], image: &[u8]) -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (to, from) = (path("device"), path("image"));
+        std::fs::write(&to, device).unwrap();
+        std::fs::write(&from, image).unwrap();
+        (directory, to, from)
+    }
+
+    fn image(bytes: usize) -> Vec<u8> {
+        let mut image = vec![0; bytes];
+        image[EXT4_MAGIC_AT..EXT4_MAGIC_AT + 2].copy_from_slice(&EXT4_MAGIC);
+        image[bytes - 1] = 7;
+        image
+    }
+
+    #[test]
+    fn an_empty_device_gets_the_image_and_what_lies_behind_it_stays() {
+        let (_directory, device, from) = files(&vec![0; 5 * MIB], &image(3 * MIB + 8192));
+        assert!(format_if_empty(&device, &from).unwrap());
+        let written = std::fs::read(&device).unwrap();
+        assert!(written[..3 * MIB + 8192] == image(3 * MIB + 8192)[..]);
+        assert!(is_zero(&written[3 * MIB + 8192..]));
+        assert!(!format_if_empty(&device, &from).unwrap(), "now there is ext4 on it");
+    }
+
+    #[test]
+    fn the_sparse_parts_of_an_image_are_zeros() {
+        let (_directory, device, from) = files(&vec![0; 5 * MIB], &[]);
+        let file = File::options().write(true).open(&from).unwrap();
+        file.set_len(4 * MIB as u64).unwrap();
+        file.write_all_at(&EXT4_MAGIC, EXT4_MAGIC_AT as u64).unwrap();
+        assert!(format_if_empty(&device, &from).unwrap());
+        assert_eq!(std::fs::read(&device).unwrap()[EXT4_MAGIC_AT], 0x53);
+    }
+
+    #[test]
+    fn what_is_on_a_device_is_never_written_over() {
+        for at in [0, MIB - 1, 5 * MIB - 1] {
+            let mut used = vec![0; 5 * MIB];
+            used[at] = 1;
+            let (_directory, device, from) = files(&used, &image(3 * MIB));
+            let error = format_if_empty(&device, &from).unwrap_err();
+            assert!(error.to_string().contains("neither empty"), "{error}");
+            assert!(std::fs::read(&device).unwrap() == used);
+        }
+    }
+
+    #[test]
+    fn an_image_that_does_not_fit_or_is_none_is_refused_with_both_sides() {
+        let (_directory, device, from) = files(&vec![0; 2 * MIB], &image(3 * MIB));
+        let error = format_if_empty(&device, &from).unwrap_err().to_string();
+        assert!(error.contains("3145728") && error.contains("2097152"), "{error}");
+        let (_directory, device, from) = files(&vec![0; 2 * MIB], &vec![0; MIB]);
+        let error = format_if_empty(&device, &from).unwrap_err().to_string();
+        assert!(error.contains("no image"), "{error}");
+        let error = format_if_empty(Path::new("/nowhere"), &from).unwrap_err().to_string();
+        assert!(error.contains("/nowhere"), "{error}");
+    }
+}

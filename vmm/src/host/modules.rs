@@ -1,0 +1,149 @@
+//! Loads the kernel modules that the configuration lists, as PID 1 of a kernel that is made of them.
+//!
+//! Nothing is looked up: the list has every module after those that it needs.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+/// Where a host's image has its modules.
+const DIRECTORY: &str = "/lib/modules";
+/// `MODULE_INIT_COMPRESSED_FILE` (Linux `include/uapi/linux/module.h`).
+const COMPRESSED_FILE: i32 = 4;
+/// How a module's file may end, and the flags that it is loaded with.
+const SUFFIXES: [(&str, i32); 4] = [
+    (".ko", 0),
+    (".ko.xz", COMPRESSED_FILE),
+    (".ko.zst", COMPRESSED_FILE),
+    (".ko.gz", COMPRESSED_FILE),
+];
+
+/// A module cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModuleError {
+    /// A name that is none.
+    #[error("`{0}` is no name of a module: it has letters, digits, `-` and `_` only")]
+    Name(String),
+    /// It is not in the image.
+    #[error("there is no module `{name}` in {} (as {name}.ko, or with .xz, .zst, .gz)", directory.display())]
+    Absent {
+        /// The module.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// Its file cannot be read.
+    #[error("cannot read the module {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not take it.
+    #[error("the kernel refuses the module {}: {}", path.display(), why(*errno))]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What it answered.
+        errno: Errno,
+    },
+}
+
+fn why(errno: Errno) -> String {
+    let known = match errno {
+        Errno::NOEXEC => "it is of another kernel, or damaged",
+        Errno::NOENT => "it needs a module that is not loaded: list that one before it",
+        Errno::NODEV => "the hardware that it is for is not there",
+        Errno::OPNOTSUPP => "the CPU cannot do what it is for, or the firmware has switched it off",
+        Errno::KEYREJECTED | Errno::NOKEY => "it is not signed by anybody whom the kernel trusts",
+        Errno::PERM => "CAP_SYS_MODULE is missing, or kernel.modules_disabled is set",
+        _ => return errno.to_string(),
+    };
+    known.to_owned()
+}
+
+/// Loads them in this order. `Err` names the first that cannot be; the others are loaded.
+pub fn load_all(names: &[String]) -> Result<(), ModuleError> {
+    let mut first_error = None;
+    for name in names {
+        first_error = first_error.or(load(Path::new(DIRECTORY), name, insert).err());
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+fn insert(file: &File, flags: i32) -> Result<(), Errno> {
+    const NO_PARAMETERS: &CStr = c"";
+    rustix::system::finit_module(file, NO_PARAMETERS, flags)
+}
+
+/// Loads one. That it is loaded already is as good.
+fn load(
+    directory: &Path,
+    name: &str,
+    insert: impl Fn(&File, i32) -> Result<(), Errno>,
+) -> Result<(), ModuleError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(plain) {
+        return Err(ModuleError::Name(name.escape_default().to_string()));
+    }
+    for (suffix, flags) in SUFFIXES {
+        let path = directory.join(format!("{name}{suffix}"));
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(ModuleError::Read { path, source }),
+            Ok(file) => file,
+        };
+        return match insert(&file, flags) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(ModuleError::Refused { path, errno }),
+        };
+    }
+    Err(ModuleError::Absent { name: name.to_owned(), directory: directory.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_found_by_its_name_compressed_or_not() {
+        let directory = tempfile::tempdir().unwrap();
+        for (file, flags) in [("kvm.ko", 0), ("kvm-amd.ko.xz", 4), ("nd_pmem.ko.zst", 4)] {
+            std::fs::write(directory.path().join(file), b"").unwrap();
+            let name = file.split('.').next().unwrap();
+            load(directory.path(), name, |_, found| {
+                assert_eq!(found, flags);
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_module_that_is_loaded_already_is_as_good() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kvm.ko"), b"").unwrap();
+        load(directory.path(), "kvm", |_, _| Err(Errno::EXIST)).unwrap();
+    }
+
+    #[test]
+    fn a_module_that_is_absent_or_refused_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("kvm.ko"), b"").unwrap();
+        let refused = |name, errno| {
+            load(directory.path(), name, |_, _| Err(errno)).expect_err(name).to_string()
+        };
+        assert!(refused("kvm-amd", Errno::IO).contains("no module `kvm-amd`"));
+        assert!(refused("../kvm", Errno::IO).contains("`../kvm` is no name"));
+        assert!(refused("", Errno::IO).contains("is no name"));
+        let text = refused("kvm", Errno::NOENT);
+        assert!(text.contains("kvm.ko") && text.contains("list that one before it"), "{text}");
+        assert!(refused("kvm", Errno::XDEV).contains("cross-device"), "any other errno in words");
+    }
+}

@@ -1,0 +1,78 @@
+//! Where guest RAM comes from: what it is follows from what carries it over a live update.
+
+use std::os::fd::OwnedFd;
+
+use guest_mem::{Segment, check_segment_of, create_segment};
+use luo::{Backend, Orchestrator};
+
+use crate::link::Ram;
+
+/// A segment cannot be made, or is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// There is no memory for it.
+    #[error(transparent)]
+    Create(#[from] luo::Error),
+    /// It does not do as guest RAM.
+    #[error(transparent)]
+    Unfit(#[from] guest_mem::Error),
+}
+
+/// Makes guest RAM that this host's LUO can carry, or plain memfds if it has none.
+#[derive(Clone, Copy)]
+pub struct RamSource<'a>(Option<&'a dyn Orchestrator>);
+
+impl<'a> RamSource<'a> {
+    /// The source that belongs to this LUO.
+    pub fn new(luo: Option<&'a dyn Orchestrator>) -> Self {
+        Self(luo)
+    }
+
+    /// What its segments are.
+    pub fn kind(self) -> Ram {
+        match self.0.map(Orchestrator::backend) {
+            Some(Backend::Pool) => Ram::DaxFile,
+            _ => Ram::Memfd,
+        }
+    }
+
+    /// A new segment, number `index` of the VM called `name`.
+    pub fn create(self, name: &str, index: usize, len: u64) -> Result<Segment, RamError> {
+        match self.0 {
+            Some(luo) => Ok(self.take(index, luo.create_memory(name, len)?, len)?),
+            None => Ok(create_segment(name, len)?),
+        }
+    }
+
+    /// Takes what was retrieved as a segment.
+    pub fn take(self, index: usize, fd: OwnedFd, len: u64) -> Result<Segment, guest_mem::Error> {
+        check_segment_of(self.kind().into(), index, fd, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use luo::builtin::pool::{Options, Pool};
+
+    use super::*;
+
+    #[test]
+    fn a_pool_gives_files_and_everything_else_memfds() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { without_dax: true, reserve_bytes: 0, ..Options::default() };
+        let pool = Pool::start(directory.path(), &options).unwrap();
+        let ram = RamSource::new(Some(&pool));
+        assert_eq!(ram.kind(), Ram::DaxFile);
+        // This pool's files have no DAX, and so are not taken for guest RAM.
+        let error = ram.create("web", 0, 2 << 20).unwrap_err().to_string();
+        assert!(error.contains("without DAX"), "{error}");
+
+        let none = RamSource::new(None);
+        assert_eq!(none.kind(), Ram::Memfd);
+        let segment = none.create("web", 0, 2 << 20).unwrap();
+        let file = pool.create_memory("web", 2 << 20).unwrap();
+        assert!(none.take(0, segment.into(), 2 << 20).is_ok());
+        assert!(none.take(0, file, 2 << 20).is_err(), "a file is no memfd");
+    }
+}
