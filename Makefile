@@ -15,8 +15,15 @@ CACHE := $(or $(PERENNIAL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/perennia
 CARGO_DENY_VERSION := 0.20.2
 export PATH := $(PATH):$(CACHE)/tools/bin
 
+# What carries the VMs of the demo: `pool` under Debian's kernels as they are, or
+# `kernel` under kernels with the Live Update Orchestrator, which are built first.
+LUO := pool
+
 # How the end-to-end suites, the demo and the benchmark find their kernels. The
-# `kernels` target has built them by then, so this only looks them up.
+# targets `kernels` and `stock` have got them by then, so this only looks them up.
+WITH_STOCK = \
+	PERENNIAL_KERNEL_STOCK_A="$$(resources/kernel/stock.sh stock-a)" \
+	PERENNIAL_KERNEL_STOCK_B="$$(resources/kernel/stock.sh stock-b)"
 WITH_KERNELS = \
 	PERENNIAL_KERNEL_HOST_A="$$(resources/kernel/build.sh host-a)" \
 	PERENNIAL_KERNEL_HOST_B="$$(resources/kernel/build.sh host-b)" \
@@ -31,14 +38,15 @@ help: ## This list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 .PHONY: demo
-demo: setup kernels ## A live update under a running VM, to watch
+demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## A live update under two running VMs, to watch (LUO=pool|kernel)
 	$(STEP) "demo (first run: some minutes to compile)"
-	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin demo
+	@$(if $(filter kernel,$(LUO)),$(WITH_KERNELS),$(WITH_STOCK)) \
+		cargo run --release -p perennial-tests --bin demo -- $(LUO)
 
 .PHONY: test
-test: setup lint kernels ## All checks and all tests, as CI runs them
+test: setup lint kernels stock ## All checks and all tests, as CI runs them
 	$(STEP) "tests, end-to-end suites included (first run: some minutes to compile)"
-	@$(WITH_KERNELS) cargo test --workspace --no-fail-fast
+	@$(WITH_KERNELS) $(WITH_STOCK) cargo test --workspace --no-fail-fast
 
 .PHONY: bench
 bench: setup kernels ## Measure the blackout
@@ -72,6 +80,11 @@ lint: ## Formatting, clippy, documentation, licences and advisories
 kernels: ## Build the test kernels, or find them in the cache
 	$(STEP) "kernels (first run: about 10 minutes on 2 cores)"
 	@resources/kernel/build.sh all
+
+.PHONY: stock
+stock: ## Fetch Debian's kernels, or find them in the cache
+	$(STEP) "stock kernels (first run: some seconds, 80 MB)"
+	@resources/kernel/stock.sh all
 
 .PHONY: setup
 setup: ## Install what is missing to build and test (Debian 12 or 13)

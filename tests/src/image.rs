@@ -12,6 +12,9 @@ use cpio::newc::{self, ModeFileType};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::kernels::Kernel;
+use crate::{binaries, modules};
+
 /// An initramfs in the making: a cpio archive in the `newc` format, compressed with gzip.
 ///
 /// (Linux, Documentation/driver-api/early-userspace/buffer-format.rst.)
@@ -45,6 +48,23 @@ impl Initramfs {
     pub fn file(&mut self, name: &str, mode: u32, contents: &[u8]) -> io::Result<()> {
         let entry = newc::Builder::new(name).mode(mode).set_mode_file_type(ModeFileType::Regular);
         self.append(entry, contents)
+    }
+
+    /// Adds modules of a kernel, and the list of them, for [`crate::modules::load_all`] or a host.
+    pub fn modules<'a>(
+        &mut self,
+        kernel: &Kernel,
+        names: impl Iterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        self.directory("lib")?;
+        self.directory(modules::DIRECTORY)?;
+        let mut order = String::new();
+        for name in names {
+            let contents = binaries::contents(&kernel.module(name))?;
+            self.file(&format!("{}/{name}.ko", modules::DIRECTORY), 0o644, &contents)?;
+            order += &format!("{name}\n");
+        }
+        self.file(&format!("{}/{}", modules::DIRECTORY, modules::ORDER), 0o644, order.as_bytes())
     }
 
     fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {

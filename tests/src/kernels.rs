@@ -1,8 +1,10 @@
-//! The three kernels: the host before an update, the host after it, and the guests'.
+//! The kernels: the host before an update, the host after it, and the guests'.
 //!
-//! Each is a directory with `bzImage`, `vmlinux`, `config` and `release`. An environment variable
-//! may name it (`PERENNIAL_KERNEL_HOST_A`, `_HOST_B`, `_GUEST`); else the recipe in
-//! `resources/kernel/build.sh` is asked, which builds it only if its cache has none.
+//! There are two pairs of hosts: built ones with LUO, and a distribution's as they are. Each kernel
+//! is a directory with `bzImage` and `release`; a built one has `vmlinux` and `config`, a stock one
+//! its modules (`modules/NAME.ko`, and `order`). An environment variable may name it
+//! (`PERENNIAL_KERNEL_HOST_A`, `_HOST_B`, `_GUEST`, `_STOCK_A`, `_STOCK_B`); else the recipe in
+//! `resources/kernel` is asked, which makes it only if its cache has none.
 
 use std::env;
 use std::fs;
@@ -22,6 +24,10 @@ pub enum Role {
     HostB,
     /// The kernel inside the VMs.
     Guest,
+    /// A distribution's kernel, without LUO.
+    StockA,
+    /// A newer one.
+    StockB,
 }
 
 impl Role {
@@ -30,6 +36,16 @@ impl Role {
             Self::HostA => "host-a",
             Self::HostB => "host-b",
             Self::Guest => "guest",
+            Self::StockA => "stock-a",
+            Self::StockB => "stock-b",
+        }
+    }
+
+    /// What makes it, and the files that it has.
+    fn recipe(self) -> (&'static str, [&'static str; 2]) {
+        match self {
+            Self::HostA | Self::HostB | Self::Guest => ("build.sh", ["bzImage", "vmlinux"]),
+            Self::StockA | Self::StockB => ("stock.sh", ["bzImage", "order"]),
         }
     }
 
@@ -45,6 +61,8 @@ pub struct Kernel {
     pub directory: PathBuf,
     /// What it calls itself (`uname -r`).
     pub release: String,
+    /// Its modules that a host needs, each after those that it needs.
+    pub modules: Vec<String>,
 }
 
 impl Kernel {
@@ -57,44 +75,60 @@ impl Kernel {
     pub fn vmlinux(&self) -> PathBuf {
         self.directory.join("vmlinux")
     }
+
+    /// The file of a module.
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.directory.join("modules").join(format!("{name}.ko"))
+    }
 }
 
 /// Why there is no kernel.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "no {role} kernel: {problem} (set {variable} to a directory with bzImage, vmlinux, config and release, or see resources/kernel/build.sh)"
+    "no {role} kernel: {problem} (set {variable} to a directory that has it, or see resources/kernel/{recipe})"
 )]
 pub struct KernelError {
     role: &'static str,
     variable: String,
+    recipe: &'static str,
     problem: String,
+}
+
+/// Whether a variable names this kernel, so that nothing has to be asked or made.
+pub fn is_named(role: Role) -> bool {
+    env::var_os(role.variable()).is_some()
 }
 
 /// Finds a kernel, once for each process and role.
 pub fn find(role: Role) -> Result<&'static Kernel, KernelError> {
-    static FOUND: [OnceLock<Result<Kernel, KernelError>>; 3] = [const { OnceLock::new() }; 3];
+    static FOUND: [OnceLock<Result<Kernel, KernelError>>; 5] = [const { OnceLock::new() }; 5];
     FOUND[role as usize].get_or_init(|| look_for(role)).as_ref().map_err(Clone::clone)
 }
 
 fn look_for(role: Role) -> Result<Kernel, KernelError> {
-    let error = |problem| KernelError { role: role.name(), variable: role.variable(), problem };
+    let (recipe, files) = role.recipe();
+    let error =
+        |problem| KernelError { role: role.name(), variable: role.variable(), recipe, problem };
     let directory = match env::var_os(role.variable()) {
         Some(directory) => PathBuf::from(directory),
         None => build(role).map_err(|problem| error(problem.to_string()))?,
     };
-    for file in ["bzImage", "vmlinux"] {
+    for file in files {
         if !directory.join(file).is_file() {
             return Err(error(format!("{} has no {file}", directory.display())));
         }
     }
     let release = fs::read_to_string(directory.join("release"))
         .map_err(|problem| error(format!("{}/release: {problem}", directory.display())))?;
-    Ok(Kernel { directory, release: release.trim().to_owned() })
+    // One that is built has none.
+    let order = fs::read_to_string(directory.join("order")).unwrap_or_default();
+    let modules = order.lines().map(str::to_owned).collect();
+    Ok(Kernel { directory, release: release.trim().to_owned(), modules })
 }
 
 /// Asks the recipe, whose last line on stdout is the directory.
 fn build(role: Role) -> io::Result<PathBuf> {
-    let script = paths::workspace().join("resources/kernel/build.sh");
+    let script = paths::workspace().join("resources/kernel").join(role.recipe().0);
     if !script.is_file() {
         return Err(io::Error::other(format!("{} does not exist", script.display())));
     }

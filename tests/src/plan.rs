@@ -13,7 +13,8 @@ use crate::binaries::{self, Binaries};
 use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Role};
 use crate::paths;
-use crate::qemu::Machine;
+use crate::pool::{self, Pool};
+use crate::qemu::{Accelerator, Machine};
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
@@ -105,9 +106,48 @@ impl VmPlan {
     }
 }
 
+/// What carries the VMs of a host over a live update, and so which kernels it has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Luo {
+    /// The kernel's LUO, in kernels that are built for it.
+    #[default]
+    Kernel,
+    /// A pool, under a distribution's kernels.
+    Pool,
+}
+
+impl Luo {
+    /// The host before an update, and after it.
+    pub fn hosts(self) -> [Role; 2] {
+        match self {
+            Self::Kernel => [Role::HostA, Role::HostB],
+            Self::Pool => [Role::StockA, Role::StockB],
+        }
+    }
+
+    /// The kernel of the VMs: with a pool a distribution's, too, so that nothing has to be built. It
+    /// boots from a bzImage, with an initramfs.
+    pub fn guest(self) -> Role {
+        match self {
+            Self::Kernel => Role::Guest,
+            Self::Pool => Role::StockB,
+        }
+    }
+
+    /// What the host calls it.
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Pool => "pool",
+        }
+    }
+}
+
 /// A host.
 #[derive(Debug, Clone, Default)]
 pub struct HostPlan {
+    /// What carries its VMs.
+    pub luo: Luo,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
     /// RAM of the machine in MiB, where it should not follow from the VMs.
@@ -116,6 +156,8 @@ pub struct HostPlan {
     pub extra_host: String,
     /// Replaces the configuration of side `a`, which boots first.
     pub config_a: Option<String>,
+    /// Changes the configuration of side `a`.
+    pub edit_a: Option<fn(String) -> String>,
     /// Changes the configuration of side `b`.
     pub edit_b: Option<fn(String) -> String>,
     /// The machine's CPU cannot virtualise.
@@ -139,27 +181,57 @@ impl HostPlan {
         Self { vms, ..Self::default() }
     }
 
+    /// The same with VMs in a pool, under a distribution's kernels.
+    pub fn on_pool(self) -> Self {
+        Self { luo: Luo::Pool, ..self }
+    }
+
+    fn vms_mib(&self) -> u64 {
+        self.vms.iter().map(|vm| vm.memory_mib).sum()
+    }
+
     /// RAM of the machine in MiB.
     fn memory_mib(&self) -> u64 {
-        self.memory_mib.unwrap_or(HOST_MIB + self.vms.iter().map(|vm| vm.memory_mib).sum::<u64>())
+        self.memory_mib.unwrap_or(match self.pool() {
+            Some(pool) => pool.machine_mib(),
+            None => HOST_MIB + self.vms_mib(),
+        })
+    }
+
+    /// The pool, if the VMs live in one.
+    fn pool(&self) -> Option<Pool> {
+        (self.luo == Luo::Pool).then(|| Pool::new(self.vms_mib()))
     }
 
     /// The same machine without VMs.
     pub fn without_vms(&self) -> Self {
-        Self { memory_mib: Some(self.memory_mib()), ..Self::default() }
+        Self { memory_mib: Some(self.memory_mib()), luo: self.luo, ..Self::default() }
     }
 
-    /// The configuration of one side.
-    pub fn config(&self, side: char) -> String {
+    /// What both sides' kernels are told.
+    pub fn cmdline(&self) -> String {
+        let quiet = if paths::verbose() { "" } else { " quiet" };
+        let memory = match self.pool() {
+            Some(pool) => pool.parameter(),
+            // The scratch area holds the next kernel and initramfs and no more: preservation has to
+            // migrate every guest page out of it.
+            None => "kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise".to_owned(),
+        };
+        format!("console=ttyS0 panic=-1 {memory}{quiet}")
+    }
+
+    /// The configuration of one side; `host_lines` belong to its kernel.
+    pub fn config(&self, side: char, host_lines: &str) -> String {
         let other = if side == 'a' { 'b' } else { 'a' };
+        let pool = self.pool().map_or(String::new(), |_| format!(", {}", pool::mount()));
         let mut out = format!(
             "[host]\nhostname = \"host-{side}\"\nsocket = \"/run/perennial.sock\"\n\
              control-port = \"{CONTROL_PORT}\"\n\
-             mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}]\n{}\n\
-             [update]\nkernel = \"/data/{other}/bzImage\"\n\
+             mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}{pool}]\n\
+             {host_lines}{}\n[update]\nkernel = \"/data/{other}/bzImage\"\n\
              initramfs = \"/data/{other}/initramfs\"\ncmdline = \"{}\"\n",
             self.extra_host,
-            common_cmdline()
+            self.cmdline()
         );
         let mut devices = 'b'..='z';
         for vm in &self.vms {
@@ -174,18 +246,35 @@ impl HostPlan {
     }
 
     /// Makes all images in `directory`.
-    pub fn prepare(&self, directory: &Path) -> Result<Prepared, Box<dyn Error>> {
+    pub fn prepare(
+        &self,
+        directory: &Path,
+        accelerator: Accelerator,
+    ) -> Result<Prepared, Box<dyn Error>> {
         let binaries = binaries::build()?;
-        let (host_a, host_b) = (kernels::find(Role::HostA)?, kernels::find(Role::HostB)?);
+        let [role_a, role_b] = self.luo.hosts();
+        let (host_a, host_b) = (kernels::find(role_a)?, kernels::find(role_b)?);
         let tree = Ext4::new(directory)?;
-        let config_a = self.config_a.clone().unwrap_or_else(|| self.config('a'));
-        let config_b = self.edit_b.unwrap_or(|config| config)(self.config('b'));
+        let lines = |kernel| match self.luo {
+            Luo::Kernel => String::new(),
+            Luo::Pool => pool::host_lines(kernel, accelerator),
+        };
+        let config_a = self.config_a.clone().unwrap_or_else(|| self.config('a', &lines(host_a)));
+        let config_a = self.edit_a.unwrap_or(|config| config)(config_a);
+        let config_b = self.edit_b.unwrap_or(|config| config)(self.config('b', &lines(host_b)));
         for (side, kernel, config) in [("a", host_a, &config_a), ("b", host_b, &config_b)] {
             tree.copy(&format!("{side}/bzImage"), &kernel.bzimage())?;
-            host_initramfs(binaries, config)?.write(&tree.path(&format!("{side}/initramfs"))?)?;
+            let mut initramfs = host_initramfs(binaries, config)?;
+            if self.luo == Luo::Pool {
+                initramfs.modules(kernel, pool::modules(kernel, accelerator))?;
+            }
+            initramfs.write(&tree.path(&format!("{side}/initramfs"))?)?;
+        }
+        if let Some(pool) = self.pool() {
+            pool.make_image(&tree.path(pool::IMAGE)?)?;
         }
         if !self.vms.is_empty() {
-            guest_files(binaries, &tree)?;
+            guest_files(self.luo.guest(), binaries, &tree)?;
         }
         let mut disks = vec![directory.join("data.img")];
         let mut vm_disks = Vec::new();
@@ -209,11 +298,14 @@ impl HostPlan {
         bad_files(&tree, &host_a.bzimage())?;
         tree.write(&disks[0], 64 << 20)?;
         let ports = [CONTROL_PORT.to_owned()];
-        let luo = if self.without_luo { "" } else { " liveupdate=on kho=on" };
+        let luo = match self.luo {
+            Luo::Kernel if !self.without_luo => " liveupdate=on kho=on",
+            _ => "",
+        };
         let machine = Machine {
             kernel: host_a.bzimage(),
             initramfs,
-            cmdline: format!("{}{luo}", common_cmdline()),
+            cmdline: format!("{}{luo}", self.cmdline()),
             memory_mib: self.memory_mib(),
             disks,
             ports: ports.into_iter().chain(self.vms.iter().map(VmPlan::port)).collect(),
@@ -221,15 +313,6 @@ impl HostPlan {
         };
         Ok(Prepared { machine, vm_disks })
     }
-}
-
-/// What both sides' kernels are told. The scratch area holds the next kernel and initramfs and no
-/// more: preservation has to migrate every guest page out of it.
-fn common_cmdline() -> String {
-    let quiet = if paths::verbose() { "" } else { " quiet" };
-    format!(
-        "console=ttyS0 panic=-1 kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise{quiet}"
-    )
 }
 
 fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
@@ -264,12 +347,17 @@ fn host_initramfs(binaries: &Binaries, config: &str) -> std::io::Result<Initramf
 }
 
 /// The kernels and the initramfs of the guests.
-fn guest_files(binaries: &Binaries, tree: &Ext4) -> Result<(), Box<dyn Error>> {
-    let kernel = kernels::find(Role::Guest)?;
+fn guest_files(role: Role, binaries: &Binaries, tree: &Ext4) -> Result<(), Box<dyn Error>> {
+    let kernel = kernels::find(role)?;
     tree.copy("guest/bzImage", &kernel.bzimage())?;
-    tree.copy("guest/vmlinux", &kernel.vmlinux())?;
+    // A distribution ships no ELF image.
+    if kernel.vmlinux().exists() {
+        tree.copy("guest/vmlinux", &kernel.vmlinux())?;
+    }
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries.guest_init())?)?;
+    let virtio = |name: &&str| name.starts_with("virtio");
+    archive.modules(kernel, kernel.modules.iter().map(String::as_str).filter(virtio))?;
     Ok(archive.write(&tree.path("guest/initramfs")?)?)
 }
 
@@ -310,7 +398,7 @@ mod tests {
 
     #[test]
     fn each_side_updates_to_the_other_and_both_describe_the_same_vms() {
-        let parse = |side| plan().config(side).parse::<toml::Table>().unwrap();
+        let parse = |side| plan().config(side, "").parse::<toml::Table>().unwrap();
         let (a, b) = (parse('a'), parse('b'));
         assert_eq!(a["update"]["kernel"].as_str(), Some("/data/b/bzImage"));
         assert_eq!(b["update"]["kernel"].as_str(), Some("/data/a/bzImage"));
@@ -319,7 +407,7 @@ mod tests {
 
     #[test]
     fn disks_are_named_in_the_order_in_which_the_machine_has_them() {
-        let config = plan().config('a').parse::<toml::Table>().unwrap();
+        let config = plan().config('a', "").parse::<toml::Table>().unwrap();
         let disks: Vec<String> =
             (0..3).map(|vm| config["vm"][vm]["disk"].to_string().replace('"', "")).collect();
         assert_eq!(

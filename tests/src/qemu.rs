@@ -22,6 +22,7 @@ use crate::binaries;
 use crate::image::Initramfs;
 use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
+use crate::pool;
 
 /// What `probe-init` prints where `/dev/kvm` can be opened.
 pub const PROBE_KVM: &str = "perennial-probe: kvm";
@@ -50,6 +51,17 @@ impl Accelerator {
             // One CPU: with two, QEMU 10.0 emulates SVM so that now and then a host or a guest dies
             // of a triple fault (four VMs on two CPUs: most runs of a minute; on one: none).
             Self::Tcg => ["-accel", "tcg", "-cpu", "max", "-smp", "1"],
+        }
+    }
+}
+
+impl Accelerator {
+    /// The module with which a host on it runs VMs.
+    pub fn kvm_module(self) -> &'static str {
+        let cpus = || fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        match self {
+            Self::Kvm if cpus().contains("GenuineIntel") => "kvm-intel",
+            _ => "kvm-amd",
         }
     }
 }
@@ -346,9 +358,13 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
     let initramfs = directory.path().join("initramfs");
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries::build()?.probe_init())?)?;
+    // Whichever is at hand: none is built or fetched for this alone.
+    let role = if kernels::is_named(Role::StockB) { Role::StockB } else { Role::HostA };
+    let kernel = kernels::find(role)?;
+    archive.modules(kernel, pool::modules(kernel, Accelerator::Kvm))?;
     archive.write(&initramfs)?;
     let machine = Machine {
-        kernel: kernels::find(Role::HostA)?.bzimage(),
+        kernel: kernel.bzimage(),
         initramfs,
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         memory_mib: 512,

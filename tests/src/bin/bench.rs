@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::kernels::{self, Role};
-use perennial_tests::plan::{HostPlan, VmPlan};
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Phase, Report};
 use perennial_tests::samples::Samples;
 use perennial_tests::{paths, qemu, suite};
@@ -60,7 +60,7 @@ struct Target {
 }
 
 fn bench() -> Result<(), Failure> {
-    if let Some(reason) = suite::missing() {
+    if let Some(reason) = suite::missing(Luo::Kernel) {
         return Err(reason.into());
     }
     let rounds = match env::var("PERENNIAL_BENCH_ROUNDS") {

@@ -1,4 +1,7 @@
 //! `make demo`: replaces a host's kernel under two running VMs, and shows that they went on.
+//!
+//! Its argument says what carries them: `pool` (the default), under a distribution's kernels, or
+//! `kernel`, under kernels with LUO that are built for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +10,8 @@ use std::time::Instant;
 
 use perennial_tests::continuity::Check;
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::kernels::{self, Role};
-use perennial_tests::plan::{HostPlan, VmPlan};
+use perennial_tests::kernels;
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Report, Status, VmReport};
 use perennial_tests::{binaries, paths, qemu, suite, timeline};
 use serde_json::{Value, json};
@@ -18,7 +21,15 @@ const WATCHED: u64 = 30;
 
 fn main() -> ExitCode {
     let narrator = Narrator(Instant::now());
-    match demo(&narrator) {
+    let luo = match std::env::args().nth(1).as_deref() {
+        None | Some("pool") => Luo::Pool,
+        Some("kernel") => Luo::Kernel,
+        Some(other) => {
+            narrator.say(&format!("`{other}` is neither `pool` nor `kernel`."));
+            return ExitCode::FAILURE;
+        }
+    };
+    match demo(&narrator, luo) {
         Ok(true) => {
             narrator.say("All of it held: the VMs outlived their host's kernel.");
             ExitCode::SUCCESS
@@ -44,15 +55,17 @@ impl Narrator {
     }
 }
 
-fn plan() -> HostPlan {
-    HostPlan::new(vec![VmPlan::new("web", 512, 2), VmPlan::new("db", 256, 1)])
+fn plan(luo: Luo) -> HostPlan {
+    let vms = vec![VmPlan::new("web", 512, 2), VmPlan::new("db", 256, 1)];
+    HostPlan { luo, ..HostPlan::new(vms) }
 }
 
-fn demo(narrator: &Narrator) -> Result<bool, Failure> {
-    if let Some(reason) = suite::missing() {
+fn demo(narrator: &Narrator, luo: Luo) -> Result<bool, Failure> {
+    if let Some(reason) = suite::missing(luo) {
         return Err(reason.into());
     }
-    let (a, b) = (kernels::find(Role::HostA)?, kernels::find(Role::HostB)?);
+    let [a, b] = luo.hosts();
+    let (a, b) = (kernels::find(a)?, kernels::find(b)?);
     narrator.say(&format!("Host kernels: {}, then {}.", a.release, b.release));
     narrator.say("Building the images' binaries (minutes the first time, seconds afterwards).");
     binaries::build()?;
@@ -60,11 +73,11 @@ fn demo(narrator: &Narrator) -> Result<bool, Failure> {
     narrator.say(&format!("The host is a machine in QEMU on {accelerator}."));
 
     narrator.say("The floor first: the same host without VMs, from reboot() to the next PID 1.");
-    let floor_ns = floor()?;
+    let floor_ns = floor(luo)?;
     narrator.say(&format!("Floor: {}.", timeline::human(floor_ns)));
 
     narrator.say("Booting the host with its VMs.");
-    let (mut host, before) = Host::boot(&plan())?;
+    let (mut host, before) = Host::boot(&plan(luo))?;
     narrator.say(&format!("Host is up: Linux {}, LUO: {}.", before.kernel, before.luo));
     host.wait_for_guests()?;
     show_guests(narrator, &host)?;
@@ -84,7 +97,7 @@ fn demo(narrator: &Narrator) -> Result<bool, Failure> {
     let report = host.report()?;
     let checks = all_checks(&host, &report);
     let disks = host.power_off_and_check_disks();
-    let outcome = Outcome { before, after, floor_ns, report, checks };
+    let outcome = Outcome { luo, before, after, floor_ns, report, checks };
     let held = outcome.show(narrator)?;
     for problem in [settled.err(), disks.as_ref().err().map(|e| e.to_string().into())] {
         problem.iter().for_each(|problem| narrator.say(&format!("PROBLEM: {problem}")));
@@ -96,8 +109,8 @@ fn demo(narrator: &Narrator) -> Result<bool, Failure> {
 }
 
 /// From `reboot()` to PID 1 of the next kernel, with nothing else to do.
-fn floor() -> Result<u64, Failure> {
-    let (mut host, _) = Host::boot(&plan().without_vms())?;
+fn floor(luo: Luo) -> Result<u64, Failure> {
+    let (mut host, _) = Host::boot(&plan(luo).without_vms())?;
     host.update(json!({}))?;
     let report = host.report()?;
     host.done();
@@ -147,6 +160,7 @@ fn outcome_check(vm: Option<&VmReport>) -> Check {
 }
 
 struct Outcome {
+    luo: Luo,
     before: Status,
     after: Status,
     floor_ns: u64,
@@ -170,7 +184,7 @@ impl Outcome {
         let copied = self.report.guest_ram_bytes_copied;
         for (what, ok) in [
             (format!("kernel: {} -> {}", self.before.kernel, self.after.kernel), different),
-            (format!("LUO: {}", self.report.host.luo), self.report.host.luo == "kernel"),
+            (format!("LUO: {}", self.report.host.luo), self.report.host.luo == self.luo.backend()),
             (format!("bytes of guest RAM copied: {copied}"), copied == 0),
             (format!("VMs checked: {}", self.checks.len()), self.checks.len() == 2),
         ] {

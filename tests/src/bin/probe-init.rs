@@ -9,6 +9,9 @@ use rustix::system::{RebootCommand, reboot};
 
 fn main() {
     let _ = mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None);
+    for problem in perennial_tests::modules::load_all() {
+        println!("{problem}");
+    }
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => println!("{PROBE_KVM}"),
         Err(error) => println!("{PROBE_NO_KVM}: {error}"),

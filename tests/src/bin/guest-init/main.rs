@@ -22,13 +22,14 @@ use settings::Settings;
 use workers::Progress;
 
 fn main() {
-    let mount_problems = mount_all();
+    let mut problems = mount_all();
+    problems.extend(perennial_tests::modules::load_all());
     // Only what is about to kill the kernel may still cut into a heartbeat.
     let _ = fs::write("/proc/sys/kernel/printk", "1");
     let _ = fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always");
 
     let console = Arc::new(Console::open());
-    for problem in mount_problems {
+    for problem in problems {
         console.note("problem", &problem);
     }
     let settings = match Settings::parse(&read("/proc/cmdline")) {
