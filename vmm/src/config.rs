@@ -124,7 +124,8 @@ pub struct UpdateSection {
     pub kernel: Option<PathBuf>,
     /// Its initramfs.
     pub initramfs: Option<PathBuf>,
-    /// Its command line; what the live update needs is added.
+    /// Its command line; what the kernel's LUO needs is added. For a pool it has to name the same
+    /// `memmap=` as the running kernel's.
     pub cmdline: String,
 }
 

@@ -44,3 +44,36 @@ pub fn choose(section: &HostSection, ram_bytes: u64) -> Chosen {
     tracing::info!("live updates go through the pool {}", path.display());
     Ok(Box::new(pool))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(pool: Option<&std::path::Path>) -> String {
+        let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
+        choose(&section, 1 << 20).err().expect("no LUO here")
+    }
+
+    #[test]
+    fn what_is_missing_for_a_live_update_is_named() {
+        if luo::kernel::Device::default().is_present() {
+            eprintln!("SKIPPED: this kernel has LUO");
+            return;
+        }
+        let text = refused(None);
+        assert!(text.contains("/dev/liveupdate") && text.contains("`pool`"), "{text}");
+        assert!(refused(Some("/nowhere".as_ref())).contains("/nowhere"));
+        let directory = tempfile::tempdir().unwrap();
+        assert!(refused(Some(directory.path())).contains("without DAX"));
+    }
+
+    #[test]
+    fn a_pool_that_is_too_small_is_taken_for_the_vms_that_it_may_hold() {
+        // Whatever the least is, a pool without DAX is refused for that and not for its size.
+        let directory = tempfile::tempdir().unwrap();
+        let section = HostSection { pool: Some(directory.path().into()), ..HostSection::default() };
+        if let Err(text) = choose(&section, u64::MAX) {
+            assert!(!text.contains("larger"), "{text}");
+        }
+    }
+}
