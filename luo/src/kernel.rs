@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session,
-    SessionName, Token, ioctl, memory, uapi,
+    SessionName, Ticket, Token, ioctl, memory, uapi,
 };
 
 /// The device of the kernel's LUO.
@@ -112,6 +112,10 @@ impl Device {
 impl Orchestrator for Device {
     fn backend(&self) -> Backend {
         Backend::Kernel
+    }
+
+    fn ticket(&self) -> Option<Ticket> {
+        None
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

@@ -28,6 +28,7 @@ pub mod kernel;
 mod memory;
 mod name;
 mod session;
+mod ticket;
 mod token;
 pub mod uapi;
 
@@ -36,4 +37,5 @@ pub use name::{NameError, SessionName};
 /// The errno of a system call, as every [`Error`] carries it.
 pub use rustix::io::Errno;
 pub use session::{Backend, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session};
+pub use ticket::{Ticket, TicketError};
 pub use token::Token;

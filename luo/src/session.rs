@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::{Error, FinishError, SessionName, Token};
+use crate::{Error, FinishError, SessionName, Ticket, Token};
 
 /// Who carries the sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +53,10 @@ pub trait Orchestrator: Send + Sync {
     ///
     /// A memfd's pages are there when they are touched; a file's in a pool are there from the start.
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error>;
+
+    /// What the next kernel has to be told so that its host can have the sessions. `None`: nothing, the
+    /// kernel itself hands them over.
+    fn ticket(&self) -> Option<Ticket>;
 
     /// Leaves for the next kernel: makes sure that it will find the outgoing sessions, then calls
     /// `jump`, which is to enter it and comes back only if it cannot.

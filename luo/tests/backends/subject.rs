@@ -130,7 +130,7 @@ impl Subject for PoolSubject {
 
     fn arrive(&mut self) {
         self.pool = None;
-        let options = Options { least_bytes: 0, reserve_bytes: 0, without_dax: true };
+        let options = Options { reserve_bytes: 0, without_dax: true, ..Options::default() };
         let pool = Pool::start(self.directory.path(), &options).unwrap();
         assert_eq!(pool.disabled(), None);
         self.pool = Some(pool);

@@ -26,7 +26,8 @@ use super::open_file::OpenFile;
 use super::tree::{self, v1};
 use super::{Compatible, HandOverError, Luo, Parameters, SessionId};
 use crate::{
-    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, memory,
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
+    memory,
 };
 use handler::{Carried, FdHandler, Kind};
 
@@ -184,6 +185,10 @@ fn check(handover: &Handover) -> Result<(), Problem> {
 impl Orchestrator for Keeper {
     fn backend(&self) -> Backend {
         Backend::Keeper
+    }
+
+    fn ticket(&self) -> Option<Ticket> {
+        None
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

@@ -143,6 +143,20 @@ impl Directory {
         removed.or_else(|_| emptied()).map_err(|_| Errno::NOTRECOVERABLE)
     }
 
+    /// Gives up what the last generation left, whatever it is. A crash in between leaves a tree, of
+    /// which the next start has to be told the same.
+    pub(super) fn forget_trees(&self) -> Result<(), Errno> {
+        for place in [Place::Handover, Place::Incoming] {
+            fault::before_change()?;
+            match rustix::fs::unlinkat(&self.root, place.name(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        fault::before_change()?;
+        rustix::fs::fsync(&self.root)
+    }
+
     /// Makes the tree that was handed over the one that came in.
     pub(super) fn take_handover(&self) -> Result<(), Errno> {
         let (from, to) = (Place::Handover.name(), Place::Incoming.name());

@@ -22,6 +22,7 @@ use super::super::open_file::{Inode, Look};
 use super::super::tree::Handover;
 use super::directory::{self, Directory};
 use super::record::{Entry, Tree, pool_files};
+use crate::Ticket;
 
 /// What a preserved file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,10 +165,10 @@ impl State {
         }
     }
 
-    /// The pool's tree for these sessions.
-    pub(super) fn tree(&self, luo: Handover) -> Tree {
+    /// The pool's tree for these sessions, which are handed over by the switch with this ticket.
+    pub(super) fn tree(&self, luo: Handover, ticket: Ticket) -> Tree {
         let of_session = |id: &u64| self.owned.get(id).map(|entry| (*id, *entry));
         let files = pool_files(&luo).filter_map(|file| of_session(&file.data)).collect();
-        Tree { pool: self.directory.identity, files, luo }
+        Tree { pool: self.directory.identity, ticket, files, luo }
     }
 }

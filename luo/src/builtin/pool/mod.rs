@@ -15,7 +15,8 @@
 //! ```
 //!
 //! What is on disk is complete at each moment: a crash anywhere leaves the tree of the last
-//! generation or that of the next. Sessions once retrieved are not given out again, even if the host
+//! generation or that of the next. It is given out for the [`Ticket`] of its switch, which the next
+//! kernel is handed ([`Expect`]). Sessions once retrieved are not given out again, even if the host
 //! is started anew: their guests may have run since. As in the kernel, what nobody retrieved
 //! waits until it is finished or replaced by the next switch.
 //!
@@ -40,13 +41,29 @@ use rustix::io::Errno;
 use super::direct::{BeforeRetrieval, Direct, NotHandedOver};
 use super::tree::v1;
 use super::{Compatible, Disabled, HandOverError, Luo, OpenFile, Parameters, SessionId};
-use crate::{Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName};
+use crate::{
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
+};
 use directory::{Directory, Place};
 use files::{Files, Kind};
 pub use handler::MOST_COPIED;
 use handler::{CopyHandler, FileHandler};
 pub use record::Error as TreeError;
 use record::Tree;
+
+/// Whose sessions a pool gives out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expect {
+    /// Whatever the last host left. For who has another way to know that nothing happened between.
+    #[default]
+    Anything,
+    /// What this kernel was handed the ticket of. A pool that does not have it is left as it is, and
+    /// live update is disabled.
+    Switch(Ticket),
+    /// Nothing: this kernel was not entered by a switch. What is there is of another boot, and is
+    /// given up, in whatever state it is.
+    Nothing,
+}
 
 /// What a pool has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +72,8 @@ pub struct Options {
     pub least_bytes: u64,
     /// Bytes that memory never takes, so that documents and trees find room.
     pub reserve_bytes: u64,
+    /// Whose sessions are given out.
+    pub expect: Expect,
     /// Takes a filesystem without DAX. For tests: nothing in it survives a kexec, and what a guest
     /// wrote last may never reach the disk.
     pub without_dax: bool,
@@ -62,7 +81,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { least_bytes: 0, reserve_bytes: 32 << 20, without_dax: false }
+        Self {
+            least_bytes: 0,
+            reserve_bytes: 32 << 20,
+            expect: Expect::Anything,
+            without_dax: false,
+        }
     }
 }
 
@@ -135,6 +159,7 @@ pub struct Pool {
     direct: Direct,
     files: Files,
     number: u64,
+    ticket: Ticket,
 }
 
 /// What the last generation left.
@@ -153,7 +178,7 @@ impl Pool {
     /// everything where it is, and memory can be made. To give up what it holds, empty the directory.
     pub fn start(path: impl AsRef<Path>, options: &Options) -> Result<Self, PoolError> {
         let directory = Directory::open(path.as_ref(), options)?;
-        let arrived = arrive(&directory);
+        let arrived = arrive(&directory, options.expect);
         let disabled = arrived.as_ref().err().map(|error| Disabled::Pool(error.clone()));
         let parameters = Parameters { handover: disabled.is_none(), ..Parameters::default() };
         let arrived = arrived.ok().flatten();
@@ -171,7 +196,8 @@ impl Pool {
         }
         let number = luo.liveupdate_number();
         let direct = Direct::new(luo, disabled, before_retrieval(files.clone(), arrived));
-        Ok(Self { direct, files, number })
+        let ticket = Ticket::new(number::random_bytes());
+        Ok(Self { direct, files, number, ticket })
     }
 
     /// Why live update is disabled, if it is.
@@ -210,7 +236,8 @@ impl Pool {
             let refused = |errno| HandOverError::Refused(Error::Switch { errno });
             let luo = v1::decode(luo).map_err(|_| refused(Errno::AGAIN))?;
             let state = self.files.state();
-            let tree = record::encode(&state.tree(luo)).map_err(|_| refused(Errno::AGAIN))?;
+            let tree =
+                record::encode(&state.tree(luo, self.ticket)).map_err(|_| refused(Errno::AGAIN))?;
             state.directory.write_handover(&tree).map_err(refused)?;
             jump().map_err(|error| match state.directory.remove_handover() {
                 Ok(()) => HandOverError::NotTaken(error),
@@ -238,19 +265,40 @@ impl Pool {
     }
 }
 
+/// What is found where a tree can be, with the tree's digest.
+type Found = Option<Result<(Tree, u32), TreeError>>;
+
+fn find(directory: &Directory, place: Place) -> Result<Found, TreeError> {
+    let bytes = directory.read_tree(place).map_err(|errno| TreeError::Io { errno })?;
+    Ok(bytes.map(|bytes| {
+        let tree = record::decode(&bytes, directory.identity)?;
+        Ok((tree, record::digest(&bytes)))
+    }))
+}
+
 /// The tree of the last generation, made the one that came in.
-fn arrive(directory: &Directory) -> Result<Option<Arrival>, TreeError> {
+fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, TreeError> {
     let io = |errno| TreeError::Io { errno };
-    let read = |place| {
-        let bytes = directory.read_tree(place).map_err(io)?;
-        let tree = bytes.map(|bytes| {
-            let tree = record::decode(&bytes, directory.identity);
-            tree.map(|tree| (tree, record::digest(&bytes)))
-        });
-        Ok(tree)
-    };
-    let incoming = read(Place::Incoming)?;
-    let Some(handover) = read(Place::Handover)? else {
+    if expect == Expect::Nothing {
+        directory.forget_trees().map_err(io)?;
+        return Ok(None);
+    }
+    let incoming = find(directory, Place::Incoming)?;
+    let mut handover = find(directory, Place::Handover)?;
+    if let Expect::Switch(wanted) = expect {
+        let is_wanted =
+            |found: &Found| matches!(found, Some(Ok((tree, _))) if tree.ticket == wanted);
+        if !is_wanted(&handover) {
+            if !is_wanted(&incoming) {
+                let found = handover.or(incoming).transpose()?.map(|(tree, _)| tree.ticket);
+                return Err(TreeError::Ticket { wanted, found });
+            }
+            // This kernel's host tried a switch that did not happen and could not be undone.
+            directory.remove_handover().map_err(io)?;
+            handover = None;
+        }
+    }
+    let Some(handover) = handover else {
         return Ok(incoming.transpose()?.map(|(tree, digest)| remaining(directory, tree, digest)));
     };
     let (tree, digest) = handover?;
@@ -306,6 +354,11 @@ fn before_retrieval(files: Files, arrived: Option<Arrival>) -> BeforeRetrieval {
 impl Orchestrator for Pool {
     fn backend(&self) -> Backend {
         Backend::Pool
+    }
+
+    /// That of the next switch. The same for each attempt.
+    fn ticket(&self) -> Option<Ticket> {
+        Some(self.ticket)
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

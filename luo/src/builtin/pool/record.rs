@@ -4,6 +4,7 @@
 //! / {
 //!     compatible = "luo-pool-v1";
 //!     pool = [16 bytes];        which pool it was written into
+//!     ticket = [16 bytes];      which switch it was written by
 //!     digest = <u32>;           CRC-32 of the tree with this as 0
 //!     files = [8 + 40 n];       count u64, then: id u64, inode u64, bytes u64, position u64,
 //!                               seals u32, digest u32; little-endian, by id
@@ -22,10 +23,12 @@ use vm_fdt::FdtWriter;
 
 use super::super::tree::{FileRecord, Handover, record::u64_at, v1};
 use super::files::Kind;
+use crate::Ticket;
 
 /// The root's format.
 pub(super) const COMPATIBLE: &str = "luo-pool-v1";
 const POOL: &str = "pool";
+const TICKET: &str = "ticket";
 const DIGEST: &str = "digest";
 const FILES: &str = "files";
 const LUO: &str = "luo";
@@ -51,6 +54,17 @@ pub enum Error {
     /// It was written into another pool.
     #[error("the tree in the pool is of another pool, which was copied or mixed up")]
     Foreign,
+    /// It is of another switch than the one by which this kernel was entered.
+    #[error(
+        "the pool does not hold what this kernel was entered with: that has the ticket {wanted}, {}",
+        of(found.as_ref())
+    )]
+    Ticket {
+        /// The ticket that this kernel was given.
+        wanted: Ticket,
+        /// The one in the pool, if there is any.
+        found: Option<Ticket>,
+    },
     /// It is not of the generation before this one.
     #[error("the tree in the pool is of live update {found}, and live update {latest} was there")]
     Generation {
@@ -65,6 +79,13 @@ pub enum Error {
         /// The file.
         id: u64,
     },
+}
+
+fn of(found: Option<&Ticket>) -> String {
+    match found {
+        Some(ticket) => format!("what is in the pool {ticket}"),
+        None => "and in the pool there is nothing".to_owned(),
+    }
 }
 
 /// What is known of a file in the pool.
@@ -106,6 +127,7 @@ impl Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tree {
     pub(super) pool: [u8; 16],
+    pub(super) ticket: Ticket,
     pub(super) files: BTreeMap<u64, Entry>,
     pub(super) luo: Handover,
 }
@@ -146,13 +168,14 @@ fn read(bytes: &[u8]) -> Result<Result<Tree, Error>, v1::Error> {
     let mut root = v1::node::root_node(bytes)?;
     root.expect_compatible(COMPATIBLE)?;
     let pool = root.array(POOL)?;
+    let ticket = Ticket::new(root.array(TICKET)?);
     let _: [u8; 4] = root.array(DIGEST)?;
     let files = root.bytes(FILES)?;
     let files = read_entries(root.path(), &files)?;
     let luo = root.bytes(LUO)?;
     root.into_children()?.expect_empty()?;
     let luo = v1::decode(&luo).map_err(Error::Sessions);
-    Ok(luo.map(|luo| Tree { pool, files, luo }))
+    Ok(luo.map(|luo| Tree { pool, ticket, files, luo }))
 }
 
 fn read_entries(path: &str, bytes: &[u8]) -> Result<BTreeMap<u64, Entry>, v1::Error> {
@@ -193,6 +216,7 @@ fn write_fdt(tree: &Tree, luo: &[u8], digest: u32) -> vm_fdt::FdtWriterResult<Ve
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", COMPATIBLE)?;
     fdt.property(POOL, &tree.pool)?;
+    fdt.property(TICKET, &tree.ticket.to_bytes())?;
     fdt.property_u32(DIGEST, digest)?;
     fdt.property(FILES, &files)?;
     fdt.property(LUO, luo)?;

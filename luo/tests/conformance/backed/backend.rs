@@ -73,7 +73,7 @@ impl PoolBackend {
     }
 
     fn start(directory: &TempDir) -> Pool {
-        let options = Options { least_bytes: 0, reserve_bytes: 0, without_dax: true };
+        let options = Options { reserve_bytes: 0, without_dax: true, ..Options::default() };
         let pool = Pool::start(directory.path(), &options).expect("it is a good directory");
         assert_eq!(pool.disabled(), None);
         pool

@@ -21,7 +21,7 @@ use crate::{Token, memory};
 const MIB: u64 = 1 << 20;
 
 pub(super) fn options() -> Options {
-    Options { least_bytes: 0, reserve_bytes: 0, without_dax: true }
+    Options { reserve_bytes: 0, without_dax: true, ..Options::default() }
 }
 
 /// An empty directory, in memory where there is any.

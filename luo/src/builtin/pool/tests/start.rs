@@ -101,3 +101,121 @@ fn files_that_are_not_the_pools_are_left_alone() {
     let exists = |file: &str| directory.path().join(file).exists();
     assert_eq!([strange, leftover, "notes"].map(exists), [true, false, true]);
 }
+
+/// What a start with this in mind finds: why live update is disabled, or which VMs are there.
+fn expecting(directory: &TempDir, expect: Expect) -> Result<Vec<&'static str>, TreeError> {
+    let pool = Pool::start(directory.path(), &Options { expect, ..options() }).unwrap();
+    match pool.disabled() {
+        Some(Disabled::Pool(why)) => Err(why),
+        Some(other) => panic!("{other}"),
+        None => {
+            let found = |session: &&str| take_vm(&pool, session).is_some();
+            Ok(["web", "db"].into_iter().filter(found).collect())
+        }
+    }
+}
+
+/// Leaves a pool with a VM in it, and says for which ticket.
+fn left(directory: &TempDir, session: &str) -> Ticket {
+    let pool = start(directory);
+    let vm = vm(&pool, session);
+    let ticket = pool.ticket().unwrap();
+    assert_eq!(pool.ticket(), Some(ticket), "however often it is asked for");
+    leave(pool);
+    drop(vm);
+    ticket
+}
+
+#[test]
+fn sessions_are_given_out_for_the_ticket_of_their_switch_only() {
+    let directory = directory();
+    let ticket = left(&directory, "web");
+    let other = Ticket::new([7; 16]);
+    let refused = TreeError::Ticket { wanted: other, found: Some(ticket) };
+    assert_eq!(expecting(&directory, Expect::Switch(other)), Err(refused.clone()));
+    let text = refused.to_string();
+    assert!(text.contains(&ticket.to_string()) && text.contains(&other.to_string()), "{text}");
+    assert_eq!(expecting(&directory, Expect::Switch(ticket)), Ok(vec!["web"]));
+    // A host that is started anew under the same kernel has the same ticket.
+    assert_eq!(expecting(&directory, Expect::Switch(ticket)), Ok(vec![]));
+    assert_eq!(
+        expecting(&directory, Expect::Switch(other)),
+        Err(refused),
+        "what was taken is no less another's"
+    );
+}
+
+#[test]
+fn a_pool_in_which_nothing_is_has_no_ticket() {
+    let directory = directory();
+    let wanted = Ticket::new([7; 16]);
+    let refused = TreeError::Ticket { wanted, found: None };
+    assert!(refused.to_string().contains("there is nothing"), "{refused}");
+    assert_eq!(expecting(&directory, Expect::Switch(wanted)), Err(refused));
+}
+
+#[test]
+fn what_is_of_another_boot_is_given_up_whatever_it_is() {
+    for damage in [None, Some(&b"nonsense"[..]), Some(&b""[..])] {
+        let directory = directory();
+        let ticket = left(&directory, "web");
+        drop(start(&directory));
+        // Of the first generation nobody has taken anything; this is the second.
+        left(&directory, "db");
+        for tree in ["handover", "incoming"] {
+            if let Some(damage) = damage {
+                std::fs::write(directory.path().join(tree), damage).unwrap();
+            }
+        }
+        assert_eq!(expecting(&directory, Expect::Nothing), Ok(vec![]));
+        assert_eq!(file_count(&directory), 0, "its memory is free");
+        assert_eq!(expecting(&directory, Expect::Anything), Ok(vec![]), "and it stays so");
+        assert!(expecting(&directory, Expect::Switch(ticket)).is_err());
+        // Generations are counted from the start again.
+        let next = left(&directory, "web");
+        assert_eq!(expecting(&directory, Expect::Switch(next)), Ok(vec!["web"]));
+    }
+}
+
+#[test]
+fn a_crash_while_a_pool_is_given_up_never_brings_anything_back() {
+    let mut number = 0;
+    loop {
+        let directory = directory();
+        let first = left(&directory, "web");
+        drop(start(&directory));
+        let second = left(&directory, "db");
+        let path = directory.path().to_owned();
+        let give_up = Options { expect: Expect::Nothing, ..options() };
+        let ((), reached) =
+            Fault::From(number).during(|| drop(Pool::start(&path, &give_up).unwrap()));
+        // The kernel that comes then has not been entered by a switch either.
+        assert_eq!(expecting(&directory, Expect::Nothing), Ok(vec![]));
+        for ticket in [first, second] {
+            assert!(expecting(&directory, Expect::Switch(ticket)).is_err());
+        }
+        if !reached {
+            break;
+        }
+        number += 1;
+    }
+    assert!(number > 2);
+}
+
+#[test]
+fn a_switch_that_did_not_happen_and_could_not_be_undone_does_not_hide_what_came_in() {
+    for damage in [None, Some(&b""[..])] {
+        let directory = directory();
+        let ticket = left(&directory, "web");
+        let expect = Expect::Switch(ticket);
+        let pool = Pool::start(directory.path(), &Options { expect, ..options() }).unwrap();
+        let db = vm(&pool, "db");
+        leave(pool);
+        drop(db);
+        if let Some(damage) = damage {
+            std::fs::write(directory.path().join("handover"), damage).unwrap();
+        }
+        assert_eq!(expecting(&directory, expect), Ok(vec!["web"]));
+        assert!(!directory.path().join("handover").exists());
+    }
+}

@@ -1,0 +1,74 @@
+//! What says that a kernel was entered by one certain switch.
+//!
+//! Memory that a kexec leaves alone is left alone by other things too: a reset, or a kexec into a kernel
+//! that could not reach it and had its VMs started anew. Their disks have moved on by then, and what
+//! lies in the memory is of the past. So the next kernel is handed a ticket, on its command line, which
+//! nobody who comes in by another door has; sessions are given out for the ticket that is written
+//! beside them. It is unlike any other, and no secret.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Names a switch. As text: 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket([u8; 16]);
+
+/// A text that is no ticket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no ticket of a switch, which has 32 hexadecimal digits")]
+pub struct TicketError(String);
+
+impl Ticket {
+    /// The ticket with these bytes.
+    pub fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for Ticket {
+    type Err = TicketError;
+
+    fn from_str(text: &str) -> Result<Self, TicketError> {
+        // The parser of numbers would take a sign, too.
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| TicketError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_survives_its_text() {
+        for bytes in [[0; 16], [0xff; 16], *b"0123456789abcdef"] {
+            let ticket = Ticket::new(bytes);
+            assert_eq!(ticket.to_string().parse(), Ok(ticket));
+            assert_eq!((ticket.to_string().len(), ticket.to_bytes()), (32, bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_no_ticket_is_named() {
+        let short = "0".repeat(31);
+        let long = "0".repeat(33);
+        let signed = format!("+{short}");
+        let wrong = format!("g{short}");
+        for text in ["", &short, &long, &signed, &wrong, "ä"] {
+            let error = text.parse::<Ticket>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+}
