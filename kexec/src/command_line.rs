@@ -94,14 +94,18 @@ impl CommandLine {
                 parameter: parameter.to_owned(),
                 value: value.to_owned(),
             }),
-            None => {
-                let (kernels, inits) = self.0.split_at(end_of_parameters(&self.0));
-                let kernels = kernels.trim_end();
-                let space = if kernels.is_empty() { "" } else { " " };
-                let before_inits = if inits.is_empty() { "" } else { " " };
-                Self::new(&format!("{kernels}{space}{parameter}=on{before_inits}{inits}"))
-            }
+            None => self.with(parameter, "on"),
         }
+    }
+
+    /// Adds `parameter=value` after all other parameters of the kernel, those of the same name
+    /// included. The value needs no quotes.
+    pub fn with(self, parameter: &str, value: &str) -> Result<Self, CommandLineError> {
+        let (kernels, inits) = self.0.split_at(end_of_parameters(&self.0));
+        let kernels = kernels.trim_end();
+        let space = if kernels.is_empty() { "" } else { " " };
+        let before_inits = if inits.is_empty() { "" } else { " " };
+        Self::new(&format!("{kernels}{space}{parameter}={value}{before_inits}{inits}"))
     }
 
     /// The text.
@@ -319,6 +323,19 @@ mod tests {
         assert_eq!(text("quiet -- single"), "quiet liveupdate=on kho=on -- single");
         assert_eq!(text("-- kho=off"), "liveupdate=on kho=on -- kho=off");
         assert_eq!(text("quiet --"), "quiet liveupdate=on kho=on --");
+    }
+
+    #[test]
+    fn a_parameter_with_a_value_comes_last_whatever_was_there() {
+        let text = |operators| CommandLine::new(operators).unwrap().with("a.b", "7").unwrap();
+        for operators in ["", "quiet", "a.b=6", "a.b=6 -- a.b=5"] {
+            let text = text(operators);
+            let last = parameters(text.as_str()).last();
+            assert_eq!(last, Some(Parameter { name: "a.b", value: Some("7") }), "{text}");
+        }
+        assert_eq!(text("quiet -- single").as_str(), "quiet a.b=7 -- single");
+        let long = CommandLine::new(&"x".repeat(CommandLine::MAX_BYTES - 2)).unwrap();
+        assert!(matches!(long.with("a.b", "7"), Err(CommandLineError::TooLong { .. })));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub use command_line::{CommandLine, CommandLineError, Parameter, parameters, swi
 pub use image::{Image, ImageError, Initramfs, Kernel};
 pub use jump::{JumpError, jump};
 pub use load::{LoadError, LoadedImage, UnloadError, load};
+pub use memmap::reserves;
 /// The errno of a system call.
 pub use rustix::io::Errno;
 pub use status::{Running, ScratchArea, StatusError};

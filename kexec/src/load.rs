@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::{CommandLine, Image};
+use crate::{CommandLine, Image, Running};
 
 /// `KEXEC_FILE_UNLOAD` and `KEXEC_FILE_NO_INITRAMFS` of include/uapi/linux/kexec.h.
 const UNLOAD: libc::c_ulong = 0x1;
@@ -48,14 +48,14 @@ pub enum LoadError {
         bytes: u64,
     },
     /// The running kernel refused.
-    #[error("cannot load {}: {}", kernel.display(), why(*errno, needs, scratch))]
+    #[error("cannot load {}: {}", kernel.display(), why(*errno, needs, scratch.as_deref()))]
     Load {
         /// The kernel.
         kernel: PathBuf,
         /// What the image needs, in words.
         needs: String,
-        /// The `kho_scratch=` that would do.
-        scratch: String,
+        /// The `kho_scratch=` that would do, if the running kernel loads into its scratch areas.
+        scratch: Option<String>,
         /// What the kernel answered.
         errno: Errno,
     },
@@ -81,11 +81,15 @@ pub struct UnloadError {
     pub errno: Errno,
 }
 
-/// Loads `image` to be started with `command_line`.
+/// Loads `image` to be started with `command_line`. `running` is the kernel that is asked.
 ///
 /// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere (a memfd may). Takes the time to read and
 /// copy both. Sessions of LUO, before or after, do not matter to it.
-pub fn load(image: &Image, command_line: &CommandLine) -> Result<LoadedImage, LoadError> {
+pub fn load(
+    image: &Image,
+    command_line: &CommandLine,
+    running: &Running,
+) -> Result<LoadedImage, LoadError> {
     let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
     let bytes = command_line.as_str().len() as u64;
     let kernel = image.kernel.path.clone();
@@ -96,11 +100,12 @@ pub fn load(image: &Image, command_line: &CommandLine) -> Result<LoadedImage, Lo
         Some(initramfs) => (initramfs.file.as_raw_fd(), 0),
         None => (-1, NO_INITRAMFS),
     };
+    // Without KHO it loads into any memory that is free.
+    let scratch = (running.kho == Some(true)).then(|| image.scratch_parameter());
     let text = CString::new(command_line.as_str()).unwrap_or_default();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    kexec_file_load(image.kernel.file.as_raw_fd(), initramfs, &text, flags).map_err(|errno| {
-        LoadError::Load { kernel, needs: image.needs(), scratch: image.scratch_parameter(), errno }
-    })?;
+    kexec_file_load(image.kernel.file.as_raw_fd(), initramfs, &text, flags)
+        .map_err(|errno| LoadError::Load { kernel, needs: image.needs(), scratch, errno })?;
     *last += 1;
     Ok(LoadedImage { number: *last, unloaded: false })
 }
@@ -155,13 +160,19 @@ fn kexec_file_load(
     Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
-fn why(errno: Errno, needs: &str, scratch: &str) -> String {
+fn why(errno: Errno, needs: &str, scratch: Option<&str>) -> String {
     let known = match errno {
         Errno::ADDRNOTAVAIL => {
-            return format!(
-                "no scratch area of the running kernel has room for it ({needs}); cold boot with \
-                 `{scratch}` or larger"
-            );
+            return match scratch {
+                Some(scratch) => format!(
+                    "no scratch area of the running kernel has room for it ({needs}); cold boot with \
+                     `{scratch}` or larger"
+                ),
+                None => format!(
+                    "no memory of the running kernel has room for it in one piece ({needs}); what \
+                     `memmap=` reserves is not used for it: leave the kernel more"
+                ),
+            };
         }
         Errno::NOEXEC => {
             "the running kernel does not take it: it is built for another architecture, for 32-bit \
@@ -215,7 +226,7 @@ mod tests {
         LoadError::Load {
             kernel: "/boot/next".into(),
             needs: "the kernel takes 15 MiB".to_owned(),
-            scratch: "kho_scratch=16M,32M,0".to_owned(),
+            scratch: Some("kho_scratch=16M,32M,0".to_owned()),
             errno,
         }
     }
@@ -245,6 +256,13 @@ mod tests {
         let sentence = refused(Errno::ADDRNOTAVAIL).to_string();
         assert!(sentence.contains("15 MiB"), "{sentence}");
         assert!(sentence.contains("`kho_scratch=16M,32M,0`"), "{sentence}");
+        // A kernel without KHO knows no scratch areas.
+        let LoadError::Load { kernel, needs, errno, .. } = refused(Errno::ADDRNOTAVAIL) else {
+            panic!("{sentence}")
+        };
+        let sentence = LoadError::Load { kernel, needs, scratch: None, errno }.to_string();
+        assert!(sentence.contains("15 MiB") && sentence.contains("`memmap=`"), "{sentence}");
+        assert!(!sentence.contains("scratch"), "{sentence}");
     }
 
     #[test]
@@ -260,6 +278,15 @@ mod tests {
         let image = Image::open(&path, None).unwrap();
         let long = CommandLine::new(&"x".repeat(225)).unwrap();
         let expected = LoadError::CommandLine { kernel: path, limit: 224, bytes: 225 };
-        assert_eq!(load(&image, &long).unwrap_err(), expected);
+        let running = Running {
+            release: String::new(),
+            version: String::new(),
+            command_line: String::new(),
+            kexec_loaded: None,
+            luo: false,
+            kho: None,
+            scratch: None,
+        };
+        assert_eq!(load(&image, &long, &running).unwrap_err(), expected);
     }
 }

@@ -16,6 +16,19 @@ pub(crate) fn ranges(command_line: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether `size` bytes from `start` on are memory that the command line makes a device of
+/// (`SIZE!START`): what is in them is nobody's but the kernels' that were told so.
+pub fn reserves(command_line: &str, start: u64, size: u64) -> bool {
+    let Some(end) = start.checked_add(size).filter(|_| size > 0) else { return false };
+    ranges(command_line).iter().any(|range| {
+        let bounds = range.split_once('!').and_then(|(length, from)| {
+            let from = number(from)?;
+            Some((from, from.checked_add(number(length)?)?))
+        });
+        bounds.is_some_and(|(from, to)| from <= start && end <= to)
+    })
+}
+
 /// The ranges in words.
 pub(crate) fn in_words(ranges: &[String]) -> String {
     match ranges {
@@ -77,6 +90,26 @@ mod tests {
         {
             assert_eq!(ranges(&format!("memmap={text}")), [text]);
         }
+    }
+
+    #[test]
+    fn memory_is_reserved_if_one_range_has_all_of_it() {
+        const GIB: u64 = 1 << 30;
+        let line = "memmap=1G!4G memmap=1G$8G,16M!64M";
+        for (start, size, expected) in [
+            (4 * GIB, GIB, true),
+            (4 * GIB + 4096, 4096, true),
+            (64 << 20, 16 << 20, true),
+            (4 * GIB, GIB + 1, false),
+            (4 * GIB - 1, 2, false),
+            (8 * GIB, GIB, false),
+            (4 * GIB, 0, false),
+            (4 * GIB, u64::MAX, false),
+        ] {
+            assert_eq!(reserves(line, start, size), expected, "{size:#x} at {start:#x}");
+        }
+        assert!(!reserves("memmap=1G!", 0, 1) && !reserves("memmap=16777215T!2T", 2 << 40, 1));
+        assert!(!reserves("", 0, 1));
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub fn load(
     if survival == Survival::HandedOver {
         compare_formats(root, &image)?;
     }
-    Ok(kexec::load(&image, &command_line)?)
+    Ok(kexec::load(&image, &command_line, &running)?)
 }
 
 /// Whether the next kernel understands what this one hands over.
