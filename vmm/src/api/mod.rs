@@ -136,13 +136,15 @@ pub struct Status {
     pub kernel_version: String,
     /// The LUO backend, or `none`.
     pub luo: String,
+    /// Why there is no LUO.
+    pub luo_error: Option<String>,
     /// `cold` or `live-update`: how this host came up.
     pub boot: String,
     /// Live updates since the last cold boot.
     pub live_updates: u32,
     /// Sessions of the last live update that are not finished: another update would lose them.
     pub unfinished: Vec<String>,
-    /// Why the host's own configuration is not in use, if so.
+    /// Why the host's own configuration is not in use, or which of its modules and mounts cannot be had.
     pub config_error: Option<Vec<String>>,
     /// The VMs.
     pub vms: Vec<VmStatus>,
@@ -153,8 +155,8 @@ pub struct Status {
 pub struct VmStatus {
     /// Its name.
     pub name: VmName,
-    /// `running`, `paused`, `stopped`, `failed`, or `preserved` (its restore failed, its memory is
-    /// kept).
+    /// `running`, `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept),
+    /// or `withheld` (not started, as it may be preserved out of this host's reach).
     pub state: String,
     /// Guest RAM, in bytes.
     pub ram_bytes: u64,

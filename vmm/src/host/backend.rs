@@ -1,33 +1,63 @@
 //! Which LUO carries this host's VMs: the best one that is there.
 //!
 //! ```text
-//!   /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
+//!   VMs came in through a pool --> that pool, or none: they are in nothing else
+//!   otherwise  /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
 //! ```
 //!
 //! The VMs do not know which. A host without one runs VMs, too, and updates nothing.
 
-use luo::Orchestrator;
-use luo::builtin::pool::{Options, Pool, PoolError};
+use luo::builtin::pool::{Expect, Options, Pool, PoolError};
+use luo::{Orchestrator, Ticket};
 
+use super::entered::PARAMETER;
 use crate::api::chain;
 use crate::config::HostSection;
 
 /// The LUO, or why there is none.
-pub type Chosen = Result<Box<dyn Orchestrator>, String>;
+pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
 
-/// Chooses. `ram_bytes` is what the VMs of the configuration need.
-pub fn choose(section: &HostSection, ram_bytes: u64) -> Chosen {
+/// There is no LUO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoLuo {
+    /// Why.
+    pub why: String,
+    /// Whether VMs of the last kernel may be preserved where it would have led.
+    pub holds: bool,
+}
+
+/// Chooses. `ram_bytes` is what the VMs of the configuration need, `ticket` the one for which VMs of the
+/// last kernel lie in a pool.
+pub fn choose(section: &HostSection, ram_bytes: u64, ticket: Option<Ticket>) -> Chosen {
+    let none = |why| Err(NoLuo { why, holds: ticket.is_some() });
     let device = luo::kernel::Device::default();
-    if device.is_present() {
+    if ticket.is_none() && device.is_present() {
         tracing::info!("live updates go through the kernel's LUO");
         return Ok(Box::new(device));
     }
     let Some(path) = &section.pool else {
-        return Err("there is neither /dev/liveupdate nor a pool; the kernel needs LUO and \
-                    `liveupdate=on` on its command line, or `[host]` of the configuration a `pool`"
-            .to_owned());
+        return none(match ticket {
+            None => "there is neither /dev/liveupdate nor a pool; the kernel needs LUO and \
+                     `liveupdate=on` on its command line, or `[host]` of the configuration a `pool`"
+                .to_owned(),
+            Some(_) => format!(
+                "this kernel was entered by a live update through a pool (`{PARAMETER}=` on its \
+                 command line), and `[host]` of the configuration names no `pool`"
+            ),
+        });
     };
-    let start = |least_bytes| Pool::start(path, &Options { least_bytes, ..Options::default() });
+    match open_pool(path, ram_bytes, ticket.map_or(Expect::Nothing, Expect::Switch)) {
+        Ok(pool) => {
+            tracing::info!("live updates go through the pool {}", path.display());
+            Ok(Box::new(pool))
+        }
+        Err(why) => none(why),
+    }
+}
+
+fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<Pool, String> {
+    let start =
+        |least_bytes| Pool::start(path, &Options { least_bytes, expect, ..Options::default() });
     let pool = start(ram_bytes).or_else(|error| match error {
         // It may hold the VMs of the last kernel. Those for which there is no room will say so.
         PoolError::TooSmall { .. } => {
@@ -37,21 +67,22 @@ pub fn choose(section: &HostSection, ram_bytes: u64) -> Chosen {
         error => Err(error),
     });
     let pool = pool.map_err(|error| chain(&error).join(": "))?;
-    if let Some(why) = pool.disabled() {
-        let why = chain(&why).join(": ");
-        return Err(format!("the pool {} is left as it is: {why}", path.display()));
+    match pool.disabled() {
+        None => Ok(pool),
+        Some(why) => {
+            let why = chain(&why).join(": ");
+            Err(format!("the pool {} is left as it is: {why}", path.display()))
+        }
     }
-    tracing::info!("live updates go through the pool {}", path.display());
-    Ok(Box::new(pool))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(pool: Option<&std::path::Path>) -> String {
+    fn refused(pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> NoLuo {
         let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
-        choose(&section, 1 << 20).err().expect("no LUO here")
+        choose(&section, 1 << 20, ticket).err().expect("no LUO here")
     }
 
     #[test]
@@ -60,20 +91,33 @@ mod tests {
             eprintln!("SKIPPED: this kernel has LUO");
             return;
         }
-        let text = refused(None);
-        assert!(text.contains("/dev/liveupdate") && text.contains("`pool`"), "{text}");
-        assert!(refused(Some("/nowhere".as_ref())).contains("/nowhere"));
+        let none = refused(None, None);
+        assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
+        assert!(!none.holds);
+        assert!(refused(Some("/nowhere".as_ref()), None).why.contains("/nowhere"));
         let directory = tempfile::tempdir().unwrap();
-        assert!(refused(Some(directory.path())).contains("without DAX"));
+        let none = refused(Some(directory.path()), None);
+        assert!(none.why.contains("without DAX") && !none.holds, "{none:?}");
+    }
+
+    #[test]
+    fn vms_that_came_through_a_pool_are_nowhere_else() {
+        // Whether this kernel has LUO makes no difference.
+        let ticket = Some(Ticket::new([7; 16]));
+        let none = refused(None, ticket);
+        assert!(none.why.contains(PARAMETER) && none.holds, "{none:?}");
+        let directory = tempfile::tempdir().unwrap();
+        for pool in ["/nowhere".as_ref(), directory.path()] {
+            let none = refused(Some(pool), ticket);
+            assert!(none.why.contains(pool.to_str().unwrap()) && none.holds, "{none:?}");
+        }
     }
 
     #[test]
     fn a_pool_that_is_too_small_is_taken_for_the_vms_that_it_may_hold() {
         // Whatever the least is, a pool without DAX is refused for that and not for its size.
         let directory = tempfile::tempdir().unwrap();
-        let section = HostSection { pool: Some(directory.path().into()), ..HostSection::default() };
-        if let Err(text) = choose(&section, u64::MAX) {
-            assert!(!text.contains("larger"), "{text}");
-        }
+        let why = open_pool(directory.path(), u64::MAX, Expect::Nothing).unwrap_err();
+        assert!(why.contains("without DAX") && !why.contains("larger"), "{why}");
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   start: modules, mounts -> LUO -> manifest? --no--> cold: boot the VMs of the configuration
-//!                                       \--yes-> restore and resume its VMs, then finish their sessions
+//!                                |         \--yes-> restore and resume its VMs, then finish their sessions
+//!                                \--unreachable, and VMs may be there--> start none of them
 //!   then:  serve the API, watch the VMs, reap; until power-off, or a live update that jumps
 //! ```
 //!
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
 pub mod backend;
+pub mod entered;
 pub mod files;
 pub mod format;
 pub mod init;
@@ -17,6 +19,7 @@ pub mod mounted;
 pub mod process;
 pub mod ram;
 mod serve;
+mod start;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
@@ -28,11 +31,12 @@ use crate::api::{Status, VmStatus, chain};
 use crate::arch::x86_64::tsc;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
-use crate::live_update::manifest::Manifest;
+use crate::live_update::manifest::{Manifest, vm_session};
 use crate::live_update::timeline::TscRate;
-use crate::live_update::{Outcome, outgoing};
+use crate::live_update::{Outcome, outgoing, pass_on};
 use crate::machine::VmName;
-use backend::Chosen;
+use backend::{Chosen, NoLuo};
+use entered::{Entered, NoteError};
 use ram::RamSource;
 use vm::{Life, Vm, VmError};
 
@@ -57,8 +61,26 @@ pub enum HostError {
     #[error("the live update did not take place")]
     Update(#[from] outgoing::UpdateError),
     /// There is no LUO to update through.
-    #[error("this host cannot do live updates: {0}")]
-    NoLuo(String),
+    #[error("this host cannot do live updates: {}", .0.why)]
+    NoLuo(NoLuo),
+    /// VMs cannot be left where they are for the next host to find.
+    #[error(
+        "what is preserved cannot be passed on to the next host: VM `{0}` was given up here, and its \
+         old state would come back; switch the host off instead"
+    )]
+    GivenUp(String),
+    /// What is preserved out of reach was not passed on.
+    #[error("what is preserved was not passed on to the next host")]
+    PassOn(#[source] outgoing::UpdateError),
+    /// A VM cannot be given up.
+    #[error("VM `{name}` cannot be given up")]
+    GiveUp {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        #[source]
+        source: NoteError,
+    },
     /// An argument of the update is missing.
     #[error(
         "no {0} for the next host: give one with the command, or in [update] of the configuration"
@@ -89,8 +111,14 @@ impl HostError {
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Update(error) => Some(error.outcome()),
-            Self::NoLuo(_) | Self::NothingToLoad(_) => Some(Outcome::Running),
-            Self::Vm(VmError::StillPreserved { .. }) | Self::Arrival(_) => Some(Outcome::Preserved),
+            Self::NoLuo(NoLuo { holds: false, .. }) | Self::NothingToLoad(_) => {
+                Some(Outcome::Running)
+            }
+            Self::NoLuo(_)
+            | Self::GivenUp(_)
+            | Self::PassOn(_)
+            | Self::Vm(VmError::StillPreserved { .. })
+            | Self::Arrival(_) => Some(Outcome::Preserved),
             _ => None,
         }
     }
@@ -108,6 +136,7 @@ pub struct Host {
     config_text: String,
     config_error: Option<Vec<String>>,
     luo: Chosen,
+    entered: Entered,
     vms: Vec<Vm>,
     number: u32,
     report: Option<Report>,
@@ -135,29 +164,23 @@ impl Host {
         let ram_bytes = parsed
             .as_ref()
             .map_or(0, |config| config.machines.iter().map(|machine| machine.ram_bytes).sum());
-        let mut unprepared = prepare(&section);
-        let mut luo = backend::choose(&section, ram_bytes);
-        let arrival = match &luo {
-            Ok(device) => incoming::arrive(device.as_ref()),
-            Err(_) => Ok(None),
-        };
-        let arrival = arrival.unwrap_or_else(|error| {
-            let why = chain(&HostError::Arrival(error)).join(": ");
-            tracing::error!("{why}");
-            luo = Err(why);
-            None
-        });
-        let (config, config_text, config_error) = choose_config(text, parsed, arrival.as_ref())?;
+        let entered = Entered::read(Path::new("/"));
+        let mut unprepared = start::prepare(&section);
+        let (entered, luo, arrival) = start::find_vms(&section, ram_bytes, entered);
+        let (config, config_text, config_error) =
+            start::choose_config(text, parsed, arrival.as_ref())?;
         if config_error.is_some() {
-            unprepared = unprepared.or(prepare(&config.host));
+            unprepared = unprepared.or(start::prepare(&config.host));
         }
         // The VMs matter more than a module or a mount: those that need it will say so.
-        let config_error = config_error.or(unprepared);
+        let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
+        let config_error = (!wrong.is_empty()).then_some(wrong);
         let mut host = Self {
             config,
             config_text,
             config_error,
             luo,
+            entered,
             vms: Vec::new(),
             number: 0,
             report: None,
@@ -179,10 +202,19 @@ impl Host {
         }
         match arrival {
             Some(arrival) => self.resume_vms(arrival),
-            None => {
-                self.vms = self.config.machines.iter().cloned().map(Vm::new).collect();
-                let ram = ram_source(&self.luo);
-                for vm in &mut self.vms {
+            None => self.boot_vms(),
+        }
+    }
+
+    /// Boots the VMs of the configuration, but none that may be preserved somewhere.
+    fn boot_vms(&mut self) {
+        let unreachable = self.luo.as_ref().err().filter(|none| none.holds);
+        let ram = ram_source(&self.luo);
+        for machine in self.config.machines.iter().cloned() {
+            let mut vm = Vm::new(machine);
+            match unreachable {
+                Some(none) if !self.entered.is_given_up(&vm.machine.name) => vm.withhold(&none.why),
+                _ => {
                     if let Err(error) = vm.boot(ram) {
                         let why = chain(&error);
                         tracing::error!("{}", why.join(": "));
@@ -190,13 +222,23 @@ impl Host {
                     }
                 }
             }
+            self.vms.push(vm);
         }
     }
 
     /// The new kernel's half of a live update.
     fn resume_vms(&mut self, arrival: Arrival) {
-        let Arrival { manifest, session } = arrival;
+        let Arrival { mut manifest, session } = arrival;
         let Ok(luo) = &self.luo else { return };
+        manifest.vms.retain(|vm| {
+            let name = &vm.machine.name;
+            let given_up = self.entered.is_given_up(name);
+            if given_up {
+                tracing::warn!("VM `{name}` was given up: its memory is freed");
+                drop(luo.retrieve_session(&vm_session(name)));
+            }
+            !given_up
+        });
         let opened = tsc::now();
         let arrived = incoming::resume_all(luo.as_ref(), &manifest.vms);
         let resumed = tsc::now();
@@ -305,7 +347,13 @@ impl Host {
             kernel: uname.release().to_string_lossy().into_owned(),
             kernel_version: uname.version().to_string_lossy().into_owned(),
             luo: self.luo_name(),
-            boot: if self.number > 0 { "live-update" } else { "cold" }.to_owned(),
+            luo_error: self.luo.as_ref().err().map(|none| none.why.clone()),
+            boot: if self.number > 0 || self.entered.ticket().is_some() {
+                "live-update"
+            } else {
+                "cold"
+            }
+            .to_owned(),
             live_updates: self.number,
             unfinished: preserved
                 .chain(self.unfinished.iter().map(|session| session.name().to_string()))
@@ -336,7 +384,7 @@ impl Host {
             let name = name.clone();
             return Err(VmError::WrongState { name, state: vm.state(), remedy }.into());
         }
-        let luo = self.luo.as_deref().map_err(|why| HostError::NoLuo(why.clone()))?;
+        let luo = self.luo.as_deref().map_err(|none| HostError::NoLuo(none.clone()))?;
         let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
         else {
             return Ok(());
@@ -365,6 +413,35 @@ impl Host {
         }
     }
 
+    /// Ends a VM. One that may be preserved out of reach is not restored any more, whatever comes.
+    fn stop(&mut self, name: &VmName) -> Result<(), HostError> {
+        let vm = find(&mut self.vms, name)?;
+        if let Life::Withheld(_) = vm.life {
+            self.entered
+                .give_up(name)
+                .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
+        }
+        vm.stop();
+        self.finish_the_rest();
+        Ok(())
+    }
+
+    /// Leaves what is preserved out of this host's reach to the next one.
+    fn pass_on(
+        &self,
+        none: &NoLuo,
+        plan: &outgoing::Plan,
+        announce: impl FnOnce(),
+    ) -> Result<std::convert::Infallible, HostError> {
+        let Some(ticket) = self.entered.ticket() else {
+            return Err(HostError::NoLuo(none.clone()));
+        };
+        match self.entered.any_given_up() {
+            Some(vm) => Err(HostError::GivenUp(vm)),
+            None => pass_on::run(ticket, plan, announce).map_err(HostError::PassOn),
+        }
+    }
+
     /// Replaces the kernel. Returns only if it does not.
     fn update(
         &mut self,
@@ -372,7 +449,6 @@ impl Host {
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
-        let luo = self.luo.as_ref().map_err(|why| HostError::NoLuo(why.clone()))?;
         let defaults = &self.config.update;
         let plan = outgoing::Plan {
             kernel: call
@@ -388,58 +464,18 @@ impl Host {
             verify_frames: call.verify_frames,
             number: self.number + 1,
             config: self.config_text.clone(),
-            pool: match luo.backend() {
-                Backend::Pool => self.config.host.pool.clone(),
+            pool: match self.luo.as_ref().map(|luo| luo.backend()) {
+                Ok(Backend::Pool) => self.config.host.pool.clone(),
                 _ => None,
             },
         };
-        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
-    }
-}
-
-/// What to go by when the configuration cannot be used. After a live update it must not take the VMs
-/// down: the one of the old host serves. PID 1 without one comes up without VMs, so that whoever has
-/// to mend it can ask what is wrong; a daemon ends, and its service manager says so.
-fn choose_config(
-    text: String,
-    parsed: Result<Config, ConfigError>,
-    arrival: Option<&Arrival>,
-) -> Result<(Config, String, Option<Vec<String>>), HostError> {
-    let error = match parsed {
-        Ok(config) => return Ok((config, text, None)),
-        Err(error) => error,
-    };
-    let why = chain(&error);
-    match arrival {
-        Some(arrival) => {
-            tracing::error!("{}; the configuration of the old host is used", why.join(": "));
-            let text = arrival.manifest.config.clone();
-            Ok((Config::parse(&text)?, text, Some(why)))
+        match &self.luo {
+            Ok(luo) => {
+                Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+            }
+            Err(none) => self.pass_on(none, &plan, announce),
         }
-        None if init::is_pid_1() => {
-            tracing::error!("{}; this host comes up without VMs", why.join(": "));
-            let host = HostSection {
-                socket: Some(DEFAULT_SOCKET.into()),
-                control_port: Some(DEFAULT_CONTROL_PORT.to_owned()),
-                ..HostSection::default()
-            };
-            Ok((Config { host, ..Config::default() }, text, Some(why)))
-        }
-        None => Err(error.into()),
     }
-}
-
-/// What has to be there before anything can be found: modules and file systems. For PID 1 only. Says
-/// what is missing first, and why; all that can be had is there.
-fn prepare(section: &HostSection) -> Option<Vec<String>> {
-    if !init::is_pid_1() {
-        return None;
-    }
-    let loaded = modules::load_all(&section.modules).map_err(|error| chain(&error));
-    let mounted = init::mount_all(&section.mounts).map_err(|error| chain(&error));
-    let errors = [loaded.err(), mounted.err()].into_iter().flatten();
-    let errors: Vec<_> = errors.inspect(|why| tracing::error!("{}", why.join(": "))).collect();
-    errors.into_iter().next()
 }
 
 fn find<'a>(vms: &'a mut [Vm], name: &VmName) -> Result<&'a mut Vm, VmError> {
@@ -472,7 +508,9 @@ fn finish(session: Incoming) -> Option<Incoming> {
 fn vm_status(vm: &Vm) -> VmStatus {
     let (pid, error) = match &vm.life {
         Life::Live(live) => (Some(live.process.pid().as_raw_nonzero().get()), None),
-        Life::Failed(why) | Life::Preserved { why, .. } => (None, Some(why.clone())),
+        Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {
+            (None, Some(why.clone()))
+        }
         Life::Stopped => (None, None),
     };
     VmStatus {

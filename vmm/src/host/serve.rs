@@ -290,8 +290,7 @@ impl Server {
             }
             Command::Boot { vm } => host.boot(&vm)?,
             Command::Stop { vm } => {
-                host.vm(&vm)?.stop();
-                host.finish_the_rest();
+                host.stop(&vm)?;
             }
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
@@ -303,6 +302,9 @@ impl Server {
                     Ok(never) => match never {},
                     Err(HostError::Update(UpdateError::Stopped(step))) => {
                         return Ok(json!({ "outcome": "running", "stopped_before": step }));
+                    }
+                    Err(HostError::PassOn(UpdateError::Stopped(step))) => {
+                        return Ok(json!({ "outcome": "preserved", "stopped_before": step }));
                     }
                     Err(error) => return Err(error),
                 }

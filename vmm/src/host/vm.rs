@@ -5,6 +5,7 @@
 //!                      |  \--process dies, vCPU fails--> Failed --boot--> Live
 //!                      |
 //!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Live
+//!                        \--the pool is out of reach--> Withheld --stop--> Stopped
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -149,6 +150,9 @@ pub enum Life {
         /// Why the last attempt failed.
         why: Vec<String>,
     },
+    /// It was not started, for these reasons: it may have come over a live update, to where this host
+    /// cannot reach.
+    Withheld(Vec<String>),
 }
 
 /// A VM with a process.
@@ -185,7 +189,20 @@ impl Vm {
             Life::Live(live) if live.running => "running",
             Life::Live(_) => "paused",
             Life::Preserved { .. } => "preserved",
+            Life::Withheld(_) => "withheld",
         }
+    }
+
+    /// Does not start it, because its state may be somewhere that cannot be reached.
+    pub fn withhold(&mut self, why: &str) {
+        let name = &self.machine.name;
+        let words = format!(
+            "VM `{name}` is not started, because its state may be preserved where this host cannot \
+             reach it: mend that, or `update` to a host that can, and it goes on; or `stop` it to give \
+             its state up, and `boot` it"
+        );
+        tracing::error!("{words}: {why}");
+        self.life = Life::Withheld(vec![words, why.to_owned()]);
     }
 
     /// Creates the RAM, starts a process, boots the kernel and lets it run.
@@ -195,6 +212,11 @@ impl Vm {
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
             Life::Preserved { .. } => {
                 let remedy = "`restore` tries again to continue it, `stop` gives its memory up";
+                return Err(self.wrong_state(remedy));
+            }
+            Life::Withheld(_) => {
+                let remedy = "its state may be preserved where this host cannot reach it; `stop` gives \
+                              that up, and then it can be booted";
                 return Err(self.wrong_state(remedy));
             }
         }

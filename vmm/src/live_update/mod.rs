@@ -7,6 +7,7 @@ pub mod incoming;
 pub mod manifest;
 pub mod next_kernel;
 pub mod outgoing;
+pub mod pass_on;
 pub mod timeline;
 
 use std::fmt;

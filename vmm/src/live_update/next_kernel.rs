@@ -8,6 +8,9 @@ use kexec::preflight::{self, Refusal};
 use kexec::{
     CommandLine, CommandLineError, Image, ImageError, LoadError, LoadedImage, Running, Survival,
 };
+use luo::Ticket;
+
+use crate::host::entered::PARAMETER;
 
 /// The next kernel cannot be used, or would lose what is preserved.
 #[derive(Debug, thiserror::Error)]
@@ -51,18 +54,21 @@ fn joined(reasons: &[impl ToString]) -> String {
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// Checks and loads the next kernel.
+/// Checks and loads the next kernel, which gets the ticket for what lies in a pool. Without one the
+/// kernel's LUO hands everything over.
 pub fn load(
     kernel: &Path,
     initramfs: &Path,
     cmdline: &str,
-    survival: Survival,
+    ticket: Option<Ticket>,
 ) -> Result<LoadedImage, NextKernelError> {
     let image = Image::open(kernel, Some(initramfs))?;
-    let command_line = match survival {
-        Survival::HandedOver => CommandLine::for_live_update(cmdline)?,
-        // The operator's text decides where the pool is: nothing is added to it.
-        Survival::Reserved => CommandLine::new(cmdline)?,
+    let (survival, command_line) = match ticket {
+        None => (Survival::HandedOver, CommandLine::for_live_update(cmdline)?),
+        Some(ticket) => {
+            let line = CommandLine::new(cmdline)?.with(PARAMETER, &ticket.to_string())?;
+            (Survival::Reserved, line)
+        }
     };
     let root = Path::new("/");
     let running = Running::read(root)?;

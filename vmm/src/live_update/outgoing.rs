@@ -10,8 +10,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use guest_mem::{FrameDigest, Segment};
-use kexec::{LoadedImage, Survival};
-use luo::{Backend, Incoming, Orchestrator, Outgoing};
+use kexec::LoadedImage;
+use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
@@ -190,11 +190,7 @@ pub fn run(
     // While the guests run.
     refuse_unfinished(vms, unfinished)?;
     before(Step::Load)?;
-    let survival = match luo.backend() {
-        Backend::Pool => Survival::Reserved,
-        _ => Survival::HandedOver,
-    };
-    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline, survival)?;
+    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline, luo.ticket())?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;

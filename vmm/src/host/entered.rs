@@ -1,0 +1,206 @@
+//! How this kernel was entered, and what has been decided since about the VMs that came with it.
+//!
+//! A live update through a pool hands the next kernel a [`Ticket`] on its command line. From then on VMs
+//! lie in the pool, whether this host can reach it or not, and none of them may be started anew behind
+//! their back: its disks would move on, and the memory that is resumed some day would be of the past.
+//!
+//! ```text
+//!   no ticket: nothing is preserved anywhere, whatever lies in a pool is of another boot
+//!   a ticket --the manifest is read--> redeemed: the same as none
+//!       \--an operator gives up a VM that cannot be reached--> it is not restored in this boot
+//! ```
+//!
+//! What was decided is noted in `/run`, which lasts as long as the kernel does: a host whose service is
+//! started again goes by it.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use luo::{Ticket, TicketError};
+
+use crate::machine::VmName;
+
+/// The kernel parameter that carries a ticket. The kernel takes no notice of it, as of any with a dot.
+pub const PARAMETER: &str = "perennial.ticket";
+
+/// Where decisions are noted.
+const NOTES: &str = "/run/perennial";
+
+/// A VM's name alone could be `..`.
+const PREFIX: &str = "vm-";
+
+/// How this kernel was entered cannot be found out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnteredError {
+    /// The command line cannot be read.
+    #[error("cannot read {}, which tells whether this kernel was entered by a live update", path.display())]
+    CommandLine {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What is on it is no ticket.
+    #[error("the parameter `{PARAMETER}` of this kernel makes no sense")]
+    Ticket(#[from] TicketError),
+}
+
+/// A decision cannot be noted.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot note in {} that the VM is given up: its old state might be resumed later", path.display())]
+pub struct NoteError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// How this kernel was entered.
+#[derive(Debug)]
+pub struct Entered {
+    ticket: Option<Ticket>,
+    notes: PathBuf,
+}
+
+impl Entered {
+    /// Asks the kernel whose `/proc` is below `root`, and the notes in `/run` there.
+    pub fn read(root: &Path) -> Result<Self, EnteredError> {
+        let path = root.join("proc/cmdline");
+        let line = fs::read_to_string(&path);
+        let line = line.map_err(|source| EnteredError::CommandLine { path, source })?;
+        let values = kexec::parameters(&line).filter(|parameter| parameter.is(PARAMETER));
+        // An operator may have copied an old one into what the next kernel is told.
+        let ticket = values.filter_map(|parameter| parameter.value).last();
+        let ticket = ticket.map(str::parse::<Ticket>).transpose()?;
+        let notes = root.join(NOTES.trim_start_matches('/'));
+        let redeemed = fs::read_to_string(notes.join("redeemed")).unwrap_or_default();
+        let ticket = ticket.filter(|ticket| ticket.to_string() != redeemed);
+        Ok(Self { ticket, notes })
+    }
+
+    /// Of a kernel that does not tell.
+    pub fn unknown() -> Self {
+        Self { ticket: None, notes: NOTES.into() }
+    }
+
+    /// The ticket, for which VMs may lie in a pool. `None`: there are none.
+    pub fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
+    /// The manifest was read: what there was is taken, and not to be had again.
+    pub fn redeem(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let noted = self
+            .make_notes()
+            .and_then(|()| fs::write(self.notes.join("redeemed"), ticket.to_string()));
+        if let Err(error) = noted {
+            tracing::warn!(
+                "cannot note in {} that the VMs of the last kernel were taken: {error}; if this host \
+                 is started again, its VMs have to be started by hand",
+                self.notes.display()
+            );
+        }
+    }
+
+    /// A VM is given up: it is not restored even if it can be reached later.
+    pub fn give_up(&self, vm: &VmName) -> Result<(), NoteError> {
+        let path = self.given_up(vm);
+        self.make_notes()
+            .and_then(|()| fs::write(&path, ""))
+            .map_err(|source| NoteError { path, source })
+    }
+
+    /// Whether a VM was given up.
+    pub fn is_given_up(&self, vm: &VmName) -> bool {
+        self.given_up(vm).exists()
+    }
+
+    /// One of those that were given up, if there are any.
+    pub fn any_given_up(&self) -> Option<String> {
+        let notes = fs::read_dir(self.notes.join("given-up")).ok()?.flatten().next()?;
+        let name = notes.file_name().to_string_lossy().into_owned();
+        Some(name.strip_prefix(PREFIX).unwrap_or(&name).to_owned())
+    }
+
+    fn given_up(&self, vm: &VmName) -> PathBuf {
+        self.notes.join("given-up").join(format!("{PREFIX}{vm}"))
+    }
+
+    fn make_notes(&self) -> io::Result<()> {
+        let made =
+            fs::DirBuilder::new().mode(0o700).recursive(true).create(self.notes.join("given-up"));
+        made.or_else(
+            |error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICKET: &str = "00112233445566778899aabbccddeeff";
+
+    fn kernel(command_line: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("proc")).unwrap();
+        fs::write(root.path().join("proc/cmdline"), format!("{command_line}\n")).unwrap();
+        root
+    }
+
+    fn ticket(root: &tempfile::TempDir) -> Option<String> {
+        Entered::read(root.path()).unwrap().ticket().map(|ticket| ticket.to_string())
+    }
+
+    #[test]
+    fn the_last_ticket_on_the_command_line_is_the_one() {
+        assert_eq!(ticket(&kernel("quiet")), None);
+        assert_eq!(ticket(&kernel(&format!("-- {PARAMETER}={TICKET}"))), None, "that is for init");
+        let old = "f".repeat(32);
+        let line = format!("quiet {PARAMETER}={old} {PARAMETER}={TICKET}");
+        assert_eq!(ticket(&kernel(&line)).as_deref(), Some(TICKET));
+    }
+
+    #[test]
+    fn what_is_no_ticket_or_cannot_be_read_is_an_error_and_not_a_cold_boot() {
+        let error = Entered::read(kernel(&format!("{PARAMETER}=7")).path()).unwrap_err();
+        assert!(matches!(error, EnteredError::Ticket(_)), "{error}");
+        let nowhere = tempfile::tempdir().unwrap();
+        let error = Entered::read(nowhere.path()).unwrap_err().to_string();
+        assert!(error.contains("proc/cmdline"), "{error}");
+    }
+
+    #[test]
+    fn a_ticket_is_redeemed_for_every_host_of_this_kernel_and_for_no_other_ticket() {
+        let root = kernel(&format!("{PARAMETER}={TICKET}"));
+        let mut entered = Entered::read(root.path()).unwrap();
+        assert!(entered.ticket().is_some());
+        entered.redeem();
+        assert_eq!(entered.ticket(), None);
+        assert_eq!(ticket(&root), None);
+        let other = TICKET.replace('0', "1");
+        fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
+        assert_eq!(ticket(&root), Some(other));
+    }
+
+    #[test]
+    fn a_vm_that_was_given_up_stays_so_in_this_boot() {
+        let root = kernel(&format!("{PARAMETER}={TICKET}"));
+        let (web, db) = (VmName::new("web").unwrap(), VmName::new("db").unwrap());
+        let entered = Entered::read(root.path()).unwrap();
+        assert_eq!((entered.is_given_up(&web), entered.any_given_up()), (false, None));
+        entered.give_up(&web).unwrap();
+        entered.give_up(&web).unwrap();
+        let again = Entered::read(root.path()).unwrap();
+        assert!(again.is_given_up(&web) && !again.is_given_up(&db));
+        assert_eq!(again.any_given_up().as_deref(), Some("web"));
+        fs::remove_dir_all(root.path().join("run")).unwrap();
+        fs::write(root.path().join("run"), "").unwrap();
+        let error = entered.give_up(&db).unwrap_err().to_string();
+        assert!(error.contains("given-up/vm-db"), "{error}");
+    }
+}
