@@ -1,11 +1,14 @@
-//! Puts a file system on an empty device: an image that was made elsewhere is copied onto it.
+//! Puts a file system on a device: an image that was made elsewhere is copied onto it.
 //!
-//! A Perennial host has no mkfs, and the memory of a pool is empty after every cold boot. What is on
-//! a device already is never written over, because it may hold the VMs of the last kernel.
+//! A Perennial host has no mkfs, and the memory of a pool has nothing in it after a cold boot that
+//! could be relied on. But what is on a device is written over only if nobody can need it, which is so
+//! if it is memory that `memmap=` reserved, and this kernel was not entered by a live update.
 //!
 //! ```text
-//!   superblock of ext4 --> left alone       all zero --> the image is copied
-//!   anything else      --> refused
+//!   such memory               --> the image is copied, whatever is there
+//!   else: superblock of ext4  --> left alone: there may be VMs of the last kernel
+//!         all zero            --> the image is copied
+//!         anything else       --> refused
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -40,8 +43,9 @@ pub enum FormatError {
     },
     /// There is something on it that is not ours to write over.
     #[error(
-        "{} is neither empty nor has it an ext4 file system: it is not formatted; if nothing on it \
-         is needed, clear it",
+        "{} is neither empty nor has it an ext4 file system, and is not written over; if nothing on it \
+         is needed, overwrite its first and last MiB with zeros, or, if it is memory that `memmap=` \
+         reserved, boot the host anew other than by a live update",
         device.display()
     )]
     NotEmpty {
@@ -81,8 +85,32 @@ enum Found {
     Something,
 }
 
-/// Copies `image` onto `device` if nothing is on it. Says whether it did.
-pub fn format_if_empty(device: &Path, image: &Path) -> Result<bool, FormatError> {
+/// What is known of what is on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing: it may be needed.
+    Unknown,
+    /// It is left over from a kernel that is gone, and nobody can need it.
+    OfAnotherBoot,
+}
+
+/// Whether a device is memory that the kernel whose `/proc` and `/sys` are below `root` was told to make
+/// a device of (`memmap=SIZE!START`). It holds nothing that was to outlast a power cut.
+pub fn is_reserved_memory(root: &Path, device: &Path) -> bool {
+    let read = |path: &Path| std::fs::read_to_string(root.join(path)).unwrap_or_default();
+    let Some(name) = device.file_name() else { return false };
+    let namespace = Path::new("sys/class/block").join(name).join("device");
+    // An address in hexadecimal and a size in decimal digits (Linux drivers/nvdimm/namespace_devs.c).
+    let (start, size) = (read(&namespace.join("resource")), read(&namespace.join("size")));
+    let start = start.trim().strip_prefix("0x").and_then(|s| u64::from_str_radix(s, 16).ok());
+    match (start, size.trim().parse()) {
+        (Some(start), Ok(size)) => kexec::reserves(&read(Path::new("proc/cmdline")), start, size),
+        _ => false,
+    }
+}
+
+/// Copies `image` onto `device`, unless there is something on it that may be needed. Says whether it did.
+pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, FormatError> {
     let io = |attempt, path: &Path| {
         let path = path.to_owned();
         move |source| FormatError::Io { attempt, path, source }
@@ -90,10 +118,12 @@ pub fn format_if_empty(device: &Path, image: &Path) -> Result<bool, FormatError>
     let mut piece = Aligned::new();
     let mut target = open_direct(device, false).map_err(io("open", device))?;
     let device_bytes = target.seek(SeekFrom::End(0)).map_err(io("find the size of", device))?;
-    match look(&target, device_bytes, &mut piece).map_err(io("read", device))? {
-        Found::Ext4 => return Ok(false),
-        Found::Something => return Err(FormatError::NotEmpty { device: device.to_owned() }),
-        Found::Nothing => {}
+    if contents == Contents::Unknown {
+        match look(&target, device_bytes, &mut piece).map_err(io("read", device))? {
+            Found::Ext4 => return Ok(false),
+            Found::Something => return Err(FormatError::NotEmpty { device: device.to_owned() }),
+            Found::Nothing => {}
+        }
     }
     let source = File::open(image).map_err(io("open", image))?;
     let image_bytes = source.metadata().map_err(io("find the size of", image))?.len();
@@ -106,7 +136,10 @@ pub fn format_if_empty(device: &Path, image: &Path) -> Result<bool, FormatError>
     }
     let target = open_direct(device, true).map_err(io("open", device))?;
     // The first piece has the superblock, and comes last: a copy that is cut short is not taken for
-    // a file system.
+    // a file system, neither the new one nor one that was there.
+    let nothing = piece.first(image_bytes.min(PIECE as u64) as usize);
+    nothing.fill(0);
+    target.write_all_at(nothing, 0).map_err(io("write", device))?;
     for number in (0..image_bytes.div_ceil(PIECE as u64)).rev() {
         let at = number * PIECE as u64;
         let buffer = piece.first((image_bytes - at).min(PIECE as u64) as usize);
@@ -202,11 +235,11 @@ mod tests {
     #[test]
     fn an_empty_device_gets_the_image_and_what_lies_behind_it_stays() {
         let (_directory, device, from) = files(&vec![0; 5 * MIB], &image(3 * MIB + 8192));
-        assert!(format_if_empty(&device, &from).unwrap());
+        assert!(format(&device, &from, Contents::Unknown).unwrap());
         let written = std::fs::read(&device).unwrap();
         assert!(written[..3 * MIB + 8192] == image(3 * MIB + 8192)[..]);
         assert!(is_zero(&written[3 * MIB + 8192..]));
-        assert!(!format_if_empty(&device, &from).unwrap(), "now there is ext4 on it");
+        assert!(!format(&device, &from, Contents::Unknown).unwrap(), "now there is ext4 on it");
     }
 
     #[test]
@@ -215,7 +248,7 @@ mod tests {
         let file = File::options().write(true).open(&from).unwrap();
         file.set_len(4 * MIB as u64).unwrap();
         file.write_all_at(&EXT4_MAGIC, EXT4_MAGIC_AT as u64).unwrap();
-        assert!(format_if_empty(&device, &from).unwrap());
+        assert!(format(&device, &from, Contents::Unknown).unwrap());
         assert_eq!(std::fs::read(&device).unwrap()[EXT4_MAGIC_AT], 0x53);
     }
 
@@ -225,7 +258,7 @@ mod tests {
             let mut used = vec![0; 5 * MIB];
             used[at] = 1;
             let (_directory, device, from) = files(&used, &image(3 * MIB));
-            let error = format_if_empty(&device, &from).unwrap_err();
+            let error = format(&device, &from, Contents::Unknown).unwrap_err();
             assert!(error.to_string().contains("neither empty"), "{error}");
             assert!(std::fs::read(&device).unwrap() == used);
         }
@@ -234,12 +267,54 @@ mod tests {
     #[test]
     fn an_image_that_does_not_fit_or_is_none_is_refused_with_both_sides() {
         let (_directory, device, from) = files(&vec![0; 2 * MIB], &image(3 * MIB));
-        let error = format_if_empty(&device, &from).unwrap_err().to_string();
+        let error = format(&device, &from, Contents::Unknown).unwrap_err().to_string();
         assert!(error.contains("3145728") && error.contains("2097152"), "{error}");
         let (_directory, device, from) = files(&vec![0; 2 * MIB], &vec![0; MIB]);
-        let error = format_if_empty(&device, &from).unwrap_err().to_string();
+        let error = format(&device, &from, Contents::Unknown).unwrap_err().to_string();
         assert!(error.contains("no image"), "{error}");
-        let error = format_if_empty(Path::new("/nowhere"), &from).unwrap_err().to_string();
+        let error =
+            format(Path::new("/nowhere"), &from, Contents::Unknown).unwrap_err().to_string();
         assert!(error.contains("/nowhere"), "{error}");
+    }
+
+    #[test]
+    fn what_is_left_over_from_another_boot_is_written_over() {
+        for left in [image(5 * MIB), vec![0xa5; 5 * MIB]] {
+            let (_directory, device, from) = files(&left, &image(3 * MIB));
+            assert!(format(&device, &from, Contents::OfAnotherBoot).unwrap());
+            let written = std::fs::read(&device).unwrap();
+            assert!(written[..3 * MIB] == image(3 * MIB) && written[3 * MIB..] == left[3 * MIB..]);
+        }
+        // It is the image that has to be right.
+        let (_directory, device, from) = files(&image(2 * MIB), &vec![0; MIB]);
+        format(&device, &from, Contents::OfAnotherBoot).unwrap_err();
+        assert!(std::fs::read(&device).unwrap() == image(2 * MIB));
+    }
+
+    #[test]
+    fn memory_that_this_kernel_reserved_is_told_from_every_other_device() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/cmdline", "quiet memmap=384M!1G\n");
+        for (device, start, size) in [
+            ("pmem0", "0x40000000\n", "402653184\n"),
+            ("pmem1", "0x140000000\n", "402653184\n"),
+            ("pmem2", "0x40000000\n", "402657280\n"),
+            ("pmem3", "1073741824\n", "402653184\n"),
+            ("pmem4", "0x40000000\n", "\n"),
+        ] {
+            write(&format!("sys/class/block/{device}/device/resource"), start);
+            write(&format!("sys/class/block/{device}/device/size"), size);
+        }
+        write("sys/class/block/vda/device/vendor", "0x1af4\n");
+        let reserved = |device: &str| is_reserved_memory(root.path(), Path::new(device));
+        assert!(reserved("/dev/pmem0"));
+        for other in ["/dev/pmem1", "/dev/pmem2", "/dev/pmem3", "/dev/pmem4", "/dev/vda", "/"] {
+            assert!(!reserved(other), "{other}");
+        }
     }
 }

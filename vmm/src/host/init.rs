@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
-use super::format::{self, FormatError};
+use super::format::{self, Contents, FormatError};
 use crate::config::Mount;
 
 /// How long a device may take to appear.
@@ -74,16 +74,26 @@ pub fn set_up() {
     }
 }
 
-/// Mounts what the configuration lists. `Err` names the first that failed; the others are mounted.
-pub fn mount_all(mounts: &[Mount]) -> Result<(), MountError> {
-    let mut first_error = None;
+/// Mounts what the configuration lists, and gives back what cannot be. `fresh` says that no VM can be
+/// preserved in a pool. Where a file system is missing nothing can be written: it would go into the
+/// image, which is memory, and be gone with the kernel.
+pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
+    let mut failed = Vec::new();
     for entry in mounts {
         if entry.source.starts_with("/dev/") {
             wait_for_device(|| Path::new(&entry.source).exists().then_some(()));
         }
-        first_error = first_error.or(format(entry).and_then(|()| attach(entry)).err());
+        if let Err(error) = format(entry, fresh).and_then(|()| attach(entry)) {
+            if let Err(errno) = mount("none", &entry.target, "tmpfs", MountFlags::RDONLY, None) {
+                tracing::warn!(
+                    "cannot keep {} from being written: {errno}",
+                    entry.target.display()
+                );
+            }
+            failed.push(error);
+        }
     }
-    first_error.map_or(Ok(()), Err)
+    failed
 }
 
 /// Asks for a device until it is there. A driver may still be probing, and nothing tells a process
@@ -99,12 +109,17 @@ pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Puts a file system on the device first, if it has none and the configuration wants that.
-fn format(entry: &Mount) -> Result<(), MountError> {
+/// Puts a file system on the device first, if it has none that counts and the configuration wants that.
+fn format(entry: &Mount, fresh: bool) -> Result<(), MountError> {
     let Some(image) = &entry.format_from else { return Ok(()) };
     let error = |source| MountError::Format { target: entry.target.clone(), source };
-    if format::format_if_empty(Path::new(&entry.source), image).map_err(error)? {
-        tracing::info!("{} was empty, and is now a copy of {}", entry.source, image.display());
+    let device = Path::new(&entry.source);
+    let contents = match fresh && format::is_reserved_memory(Path::new("/"), device) {
+        true => Contents::OfAnotherBoot,
+        false => Contents::Unknown,
+    };
+    if format::format(device, image, contents).map_err(error)? {
+        tracing::info!("{} is a copy of {} now", entry.source, image.display());
     }
     Ok(())
 }

@@ -165,12 +165,13 @@ impl Host {
             .as_ref()
             .map_or(0, |config| config.machines.iter().map(|machine| machine.ram_bytes).sum());
         let entered = Entered::read(Path::new("/"));
-        let mut unprepared = start::prepare(&section);
+        let mut unprepared =
+            start::prepare(&section, matches!(&entered, Ok(e) if e.ticket().is_none()));
         let (entered, luo, arrival) = start::find_vms(&section, ram_bytes, entered);
         let (config, config_text, config_error) =
             start::choose_config(text, parsed, arrival.as_ref())?;
         if config_error.is_some() {
-            unprepared = unprepared.or(start::prepare(&config.host));
+            unprepared = unprepared.or(start::prepare(&config.host, false));
         }
         // The VMs matter more than a module or a mount: those that need it will say so.
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();

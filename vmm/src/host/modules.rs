@@ -68,13 +68,19 @@ fn why(errno: Errno) -> String {
     known.to_owned()
 }
 
-/// Loads them in this order. `Err` names the first that cannot be; the others are loaded.
-pub fn load_all(names: &[String]) -> Result<(), ModuleError> {
-    let mut first_error = None;
-    for name in names {
-        first_error = first_error.or(load(Path::new(DIRECTORY), name, insert).err());
-    }
-    first_error.map_or(Ok(()), Err)
+/// Loads them in this order, and gives back those that cannot be. That the hardware is not there which
+/// one is for is no fault of the list: the image of many hosts names them all.
+pub fn load_all(names: &[String]) -> Vec<ModuleError> {
+    load_each(names, |name| load(Path::new(DIRECTORY), name, insert))
+}
+
+fn load_each(names: &[String], load: impl Fn(&str) -> Result<(), ModuleError>) -> Vec<ModuleError> {
+    let failed = names.iter().filter_map(|name| load(name).err());
+    let (idle, wrong) = failed.partition::<Vec<_>, _>(|error| {
+        matches!(error, ModuleError::Refused { errno: Errno::NODEV | Errno::OPNOTSUPP, .. })
+    });
+    idle.iter().for_each(|error| tracing::warn!("{error}"));
+    wrong
 }
 
 fn insert(file: &File, flags: i32) -> Result<(), Errno> {
@@ -130,6 +136,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kvm.ko"), b"").unwrap();
         load(directory.path(), "kvm", |_, _| Err(Errno::EXIST)).unwrap();
+    }
+
+    #[test]
+    fn every_module_that_cannot_be_had_is_named_but_not_one_without_its_hardware() {
+        let names = ["one", "intel", "two", "amd", "three"].map(str::to_owned);
+        let failed = load_each(&names, |name| {
+            let errno = match name {
+                "two" => return Ok(()),
+                "intel" => Errno::OPNOTSUPP,
+                "amd" => Errno::NODEV,
+                _ => Errno::NOEXEC,
+            };
+            Err(ModuleError::Refused { path: name.into(), errno })
+        });
+        let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+        assert!(failed.len() == 2 && failed[0].contains("one") && failed[1].contains("three"));
     }
 
     #[test]

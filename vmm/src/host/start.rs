@@ -8,17 +8,19 @@ use crate::api::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival};
 
-/// What has to be there before anything can be found: modules and file systems. For PID 1 only. Says
-/// what is missing first, and why; all that can be had is there.
-pub(super) fn prepare(section: &HostSection) -> Option<Vec<String>> {
+/// What has to be there before anything can be found: modules and file systems. For PID 1 only. `fresh`
+/// says that no VM can be preserved in a pool. Says what cannot be had; all else is there.
+pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>> {
     if !init::is_pid_1() {
         return None;
     }
-    let loaded = modules::load_all(&section.modules).map_err(|error| chain(&error));
-    let mounted = init::mount_all(&section.mounts).map_err(|error| chain(&error));
-    let errors = [loaded.err(), mounted.err()].into_iter().flatten();
-    let errors: Vec<_> = errors.inspect(|why| tracing::error!("{}", why.join(": "))).collect();
-    errors.into_iter().next()
+    let absent = modules::load_all(&section.modules);
+    let absent = absent.iter().map(|error| chain(error).join(": "));
+    let unmounted = init::mount_all(&section.mounts, fresh);
+    let unmounted = unmounted.iter().map(|error| chain(error).join(": "));
+    let missing: Vec<String> = absent.chain(unmounted).collect();
+    missing.iter().for_each(|why| tracing::error!("{why}"));
+    (!missing.is_empty()).then_some(missing)
 }
 
 /// Chooses a LUO, and looks for what the last kernel left in it.
