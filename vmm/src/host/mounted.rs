@@ -28,24 +28,41 @@ pub fn sync(pool: Option<&Path>) -> Result<(), SyncError> {
     let pool = std::fs::metadata(pool).map_err(error(pool))?.dev();
     let table = Path::new("/proc/self/mountinfo");
     let text = std::fs::read_to_string(table).map_err(error(table))?;
-    for (device, path) in block_devices(&text) {
+    for Mounted { device, path, on_disk } in file_systems(&text) {
         if device == pool {
             continue;
         }
-        let failed = error(&path);
-        File::open(&path).and_then(|file| Ok(rustix::fs::syncfs(file)?)).map_err(failed)?;
+        let synced = File::open(&path).and_then(|file| Ok(rustix::fs::syncfs(file)?));
+        match synced {
+            // One of another user's, or one that keeps nothing: it cannot hold up a live update.
+            Err(failure) if !on_disk => {
+                tracing::debug!("cannot sync {}: {failure}", path.display())
+            }
+            synced => synced.map_err(error(&path))?,
+        }
     }
     Ok(())
 }
 
-/// One mount point of each file system that is on a block device (proc_pid_mountinfo(5)).
-fn block_devices(mountinfo: &str) -> Vec<(u64, PathBuf)> {
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+/// A file system.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    device: u64,
+    /// One of the places where it is.
+    path: PathBuf,
+    /// Whether it is on a block device.
+    on_disk: bool,
+}
+
+/// All file systems, each once (proc_pid_mountinfo(5)). Those of a network have files to sync, too; an
+/// automounter has none, and opening it would mount something.
+fn file_systems(mountinfo: &str) -> Vec<Mounted> {
+    let mut found: Vec<Mounted> = Vec::new();
     for line in mountinfo.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
         let Some(separator) = fields.iter().position(|field| *field == "-") else { continue };
-        let (Some(device), Some(target), Some(source)) =
-            (fields.get(2), fields.get(4), fields.get(separator + 2))
+        let (Some(device), Some(target), Some(kind), Some(source)) =
+            (fields.get(2), fields.get(4), fields.get(separator + 1), fields.get(separator + 2))
         else {
             continue;
         };
@@ -54,8 +71,9 @@ fn block_devices(mountinfo: &str) -> Vec<(u64, PathBuf)> {
             numbers.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         let Some((major, minor)) = numbers else { continue };
         let device = rustix::fs::makedev(major, minor);
-        if source.starts_with("/dev/") && found.iter().all(|(known, _)| *known != device) {
-            found.push((device, unescape(target)));
+        if *kind != "autofs" && found.iter().all(|known| known.device != device) {
+            let on_disk = source.starts_with("/dev/");
+            found.push(Mounted { device, path: unescape(target), on_disk });
         }
     }
     found
@@ -72,15 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems_on_devices_are_found_once_each() {
-        let text = "21 1 0:5 / /dev rw shared:2 - devtmpfs devtmpfs rw\n\
+    fn file_systems_are_found_once_each() {
+        let text = "20 1 0:4 / /net rw - autofs systemd-1 rw\n\
+                    21 1 0:5 / /srv rw shared:2 - nfs4 server:/srv rw\n\
                     30 1 254:0 / /data rw - ext4 /dev/vda rw\n\
                     31 1 254:0 /a /with\\040blank rw - ext4 /dev/vda rw\n\
                     32 1 259:0 / /pool rw shared:1 master:2 - ext4 /dev/pmem0 rw,dax=always\n\
                     nonsense\n";
-        let data = (rustix::fs::makedev(254, 0), PathBuf::from("/data"));
-        let pool = (rustix::fs::makedev(259, 0), PathBuf::from("/pool"));
-        assert_eq!(block_devices(text), [data, pool]);
+        let mounted = |device: [u32; 2], path: &str, on_disk| {
+            let device = rustix::fs::makedev(device[0], device[1]);
+            Mounted { device, path: path.into(), on_disk }
+        };
+        let [data, pool] = [mounted([254, 0], "/data", true), mounted([259, 0], "/pool", true)];
+        assert_eq!(file_systems(text), [mounted([0, 5], "/srv", false), data, pool]);
         assert_eq!(unescape("/with\\040blank"), Path::new("/with blank"));
     }
 
