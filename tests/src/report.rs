@@ -78,6 +78,9 @@ pub struct Status {
     pub kernel: String,
     /// The LUO backend, or `none`.
     pub luo: String,
+    /// Why there is none.
+    #[serde(default)]
+    pub luo_error: Option<String>,
     /// `cold` or `live-update`.
     pub boot: String,
     /// Live updates since the last cold boot.
@@ -98,11 +101,25 @@ pub struct Status {
 pub struct VmStatus {
     /// Its name.
     pub name: String,
-    /// `running`, `paused`, `stopped` or `failed`.
+    /// `running`, `paused`, `stopped`, `failed`, `preserved` or `withheld`.
     pub state: String,
     /// Its RAM.
     pub ram_bytes: u64,
+    /// In which pages KVM has its RAM mapped.
+    #[serde(default)]
+    pub mapped: Option<MappedPages>,
     /// Why it failed.
     #[serde(default)]
     pub error: Option<Vec<String>>,
+}
+
+/// Numbers of pages of each size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedPages {
+    /// Of 4 KiB.
+    #[serde(rename = "4k")]
+    pub small: u64,
+    /// Of 2 MiB.
+    #[serde(rename = "2m")]
+    pub huge: u64,
 }

@@ -164,8 +164,24 @@ pub struct VmStatus {
     pub vcpus: u32,
     /// Its process.
     pub pid: Option<i32>,
+    /// In which pages KVM has its RAM mapped by now, if the kernel tells.
+    pub mapped: Option<MappedPages>,
     /// Why it failed.
     pub error: Option<Vec<String>>,
+}
+
+/// Numbers of pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedPages {
+    /// Of 4 KiB.
+    #[serde(rename = "4k")]
+    pub small: u64,
+    /// Of 2 MiB.
+    #[serde(rename = "2m")]
+    pub huge: u64,
+    /// Of 1 GiB.
+    #[serde(rename = "1g")]
+    pub giant: u64,
 }
 
 /// An error with all its causes, outermost first, each in its own words.

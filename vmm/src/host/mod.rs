@@ -14,6 +14,7 @@ pub mod entered;
 pub mod files;
 pub mod format;
 pub mod init;
+pub mod mapped;
 pub mod modules;
 pub mod mounted;
 pub mod process;
@@ -508,7 +509,7 @@ fn finish(session: Incoming) -> Option<Incoming> {
 
 fn vm_status(vm: &Vm) -> VmStatus {
     let (pid, error) = match &vm.life {
-        Life::Live(live) => (Some(live.process.pid().as_raw_nonzero().get()), None),
+        Life::Live(live) => (Some(live.process.pid()), None),
         Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {
             (None, Some(why.clone()))
         }
@@ -519,7 +520,8 @@ fn vm_status(vm: &Vm) -> VmStatus {
         state: vm.state().to_owned(),
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
-        pid,
+        pid: pid.map(|pid| pid.as_raw_nonzero().get()),
+        mapped: pid.and_then(|pid| mapped::of_process(Path::new("/"), pid)),
         error,
     }
 }
