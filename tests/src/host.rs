@@ -50,7 +50,7 @@ impl Host {
     /// As [`Host::boot`], on this accelerator.
     pub fn boot_on(plan: &HostPlan, accelerator: Accelerator) -> Result<(Self, Status), Failure> {
         let directory = qemu::scratch_directory()?;
-        let prepared = plan.prepare(directory.path(), accelerator)?;
+        let prepared = plan.prepare(directory.path())?;
         let mut qemu = Qemu::start(&prepared.machine, accelerator, directory)?;
         let mut port = |name: &str| qemu.take_port(name).ok_or(format!("two ports called {name}"));
         let control = Control::new(port(CONTROL_PORT)?)?;

@@ -54,7 +54,7 @@ impl Initramfs {
     pub fn modules<'a>(
         &mut self,
         kernel: &Kernel,
-        names: impl Iterator<Item = &'a str>,
+        names: impl IntoIterator<Item = &'a String>,
     ) -> io::Result<()> {
         self.directory("lib")?;
         self.directory(modules::DIRECTORY)?;

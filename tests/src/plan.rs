@@ -14,7 +14,7 @@ use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Role};
 use crate::paths;
 use crate::pool::{self, Pool};
-use crate::qemu::{Accelerator, Machine};
+use crate::qemu::Machine;
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
@@ -117,20 +117,14 @@ pub enum Luo {
 }
 
 impl Luo {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Kernel, Self::Pool];
+
     /// The host before an update, and after it.
     pub fn hosts(self) -> [Role; 2] {
         match self {
             Self::Kernel => [Role::HostA, Role::HostB],
             Self::Pool => [Role::StockA, Role::StockB],
-        }
-    }
-
-    /// The kernel of the VMs: with a pool a distribution's, too, so that nothing has to be built. It
-    /// boots from a bzImage, with an initramfs.
-    pub fn guest(self) -> Role {
-        match self {
-            Self::Kernel => Role::Guest,
-            Self::Pool => Role::StockB,
         }
     }
 
@@ -148,10 +142,14 @@ impl Luo {
 pub struct HostPlan {
     /// What carries its VMs.
     pub luo: Luo,
+    /// Its guests run a distribution's kernel, which has to be booted as a bzImage with an initramfs.
+    pub stock_guests: bool,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
     /// RAM of the machine in MiB, where it should not follow from the VMs.
     pub memory_mib: Option<u64>,
+    /// A file that is the machine's RAM, for what has to be in it beforehand, or afterwards.
+    pub ram_file: Option<PathBuf>,
     /// Lines put into `[host]` of both sides' configuration.
     pub extra_host: String,
     /// Replaces the configuration of side `a`, which boots first.
@@ -181,9 +179,9 @@ impl HostPlan {
         Self { vms, ..Self::default() }
     }
 
-    /// The same with VMs in a pool, under a distribution's kernels.
-    pub fn on_pool(self) -> Self {
-        Self { luo: Luo::Pool, ..self }
+    /// The same with this LUO, and the kernels that have it.
+    pub fn on(self, luo: Luo) -> Self {
+        Self { luo, ..self }
     }
 
     fn vms_mib(&self) -> u64 {
@@ -191,7 +189,7 @@ impl HostPlan {
     }
 
     /// RAM of the machine in MiB.
-    fn memory_mib(&self) -> u64 {
+    pub fn memory_mib(&self) -> u64 {
         self.memory_mib.unwrap_or(match self.pool() {
             Some(pool) => pool.machine_mib(),
             None => HOST_MIB + self.vms_mib(),
@@ -199,7 +197,7 @@ impl HostPlan {
     }
 
     /// The pool, if the VMs live in one.
-    fn pool(&self) -> Option<Pool> {
+    pub fn pool(&self) -> Option<Pool> {
         (self.luo == Luo::Pool).then(|| Pool::new(self.vms_mib()))
     }
 
@@ -246,18 +244,14 @@ impl HostPlan {
     }
 
     /// Makes all images in `directory`.
-    pub fn prepare(
-        &self,
-        directory: &Path,
-        accelerator: Accelerator,
-    ) -> Result<Prepared, Box<dyn Error>> {
+    pub fn prepare(&self, directory: &Path) -> Result<Prepared, Box<dyn Error>> {
         let binaries = binaries::build()?;
         let [role_a, role_b] = self.luo.hosts();
         let (host_a, host_b) = (kernels::find(role_a)?, kernels::find(role_b)?);
         let tree = Ext4::new(directory)?;
         let lines = |kernel| match self.luo {
             Luo::Kernel => String::new(),
-            Luo::Pool => pool::host_lines(kernel, accelerator),
+            Luo::Pool => pool::host_lines(kernel),
         };
         let config_a = self.config_a.clone().unwrap_or_else(|| self.config('a', &lines(host_a)));
         let config_a = self.edit_a.unwrap_or(|config| config)(config_a);
@@ -266,7 +260,7 @@ impl HostPlan {
             tree.copy(&format!("{side}/bzImage"), &kernel.bzimage())?;
             let mut initramfs = host_initramfs(binaries, config)?;
             if self.luo == Luo::Pool {
-                initramfs.modules(kernel, pool::modules(kernel, accelerator))?;
+                initramfs.modules(kernel, &kernel.modules)?;
             }
             initramfs.write(&tree.path(&format!("{side}/initramfs"))?)?;
         }
@@ -274,7 +268,8 @@ impl HostPlan {
             pool.make_image(&tree.path(pool::IMAGE)?)?;
         }
         if !self.vms.is_empty() {
-            guest_files(self.luo.guest(), binaries, &tree)?;
+            let role = if self.stock_guests { Role::StockB } else { Role::Guest };
+            guest_files(role, binaries, &tree)?;
         }
         let mut disks = vec![directory.join("data.img")];
         let mut vm_disks = Vec::new();
@@ -307,6 +302,7 @@ impl HostPlan {
             initramfs,
             cmdline: format!("{}{luo}", self.cmdline()),
             memory_mib: self.memory_mib(),
+            ram_file: self.ram_file.clone(),
             disks,
             ports: ports.into_iter().chain(self.vms.iter().map(VmPlan::port)).collect(),
             without_kvm: self.without_kvm,
@@ -356,8 +352,8 @@ fn guest_files(role: Role, binaries: &Binaries, tree: &Ext4) -> Result<(), Box<d
     }
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries.guest_init())?)?;
-    let virtio = |name: &&str| name.starts_with("virtio");
-    archive.modules(kernel, kernel.modules.iter().map(String::as_str).filter(virtio))?;
+    let virtio = kernel.modules.iter().filter(|name| name.starts_with("virtio"));
+    archive.modules(kernel, virtio)?;
     Ok(archive.write(&tree.path("guest/initramfs")?)?)
 }
 

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::kernels::Kernel;
-use crate::qemu::Accelerator;
 
 /// RAM that a stock host needs for itself.
 const HOST_MIB: u64 = 1024;
@@ -46,6 +45,12 @@ impl Pool {
         Self { size, start }
     }
 
+    /// Where the pool lies in a file that is the machine's RAM, in bytes.
+    pub fn in_ram_file(self) -> std::ops::Range<u64> {
+        let start = self.start.min(HOLE_MIB) << 20;
+        start..start + (self.size << 20)
+    }
+
     /// RAM of the machine, in MiB.
     pub fn machine_mib(self) -> u64 {
         self.start.min(HOLE_MIB) + self.size + FIRMWARE_MIB
@@ -72,18 +77,9 @@ impl Pool {
     }
 }
 
-/// What a host of this kernel loads: all but the other vendor's KVM.
-pub fn modules(kernel: &Kernel, accelerator: Accelerator) -> impl Iterator<Item = &str> {
-    let others = match accelerator.kvm_module() {
-        "kvm-amd" => "kvm-intel",
-        _ => "kvm-amd",
-    };
-    kernel.modules.iter().map(String::as_str).filter(move |name| *name != others)
-}
-
 /// The lines in `[host]` that make a host one with a pool; the data disk is mounted first.
-pub fn host_lines(kernel: &Kernel, accelerator: Accelerator) -> String {
-    let modules: Vec<_> = modules(kernel, accelerator).map(|name| format!("\"{name}\"")).collect();
+pub fn host_lines(kernel: &Kernel) -> String {
+    let modules: Vec<_> = kernel.modules.iter().map(|name| format!("\"{name}\"")).collect();
     format!("modules = [{}]\npool = \"{PATH}\"\n", modules.join(", "))
 }
 

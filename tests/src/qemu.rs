@@ -22,7 +22,6 @@ use crate::binaries;
 use crate::image::Initramfs;
 use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
-use crate::pool;
 
 /// What `probe-init` prints where `/dev/kvm` can be opened.
 pub const PROBE_KVM: &str = "perennial-probe: kvm";
@@ -55,17 +54,6 @@ impl Accelerator {
     }
 }
 
-impl Accelerator {
-    /// The module with which a host on it runs VMs.
-    pub fn kvm_module(self) -> &'static str {
-        let cpus = || fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        match self {
-            Self::Kvm if cpus().contains("GenuineIntel") => "kvm-intel",
-            _ => "kvm-amd",
-        }
-    }
-}
-
 impl fmt::Display for Accelerator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -86,6 +74,8 @@ pub struct Machine {
     pub cmdline: String,
     /// RAM in MiB.
     pub memory_mib: u64,
+    /// A file that is this RAM. It is made if absent.
+    pub ram_file: Option<PathBuf>,
     /// Raw images, in the order of `/dev/vda`, `/dev/vdb`, ...
     pub disks: Vec<PathBuf>,
     /// Names of virtio ports.
@@ -293,6 +283,12 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .args(["-append", &machine.cmdline])
         .args(["-device", "virtio-rng-pci"])
         .args(["-device", "virtio-serial-pci,max_ports=31"]);
+    if let Some(path) = &machine.ram_file {
+        let ram = format!("size={}M,mem-path={}", machine.memory_mib, path.display());
+        command
+            .args(["-object", &format!("memory-backend-file,id=ram,share=on,{ram}")])
+            .args(["-machine", "memory-backend=ram"]);
+    }
     for (index, name) in machine.ports.iter().enumerate() {
         let path = directory.join(format!("port{index}"));
         command
@@ -361,7 +357,7 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
     // Whichever is at hand: none is built or fetched for this alone.
     let role = if kernels::is_named(Role::StockB) { Role::StockB } else { Role::HostA };
     let kernel = kernels::find(role)?;
-    archive.modules(kernel, pool::modules(kernel, Accelerator::Kvm))?;
+    archive.modules(kernel, &kernel.modules)?;
     archive.write(&initramfs)?;
     let machine = Machine {
         kernel: kernel.bzimage(),

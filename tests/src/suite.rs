@@ -1,5 +1,7 @@
-//! What every end-to-end suite has in common: it runs its tests one after another, and says why it
-//! skipped them if it did.
+//! What every end-to-end suite has in common: it runs its tests one after another, on hosts with the
+//! kernel's LUO and on hosts with a pool, and says why it skipped them if it did.
+//!
+//! `PERENNIAL_LUO` (`kernel` or `pool`) leaves only the tests of those hosts.
 
 use std::env;
 use std::process::{Command, ExitCode, Stdio};
@@ -7,33 +9,60 @@ use std::process::{Command, ExitCode, Stdio};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::host::Failure;
-use crate::kernels;
+use crate::kernels::{self, Role};
 use crate::plan::Luo;
 use crate::qemu::Qemu;
 
-/// A test and its name.
-pub type Test = (&'static str, fn() -> Result<(), Failure>);
+/// A test: what it is called, on which hosts it runs, and what it does.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    name: &'static str,
+    on: &'static [Luo],
+    run: fn(Luo) -> Result<(), Failure>,
+}
+
+/// A test for every kind of host.
+pub const fn both(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
+    Test { name, on: &Luo::ALL, run }
+}
+
+/// A test for hosts with the kernel's LUO: it is about that, or about nothing that depends on it.
+pub const fn kernel(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
+    Test { name, on: &[Luo::Kernel], run }
+}
+
+/// A test for hosts with a pool.
+pub const fn pool(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
+    Test { name, on: &[Luo::Pool], run }
+}
 
 /// Runs a suite: `main` of a file in `tests/tests`.
 pub fn run(tests: &[Test]) -> ExitCode {
-    run_on(Luo::Kernel, tests)
-}
-
-/// Runs a suite whose hosts have this LUO.
-pub fn run_on(luo: Luo, tests: &[Test]) -> ExitCode {
+    let wanted = match env::var("PERENNIAL_LUO").as_deref() {
+        Err(_) => &Luo::ALL[..],
+        Ok("kernel") => &[Luo::Kernel],
+        Ok("pool") => &[Luo::Pool],
+        Ok(other) => {
+            eprintln!("PERENNIAL_LUO is `{other}`, neither `kernel` nor `pool`");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut arguments = Arguments::from_args();
     // One machine at a time anyway, and the lines of several would be hard to tell apart.
     arguments.test_threads.get_or_insert(1);
-    let trials = tests
-        .iter()
-        .map(|&(name, test)| Trial::ignorable_test(name, move || run_one(luo, test)))
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let on =
+        |luo: Luo| tests.iter().filter(move |test| test.on.contains(&luo)).map(move |t| (luo, t));
+    let trials = wanted.iter().flat_map(|luo| on(*luo)).map(|(luo, test)| {
+        let run = test.run;
+        let name = format!("{}::{}", luo.backend(), test.name);
+        Trial::ignorable_test(name, move || run_one(luo, run))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn run_one(luo: Luo, test: fn() -> Result<(), Failure>) -> Result<Completion, Failed> {
-    match missing(luo) {
-        None => test().map(|()| Completion::Completed).map_err(|e| Failed::from(e.to_string())),
+fn run_one(luo: Luo, test: fn(Luo) -> Result<(), Failure>) -> Result<Completion, Failed> {
+    match missing(luo, Role::Guest) {
+        None => test(luo).map(|()| Completion::Completed).map_err(|e| Failed::from(e.to_string())),
         Some(reason) if env::var_os("CI").is_some() => {
             Err(format!("CI must not skip this: {reason}").into())
         }
@@ -44,8 +73,8 @@ fn run_one(luo: Luo, test: fn() -> Result<(), Failure>) -> Result<Completion, Fa
     }
 }
 
-/// What this machine lacks to boot a host, if anything.
-pub fn missing(luo: Luo) -> Option<String> {
+/// What this machine lacks to boot a host with guests of this kernel, if anything.
+pub fn missing(luo: Luo, guest: Role) -> Option<String> {
     if !Qemu::is_installed() {
         return Some("qemu-system-x86_64 is not installed (Debian: qemu-system-x86)".into());
     }
@@ -55,6 +84,6 @@ pub fn missing(luo: Luo) -> Option<String> {
     }
     luo.hosts()
         .into_iter()
-        .chain([luo.guest()])
+        .chain([guest])
         .find_map(|role| kernels::find(role).err().map(|error| error.to_string()))
 }

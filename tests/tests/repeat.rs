@@ -3,19 +3,19 @@
 use std::process::ExitCode;
 
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{HostPlan, VmPlan};
-use perennial_tests::suite;
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::suite::{self, both};
 use serde_json::json;
 
 const UPDATES: u64 = 5;
 
 fn main() -> ExitCode {
-    suite::run(&[("five_updates_in_a_row_leave_two_guests_unharmed", five)])
+    suite::run(&[both("five_updates_in_a_row_leave_two_guests_unharmed", five)])
 }
 
-fn five() -> Result<(), Failure> {
+fn five(luo: Luo) -> Result<(), Failure> {
     let vms = vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)];
-    let (mut host, mut before) = Host::boot(&HostPlan::new(vms))?;
+    let (mut host, mut before) = Host::boot(&HostPlan::new(vms).on(luo))?;
     host.wait_for_guests()?;
     for number in 1..=UPDATES {
         let after = host.update(json!({}))?;

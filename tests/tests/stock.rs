@@ -1,147 +1,198 @@
-//! Live updates between a distribution's kernels, which have no LUO: the VMs live in a pool.
+//! What is only about hosts without LUO, whose VMs live in a pool: a distribution's kernels, huge pages,
+//! and a pool that is not there, not reached, or not the right one.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
 use perennial_tests::control::ControlError;
-use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
-use perennial_tests::report::Status;
-use perennial_tests::suite;
+use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::report::{Status, VmStatus};
+use perennial_tests::suite::{self, pool};
 use serde_json::{Value, json};
 
-/// The steps of a live update, in order.
-const STEPS: [&str; 7] =
-    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
-
 fn main() -> ExitCode {
-    suite::run_on(
-        Luo::Pool,
-        &[
-            ("a_vm_goes_on_from_one_stock_kernel_to_another", one),
-            ("two_vms_go_on_and_back_again", two_and_back),
-            ("stopped_before_each_step_every_vm_runs_on_and_the_next_update_succeeds", each_step),
-            ("a_command_line_that_would_lose_the_pool_is_refused_with_both_sides", refused),
-            ("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
-            ("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
-        ],
-    )
+    suite::run(&[
+        pool("a_stock_guest_goes_on_there_and_back_in_its_frames_on_huge_pages", there_and_back),
+        pool("memory_of_a_guest_that_resets_is_there_for_it_again", reset),
+        pool("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
+        pool("what_is_out_of_reach_is_kept_passed_on_or_given_up_but_never_doubled", out_of_reach),
+        pool("what_another_boot_left_in_the_memory_is_not_resumed", another_boot),
+    ])
 }
 
 fn vm(name: &str, memory_mib: u64) -> VmPlan {
     VmPlan::new(name, memory_mib, 1)
 }
 
-fn boot(plan: HostPlan) -> Result<(Host, Status), Failure> {
-    let (host, status) = Host::boot(&plan.on_pool())?;
-    if status.luo != "pool" || status.config_error.is_some() {
+fn boot(plan: &HostPlan) -> Result<(Host, Status), Failure> {
+    let (host, status) = Host::boot(plan)?;
+    if status.luo != "pool" || status.config_error.is_some() || status.boot != "cold" {
         return Err(format!("the host says: {status:?}").into());
     }
     host.wait_for_guests()?;
     Ok((host, status))
 }
 
-/// One update that has to show everything: another kernel, the same page frames, no copy.
-fn update(host: &mut Host, before: &Status) -> Result<Status, Failure> {
-    let after = host.update(json!({"verify_frames": true}))?;
-    if before.kernel == after.kernel || !after.unfinished.is_empty() {
-        return Err(format!("before {before:?}, after {after:?}").into());
-    }
-    host.check_guests()?;
-    let report = host.report()?;
-    if report.host.luo != "pool" || report.guest_ram_bytes_copied != 0 {
-        return Err(format!("the report says: {report:?}").into());
-    }
-    for vm in &report.vms {
+fn there_and_back(luo: Luo) -> Result<(), Failure> {
+    let plan = HostPlan { stock_guests: true, ..HostPlan::new(vec![VmPlan::new("web", 256, 2)]) };
+    let (mut host, mut before) = boot(&plan.on(luo))?;
+    for _ in 0..2 {
+        expect_huge_pages(&host.status()?.vms[0])?;
+        let after = host.update(json!({"verify_frames": true}))?;
+        if before.kernel == after.kernel || !after.unfinished.is_empty() {
+            return Err(format!("before {before:?}, after {after:?}").into());
+        }
+        host.check_guests()?;
+        let vm = host.report()?.vms.remove(0);
         match &vm.frames {
+            // All of its RAM: in a pool there are no holes.
             Some(frames) if frames.before == frames.after && frames.pages == vm.ram_bytes >> 12 => {
             }
-            frames => return Err(format!("{}: page frames: {frames:?}", vm.name).into()),
+            frames => return Err(format!("page frames: {frames:?}").into()),
         }
+        before = after;
     }
-    Ok(after)
-}
-
-fn one() -> Result<(), Failure> {
-    let (mut host, before) = boot(HostPlan::new(vec![vm("web", 256)]))?;
-    update(&mut host, &before)?;
+    expect_huge_pages(&host.status()?.vms[0])?;
     host.power_off_and_check_disks()
 }
 
-fn two_and_back() -> Result<(), Failure> {
-    let file = VmPlan { backing: Backing::File, ..vm("log", 192) };
-    let (mut host, a) = boot(HostPlan::new(vec![VmPlan::new("web", 256, 2), file]))?;
-    let b = update(&mut host, &a)?;
-    update(&mut host, &b)?;
-    host.power_off_and_check_disks()
-}
-
-fn each_step() -> Result<(), Failure> {
-    let (mut host, before) = boot(HostPlan::new(vec![vm("web", 256), vm("db", 192)]))?;
-    for step in STEPS {
-        let reply = host.try_update(json!({"stop_before": step}))?;
-        if reply["outcome"] != "running" || reply["stopped_before"] != step {
-            return Err(format!("stopped before {step}, the host says {reply}").into());
-        }
-        host.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
+/// The pool's start, its files and their mappings are aligned, so no small page is needed.
+fn expect_huge_pages(vm: &VmStatus) -> Result<(), Failure> {
+    match vm.mapped {
+        Some(mapped) if mapped.small == 0 && mapped.huge > 0 => Ok(()),
+        mapped => Err(format!("KVM has the RAM of {} mapped in {mapped:?}", vm.name).into()),
     }
-    update(&mut host, &before)?;
-    host.power_off_and_check_disks()
 }
 
-fn refused() -> Result<(), Failure> {
-    let plan = HostPlan::new(vec![vm("web", 192)]);
-    let (mut host, before) = boot(plan)?;
-    let here = "booted with `memmap=384M!1G`";
-    let cases: [(Value, [&str; 2]); 5] = [
-        (json!({"cmdline": "console=ttyS0"}), [here, "has no `memmap=`"]),
-        (json!({"cmdline": "memmap=384M!2G"}), [here, "has `memmap=384M!2G`"]),
-        (json!({"cmdline": "memmap=384M$1G"}), [here, "has `memmap=384M$1G`"]),
-        (json!({"kernel": "/data/bad/truncated-bzImage"}), ["/data/bad/truncated-bzImage", ""]),
-        (json!({"initramfs": "/data/nowhere/initramfs"}), ["/data/nowhere/initramfs", ""]),
-    ];
-    for (arguments, named) in cases {
-        match host.try_update(arguments.clone()) {
-            Err(ControlError::Refused { errors, outcome }) => {
-                let text = errors.join(": ");
-                if outcome.as_deref() != Some("running") || !named.iter().all(|n| text.contains(n))
-                {
-                    return Err(format!("{arguments}: {text}, outcome {outcome:?}").into());
-                }
-            }
-            other => return Err(format!("{arguments} was not refused: {other:?}").into()),
-        }
+fn reset(luo: Luo) -> Result<(), Failure> {
+    // Twice its memory would not fit.
+    let (host, _) = boot(&HostPlan::new(vec![vm("web", 256)]).on(luo))?;
+    let boot_id = |host: &Host| Ok::<_, Failure>(boots(host, "web")?.pop());
+    let first = boot_id(&host)?;
+    host.guests()[0].order("reboot")?;
+    while boot_id(&host)? == first {
+        host.guests()[0].wait_for_heartbeats(1, WORK)?;
     }
-    host.check_guests()?;
-    update(&mut host, &before)?;
-    host.power_off_and_check_disks()
+    host.done();
+    Ok(())
 }
 
-fn next_configuration() -> Result<(), Failure> {
-    let edit_b: fn(String) -> String = |config| config.replace("hostname", "hostnaem");
-    let plan = HostPlan { edit_b: Some(edit_b), ..HostPlan::new(vec![vm("web", 192)]) };
-    let (mut host, _) = boot(plan)?;
-    let status = host.update(json!({}))?;
-    if !status.config_error.clone().unwrap_or_default().join(": ").contains("hostnaem") {
-        return Err(format!("what is wrong is not named: {status:?}").into());
-    }
-    host.check_guests()?;
-    host.power_off_and_check_disks()
+/// The boots of a guest that were heard of so far, in order.
+fn boots(host: &Host, guest: &str) -> Result<Vec<Value>, Failure> {
+    let guest = host.guests().iter().find(|g| g.name() == guest).ok_or("no such guest")?;
+    let notes = guest.notes().into_iter().filter(|note| note["note"] == "boot");
+    Ok(notes.map(|note| note["boot_id"].clone()).collect())
 }
 
-fn no_pool() -> Result<(), Failure> {
-    let edit_a: fn(String) -> String = |config| config.replace("\"nd_pmem\"", "\"nd_gone\"");
-    let plan = HostPlan { edit_a: Some(edit_a), ..HostPlan::new(vec![vm("web", 192)]) };
-    let (mut host, status) = Host::boot(&plan.on_pool())?;
+fn no_pool(luo: Luo) -> Result<(), Failure> {
+    let plan = HostPlan { edit_a: Some(without_driver), ..HostPlan::new(vec![vm("web", 192)]) };
+    let (mut host, status) = Host::boot(&plan.on(luo))?;
     let said = status.config_error.clone().unwrap_or_default().join(": ");
-    if !said.contains("`nd_gone`") || status.luo != "none" {
-        return Err(format!("the absent module is not named: {status:?}").into());
+    let why = status.luo_error.clone().unwrap_or_default();
+    if !said.contains("`nd_gone`") || status.luo != "none" || !why.contains("/pool") {
+        return Err(format!("what is missing is not named: {status:?}").into());
     }
     host.wait_for_guests()?;
-    match host.try_update(json!({})) {
-        Err(error) if error.outcome() == Some("running") => {}
-        other => return Err(format!("an update without LUO: {other:?}").into()),
-    }
+    expect_refusal(&host.try_update(json!({})), "running", "/pool")?;
     host.check_guests()?;
     host.done();
     Ok(())
+}
+
+/// A host that cannot see its pool.
+fn without_driver(config: String) -> String {
+    config.replace("\"nd_pmem\"", "\"nd_gone\"")
+}
+
+fn expect_refusal(
+    reply: &Result<Value, ControlError>,
+    outcome: &str,
+    named: &str,
+) -> Result<(), Failure> {
+    match reply {
+        Err(ControlError::Refused { errors, outcome: Some(said) })
+            if said == outcome && errors.join(": ").contains(named) =>
+        {
+            Ok(())
+        }
+        other => Err(format!("`{named}` and `{outcome}` are not said: {other:?}").into()),
+    }
+}
+
+fn expect_states(status: &Status, expected: [&str; 2]) -> Result<(), Failure> {
+    match status.vms.iter().map(|vm| vm.state.as_str()).eq(expected) {
+        true => Ok(()),
+        false => Err(format!("not {expected:?}: {status:?}").into()),
+    }
+}
+
+fn out_of_reach(luo: Luo) -> Result<(), Failure> {
+    let vms = vec![vm("web", 128), vm("db", 128)];
+    let plan = HostPlan { edit_b: Some(without_driver), ..HostPlan::new(vms) };
+    let (mut host, _) = boot(&plan.on(luo))?;
+
+    // The next host cannot reach them, and starts none of them anew.
+    let status = host.update(json!({}))?;
+    expect_states(&status, ["withheld", "withheld"])?;
+    let error = status.vms[0].error.clone().unwrap_or_default().join(": ");
+    if status.luo != "none" || !error.contains("`stop`") || !error.contains("/pool") {
+        return Err(format!("what is wrong, and what helps, is not said: {status:?}").into());
+    }
+    match host.request(json!({"do": "boot", "vm": "web"})) {
+        Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains("withheld") => {}
+        other => return Err(format!("a VM that may be preserved was booted: {other:?}").into()),
+    }
+
+    // A host that can gets them, as they were.
+    let status = host.update(json!({}))?;
+    expect_states(&status, ["running", "running"])?;
+    host.check_guests()?;
+
+    // One that is given up can be booted anew; then nothing may come back.
+    let status = host.update(json!({}))?;
+    expect_states(&status, ["withheld", "withheld"])?;
+    host.request(json!({"do": "stop", "vm": "web"}))?;
+    host.request(json!({"do": "boot", "vm": "web"}))?;
+    expect_states(&host.status()?, ["running", "withheld"])?;
+    expect_refusal(&host.try_update(json!({})), "preserved", "`web` was given up")?;
+    while boots(&host, "web")?.len() < 2 {
+        host.guests()[0].wait_for_heartbeats(1, WORK)?;
+    }
+    host.done();
+    Ok(())
+}
+
+fn another_boot(luo: Luo) -> Result<(), Failure> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("ram");
+    let plan = HostPlan::new(vec![vm("web", 192)]).on(luo);
+    let plan = HostPlan { edit_b: Some(without_driver), ram_file: Some(path.clone()), ..plan };
+
+    // Memory in which something is, to begin with.
+    let ram = File::create(&path)?;
+    ram.set_len(plan.memory_mib() << 20)?;
+    let pool = plan.pool().ok_or("no pool")?.in_ram_file();
+    for at in [pool.start, pool.end - 4096] {
+        ram.write_all_at(&[0xa5; 4096], at)?;
+    }
+    let (mut host, _) = boot(&plan)?;
+    let status = host.update(json!({}))?;
+    if status.vms[0].state != "withheld" {
+        return Err(format!("the VM is not in the pool: {status:?}").into());
+    }
+    // The machine is reset, and keeps what is in its memory: a whole pool with a VM in it, which the
+    // host is not told to write over.
+    host.done();
+    let edit_a: fn(String) -> String =
+        |config| config.replace(", format-from = \"/data/pool.ext4\"", "");
+    let (host, status) = boot(&HostPlan { edit_a: Some(edit_a), ..plan })?;
+    if status.live_updates != 0 || !status.unfinished.is_empty() {
+        return Err(format!("what another boot left was taken: {status:?}").into());
+    }
+    if boots(&host, "web")?.len() != 1 {
+        return Err("the guest did not boot anew".into());
+    }
+    host.power_off_and_check_disks()
 }

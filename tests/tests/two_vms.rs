@@ -3,16 +3,12 @@
 use std::process::ExitCode;
 
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, VmPlan};
-use perennial_tests::suite;
+use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
+use perennial_tests::suite::{self, both};
 use serde_json::json;
 
 fn main() -> ExitCode {
-    suite::run(&[
-        ("two_vms_of_different_size_go_on", both_go_on),
-        ("a_vm_that_was_stopped_stays_stopped_and_the_other_goes_on", one_stopped),
-        ("a_vm_that_was_paused_stays_paused_until_it_is_resumed", one_paused),
-    ])
+    suite::run(&[both("each_of_two_vms_is_what_it_was_running_paused_or_stopped", states)])
 }
 
 fn plan() -> HostPlan {
@@ -21,37 +17,26 @@ fn plan() -> HostPlan {
     HostPlan::new(vec![VmPlan::new("large", 512, 2), small])
 }
 
-fn both_go_on() -> Result<(), Failure> {
-    let (mut host, _) = Host::boot(&plan())?;
+/// Three updates of one host: both run, one is paused, one is stopped.
+fn states(luo: Luo) -> Result<(), Failure> {
+    let (mut host, _) = Host::boot(&plan().on(luo))?;
     host.wait_for_guests()?;
     let status = host.update(json!({"verify_frames": true}))?;
     expect_states(&status.vms, &["running", "running"])?;
     host.check_guests()?;
-    host.power_off_and_check_disks()
-}
 
-fn one_stopped() -> Result<(), Failure> {
-    let (mut host, _) = Host::boot(&plan())?;
-    host.wait_for_guests()?;
-    host.request(json!({"do": "stop", "vm": "small"}))?;
-    host.forget_guest("small");
-    let status = host.update(json!({}))?;
-    expect_states(&status.vms, &["running", "stopped"])?;
-    host.check_guests()?;
-    host.done();
-    Ok(())
-}
-
-fn one_paused() -> Result<(), Failure> {
-    let (mut host, _) = Host::boot(&plan())?;
-    host.wait_for_guests()?;
     host.request(json!({"do": "pause", "vm": "small"}))?;
     let status = host.update(json!({}))?;
     expect_states(&status.vms, &["running", "paused"])?;
     host.request(json!({"do": "resume", "vm": "small"}))?;
     host.check_guests()?;
-    host.done();
-    Ok(())
+
+    host.request(json!({"do": "stop", "vm": "small"}))?;
+    host.forget_guest("small");
+    let status = host.update(json!({}))?;
+    expect_states(&status.vms, &["running", "stopped"])?;
+    host.check_guests()?;
+    host.power_off_and_check_disks()
 }
 
 fn expect_states(

@@ -60,7 +60,7 @@ struct Target {
 }
 
 fn bench() -> Result<(), Failure> {
-    if let Some(reason) = suite::missing(Luo::Kernel) {
+    if let Some(reason) = suite::missing(Luo::Kernel, Role::Guest) {
         return Err(reason.into());
     }
     let rounds = match env::var("PERENNIAL_BENCH_ROUNDS") {

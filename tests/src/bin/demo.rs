@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use perennial_tests::continuity::Check;
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::kernels;
+use perennial_tests::kernels::{self, Role};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Report, Status, VmReport};
 use perennial_tests::{binaries, paths, qemu, suite, timeline};
@@ -57,14 +57,16 @@ impl Narrator {
 
 fn plan(luo: Luo) -> HostPlan {
     let vms = vec![VmPlan::new("web", 512, 2), VmPlan::new("db", 256, 1)];
-    HostPlan { luo, ..HostPlan::new(vms) }
+    // With a pool the guests' kernel need not be built either.
+    HostPlan { luo, stock_guests: luo == Luo::Pool, ..HostPlan::new(vms) }
 }
 
 fn demo(narrator: &Narrator, luo: Luo) -> Result<bool, Failure> {
-    if let Some(reason) = suite::missing(luo) {
+    let [a, b] = luo.hosts();
+    let guest = if luo == Luo::Pool { b } else { Role::Guest };
+    if let Some(reason) = suite::missing(luo, guest) {
         return Err(reason.into());
     }
-    let [a, b] = luo.hosts();
     let (a, b) = (kernels::find(a)?, kernels::find(b)?);
     narrator.say(&format!("Host kernels: {}, then {}.", a.release, b.release));
     narrator.say("Building the images' binaries (minutes the first time, seconds afterwards).");
