@@ -132,7 +132,7 @@ impl Qemu {
     ) -> Result<Self, QemuError> {
         let lock = Lock::acquire("qemu").map_err(io_error("the lock of QEMU"))?;
         let listeners = listen(machine, directory.path())?;
-        let stderr_path = directory.path().join("qemu.stderr");
+        let stderr_path = stderr_path(directory.path());
         let stderr = fs::File::create(&stderr_path).map_err(io_error(stderr_path.display()))?;
         let mut child = command(machine, accelerator, directory.path())
             .stdin(Stdio::null())
@@ -213,7 +213,9 @@ impl Qemu {
         if let Ok(Some(status)) = self.child.try_wait()
             && !status.success()
         {
-            eprintln!("QEMU ended by itself: {status}");
+            let directory = self.directory.as_ref().map(|directory| stderr_path(directory.path()));
+            let said = directory.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            eprintln!("QEMU ended by itself: {status}: {}", said.trim());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -233,6 +235,10 @@ impl Drop for Qemu {
 
 fn console_path(directory: &Path) -> PathBuf {
     directory.join("console.log")
+}
+
+fn stderr_path(directory: &Path) -> PathBuf {
+    directory.join("qemu.stderr")
 }
 
 fn listen(machine: &Machine, directory: &Path) -> Result<Vec<(String, UnixListener)>, QemuError> {
