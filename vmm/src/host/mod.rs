@@ -137,6 +137,8 @@ pub struct Host {
     config_text: String,
     config_error: Option<Vec<String>>,
     luo: Chosen,
+    /// Where the pool would be. Not what `config` says, if that is the old host's.
+    pool: Option<PathBuf>,
     entered: Entered,
     vms: Vec<Vm>,
     number: u32,
@@ -182,6 +184,7 @@ impl Host {
             config_text,
             config_error,
             luo,
+            pool: section.pool,
             entered,
             vms: Vec::new(),
             number: 0,
@@ -215,7 +218,9 @@ impl Host {
         for machine in self.config.machines.iter().cloned() {
             let mut vm = Vm::new(machine);
             match unreachable {
-                Some(none) if !self.entered.is_given_up(&vm.machine.name) => vm.withhold(&none.why),
+                Some(none) if !self.entered.is_given_up(&vm.machine.name) => {
+                    vm.withhold(&none.why, self.entered.ticket().is_some());
+                }
                 _ => {
                     if let Err(error) = vm.boot(ram) {
                         let why = chain(&error);
@@ -467,7 +472,7 @@ impl Host {
             number: self.number + 1,
             config: self.config_text.clone(),
             pool: match self.luo.as_ref().map(|luo| luo.backend()) {
-                Ok(Backend::Pool) => self.config.host.pool.clone(),
+                Ok(Backend::Pool) => self.pool.clone(),
                 _ => None,
             },
         };

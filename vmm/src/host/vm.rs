@@ -193,13 +193,19 @@ impl Vm {
         }
     }
 
-    /// Does not start it, because its state may be somewhere that cannot be reached.
-    pub fn withhold(&mut self, why: &str) {
+    /// Does not start it, because its state may be somewhere that cannot be reached. `can_be_passed_on`:
+    /// a live update leaves it there for the next host.
+    pub fn withhold(&mut self, why: &str, can_be_passed_on: bool) {
         let name = &self.machine.name;
+        let remedy = match can_be_passed_on {
+            true => {
+                "mend that and start the host again, or `update` to a host that can, and it goes on"
+            }
+            false => "mend that and start the host again",
+        };
         let words = format!(
             "VM `{name}` is not started, because its state may be preserved where this host cannot \
-             reach it: mend that, or `update` to a host that can, and it goes on; or `stop` it to give \
-             its state up, and `boot` it"
+             reach it: {remedy}; or `stop` it to give its state up, and then `boot` it"
         );
         tracing::error!("{words}: {why}");
         self.life = Life::Withheld(vec![words, why.to_owned()]);
