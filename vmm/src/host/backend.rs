@@ -8,6 +8,7 @@
 //! The VMs do not know which. A host without one runs VMs, too, and updates nothing.
 
 use luo::builtin::pool::{Expect, Options, Pool, PoolError};
+use luo::kernel::Device;
 use luo::{Orchestrator, Ticket};
 
 use super::entered::PARAMETER;
@@ -29,8 +30,16 @@ pub struct NoLuo {
 /// Chooses. `ram_bytes` is what the VMs of the configuration need, `ticket` the one for which VMs of the
 /// last kernel lie in a pool.
 pub fn choose(section: &HostSection, ram_bytes: u64, ticket: Option<Ticket>) -> Chosen {
+    choose_from(Device::default(), section, ram_bytes, ticket)
+}
+
+fn choose_from(
+    device: Device,
+    section: &HostSection,
+    ram_bytes: u64,
+    ticket: Option<Ticket>,
+) -> Chosen {
     let none = |why| Err(NoLuo { why, holds: ticket.is_some() });
-    let device = luo::kernel::Device::default();
     if ticket.is_none() && device.is_present() {
         tracing::info!("live updates go through the kernel's LUO");
         return Ok(Box::new(device));
@@ -80,17 +89,25 @@ fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<P
 mod tests {
     use super::*;
 
-    fn refused(pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> NoLuo {
+    /// What a kernel says that has this as its `/dev/liveupdate`.
+    fn chosen(device: &str, pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> Chosen {
         let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
-        choose(&section, 1 << 20, ticket).err().expect("no LUO here")
+        choose_from(Device::new(device), &section, 1 << 20, ticket)
+    }
+
+    fn refused(pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> NoLuo {
+        chosen("/nowhere/liveupdate", pool, ticket).err().expect("no LUO here")
+    }
+
+    #[test]
+    fn the_kernels_luo_is_better_than_a_pool() {
+        let luo = chosen("/dev/null", Some("/nowhere".as_ref()), None)
+            .unwrap_or_else(|none| panic!("{none:?}"));
+        assert_eq!(luo.backend(), luo::Backend::Kernel);
     }
 
     #[test]
     fn what_is_missing_for_a_live_update_is_named() {
-        if luo::kernel::Device::default().is_present() {
-            eprintln!("SKIPPED: this kernel has LUO");
-            return;
-        }
         let none = refused(None, None);
         assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
         assert!(!none.holds);
@@ -102,14 +119,17 @@ mod tests {
 
     #[test]
     fn vms_that_came_through_a_pool_are_nowhere_else() {
-        // Whether this kernel has LUO makes no difference.
         let ticket = Some(Ticket::new([7; 16]));
-        let none = refused(None, ticket);
-        assert!(none.why.contains(PARAMETER) && none.holds, "{none:?}");
         let directory = tempfile::tempdir().unwrap();
-        for pool in ["/nowhere".as_ref(), directory.path()] {
-            let none = refused(Some(pool), ticket);
-            assert!(none.why.contains(pool.to_str().unwrap()) && none.holds, "{none:?}");
+        // Whether this kernel has LUO makes no difference.
+        for device in ["/nowhere/liveupdate", "/dev/null"] {
+            let refused = |pool| chosen(device, pool, ticket).err().expect("they are not there");
+            let none = refused(None);
+            assert!(none.why.contains(PARAMETER) && none.holds, "{none:?}");
+            for pool in ["/nowhere".as_ref(), directory.path()] {
+                let none = refused(Some(pool));
+                assert!(none.why.contains(pool.to_str().unwrap()) && none.holds, "{none:?}");
+            }
         }
     }
 
