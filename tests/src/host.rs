@@ -120,10 +120,20 @@ impl Host {
     /// A live update that is to succeed: `arguments` are those of the API's `update`. Returns when
     /// the next host is ready.
     pub fn update(&mut self, arguments: Value) -> Result<Status, Failure> {
+        self.replace("update", arguments, "live-update")
+    }
+
+    /// A handover that is to succeed: `arguments` are those of the API's `handover`. Returns when the
+    /// next host is ready.
+    pub fn hand_over(&mut self, arguments: Value) -> Result<Status, Failure> {
+        self.replace("handover", arguments, "handover")
+    }
+
+    fn replace(&mut self, command: &str, arguments: Value, boot: &str) -> Result<Status, Failure> {
         self.mark();
-        self.control.send(with_command("update", arguments))?;
+        self.control.send(with_command(command, arguments))?;
         let status = self.wait_until_ready()?;
-        if status.boot != "live-update" {
+        if status.boot != boot {
             return Err(format!("the host came back by a `{}` boot", status.boot).into());
         }
         Ok(status)
@@ -133,6 +143,12 @@ impl Host {
     pub fn try_update(&mut self, arguments: Value) -> Result<Value, ControlError> {
         self.mark();
         self.control.request(with_command("update", arguments), BOOT)
+    }
+
+    /// A handover that must not happen: returns the reply, whichever it is.
+    pub fn try_hand_over(&mut self, arguments: Value) -> Result<Value, ControlError> {
+        self.mark();
+        self.control.request(with_command("handover", arguments), BOOT)
     }
 
     fn mark(&self) {

@@ -76,7 +76,7 @@ pub struct Frames {
 pub struct Status {
     /// `uname -r`.
     pub kernel: String,
-    /// The LUO backend, or `none`.
+    /// The LUO backend; `keeper` where there is no other.
     pub luo: String,
     /// Why there is none.
     #[serde(default)]

@@ -91,7 +91,7 @@ fn no_pool(luo: Luo) -> Result<(), Failure> {
     let (mut host, status) = Host::boot(&plan.on(luo))?;
     let said = status.config_error.clone().unwrap_or_default().join(": ");
     let why = status.luo_error.clone().unwrap_or_default();
-    if !said.contains("`nd_gone`") || status.luo != "none" || !why.contains("/pool") {
+    if !said.contains("`nd_gone`") || status.luo != "keeper" || !why.contains("/pool") {
         return Err(format!("what is missing is not named: {status:?}").into());
     }
     host.wait_for_guests()?;

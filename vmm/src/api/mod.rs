@@ -68,7 +68,9 @@ pub enum Command {
     },
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
-    /// Where the time of the last live update went.
+    /// Replace the host's program under its VMs.
+    Handover(HandoverCall),
+    /// Where the time of the last live update or handover went.
     Report,
     /// Stop all VMs and switch the host off (PID 1), or end the host's process.
     PowerOff,
@@ -86,6 +88,20 @@ pub struct UpdateCall {
     /// Its command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Do everything before this step, then undo it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_before: Option<Step>,
+    /// Compare the page frames of guest RAM before and after.
+    #[serde(default)]
+    pub verify_frames: bool,
+}
+
+/// The arguments of a handover.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandoverCall {
+    /// The next program, instead of what is now at the path of the running one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
     /// Do everything before this step, then undo it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_before: Option<Step>,
@@ -134,11 +150,11 @@ pub struct Status {
     pub kernel: String,
     /// `uname -v`.
     pub kernel_version: String,
-    /// The LUO backend, or `none`.
+    /// The LUO backend. With `keeper`, no live update is possible, only handovers.
     pub luo: String,
-    /// Why there is no LUO.
+    /// Why no live update is possible, if so.
     pub luo_error: Option<String>,
-    /// `cold` or `live-update`: how this host came up.
+    /// `cold`, `live-update` or `handover`: how this host came up.
     pub boot: String,
     /// Live updates since the last cold boot.
     pub live_updates: u32,

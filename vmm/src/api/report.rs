@@ -23,13 +23,15 @@ pub struct Report {
 /// The host in [`Report`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
+    /// What was replaced.
+    pub replaced: Replaced,
     /// Release and version of the old kernel.
     pub kernel_before: String,
     /// Release and version of the new kernel.
     pub kernel_after: String,
     /// The LUO backend.
     pub luo: String,
-    /// Which live update since the last cold boot.
+    /// How many live updates there have been since the last cold boot.
     pub number: u32,
     /// From the last instruction of the old host to the first of the new one.
     pub reboot_to_init_ns: u64,
@@ -37,6 +39,16 @@ pub struct HostReport {
     pub tsc_khz: u32,
     /// What the host did.
     pub phases: Vec<PhaseReport>,
+}
+
+/// What a host has that another one of its kind took the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Replaced {
+    /// The kernel: a live update.
+    Kernel,
+    /// The host's program: a handover.
+    Program,
 }
 
 /// One phase.

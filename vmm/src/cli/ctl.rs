@@ -2,14 +2,19 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use serde_json::Value;
 
-use crate::api::{self, Call, Line, UpdateCall};
+use crate::api::{self, Call, HandoverCall, Line, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
+
+/// How long the next host may take to answer after a handover.
+const SUCCESSOR_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -61,7 +66,20 @@ enum Command {
         #[arg(long)]
         verify_frames: bool,
     },
-    /// Where the time of the last live update went
+    /// Replace the host's program under its VMs, on this kernel
+    Handover {
+        /// The next program, instead of what is now at the path of the running one
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
+        /// preserve-state, sync or jump
+        #[arg(long, value_name = "STEP", value_parser = step)]
+        stop_before: Option<Step>,
+        /// Compare the page frames of guest RAM before and after
+        #[arg(long)]
+        verify_frames: bool,
+    },
+    /// Where the time of the last live update or handover went
     Report,
     /// Stop all VMs and the host
     PowerOff,
@@ -94,7 +112,10 @@ pub(super) enum CtlError {
     #[error("the connection to the host broke")]
     Broken(#[from] io::Error),
     #[error("the host hung up without an answer")]
-    NoAnswer,
+    NoAnswer {
+        /// It was about to enter another kernel or program.
+        jumping: bool,
+    },
     #[error("the host's answer cannot be read")]
     Unreadable(#[from] serde_json::Error),
     #[error("{}{}", error.join(": "), outcome.map_or(String::new(), |o| format!(" [guests: {o}]")))]
@@ -115,6 +136,9 @@ impl From<Command> for api::Command {
                 let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
                 Self::Update(update)
             }
+            Command::Handover { program, stop_before, verify_frames } => {
+                Self::Handover(HandoverCall { program, stop_before, verify_frames })
+            }
             Command::Report => Self::Report,
             Command::PowerOff => Self::PowerOff,
         }
@@ -123,19 +147,46 @@ impl From<Command> for api::Command {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
     let Arguments { socket, command } = arguments;
-    let connect = |source| CtlError::Connect { socket: socket.clone(), source };
-    let mut stream = UnixStream::connect(&socket).map_err(connect)?;
+    let hands_over = matches!(command, Command::Handover { .. });
+    let answer = match ask(&socket, command) {
+        // The host that was asked is no more: its successor answers for it.
+        Err(CtlError::NoAnswer { jumping: true }) if hands_over => successor(&socket)?,
+        other => other?,
+    };
+    println!("{}", serde_json::to_string_pretty(&answer)?);
+    Ok(())
+}
+
+fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
+    let connect = |source| CtlError::Connect { socket: socket.to_owned(), source };
+    let mut stream = UnixStream::connect(socket).map_err(connect)?;
     let call = Call { id: 1, command: command.into() };
     writeln!(stream, "{}", serde_json::to_string(&call)?)?;
+    let mut jumping = false;
     for line in BufReader::new(stream).lines() {
         match serde_json::from_str(&line?)? {
-            Line::Ok { ok, .. } => {
-                println!("{}", serde_json::to_string_pretty(&ok)?);
-                return Ok(());
-            }
+            Line::Ok { ok, .. } => return Ok(ok),
             Line::Error { error, outcome, .. } => return Err(CtlError::Refused { error, outcome }),
-            Line::Event { event, .. } => eprintln!("{event}"),
+            Line::Event { event, .. } => {
+                jumping |= event == "jumping";
+                eprintln!("{event}");
+            }
         }
     }
-    Err(CtlError::NoAnswer)
+    Err(CtlError::NoAnswer { jumping })
+}
+
+/// What the next host says of itself, once it is there.
+fn successor(socket: &Path) -> Result<Value, CtlError> {
+    let deadline = Instant::now() + SUCCESSOR_WITHIN;
+    loop {
+        match ask(socket, Command::Status) {
+            Err(CtlError::Connect { .. } | CtlError::NoAnswer { .. } | CtlError::Broken(_))
+                if Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
 }

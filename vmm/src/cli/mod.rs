@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::host::{self, init};
+use crate::live_update::next_host;
 use crate::{api, vm};
 
 /// A hypervisor host whose VMs outlive its kernel.
@@ -43,16 +44,19 @@ enum Command {
 
 /// Does what the command line says. `started` is the TSC at the start of the process.
 pub fn main(started: u64) -> ExitCode {
+    let inherited = next_host::inherit();
     if init::is_pid_1() {
-        init::set_up();
+        if inherited.is_none() {
+            init::set_up();
+        }
         log();
-        let result = host::run(Path::new(host::IMAGE_CONFIG), started);
+        let result = host::run(Path::new(host::IMAGE_CONFIG), started, inherited);
         report(&result);
         init::power_off();
     }
     log();
     match Arguments::parse().command {
-        Command::Host { config } => exit(host::run(&config, started)),
+        Command::Host { config } => exit(host::run(&config, started, inherited)),
         Command::Vmm => exit(vm::serve::run()),
         Command::Ctl(arguments) => exit(ctl::run(arguments)),
         Command::State(command) => exit(state::run(command)),

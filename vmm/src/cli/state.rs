@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::state::StateError;
+use crate::live_update::manifest::Manifest;
 use crate::state::document::{self, Detail};
+use crate::state::{Reader, Schema, StateError};
 use crate::vm::MachineStateV1;
 
 #[derive(Debug, Subcommand)]
@@ -20,10 +21,11 @@ pub(super) enum Command {
         #[arg(long)]
         full: bool,
     },
-    /// Decode a state document completely, as a restore would, and say whether it is sound
+    /// Decode state documents completely, as a restore would, and say whether they are sound
     Check {
-        /// The document
-        file: PathBuf,
+        /// State documents of VMs, or manifests of hosts
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
 }
 
@@ -44,25 +46,43 @@ pub(super) enum Error {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Error> {
-    let (Command::Show { file, .. } | Command::Check { file }) = &command;
-    let bytes = fs::read(file).map_err(|source| Error::Read { file: file.clone(), source })?;
-    let error = |source| Error::State { file: file.clone(), source };
     match command {
-        Command::Show { full, .. } => {
+        Command::Show { file, full } => {
             let detail = if full { Detail::Full } else { Detail::Brief };
-            let root = document::decode(&bytes).map_err(error)?;
+            let root = document::decode(&read(&file)?).map_err(|e| state_error(&file, e))?;
             print!("{}", document::show(&root, detail));
         }
-        Command::Check { .. } => {
-            let state: MachineStateV1 = document::read_document(&bytes).map_err(error)?;
-            println!(
-                "{}: a sound state document of VM `{}` with {} vCPUs and {} MiB of RAM",
-                file.display(),
-                state.machine.name,
-                state.vcpus.len(),
-                state.machine.ram_bytes >> 20
-            );
+        Command::Check { files } => {
+            for file in files {
+                let what = check(&read(&file)?).map_err(|source| state_error(&file, source))?;
+                println!("{}: {what}", file.display());
+            }
         }
     }
     Ok(())
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(file).map_err(|source| Error::Read { file: file.to_owned(), source })
+}
+
+fn state_error(file: &Path, source: StateError) -> Error {
+    Error::State { file: file.to_owned(), source }
+}
+
+/// What a sound document is.
+fn check(bytes: &[u8]) -> Result<String, StateError> {
+    let root = document::decode(bytes)?;
+    if Reader::new(&root, "")?.is_compatible(Manifest::COMPATIBLE[0]) {
+        let manifest: Manifest = document::read_document(bytes)?;
+        let count = manifest.vms.len();
+        return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));
+    }
+    let state: MachineStateV1 = document::read_document(bytes)?;
+    Ok(format!(
+        "a sound state document of VM `{}` with {} vCPUs and {} MiB of RAM",
+        state.machine.name,
+        state.vcpus.len(),
+        state.machine.ram_bytes >> 20
+    ))
 }

@@ -62,12 +62,19 @@ pub struct NoteError {
 #[derive(Debug)]
 pub struct Entered {
     ticket: Option<Ticket>,
+    /// The ticket is on the kernel's command line, where a host that is started again reads it, too.
+    of_kernel: bool,
     notes: PathBuf,
 }
 
 impl Entered {
-    /// Asks the kernel whose `/proc` is below `root`, and the notes in `/run` there.
-    pub fn read(root: &Path) -> Result<Self, EnteredError> {
+    /// Asks the kernel whose `/proc` is below `root`, and the notes in `/run` there. `left` is the ticket
+    /// that the last host of this process has left, which counts alone.
+    pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, EnteredError> {
+        let notes = root.join(NOTES.trim_start_matches('/'));
+        if left.is_some() {
+            return Ok(Self { ticket: left, of_kernel: false, notes });
+        }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
         let line = line.map_err(|source| EnteredError::CommandLine { path, source })?;
@@ -75,15 +82,14 @@ impl Entered {
         // An operator may have copied an old one into what the next kernel is told.
         let ticket = values.filter_map(|parameter| parameter.value).last();
         let ticket = ticket.map(str::parse::<Ticket>).transpose()?;
-        let notes = root.join(NOTES.trim_start_matches('/'));
         let redeemed = fs::read_to_string(notes.join("redeemed")).unwrap_or_default();
         let ticket = ticket.filter(|ticket| ticket.to_string() != redeemed);
-        Ok(Self { ticket, notes })
+        Ok(Self { ticket, of_kernel: true, notes })
     }
 
     /// Of a kernel that does not tell.
     pub fn unknown() -> Self {
-        Self { ticket: None, notes: NOTES.into() }
+        Self { ticket: None, of_kernel: true, notes: NOTES.into() }
     }
 
     /// The ticket, for which VMs may lie in a pool. `None`: there are none.
@@ -94,6 +100,9 @@ impl Entered {
     /// The manifest was read: what there was is taken, and not to be had again.
     pub fn redeem(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
+        if !self.of_kernel {
+            return;
+        }
         let noted = self
             .make_notes()
             .and_then(|()| fs::write(self.notes.join("redeemed"), ticket.to_string()));
@@ -153,7 +162,7 @@ mod tests {
     }
 
     fn ticket(root: &tempfile::TempDir) -> Option<String> {
-        Entered::read(root.path()).unwrap().ticket().map(|ticket| ticket.to_string())
+        Entered::read(root.path(), None).unwrap().ticket().map(|ticket| ticket.to_string())
     }
 
     #[test]
@@ -167,17 +176,17 @@ mod tests {
 
     #[test]
     fn what_is_no_ticket_or_cannot_be_read_is_an_error_and_not_a_cold_boot() {
-        let error = Entered::read(kernel(&format!("{PARAMETER}=7")).path()).unwrap_err();
+        let error = Entered::read(kernel(&format!("{PARAMETER}=7")).path(), None).unwrap_err();
         assert!(matches!(error, EnteredError::Ticket(_)), "{error}");
         let nowhere = tempfile::tempdir().unwrap();
-        let error = Entered::read(nowhere.path()).unwrap_err().to_string();
+        let error = Entered::read(nowhere.path(), None).unwrap_err().to_string();
         assert!(error.contains("proc/cmdline"), "{error}");
     }
 
     #[test]
     fn a_ticket_is_redeemed_for_every_host_of_this_kernel_and_for_no_other_ticket() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
-        let mut entered = Entered::read(root.path()).unwrap();
+        let mut entered = Entered::read(root.path(), None).unwrap();
         assert!(entered.ticket().is_some());
         entered.redeem();
         assert_eq!(entered.ticket(), None);
@@ -191,11 +200,11 @@ mod tests {
     fn a_vm_that_was_given_up_stays_so_in_this_boot() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
         let (web, db) = (VmName::new("web").unwrap(), VmName::new("db").unwrap());
-        let entered = Entered::read(root.path()).unwrap();
+        let entered = Entered::read(root.path(), None).unwrap();
         assert_eq!((entered.is_given_up(&web), entered.any_given_up()), (false, None));
         entered.give_up(&web).unwrap();
         entered.give_up(&web).unwrap();
-        let again = Entered::read(root.path()).unwrap();
+        let again = Entered::read(root.path(), None).unwrap();
         assert!(again.is_given_up(&web) && !again.is_given_up(&db));
         assert_eq!(again.any_given_up().as_deref(), Some("web"));
         fs::remove_dir_all(root.path().join("run")).unwrap();

@@ -7,6 +7,9 @@
 //!   then:  serve the API, watch the VMs, reap; until power-off, or a live update that jumps
 //! ```
 //!
+//! A host that was put in the place of another by a handover comes up as after a live update: it finds
+//! the manifest with a keeper that it inherits, or in the pool.
+//!
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
 pub mod backend;
@@ -25,16 +28,22 @@ pub mod vm;
 
 use std::path::{Path, PathBuf};
 
-use luo::{Backend, Incoming};
+use luo::builtin::keeper::Keeper;
+use luo::{Backend, Incoming, Orchestrator};
 
-use crate::api::report::{FramesReport, HostReport, Report, SegmentsReport, VmReport, phases};
+use crate::api::report::{
+    FramesReport, HostReport, Replaced, Report, SegmentsReport, VmReport, phases,
+};
 use crate::api::{Status, VmStatus, chain};
 use crate::arch::x86_64::tsc;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
 use crate::live_update::manifest::{Manifest, vm_session};
+use crate::live_update::next_host::{self, InheritError, Left};
+use crate::live_update::next_kernel::NextKernel;
+use crate::live_update::outgoing::Destination;
 use crate::live_update::timeline::TscRate;
-use crate::live_update::{Outcome, outgoing, pass_on};
+use crate::live_update::{Outcome, Step, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{Chosen, NoLuo};
 use entered::{Entered, NoteError};
@@ -61,9 +70,21 @@ pub enum HostError {
     /// The live update did not happen.
     #[error("the live update did not take place")]
     Update(#[from] outgoing::UpdateError),
+    /// The handover did not happen.
+    #[error("the handover did not take place")]
+    Handover(#[source] outgoing::UpdateError),
+    /// What this very program is cannot be found out.
+    #[error(transparent)]
+    OwnProgram(#[from] next_host::OwnProgramError),
     /// There is no LUO to update through.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
+    /// A handover would find its way no better than this host.
+    #[error(
+        "VMs are withheld, because what they were preserved in is out of reach: mend that and start \
+         this host again, or `update` to a kernel whose host can reach it"
+    )]
+    Withheld,
     /// VMs cannot be left where they are for the next host to find.
     #[error(
         "what is preserved cannot be passed on to the next host: VM `{0}` was given up here, and its \
@@ -111,13 +132,14 @@ impl HostError {
     /// What became of the guests, if the error is about a live update.
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Update(error) => Some(error.outcome()),
-            Self::NoLuo(NoLuo { holds: false, .. }) | Self::NothingToLoad(_) => {
-                Some(Outcome::Running)
-            }
+            Self::Update(error) | Self::Handover(error) => Some(error.outcome()),
+            Self::NoLuo(NoLuo { holds: false, .. })
+            | Self::NothingToLoad(_)
+            | Self::OwnProgram(_) => Some(Outcome::Running),
             Self::NoLuo(_)
             | Self::GivenUp(_)
             | Self::PassOn(_)
+            | Self::Withheld
             | Self::Vm(VmError::StillPreserved { .. })
             | Self::Arrival(_) => Some(Outcome::Preserved),
             _ => None,
@@ -141,6 +163,8 @@ pub struct Host {
     pool: Option<PathBuf>,
     entered: Entered,
     vms: Vec<Vm>,
+    /// What took the place of its like when this host came up; `None` after a cold boot.
+    replaced: Option<Replaced>,
     number: u32,
     report: Option<Report>,
     /// Sessions that could not be finished, and the host's own while a VM is preserved.
@@ -149,9 +173,21 @@ pub struct Host {
 }
 
 impl Host {
-    /// Reads the configuration and looks for LUO and for what the last kernel left. As PID 1 it
-    /// mounts what is needed first.
-    pub fn start(config_path: &Path, started_tsc: u64) -> Result<Self, HostError> {
+    /// Reads the configuration and looks for LUO and for what the last kernel, or the last host of this
+    /// process, left. As PID 1 it mounts what is needed first.
+    pub fn start(
+        config_path: &Path,
+        started_tsc: u64,
+        inherited: Option<Result<Left, InheritError>>,
+    ) -> Result<Self, HostError> {
+        let replaced = match inherited {
+            Some(_) => Replaced::Program,
+            None => Replaced::Kernel,
+        };
+        if replaced == Replaced::Program {
+            next_host::outlive_children();
+        }
+        let inherited = start::inherit(inherited);
         let text = std::fs::read_to_string(config_path)
             .map_err(|source| ConfigError::Read { path: config_path.to_owned(), source });
         let (text, parsed) = match text {
@@ -167,10 +203,11 @@ impl Host {
         let ram_bytes = parsed
             .as_ref()
             .map_or(0, |config| config.machines.iter().map(|machine| machine.ram_bytes).sum());
-        let entered = Entered::read(Path::new("/"));
-        let mut unprepared =
-            start::prepare(&section, matches!(&entered, Ok(e) if e.ticket().is_none()));
-        let (entered, luo, arrival) = start::find_vms(&section, ram_bytes, entered);
+        let entered = Entered::read(Path::new("/"), inherited.ticket);
+        let fresh = matches!(&entered, Ok(e) if e.ticket().is_none());
+        let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
+        let (entered, luo, arrival) =
+            start::find_vms(&section, ram_bytes, entered, inherited.keeper.as_ref());
         let (config, config_text, config_error) =
             start::choose_config(text, parsed, arrival.as_ref())?;
         if config_error.is_some() {
@@ -187,16 +224,17 @@ impl Host {
             pool: section.pool,
             entered,
             vms: Vec::new(),
+            replaced: arrival.is_some().then_some(replaced),
             number: 0,
             report: None,
             unfinished: Vec::new(),
             started_tsc,
         };
-        host.populate(arrival);
+        host.populate(arrival, inherited.keeper.as_ref());
         Ok(host)
     }
 
-    fn populate(&mut self, arrival: Option<Arrival>) {
+    fn populate(&mut self, arrival: Option<Arrival>, keeper: Option<&Keeper>) {
         if init::is_pid_1()
             && let Some(name) = &self.config.host.hostname
         {
@@ -206,7 +244,7 @@ impl Host {
             tracing::warn!("{}", chain(&error).join(": "));
         }
         match arrival {
-            Some(arrival) => self.resume_vms(arrival),
+            Some(arrival) => self.resume_vms(arrival, keeper),
             None => self.boot_vms(),
         }
     }
@@ -233,13 +271,19 @@ impl Host {
         }
     }
 
-    /// The new kernel's half of a live update.
-    fn resume_vms(&mut self, arrival: Arrival) {
+    /// The new host's half of a live update, or of a handover by `keeper`.
+    fn resume_vms(&mut self, arrival: Arrival, keeper: Option<&Keeper>) {
         let Arrival { mut manifest, session } = arrival;
-        let Ok(luo) = &self.luo else { return };
+        let luo: &dyn Orchestrator = match (keeper, &self.luo) {
+            (Some(keeper), _) => keeper,
+            (None, Ok(luo)) => luo.as_ref(),
+            (None, Err(_)) => return,
+        };
+        // What was given up came in with this kernel. What came in since is something else.
+        let since = self.replaced == Some(Replaced::Program);
         manifest.vms.retain(|vm| {
             let name = &vm.machine.name;
-            let given_up = self.entered.is_given_up(name);
+            let given_up = !since && self.entered.is_given_up(name);
             if given_up {
                 tracing::warn!("VM `{name}` was given up: its memory is freed");
                 drop(luo.retrieve_session(&vm_session(name)));
@@ -247,10 +291,11 @@ impl Host {
             !given_up
         });
         let opened = tsc::now();
-        let arrived = incoming::resume_all(luo.as_ref(), &manifest.vms);
+        let arrived = incoming::resume_all(luo, &manifest.vms);
         let resumed = tsc::now();
+        let backend = luo.backend();
         self.number = manifest.number;
-        self.report = Some(self.make_report(&manifest, &arrived, (opened, resumed)));
+        self.report = Some(self.make_report(&manifest, backend, &arrived, (opened, resumed)));
         let mut complete = true;
         for vm in arrived {
             complete &= vm.session.is_some();
@@ -270,6 +315,7 @@ impl Host {
     fn make_report(
         &self,
         manifest: &Manifest,
+        backend: Backend,
         arrived: &[Arrived],
         (opened, resumed): (u64, u64),
     ) -> Report {
@@ -280,16 +326,17 @@ impl Host {
         let origin = manifest.tsc;
         let jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
         let mut ledger = manifest.ledger.clone();
-        ledger.enter("kernel", jumped, self.started_tsc);
+        ledger.enter(self.jump_name(), jumped, self.started_tsc);
         ledger.enter("start", self.started_tsc, opened);
         ledger.enter("resume-vms", opened, resumed);
         let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
         let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
         Report {
             host: HostReport {
+                replaced: self.replaced.unwrap_or(Replaced::Kernel),
                 kernel_before: manifest.kernel.clone(),
                 kernel_after: kernel_name(),
-                luo: self.luo_name(),
+                luo: backend.to_string(),
                 number: manifest.number,
                 reboot_to_init_ns: rate.nanoseconds(jumped, self.started_tsc),
                 tsc_khz: rate.khz(),
@@ -313,7 +360,7 @@ impl Host {
     ) -> VmReport {
         let entry = &vm.entry;
         let mut ledger = entry.ledger.clone();
-        ledger.enter("kernel", jumped, self.started_tsc);
+        ledger.enter(self.jump_name(), jumped, self.started_tsc);
         ledger.enter("start", self.started_tsc, opened);
         ledger.phases.sort_by_key(|phase| phase.start);
         let frames = (!vm.frames.is_empty()).then(|| FramesReport::new(&vm.frames));
@@ -338,8 +385,21 @@ impl Host {
         }
     }
 
+    /// The phase between the last instruction of the old host and the first of this one.
+    fn jump_name(&self) -> &'static str {
+        match self.replaced {
+            Some(Replaced::Program) => "exec",
+            _ => "kernel",
+        }
+    }
+
+    /// Where there is no better one, handovers go by a keeper.
     fn luo_name(&self) -> String {
-        self.luo.as_ref().map_or_else(|_| "none".to_owned(), |luo| luo.backend().to_string())
+        match &self.luo {
+            Ok(luo) => luo.backend().to_string(),
+            Err(none) if none.holds => "none".to_owned(),
+            Err(_) => Backend::Keeper.to_string(),
+        }
     }
 
     /// The answer to `status`.
@@ -355,10 +415,12 @@ impl Host {
             kernel_version: uname.version().to_string_lossy().into_owned(),
             luo: self.luo_name(),
             luo_error: self.luo.as_ref().err().map(|none| none.why.clone()),
-            boot: if self.number > 0 || self.entered.ticket().is_some() {
-                "live-update"
-            } else {
-                "cold"
+            boot: match self.replaced {
+                Some(Replaced::Kernel) => "live-update",
+                Some(Replaced::Program) => "handover",
+                // It was one, although its VMs are out of reach.
+                None if self.entered.ticket().is_some() => "live-update",
+                None => "cold",
             }
             .to_owned(),
             live_updates: self.number,
@@ -391,7 +453,9 @@ impl Host {
             let name = name.clone();
             return Err(VmError::WrongState { name, state: vm.state(), remedy }.into());
         }
-        let luo = self.luo.as_deref().map_err(|none| HostError::NoLuo(none.clone()))?;
+        // A VM that came by a keeper has memfds, as those of a keeper are.
+        let own = Keeper::start();
+        let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
         let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
         else {
             return Ok(());
@@ -437,7 +501,8 @@ impl Host {
     fn pass_on(
         &self,
         none: &NoLuo,
-        plan: &outgoing::Plan,
+        next: &NextKernel,
+        stop_before: Option<Step>,
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
         let Some(ticket) = self.entered.ticket() else {
@@ -445,7 +510,7 @@ impl Host {
         };
         match self.entered.any_given_up() {
             Some(vm) => Err(HostError::GivenUp(vm)),
-            None => pass_on::run(ticket, plan, announce).map_err(HostError::PassOn),
+            None => pass_on::run(ticket, next, stop_before, announce).map_err(HostError::PassOn),
         }
     }
 
@@ -457,7 +522,7 @@ impl Host {
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         let defaults = &self.config.update;
-        let plan = outgoing::Plan {
+        let next = NextKernel {
             kernel: call
                 .kernel
                 .or_else(|| defaults.kernel.clone())
@@ -467,21 +532,53 @@ impl Host {
                 .or_else(|| defaults.initramfs.clone())
                 .ok_or(HostError::NothingToLoad("initramfs"))?,
             cmdline: call.cmdline.unwrap_or_else(|| defaults.cmdline.clone()),
+        };
+        let luo = match &self.luo {
+            Ok(luo) => luo,
+            Err(none) => return self.pass_on(none, &next, call.stop_before, announce),
+        };
+        let plan = outgoing::Plan {
+            destination: Destination::Kernel(next),
             stop_before: call.stop_before,
             verify_frames: call.verify_frames,
             number: self.number + 1,
             config: self.config_text.clone(),
-            pool: match self.luo.as_ref().map(|luo| luo.backend()) {
-                Ok(Backend::Pool) => self.pool.clone(),
+            pool: match luo.backend() {
+                Backend::Pool => self.pool.clone(),
                 _ => None,
             },
         };
-        match &self.luo {
-            Ok(luo) => {
-                Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
-            }
-            Err(none) => self.pass_on(none, &plan, announce),
-        }
+        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+    }
+
+    /// Replaces the program of this process, and with it those of the VMs. Returns only if it does
+    /// not.
+    fn hand_over(
+        &mut self,
+        call: crate::api::HandoverCall,
+        announce: impl FnOnce(),
+    ) -> Result<std::convert::Infallible, HostError> {
+        self.finish_the_rest();
+        let own = Keeper::start();
+        let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
+            Err(none) if none.holds => return Err(HostError::Withheld),
+            Ok(luo) if luo.backend() == Backend::Pool => (luo.as_ref(), None),
+            // The kernel's LUO gives nothing back before a kexec.
+            _ => (&own, Some(&own)),
+        };
+        let plan = outgoing::Plan {
+            destination: Destination::Host {
+                program: call.program.map_or_else(next_host::own_program, Ok)?,
+                keeper,
+            },
+            stop_before: call.stop_before,
+            verify_frames: call.verify_frames,
+            number: self.number,
+            config: self.config_text.clone(),
+            pool: None,
+        };
+        outgoing::run(luo, &self.vms, &self.unfinished, &plan, announce)
+            .map_err(HostError::Handover)
     }
 }
 
@@ -532,9 +629,13 @@ fn vm_status(vm: &Vm) -> VmStatus {
 }
 
 /// Runs the host until it is told to stop.
-pub fn run(config_path: &Path, started_tsc: u64) -> Result<(), HostError> {
+pub fn run(
+    config_path: &Path,
+    started_tsc: u64,
+    inherited: Option<Result<Left, InheritError>>,
+) -> Result<(), HostError> {
     let mut server = serve::Server::new()?;
-    let mut host = Host::start(config_path, started_tsc)?;
+    let mut host = Host::start(config_path, started_tsc, inherited)?;
     server.listen(&host.config.host)?;
     server.run(&mut host)
 }

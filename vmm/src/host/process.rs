@@ -14,6 +14,7 @@ use rustix::process::{
 use rustix::time::Timespec;
 
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
+use crate::live_update::next_host;
 
 /// How long a VM's process may take to answer. Generous: it bounds a process that hangs, on hosts
 /// that emulate their CPUs too.
@@ -103,6 +104,7 @@ impl VmProcess {
         let child = Command::new("/proc/self/exe")
             .arg0("perennial")
             .arg("vmm")
+            .env_remove(next_host::VARIABLE)
             .stdin(Stdio::from(there.into_fd()))
             .spawn()
             .map_err(ProcessError::Spawn)?;

@@ -298,16 +298,11 @@ impl Server {
             Command::Dump { vm, path } => host.vm(&vm)?.dump(&path)?,
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
-                match host.update(call, || announce(self)) {
-                    Ok(never) => match never {},
-                    Err(HostError::Update(UpdateError::Stopped(step))) => {
-                        return Ok(json!({ "outcome": "running", "stopped_before": step }));
-                    }
-                    Err(HostError::PassOn(UpdateError::Stopped(step))) => {
-                        return Ok(json!({ "outcome": "preserved", "stopped_before": step }));
-                    }
-                    Err(error) => return Err(error),
-                }
+                return undone(host.update(call, || announce(self)));
+            }
+            Command::Handover(call) => {
+                tracing::info!("the handover to another program begins");
+                return undone(host.hand_over(call, || announce(self)));
             }
         }
         Ok(json!({}))
@@ -319,6 +314,18 @@ impl Drop for Server {
         if let Some((_, path)) = &self.listener {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// The answer to a live update or a handover that did not take place, as was asked or not.
+fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, HostError> {
+    match result {
+        Ok(never) => match never {},
+        Err(
+            HostError::Update(UpdateError::Stopped(step))
+            | HostError::Handover(UpdateError::Stopped(step)),
+        ) => Ok(json!({ "outcome": "running", "stopped_before": step })),
+        Err(error) => Err(error),
     }
 }
 

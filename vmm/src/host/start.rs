@@ -1,12 +1,16 @@
 //! The first steps of a host: what has to be there before anything can be found, what the last kernel
 //! left, and which configuration to go by. None of them starts or stops a VM.
 
+use luo::Ticket;
+use luo::builtin::keeper::Keeper;
+
 use super::backend::{self, Chosen, NoLuo};
 use super::entered::{Entered, EnteredError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules};
 use crate::api::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival};
+use crate::live_update::next_host::{InheritError, Left};
 
 /// What has to be there before anything can be found: modules and file systems. For PID 1 only. `fresh`
 /// says that no VM can be preserved in a pool. Says what cannot be had; all else is there.
@@ -23,11 +27,48 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     (!missing.is_empty()).then_some(missing)
 }
 
+/// What the last host of this process has left, as far as it can be had.
+#[derive(Default)]
+pub(super) struct Inheritance {
+    /// Holds the sessions.
+    pub keeper: Option<Keeper>,
+    /// For the sessions in the pool.
+    pub ticket: Option<Ticket>,
+}
+
+/// Takes what the last host of this process has left.
+pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
+    let why = match left {
+        None => return Inheritance::default(),
+        Some(Ok(Left::InPool(ticket))) => {
+            return Inheritance { ticket: Some(ticket), ..Inheritance::default() };
+        }
+        Some(Ok(Left::Kept(handover))) => match Keeper::arrive(handover) {
+            Ok(keeper) => {
+                return Inheritance { keeper: Some(keeper), ..Inheritance::default() };
+            }
+            Err(error) => chain(&error),
+        },
+        Some(Err(error)) => chain(&error),
+    };
+    tracing::error!("the VMs of the last host are lost: {}", why.join(": "));
+    Inheritance::default()
+}
+
+/// What a keeper brought. That it can be read was rehearsed before the last host gave up.
+fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
+    incoming::arrive(keeper).unwrap_or_else(|error| {
+        tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
+        None
+    })
+}
+
 /// Chooses a LUO, and looks for what the last kernel left in it.
 pub(super) fn find_vms(
     section: &HostSection,
     ram_bytes: u64,
     entered: Result<Entered, EnteredError>,
+    keeper: Option<&Keeper>,
 ) -> (Entered, Chosen, Option<Arrival>) {
     let holds = |why: String| {
         tracing::error!("{why}");
@@ -35,11 +76,15 @@ pub(super) fn find_vms(
     };
     let mut entered = match entered {
         Ok(entered) => entered,
-        Err(error) => return (Entered::unknown(), holds(chain(&error).join(": ")), None),
+        Err(error) => {
+            let none = holds(chain(&error).join(": "));
+            return (Entered::unknown(), none, keeper.and_then(arrived_by));
+        }
     };
-    let luo = match backend::choose(section, ram_bytes, entered.ticket()) {
-        Ok(luo) => luo,
-        none => return (entered, none, None),
+    let luo = match (backend::choose(section, ram_bytes, entered.ticket()), keeper) {
+        (luo, Some(keeper)) => return (entered, luo, arrived_by(keeper)),
+        (Ok(luo), None) => luo,
+        (none, None) => return (entered, none, None),
     };
     match incoming::arrive(luo.as_ref()) {
         Ok(None) if entered.ticket().is_some() => {

@@ -1,4 +1,4 @@
-//! The new kernel's half of a live update, from the first look at LUO to running guests.
+//! The new host's half of a live update or a handover, from the first look at LUO to running guests.
 //!
 //! A VM that cannot be restored keeps its session, and with it its memory; the others go on. Nothing
 //! is finished before every guest that can run does run: finishing takes time, and until then a

@@ -1,10 +1,11 @@
-//! The live update: a new host kernel under running VMs.
+//! The live update: a new host kernel under running VMs. And the handover: a new host program.
 //!
 //! Everything that happens while the guests stand still reads top to bottom in two files:
 //! [`outgoing`] ends in the jump, [`incoming`] begins after it.
 
 pub mod incoming;
 pub mod manifest;
+pub mod next_host;
 pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Check and load the next kernel.
+    /// Check and load the next kernel, or the next host's program.
     Load,
     /// Create the sessions and preserve guest RAM; the guests run.
     PreserveRam,
@@ -28,9 +29,9 @@ pub enum Step {
     Save,
     /// Preserve the state documents.
     PreserveState,
-    /// Make the guests' writes durable.
+    /// Make the guests' writes durable; not in a handover, where no write is lost.
     Sync,
-    /// Preserve the manifest and enter the next kernel.
+    /// Preserve the manifest and enter the next kernel, or the next host's program.
     Jump,
 }
 

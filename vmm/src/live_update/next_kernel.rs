@@ -54,14 +54,21 @@ fn joined(reasons: &[impl ToString]) -> String {
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// What is to be entered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextKernel {
+    /// The image.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line as the operator wrote it.
+    pub cmdline: String,
+}
+
 /// Checks and loads the next kernel, which gets the ticket for what lies in a pool. Without one the
 /// kernel's LUO hands everything over.
-pub fn load(
-    kernel: &Path,
-    initramfs: &Path,
-    cmdline: &str,
-    ticket: Option<Ticket>,
-) -> Result<LoadedImage, NextKernelError> {
+pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, NextKernelError> {
+    let NextKernel { kernel, initramfs, cmdline } = next;
     let image = Image::open(kernel, Some(initramfs))?;
     let (survival, command_line) = match ticket {
         None => (Survival::HandedOver, CommandLine::for_live_update(cmdline)?),

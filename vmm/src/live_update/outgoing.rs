@@ -1,4 +1,4 @@
-//! The old kernel's half of a live update, from the first check to the jump.
+//! The old host's half of a live update or a handover, from the first check to the jump.
 //!
 //! Ownership undoes it: the loaded image unloads itself, an outgoing session abandons what it
 //! preserved, and `Paused` resumes every VM that it paused, whenever one of them is dropped. So
@@ -11,13 +11,16 @@ use std::path::PathBuf;
 
 use guest_mem::{FrameDigest, Segment};
 use kexec::LoadedImage;
+use luo::builtin::HandOverError;
+use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
     vm_session,
 };
-use super::next_kernel::{self, NextKernelError};
+use super::next_host::{Left, NextHost, NextHostError};
+use super::next_kernel::{self, NextKernel, NextKernelError};
 use super::timeline::Ledger;
 use super::{Outcome, Step};
 use crate::arch::x86_64::tsc;
@@ -28,19 +31,28 @@ use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::state::{StateError, document};
 
+/// What the VMs go to.
+pub enum Destination<'a> {
+    /// A host on another kernel.
+    Kernel(NextKernel),
+    /// Another host on this kernel, in this very process.
+    Host {
+        /// The host's binary.
+        program: PathBuf,
+        /// Has the sessions, unless they are in a pool.
+        keeper: Option<&'a Keeper>,
+    },
+}
+
 /// What is to be done.
-pub struct Plan {
-    /// The next kernel's image.
-    pub kernel: PathBuf,
-    /// Its initramfs.
-    pub initramfs: PathBuf,
-    /// Its command line as the operator wrote it.
-    pub cmdline: String,
+pub struct Plan<'a> {
+    /// What the VMs go to.
+    pub destination: Destination<'a>,
     /// Undo everything before this step instead of doing it.
     pub stop_before: Option<Step>,
     /// Compare the page frames of guest RAM before and after.
     pub verify_frames: bool,
-    /// Which live update this is.
+    /// How many live updates there will have been.
     pub number: u32,
     /// Text of the host's configuration.
     pub config: String,
@@ -71,6 +83,9 @@ pub enum UpdateError {
     /// The next kernel cannot be used.
     #[error("the next kernel cannot be loaded")]
     NextKernel(#[from] NextKernelError),
+    /// The next host's program cannot be used.
+    #[error("the next host cannot take over")]
+    NextHost(#[from] NextHostError),
     /// LUO refused.
     #[error("step `{step}`{}", about(vm.as_ref()))]
     Luo {
@@ -141,7 +156,7 @@ pub enum UpdateError {
     #[error("the kernel did not jump")]
     Jump(#[source] kexec::JumpError),
     /// LUO did not let it.
-    #[error("the kernel was not told to jump: this is a bug, please report it")]
+    #[error("nothing was told to jump: this is a bug, please report it")]
     NoJump,
 }
 
@@ -159,6 +174,19 @@ impl UpdateError {
     }
 }
 
+/// A destination that is ready to be entered.
+enum Next<'a> {
+    Kernel(LoadedImage),
+    Host(NextHost, Option<&'a Keeper>),
+}
+
+impl Next<'_> {
+    /// Whether what is not on a disk by then is gone.
+    fn loses_page_cache(&self) -> bool {
+        matches!(self, Self::Kernel(_))
+    }
+}
+
 /// A VM on its way: what the transaction holds for it.
 struct Leaving<'a> {
     machine: &'a Machine,
@@ -171,13 +199,13 @@ struct Leaving<'a> {
     state: Option<(File, u64)>,
 }
 
-/// Performs the live update. Returns only if it did not take place; `announce` is called
-/// immediately before the jump.
+/// Performs the live update or the handover. Returns only if it did not take place; `announce` is
+/// called immediately before the jump.
 pub fn run(
     luo: &dyn Orchestrator,
     vms: &[Vm],
     unfinished: &[Incoming],
-    plan: &Plan,
+    plan: &Plan<'_>,
     announce: impl FnOnce(),
 ) -> Result<std::convert::Infallible, UpdateError> {
     let mut ledger = Ledger::default();
@@ -190,7 +218,7 @@ pub fn run(
     // While the guests run.
     refuse_unfinished(vms, unfinished)?;
     before(Step::Load)?;
-    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline, luo.ticket())?;
+    let next = load(luo, &plan.destination)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -203,7 +231,9 @@ pub fn run(
         })
         .collect::<Result<Vec<_>, _>>()?;
     // What is dirty now need not be written during the blackout.
-    sync_host(plan, Step::PreserveRam)?;
+    if next.loses_page_cache() {
+        sync_host(plan, Step::PreserveRam)?;
+    }
     ledger.enter("preserve-ram", loaded, tsc::now());
 
     // The blackout.
@@ -215,24 +245,72 @@ pub fn run(
     before(Step::PreserveState)?;
     preserve_state(paused.vms)?;
     before(Step::Sync)?;
-    sync(plan, paused.vms)?;
+    if next.loses_page_cache() {
+        sync(plan, paused.vms)?;
+    }
     before(Step::Jump)?;
     announce();
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
     let manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
-    let _manifest = preserve_manifest(&host, &manifest)?;
-    Err(jump(luo, image))
+    let manifest = preserve_manifest(&host, &manifest)?;
+    if let Next::Host(program, _) = &next {
+        rehearse(program, &manifest, paused.vms)?;
+    }
+    Err(jump(luo, next))
 }
 
-/// Enters the next kernel, with the sessions. What comes back undoes nothing before LUO has taken
-/// back what it handed over.
-fn jump(luo: &dyn Orchestrator, image: LoadedImage) -> UpdateError {
-    let mut image = Some(image);
+/// Finds out all that can be known of the destination, and makes it ready to be entered.
+fn load<'a>(
+    luo: &dyn Orchestrator,
+    destination: &Destination<'a>,
+) -> Result<Next<'a>, UpdateError> {
+    Ok(match destination {
+        Destination::Kernel(next) => Next::Kernel(next_kernel::load(next, luo.ticket())?),
+        Destination::Host { program, keeper } => Next::Host(NextHost::open(program)?, *keeper),
+    })
+}
+
+/// Has the next host's program read every document that it will get.
+fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<(), NextHostError> {
+    let mut documents = vec![("the manifest".to_owned(), manifest.as_fd())];
+    let states = vms.iter().filter_map(|vm| Some((vm.machine, &vm.state.as_ref()?.0)));
+    documents.extend(states.map(|(machine, file)| {
+        (format!("the state document of VM `{}`", machine.name), file.as_fd())
+    }));
+    program.rehearse(&documents)
+}
+
+/// Enters the next kernel, or the next host, with the sessions. What comes back undoes nothing before
+/// LUO has taken back what it handed over.
+fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
     let mut failed = None;
-    let switched = luo.switch(&mut || failed = image.take().map(kexec::jump));
+    let switched = match next {
+        Next::Kernel(image) => {
+            let mut image = Some(image);
+            luo.switch(&mut || {
+                failed = image.take().map(|image| UpdateError::Jump(kexec::jump(image)));
+            })
+        }
+        Next::Host(program, None) => luo.switch(&mut || {
+            failed = luo.ticket().map(|ticket| program.enter(Left::InPool(ticket)).into());
+        }),
+        Next::Host(program, Some(keeper)) => {
+            let entered = keeper.hand_over(|handover| {
+                Err::<std::convert::Infallible, _>(program.enter(Left::Kept(handover)))
+            });
+            match entered {
+                Ok(never) => match never {},
+                Err(HandOverError::Refused(error)) => Err(error),
+                Err(HandOverError::NotTaken(error)) => {
+                    failed = Some(error.into());
+                    Ok(())
+                }
+            }
+        }
+    };
     match (switched, failed) {
-        (Ok(()), Some(error)) => UpdateError::Jump(error),
+        (Ok(()), Some(error)) => error,
         (Ok(()), None) => UpdateError::NoJump,
         (Err(source), _) => luo_error(Step::Jump, None)(source),
     }
@@ -428,7 +506,7 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     Ok(())
 }
 
-fn sync(plan: &Plan, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     let start = tsc::now();
     for vm in &*vms {
         vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(Step::Sync))?;
@@ -441,12 +519,12 @@ fn sync(plan: &Plan, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     sync_host(plan, Step::Sync)
 }
 
-fn sync_host(plan: &Plan, step: Step) -> Result<(), UpdateError> {
+fn sync_host(plan: &Plan<'_>, step: Step) -> Result<(), UpdateError> {
     mounted::sync(plan.pool.as_deref()).map_err(|source| UpdateError::Sync { step, source })
 }
 
 fn manifest(
-    plan: &Plan,
+    plan: &Plan<'_>,
     ledger: Ledger,
     vms: &[Leaving<'_>],
     (tsc, realtime_ns): (u64, u64),

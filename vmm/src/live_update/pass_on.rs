@@ -6,22 +6,24 @@ use std::convert::Infallible;
 
 use luo::Ticket;
 
-use super::outgoing::{Plan, UpdateError};
-use super::{Step, next_kernel};
+use super::Step;
+use super::next_kernel::{self, NextKernel};
+use super::outgoing::UpdateError;
 
 /// Enters the next kernel with the same ticket. Returns only if it does not; `announce` is called
 /// immediately before the jump.
 pub fn run(
     ticket: Ticket,
-    plan: &Plan,
+    next: &NextKernel,
+    stop_before: Option<Step>,
     announce: impl FnOnce(),
 ) -> Result<Infallible, UpdateError> {
-    let before = |step| match plan.stop_before {
+    let before = |step| match stop_before {
         Some(stop) if stop == step => Err(UpdateError::Stopped(step)),
         _ => Ok(()),
     };
     before(Step::Load)?;
-    let image = next_kernel::load(&plan.kernel, &plan.initramfs, &plan.cmdline, Some(ticket))?;
+    let image = next_kernel::load(next, Some(ticket))?;
     // No VM is in reach, so there is nothing to be done in the steps between.
     for step in [Step::PreserveRam, Step::Pause, Step::Save, Step::PreserveState, Step::Sync] {
         before(step)?;

@@ -1,0 +1,120 @@
+//! Handovers: another program takes the host's place under its VMs, on the same kernel.
+
+use std::process::ExitCode;
+
+use perennial_tests::control::ControlError;
+use perennial_tests::host::{Failure, Host};
+use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
+use perennial_tests::report::Status;
+use perennial_tests::suite::{self, both, kernel};
+use serde_json::{Value, json};
+
+/// The steps of a handover, in order.
+const STEPS: [&str; 7] =
+    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
+
+fn main() -> ExitCode {
+    suite::run(&[
+        both("vms_go_on_over_handovers_and_live_updates_in_turn", in_turn),
+        kernel("a_host_without_luo_hands_over_by_a_keeper", without_luo),
+        kernel("what_cannot_take_over_is_refused_and_every_vm_runs_on", refused),
+    ])
+}
+
+fn boot(plan: &HostPlan) -> Result<(Host, Status), Failure> {
+    let (host, status) = Host::boot(plan)?;
+    host.wait_for_guests()?;
+    Ok((host, status))
+}
+
+fn two(luo: Luo) -> HostPlan {
+    let file = VmPlan { backing: Backing::File, ..VmPlan::new("db", 128, 1) };
+    HostPlan::new(vec![VmPlan::new("web", 256, 2), file]).on(luo)
+}
+
+/// One handover that has to show everything: the same kernel, the same page frames, no copy.
+fn hand_over(host: &mut Host, before: &Status) -> Result<Status, Failure> {
+    let after = host.hand_over(json!({"verify_frames": true}))?;
+    let same = after.kernel == before.kernel && after.live_updates == before.live_updates;
+    if !same || !after.unfinished.is_empty() {
+        return Err(format!("before {before:?}, after {after:?}").into());
+    }
+    host.check_guests()?;
+    let report = host.report()?;
+    // The kernel's LUO gives nothing back before a kexec.
+    let carrier = if before.luo == "pool" { "pool" } else { "keeper" };
+    if report.host.luo != carrier || report.guest_ram_bytes_copied != 0 {
+        return Err(format!("the report says: {report:?}").into());
+    }
+    for vm in &report.vms {
+        let same = vm.frames.as_ref().is_some_and(|f| f.before == f.after && f.pages > 0);
+        if vm.outcome != "running" || !same || vm.blackout_ns.is_none() {
+            return Err(format!("the report of {}: {vm:?}", vm.name).into());
+        }
+    }
+    Ok(after)
+}
+
+fn in_turn(luo: Luo) -> Result<(), Failure> {
+    let (mut host, a) = boot(&two(luo))?;
+    let first = hand_over(&mut host, &a)?;
+    let second = hand_over(&mut host, &first)?;
+    let b = host.update(json!({}))?;
+    if b.kernel == second.kernel || b.live_updates != 1 {
+        return Err(format!("before the update {second:?}, after it {b:?}").into());
+    }
+    host.check_guests()?;
+    let third = hand_over(&mut host, &b)?;
+    let a = host.update(json!({}))?;
+    if a.kernel == third.kernel || a.live_updates != 2 {
+        return Err(format!("before the update {third:?}, after it {a:?}").into());
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+fn without_luo(luo: Luo) -> Result<(), Failure> {
+    let (mut host, status) = boot(&HostPlan { without_luo: true, ..two(luo) })?;
+    if status.luo != "keeper" {
+        return Err(format!("what carries the VMs: {status:?}").into());
+    }
+    let status = hand_over(&mut host, &status)?;
+    hand_over(&mut host, &status)?;
+    match host.try_update(json!({})) {
+        Err(error) if error.outcome() == Some("running") => {}
+        other => return Err(format!("an update without LUO: {other:?}").into()),
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+fn refused(luo: Luo) -> Result<(), Failure> {
+    let (mut host, status) = boot(&two(luo))?;
+    for step in STEPS {
+        let reply = host.try_hand_over(json!({"stop_before": step}))?;
+        if reply["outcome"] != "running" || reply["stopped_before"] != step {
+            return Err(format!("stopped before {step}, the host says {reply}").into());
+        }
+        host.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
+    }
+    let cases: [(Value, &str); 4] = [
+        (json!({"program": "/nowhere/perennial"}), "/nowhere/perennial"),
+        (json!({"program": "/data/bad/empty"}), "/data/bad/empty"),
+        (json!({"program": "/data"}), "/data"),
+        (json!({"program": "/etc/perennial.toml"}), "/etc/perennial.toml"),
+    ];
+    for (arguments, named) in cases {
+        match host.try_hand_over(arguments.clone()) {
+            Err(ControlError::Refused { errors, outcome }) => {
+                if outcome.as_deref() != Some("running") || !errors.join(": ").contains(named) {
+                    let said = format!("{errors:?}, outcome {outcome:?}");
+                    return Err(format!("{arguments}: `{named}` is not named: {said}").into());
+                }
+            }
+            other => return Err(format!("{arguments} was not refused: {other:?}").into()),
+        }
+    }
+    host.check_guests()?;
+    hand_over(&mut host, &status)?;
+    host.power_off_and_check_disks()
+}

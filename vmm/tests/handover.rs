@@ -1,0 +1,163 @@
+//! A host without VMs, as a process that is none of PID 1's kind, replaced by the same binary and by
+//! others. What becomes of VMs is tested where there is KVM.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
+
+/// A running host. Ended when dropped.
+struct Host {
+    child: Child,
+    directory: tempfile::TempDir,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Host {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config.toml");
+        let socket = directory.path().join("socket");
+        fs::write(&config, format!("[host]\nsocket = {socket:?}\n")).unwrap();
+        let mut child = Command::new(PERENNIAL)
+            .args(["host", "--config"])
+            .arg(&config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut host = Self { child, directory, log };
+        host.wait_until_ready("boot cold");
+        host
+    }
+
+    /// Reads the log up to the line that says that a host is there, which has to say how.
+    fn wait_until_ready(&mut self, how: &str) {
+        let mut line = String::new();
+        while !line.contains("ready:") {
+            line.clear();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "the host ended");
+        }
+        assert!(line.contains(how), "{line}");
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(PERENNIAL)
+            .args(["ctl", "--socket"])
+            .arg(self.directory.path().join("socket"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn refused(&self, program: &Path) -> String {
+        let output = self.ctl(&["handover", "--program", program.to_str().unwrap()]);
+        assert!(!output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("[guests: running]"), "{said}");
+        said
+    }
+
+    /// A perennial that calls one of its formats otherwise, as another version may.
+    fn other_version(&self, format: &str, called: &str) -> std::path::PathBuf {
+        assert_eq!(format.len(), called.len());
+        let mut bytes = fs::read(PERENNIAL).unwrap();
+        let at = |bytes: &[u8]| bytes.windows(format.len()).position(|w| w == format.as_bytes());
+        assert!(at(&bytes).is_some());
+        while let Some(at) = at(&bytes) {
+            bytes[at..at + format.len()].copy_from_slice(called.as_bytes());
+        }
+        let path = self.directory.path().join(called);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_next_program_answers_in_the_same_process() {
+    let mut host = Host::start();
+    for _ in 0..2 {
+        let output = host.ctl(&["handover"]);
+        assert!(output.status.success(), "{output:?}");
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(status["boot"], "handover");
+        host.wait_until_ready("boot handover");
+    }
+    let report = host.ctl(&["report"]).stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["host"]["replaced"], "program");
+    assert_eq!(report["host"]["luo"], "keeper");
+    assert!(host.ctl(&["power-off"]).status.success());
+    assert!(host.child.wait().unwrap().success(), "the process that was started ends");
+}
+
+#[test]
+fn a_binary_that_was_replaced_in_its_place_takes_over() {
+    // Not the test's own binary: that one must stay.
+    let directory = tempfile::tempdir().unwrap();
+    let installed = directory.path().join("perennial");
+    fs::copy(PERENNIAL, &installed).unwrap();
+    let mut host = Host::start();
+    let output = host.ctl(&["handover", "--program", installed.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    host.wait_until_ready("boot handover");
+
+    // As a package manager does it: another file takes the name.
+    let next = directory.path().join("next");
+    fs::copy(PERENNIAL, &next).unwrap();
+    fs::rename(&next, &installed).unwrap();
+    let exe = format!("/proc/{}/exe", host.child.id());
+    let old = fs::read_link(&exe).unwrap();
+    assert!(old.to_str().unwrap().ends_with(" (deleted)"), "{old:?}");
+    assert!(host.ctl(&["handover"]).status.success());
+    host.wait_until_ready("boot handover");
+    assert_eq!(fs::read_link(&exe).unwrap(), installed);
+}
+
+#[test]
+fn a_program_that_is_no_perennial_is_refused_and_the_host_goes_on() {
+    let host = Host::start();
+    let said = host.refused(Path::new("/bin/true"));
+    assert!(said.contains("/bin/true is no perennial"), "{said}");
+    let said = host.refused(Path::new("/nowhere"));
+    assert!(said.contains("cannot open /nowhere"), "{said}");
+    let said = host.refused(host.directory.path());
+    assert!(said.contains("cannot execute"), "{said}");
+    assert!(host.ctl(&["status"]).status.success());
+}
+
+#[test]
+fn a_program_that_does_not_understand_what_it_would_get_is_refused() {
+    let host = Host::start();
+    let said = host.refused(&host.other_version("perennial,host-v1", "perennial,host-v2"));
+    assert!(said.contains("cannot take over: ") && said.contains("the manifest: "), "{said}");
+    // It knows the documents, and not the tree that says where they are.
+    let said = host.refused(&host.other_version("luo-v1", "luo-v2"));
+    assert!(said.contains("cannot take over: ") && said.contains("luo-v"), "{said}");
+    assert!(host.ctl(&["handover"]).status.success(), "nothing was lost by the attempts");
+}
+
+#[test]
+fn a_variable_that_no_host_wrote_costs_nothing_but_a_line_in_the_log() {
+    for forged in ["0", "1,2", "77", "seven", "3,3", "-1"] {
+        let output = Command::new(PERENNIAL)
+            .args(["host", "--config", "/nowhere"])
+            .env("PERENNIAL_HANDOVER", forged)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("no list of fds"), "{forged}: {said}");
+        assert!(said.contains("cannot read") && !said.contains("panicked"), "{forged}: {said}");
+    }
+}
