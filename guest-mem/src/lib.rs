@@ -30,7 +30,9 @@ pub use host_memory::{available_bytes, check_available};
 pub use huge_pages::{HugePages, ShmemPolicy};
 pub use layout::{HUGE_PAGE, Layout, PAGE, SegmentPlan, Slot};
 pub use ram::{GuestRam, MappedSlot};
-pub use segment::{Backing, Segment, check_segment, check_segment_of, create_segment, is_touched};
+pub use segment::{
+    Backing, Segment, check_segment, check_segment_of, create_segment, is_touched, untouched_bytes,
+};
 
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use serde_json::json;
 
 fn main() -> ExitCode {
     suite::run(&[
+        kernel("vms_that_are_too_much_together_do_not_all_start", too_much_together),
         both("requests_that_cannot_be_obeyed_are_refused_and_the_vm_runs_on", requests),
         kernel("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
         both("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
@@ -76,6 +77,23 @@ fn first_configuration(_: Luo) -> Result<(), Failure> {
         host.done();
     }
     Ok(())
+}
+
+fn too_much_together(_: Luo) -> Result<(), Failure> {
+    // Each has room alone, and for a moment both would: a guest that has just started has touched little.
+    let vms = vec![VmPlan::new("web", 512, 1), VmPlan::new("db", 512, 1)];
+    let (mut host, status) =
+        Host::boot(&HostPlan { memory_mib: Some(1024), ..HostPlan::new(vms) })?;
+    let [web, db] = &status.vms[..] else { return Err(format!("{status:?}").into()) };
+    let error = db.error.clone().unwrap_or_default().join(": ");
+    if web.state != "running" || db.state != "failed" || !error.contains("for other VMs") {
+        return Err(format!("the status does not say that both are too much: {status:?}").into());
+    }
+    host.forget_guest("db");
+    host.wait_for_guests()?;
+    host.update(json!({}))?;
+    host.check_guests()?;
+    host.power_off_and_check_disks()
 }
 
 fn next_configuration(luo: Luo) -> Result<(), Failure> {

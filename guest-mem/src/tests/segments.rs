@@ -190,6 +190,18 @@ fn a_segment_whose_pages_were_given_back_is_untouched_again() {
 }
 
 #[test]
+fn what_was_not_touched_can_still_be_taken() {
+    let segment = create_segment("test", 8 << 20).unwrap();
+    assert_eq!(untouched_bytes(&segment).unwrap(), 8 << 20);
+    segment.file().write_all_at(&[1], 3 << 20).unwrap();
+    // The host decides how large a folio it gives.
+    let left = untouched_bytes(&segment).unwrap();
+    assert!([PAGE, HUGE_PAGE].contains(&((8 << 20) - left)), "{left}");
+    segment.file().write_all_at(&vec![1; 8 << 20], 0).unwrap();
+    assert_eq!(untouched_bytes(&segment).unwrap(), 0);
+}
+
+#[test]
 fn looking_whether_a_segment_is_touched_does_not_matter_to_who_reads_it() {
     let segment = create_segment("vm", LEN).unwrap();
     segment.file().write_all_at(b"guest", 0).unwrap();

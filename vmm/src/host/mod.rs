@@ -252,7 +252,6 @@ impl Host {
     /// Boots the VMs of the configuration, but none that may be preserved somewhere.
     fn boot_vms(&mut self) {
         let unreachable = self.luo.as_ref().err().filter(|none| none.holds);
-        let ram = ram_source(&self.luo);
         for machine in self.config.machines.iter().cloned() {
             let mut vm = Vm::new(machine);
             match unreachable {
@@ -260,6 +259,7 @@ impl Host {
                     vm.withhold(&none.why, self.entered.ticket().is_some());
                 }
                 _ => {
+                    let ram = ram_source(&self.luo, &self.vms, self.vms.len());
                     if let Err(error) = vm.boot(ram) {
                         let why = chain(&error);
                         tracing::error!("{}", why.join(": "));
@@ -437,12 +437,15 @@ impl Host {
     }
 
     fn boot(&mut self, name: &VmName) -> Result<(), VmError> {
-        find(&mut self.vms, name)?.boot(ram_source(&self.luo))
+        let index = index_of(&self.vms, name)?;
+        let ram = ram_source(&self.luo, &self.vms, index);
+        self.vms[index].boot(ram)
     }
 
     /// Tells a VM what its process said, or that it ended (`None`).
     fn on_event(&mut self, index: usize, event: Option<crate::link::Event>) {
-        self.vms[index].on_event(event, ram_source(&self.luo));
+        let ram = ram_source(&self.luo, &self.vms, index);
+        self.vms[index].on_event(event, ram);
     }
 
     /// Tries again to restore a preserved VM.
@@ -583,6 +586,11 @@ impl Host {
 }
 
 fn find<'a>(vms: &'a mut [Vm], name: &VmName) -> Result<&'a mut Vm, VmError> {
+    let index = index_of(vms, name)?;
+    Ok(&mut vms[index])
+}
+
+fn index_of(vms: &[Vm], name: &VmName) -> Result<usize, VmError> {
     let known = match vms.is_empty() {
         true => "none".to_owned(),
         false => {
@@ -591,11 +599,14 @@ fn find<'a>(vms: &'a mut [Vm], name: &VmName) -> Result<&'a mut Vm, VmError> {
         }
     };
     let unknown = VmError::Unknown { name: name.clone(), known };
-    vms.iter_mut().find(|vm| vm.machine.name == *name).ok_or(unknown)
+    vms.iter().position(|vm| vm.machine.name == *name).ok_or(unknown)
 }
 
-fn ram_source(luo: &Chosen) -> RamSource<'_> {
-    RamSource::new(luo.as_deref().ok())
+/// Where the RAM of VM `index` comes from, with what the others may still take.
+fn ram_source<'a>(luo: &'a Chosen, vms: &[Vm], index: usize) -> RamSource<'a> {
+    let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
+    let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
+    RamSource::new(luo.as_deref().ok()).with_promised(promised)
 }
 
 /// Finishes a session; one that cannot be is handed back.

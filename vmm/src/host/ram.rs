@@ -21,17 +21,30 @@ pub enum RamError {
 
 /// Makes guest RAM that this host's LUO can carry, or plain memfds if it has none.
 #[derive(Clone, Copy)]
-pub struct RamSource<'a>(Option<&'a dyn Orchestrator>);
+pub struct RamSource<'a> {
+    luo: Option<&'a dyn Orchestrator>,
+    promised: u64,
+}
 
 impl<'a> RamSource<'a> {
     /// The source that belongs to this LUO.
     pub fn new(luo: Option<&'a dyn Orchestrator>) -> Self {
-        Self(luo)
+        Self { luo, promised: 0 }
+    }
+
+    /// The same, with `bytes` of the host's memory promised to guests that have not touched them yet.
+    pub fn with_promised(self, bytes: u64) -> Self {
+        Self { promised: bytes, ..self }
+    }
+
+    /// What guests may still take of the host's memory without having been told so here.
+    pub fn promised(self) -> u64 {
+        self.promised
     }
 
     /// What its segments are.
     pub fn kind(self) -> Ram {
-        match self.0.map(Orchestrator::backend) {
+        match self.luo.map(Orchestrator::backend) {
             Some(Backend::Pool) => Ram::DaxFile,
             _ => Ram::Memfd,
         }
@@ -39,7 +52,7 @@ impl<'a> RamSource<'a> {
 
     /// A new segment, number `index` of the VM called `name`.
     pub fn create(self, name: &str, index: usize, len: u64) -> Result<Segment, RamError> {
-        match self.0 {
+        match self.luo {
             Some(luo) => Ok(self.take(index, luo.create_memory(name, len)?, len)?),
             None => Ok(create_segment(name, len)?),
         }

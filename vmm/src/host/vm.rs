@@ -41,10 +41,11 @@ pub enum VmError {
     },
     /// More RAM than the host can give.
     #[error(
-        "VM `{name}` has {} MiB of RAM, the host has {} MiB available: give it less memory or stop \
-         another VM",
+        "VM `{name}` has {} MiB of RAM, the host has {} MiB available, {} MiB of which are for other \
+         VMs that have not touched them yet: give it less memory or stop another VM",
         .wanted >> 20,
-        .available >> 20
+        .available >> 20,
+        .promised >> 20
     )]
     NotEnoughRam {
         /// The VM.
@@ -53,6 +54,8 @@ pub enum VmError {
         wanted: u64,
         /// `MemAvailable`, in bytes.
         available: u64,
+        /// Bytes that other VMs have and did not touch yet.
+        promised: u64,
     },
     /// How much RAM the host has cannot be found out.
     #[error("cannot read /proc/meminfo")]
@@ -211,6 +214,14 @@ impl Vm {
         self.life = Life::Withheld(vec![words, why.to_owned()]);
     }
 
+    /// Bytes of its RAM that have no memory of the host yet, and may be touched at any time.
+    pub fn untouched_bytes(&self) -> u64 {
+        let Life::Live(live) = &self.life else { return 0 };
+        // What cannot be examined may be untouched as a whole.
+        let untouched = |segment| guest_mem::untouched_bytes(segment).unwrap_or(segment.len());
+        live.segments.iter().map(untouched).sum()
+    }
+
     /// Creates the RAM, starts a process, boots the kernel and lets it run.
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), VmError> {
         match self.life {
@@ -257,8 +268,14 @@ impl Vm {
         if ram.kind() == Ram::Memfd {
             let text = std::fs::read_to_string("/proc/meminfo").map_err(VmError::Meminfo)?;
             let available = guest_mem::available_bytes(&text).map_err(|e| self.ram_error(e))?;
-            if wanted > available {
-                return Err(VmError::NotEnoughRam { name: self.name(), wanted, available });
+            let promised = ram.promised();
+            if wanted > available.saturating_sub(promised) {
+                return Err(VmError::NotEnoughRam {
+                    name: self.name(),
+                    wanted,
+                    available,
+                    promised,
+                });
             }
         }
         let layout = ram_layout(wanted).map_err(|e| self.ram_error(e))?;

@@ -13,7 +13,7 @@ use guest_mem::{FrameDigest, Segment};
 use kexec::LoadedImage;
 use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
-use luo::{Incoming, Orchestrator, Outgoing};
+use luo::{Backend, Incoming, Orchestrator, Outgoing};
 
 use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
@@ -97,6 +97,22 @@ pub enum UpdateError {
         #[source]
         source: luo::Error,
     },
+    /// Preserving would take more memory than there is.
+    #[error(
+        "preserving guest RAM fills its holes, which takes {} MiB, and the host has {} MiB available: \
+         stop a VM, or free memory otherwise",
+        .holes >> 20,
+        .available >> 20
+    )]
+    NoRoomForHoles {
+        /// Bytes without memory in the segments that the guests have touched.
+        holes: u64,
+        /// `MemAvailable`, in bytes.
+        available: u64,
+    },
+    /// How much memory the host has cannot be found out.
+    #[error("cannot find out how much memory the host has available")]
+    Meminfo(#[source] std::io::Error),
     /// Which RAM was touched cannot be found out.
     #[error("VM `{vm}`: cannot examine its RAM")]
     Ram {
@@ -222,6 +238,9 @@ pub fn run(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
+    if luo.backend() == Backend::Kernel {
+        refuse_too_many_holes(vms)?;
+    }
     let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
     let mut leaving = vms
         .iter()
@@ -324,6 +343,28 @@ fn refuse_unfinished(vms: &[Vm], unfinished: &[Incoming]) -> Result<(), UpdateEr
     match unfinished.first() {
         Some(session) => Err(UpdateError::UnfinishedSession(session.name().to_string())),
         None => Ok(()),
+    }
+}
+
+/// The kernel's LUO gives memory to every page of what it preserves. Where there is not enough, the
+/// kernel would end processes to get it, the VMs' first.
+fn refuse_too_many_holes(vms: &[Vm]) -> Result<(), UpdateError> {
+    let mut holes = 0;
+    for vm in vms {
+        let Life::Live(live) = &vm.life else { continue };
+        for segment in &live.segments {
+            let examine = |source| UpdateError::Ram { vm: vm.machine.name.clone(), source };
+            if guest_mem::is_touched(segment).map_err(examine)? {
+                holes += guest_mem::untouched_bytes(segment).map_err(examine)?;
+            }
+        }
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").map_err(UpdateError::Meminfo)?;
+    let available = guest_mem::available_bytes(&text)
+        .map_err(|error| UpdateError::Meminfo(std::io::Error::other(error)))?;
+    match holes > available {
+        true => Err(UpdateError::NoRoomForHoles { holes, available }),
+        false => Ok(()),
     }
 }
 
