@@ -13,6 +13,7 @@
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
 pub mod backend;
+pub mod conversation;
 pub mod entered;
 pub mod files;
 pub mod format;

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use guest_mem::Segment;
 use luo::Incoming;
 
+use super::conversation::{ProcessError, unexpected};
 use super::files::{Files, OpenError};
-use super::process::{ProcessError, VmProcess, unexpected};
+use super::process::VmProcess;
 use super::ram::{RamError, RamSource};
 use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::live_update::manifest::VmEntry;

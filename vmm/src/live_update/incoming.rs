@@ -15,8 +15,9 @@ use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token, vm_session,
 };
 use crate::arch::x86_64::tsc;
+use crate::host::conversation::{ProcessError, unexpected};
 use crate::host::files::{Files, OpenError};
-use crate::host::process::{ProcessError, VmProcess, unexpected};
+use crate::host::process::VmProcess;
 use crate::host::ram::{RamError, RamSource};
 use crate::host::vm::{Life, Live, Vm};
 use crate::link::{Reply, Request, Role};
