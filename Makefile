@@ -53,6 +53,11 @@ bench: setup kernels ## Measure the blackout
 	$(STEP) "benchmark (first run: some minutes to compile)"
 	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin bench
 
+.PHONY: fuzz
+fuzz: ## Fuzz every parser and device for a minute each
+	$(STEP) "fuzzing (PERENNIAL_FUZZ_SECONDS for each target; first run: some minutes to compile)"
+	@resources/fuzz.sh
+
 .PHONY: lint
 lint: ## Formatting, clippy, documentation, licences and advisories
 	$(STEP) "formatting"

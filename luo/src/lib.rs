@@ -23,6 +23,8 @@
 pub mod builtin;
 pub mod emulate;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod ioctl;
 pub mod kernel;
 mod memory;

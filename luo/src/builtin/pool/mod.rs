@@ -28,7 +28,7 @@ mod fault;
 mod files;
 mod handler;
 mod number;
-mod record;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 

@@ -26,7 +26,7 @@ use super::files::Kind;
 use crate::Ticket;
 
 /// The root's format.
-pub(super) const COMPATIBLE: &str = "luo-pool-v1";
+pub(crate) const COMPATIBLE: &str = "luo-pool-v1";
 const POOL: &str = "pool";
 const TICKET: &str = "ticket";
 const DIGEST: &str = "digest";
@@ -90,17 +90,17 @@ fn of(found: Option<&Ticket>) -> String {
 
 /// What is known of a file in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Its inode: a file in its place that has another is not it.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
     /// Its size.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Its position at the switch.
-    pub(super) position: u64,
+    pub(crate) position: u64,
     /// A copy's: the seals of the memfd that it is of.
-    pub(super) seals: u32,
+    pub(crate) seals: u32,
     /// A copy's: the CRC-32 of its contents.
-    pub(super) digest: u32,
+    pub(crate) digest: u32,
 }
 
 impl Entry {
@@ -125,27 +125,27 @@ impl Entry {
 
 /// A pool's tree as a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tree {
-    pub(super) pool: [u8; 16],
-    pub(super) ticket: Ticket,
-    pub(super) files: BTreeMap<u64, Entry>,
-    pub(super) luo: Handover,
+pub(crate) struct Tree {
+    pub(crate) pool: [u8; 16],
+    pub(crate) ticket: Ticket,
+    pub(crate) files: BTreeMap<u64, Entry>,
+    pub(crate) luo: Handover,
 }
 
 /// The files of a tree that are in the pool.
-pub(super) fn pool_files(luo: &Handover) -> impl Iterator<Item = &FileRecord> {
+pub(crate) fn pool_files(luo: &Handover) -> impl Iterator<Item = &FileRecord> {
     let files = luo.sessions.iter().flat_map(|session| &session.files);
     files.filter(|file| Kind::of(&file.compatible).is_some())
 }
 
 /// Writes a tree.
-pub(super) fn encode(tree: &Tree) -> Result<Vec<u8>, v1::Error> {
+pub(crate) fn encode(tree: &Tree) -> Result<Vec<u8>, v1::Error> {
     let undigested = write(tree, 0)?;
     write(tree, crc32fast::hash(&undigested))
 }
 
 /// Reads a tree, which has to be of this pool.
-pub(super) fn decode(bytes: &[u8], pool: [u8; 16]) -> Result<Tree, Error> {
+pub(crate) fn decode(bytes: &[u8], pool: [u8; 16]) -> Result<Tree, Error> {
     let tree = read(bytes).map_err(Error::Tree)??;
     let again = encode(&tree).map_err(Error::Tree)?;
     if again != bytes {
@@ -160,7 +160,7 @@ pub(super) fn decode(bytes: &[u8], pool: [u8; 16]) -> Result<Tree, Error> {
 }
 
 /// A tree's own digest, by which its sessions' notes are found.
-pub(super) fn digest(bytes: &[u8]) -> u32 {
+pub(crate) fn digest(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 

@@ -20,45 +20,45 @@ const FORMAT: &str = "perennial-luo-state-v1";
 
 /// One file. Contents stand in the order of the entries, each at the start of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// In bytes.
-    pub(super) size: u64,
-    pub(super) position: u64,
-    pub(super) seals: SealFlags,
+    pub(crate) size: u64,
+    pub(crate) position: u64,
+    pub(crate) seals: SealFlags,
     /// Permission bits.
-    pub(super) mode: u32,
+    pub(crate) mode: u32,
     /// See [`super::contents`].
-    pub(super) sum: u32,
+    pub(crate) sum: u32,
 }
 
 /// What is in a state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Index {
+pub(crate) struct Index {
     /// Of the live update.
-    pub(super) number: u64,
-    pub(super) tree_bytes: u64,
-    pub(super) tree_sum: u32,
+    pub(crate) number: u64,
+    pub(crate) tree_bytes: u64,
+    pub(crate) tree_sum: u32,
     /// By the number that the tree has for them.
-    pub(super) files: BTreeMap<u64, Entry>,
+    pub(crate) files: BTreeMap<u64, Entry>,
 }
 
 impl Index {
     /// An index without files.
-    pub(super) fn new(number: u64, tree: &[u8]) -> Self {
+    pub(crate) fn new(number: u64, tree: &[u8]) -> Self {
         let (tree_bytes, tree_sum) = (tree.len() as u64, crc32fast::hash(tree));
         Self { number, tree_bytes, tree_sum, files: BTreeMap::new() }
     }
 
-    pub(super) fn tree_name(&self) -> String {
+    pub(crate) fn tree_name(&self) -> String {
         format!("tree-{}.dtb", self.number)
     }
 
-    pub(super) fn memory_name(&self) -> String {
+    pub(crate) fn memory_name(&self) -> String {
         format!("memory-{}", self.number)
     }
 
     /// Reads an index; says what is wrong with it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
         match text.lines().next() {
             Some(FORMAT) => {}

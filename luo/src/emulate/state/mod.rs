@@ -28,7 +28,7 @@ use crate::builtin::OpenFile;
 use crate::builtin::tree::{Handover, v1};
 
 mod contents;
-mod index;
+pub(crate) mod index;
 #[cfg(test)]
 mod tests;
 
