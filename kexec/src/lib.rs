@@ -18,6 +18,8 @@
 
 pub mod abi;
 mod command_line;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 mod jump;
 mod load;

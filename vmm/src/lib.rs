@@ -6,6 +6,8 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod devices;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod kvm;
 pub mod link;

@@ -28,6 +28,19 @@ pub struct Call {
     pub command: Command,
 }
 
+impl Call {
+    /// Reads a line. A line that is no call gives what to answer; whoever sent it waits for its number,
+    /// if it has one.
+    pub fn parse(line: &str) -> Result<Self, Line> {
+        serde_json::from_str(line).map_err(|error| {
+            let request = serde_json::from_str::<Value>(line).ok();
+            let id = request.and_then(|request| request["id"].as_u64()).unwrap_or(0);
+            let error = vec![format!("the request cannot be read: {error}")];
+            Line::Error { id, error, outcome: None }
+        })
+    }
+}
+
 /// What a client can ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]

@@ -245,14 +245,10 @@ impl Server {
         reply: impl Fn(&mut Self, &Line),
     ) -> After {
         for line in lines {
-            let call: Call = match serde_json::from_str(&line) {
+            let call = match Call::parse(&line) {
                 Ok(call) => call,
-                Err(error) => {
-                    // Whoever sent it waits for its number, if it has one.
-                    let id = serde_json::from_str::<Value>(&line).ok();
-                    let id = id.and_then(|request| request["id"].as_u64()).unwrap_or(0);
-                    let error = vec![format!("the request cannot be read: {error}")];
-                    reply(self, &Line::Error { id, error, outcome: None });
+                Err(refusal) => {
+                    reply(self, &refusal);
                     continue;
                 }
             };

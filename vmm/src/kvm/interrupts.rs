@@ -231,8 +231,10 @@ fn set_routing(vm: &VmFd, messages: &BTreeMap<u32, MsiMessage>) -> Result<(), kv
 }
 
 /// Wiring without KVM, for tests of devices: it remembers routes, and lines count what was sent.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fake {
+    #![expect(clippy::unwrap_used, reason = "a test or fuzz target that cannot go on has failed")]
+
     use super::*;
 
     /// A guest's message that [`FakeWires`] refuses, as KVM refuses some.

@@ -53,10 +53,15 @@ enum RequestError {
     SelfCheck,
 }
 
-/// Serves the host until it closes the link.
+/// Serves the host that started this process.
 pub fn run() -> Result<(), ServeError> {
     let link = io::stdin().as_fd().try_clone_to_owned().map_err(ServeError::NoLink)?;
-    let link = Arc::new(Channel::from_fd(link));
+    serve(Channel::from_fd(link))
+}
+
+/// Serves the host until it closes the link.
+pub fn serve(link: Channel) -> Result<(), ServeError> {
+    let link = Arc::new(link);
     let mut process = Process { link: link.clone(), vm: None };
     loop {
         let (envelope, fds) = match link.receive::<Envelope>() {

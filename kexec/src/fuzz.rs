@@ -1,0 +1,70 @@
+//! Fuzz targets: functions of any bytes, which panic if the crate does not keep what it promises.
+//!
+//! They are there for tests and fuzzers only. `kexec/fuzz` runs them under libFuzzer (`make fuzz`);
+//! here each is a test over its seeds (`kexec/fuzz/seeds`) and inputs made from them.
+#![expect(clippy::unwrap_used, reason = "a panic is how a target says that it found something")]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::{CommandLine, Image, Initramfs, Kernel, abi, parameters};
+
+/// Looks at a file as at the next kernel, and as at an initramfs. A kernel that is taken is all in
+/// the file, and can be looked into.
+pub fn image(input: &[u8]) {
+    let file = File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all_at(input, 0).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let initramfs = Initramfs::open(&path);
+    if let Ok(initramfs) = &initramfs {
+        assert_eq!(initramfs.size, input.len() as u64);
+    }
+    let Ok(kernel) = Kernel::open(&path) else { return };
+    let (start, length) = kernel.payload;
+    assert!(start + length <= kernel.size);
+    assert!(kernel.alignment.is_power_of_two());
+    let _ = abi::of_image(&kernel);
+    let image = Image { kernel, initramfs: initramfs.ok() };
+    let scratch = image.scratch_parameter();
+    let again = CommandLine::new(&scratch).unwrap();
+    assert!(again.as_str().starts_with("kho_scratch=16M,"));
+}
+
+/// Composes a command line. What the operator wrote stays, and all that a live update needs is on.
+pub fn command_line(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let before: Vec<_> = parameters(&text).collect();
+    let Ok(composed) = CommandLine::for_live_update(&text) else { return };
+    assert!(composed.as_str().len() <= CommandLine::MAX_BYTES);
+    for needed in ["kho", "liveupdate"] {
+        assert_eq!(composed.switch(needed), Some(true));
+    }
+    let after: Vec<_> = parameters(composed.as_str()).collect();
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(CommandLine::for_live_update(composed.as_str()), Ok(composed.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_fuzz::replay;
+
+    use super::*;
+
+    fn seeds(target: &str) -> String {
+        format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[test]
+    fn a_file_is_refused_or_is_a_whole_kernel() {
+        replay(seeds("image"), image);
+    }
+
+    #[test]
+    fn a_command_line_is_refused_or_keeps_what_is_preserved() {
+        replay(seeds("command_line"), command_line);
+    }
+}

@@ -1,0 +1,96 @@
+//! State documents and manifests: what is read is written again, to the byte.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::devices::pci::PciBus;
+use crate::devices::serial::{Serial, SerialResources};
+use crate::devices::virtio::{Block, Disk, PciResources, VirtioPci};
+use crate::kvm::interrupts::event;
+use crate::kvm::interrupts::fake::FakeWires;
+use crate::live_update::manifest::Manifest;
+use crate::state::document::{self, Detail};
+use crate::state::{Persist, Schema};
+use crate::vm::MachineStateV1;
+
+/// Where the digest stands: behind the header, an empty list of reservations, the root's beginning and
+/// the property's.
+const DIGEST_AT: usize = 40 + 16 + 8 + 12;
+
+/// Reads the state document of a machine, and restores what of it needs no KVM.
+pub fn state_document(input: &[u8]) {
+    for bytes in with_digest(input) {
+        if let Some(state) = read::<MachineStateV1>(&bytes) {
+            restore(state);
+        }
+    }
+}
+
+/// Reads what the host leaves for itself.
+pub fn manifest(input: &[u8]) {
+    for bytes in with_digest(input) {
+        let _ = read::<Manifest>(&bytes);
+    }
+}
+
+/// The bytes, and the bytes with a right digest: it keeps most inputs out, and what lies behind it is
+/// to be tried, too.
+fn with_digest(input: &[u8]) -> [Vec<u8>; 2] {
+    let mut right = input.to_vec();
+    if let Some(digest) = right.get_mut(DIGEST_AT..DIGEST_AT + 4) {
+        digest.fill(0);
+        let sum = crc32fast::hash(&right);
+        right[DIGEST_AT..DIGEST_AT + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+    [input.to_vec(), right]
+}
+
+/// The value of a document, which is written as that document and no other.
+fn read<S: Schema>(bytes: &[u8]) -> Option<S> {
+    let root = document::decode(bytes).ok()?;
+    assert_eq!(document::encode(&root).unwrap(), bytes);
+    assert!(!document::show(&root, Detail::Brief).is_empty());
+    let value: S = document::read_document(bytes).ok()?;
+    let again = document::write_document(&value).unwrap();
+    let value = document::read_document::<S>(&again).unwrap();
+    // An older binding may have been read; what is written is always the newest.
+    assert_eq!(document::write_document(&value).unwrap(), again);
+    Some(value)
+}
+
+/// Builds the devices anew. A state that is taken is the state that they have then.
+fn restore(state: MachineStateV1) {
+    let Ok(bus) = PciBus::restore(state.devices.pci, Box::new(|_| ()));
+    assert_eq!(bus.save(), Ok(state.devices.pci));
+    let resources = SerialResources { interrupt: event("COM1").unwrap(), sink: None };
+    if let Ok(serial) = Serial::restore(state.devices.serial.clone(), resources) {
+        assert_eq!(serial.save().unwrap(), state.devices.serial);
+    }
+    let ram = [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
+    let memory = GuestMemoryMmap::from_ranges(&ram).unwrap();
+    for (slot, saved) in (1..).zip(state.devices.disks) {
+        let Some(file) = disk(saved.device.capacity_sectors) else { continue };
+        let wires = Arc::new(FakeWires::default());
+        let resources = PciResources {
+            slot,
+            bar: saved.config.bar_base,
+            memory: memory.clone(),
+            interrupts: wires.clone(),
+            doorbells: wires,
+        };
+        let disk = Disk { file, readonly: saved.device.readonly, path: "fuzz".to_owned() };
+        if let Ok(function) = VirtioPci::<Block>::restore(saved.clone(), (resources, disk)) {
+            assert_eq!(function.save().unwrap(), saved);
+        }
+    }
+}
+
+/// A disk that takes no room, if there can be one as large.
+fn disk(sectors: u64) -> Option<File> {
+    let file = memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, sectors.checked_mul(512)?).ok()?;
+    Some(file.into())
+}

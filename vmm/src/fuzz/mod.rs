@@ -1,0 +1,56 @@
+//! Fuzz targets: functions of any bytes, which panic if the crate does not keep what it promises.
+//!
+//! They are there for tests and fuzzers only. `vmm/fuzz` runs them under libFuzzer (`make fuzz`); here
+//! each is a test over its seeds (`vmm/fuzz/seeds`) and inputs made from them. None needs KVM.
+#![expect(clippy::unwrap_used, reason = "a panic is how a target says that it found something")]
+
+mod control;
+mod documents;
+mod guest;
+mod link;
+
+pub use control::control;
+pub use documents::{manifest, state_document};
+pub use guest::guest;
+pub use link::{from_vm, to_vm};
+
+#[cfg(test)]
+mod tests {
+    use perennial_fuzz::replay;
+
+    use super::*;
+
+    fn seeds(target: &str) -> String {
+        format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[test]
+    fn nothing_that_a_guest_does_to_its_devices_confuses_them() {
+        replay(seeds("guest"), guest);
+    }
+
+    #[test]
+    fn a_state_document_is_refused_or_means_something() {
+        replay(seeds("state_document"), state_document);
+    }
+
+    #[test]
+    fn a_manifest_is_refused_or_means_something() {
+        replay(seeds("manifest"), manifest);
+    }
+
+    #[test]
+    fn a_process_of_a_vm_answers_whatever_it_is_asked() {
+        replay(seeds("to_vm"), to_vm);
+    }
+
+    #[test]
+    fn the_host_goes_on_whatever_a_process_of_a_vm_says() {
+        replay(seeds("from_vm"), from_vm);
+    }
+
+    #[test]
+    fn a_client_is_understood_or_told_that_it_is_not() {
+        replay(seeds("control"), control);
+    }
+}
