@@ -144,16 +144,18 @@ impl Conversation {
         !self.events.borrow().is_empty()
     }
 
-    /// The last thing that an ended process said unasked.
+    /// The last thing that an ended process said unasked, whatever else it said.
     pub fn last_words(&self) -> Option<Event> {
-        while let Ok((message, _)) = self.channel.receive::<FromVm>() {
-            if let FromVm::Event(event) = message
-                && self.keep(event).is_err()
-            {
-                break;
+        loop {
+            let done = match self.channel.receive::<FromVm>() {
+                Ok((FromVm::Event(event), _)) => self.keep(event).is_err(),
+                Ok((FromVm::Reply(_), _)) | Err(LinkError::Malformed(_)) => false,
+                Err(_) => true,
+            };
+            if done {
+                return self.events.borrow_mut().pop_back();
             }
         }
-        self.events.borrow_mut().pop_back()
     }
 
     /// What the process said unasked, oldest first. Reads one more message if `readable`.
@@ -239,6 +241,19 @@ mod tests {
         vm.send(&FromVm::Reply(Reply::Failed(vec![String::new(); 40_000])), &[]).unwrap();
         let error = host.ask(Request::Save).unwrap_err();
         assert_eq!(depth(&error), 1 + Reasons::MOST);
+    }
+
+    #[test]
+    fn the_last_words_of_a_process_are_heard_behind_anything() {
+        let (host, vm) = conversation();
+        vm.send(&FromVm::Event(Event::Reset), &[]).unwrap();
+        vm.send(&"garbage", &[]).unwrap();
+        vm.send(&FromVm::Reply(Reply::Synced), &[]).unwrap();
+        vm.send(&FromVm::Event(Event::Crashed("why".to_owned())), &[]).unwrap();
+        drop(vm);
+        assert_eq!(host.last_words(), Some(Event::Crashed("why".to_owned())));
+        assert_eq!(host.last_words(), Some(Event::Reset));
+        assert_eq!(host.last_words(), None);
     }
 
     #[test]

@@ -249,10 +249,12 @@ pub(crate) mod fake {
 
     impl FakeWires {
         /// How often line `index`, in the order of allocation, was pulled since the last call.
+        #[cfg(test)]
         pub(crate) fn taken(&self, index: usize) -> u64 {
             self.lines.lock().unwrap()[index].read().unwrap_or(0)
         }
 
+        #[cfg(test)]
         pub(crate) fn route(&self, index: usize) -> Option<MsiMessage> {
             self.routes.lock().unwrap().get(&(FIRST_MSI_GSI + index as u32)).copied()
         }
