@@ -49,7 +49,7 @@ test: setup lint kernels stock ## All checks and all tests, as CI runs them
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test --workspace --no-fail-fast
 
 .PHONY: bench
-bench: setup kernels ## Measure the blackout
+bench: setup kernels ## Measure the blackout and the built-in LUO
 	$(STEP) "benchmark (first run: some minutes to compile)"
 	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin bench
 

@@ -1,13 +1,9 @@
-//! `make bench`: how long the blackout is, against the floor of the same host without VMs.
+//! How long the blackout is, against the floor of the same host without VMs.
 //!
-//! Every number of one run comes from one machine, one pair of kernels and one set of binaries, so
-//! their ratios mean something where the numbers alone do not. Nothing here fails for being slow:
-//! the targets are printed beside what was measured.
+//! Every case has the same pair of kernels.
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use perennial_tests::host::{Failure, Host, WORK};
@@ -15,25 +11,17 @@ use perennial_tests::kernels::{self, Role};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Phase, Report};
 use perennial_tests::samples::Samples;
-use perennial_tests::{paths, qemu, suite};
+use perennial_tests::{qemu, suite};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::target::{self, Target};
 
 /// RAM of the host in every case: what four VMs of 512 MiB, or one of 2 GiB, need.
 const HOST_MIB: u64 = 4096;
 
 /// Updates in each case, unless `PERENNIAL_BENCH_ROUNDS` says otherwise.
 const ROUNDS: u64 = 5;
-
-fn main() -> ExitCode {
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 /// What was measured of one set of VMs.
 #[derive(Debug, Serialize)]
@@ -50,16 +38,7 @@ struct Case {
     page_frames_unchanged: bool,
 }
 
-/// A ratio, what it should be at most, and whether it is.
-#[derive(Debug, Serialize)]
-struct Target {
-    name: &'static str,
-    ratio: Option<f64>,
-    at_most: f64,
-    met: bool,
-}
-
-fn bench() -> Result<(), Failure> {
+pub(crate) fn bench() -> Result<Value, Failure> {
     if let Some(reason) = suite::missing(Luo::Kernel, Role::Guest) {
         return Err(reason.into());
     }
@@ -79,32 +58,23 @@ fn bench() -> Result<(), Failure> {
     ];
     let targets = targets(&cases);
     print_phases(&cases[1..]);
-    println!("\nTargets");
-    for target in &targets {
-        let ratio = target.ratio.map_or("unknown".to_owned(), |ratio| format!("{ratio:.3}"));
-        let met = if target.met { "met" } else { "NOT met" };
-        println!("  {:32} {ratio:>8}  at most {:.2}: {met}", target.name, target.at_most);
-    }
+    target::print(&targets);
     for case in &cases[1..] {
         println!(
-            "  {:32} {} bytes of guest RAM copied, page frames {}",
+            "  {:44} {} bytes of guest RAM copied, page frames {}",
             case.name,
             case.guest_ram_bytes_copied,
             if case.page_frames_unchanged { "unchanged" } else { "CHANGED or unknown" }
         );
     }
-    let path = paths::results("bench")?.join("report.json");
-    let report = json!({
+    Ok(json!({
         "accelerator": accelerator.to_string(),
         "host_kernel": kernel.release,
         "host_ram_mib": HOST_MIB,
         "floor_ns": cases[0].reboot_to_init_ns.median(),
         "cases": cases,
         "targets": targets,
-    });
-    fs::write(&path, serde_json::to_string_pretty(&report)?)?;
-    println!("\nWrote {}", path.display());
-    Ok(())
+    }))
 }
 
 /// A VM whose guest has touched all of its RAM.
@@ -177,16 +147,11 @@ fn case(
 
 fn targets(cases: &[Case; 4]) -> Vec<Target> {
     let [floor, one, big, four] = cases;
-    let target = |name, ratio: Option<f64>, at_most| Target {
-        name,
-        ratio,
-        at_most,
-        met: ratio.is_some_and(|ratio| ratio <= at_most),
-    };
+    let [one, big, four] = [one, big, four].map(|case| &case.blackout_ns);
     vec![
-        target("1 x 512 MiB to floor", one.blackout_ns.ratio(&floor.reboot_to_init_ns), 1.5),
-        target("1 x 2048 MiB to 1 x 512 MiB", big.blackout_ns.ratio(&one.blackout_ns), 1.1),
-        target("4 x 512 MiB to 1 x 512 MiB", four.blackout_ns.ratio(&one.blackout_ns), 1.25),
+        Target::ratio("1 x 512 MiB to floor", one, &floor.reboot_to_init_ns, 1.5),
+        Target::ratio("1 x 2048 MiB to 1 x 512 MiB", big, one, 1.1),
+        Target::ratio("4 x 512 MiB to 1 x 512 MiB", four, one, 1.25),
     ]
 }
 

@@ -1,0 +1,310 @@
+//! What the built-in LUO's calls cost, and whether that grows with what there is already.
+//!
+//! A client measures its own calls under `perennial luo emulate`: it is this program once more. What
+//! happens at a switch is measured in this process, on a keeper; what an arriving VM's memory
+//! costs, on a pool in `/dev/shm`, which has the pool's code and no DAX.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use luo::builtin::keeper::Keeper;
+use luo::builtin::pool::{Options, Pool};
+use luo::emulate::NUMBER_VARIABLE;
+use luo::kernel::Device;
+use luo::{Orchestrator, Outgoing, SessionName, Token};
+use perennial_tests::host::Failure;
+use perennial_tests::samples::Samples;
+use perennial_tests::{binaries, paths};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::system::{RebootCommand, reboot};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::target::{self, Target};
+
+/// The argument that makes this program the client that measures its calls.
+pub(crate) const CALLER: &str = "luo-caller";
+/// The argument that makes this program the client that fills a kernel and calls for the next.
+pub(crate) const FILLER: &str = "luo-filler";
+
+/// How many there are already, in the two cases of each call.
+const FEW_AND_MANY: [usize; 2] = [100, 2000];
+/// Calls in each case.
+const CALLS: usize = 200;
+/// What is serialized: sessions, and files in each.
+const SERIALIZED: (usize, usize) = (1000, 8);
+/// Switches, and runs of the selftest.
+const ROUNDS: usize = 9;
+/// Memory of the VMs that arrive.
+const VM_MIB: [u64; 2] = [256, 2048];
+
+/// What the client says that has filled a kernel.
+const FULL: &str = "full\n";
+
+/// What the client found out, in nanoseconds for each call.
+#[derive(Debug, Serialize, Deserialize)]
+struct Calls {
+    /// Creating a session and closing it, beside few and many others.
+    sessions: [Vec<u64>; 2],
+    /// Preserving one more file in a session of few and of many.
+    files: [Vec<u64>; 2],
+}
+
+/// Measures all of it.
+pub(crate) fn bench() -> Result<Value, Failure> {
+    allow_many_fds()?;
+    println!("The built-in LUO; min / median / max\n");
+    let binaries = binaries::build()?;
+    let perennial = binaries.perennial();
+    let Calls { sessions, files } = calls(&perennial)?;
+    let [few_sessions, many_sessions] = sessions.map(Samples::new);
+    let [few_files, many_files] = files.map(Samples::new);
+    print("create and close a session of 100", &few_sessions);
+    print("create and close a session of 2000", &many_sessions);
+    print("preserve file 100 of a session", &few_files);
+    print("preserve file 2000 of a session", &many_files);
+    let serializing = serializing()?;
+    print("serialize 1000 sessions of 8 files", &serializing);
+    let state = into_a_state_directory(&perennial)?;
+    print("the emulator's switch with as many", &state);
+    let [small, large] = VM_MIB.map(arrival);
+    let (small, large) = (small?, large?);
+    print("retrieve 256 MiB from a pool", &small);
+    print("retrieve 2048 MiB from a pool", &large);
+    let selftest = selftest(&perennial).unwrap_or_else(|error| {
+        println!("Linux's selftest `liveupdate` has no number: {error}");
+        Samples::default()
+    });
+    print("Linux's selftest `liveupdate`", &selftest);
+    let targets = [
+        Target::ratio("a session of 2000 to one of 100", &many_sessions, &few_sessions, 1.5),
+        Target::ratio("file 2000 to file 100", &many_files, &few_files, 1.5),
+        Target::ratio("2048 MiB from a pool to 256 MiB", &large, &small, 1.5),
+        Target::time("serializing to 50 ms", &serializing, 50_000_000),
+        Target::time("the selftest to 2 s", &selftest, 2_000_000_000),
+    ];
+    target::print(&targets);
+    Ok(json!({
+        "create_and_close_ns": {"of_100": few_sessions, "of_2000": many_sessions},
+        "preserve_ns": {"of_100": few_files, "of_2000": many_files},
+        "serialize_1000_sessions_of_8_files_ns": serializing,
+        "emulator_switch_1000_sessions_of_8_files_ns": state,
+        "retrieve_from_pool_ns": {"256_mib": small, "2048_mib": large},
+        "selftest_ns": selftest,
+        "targets": targets,
+    }))
+}
+
+fn print(name: &str, samples: &Samples) {
+    println!("{name:36} {}", samples.text());
+}
+
+/// As many fds as this process may have: a preserved file takes one, and two at the switch.
+fn allow_many_fds() -> Result<(), Failure> {
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(40_000), maximum: Some(40_000) };
+    let most = Rlimit { current: now.maximum, ..now };
+    Ok(setrlimit(Resource::Nofile, wanted).or_else(|_| setrlimit(Resource::Nofile, most))?)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn timed<T>(act: impl FnOnce() -> T) -> (T, u64) {
+    let start = Instant::now();
+    let done = act();
+    (done, nanoseconds(start.elapsed()))
+}
+
+fn name(text: &str) -> Result<SessionName, Failure> {
+    Ok(SessionName::new(text)?)
+}
+
+/// A session of this name with `files` new memfds.
+fn session(luo: &impl Orchestrator, text: &str, files: usize) -> Result<Outgoing, Failure> {
+    let session = luo.create_session(&name(text)?)?;
+    for token in 0..files {
+        session.preserve(memory(luo)?.as_fd(), Token(token as u64))?;
+    }
+    Ok(session)
+}
+
+fn memory(luo: &impl Orchestrator) -> Result<OwnedFd, Failure> {
+    Ok(luo.create_memory("bench", 4096)?)
+}
+
+/// A command that runs this program under the emulator, as the client that `what` says.
+fn emulated(perennial: &Path, options: &[&OsStr], what: &str) -> Result<Command, Failure> {
+    let mut command = Command::new(perennial);
+    command.args(["luo", "emulate"]).args(options).arg("--").arg(env::current_exe()?).arg(what);
+    command.stderr(Stdio::inherit()).stdout(Stdio::piped());
+    Ok(command)
+}
+
+fn calls(perennial: &Path) -> Result<Calls, Failure> {
+    let output = emulated(perennial, &[], CALLER)?.output()?;
+    if !output.status.success() {
+        return Err(format!("the client under the emulator: {}", output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// From the last word of a program that preserved everything, which is followed by reboot(2), to the end
+/// of the run that wrote it into a directory.
+fn into_a_state_directory(perennial: &Path) -> Result<Samples, Failure> {
+    let mut samples = Vec::new();
+    for _ in 0..ROUNDS {
+        let directory = tempfile::tempdir_in("/dev/shm")?;
+        let state = directory.path().join("state");
+        let options = ["--state".as_ref(), state.as_os_str()];
+        let mut run = emulated(perennial, &options, FILLER)?.spawn()?;
+        let mut words = String::new();
+        BufReader::new(run.stdout.take().ok_or("it has no output")?).read_line(&mut words)?;
+        let (status, took) = timed(|| run.wait());
+        let status = status?;
+        if words != FULL || !status.success() {
+            return Err(format!("the client that fills a kernel: {status}").into());
+        }
+        samples.push(took);
+    }
+    Ok(Samples::new(samples))
+}
+
+/// Preserves everything, says so, and calls for the next kernel.
+pub(crate) fn filler() -> Result<(), Failure> {
+    if env::var_os(NUMBER_VARIABLE).is_none() {
+        return Err("not under the emulator, where this would restart the machine".into());
+    }
+    allow_many_fds()?;
+    let _sessions = fill(&Device::default())?;
+    print!("{FULL}");
+    stdout().flush()?;
+    reboot(RebootCommand::Kexec)?;
+    Err("reboot(2) came back".into())
+}
+
+fn fill(luo: &impl Orchestrator) -> Result<Vec<Outgoing>, Failure> {
+    let (sessions, files) = SERIALIZED;
+    (0..sessions).map(|number| session(luo, &format!("session-{number}"), files)).collect()
+}
+
+/// Measures calls, and prints what they took.
+pub(crate) fn caller() -> Result<(), Failure> {
+    allow_many_fds()?;
+    let luo = Device::default();
+    let calls = Calls { sessions: sessions(&luo)?, files: files(&luo)? };
+    println!("{}", serde_json::to_string(&calls)?);
+    Ok(())
+}
+
+fn sessions(luo: &Device) -> Result<[Vec<u64>; 2], Failure> {
+    let mut open = Vec::new();
+    let mut measured = [const { Vec::new() }; 2];
+    let one_more = name("one-more")?;
+    for (samples, count) in measured.iter_mut().zip(FEW_AND_MANY) {
+        while open.len() < count {
+            open.push(session(luo, &format!("session-{}", open.len()), 0)?);
+        }
+        for _ in 0..CALLS {
+            let (made, took) = timed(|| luo.create_session(&one_more).map(drop));
+            made?;
+            samples.push(took);
+        }
+    }
+    Ok(measured)
+}
+
+fn files(luo: &Device) -> Result<[Vec<u64>; 2], Failure> {
+    let session = session(luo, "files", 0)?;
+    let mut measured = [const { Vec::new() }; 2];
+    // Around the number, half before and half behind.
+    let near = |number: usize, wanted: usize| number.abs_diff(wanted) <= CALLS / 4;
+    for number in 0..FEW_AND_MANY[1] + CALLS / 4 {
+        let memory = memory(luo)?;
+        let (preserved, took) = timed(|| session.preserve(memory.as_fd(), Token(number as u64)));
+        preserved?;
+        for (samples, wanted) in measured.iter_mut().zip(FEW_AND_MANY) {
+            if near(number, wanted) {
+                samples.push(took);
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// How long it takes to freeze and write down everything, until the successor could have it.
+fn serializing() -> Result<Samples, Failure> {
+    let keeper = Keeper::start();
+    let _sessions = fill(&keeper)?;
+    let mut samples = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        let mut took = None;
+        // Nobody takes it, and everything is as it was.
+        let taken: Result<(), _> = keeper.hand_over(|handover| {
+            took = Some(nanoseconds(start.elapsed()));
+            drop(handover);
+            Err(())
+        });
+        drop(taken);
+        samples.push(took.ok_or("the keeper handed nothing over")?);
+    }
+    Ok(Samples::new(samples))
+}
+
+/// How long a host that comes up takes to have a VM's memory: opening the pool, retrieving the session
+/// and the memory.
+fn arrival(mib: u64) -> Result<Samples, Failure> {
+    let directory = tempfile::tempdir_in("/dev/shm")?;
+    let options = Options { without_dax: true, ..Options::default() };
+    let mut pool = Pool::start(directory.path(), &options)?;
+    let mut memory = pool.create_memory("bench", mib << 20)?;
+    let vm = name("vm")?;
+    let mut samples = Vec::new();
+    for _ in 0..ROUNDS {
+        let session = pool.create_session(&vm)?;
+        session.preserve(memory.as_fd(), Token(1))?;
+        pool.hand_over(|| Ok::<(), ()>(())).map_err(|error| error.to_string())?;
+        drop((session, memory, pool));
+        let (arrived, took) = timed(|| -> Result<_, Failure> {
+            let pool = Pool::start(directory.path(), &options)?;
+            let session = pool.retrieve_session(&vm)?;
+            let memory = session.retrieve(Token(1))?;
+            Ok((pool, session, memory))
+        });
+        let session;
+        (pool, session, memory) = arrived?;
+        session.finish().map_err(|failure| failure.error)?;
+        samples.push(took);
+    }
+    Ok(Samples::new(samples))
+}
+
+/// How long Linux's own test of its LUO takes under the emulator.
+fn selftest(perennial: &Path) -> Result<Samples, Failure> {
+    let recipe = paths::workspace().join("resources/kernel/selftests.sh");
+    let built = Command::new(recipe).stderr(Stdio::inherit()).output()?;
+    if !built.status.success() {
+        return Err("resources/kernel/selftests.sh could not build it".into());
+    }
+    let directory = String::from_utf8(built.stdout)?;
+    let program = Path::new(directory.trim()).join("liveupdate");
+    let mut samples = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut command = Command::new(perennial);
+        command.args(["luo", "emulate", "--"]).arg(&program);
+        let (output, took) = timed(|| command.output());
+        let output = output?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stdout).into_owned().into());
+        }
+        samples.push(took);
+    }
+    Ok(Samples::new(samples))
+}

@@ -1,0 +1,52 @@
+//! `make bench`: how long the blackout is, and what the built-in LUO's calls cost.
+//!
+//! Every number of one run comes from one machine and one set of binaries, so their ratios mean
+//! something where the numbers alone do not. Nothing here fails for being slow: the targets are
+//! printed beside what was measured. `bench blackout` and `bench luo` measure one part.
+
+mod blackout;
+mod luo;
+mod target;
+
+use std::env;
+use std::fs;
+use std::process::ExitCode;
+
+use perennial_tests::host::Failure;
+use perennial_tests::paths;
+use serde_json::{Map, Value};
+
+fn main() -> ExitCode {
+    let part = env::args().nth(1);
+    let done = match part.as_deref() {
+        Some(luo::CALLER) => luo::caller(),
+        Some(luo::FILLER) => luo::filler(),
+        None => bench(&["luo", "blackout"]),
+        Some("luo") => bench(&["luo"]),
+        Some("blackout") => bench(&["blackout"]),
+        Some(other) => Err(format!("there is no part `{other}`: luo, blackout").into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(parts: &[&str]) -> Result<(), Failure> {
+    let mut report = Map::new();
+    for part in parts {
+        let measured: Value = match *part {
+            "luo" => luo::bench()?,
+            _ => blackout::bench()?,
+        };
+        report.insert((*part).to_owned(), measured);
+        println!();
+    }
+    let path = paths::results("bench")?.join("report.json");
+    fs::write(&path, serde_json::to_string_pretty(&report)?)?;
+    println!("Wrote {}", path.display());
+    Ok(())
+}
