@@ -19,7 +19,7 @@ use crate::Errno;
 use crate::builtin::decode::{Caller, Fault};
 use crate::builtin::scripted::{Callback, Script as Handlers, ScriptedFile};
 use crate::builtin::tree::v1;
-use crate::builtin::{Compatible, Limits, Luo, Parameters, SessionId};
+use crate::builtin::{Compatible, Kind, Limits, Luo, Parameters, SessionId};
 
 const LIMITS: Limits = Limits { sessions: 6, sessions_errno: Errno::NOSPC, files: 4 };
 /// Where the memory of the process is, and how much there is: the first half can only be read.
@@ -179,14 +179,17 @@ impl World {
         match step {
             0 => {
                 let (command, address) = (script.u32(), script.u16());
-                self.request(script, |luo, process| {
+                let answer = self.request(script, |luo, process| {
                     luo.device_ioctl(process, command, address.into())
                 });
+                if answer == Err(Errno::EXIST) {
+                    assert!(self.has_session_called_as_at(address.into()), "the name is free");
+                }
             }
             1 => {
                 let Some(session) = self.session(script) else { return };
                 let (command, address) = (script.u32(), script.u16());
-                self.request(script, |luo, process| {
+                let _ = self.request(script, |luo, process| {
                     luo.session_ioctl(process, session, command, address.into())
                 });
             }
@@ -239,11 +242,22 @@ impl World {
         (!self.sessions.is_empty()).then(|| self.sessions[index % self.sessions.len()])
     }
 
+    /// Whether an outgoing session has the name of the struct at `address`.
+    fn has_session_called_as_at(&self, address: u64) -> bool {
+        let name = &self.process.memory[Process::at(address + 8, 64).unwrap()];
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.sessions.iter().any(|session| {
+            self.luo.kind(*session) == Ok(Kind::Outgoing)
+                && self.luo.session_name(*session).unwrap().as_bytes() == name
+        })
+    }
+
+    /// Makes a request with as many free fds as the script says.
     fn request(
         &mut self,
         script: &mut Script<'_>,
         ask: impl FnOnce(&mut Luo<ScriptedFile>, &mut Process) -> Result<(), Errno>,
-    ) {
+    ) -> Result<(), Errno> {
         let Self { luo, process, sessions, .. } = self;
         process.free_fds = script.u8();
         let before = process.memory.clone();
@@ -260,6 +274,7 @@ impl World {
             luo.kind(*session).unwrap();
             luo.session_name(*session).unwrap();
         }
+        answer
     }
 
     /// The switch to the next generation, if nothing forbids it.

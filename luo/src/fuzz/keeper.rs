@@ -22,7 +22,7 @@ pub fn keeper(input: &[u8]) {
         let fds: Vec<OwnedFd> =
             (0..count).map(|index| memory::memfd("fuzz", index as u64).unwrap()).collect();
         match Keeper::arrive(Handover { tree: tree.clone(), fds }) {
-            Ok(keeper) => ask(&keeper, &tree),
+            Ok(keeper) => ask(&keeper, &tree, count),
             Err(error) => {
                 assert_eq!((error.handover.tree, error.handover.fds.len()), (tree, count))
             }
@@ -30,8 +30,9 @@ pub fn keeper(input: &[u8]) {
     }
 }
 
-fn ask(keeper: &Keeper, tree: &[u8]) {
+fn ask(keeper: &Keeper, tree: &[u8], fds: usize) {
     let handover = v1::decode(tree).unwrap();
+    assert!(fds <= handover.file_count(), "an fd for each file, and no more");
     assert_eq!(keeper.liveupdate_number(), handover.number);
     for record in &handover.sessions {
         let Ok(name) = SessionName::from_array(&record.name.to_field()) else { continue };
