@@ -194,6 +194,7 @@ const NO_FD: &str =
 const NO_FILE: &str = "the system has no open file left; raise fs.file-max and try again";
 const GONE: &str = "all sessions are handed over to the next generation already";
 const READ_ONLY: &str = "the pool became read-only; see the kernel's log";
+const NO_MANAGER: &str = "no service manager listens at NOTIFY_SOCKET; restart the service";
 const NOT_LUO: &str = "it does not speak the protocol of the Live Update Orchestrator";
 
 fn known_or_os(known: &str, errno: Errno) -> String {
@@ -280,13 +281,14 @@ fn why_preserve(errno: Errno) -> String {
         }
         Errno::NOSPC => {
             "the session holds as many files as it can: use another session; or the pool is full: \
-             free some of it"
+             free some of it; or the service's fd store is: raise its FileDescriptorStoreMax="
         }
         Errno::TOOBIG => {
             "the file's memory is not in the pool, and is too big to be copied there; create it in \
              the pool"
         }
         Errno::MFILE => NO_FD,
+        Errno::CONNREFUSED => NO_MANAGER,
         Errno::ROFS => READ_ONLY,
         Errno::SHUTDOWN => GONE,
         Errno::OPNOTSUPP => "the file carries a seal that this kernel cannot hand over",
@@ -324,6 +326,10 @@ fn why_retrieve(errno: Errno) -> String {
              somebody changed the pool, or mixed up the fds"
         }
         Errno::ROFS => "the pool became read-only; what was preserved under the token is lost",
+        Errno::NOTUNIQ => {
+            "the service's fd store holds two files of that name, and nothing says which is the \
+             right one; `systemd-analyze fdstore` lists them"
+        }
         Errno::SHUTDOWN => GONE,
         Errno::INVAL => "the session is an outgoing one, or the record of the file is damaged",
         Errno::NOTTY => NOT_LUO,
@@ -400,6 +406,8 @@ fn why_switch(errno: Errno) -> String {
              `handover` from the pool before anything else"
         }
         Errno::AGAIN => "their tree cannot be written",
+        Errno::CONNREFUSED => NO_MANAGER,
+        Errno::TIMEDOUT => "the service manager did not say that it has them",
         Errno::SHUTDOWN => GONE,
         _ => "",
     };

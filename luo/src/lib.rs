@@ -17,6 +17,7 @@
 //! [`Outgoing`] has no `retrieve` and [`Incoming`] no `preserve`: the wrong call does not compile.
 //! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
 //! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
+//! Under systemd sessions can live in the service's fd store ([`systemd`]).
 //! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none: on a pool
 //! of memory that survives a kexec ([`builtin::pool`]), or in one process ([`builtin::keeper`]).
 
@@ -30,6 +31,7 @@ pub mod kernel;
 mod memory;
 mod name;
 mod session;
+pub mod systemd;
 mod ticket;
 mod token;
 pub mod uapi;

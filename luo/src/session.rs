@@ -19,6 +19,8 @@ use crate::{Error, FinishError, SessionName, Ticket, Token};
 pub enum Backend {
     /// The kernel's LUO: sessions survive a kexec.
     Kernel,
+    /// The fd store of a systemd service: they survive a restart of the service, and a kexec.
+    Systemd,
     /// The built-in LUO on a pool: they survive a kexec, and what they hold lies in the pool.
     Pool,
     /// The built-in LUO on a keeper: they survive this process, but no kexec.
@@ -29,6 +31,7 @@ impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
+            Self::Systemd => "systemd",
             Self::Pool => "pool",
             Self::Keeper => "keeper",
         })

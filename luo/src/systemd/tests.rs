@@ -1,0 +1,272 @@
+//! The store against a manager that does what systemd 262 does with the same messages.
+
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
+use std::thread::JoinHandle;
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, recvmsg, socket_with,
+};
+
+use super::*;
+
+/// A service manager with one service. It keeps at most `max` fds.
+struct Manager {
+    directory: tempfile::TempDir,
+    thread: Option<JoinHandle<Vec<(String, OwnedFd)>>>,
+}
+
+impl Manager {
+    fn start(max: usize, mut kept: Vec<(String, OwnedFd)>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = SocketAddrUnix::new(directory.path().join("notify")).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &address).unwrap();
+        let thread = std::thread::spawn(move || {
+            while let Some((text, fds)) = receive(&socket) {
+                obey(&mut kept, max, &text, fds);
+            }
+            kept
+        });
+        Self { directory, thread: Some(thread) }
+    }
+
+    fn notify(&self) -> Notify {
+        Notify::to(self.directory.path().join("notify").as_os_str()).unwrap()
+    }
+
+    /// Ends it. What it kept is what the service is started with next.
+    fn stop(mut self) -> Vec<(String, OwnedFd)> {
+        self.notify().send("").unwrap();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+/// The next message; an empty one is the end.
+fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
+    let mut bytes = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let fds = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let fds = fds.collect();
+    (got.bytes > 0).then(|| (String::from_utf8(bytes[..got.bytes].to_vec()).unwrap(), fds))
+}
+
+fn obey(kept: &mut Vec<(String, OwnedFd)>, max: usize, text: &str, fds: Vec<OwnedFd>) {
+    let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
+    let name = lines.get("FDNAME").copied().filter(|name| !name.contains(':')).unwrap_or("stored");
+    if lines.contains_key("FDSTOREREMOVE") {
+        kept.retain(|(other, _)| other != name);
+    } else if lines.contains_key("FDSTORE") {
+        for fd in fds {
+            let inode = Inode::of(fd.as_fd()).unwrap();
+            let known = kept.iter().any(|(_, k)| Inode::of(k.as_fd()).unwrap() == inode);
+            if kept.len() < max && !known {
+                kept.push((name.to_owned(), fd));
+            }
+        }
+    }
+}
+
+fn store(manager: &Manager, max: usize, fds: Vec<(String, OwnedFd)>) -> FdStore {
+    FdStore::new(manager.notify(), max, fds).unwrap()
+}
+
+fn name(text: &str) -> SessionName {
+    SessionName::new(text).unwrap()
+}
+
+fn memfd(contents: &str) -> File {
+    let file = File::from(memory::memfd("test", contents.len() as u64).unwrap());
+    file.write_all_at(contents.as_bytes(), 0).unwrap();
+    file
+}
+
+fn contents(fd: OwnedFd) -> String {
+    let file = File::from(fd);
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn copy(fds: &[(String, OwnedFd)]) -> Vec<(String, OwnedFd)> {
+    fds.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).collect()
+}
+
+fn names(fds: &[(String, OwnedFd)]) -> Vec<&str> {
+    fds.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+/// Sessions with one file each under token 0, as the next process is started with them.
+fn left_behind(sessions: &[(&str, &str)]) -> Vec<(String, OwnedFd)> {
+    let manager = Manager::start(8, Vec::new());
+    let store = store(&manager, 8, Vec::new());
+    for (session, text) in sessions {
+        let session = store.create_session(&name(session)).unwrap();
+        session.preserve(memfd(text).as_fd(), Token(0)).unwrap();
+        std::mem::forget(session);
+    }
+    manager.stop()
+}
+
+#[test]
+fn what_is_preserved_comes_back_under_its_session_and_token() {
+    let manager = Manager::start(8, Vec::new());
+    let first = store(&manager, 8, Vec::new());
+    let session = first.create_session(&name("vm:web")).unwrap();
+    session.preserve(memfd("state").as_fd(), Token(0)).unwrap();
+    session.preserve(memfd("ram").as_fd(), Token(u64::MAX)).unwrap();
+    let mut jumps = 0;
+    first.switch(&mut || jumps += 1).unwrap();
+    assert_eq!(jumps, 1);
+    std::mem::forget(session);
+    let kept = manager.stop();
+
+    let manager = Manager::start(8, copy(&kept));
+    let second = store(&manager, 8, kept);
+    assert_eq!(second.waiting(), [name("vm:web")]);
+    let session = second.retrieve_session(&name("vm:web")).unwrap();
+    assert_eq!(contents(session.retrieve(Token(0)).unwrap()), "state");
+    assert_eq!(contents(session.retrieve(Token(u64::MAX)).unwrap()), "ram");
+    assert_eq!(contents(session.retrieve(Token(0)).unwrap()), "state", "again");
+    assert!(session.retrieve(Token(1)).unwrap_err().is_not_found());
+    session.finish().unwrap();
+    assert_eq!(names(&manager.stop()), [""; 0], "finished: nothing is kept");
+}
+
+#[test]
+fn an_outgoing_session_that_is_dropped_leaves_nothing_and_frees_its_name() {
+    let manager = Manager::start(8, Vec::new());
+    let store = store(&manager, 8, Vec::new());
+    let session = store.create_session(&name("web")).unwrap();
+    session.preserve(memfd("ram").as_fd(), Token(1)).unwrap();
+    let error = store.create_session(&name("web")).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::EXIST));
+    drop(session);
+    let _again = store.create_session(&name("web")).unwrap();
+    assert_eq!(names(&manager.stop()), [""; 0]);
+}
+
+#[test]
+fn an_incoming_session_is_taken_once_and_lost_when_it_is_dropped() {
+    let kept = left_behind(&[("web", "w"), ("db", "d")]);
+    let manager = Manager::start(8, copy(&kept));
+    let store = store(&manager, 8, kept);
+    let session = store.retrieve_session(&name("web")).unwrap();
+    let errno = || store.retrieve_session(&name("web")).unwrap_err().errno();
+    assert_eq!(errno(), Some(Errno::INVAL));
+    drop(session);
+    assert_eq!(errno(), Some(Errno::NOENT));
+    assert_eq!(names(&manager.stop()), ["db/0"], "nobody took it, so it is kept");
+}
+
+#[test]
+fn a_file_that_is_kept_already_is_refused_until_its_session_is_finished() {
+    let kept = left_behind(&[("web", "w")]);
+    let manager = Manager::start(8, copy(&kept));
+    let store = store(&manager, 8, kept);
+    let incoming = store.retrieve_session(&name("web")).unwrap();
+    let file = incoming.retrieve(Token(0)).unwrap();
+    let outgoing = store.create_session(&name("next")).unwrap();
+    let error = outgoing.preserve(file.as_fd(), Token(0)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::BUSY));
+    incoming.finish().unwrap();
+    outgoing.preserve(file.as_fd(), Token(0)).unwrap();
+    let error = outgoing.preserve(file.as_fd(), Token(1)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::BUSY), "under another token, too");
+    assert_eq!(names(&manager.stop()), ["next/0"]);
+}
+
+#[test]
+fn a_file_takes_the_place_of_one_that_came_in_and_stays_when_that_is_finished() {
+    let kept = left_behind(&[("host", "old")]);
+    let manager = Manager::start(1, copy(&kept));
+    let store = store(&manager, 1, kept);
+    let old = store.retrieve_session(&name("host")).unwrap();
+    let new = store.create_session(&name("host")).unwrap();
+    new.preserve(memfd("new").as_fd(), Token(0)).unwrap();
+    old.finish().unwrap();
+    store.switch(&mut || ()).unwrap();
+    let mut kept = manager.stop();
+    assert_eq!(names(&kept), ["host/0"]);
+    assert_eq!(contents(kept.remove(0).1), "new");
+}
+
+#[test]
+fn more_files_than_the_store_takes_are_refused_before_systemd_would_drop_them() {
+    let kept = left_behind(&[("web", "w")]);
+    let manager = Manager::start(2, copy(&kept));
+    let store = store(&manager, 2, kept);
+    let session = store.create_session(&name("db")).unwrap();
+    session.preserve(memfd("1").as_fd(), Token(1)).unwrap();
+    let error = session.preserve(memfd("2").as_fd(), Token(2)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::NOSPC));
+    assert!(error.to_string().contains("FileDescriptorStoreMax="), "{error}");
+    assert_eq!(names(&manager.stop()), ["web/0", "db/1"]);
+}
+
+#[test]
+fn a_file_that_no_kexec_carries_is_not_put_in() {
+    let manager = Manager::start(8, Vec::new());
+    let store = store(&manager, 8, Vec::new());
+    let session = store.create_session(&name("web")).unwrap();
+    let file = File::open("/proc/self/exe").unwrap();
+    let error = session.preserve(file.as_fd(), Token(1)).unwrap_err();
+    assert!(error.is_unsupported(), "{error}");
+    assert_eq!(names(&manager.stop()), [""; 0]);
+}
+
+#[test]
+fn two_files_of_one_name_are_none() {
+    let fds = ["a", "b"].map(|text| ("web/0".to_owned(), OwnedFd::from(memfd(text))));
+    let manager = Manager::start(8, Vec::new());
+    let store = store(&manager, 8, fds.into());
+    let session = store.retrieve_session(&name("web")).unwrap();
+    let error = session.retrieve(Token(0)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::NOTUNIQ), "{error}");
+    assert!(error.to_string().contains("systemd-analyze fdstore"), "{error}");
+}
+
+#[test]
+fn fds_of_other_names_are_left_alone() {
+    let names_ = ["stored", "", "web/", "/0", "web/+1", "web/01", "web/18446744073709551616"];
+    let fds = names_.map(|name| (name.to_owned(), OwnedFd::from(memfd("x"))));
+    let manager = Manager::start(8, copy(&fds));
+    let store = store(&manager, 8, fds.into());
+    assert_eq!(store.waiting(), []);
+    assert_eq!(store.strangers(), names_);
+    drop(store);
+    assert_eq!(names(&manager.stop()), names_);
+}
+
+#[test]
+fn a_manager_that_is_gone_is_an_error_and_no_wait() {
+    let manager = Manager::start(8, Vec::new());
+    let store = store(&manager, 8, Vec::new());
+    let session = store.create_session(&name("web")).unwrap();
+    drop(manager.stop());
+    let error = session.preserve(memfd("ram").as_fd(), Token(1)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::CONNREFUSED), "{error}");
+    let mut jumps = 0;
+    let error = store.switch(&mut || jumps += 1).unwrap_err();
+    assert_eq!(error, Error::Switch { errno: Errno::CONNREFUSED });
+    assert_eq!(jumps, 0);
+}
+
+#[test]
+fn a_manager_that_does_not_listen_is_waited_for_and_no_longer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let _deaf = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let notify = Notify::to(path.as_os_str()).unwrap();
+    assert_eq!(notify.barrier(Duration::from_millis(10)), Err(Errno::TIMEDOUT));
+}
