@@ -115,6 +115,10 @@ impl Orchestrator for FdStore {
         Backend::Systemd
     }
 
+    fn ticket(&self) -> Option<crate::Ticket> {
+        None
+    }
+
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
         if !lock(&self.store.outgoing).insert(name.clone()) {
             return Err(Error::Create { session: name.clone(), errno: Errno::EXIST });

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   VMs came in through a pool --> that pool, or none: they are in nothing else
-//!   otherwise  /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
+//!   otherwise  an fd store of systemd, which owns the device
+//!   else       /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
 //! ```
 //!
 //! The VMs do not know which. A host without one runs VMs, too, and updates nothing.
@@ -12,8 +13,10 @@ use luo::kernel::Device;
 use luo::{Orchestrator, Ticket};
 
 use super::entered::PARAMETER;
+use super::service;
 use crate::api::chain;
 use crate::config::HostSection;
+use crate::machine::Machine;
 
 /// The LUO, or why there is none.
 pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
@@ -27,9 +30,16 @@ pub struct NoLuo {
     pub holds: bool,
 }
 
-/// Chooses. `ram_bytes` is what the VMs of the configuration need, `ticket` the one for which VMs of the
+/// Chooses. `machines` are the VMs of the configuration, `ticket` is the one for which VMs of the
 /// last kernel lie in a pool.
-pub fn choose(section: &HostSection, ram_bytes: u64, ticket: Option<Ticket>) -> Chosen {
+pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> Chosen {
+    if ticket.is_none()
+        && let Some(store) = service::luo(machines)
+    {
+        // What is in it stays there, whether this host can use it or not.
+        return store.map_err(|why| NoLuo { why, holds: true });
+    }
+    let ram_bytes = machines.iter().map(|machine| machine.ram_bytes).sum();
     choose_from(Device::default(), section, ram_bytes, ticket)
 }
 

@@ -24,24 +24,26 @@ pub mod mounted;
 pub mod process;
 pub mod ram;
 mod serve;
+pub mod service;
 mod start;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
 
+use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
 use luo::{Backend, Incoming, Orchestrator};
 
 use crate::api::report::{
     FramesReport, HostReport, Replaced, Report, SegmentsReport, VmReport, phases,
 };
-use crate::api::{Status, VmStatus, chain};
+use crate::api::{Status, UpdateCall, VmStatus, chain};
 use crate::arch::x86_64::tsc;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
 use crate::live_update::manifest::{Manifest, vm_session};
 use crate::live_update::next_host::{self, InheritError, Left};
-use crate::live_update::next_kernel::NextKernel;
+use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::timeline::TscRate;
 use crate::live_update::{Outcome, Step, outgoing, pass_on};
@@ -77,6 +79,15 @@ pub enum HostError {
     /// What this very program is cannot be found out.
     #[error(transparent)]
     OwnProgram(#[from] next_host::OwnProgramError),
+    /// Page frames cannot be compared.
+    #[error(
+        "page frames cannot be verified under systemd: it pins guest RAM only after this host has \
+         ended, and may move it until then; update without it"
+    )]
+    FramesNotPinned,
+    /// systemd does not do its part.
+    #[error("the live update did not take place")]
+    Service(#[from] service::KexecError),
     /// There is no LUO to update through.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
@@ -136,6 +147,8 @@ impl HostError {
             Self::Update(error) | Self::Handover(error) => Some(error.outcome()),
             Self::NoLuo(NoLuo { holds: false, .. })
             | Self::NothingToLoad(_)
+            | Self::FramesNotPinned
+            | Self::Service(_)
             | Self::OwnProgram(_) => Some(Outcome::Running),
             Self::NoLuo(_)
             | Self::GivenUp(_)
@@ -170,6 +183,8 @@ pub struct Host {
     report: Option<Report>,
     /// Sessions that could not be finished, and the host's own while a VM is preserved.
     unfinished: Vec<Incoming>,
+    /// The kernel that systemd was asked to enter. Its image stays loaded when this process ends.
+    next: Option<LoadedImage>,
     started_tsc: u64,
 }
 
@@ -201,14 +216,12 @@ impl Host {
             Ok(config) => config.host.clone(),
             Err(_) => HostSection::salvage(&text),
         };
-        let ram_bytes = parsed
-            .as_ref()
-            .map_or(0, |config| config.machines.iter().map(|machine| machine.ram_bytes).sum());
+        let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
         let entered = Entered::read(Path::new("/"), inherited.ticket);
         let fresh = matches!(&entered, Ok(e) if e.ticket().is_none());
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
         let (entered, luo, arrival) =
-            start::find_vms(&section, ram_bytes, entered, inherited.keeper.as_ref());
+            start::find_vms(&section, machines, entered, inherited.keeper.as_ref());
         let (config, config_text, config_error) =
             start::choose_config(text, parsed, arrival.as_ref())?;
         if config_error.is_some() {
@@ -229,6 +242,7 @@ impl Host {
             number: 0,
             report: None,
             unfinished: Vec::new(),
+            next: None,
             started_tsc,
         };
         host.populate(arrival, inherited.keeper.as_ref());
@@ -521,12 +535,40 @@ impl Host {
     /// Replaces the kernel. Returns only if it does not.
     fn update(
         &mut self,
-        call: crate::api::UpdateCall,
+        call: UpdateCall,
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
+        let next = self.next_kernel(&call)?;
+        let luo = match &self.luo {
+            Ok(luo) => luo,
+            Err(none) => return self.pass_on(none, &next, call.stop_before, announce),
+        };
+        let plan = outgoing::Plan {
+            stop_before: call.stop_before,
+            verify_frames: call.verify_frames,
+            ..self.plan(Destination::Kernel(next))
+        };
+        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+    }
+
+    fn plan<'a>(&self, destination: Destination<'a>) -> outgoing::Plan<'a> {
+        let in_pool = self.luo.as_ref().is_ok_and(|luo| luo.backend() == Backend::Pool);
+        outgoing::Plan {
+            destination,
+            stop_before: None,
+            verify_frames: false,
+            number: self.number + 1,
+            config: self.config_text.clone(),
+            pool: if in_pool { self.pool.clone() } else { None },
+        }
+    }
+
+    /// What the call asks for, and where it says nothing the configuration.
+    fn next_kernel(&self, call: &UpdateCall) -> Result<NextKernel, HostError> {
         let defaults = &self.config.update;
-        let next = NextKernel {
+        let call = call.clone();
+        Ok(NextKernel {
             kernel: call
                 .kernel
                 .or_else(|| defaults.kernel.clone())
@@ -536,23 +578,63 @@ impl Host {
                 .or_else(|| defaults.initramfs.clone())
                 .ok_or(HostError::NothingToLoad("initramfs"))?,
             cmdline: call.cmdline.unwrap_or_else(|| defaults.cmdline.clone()),
-        };
-        let luo = match &self.luo {
-            Ok(luo) => luo,
-            Err(none) => return self.pass_on(none, &next, call.stop_before, announce),
-        };
-        let plan = outgoing::Plan {
-            destination: Destination::Kernel(next),
-            stop_before: call.stop_before,
-            verify_frames: call.verify_frames,
-            number: self.number + 1,
-            config: self.config_text.clone(),
-            pool: match luo.backend() {
-                Backend::Pool => self.pool.clone(),
-                _ => None,
-            },
-        };
-        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+        })
+    }
+
+    fn is_in_fd_store(&self) -> bool {
+        self.luo.as_ref().is_ok_and(|luo| luo.backend() == Backend::Systemd)
+    }
+
+    /// Whether an update is to be performed by systemd. One that is only tried out is not.
+    fn is_left_to_systemd(&self, call: &UpdateCall) -> bool {
+        self.is_in_fd_store() && call.stop_before.is_none()
+    }
+
+    /// Loads the next kernel and has systemd enter it. The guests run until this host is told to
+    /// stop.
+    fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
+        if call.verify_frames {
+            return Err(HostError::FramesNotPinned);
+        }
+        let image = next_kernel::load(&self.next_kernel(&call)?, None)
+            .map_err(outgoing::UpdateError::NextKernel)?;
+        service::ask_for_kexec()?;
+        tracing::info!("live update {} begins: systemd was asked for it", self.number + 1);
+        self.next = Some(image);
+        Ok(())
+    }
+
+    /// Leaves the VMs in the fd store and ends the process. Returns only if there is none, or if it
+    /// cannot be done; then the VMs end with this host.
+    ///
+    /// Being told to stop cannot be refused. So a VM that cannot be saved does not keep the others
+    /// from it.
+    fn leave_to_service(&mut self, mut announce: impl FnMut()) {
+        if !self.is_in_fd_store() {
+            return;
+        }
+        service::stopping("putting the VMs into the fd store");
+        self.finish_the_rest();
+        let plan = self.plan(Destination::Service);
+        loop {
+            let Ok(luo) = &self.luo else { return };
+            let left =
+                outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, &mut announce);
+            let error = match left {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            let lost = error.vm().cloned();
+            let why = chain(&error);
+            tracing::error!("{}", why.join(": "));
+            let Some(vm) = self.vms.iter_mut().find(|vm| Some(&vm.machine.name) == lost.as_ref())
+            else {
+                tracing::error!("no VM can be kept: all of them end");
+                return;
+            };
+            tracing::error!("VM `{}` ends here, so that the others can be kept", vm.machine.name);
+            vm.life = Life::Failed(why);
+        }
     }
 
     /// Replaces the program of this process, and with it those of the VMs. Returns only if it does

@@ -38,13 +38,12 @@ impl VmProcess {
     pub fn spawn() -> Result<Self, ProcessError> {
         let (here, there) = Channel::pair().map_err(ProcessError::Spawn)?;
         here.set_timeout(Some(ANSWER_WITHIN)).map_err(ProcessError::Spawn)?;
-        let child = Command::new("/proc/self/exe")
-            .arg0("perennial")
-            .arg("vmm")
-            .env_remove(next_host::VARIABLE)
-            .stdin(Stdio::from(there.into_fd()))
-            .spawn()
-            .map_err(ProcessError::Spawn)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("perennial").arg("vmm").stdin(Stdio::from(there.into_fd()));
+        for variable in luo::systemd::VARIABLES.iter().chain([&next_host::VARIABLE]) {
+            command.env_remove(variable);
+        }
+        let child = command.spawn().map_err(ProcessError::Spawn)?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
             // Nobody else knows of it; it has been given nothing yet, and ends with its link.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::vm::Life;
-use super::{Host, HostError, files};
+use super::{Host, HostError, files, service};
 use crate::api::{Call, Command, Line, Lines, chain};
 use crate::config::HostSection;
 use crate::live_update::outgoing::UpdateError;
@@ -96,7 +96,9 @@ impl Server {
 
     /// Serves until the host is told to stop.
     pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
-        tracing::info!("ready: {}", summary(host));
+        let summary = summary(host);
+        tracing::info!("ready: {summary}");
+        service::ready(&summary);
         let status = json!(host.status());
         self.tell_port(&Line::Event { event: "ready".to_owned(), status: Some(status) });
         loop {
@@ -176,6 +178,8 @@ impl Server {
             Source::Children => reap(&self.children, host),
             Source::End => {
                 tracing::info!("told to stop");
+                let announce = |server: &mut Self| server.tell_port(&jumping());
+                host.leave_to_service(|| announce(self));
                 return After::Stop;
             }
             Source::Listener => self.accept(),
@@ -257,9 +261,7 @@ impl Server {
                 reply(self, &Line::Ok { id, ok: json!({}) });
                 return After::Stop;
             }
-            let announce = |server: &mut Self| {
-                reply(server, &Line::Event { event: "jumping".to_owned(), status: None });
-            };
+            let announce = |server: &mut Self| reply(server, &jumping());
             let line = match self.carry_out(call.command, host, announce) {
                 Ok(ok) => Line::Ok { id, ok },
                 Err(error) => {
@@ -292,6 +294,10 @@ impl Server {
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Restore { vm } => host.restore(&vm)?,
             Command::Dump { vm, path } => host.vm(&vm)?.dump(&path)?,
+            Command::Update(call) if host.is_left_to_systemd(&call) => {
+                host.update_through_systemd(call)?;
+                return Ok(json!({ "outcome": "running", "kexec": "asked of systemd" }));
+            }
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
                 return undone(host.update(call, || announce(self)));
@@ -372,6 +378,10 @@ fn hear(host: &mut Host, index: usize) {
             host.on_event(index, None);
         }
     }
+}
+
+fn jumping() -> Line {
+    Line::Event { event: "jumping".to_owned(), status: None }
 }
 
 fn text(line: &Line) -> String {

@@ -11,6 +11,7 @@ use crate::api::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival};
 use crate::live_update::next_host::{InheritError, Left};
+use crate::machine::Machine;
 
 /// What has to be there before anything can be found: modules and file systems. For PID 1 only. `fresh`
 /// says that no VM can be preserved in a pool. Says what cannot be had; all else is there.
@@ -66,7 +67,7 @@ fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
 /// Chooses a LUO, and looks for what the last kernel left in it.
 pub(super) fn find_vms(
     section: &HostSection,
-    ram_bytes: u64,
+    machines: &[Machine],
     entered: Result<Entered, EnteredError>,
     keeper: Option<&Keeper>,
 ) -> (Entered, Chosen, Option<Arrival>) {
@@ -81,7 +82,7 @@ pub(super) fn find_vms(
             return (Entered::unknown(), none, keeper.and_then(arrived_by));
         }
     };
-    let luo = match (backend::choose(section, ram_bytes, entered.ticket()), keeper) {
+    let luo = match (backend::choose(section, machines, entered.ticket()), keeper) {
         (luo, Some(keeper)) => return (entered, luo, arrived_by(keeper)),
         (Ok(luo), None) => luo,
         (none, None) => return (entered, none, None),

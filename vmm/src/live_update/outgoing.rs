@@ -42,6 +42,8 @@ pub enum Destination<'a> {
         /// Has the sessions, unless they are in a pool.
         keeper: Option<&'a Keeper>,
     },
+    /// The next process of this service, under whichever kernel. This one ends.
+    Service,
 }
 
 /// What is to be done.
@@ -181,6 +183,16 @@ fn about(vm: Option<&VmName>) -> String {
 }
 
 impl UpdateError {
+    /// Whose fault it is, if it is that of one VM.
+    pub fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Luo { vm, .. } => vm.as_ref(),
+            Self::Ram { vm, .. } | Self::Frames { vm, .. } | Self::Process { vm, .. } => Some(vm),
+            Self::Unfinished(vm) | Self::Ending(vm) => Some(vm),
+            _ => None,
+        }
+    }
+
     /// What became of the guests: every one of these errors comes before the point of no return.
     pub fn outcome(&self) -> Outcome {
         match self {
@@ -194,12 +206,13 @@ impl UpdateError {
 enum Next<'a> {
     Kernel(LoadedImage),
     Host(NextHost, Option<&'a Keeper>),
+    Service,
 }
 
 impl Next<'_> {
     /// Whether what is not on a disk by then is gone.
     fn loses_page_cache(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self, Self::Kernel(_) | Self::Service)
     }
 }
 
@@ -232,9 +245,15 @@ pub fn run(
     };
 
     // While the guests run.
-    refuse_unfinished(vms, unfinished)?;
-    before(Step::Load)?;
-    let next = load(luo, &plan.destination)?;
+    let next = match &plan.destination {
+        // What the last kernel left stays where it is.
+        Destination::Service => Next::Service,
+        destination => {
+            refuse_unfinished(vms, unfinished)?;
+            before(Step::Load)?;
+            load(luo, destination)?
+        }
+    };
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -271,7 +290,8 @@ pub fn run(
     announce();
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
-    let manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
+    let mut manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
+    manifest.vms.extend(vms.iter().filter_map(still_preserved));
     let manifest = preserve_manifest(&host, &manifest)?;
     if let Next::Host(program, _) = &next {
         rehearse(program, &manifest, paused.vms)?;
@@ -287,7 +307,16 @@ fn load<'a>(
     Ok(match destination {
         Destination::Kernel(next) => Next::Kernel(next_kernel::load(next, luo.ticket())?),
         Destination::Host { program, keeper } => Next::Host(NextHost::open(program)?, *keeper),
+        Destination::Service => Next::Service,
     })
+}
+
+/// A VM that waits for its restore, and for whose session nothing has to be done.
+fn still_preserved(vm: &Vm) -> Option<VmEntry> {
+    match &vm.life {
+        Life::Preserved { entry, .. } => Some(VmEntry::clone(entry)),
+        _ => None,
+    }
 }
 
 /// Has the next host's program read every document that it will get.
@@ -327,6 +356,11 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
                 }
             }
         }
+        // This process ends, at once: what is dropped would be given up.
+        Next::Service => match luo.switch(&mut || ()) {
+            Ok(()) => std::process::exit(0),
+            refused => refused,
+        },
     };
     match (switched, failed) {
         (Ok(()), Some(error)) => error,

@@ -1,0 +1,162 @@
+//! The host as a systemd service: its fd store as LUO, readiness, and the kexec that systemd does.
+//!
+//! ```text
+//!   update:  load the next kernel -> `systemctl kexec` -> systemd stops every service, this one too
+//!   SIGTERM: the VMs into the fd store -> exit          whether for a kexec or for a restart
+//! ```
+//!
+//! What a host is stopped for it is not told, and need not know: what is in the store comes back with
+//! the next start of the service, under the same kernel or another. `docs/systemd.md`.
+
+use std::process::Command;
+
+use luo::Orchestrator;
+use luo::systemd::{FIRST_VERSION, FdStore, Notify};
+
+use crate::live_update::manifest::host_session;
+use crate::machine::Machine;
+use crate::vm::ram_layout;
+
+/// systemd does not do the kexec.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KexecError {
+    /// `systemctl` cannot be run.
+    #[error("cannot run `systemctl kexec`")]
+    Run(#[source] std::io::Error),
+    /// It failed.
+    #[error("`systemctl kexec` failed ({status}): {said}")]
+    Failed {
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// What it wrote to stderr.
+        said: String,
+    },
+}
+
+/// The fd store of this service as LUO, if systemd carries it over a kexec. `None`: there is none,
+/// and another LUO is to be found. `machines` are those that it should have room for.
+pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>> {
+    let store = FdStore::from_env()?;
+    let version = version();
+    if version.is_none_or(|version| version < FIRST_VERSION) {
+        let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
+        tracing::warn!(
+            "the fd store is not used: it survives a kexec from systemd {FIRST_VERSION} on, this is \
+             {found}"
+        );
+        return None;
+    }
+    let store = match store {
+        Ok(store) => store,
+        Err(errno) => return Some(Err(format!("the fd store cannot be used: {errno}"))),
+    };
+    tracing::info!("live updates go through the fd store, which takes {} fds", store.capacity());
+    report_room(&store, fds_needed(machines));
+    report_contents(&store);
+    Some(Ok(Box::new(store)))
+}
+
+fn report_room(store: &FdStore, needed: usize) {
+    if needed > store.capacity() {
+        tracing::error!(
+            "the fd store takes {} fds, but the VMs of the configuration can need {needed}: some \
+             would be lost; set FileDescriptorStoreMax={needed} in the unit or give it fewer VMs",
+            store.capacity()
+        );
+    }
+}
+
+/// What no host will ask for.
+fn report_contents(store: &FdStore) {
+    let waiting = store.waiting();
+    if !store.strangers().is_empty() {
+        let names = store.strangers().join("`, `");
+        tracing::warn!("the fd store holds `{names}`, which no host has put there");
+    }
+    if !waiting.is_empty() && !waiting.contains(&host_session()) {
+        let names: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        tracing::error!(
+            "the fd store holds `{}` but no manifest: no VM can be resumed from that, and its memory \
+             is taken until `systemctl stop` and `systemctl clean --what=fdstore`",
+            names.join("`, `")
+        );
+    }
+}
+
+/// The version of the systemd that runs.
+fn version() -> Option<u32> {
+    let output = Command::new("systemctl").arg("--version").output().ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// `systemd 262 (262.1-1)` and further lines.
+fn parse_version(text: &str) -> Option<u32> {
+    let number = text.strip_prefix("systemd ")?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// How many fds the VMs take when all of their memory was touched: their segments, a state document
+/// each, and the manifest.
+fn fds_needed(machines: &[Machine]) -> usize {
+    let segments = |ram_bytes| ram_layout(ram_bytes).map_or(0, |layout| layout.segments().len());
+    1 + machines.iter().map(|machine| segments(machine.ram_bytes) + 1).sum::<usize>()
+}
+
+/// Says that the host works, and what it does. Nothing happens if nobody wants to know.
+pub fn ready(status: &str) {
+    tell(&format!("READY=1\nSTATUS={status}"));
+}
+
+/// Says that the host is on its way out.
+pub fn stopping(status: &str) {
+    tell(&format!("STOPPING=1\nSTATUS={status}"));
+}
+
+fn tell(message: &str) {
+    match Notify::from_env() {
+        Some(Err(errno)) => tracing::warn!("the service manager cannot be reached: {errno}"),
+        Some(Ok(notify)) => {
+            if let Err(errno) = notify.send(message) {
+                tracing::warn!("the service manager cannot be told: {errno}");
+            }
+        }
+        None => {}
+    }
+}
+
+/// Has systemd enter the kernel that is loaded. It has only begun when this returns.
+pub fn ask_for_kexec() -> Result<(), KexecError> {
+    let output = Command::new("systemctl")
+        .args(["kexec", "--no-block"])
+        .output()
+        .map_err(KexecError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(KexecError::Failed { status: output.status, said })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::sample;
+
+    #[test]
+    fn the_version_is_the_first_number() {
+        assert_eq!(parse_version("systemd 262 (262.1-1)\n+PAM"), Some(262));
+        assert_eq!(parse_version("systemd 257~rc1-1"), Some(257));
+        assert_eq!(parse_version("elogind 252"), None);
+        assert_eq!(parse_version("systemd \n"), None);
+        assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn every_vm_needs_an_fd_for_each_segment_and_one_more() {
+        let segments = ram_layout(sample().ram_bytes).unwrap().segments().len();
+        assert!(segments > 0);
+        assert_eq!(fds_needed(&[]), 1);
+        assert_eq!(fds_needed(&[sample(), sample()]), 1 + 2 * (segments + 1));
+    }
+}
