@@ -44,7 +44,7 @@ demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## A live update under t
 		cargo run --release -p perennial-tests --bin demo -- $(LUO)
 
 .PHONY: test
-test: setup lint kernels stock ## All checks and all tests, as CI runs them
+test: setup lint kernels stock systemd ## All checks and all tests, as CI runs them
 	$(STEP) "tests, end-to-end suites included (first run: some minutes to compile)"
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test --workspace --no-fail-fast
 
@@ -90,6 +90,11 @@ kernels: ## Build the test kernels, or find them in the cache
 stock: ## Fetch Debian's kernels, or find them in the cache
 	$(STEP) "stock kernels (first run: some seconds, 80 MB)"
 	@resources/kernel/stock.sh all
+
+.PHONY: systemd
+systemd: ## Fetch the systemd of the tests, or find it in the cache
+	$(STEP) "systemd (first run: half a minute, 15 MB)"
+	@resources/systemd/image.sh
 
 .PHONY: setup
 setup: ## Install what is missing to build and test (Debian 12 or 13)

@@ -6,6 +6,8 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use crate::guest::Guest;
 use crate::plan::{CONTROL_PORT, HostPlan};
 use crate::qemu::{self, Accelerator, Qemu};
 use crate::report::{Report, Status};
+use crate::systemd::ORDERS_PORT;
 use crate::workload::disk::{self, Contents};
 
 /// Longest time from power-on to `ready`, and from an update's request to the next `ready`. Under
@@ -36,6 +39,8 @@ pub type Failure = Box<dyn Error>;
 pub struct Host {
     qemu: Qemu,
     control: Control,
+    /// Takes commands for a shell, if the host is under systemd.
+    orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<(String, PathBuf)>,
     done: bool,
@@ -54,12 +59,14 @@ impl Host {
         let mut qemu = Qemu::start(&prepared.machine, accelerator, directory)?;
         let mut port = |name: &str| qemu.take_port(name).ok_or(format!("two ports called {name}"));
         let control = Control::new(port(CONTROL_PORT)?)?;
+        let orders = plan.under_systemd.then(|| port(ORDERS_PORT)).transpose()?;
         let guests = plan
             .vms
             .iter()
             .map(|vm| Ok(Guest::listen(&vm.name, port(&vm.port())?)?))
             .collect::<Result<_, Failure>>()?;
-        let mut host = Self { qemu, control, guests, vm_disks: prepared.vm_disks, done: false };
+        let vm_disks = prepared.vm_disks;
+        let mut host = Self { qemu, control, orders, guests, vm_disks, done: false };
         let status = host.wait_until_ready()?;
         Ok((host, status))
     }
@@ -139,6 +146,20 @@ impl Host {
         Ok(status)
     }
 
+    /// Has a shell of the host run a command. What it prints goes to the console.
+    pub fn order(&self, command: &str) -> Result<(), Failure> {
+        let mut port = self.orders.as_ref().ok_or("there is a shell under systemd only")?;
+        Ok(port.write_all(format!("{command}\n").as_bytes())?)
+    }
+
+    /// A command that makes systemd stop the host's service and start it again, under this kernel.
+    /// Returns when the next host is ready.
+    pub fn restart_service(&mut self, command: &str) -> Result<Status, Failure> {
+        self.mark();
+        self.order(command)?;
+        self.wait_until_ready()
+    }
+
     /// A live update that must not happen: returns the reply, whichever it is.
     pub fn try_update(&mut self, arguments: Value) -> Result<Value, ControlError> {
         self.mark();
@@ -191,7 +212,11 @@ impl Host {
 
     /// Powers the host off by its API, and reads the disks that the guests wrote to, from outside.
     pub fn power_off(mut self) -> Result<Vec<(String, Contents)>, Failure> {
-        self.control.send(json!({"do": "power-off"}))?;
+        match self.orders {
+            // There the API's command ends the service only.
+            Some(_) => self.order("systemctl poweroff")?,
+            None => drop(self.control.send(json!({"do": "power-off"}))?),
+        }
         if !self.qemu.wait_for_end(ANSWER) {
             return Err("the machine did not power off".into());
         }

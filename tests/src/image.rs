@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -65,6 +66,48 @@ impl Initramfs {
             order += &format!("{name}\n");
         }
         self.file(&format!("{}/{}", modules::DIRECTORY, modules::ORDER), 0o644, order.as_bytes())
+    }
+
+    /// Adds a symbolic link.
+    pub fn symlink(&mut self, name: &str, target: &str) -> io::Result<()> {
+        let entry = newc::Builder::new(name).mode(0o777).set_mode_file_type(ModeFileType::Symlink);
+        self.append(entry, target.as_bytes())
+    }
+
+    /// Adds what is in `directory`, to the root of the archive, except what `is_left_out` (with all
+    /// that is in it). Directories that are there already stay.
+    pub fn tree(
+        &mut self,
+        directory: &Path,
+        is_left_out: &dyn Fn(&Path) -> bool,
+    ) -> io::Result<()> {
+        self.subtree(directory, directory, is_left_out)
+    }
+
+    fn subtree(
+        &mut self,
+        root: &Path,
+        directory: &Path,
+        is_left_out: &dyn Fn(&Path) -> bool,
+    ) -> io::Result<()> {
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+        // In an order that does not depend on the file system.
+        paths.sort();
+        for path in paths.iter().filter(|path| !is_left_out(path)) {
+            let name = path.strip_prefix(root).map_err(io::Error::other)?;
+            let name = name.to_str().ok_or_else(|| io::Error::other(path.display().to_string()))?;
+            let metadata = path.symlink_metadata()?;
+            if metadata.is_symlink() {
+                self.symlink(name, &fs::read_link(path)?.to_string_lossy())?;
+            } else if metadata.is_dir() {
+                self.directory(name)?;
+                self.subtree(root, path, is_left_out)?;
+            } else {
+                self.file(name, metadata.permissions().mode() & 0o7777, &fs::read(path)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
@@ -172,6 +215,13 @@ mod tests {
         let path = directory.path().join("initramfs");
         let mut initramfs = Initramfs::new().unwrap();
         initramfs.file("init", 0o755, b"program").unwrap();
+        let tree = directory.path().join("tree");
+        fs::create_dir_all(tree.join("usr/bin")).unwrap();
+        fs::create_dir_all(tree.join("usr/share/doc")).unwrap();
+        fs::write(tree.join("usr/bin/tool"), b"tool").unwrap();
+        fs::set_permissions(tree.join("usr/bin/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
+        std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
+        initramfs.tree(&tree, &|path| path.ends_with("doc")).unwrap();
         initramfs.write(&path).unwrap();
 
         let mut archive = Vec::new();
@@ -191,6 +241,10 @@ mod tests {
         }
         assert!(found.contains(&("init".to_owned(), 0o100_755, b"program".to_vec())));
         assert!(found.contains(&("dev/console".to_owned(), 0o020_600, vec![])));
+        assert!(found.contains(&("usr/bin/tool".to_owned(), 0o104_755, b"tool".to_vec())));
+        assert!(found.contains(&("bin".to_owned(), 0o120_777, b"usr/bin".to_vec())));
+        assert!(found.contains(&("usr/share".to_owned(), 0o040_755, vec![])));
+        assert!(!found.iter().any(|entry| entry.0.contains("doc")));
         let position = |name: &str| found.iter().position(|entry| entry.0 == name).unwrap();
         assert!(position("dev") < position("dev/console"), "the directory comes first");
     }

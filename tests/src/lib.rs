@@ -16,5 +16,6 @@ pub mod qemu;
 pub mod report;
 pub mod samples;
 pub mod suite;
+pub mod systemd;
 pub mod timeline;
 pub mod workload;

@@ -15,6 +15,7 @@ use crate::kernels::{self, Role};
 use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::Machine;
+use crate::systemd::{self, ORDERS_PORT};
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
@@ -146,6 +147,8 @@ pub struct HostPlan {
     pub stock_guests: bool,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
+    /// The host is a service of systemd instead of PID 1.
+    pub under_systemd: bool,
     /// RAM of the machine in MiB, where it should not follow from the VMs.
     pub memory_mib: Option<u64>,
     /// A file that is the machine's RAM, for what has to be in it beforehand, or afterwards.
@@ -184,6 +187,11 @@ impl HostPlan {
         Self { luo, ..self }
     }
 
+    /// The same under systemd.
+    pub fn under_systemd(self) -> Self {
+        Self { under_systemd: true, ..self }
+    }
+
     fn vms_mib(&self) -> u64 {
         self.vms.iter().map(|vm| vm.memory_mib).sum()
     }
@@ -203,7 +211,12 @@ impl HostPlan {
 
     /// The same machine without VMs.
     pub fn without_vms(&self) -> Self {
-        Self { memory_mib: Some(self.memory_mib()), luo: self.luo, ..Self::default() }
+        Self {
+            memory_mib: Some(self.memory_mib()),
+            luo: self.luo,
+            under_systemd: self.under_systemd,
+            ..Self::default()
+        }
     }
 
     /// What both sides' kernels are told.
@@ -258,7 +271,10 @@ impl HostPlan {
         let config_b = self.edit_b.unwrap_or(|config| config)(self.config('b', &lines(host_b)));
         for (side, kernel, config) in [("a", host_a, &config_a), ("b", host_b, &config_b)] {
             tree.copy(&format!("{side}/bzImage"), &kernel.bzimage())?;
-            let mut initramfs = host_initramfs(binaries, config)?;
+            let mut initramfs = match self.under_systemd {
+                true => systemd::initramfs(binaries, config)?,
+                false => host_initramfs(binaries, config)?,
+            };
             if self.luo == Luo::Pool {
                 initramfs.modules(kernel, &kernel.modules)?;
             }
@@ -292,7 +308,8 @@ impl HostPlan {
         fs::copy(tree.path("a/initramfs")?, &initramfs)?;
         bad_files(&tree, &host_a.bzimage())?;
         tree.write(&disks[0], 64 << 20)?;
-        let ports = [CONTROL_PORT.to_owned()];
+        let orders = self.under_systemd.then_some(ORDERS_PORT);
+        let ports = [CONTROL_PORT].into_iter().chain(orders).map(str::to_owned);
         let luo = match self.luo {
             Luo::Kernel if !self.without_luo => " liveupdate=on kho=on",
             _ => "",
@@ -304,7 +321,7 @@ impl HostPlan {
             memory_mib: self.memory_mib(),
             ram_file: self.ram_file.clone(),
             disks,
-            ports: ports.into_iter().chain(self.vms.iter().map(VmPlan::port)).collect(),
+            ports: ports.chain(self.vms.iter().map(VmPlan::port)).collect(),
             without_kvm: self.without_kvm,
         };
         Ok(Prepared { machine, vm_disks })

@@ -1,0 +1,110 @@
+//! A host under systemd: Debian's systemd in an initramfs, with `perennial.service` as it is shipped.
+//!
+//! The recipe in `resources/systemd/image.sh` unpacks systemd; `PERENNIAL_SYSTEMD` may name a directory
+//! that it printed before. This module makes a system of it: the units below are all that it starts.
+//! There is no udev and no journal. A shell takes orders from a virtio port, one command a line.
+
+use std::env;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::binaries::{self, Binaries};
+use crate::image::Initramfs;
+use crate::paths;
+
+/// Name of the port that takes orders.
+pub const ORDERS_PORT: &str = "systemd.orders";
+
+/// Files of the system, beyond those of the packages.
+const FILES: [(&str, u32, &str); 9] = [
+    ("etc/os-release", 0o644, "ID=perennial-test\nNAME=\"Perennial's test host\"\n"),
+    // One that exists is not made, and not mounted over.
+    ("etc/machine-id", 0o444, "65726e6e69616c2d746573742d686f73\n"),
+    ("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n"),
+    ("etc/group", 0o644, "root:x:0:\n"),
+    // What services say is to be found on the console. (To the kernel's log it goes through the
+    // journal, and there is none.)
+    (
+        "etc/systemd/system.conf",
+        0o644,
+        "[Manager]\nLogTarget=kmsg\nDefaultStandardOutput=tty\nDefaultStandardError=tty\n",
+    ),
+    (
+        "etc/systemd/system/default.target",
+        0o644,
+        "[Unit]\nWants=perennial.service orders.service sys-kernel-debug.mount\nAfter=perennial.service\n",
+    ),
+    // Without udev no unit stands for a block device, so this cannot be a mount unit.
+    (
+        "etc/systemd/system/data.service",
+        0o644,
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/bin/mount -t ext4 /dev/vda /data\n\
+         ExecStop=/usr/bin/umount /data\n",
+    ),
+    (
+        "etc/systemd/system/orders.service",
+        0o644,
+        "[Service]\nExecStart=/usr/bin/take-orders\nRestart=always\n",
+    ),
+    ("usr/bin/take-orders", 0o755, TAKE_ORDERS),
+];
+
+/// What `perennial.service` needs on these machines.
+const DROP_IN: &str = "[Unit]\nRequires=data.service\nAfter=data.service sys-kernel-debug.mount\n";
+
+const TAKE_ORDERS: &str = r#"#!/bin/sh
+for port in /sys/class/virtio-ports/*; do
+    read -r name <"$port/name" && [ "$name" = systemd.orders ] && break
+done
+exec <"/dev/${port##*/}"
+while read -r order; do
+    echo "order: $order"
+    $order
+done
+"#;
+
+/// Where the recipe has unpacked systemd.
+pub fn tree() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| match env::var_os("PERENNIAL_SYSTEMD") {
+            Some(directory) => Ok(PathBuf::from(directory).join("root")),
+            None => unpack().map_err(|error| format!("no systemd: {error}")),
+        })
+        .clone()
+}
+
+/// Asks the recipe, whose last line on stdout is the directory.
+fn unpack() -> io::Result<PathBuf> {
+    let script = paths::workspace().join("resources/systemd/image.sh");
+    let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match stdout.lines().last() {
+        Some(directory) if output.status.success() => Ok(PathBuf::from(directory).join("root")),
+        _ => Err(io::Error::other(format!("{}: {}", script.display(), output.status))),
+    }
+}
+
+/// The host's initramfs.
+pub fn initramfs(binaries: &Binaries, config: &str) -> io::Result<Initramfs> {
+    let mut archive = Initramfs::new()?;
+    archive.tree(&tree().map_err(io::Error::other)?, &|path| {
+        // Whatever systemd would start by itself.
+        let name = path.to_string_lossy();
+        name.ends_with(".wants") || name.ends_with("system-generators")
+    })?;
+    archive.symlink("init", "usr/lib/systemd/systemd")?;
+    archive.directory("var")?;
+    for (name, mode, contents) in FILES {
+        archive.file(name, mode, contents.as_bytes())?;
+    }
+    let unit = paths::workspace().join("resources/systemd/perennial.service");
+    archive.file("etc/systemd/system/perennial.service", 0o644, &binaries::contents(&unit)?)?;
+    archive.directory("etc/systemd/system/perennial.service.d")?;
+    archive.file("etc/systemd/system/perennial.service.d/test.conf", 0o644, DROP_IN.as_bytes())?;
+    archive.file("usr/bin/perennial", 0o755, &binaries::contents(&binaries.perennial())?)?;
+    archive.file("etc/perennial.toml", 0o644, config.as_bytes())?;
+    Ok(archive)
+}

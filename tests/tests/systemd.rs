@@ -1,0 +1,80 @@
+//! A host that is a service of systemd: its VMs outlive the service, and the kernel.
+
+use std::env;
+use std::process::ExitCode;
+
+use perennial_tests::host::{Failure, Host};
+use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
+use perennial_tests::report::Status;
+use perennial_tests::suite::{self, kernel};
+use perennial_tests::systemd;
+use serde_json::json;
+
+fn main() -> ExitCode {
+    if let Err(reason) = systemd::tree() {
+        eprintln!("SKIPPED: {reason}");
+        let may_skip = env::var_os("CI").is_none();
+        return if may_skip { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    suite::run(&[
+        kernel("a_guest_goes_on_over_a_kexec_that_systemd_does", kexec),
+        kernel("a_guest_goes_on_over_a_restart_of_the_service", restart),
+        kernel("a_guest_that_cannot_be_restored_waits_over_restarts_and_a_kexec", preserved),
+    ])
+}
+
+fn boot(vm: VmPlan) -> Result<(Host, Status), Failure> {
+    let (host, status) = Host::boot(&HostPlan::new(vec![vm]).under_systemd())?;
+    if status.luo != "systemd" {
+        return Err(format!("the LUO is `{}`", status.luo).into());
+    }
+    host.wait_for_guests()?;
+    Ok((host, status))
+}
+
+fn kexec(_: Luo) -> Result<(), Failure> {
+    let (mut host, before) = boot(VmPlan::new("web", 256, 1))?;
+    // Tried out, with everything in the fd store and taken out again.
+    host.try_update(json!({"stop_before": "jump"}))?;
+    match host.try_update(json!({"verify_frames": true})) {
+        Err(error) if error.outcome() == Some("running") => {}
+        answer => return Err(format!("page frames to be verified: {answer:?}").into()),
+    }
+    let after = host.update(json!({}))?;
+    if before.kernel == after.kernel || after.luo != "systemd" || after.live_updates != 1 {
+        return Err(format!("before: {before:?}; after: {after:?}").into());
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+fn restart(_: Luo) -> Result<(), Failure> {
+    let (mut host, before) = boot(VmPlan::new("web", 256, 1))?;
+    let after = host.restart_service("systemctl restart perennial")?;
+    if before.kernel != after.kernel || after.boot != "live-update" {
+        return Err(format!("before: {before:?}; after: {after:?}").into());
+    }
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+/// Its disk has another size for a while.
+fn preserved(_: Luo) -> Result<(), Failure> {
+    let (mut host, _) = boot(VmPlan { backing: Backing::File, ..VmPlan::new("log", 256, 1) })?;
+    let state = |status: &Status| status.vms.first().map(|vm| vm.state.clone());
+    host.order("mount --bind /etc/perennial.toml /data/log.img")?;
+    for _ in 0..2 {
+        let status = host.restart_service("systemctl restart perennial")?;
+        if state(&status).as_deref() != Some("preserved") {
+            return Err(format!("after a restart: {status:?}").into());
+        }
+    }
+    // The next kernel mounts nothing over the disk.
+    let status = host.update(json!({}))?;
+    if state(&status).as_deref() != Some("running") || status.live_updates != 3 {
+        return Err(format!("after the kexec: {status:?}").into());
+    }
+    host.check_guests()?;
+    host.done();
+    Ok(())
+}
