@@ -118,9 +118,6 @@ pub struct HandoverCall {
     /// Do everything before this step, then undo it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_before: Option<Step>,
-    /// Compare the page frames of guest RAM before and after.
-    #[serde(default)]
-    pub verify_frames: bool,
 }
 
 /// One line to a client.

@@ -75,9 +75,6 @@ enum Command {
         /// preserve-state, sync or jump
         #[arg(long, value_name = "STEP", value_parser = step)]
         stop_before: Option<Step>,
-        /// Compare the page frames of guest RAM before and after
-        #[arg(long)]
-        verify_frames: bool,
     },
     /// Where the time of the last live update or handover went
     Report,
@@ -136,8 +133,8 @@ impl From<Command> for api::Command {
                 let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
                 Self::Update(update)
             }
-            Command::Handover { program, stop_before, verify_frames } => {
-                Self::Handover(HandoverCall { program, stop_before, verify_frames })
+            Command::Handover { program, stop_before } => {
+                Self::Handover(HandoverCall { program, stop_before })
             }
             Command::Report => Self::Report,
             Command::PowerOff => Self::PowerOff,

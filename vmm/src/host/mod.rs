@@ -658,7 +658,8 @@ impl Host {
                 keeper,
             },
             stop_before: call.stop_before,
-            verify_frames: call.verify_frames,
+            // The pages of a memfd that is not preserved may be moved by the kernel at any time.
+            verify_frames: false,
             number: self.number,
             config: self.config_text.clone(),
             pool: None,

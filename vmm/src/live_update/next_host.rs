@@ -188,10 +188,8 @@ impl NextHost {
     fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
         let error = |source| self.error("execute", source);
         // Not a pipe: nothing that the program writes makes it wait for a reader.
-        let mut said = File::from(
-            memfd_create("said", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
-                .map_err(|errno| error(errno.into()))?,
-        );
+        let said = memfd_create("said", MemfdFlags::CLOEXEC);
+        let mut said = File::from(said.map_err(|errno| error(errno.into()))?);
         let output = || said.try_clone().map(Stdio::from).map_err(error);
         let mut child = self
             .command()
