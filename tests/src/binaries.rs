@@ -27,6 +27,11 @@ impl Binaries {
         self.directory.join("guest-init")
     }
 
+    /// PID 1 of the machines of the conformance suite, and a process on them.
+    pub fn conformance_agent(&self) -> PathBuf {
+        self.directory.join("conformance-agent")
+    }
+
     /// PID 1 of the machine that finds out what an accelerator can do.
     pub fn probe_init(&self) -> PathBuf {
         self.directory.join("probe-init")
@@ -57,6 +62,7 @@ fn cargo_build() -> io::Result<Binaries> {
         .current_dir(paths::workspace())
         .args(["build", "--release", "--quiet", "--target", TARGET])
         .args(["--bin", "perennial", "--bin", "guest-init", "--bin", "probe-init"])
+        .args(["--bin", "conformance-agent"])
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -2,6 +2,7 @@
 //! whether the VMs on it noticed.
 
 pub mod binaries;
+pub mod conformance;
 pub mod continuity;
 pub mod control;
 pub mod guest;

@@ -323,6 +323,7 @@ impl HostPlan {
             disks,
             ports: ports.chain(self.vms.iter().map(VmPlan::port)).collect(),
             without_kvm: self.without_kvm,
+            ..Machine::default()
         };
         Ok(Prepared { machine, vm_disks })
     }

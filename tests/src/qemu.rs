@@ -82,6 +82,8 @@ pub struct Machine {
     pub ports: Vec<String>,
     /// Its CPU cannot virtualise, so its kernel has no KVM.
     pub without_kvm: bool,
+    /// A reset starts it anew and does not end it.
+    pub may_reset: bool,
 }
 
 /// Why there is no machine, or no longer.
@@ -276,12 +278,14 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, Stri
     }
 }
 
+/// In memory, if there is a place for such files: the machine writes to it all the time.
 fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command
         .args(accelerator.arguments())
         .args(["-m", &format!("{}M", machine.memory_mib)])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args((!machine.may_reset).then_some("-no-reboot"))
         .args(machine.without_kvm.then_some(["-cpu", "max,svm=off,vmx=off"]).into_iter().flatten())
         .arg("-serial")
         .arg(format!("file:{}", console_path(directory).display()))

@@ -1,27 +1,13 @@
 //! The emulated `/dev/liveupdate`, with real processes.
 //!
 //! This program is three: the tests; with `--supervise`, the emulator, which takes over a process
-//! of its own as `perennial luo emulate` does; and what runs below it, [`agent`] or one of [`cases`].
-//! Three sets of tests: the conformance table of this crate, row for row, by system calls; what only
-//! real processes can show; and Linux's own selftests, unmodified.
+//! of its own as `perennial luo emulate` does; and what runs below it, one of [`cases`]. Two sets of tests:
+//! what only real processes can show, and Linux's own selftests, unmodified. The conformance table is
+//! told below the emulator, too, where it is told on all others: in the project's `tests`.
 
-mod agent;
 mod cases;
-#[path = "../conformance/rows/mod.rs"]
-#[allow(
-    unused_imports,
-    dead_code,
-    reason = "the table's own test tells why some rows are not told"
-)]
-mod rows;
 mod selftests;
 mod supervise;
-#[path = "../conformance/system.rs"]
-mod system;
-mod table;
-mod wire;
-#[path = "../conformance/world.rs"]
-mod world;
 
 use std::env;
 use std::process::ExitCode;
@@ -30,7 +16,6 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// How the roles of this program are told from each other.
 const SUPERVISE: &str = "--supervise";
-const AGENT: &str = "--agent";
 const CASE: &str = "--case";
 
 /// What a test comes to.
@@ -44,7 +29,6 @@ fn main() -> ExitCode {
     };
     match role {
         SUPERVISE => supervise::main(rest),
-        AGENT => agent::main(rest),
         CASE => cases::main(rest),
         _ => tests(),
     }
@@ -54,7 +38,6 @@ fn tests() -> ExitCode {
     let arguments = Arguments::from_args();
     let lacks = if arguments.list { None } else { supervise::missing() };
     let mut trials = Vec::new();
-    trials.extend(table::trials(lacks.as_deref()));
     trials.extend(cases::trials(lacks.as_deref()));
     trials.extend(selftests::trials(lacks.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()

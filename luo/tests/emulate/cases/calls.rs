@@ -84,26 +84,6 @@ pub(super) fn kexec_file_load() -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_kexec_file_load, -1, -1, 0, 0, 0) }).map(drop)
 }
 
-/// memfd_secret(2).
-pub(super) fn secret_memory() -> Result<OwnedFd, Errno> {
-    // SAFETY: it makes an fd.
-    let fd = check(unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) })?;
-    // SAFETY: the fd was just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// The errno of mapping one page of a file.
-pub(super) fn map(file: impl AsFd) -> Result<(), Errno> {
-    let (fd, read) = (file.as_fd().as_raw_fd(), libc::PROT_READ);
-    // SAFETY: a new mapping, anywhere.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, read, libc::MAP_SHARED, fd, 0) };
-    if at == libc::MAP_FAILED {
-        return check(-1).map(drop);
-    }
-    // SAFETY: the mapping was just made, and nothing refers to it.
-    check(unsafe { libc::munmap(at, 4096) }.into()).map(drop)
-}
-
 /// Forks; the child runs `child`, and its result is its exit status.
 pub(super) fn fork(child: impl FnOnce() -> super::Case) -> Result<libc::pid_t, Errno> {
     // SAFETY: callers have one thread.

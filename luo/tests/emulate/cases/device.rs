@@ -3,24 +3,20 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use luo::kernel::Device;
 use luo::{Errno, Orchestrator, SessionName, Token};
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, accessat, getxattr, listxattr,
-    open, openat, openat2, readlinkat, seek, stat, statx,
+    open, openat, openat2, readlinkat, stat, statx,
 };
-use rustix::io::{FdFlags, fcntl_getfd, read, write};
+use rustix::io::{FdFlags, fcntl_getfd, write};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::calls::{self, create, device, fork, preserve, reboot};
-use super::{Case, Inside, inside, refused, same};
+use super::{Inside, inside, refused, same};
 
 const PATH: &str = "/dev/liveupdate";
-/// What a case runs after exec.
-pub(super) const AFTER_EXEC: &str = "after exec";
 
 pub(super) const CASES: &[Inside] = &[
     inside("the device is found by who looks first", || {
@@ -61,25 +57,6 @@ pub(super) const CASES: &[Inside] = &[
         drop(with);
         same(fcntl_getfd(opened(OFlags::RDWR)?)?, FdFlags::empty())
     }),
-    inside("case 010 neither device nor session is read, sought or mapped", || {
-        let device = device()?;
-        let session = create(&device, "web")?;
-        for file in [device.as_fd(), session.as_fd()] {
-            refused(read(file, &mut [0; 8]), Errno::INVAL)?;
-            // Linux says EINVAL.
-            refused(write(file, b"x"), Errno::NOTCONN)?;
-            refused(seek(file, rustix::fs::SeekFrom::Start(0)), Errno::SPIPE)?;
-            refused(calls::map(file), Errno::NODEV)?;
-        }
-        Ok(())
-    }),
-    inside("case 036 what every file answers is left to the system", || {
-        let session = create(device()?, "web")?;
-        calls::plain_ioctl(&session, libc::FIONCLEX as u32)?;
-        same(fcntl_getfd(&session)?, FdFlags::empty())?;
-        calls::plain_ioctl(&session, libc::FIOCLEX as u32)?;
-        same(fcntl_getfd(&session)?, FdFlags::CLOEXEC)
-    }),
     inside("a terminal's request on a file of somebody else gets there", || {
         let null = open("/dev/null", OFlags::RDWR, Mode::empty())?;
         refused(calls::plain_ioctl(&null, 0x5401), Errno::NOTTY)?;
@@ -87,13 +64,6 @@ pub(super) const CASES: &[Inside] = &[
         let (reader, writer) = rustix::pipe::pipe()?;
         write(&writer, b"four")?;
         same(rustix::io::ioctl_fionread(&reader)?, 4)
-    }),
-    inside("case 106 exec closes sessions", || {
-        let session = create(device()?, "web")?;
-        let program = std::env::current_exe()?;
-        let error = Command::new(program).args([crate::CASE, AFTER_EXEC]).exec();
-        drop(session);
-        Err(error.into())
     }),
     inside("a session is closed by the death of its last holder", || {
         let session = create(device()?, "web")?;
@@ -153,9 +123,3 @@ pub(super) const CASES: &[Inside] = &[
         Ok(calls::kexec_file_load()?)
     }),
 ];
-
-/// What is left of the session after exec: nothing.
-pub(super) fn after_exec() -> Case {
-    create(device()?, "web")?;
-    Ok(())
-}

@@ -1,24 +1,18 @@
 //! What can be preserved, and what comes back.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use luo::Errno;
 use rustix::fs::{
-    MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, ftruncate,
-    memfd_create, open,
+    MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fcntl_getfl, ftruncate,
+    memfd_create,
 };
 use rustix::io::{FdFlags, fcntl_getfd};
 
-use super::calls::{
-    self, create, device, finish, preserve, preserve_number, reboot, retrieve, retrieve_session,
-};
+use super::calls::{self, create, device, finish, preserve, reboot, retrieve, retrieve_session};
 use super::{Case, Failure, Inside, inside, kernel_number, refused, same};
-
-/// A directory in shared memory.
-const TMPFS: &str = "/dev/shm";
 
 fn memfd(contents: &[u8]) -> Result<File, Errno> {
     let file = File::from(memfd_create("case", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
@@ -31,88 +25,6 @@ fn contents(mut file: &File) -> Result<Vec<u8>, Failure> {
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
-
-pub(super) const CASES: &[Inside] = &[
-    inside("cases 068 and 069 what is no memory cannot be preserved", || {
-        let device = device()?;
-        let session = create(&device, "web")?;
-        let other = create(&device, "db")?;
-        let (reader, writer) = rustix::pipe::pipe()?;
-        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)?;
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        let program = File::open(std::env::current_exe()?)?;
-        let directory = File::open(TMPFS)?;
-        let files = [
-            device.as_fd(),
-            session.as_fd(),
-            other.as_fd(),
-            reader.as_fd(),
-            writer.as_fd(),
-            epoll.as_fd(),
-            event.as_fd(),
-            program.as_fd(),
-            directory.as_fd(),
-        ];
-        for file in files {
-            refused(preserve(&session, file, 1), Errno::NOENT)?;
-        }
-        for number in [-1, -100, 9999, i32::MAX] {
-            refused(preserve_number(&session, number, 1), Errno::BADF)?;
-        }
-        Ok(())
-    }),
-    inside("cases 070 and 071 memory of other kinds cannot be preserved", || {
-        let session = create(device()?, "web")?;
-        let huge = memfd_create("huge", MemfdFlags::HUGETLB);
-        if let Ok(huge) = huge {
-            refused(preserve(&session, &huge, 1), Errno::NOENT)?;
-        }
-        // Where the kernel has such memory at all.
-        if let Ok(secret) = calls::secret_memory() {
-            refused(preserve(&session, &secret, 1), Errno::NOENT)?;
-        }
-        Ok(())
-    }),
-    inside("case 072 a file of tmpfs can be preserved when it has no name", || {
-        let session = create(device()?, "web")?;
-        let path = format!("{TMPFS}/perennial-{}", std::process::id());
-        let named = File::create(&path)?;
-        let while_named = preserve(&session, &named, 1);
-        std::fs::remove_file(&path)?;
-        refused(while_named, Errno::NOENT)?;
-        preserve(&session, &named, 1)?;
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        Ok(preserve(&session, open(TMPFS, flags, Mode::RUSR)?, 2)?)
-    }),
-    inside("case 077 an fd for reading will do", || {
-        let session = create(device()?, "web")?;
-        let file = memfd(b"data")?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        preserve(&session, File::open(path)?, 1)?;
-        refused(preserve(&session, &file, 2), Errno::BUSY)
-    }),
-    inside("cases 086 and 097 a preserved file can be written, and is free afterwards", || {
-        let session = create(device()?, "web")?;
-        let mut file = memfd(b"data")?;
-        preserve(&session, &file, 1)?;
-        file.write_all(b"more")?;
-        file.seek(SeekFrom::Start(1))?;
-        same(contents(&file)?, b"ore".to_vec())?;
-        drop(session);
-        ftruncate(&file, 10)?;
-        Ok(preserve(create(device()?, "web")?, &file, 1)?)
-    }),
-    inside("case 100 another size calls the switch off", || {
-        let session = create(device()?, "web")?;
-        let file = memfd(b"data")?;
-        preserve(&session, &file, 1)?;
-        ftruncate(&file, 3)?;
-        refused(reboot(calls::MAGIC, calls::KEXEC), Errno::INVAL)?;
-        refused(preserve(&session, &file, 2), Errno::BUSY)?;
-        drop(session);
-        Ok(preserve(create(device()?, "web")?, &file, 1)?)
-    }),
-];
 
 /// Where page 1000 is, far behind a hole.
 const FAR: u64 = 1000 << 12;

@@ -35,7 +35,7 @@ const fn inside(what: &'static str, run: fn() -> Case) -> Inside {
 }
 
 fn all_inside() -> impl Iterator<Item = &'static Inside> {
-    [device::CASES, files::CASES, threads::CASES].into_iter().flatten()
+    device::CASES.iter()
 }
 
 /// Cases that cross a switch, which they make themselves.
@@ -87,9 +87,6 @@ fn run_by_directory(case: &Inside) -> crate::Outcome {
 /// `--case WHAT [MORE]`: runs a case, below the emulator.
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     let what = arguments.first().and_then(|what| what.to_str()).unwrap_or_default();
-    if what == device::AFTER_EXEC {
-        return end(device::after_exec());
-    }
     let Some(case) = all_inside().chain(all_crossing()).find(|case| case.what == what) else {
         eprintln!("there is no case `{what}`");
         return ExitCode::from(2);

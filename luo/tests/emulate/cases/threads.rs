@@ -31,54 +31,6 @@ fn one_succeeds<T>(answers: &[Result<T, Errno>], errno: Errno) -> Result<(), Fai
     same((succeeded, refused), (1, THREADS - 1))
 }
 
-pub(super) const CASES: &[Inside] = &[
-    inside("case 173 of many creations of one name one succeeds", || {
-        let device = device()?;
-        one_succeeds(&all(|_| create(&device, "web")), Errno::EXIST)
-    }),
-    inside("case 176 of many preservations of one file one succeeds", || {
-        let (device, file) = (device()?, memfd()?);
-        let session = |number: usize| create(&device, &format!("session {number}"));
-        let sessions = (0..THREADS).map(session).collect::<Result<Vec<_>, _>>()?;
-        one_succeeds(&all(|number| preserve(&sessions[number], &file, 1)), Errno::BUSY)
-    }),
-    inside("case 082 threads preserve in one session", || {
-        let session = create(device()?, "web")?;
-        let answers = all(|number| {
-            (0..50).try_for_each(|at| preserve(&session, memfd()?, (number * 50 + at) as u64))
-        });
-        same(answers.iter().all(Result::is_ok), true)
-    }),
-    inside("case 177 a file whose session is closed meanwhile is free afterwards", || {
-        for _ in 0..100 {
-            let (device, file) = (device()?, memfd()?);
-            let session = create(&device, "web")?;
-            let copy = session.try_clone()?;
-            thread::scope(|scope| {
-                scope.spawn(move || drop(session));
-                scope.spawn(|| preserve(&copy, &file, 1));
-            });
-            drop(copy);
-            preserve(create(&device, "web")?, &file, 1)?;
-        }
-        Ok(())
-    }),
-    inside("case 178 the device is open or busy, and free in the end", || {
-        let answers = all(|_| {
-            for _ in 0..1000 {
-                match device() {
-                    Ok(_) | Err(Errno::BUSY) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Ok(())
-        });
-        same(answers.iter().all(Result::is_ok), true)?;
-        device()?;
-        Ok(())
-    }),
-];
-
 /// Leaves a session with files under tokens from 0 on.
 fn leave() -> Case {
     let session = create(device()?, "web")?;

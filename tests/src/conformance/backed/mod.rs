@@ -1,0 +1,236 @@
+//! A backend of the built-in LUO with real files, and processes around it that are not there.
+//!
+//! What a process has are real fds: memfds, and the fds that stand for sessions. Their copies, in other
+//! processes and in letters, are copies that the kernel counts, so that it is the kernel which says
+//! when a session ends. Only the numbers of fds, their limit, and the memory of requests are made
+//! up. The backend itself is asked as by who serves its protocol to others.
+
+mod backend;
+mod process;
+mod scripted;
+mod together;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use luo::Errno;
+use luo::builtin::{Luo, OpenFile};
+use rustix::fs::{Mode, OFlags};
+
+use super::fds::Entry;
+use super::file::{self, FileCall};
+use super::profile::Profile;
+use super::system::{Answer, Call, Called, Direction, Fd, Letter, Next, Process, Reopen, System};
+pub(crate) use backend::{Backend, KeeperBackend, KexecPoolBackend, PoolBackend};
+use process::{Opened, Table};
+use scripted::ScriptedFiles;
+
+pub(crate) struct Backed<B> {
+    backend: B,
+    processes: BTreeMap<Process, Table>,
+    last_process: u32,
+    letters: BTreeMap<usize, Opened>,
+    files: ScriptedFiles,
+}
+
+impl<B: Backend> Backed<B> {
+    pub(crate) fn new(backend: B) -> Self {
+        let mut system = Self {
+            backend,
+            processes: BTreeMap::new(),
+            last_process: 0,
+            letters: BTreeMap::new(),
+            files: ScriptedFiles::default(),
+        };
+        system.register();
+        system
+    }
+
+    fn register(&mut self) {
+        let handler = self.files.clone();
+        let registered =
+            self.backend.with_machine(&mut |luo| luo.register_handler(handler.clone()));
+        registered.expect("the machine is new");
+    }
+
+    fn table(&mut self, process: Process) -> Result<&mut Table, Errno> {
+        self.processes.get_mut(&process).ok_or(Errno::SRCH)
+    }
+
+    fn entry(&self, fd: Fd) -> Result<&Entry<Opened>, Errno> {
+        self.processes.get(&fd.process).ok_or(Errno::SRCH)?.get(fd.number)
+    }
+
+    fn file(&self, fd: Fd) -> Result<&OwnedFd, Errno> {
+        match &self.entry(fd)?.opened {
+            Opened::File(file) | Opened::Session(_, file) => Ok(file),
+            Opened::Device(_) => Err(Errno::INVAL),
+        }
+    }
+
+    fn install(&mut self, process: Process, opened: Opened) -> Result<Answer, Errno> {
+        Ok(Answer::number(self.table(process)?.open(opened)?))
+    }
+
+    fn install_file(&mut self, process: Process, file: OwnedFd) -> Result<Answer, Errno> {
+        self.install(process, Opened::File(file))
+    }
+
+    /// Drops a reference. The last one to the device is told to the machine; of a session's the
+    /// kernel tells.
+    fn put(&mut self, opened: Opened) {
+        if let Opened::Device(device) = opened
+            && Arc::into_inner(device).is_some()
+        {
+            self.backend
+                .with_machine(&mut |luo| {
+                    let _ = luo.close_device();
+                    Ok(())
+                })
+                .unwrap_or_default();
+        }
+    }
+
+    fn open_again(&mut self, fd: Fd, flags: OFlags) -> Result<Answer, Errno> {
+        let path = format!("/proc/self/fd/{}", self.file(fd)?.as_raw_fd());
+        let file = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
+        self.install_file(fd.process, file)
+    }
+
+    /// They are if they have one position.
+    fn is_same_open_file(&self, one: Fd, other: Fd) -> Result<bool, Errno> {
+        use rustix::fs::{SeekFrom, seek, tell};
+        let (one, other) = (self.file(one)?, self.file(other)?);
+        let (before, here) = (tell(other)?, tell(one)?);
+        seek(one, SeekFrom::Start(before + 1))?;
+        let same = tell(other)? == before + 1;
+        seek(one, SeekFrom::Start(here))?;
+        Ok(same)
+    }
+}
+
+impl<B: Backend> System for Backed<B> {
+    fn profile(&self) -> &'static Profile {
+        B::PROFILE
+    }
+
+    fn spawn(&mut self) -> Process {
+        self.last_process += 1;
+        let process = Process(self.last_process);
+        self.processes.insert(process, Table::default());
+        process
+    }
+
+    fn fork(&mut self, process: Process) -> Process {
+        let table = self.processes.get(&process).cloned().unwrap_or_default();
+        let child = self.spawn();
+        self.processes.insert(child, table);
+        child
+    }
+
+    fn kill(&mut self, process: Process) {
+        let table = self.processes.remove(&process).unwrap_or_default();
+        table.into_opened().for_each(|opened| self.put(opened));
+    }
+
+    fn send(&mut self, fd: Fd) -> Result<Letter, Errno> {
+        let opened = self.entry(fd)?.opened.clone();
+        let number = self.letters.keys().next_back().map_or(0, |last| last + 1);
+        self.letters.insert(number, opened);
+        Ok(Letter(number))
+    }
+
+    fn receive(&mut self, letter: Letter, by: Option<Process>) -> Option<Fd> {
+        let opened = self.letters.remove(&letter.0)?;
+        match by {
+            Some(process) => {
+                let number = self.install(process, opened).ok()?.number as i32;
+                Some(Fd { process, number })
+            }
+            None => {
+                self.put(opened);
+                None
+            }
+        }
+    }
+
+    fn call(&mut self, process: Process, call: Call) -> Result<Answer, Errno> {
+        let fd = |number| Fd { process, number };
+        match call {
+            Call::LimitFds(limited) => {
+                self.table(process)?.limit(limited);
+                Ok(Answer::default())
+            }
+            Call::OpenDevice { read_only: _ } => {
+                self.backend.with_machine(&mut Luo::open_device)?;
+                self.install(process, Opened::Device(Arc::new(())))
+            }
+            Call::Open(what) => self.install_file(process, file::open(what)?),
+            Call::OpenScripted(object) => {
+                let file = self.files.open(object)?.duplicate()?;
+                self.install_file(process, file)
+            }
+            Call::Reopen(number, how) => {
+                let flags = match how {
+                    Reopen::ReadWrite => OFlags::RDWR,
+                    Reopen::ReadOnly => OFlags::RDONLY,
+                    Reopen::Path => OFlags::PATH,
+                };
+                self.open_again(fd(number), flags)
+            }
+            Call::Dup(number) => {
+                let opened = self.entry(fd(number))?.opened.clone();
+                self.install(process, opened)
+            }
+            Call::Close(number) => {
+                let opened = self.table(process)?.take(number).ok_or(Errno::BADF)?;
+                self.put(opened);
+                Ok(Answer::default())
+            }
+            Call::Ioctl(number, command, argument) => {
+                let table = self.processes.get_mut(&process).ok_or(Errno::SRCH)?;
+                together::ioctl(&self.backend, table, number, command, argument)
+            }
+            Call::ClosesOnExec(number) => {
+                Ok(Answer::number(self.entry(fd(number))?.closes_on_exec))
+            }
+            Call::IsSameOpenFile(one, other) => {
+                Ok(Answer::number(self.is_same_open_file(fd(one), fd(other))?))
+            }
+            Call::File(number, FileCall::Watch) => {
+                let watch = file::operate(self.file(fd(number))?, FileCall::Watch)?;
+                self.install_file(process, file::take(watch.number as i32))
+            }
+            Call::File(number, call) => file::operate(self.file(fd(number))?, call),
+            Call::Together(calls) => {
+                let table = self.processes.get_mut(&process).ok_or(Errno::SRCH)?;
+                Ok(Answer::each(together::together(&self.backend, table, calls)))
+            }
+            _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
+    fn direct(&mut self, direction: Direction) -> Result<Vec<Called>, Errno> {
+        Ok(direction.give(&self.files.script()))
+    }
+
+    fn switch(&mut self, _: Next) -> Result<(), Errno> {
+        let (processes, letters) = (&mut self.processes, &mut self.letters);
+        self.backend.switch(&mut || {
+            processes.clear();
+            letters.clear();
+        })?;
+        self.register();
+        Ok(())
+    }
+
+    fn liveupdate_number(&self) -> u64 {
+        self.backend.liveupdate_number()
+    }
+}
+
+/// An open file of the machine as an fd of a process.
+fn fd_of(file: &OpenFile) -> OwnedFd {
+    file.as_fd().try_clone_to_owned().expect("the test may have that many fds")
+}

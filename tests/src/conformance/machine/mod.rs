@@ -1,0 +1,157 @@
+//! A system in a machine of its own, in QEMU: its kernel's LUO, or a pool on a kernel without.
+//!
+//! ```text
+//!   test: rows, World, Guest --- virtio port, a JSON value a line --- init (PID 1): a System
+//!                                                                       | kernel: agents
+//!                                                                       | pool: this process
+//! ```
+//!
+//! A row is told outside, where it goes on over every switch; each call of it is made inside. The
+//! switch is a kexec, from one of two kernels to the other.
+
+mod guest;
+pub(crate) mod init;
+pub(crate) mod kernel;
+mod protocol;
+mod ram;
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+pub(crate) use guest::{Guest, Shared, Turn, lock};
+pub(crate) use ram::Ram;
+
+use super::profile::{self, Profile};
+use crate::binaries;
+use crate::image::{Ext4, Initramfs};
+use crate::kernels::{self, Kernel, Role};
+use crate::paths;
+use crate::plan::Luo;
+use crate::qemu::Machine;
+use crate::suite;
+
+/// Where the pool is mounted, and its image on the data disk.
+const POOL: &str = "/pool";
+const POOL_IMAGE: &str = "pool.ext4";
+
+/// RAM of the machine, and the pool's part of it, in MiB. The firmware has tables at the end of RAM.
+const RAM_MIB: u64 = 1024;
+const POOL_START_MIB: u64 = 768;
+const POOL_MIB: u64 = 128;
+
+/// Who has the LUO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Kernel,
+    Pool,
+}
+
+impl Owner {
+    const ALL: [Self; 2] = [Self::Kernel, Self::Pool];
+
+    /// How the command line says it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Pool => "pool",
+        }
+    }
+
+    /// The kernels of the two sides.
+    fn kernels(self) -> [Role; 2] {
+        self.luo().hosts()
+    }
+
+    fn luo(self) -> Luo {
+        match self {
+            Self::Kernel => Luo::Kernel,
+            Self::Pool => Luo::Pool,
+        }
+    }
+
+    fn profile(self) -> &'static Profile {
+        match self {
+            Self::Kernel => &profile::KERNEL,
+            Self::Pool => &profile::POOL,
+        }
+    }
+
+    /// The scratch area holds the next kernel and initramfs and little more: what is preserved is
+    /// migrated out of it.
+    fn command_line(self) -> String {
+        let quiet = if paths::verbose() { "" } else { " quiet" };
+        let own = match self {
+            Self::Kernel => {
+                "liveupdate=on kho=on kho_scratch=16M,96M,0 transparent_hugepage_shmem=advise"
+                    .to_owned()
+            }
+            Self::Pool => format!("kho=off memmap={POOL_MIB}M!{POOL_START_MIB}M"),
+        };
+        format!("console=ttyS0 panic=-1{quiet} {own} {}={}", protocol::ROLE, self.word())
+    }
+}
+
+/// What this computer lacks for such a machine, if anything.
+pub(crate) fn missing(owner: Owner) -> Option<String> {
+    // No guest runs there.
+    let [kernel, _] = owner.kernels();
+    suite::missing(owner.luo(), kernel)
+}
+
+/// Makes the machine's images in `directory`.
+fn prepare(owner: Owner, directory: &Path) -> Result<Machine, Box<dyn Error>> {
+    let tree = Ext4::new(directory)?;
+    for (side, role) in kernel::SIDES.into_iter().zip(owner.kernels()) {
+        let kernel = kernels::find(role)?;
+        tree.copy(&format!("{side}/{}", kernel::KERNEL), &kernel.bzimage())?;
+        let initramfs = tree.path(&format!("{side}/{}", kernel::INITRAMFS))?;
+        initramfs_of(kernel)?.write(&initramfs)?;
+    }
+    let initramfs = directory.join("initramfs");
+    fs::copy(tree.path(&format!("{}/{}", kernel::SIDES[0], kernel::INITRAMFS))?, &initramfs)?;
+    // It takes no space.
+    let large = tree.path(kernel::LARGE_INITRAMFS)?;
+    fs::write(&large, b"070701")?;
+    File::options().write(true).open(large)?.set_len(200 << 20)?;
+    if owner == Owner::Pool {
+        make_pool(&tree.path(POOL_IMAGE)?)?;
+    }
+    let disk = directory.join("data.img");
+    tree.write(&disk, 0)?;
+    Ok(Machine {
+        kernel: kernels::find(owner.kernels()[0])?.bzimage(),
+        initramfs,
+        cmdline: owner.command_line(),
+        memory_mib: RAM_MIB,
+        disks: vec![disk],
+        ports: vec![protocol::PORT.to_owned()],
+        may_reset: true,
+        ..Machine::default()
+    })
+}
+
+/// PID 1, and the modules of a kernel that has some.
+fn initramfs_of(kernel: &Kernel) -> Result<Initramfs, Box<dyn Error>> {
+    let mut archive = Initramfs::new()?;
+    let agent = binaries::build()?.conformance_agent();
+    archive.file("init", 0o755, &binaries::contents(&agent)?)?;
+    archive.modules(kernel, &kernel.modules)?;
+    Ok(archive)
+}
+
+/// Makes the image of an empty pool: its extents are aligned for huge pages.
+fn make_pool(image: &Path) -> Result<(), Box<dyn Error>> {
+    let output = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "4096"])
+        .args(["-E", "stride=512,stripe_width=512,root_owner=0:0"])
+        .arg(image)
+        .arg(format!("{POOL_MIB}M"))
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("mke2fs: {}: {}", output.status, said.trim()).into())
+}

@@ -1,0 +1,94 @@
+//! Requests whose argument is just in front of memory that is not there.
+#![expect(unsafe_code, reason = "mappings, and an ioctl of any kind")]
+
+use std::os::fd::RawFd;
+use std::ptr;
+
+use libc::{c_int, c_void};
+use luo::Errno;
+
+use crate::conformance::system::{Argument, Place};
+
+const PAGE: usize = 4096;
+
+fn check(result: c_int) -> Result<(), Errno> {
+    if result >= 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+/// Pages with nothing behind them.
+struct Arena {
+    start: *mut c_void,
+    pages: usize,
+}
+
+impl Arena {
+    fn new(bytes: usize) -> Result<Self, Errno> {
+        let pages = bytes.div_ceil(PAGE) + 1;
+        let (rw, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+        let flags = private | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, anywhere.
+        let start = unsafe { libc::mmap(ptr::null_mut(), (pages + 1) * PAGE, rw, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::NOMEM);
+        }
+        let this = Self { start, pages };
+        this.protect(pages, 1, libc::PROT_NONE)?;
+        Ok(this)
+    }
+
+    fn protect(&self, page: usize, pages: usize, protection: c_int) -> Result<(), Errno> {
+        let at = self.start.wrapping_byte_add(page * PAGE);
+        // SAFETY: the pages are of this mapping, and nothing refers to them.
+        check(unsafe { libc::mprotect(at, pages * PAGE, protection) })
+    }
+
+    /// The address so many bytes before the end.
+    fn before_end(&self, bytes: usize) -> *mut u8 {
+        self.start.wrapping_byte_add(self.pages * PAGE - bytes).cast()
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one, and nothing refers to it any more.
+        unsafe { libc::munmap(self.start, (self.pages + 1) * PAGE) };
+    }
+}
+
+/// Makes a request, and gives what is in its memory afterwards. EUCLEAN: it was refused, and changed
+/// its argument all the same.
+pub(super) fn ioctl(fd: RawFd, command: u32, argument: Argument) -> Result<Vec<u8>, Errno> {
+    let Argument { bytes: sent, place } = argument;
+    let mut bytes = sent.clone();
+    let arena = Arena::new(bytes.len() + 1)?;
+    let there = match place {
+        Place::Null => 0,
+        Place::CutAfter(length) => bytes.len().min(length),
+        _ => bytes.len(),
+    };
+    let address = match place {
+        Place::Null => ptr::null_mut(),
+        Place::Unaligned => arena.before_end(there + 1),
+        _ => arena.before_end(there),
+    };
+    if there > 0 {
+        // SAFETY: the arena has room for more than these bytes before its end.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address, there) };
+    }
+    if place == Place::ReadOnly {
+        arena.protect(0, arena.pages, libc::PROT_READ)?;
+    }
+    // SAFETY: the argument is ours, or not there, which the kernel finds out.
+    let result = check(unsafe { libc::ioctl(fd, command as _, address) });
+    if there > 0 {
+        // SAFETY: the same bytes, which can be read in every case.
+        unsafe { ptr::copy_nonoverlapping(address, bytes.as_mut_ptr(), there) };
+    }
+    match result {
+        Err(_) if bytes != sent => Err(Errno::UCLEAN),
+        result => result.map(|()| bytes),
+    }
+}

@@ -1,0 +1,212 @@
+//! The state machine of the built-in LUO with processes around it that are not there.
+//!
+//! fds are tables of counted open files, memory is a request's own bytes, and files are a few values
+//! in [`files`]. The machine gets from it what a kernel would tell it: requests, and the last close
+//! of the device and of each session.
+
+mod files;
+mod process;
+
+use std::collections::BTreeMap;
+
+use luo::Errno;
+use luo::builtin::scripted::Script;
+use luo::builtin::{Compatible, Luo, Parameters};
+
+use super::file::{self, FileCall};
+use super::profile::{self, Profile};
+use super::system::{
+    Answer, Argument, Call, Called, Direction, Fd, Letter, Next, Process, Reopen, System,
+};
+use files::{Carried, MemfdHandler, OpenFile, ScriptedFiles, What};
+use process::{Request, Table};
+
+pub(crate) struct Simulated {
+    luo: Luo<OpenFile>,
+    carried: Carried,
+    script: Script,
+    processes: BTreeMap<Process, Table>,
+    last_process: u32,
+    letters: BTreeMap<usize, OpenFile>,
+}
+
+impl Simulated {
+    pub(crate) fn new() -> Self {
+        let (carried, script) = (Carried::default(), Script::new());
+        Self {
+            luo: start(Err(Errno::NOENT), &carried, &script),
+            carried,
+            script,
+            processes: BTreeMap::new(),
+            last_process: 0,
+            letters: BTreeMap::new(),
+        }
+    }
+
+    fn table(&mut self, process: Process) -> Result<&mut Table, Errno> {
+        self.processes.get_mut(&process).ok_or(Errno::SRCH)
+    }
+
+    fn opened(&self, fd: Fd) -> Result<&OpenFile, Errno> {
+        let table = self.processes.get(&fd.process).ok_or(Errno::SRCH)?;
+        Ok(&table.get(fd.number)?.opened)
+    }
+
+    fn install(&mut self, process: Process, opened: OpenFile) -> Result<Answer, Errno> {
+        Ok(Answer::number(self.table(process)?.open(opened)?))
+    }
+
+    fn ioctl(&mut self, fd: Fd, command: u32, mut argument: Argument) -> Result<Answer, Errno> {
+        let what = self.opened(fd)?.what.clone();
+        let table = self.processes.get_mut(&fd.process).ok_or(Errno::SRCH)?;
+        let sent = argument.bytes.clone();
+        let mut request = Request::new(table, &mut argument);
+        let address = request.address();
+        let result = match what {
+            What::Device => self.luo.device_ioctl(&mut request, command, address),
+            What::Session(id) => self.luo.session_ioctl(&mut request, id, command, address),
+            _ => Err(Errno::NOTTY),
+        };
+        argument.answer(result, &sent)
+    }
+
+    /// Drops a reference. The last one to the device or a session is told to the machine.
+    fn put(&mut self, opened: OpenFile) {
+        if !opened.is_last() {
+            return;
+        }
+        let closed = match opened.what {
+            What::Device => self.luo.close_device(),
+            What::Session(session) => self.luo.close_session(session),
+            _ => Ok(()),
+        };
+        // The kernel ignores what a release says, too.
+        let _ = closed;
+    }
+}
+
+fn start(tree: Result<Vec<u8>, Errno>, carried: &Carried, script: &Script) -> Luo<OpenFile> {
+    let mut luo = Luo::start(Parameters::default(), || tree);
+    luo.register_handler(MemfdHandler::new(carried.clone())).expect("the machine is enabled");
+    let format = Compatible::new("scripted-v1").expect("it is short");
+    let scripted = ScriptedFiles(script.handler(format, &[1], true));
+    luo.register_handler(scripted).expect("it is another format");
+    luo
+}
+
+impl System for Simulated {
+    fn profile(&self) -> &'static Profile {
+        &profile::MACHINE
+    }
+
+    fn spawn(&mut self) -> Process {
+        self.last_process += 1;
+        let process = Process(self.last_process);
+        self.processes.insert(process, Table::default());
+        process
+    }
+
+    fn fork(&mut self, process: Process) -> Process {
+        let table = self.processes.get(&process).cloned().unwrap_or_default();
+        let child = self.spawn();
+        self.processes.insert(child, table);
+        child
+    }
+
+    fn kill(&mut self, process: Process) {
+        let table = self.processes.remove(&process).unwrap_or_default();
+        table.into_opened().for_each(|opened| self.put(opened));
+    }
+
+    fn send(&mut self, fd: Fd) -> Result<Letter, Errno> {
+        let opened = self.opened(fd)?.clone();
+        let number = self.letters.keys().next_back().map_or(0, |last| last + 1);
+        self.letters.insert(number, opened);
+        Ok(Letter(number))
+    }
+
+    fn receive(&mut self, letter: Letter, by: Option<Process>) -> Option<Fd> {
+        let opened = self.letters.remove(&letter.0)?;
+        match by {
+            Some(process) => {
+                let number = self.install(process, opened).ok()?.number as i32;
+                Some(Fd { process, number })
+            }
+            None => {
+                self.put(opened);
+                None
+            }
+        }
+    }
+
+    fn call(&mut self, process: Process, call: Call) -> Result<Answer, Errno> {
+        let fd = |number| Fd { process, number };
+        match call {
+            Call::LimitFds(limited) => {
+                self.table(process)?.limit(limited);
+                Ok(Answer::default())
+            }
+            Call::OpenDevice { read_only: _ } => {
+                self.luo.open_device()?;
+                self.install(process, OpenFile::new(What::Device))
+            }
+            Call::Open(file::What::Memfd) => self.install(process, OpenFile::memfd()),
+            Call::Open(file::What::Null) => self.install(process, OpenFile::new(What::Null)),
+            Call::OpenScripted(object) => {
+                let file = self.script.open(1, object);
+                self.install(process, OpenFile::new(What::Scripted(file)))
+            }
+            Call::Reopen(number, how) => {
+                let what = match how {
+                    Reopen::Path => What::Path,
+                    Reopen::ReadWrite | Reopen::ReadOnly => self.opened(fd(number))?.what.clone(),
+                };
+                self.install(process, OpenFile::new(what))
+            }
+            Call::Dup(number) => {
+                let opened = self.opened(fd(number))?.clone();
+                self.install(process, opened)
+            }
+            Call::Close(number) => {
+                let opened = self.table(process)?.take(number).ok_or(Errno::BADF)?;
+                self.put(opened);
+                Ok(Answer::default())
+            }
+            Call::Ioctl(number, command, argument) => self.ioctl(fd(number), command, argument),
+            Call::ClosesOnExec(number) => {
+                Ok(Answer::number(self.table(process)?.get(number)?.closes_on_exec))
+            }
+            Call::IsSameOpenFile(one, other) => {
+                Ok(Answer::number(self.opened(fd(one))? == self.opened(fd(other))?))
+            }
+            Call::File(number, FileCall::Read(length)) => {
+                self.opened(fd(number))?.read(length).map(Answer::bytes)
+            }
+            Call::File(number, FileCall::WriteAt(offset, bytes)) => {
+                let written = self.opened(fd(number))?.write_at(offset as usize, &bytes)?;
+                Ok(Answer::number(written as i64))
+            }
+            _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
+    fn direct(&mut self, direction: Direction) -> Result<Vec<Called>, Errno> {
+        Ok(direction.give(&self.script))
+    }
+
+    fn switch(&mut self, _: Next) -> Result<(), Errno> {
+        let mut tree = Vec::new();
+        self.luo.reboot(|bytes| {
+            tree = bytes.to_vec();
+            Ok(())
+        })?;
+        self.processes.clear();
+        self.letters.clear();
+        self.luo = start(Ok(tree), &self.carried, &self.script);
+        Ok(())
+    }
+
+    fn liveupdate_number(&self) -> u64 {
+        self.luo.liveupdate_number()
+    }
+}
