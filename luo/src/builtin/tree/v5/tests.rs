@@ -3,11 +3,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Token;
 use crate::builtin::tree::memory::SimulatedMemory;
 use crate::builtin::tree::samples::{any_handover, golden, many, pages};
 
 const SER: &[u8] = include_bytes!("../../../../golden/luo-v5.ser");
 const PAGES: &[u8] = include_bytes!("../../../../golden/luo-v5.pages");
+
+const LINUX_SER: &[u8] = include_bytes!("../../../../golden/linux-7.3.4.ser");
+const LINUX_PAGES: &[u8] = include_bytes!("../../../../golden/linux-7.3.4.pages");
 
 /// The address of the golden tree's first block of sessions.
 const SESSIONS: u64 = 0x3000_0000;
@@ -46,6 +50,28 @@ fn the_golden_pages_are_decoded() {
     let folio = |frame, index| memfd::Folio { frame, dirty: true, uptodate: true, index };
     let folios = vec![folio(0x40200, 0), folio(0x12345, 512)];
     assert_eq!(memfd, memfd::Memfd { position: 5, size: 0x20_1000, seals: 0xf, folios });
+}
+
+#[test]
+fn what_linux_handed_over_is_decoded() {
+    let memory = pages(LINUX_PAGES);
+    let handover = decode(LINUX_SER, &memory).unwrap();
+    let [web, empty] = &handover.sessions[..] else { panic!("{handover}") };
+    assert_eq!(
+        (handover.number, web.name.as_bytes(), empty.name.as_bytes()),
+        (1, &b"web"[..], &b"empty"[..])
+    );
+    assert_eq!(empty.files, []);
+    let memfds: Vec<_> = web
+        .files
+        .iter()
+        .map(|file| {
+            assert_eq!(file.compatible.as_bytes(), memfd::COMPATIBLE.as_bytes());
+            let memfd = memfd::decode(file.data, &memory).unwrap();
+            (file.token, memfd.size, memfd.folios.len(), memfd.seals)
+        })
+        .collect();
+    assert_eq!(memfds, [(Token(1), 15, 1, 0), (Token(u64::MAX), 0, 0, 0)]);
 }
 
 #[test]
