@@ -47,6 +47,10 @@ pub const FIRST_VERSION: u32 = 261;
 pub const VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"];
 
+/// Those of them that speak of fds which this process was started with. They are true once: another
+/// program in this process must not find them.
+pub const PASSED: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"];
+
 /// How long systemd may take to look at what it was sent.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -176,6 +176,9 @@ impl NextHost {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| "perennial".into());
         let mut command = self.command();
+        for variable in luo::systemd::PASSED {
+            command.env_remove(variable);
+        }
         let error = command.arg0(name).args(arguments).env(VARIABLE, left).exec();
         self.error("execute", error)
     }
