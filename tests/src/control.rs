@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// Characters of a message that an error repeats.
+const MOST_REPEATED: usize = 200;
+
 /// Why there is no good reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -24,12 +27,14 @@ pub enum ControlError {
         outcome: Option<String>,
     },
     /// Nothing came in time.
-    #[error("the host sent no {waited_for} within {timeout:?}")]
+    #[error("the host sent no {waited_for} within {timeout:?}; the last that it sent was {last}")]
     Timeout {
         /// What was waited for.
         waited_for: String,
         /// How long.
         timeout: Duration,
+        /// What came last. `jumping` tells a host that is gone from one that does not go.
+        last: String,
     },
     /// The machine is gone.
     #[error("the control port was closed while waiting for {0}")]
@@ -63,6 +68,7 @@ pub struct Control {
     port: UnixStream,
     lines: Receiver<String>,
     events: Vec<Value>,
+    last: String,
     next_id: u64,
 }
 
@@ -78,7 +84,7 @@ impl Control {
                 }
             }
         });
-        Ok(Self { port, lines, events: Vec::new(), next_id: 1 })
+        Ok(Self { port, lines, events: Vec::new(), last: "nothing".to_owned(), next_id: 1 })
     }
 
     /// Sends `request` (an object with `do`) and waits for what it gives.
@@ -146,13 +152,16 @@ impl Control {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left).map_err(|error| match error {
                 RecvTimeoutError::Disconnected => ControlError::Closed(waited_for.to_owned()),
-                RecvTimeoutError::Timeout => {
-                    ControlError::Timeout { waited_for: waited_for.to_owned(), timeout }
-                }
+                RecvTimeoutError::Timeout => ControlError::Timeout {
+                    waited_for: waited_for.to_owned(),
+                    timeout,
+                    last: self.last.clone(),
+                },
             })?;
             if line.trim().is_empty() {
                 continue;
             }
+            self.last = line.chars().take(MOST_REPEATED).collect();
             let problem = match serde_json::from_str::<Value>(&line) {
                 Ok(message) if message.is_object() => return Ok(message),
                 Ok(_) => "not an object".to_owned(),
