@@ -95,8 +95,11 @@ impl VmPlan {
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
         };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
+        // Of the watchdogs this one alone cannot be told that a guest was stopped: after 30 s, which
+        // an update of an emulated host can take, it would complain.
+        let patient = "workqueue.watchdog_thresh=240";
         format!(
-            "console=ttyS0 {quiet} panic=-1 {root} perennial.memory={} perennial.busy={}",
+            "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={}",
             self.checksummed, self.busy
         )
     }
