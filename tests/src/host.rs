@@ -185,12 +185,15 @@ impl Host {
                 failed.push(error.to_string());
             }
             let checks = guest.checks();
-            failed.extend(
-                checks
-                    .iter()
-                    .filter(|check| !check.ok)
-                    .map(|check| format!("{}: {}: {}", guest.name(), check.name, check.evidence)),
-            );
+            let wrong = checks.iter().filter(|check| !check.ok);
+            let wrong = wrong.map(|c| format!("{}: {}: {}", guest.name(), c.name, c.evidence));
+            let before = failed.len();
+            failed.extend(wrong);
+            if failed.len() > before {
+                // What its kernel complained of, in its own words.
+                let said = guest.notes().into_iter().filter(|note| note["note"] == "kernel");
+                failed.extend(said.map(|note| format!("{}: {note}", guest.name())));
+            }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("\n").into()) }
     }
