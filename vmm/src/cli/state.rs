@@ -8,6 +8,7 @@ use clap::Subcommand;
 
 use crate::live_update::manifest::Manifest;
 use crate::state::document::{self, Detail};
+use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
 use crate::vm::MachineStateV1;
 
@@ -74,11 +75,11 @@ fn state_error(file: &Path, source: StateError) -> Error {
 fn check(bytes: &[u8]) -> Result<String, StateError> {
     let root = document::decode(bytes)?;
     if Reader::new(&root, "")?.is_compatible(Manifest::COMPATIBLE[0]) {
-        let manifest: Manifest = document::read_document(bytes)?;
+        let manifest: Manifest = read_node(&root, "")?;
         let count = manifest.vms.len();
         return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));
     }
-    let state: MachineStateV1 = document::read_document(bytes)?;
+    let state: MachineStateV1 = read_node(&root, "")?;
     Ok(format!(
         "a sound state document of VM `{}` with {} vCPUs and {} MiB of RAM",
         state.machine.name,

@@ -567,17 +567,12 @@ impl Host {
     /// What the call asks for, and where it says nothing the configuration.
     fn next_kernel(&self, call: &UpdateCall) -> Result<NextKernel, HostError> {
         let defaults = &self.config.update;
-        let call = call.clone();
+        let kernel = call.kernel.as_ref().or(defaults.kernel.as_ref());
+        let initramfs = call.initramfs.as_ref().or(defaults.initramfs.as_ref());
         Ok(NextKernel {
-            kernel: call
-                .kernel
-                .or_else(|| defaults.kernel.clone())
-                .ok_or(HostError::NothingToLoad("kernel"))?,
-            initramfs: call
-                .initramfs
-                .or_else(|| defaults.initramfs.clone())
-                .ok_or(HostError::NothingToLoad("initramfs"))?,
-            cmdline: call.cmdline.unwrap_or_else(|| defaults.cmdline.clone()),
+            kernel: kernel.ok_or(HostError::NothingToLoad("kernel"))?.clone(),
+            initramfs: initramfs.ok_or(HostError::NothingToLoad("initramfs"))?.clone(),
+            cmdline: call.cmdline.as_ref().unwrap_or(&defaults.cmdline).clone(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Where guest RAM comes from: what it is follows from what carries it over a live update.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use guest_mem::{Segment, check_segment_of, create_segment};
@@ -62,6 +63,12 @@ impl<'a> RamSource<'a> {
     pub fn take(self, index: usize, fd: OwnedFd, len: u64) -> Result<Segment, guest_mem::Error> {
         check_segment_of(self.kind().into(), index, fd, len)
     }
+}
+
+/// Bytes of this host's memory that can be had without swapping.
+pub fn available_bytes() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    guest_mem::available_bytes(&text).map_err(io::Error::other)
 }
 
 #[cfg(test)]

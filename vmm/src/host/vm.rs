@@ -20,7 +20,7 @@ use luo::Incoming;
 use super::conversation::{ProcessError, unexpected};
 use super::files::{Files, OpenError};
 use super::process::VmProcess;
-use super::ram::{RamError, RamSource};
+use super::ram::{self, RamError, RamSource};
 use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
@@ -267,8 +267,7 @@ impl Vm {
         let wanted = self.machine.ram_bytes;
         // A pool has memory of its own, and says itself how much is left.
         if ram.kind() == Ram::Memfd {
-            let text = std::fs::read_to_string("/proc/meminfo").map_err(VmError::Meminfo)?;
-            let available = guest_mem::available_bytes(&text).map_err(|e| self.ram_error(e))?;
+            let available = ram::available_bytes().map_err(VmError::Meminfo)?;
             let promised = ram.promised();
             if wanted > available.saturating_sub(promised) {
                 return Err(VmError::NotEnoughRam {

@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
@@ -19,10 +19,12 @@ use std::time::{Duration, Instant};
 use luo::builtin::keeper::Handover;
 use luo::{Ticket, TicketError};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Access, MemfdFlags, access, memfd_create};
+use rustix::fs::{Access, access};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
 use rustix::time::Timespec;
+
+use crate::host::vm::document_memfd;
 
 /// Tells a host that another one was in this process before it, and what that one left: the fds of the
 /// keeper's tree and of the preserved files, in this order (`7,8,9`), or the ticket for what is in a
@@ -158,13 +160,8 @@ impl NextHost {
 
     /// The keeper's tree as a file that the program has been seen to understand.
     fn write_tree(&self, tree: &[u8]) -> Result<File, NextHostError> {
-        let write = || -> io::Result<File> {
-            let mut file = File::from(memfd_create("tree", MemfdFlags::CLOEXEC)?);
-            file.write_all(tree)?;
-            file.rewind()?;
-            Ok(file)
-        };
-        let file = write().map_err(|source| self.error("write a tree for", source))?;
+        let file = document_memfd("tree", tree);
+        let file = file.map_err(|source| self.error("write a tree for", source))?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
         match self.ask(&["luo".into(), "show".into(), path.into()])? {
             (true, _) => Ok(file),
@@ -191,8 +188,7 @@ impl NextHost {
     fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
         let error = |source| self.error("execute", source);
         // Not a pipe: nothing that the program writes makes it wait for a reader.
-        let said = memfd_create("said", MemfdFlags::CLOEXEC);
-        let mut said = File::from(said.map_err(|errno| error(errno.into()))?);
+        let mut said = document_memfd("said", &[]).map_err(error)?;
         let output = || said.try_clone().map(Stdio::from).map_err(error);
         let mut child = self
             .command()

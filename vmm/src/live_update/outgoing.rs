@@ -26,6 +26,7 @@ use super::{Outcome, Step};
 use crate::arch::x86_64::tsc;
 use crate::host::conversation::{ProcessError, unexpected};
 use crate::host::mounted;
+use crate::host::ram;
 use crate::host::vm::{Life, Live, Vm, document_memfd};
 use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
@@ -245,15 +246,12 @@ pub fn run(
     };
 
     // While the guests run.
-    let next = match &plan.destination {
-        // What the last kernel left stays where it is.
-        Destination::Service => Next::Service,
-        destination => {
-            refuse_unfinished(vms, unfinished)?;
-            before(Step::Load)?;
-            load(luo, destination)?
-        }
-    };
+    // A service leaves what the last kernel left where it is.
+    if !matches!(plan.destination, Destination::Service) {
+        refuse_unfinished(vms, unfinished)?;
+    }
+    before(Step::Load)?;
+    let next = load(luo, &plan.destination)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -393,9 +391,7 @@ fn refuse_too_many_holes(vms: &[Vm]) -> Result<(), UpdateError> {
             }
         }
     }
-    let text = std::fs::read_to_string("/proc/meminfo").map_err(UpdateError::Meminfo)?;
-    let available = guest_mem::available_bytes(&text)
-        .map_err(|error| UpdateError::Meminfo(std::io::Error::other(error)))?;
+    let available = ram::available_bytes().map_err(UpdateError::Meminfo)?;
     match holes > available {
         true => Err(UpdateError::NoRoomForHoles { holes, available }),
         false => Ok(()),
