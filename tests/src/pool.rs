@@ -61,20 +61,26 @@ impl Pool {
         format!("memmap={}M!{}M", self.size, self.start)
     }
 
-    /// Makes the image of an empty pool: its extents are aligned for huge pages.
+    /// Makes its image, empty.
     pub fn make_image(self, image: &Path) -> io::Result<()> {
-        let output = Command::new("mke2fs")
-            .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "1024"])
-            .args(["-J", "size=8", "-E", "stride=512,stripe_width=512,root_owner=0:0"])
-            .arg(image)
-            .arg(format!("{}M", self.size))
-            .output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(io::Error::other(format!("mke2fs: {}: {}", output.status, said.trim())))
+        make_image(image, self.size, 1024)
     }
+}
+
+/// Makes the image of an empty pool of this size and with room for so many files: its extents are
+/// aligned for huge pages.
+pub fn make_image(image: &Path, mib: u64, files: u32) -> io::Result<()> {
+    let output = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", &files.to_string()])
+        .args(["-J", "size=8", "-E", "stride=512,stripe_width=512,root_owner=0:0"])
+        .arg(image)
+        .arg(format!("{mib}M"))
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("mke2fs: {}: {}", output.status, said.trim())))
 }
 
 /// The lines in `[host]` that make a host one with a pool; the data disk is mounted first.

@@ -1,8 +1,10 @@
-//! The fds of a process that is not there: a table of numbers.
+//! Processes that are not there: their tables of fds, and what they send each other.
 
 use std::collections::BTreeMap;
 
 use luo::Errno;
+
+use super::system::{Answer, Fd, Letter, Process};
 
 /// An fd: what is open, and whether exec closes it.
 #[derive(Debug, Clone)]
@@ -68,5 +70,74 @@ impl<T> Table<T> {
     /// All that is open.
     pub(crate) fn into_opened(self) -> impl Iterator<Item = T> {
         self.entries.into_values().flatten().map(|entry| entry.opened)
+    }
+}
+
+/// The processes of a system, and letters between them with an fd in each.
+#[derive(Debug)]
+pub(crate) struct Processes<T> {
+    tables: BTreeMap<Process, Table<T>>,
+    last: u32,
+    letters: BTreeMap<usize, T>,
+}
+
+impl<T> Default for Processes<T> {
+    fn default() -> Self {
+        Self { tables: BTreeMap::new(), last: 0, letters: BTreeMap::new() }
+    }
+}
+
+impl<T: Clone> Processes<T> {
+    pub(crate) fn table(&mut self, process: Process) -> Result<&mut Table<T>, Errno> {
+        self.tables.get_mut(&process).ok_or(Errno::SRCH)
+    }
+
+    pub(crate) fn entry(&self, fd: Fd) -> Result<&Entry<T>, Errno> {
+        self.tables.get(&fd.process).ok_or(Errno::SRCH)?.get(fd.number)
+    }
+
+    /// Opens something in a process; the answer is the fd's number.
+    pub(crate) fn install(&mut self, process: Process, opened: T) -> Result<Answer, Errno> {
+        Ok(Answer::number(self.table(process)?.open(opened)?))
+    }
+
+    pub(crate) fn spawn(&mut self) -> Process {
+        self.last += 1;
+        let process = Process(self.last);
+        self.tables.insert(process, Table::default());
+        process
+    }
+
+    pub(crate) fn fork(&mut self, process: Process) -> Process {
+        let table = self.tables.get(&process).cloned().unwrap_or_default();
+        let child = self.spawn();
+        self.tables.insert(child, table);
+        child
+    }
+
+    /// Ends a process; what it had open is to be dropped.
+    pub(crate) fn kill(&mut self, process: Process) -> impl Iterator<Item = T> + use<T> {
+        self.tables.remove(&process).unwrap_or_default().into_opened()
+    }
+
+    pub(crate) fn send(&mut self, fd: Fd) -> Result<Letter, Errno> {
+        let opened = self.entry(fd)?.opened.clone();
+        let number = self.letters.keys().next_back().map_or(0, |last| last + 1);
+        self.letters.insert(number, opened);
+        Ok(Letter(number))
+    }
+
+    /// Opens a letter in a process, or takes out what nobody receives, which is to be dropped.
+    pub(crate) fn receive(&mut self, letter: Letter, by: Option<Process>) -> Result<Option<Fd>, T> {
+        let Some(opened) = self.letters.remove(&letter.0) else { return Ok(None) };
+        let Some(process) = by else { return Err(opened) };
+        let number = self.install(process, opened).ok();
+        Ok(number.map(|answer| Fd { process, number: answer.number as i32 }))
+    }
+
+    /// All end at once, and what they had open with them.
+    pub(crate) fn clear(&mut self) {
+        self.tables.clear();
+        self.letters.clear();
     }
 }

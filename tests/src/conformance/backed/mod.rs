@@ -10,7 +10,6 @@ mod process;
 mod scripted;
 mod together;
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,31 +17,24 @@ use luo::Errno;
 use luo::builtin::{Luo, OpenFile};
 use rustix::fs::{Mode, OFlags};
 
-use super::fds::Entry;
+use super::fds::Processes;
 use super::file::{self, FileCall};
 use super::profile::Profile;
 use super::system::{Answer, Call, Called, Direction, Fd, Letter, Next, Process, Reopen, System};
 pub(crate) use backend::{Backend, KeeperBackend, KexecPoolBackend, PoolBackend};
-use process::{Opened, Table};
+use process::Opened;
 use scripted::ScriptedFiles;
 
 pub(crate) struct Backed<B> {
     backend: B,
-    processes: BTreeMap<Process, Table>,
-    last_process: u32,
-    letters: BTreeMap<usize, Opened>,
+    processes: Processes<Opened>,
     files: ScriptedFiles,
 }
 
 impl<B: Backend> Backed<B> {
     pub(crate) fn new(backend: B) -> Self {
-        let mut system = Self {
-            backend,
-            processes: BTreeMap::new(),
-            last_process: 0,
-            letters: BTreeMap::new(),
-            files: ScriptedFiles::default(),
-        };
+        let mut system =
+            Self { backend, processes: Processes::default(), files: ScriptedFiles::default() };
         system.register();
         system
     }
@@ -54,27 +46,15 @@ impl<B: Backend> Backed<B> {
         registered.expect("the machine is new");
     }
 
-    fn table(&mut self, process: Process) -> Result<&mut Table, Errno> {
-        self.processes.get_mut(&process).ok_or(Errno::SRCH)
-    }
-
-    fn entry(&self, fd: Fd) -> Result<&Entry<Opened>, Errno> {
-        self.processes.get(&fd.process).ok_or(Errno::SRCH)?.get(fd.number)
-    }
-
     fn file(&self, fd: Fd) -> Result<&OwnedFd, Errno> {
-        match &self.entry(fd)?.opened {
+        match &self.processes.entry(fd)?.opened {
             Opened::File(file) | Opened::Session(_, file) => Ok(file),
             Opened::Device(_) => Err(Errno::INVAL),
         }
     }
 
-    fn install(&mut self, process: Process, opened: Opened) -> Result<Answer, Errno> {
-        Ok(Answer::number(self.table(process)?.open(opened)?))
-    }
-
     fn install_file(&mut self, process: Process, file: OwnedFd) -> Result<Answer, Errno> {
-        self.install(process, Opened::File(file))
+        self.processes.install(process, Opened::File(file))
     }
 
     /// Drops a reference. The last one to the device is told to the machine; of a session's the
@@ -116,55 +96,38 @@ impl<B: Backend> System for Backed<B> {
     }
 
     fn spawn(&mut self) -> Process {
-        self.last_process += 1;
-        let process = Process(self.last_process);
-        self.processes.insert(process, Table::default());
-        process
+        self.processes.spawn()
     }
 
     fn fork(&mut self, process: Process) -> Process {
-        let table = self.processes.get(&process).cloned().unwrap_or_default();
-        let child = self.spawn();
-        self.processes.insert(child, table);
-        child
+        self.processes.fork(process)
     }
 
     fn kill(&mut self, process: Process) {
-        let table = self.processes.remove(&process).unwrap_or_default();
-        table.into_opened().for_each(|opened| self.put(opened));
+        self.processes.kill(process).for_each(|opened| self.put(opened));
     }
 
     fn send(&mut self, fd: Fd) -> Result<Letter, Errno> {
-        let opened = self.entry(fd)?.opened.clone();
-        let number = self.letters.keys().next_back().map_or(0, |last| last + 1);
-        self.letters.insert(number, opened);
-        Ok(Letter(number))
+        self.processes.send(fd)
     }
 
     fn receive(&mut self, letter: Letter, by: Option<Process>) -> Option<Fd> {
-        let opened = self.letters.remove(&letter.0)?;
-        match by {
-            Some(process) => {
-                let number = self.install(process, opened).ok()?.number as i32;
-                Some(Fd { process, number })
-            }
-            None => {
-                self.put(opened);
-                None
-            }
-        }
+        self.processes.receive(letter, by).unwrap_or_else(|unread| {
+            self.put(unread);
+            None
+        })
     }
 
     fn call(&mut self, process: Process, call: Call) -> Result<Answer, Errno> {
         let fd = |number| Fd { process, number };
         match call {
             Call::LimitFds(limited) => {
-                self.table(process)?.limit(limited);
+                self.processes.table(process)?.limit(limited);
                 Ok(Answer::default())
             }
             Call::OpenDevice { read_only: _ } => {
                 self.backend.with_machine(&mut Luo::open_device)?;
-                self.install(process, Opened::Device(Arc::new(())))
+                self.processes.install(process, Opened::Device(Arc::new(())))
             }
             Call::Open(what) => self.install_file(process, file::open(what)?),
             Call::OpenScripted(object) => {
@@ -180,20 +143,20 @@ impl<B: Backend> System for Backed<B> {
                 self.open_again(fd(number), flags)
             }
             Call::Dup(number) => {
-                let opened = self.entry(fd(number))?.opened.clone();
-                self.install(process, opened)
+                let opened = self.processes.entry(fd(number))?.opened.clone();
+                self.processes.install(process, opened)
             }
             Call::Close(number) => {
-                let opened = self.table(process)?.take(number).ok_or(Errno::BADF)?;
+                let opened = self.processes.table(process)?.take(number).ok_or(Errno::BADF)?;
                 self.put(opened);
                 Ok(Answer::default())
             }
             Call::Ioctl(number, command, argument) => {
-                let table = self.processes.get_mut(&process).ok_or(Errno::SRCH)?;
+                let table = self.processes.table(process)?;
                 together::ioctl(&self.backend, table, number, command, argument)
             }
             Call::ClosesOnExec(number) => {
-                Ok(Answer::number(self.entry(fd(number))?.closes_on_exec))
+                Ok(Answer::number(self.processes.entry(fd(number))?.closes_on_exec))
             }
             Call::IsSameOpenFile(one, other) => {
                 Ok(Answer::number(self.is_same_open_file(fd(one), fd(other))?))
@@ -204,7 +167,7 @@ impl<B: Backend> System for Backed<B> {
             }
             Call::File(number, call) => file::operate(self.file(fd(number))?, call),
             Call::Together(calls) => {
-                let table = self.processes.get_mut(&process).ok_or(Errno::SRCH)?;
+                let table = self.processes.table(process)?;
                 Ok(Answer::each(together::together(&self.backend, table, calls)))
             }
             _ => Err(Errno::OPNOTSUPP),
@@ -216,11 +179,8 @@ impl<B: Backend> System for Backed<B> {
     }
 
     fn switch(&mut self, _: Next) -> Result<(), Errno> {
-        let (processes, letters) = (&mut self.processes, &mut self.letters);
-        self.backend.switch(&mut || {
-            processes.clear();
-            letters.clear();
-        })?;
+        let processes = &mut self.processes;
+        self.backend.switch(&mut || processes.clear())?;
         self.register();
         Ok(())
     }

@@ -18,7 +18,6 @@ mod ram;
 use std::error::Error;
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
 
 pub(crate) use guest::{Guest, Shared, Turn, lock};
 pub(crate) use ram::Ram;
@@ -29,17 +28,16 @@ use crate::image::{Ext4, Initramfs};
 use crate::kernels::{self, Kernel, Role};
 use crate::paths;
 use crate::plan::Luo;
+use crate::pool::{self, IMAGE as POOL_IMAGE, PATH as POOL};
 use crate::qemu::Machine;
 use crate::suite;
-
-/// Where the pool is mounted, and its image on the data disk.
-const POOL: &str = "/pool";
-const POOL_IMAGE: &str = "pool.ext4";
 
 /// RAM of the machine, and the pool's part of it, in MiB. The firmware has tables at the end of RAM.
 const RAM_MIB: u64 = 1024;
 const POOL_START_MIB: u64 = 768;
 const POOL_MIB: u64 = 128;
+/// Cases preserve hundreds of files at a time.
+const POOL_FILES: u32 = 4096;
 
 /// Who has the LUO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +114,7 @@ fn prepare(owner: Owner, directory: &Path) -> Result<Machine, Box<dyn Error>> {
     fs::write(&large, b"070701")?;
     File::options().write(true).open(large)?.set_len(200 << 20)?;
     if owner == Owner::Pool {
-        make_pool(&tree.path(POOL_IMAGE)?)?;
+        pool::make_image(&tree.path(POOL_IMAGE)?, POOL_MIB, POOL_FILES)?;
     }
     let disk = directory.join("data.img");
     tree.write(&disk, 0)?;
@@ -139,19 +137,4 @@ fn initramfs_of(kernel: &Kernel) -> Result<Initramfs, Box<dyn Error>> {
     archive.file("init", 0o755, &binaries::contents(&agent)?)?;
     archive.modules(kernel, &kernel.modules)?;
     Ok(archive)
-}
-
-/// Makes the image of an empty pool: its extents are aligned for huge pages.
-fn make_pool(image: &Path) -> Result<(), Box<dyn Error>> {
-    let output = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "4096"])
-        .args(["-E", "stride=512,stripe_width=512,root_owner=0:0"])
-        .arg(image)
-        .arg(format!("{POOL_MIB}M"))
-        .output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("mke2fs: {}: {}", output.status, said.trim()).into())
 }

@@ -7,27 +7,24 @@
 mod files;
 mod process;
 
-use std::collections::BTreeMap;
-
 use luo::Errno;
 use luo::builtin::scripted::Script;
 use luo::builtin::{Compatible, Luo, Parameters};
 
+use super::fds::Processes;
 use super::file::{self, FileCall};
 use super::profile::{self, Profile};
 use super::system::{
     Answer, Argument, Call, Called, Direction, Fd, Letter, Next, Process, Reopen, System,
 };
 use files::{Carried, MemfdHandler, OpenFile, ScriptedFiles, What};
-use process::{Request, Table};
+use process::Request;
 
 pub(crate) struct Simulated {
     luo: Luo<OpenFile>,
     carried: Carried,
     script: Script,
-    processes: BTreeMap<Process, Table>,
-    last_process: u32,
-    letters: BTreeMap<usize, OpenFile>,
+    processes: Processes<OpenFile>,
 }
 
 impl Simulated {
@@ -37,28 +34,17 @@ impl Simulated {
             luo: start(Err(Errno::NOENT), &carried, &script),
             carried,
             script,
-            processes: BTreeMap::new(),
-            last_process: 0,
-            letters: BTreeMap::new(),
+            processes: Processes::default(),
         }
     }
 
-    fn table(&mut self, process: Process) -> Result<&mut Table, Errno> {
-        self.processes.get_mut(&process).ok_or(Errno::SRCH)
-    }
-
     fn opened(&self, fd: Fd) -> Result<&OpenFile, Errno> {
-        let table = self.processes.get(&fd.process).ok_or(Errno::SRCH)?;
-        Ok(&table.get(fd.number)?.opened)
-    }
-
-    fn install(&mut self, process: Process, opened: OpenFile) -> Result<Answer, Errno> {
-        Ok(Answer::number(self.table(process)?.open(opened)?))
+        Ok(&self.processes.entry(fd)?.opened)
     }
 
     fn ioctl(&mut self, fd: Fd, command: u32, mut argument: Argument) -> Result<Answer, Errno> {
         let what = self.opened(fd)?.what.clone();
-        let table = self.processes.get_mut(&fd.process).ok_or(Errno::SRCH)?;
+        let table = self.processes.table(fd.process)?;
         let sent = argument.bytes.clone();
         let mut request = Request::new(table, &mut argument);
         let address = request.address();
@@ -100,81 +86,66 @@ impl System for Simulated {
     }
 
     fn spawn(&mut self) -> Process {
-        self.last_process += 1;
-        let process = Process(self.last_process);
-        self.processes.insert(process, Table::default());
-        process
+        self.processes.spawn()
     }
 
     fn fork(&mut self, process: Process) -> Process {
-        let table = self.processes.get(&process).cloned().unwrap_or_default();
-        let child = self.spawn();
-        self.processes.insert(child, table);
-        child
+        self.processes.fork(process)
     }
 
     fn kill(&mut self, process: Process) {
-        let table = self.processes.remove(&process).unwrap_or_default();
-        table.into_opened().for_each(|opened| self.put(opened));
+        self.processes.kill(process).for_each(|opened| self.put(opened));
     }
 
     fn send(&mut self, fd: Fd) -> Result<Letter, Errno> {
-        let opened = self.opened(fd)?.clone();
-        let number = self.letters.keys().next_back().map_or(0, |last| last + 1);
-        self.letters.insert(number, opened);
-        Ok(Letter(number))
+        self.processes.send(fd)
     }
 
     fn receive(&mut self, letter: Letter, by: Option<Process>) -> Option<Fd> {
-        let opened = self.letters.remove(&letter.0)?;
-        match by {
-            Some(process) => {
-                let number = self.install(process, opened).ok()?.number as i32;
-                Some(Fd { process, number })
-            }
-            None => {
-                self.put(opened);
-                None
-            }
-        }
+        self.processes.receive(letter, by).unwrap_or_else(|unread| {
+            self.put(unread);
+            None
+        })
     }
 
     fn call(&mut self, process: Process, call: Call) -> Result<Answer, Errno> {
         let fd = |number| Fd { process, number };
         match call {
             Call::LimitFds(limited) => {
-                self.table(process)?.limit(limited);
+                self.processes.table(process)?.limit(limited);
                 Ok(Answer::default())
             }
             Call::OpenDevice { read_only: _ } => {
                 self.luo.open_device()?;
-                self.install(process, OpenFile::new(What::Device))
+                self.processes.install(process, OpenFile::new(What::Device))
             }
-            Call::Open(file::What::Memfd) => self.install(process, OpenFile::memfd()),
-            Call::Open(file::What::Null) => self.install(process, OpenFile::new(What::Null)),
+            Call::Open(file::What::Memfd) => self.processes.install(process, OpenFile::memfd()),
+            Call::Open(file::What::Null) => {
+                self.processes.install(process, OpenFile::new(What::Null))
+            }
             Call::OpenScripted(object) => {
                 let file = self.script.open(1, object);
-                self.install(process, OpenFile::new(What::Scripted(file)))
+                self.processes.install(process, OpenFile::new(What::Scripted(file)))
             }
             Call::Reopen(number, how) => {
                 let what = match how {
                     Reopen::Path => What::Path,
                     Reopen::ReadWrite | Reopen::ReadOnly => self.opened(fd(number))?.what.clone(),
                 };
-                self.install(process, OpenFile::new(what))
+                self.processes.install(process, OpenFile::new(what))
             }
             Call::Dup(number) => {
                 let opened = self.opened(fd(number))?.clone();
-                self.install(process, opened)
+                self.processes.install(process, opened)
             }
             Call::Close(number) => {
-                let opened = self.table(process)?.take(number).ok_or(Errno::BADF)?;
+                let opened = self.processes.table(process)?.take(number).ok_or(Errno::BADF)?;
                 self.put(opened);
                 Ok(Answer::default())
             }
             Call::Ioctl(number, command, argument) => self.ioctl(fd(number), command, argument),
             Call::ClosesOnExec(number) => {
-                Ok(Answer::number(self.table(process)?.get(number)?.closes_on_exec))
+                Ok(Answer::number(self.processes.entry(fd(number))?.closes_on_exec))
             }
             Call::IsSameOpenFile(one, other) => {
                 Ok(Answer::number(self.opened(fd(one))? == self.opened(fd(other))?))
@@ -201,7 +172,6 @@ impl System for Simulated {
             Ok(())
         })?;
         self.processes.clear();
-        self.letters.clear();
         self.luo = start(Ok(tree), &self.carried, &self.script);
         Ok(())
     }
