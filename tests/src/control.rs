@@ -62,6 +62,22 @@ impl ControlError {
     }
 }
 
+/// Fails unless a request was refused with this outcome and `named` in its error.
+pub fn expect_refusal(
+    reply: &Result<Value, ControlError>,
+    outcome: &str,
+    named: &str,
+) -> Result<(), String> {
+    match reply {
+        Err(ControlError::Refused { errors, outcome: Some(said) })
+            if said == outcome && errors.join(": ").contains(named) =>
+        {
+            Ok(())
+        }
+        other => Err(format!("`{named}` and `{outcome}` are not said: {other:?}")),
+    }
+}
+
 /// The harness's end of the control port.
 #[derive(Debug)]
 pub struct Control {
@@ -204,6 +220,19 @@ mod tests {
             }
         });
         Control::new(ours).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_has_to_say_what_is_wrong_and_what_became_of_the_guests() {
+        let refused = |outcome: Option<&str>| {
+            let errors = vec!["no update".to_owned(), "no /pool".to_owned()];
+            Err(ControlError::Refused { errors, outcome: outcome.map(str::to_owned) })
+        };
+        assert_eq!(expect_refusal(&refused(Some("running")), "running", "/pool"), Ok(()));
+        expect_refusal(&refused(Some("running")), "running", "kho=off").unwrap_err();
+        expect_refusal(&refused(Some("lost")), "running", "/pool").unwrap_err();
+        expect_refusal(&refused(None), "running", "/pool").unwrap_err();
+        expect_refusal(&Ok(json!({})), "running", "").unwrap_err();
     }
 
     fn status(control: &mut Control) -> Result<Value, ControlError> {

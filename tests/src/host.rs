@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::control::{Control, ControlError};
+use crate::control::{self, Control, ControlError};
 use crate::guest::Guest;
 use crate::plan::{CONTROL_PORT, HostPlan};
 use crate::qemu::{self, Accelerator, Qemu};
@@ -30,6 +30,10 @@ pub const ANSWER: Duration = Duration::from_secs(60);
 
 /// Longest time for a guest to boot, and to verify all of its memory twice.
 pub const WORK: Duration = Duration::from_secs(240);
+
+/// The steps of a live update and of a handover, in order.
+pub const STEPS: [&str; 7] =
+    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 
 /// Anything that makes a test fail.
 pub type Failure = Box<dyn Error>;
@@ -162,14 +166,38 @@ impl Host {
 
     /// A live update that must not happen: returns the reply, whichever it is.
     pub fn try_update(&mut self, arguments: Value) -> Result<Value, ControlError> {
-        self.mark();
-        self.control.request(with_command("update", arguments), BOOT)
+        self.try_to("update", arguments)
     }
 
-    /// A handover that must not happen: returns the reply, whichever it is.
-    pub fn try_hand_over(&mut self, arguments: Value) -> Result<Value, ControlError> {
+    /// Has a live update or a handover (`command`) undone before each of its steps: every guest has to
+    /// run on.
+    pub fn stop_before_each_step(&mut self, command: &str) -> Result<(), Failure> {
+        for step in STEPS {
+            let reply = self.try_to(command, json!({"stop_before": step}))?;
+            if reply["outcome"] != "running" || reply["stopped_before"] != step {
+                return Err(format!("stopped before {step}, the host says {reply}").into());
+            }
+            self.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// A live update or a handover (`command`) that has to be refused with the guests running and
+    /// `named` in the error.
+    pub fn expect_refusal(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        named: &str,
+    ) -> Result<(), Failure> {
+        let reply = self.try_to(command, arguments.clone());
+        control::expect_refusal(&reply, "running", named)
+            .map_err(|error| format!("{arguments}: {error}").into())
+    }
+
+    fn try_to(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
         self.mark();
-        self.control.request(with_command("handover", arguments), BOOT)
+        self.control.request(with_command(command, arguments), BOOT)
     }
 
     fn mark(&self) {

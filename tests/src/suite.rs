@@ -19,21 +19,34 @@ pub struct Test {
     name: &'static str,
     on: &'static [Luo],
     run: fn(Luo) -> Result<(), Failure>,
+    lacks: fn() -> Option<String>,
+}
+
+impl Test {
+    /// The same test, which this machine cannot do for the reason that `lacks` gives, if it gives one.
+    pub const fn unless(self, lacks: fn() -> Option<String>) -> Self {
+        Self { lacks, ..self }
+    }
+}
+
+/// Nothing that a test might need beyond a host with guests.
+const fn nothing() -> Option<String> {
+    None
 }
 
 /// A test for every kind of host.
 pub const fn both(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &Luo::ALL, run }
+    Test { name, on: &Luo::ALL, run, lacks: nothing }
 }
 
 /// A test for hosts with the kernel's LUO: it is about that, or about nothing that depends on it.
 pub const fn kernel(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &[Luo::Kernel], run }
+    Test { name, on: &[Luo::Kernel], run, lacks: nothing }
 }
 
 /// A test for hosts with a pool.
 pub const fn pool(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &[Luo::Pool], run }
+    Test { name, on: &[Luo::Pool], run, lacks: nothing }
 }
 
 /// Runs a suite: `main` of a file in `tests/tests`.
@@ -53,16 +66,18 @@ pub fn run(tests: &[Test]) -> ExitCode {
     let on =
         |luo: Luo| tests.iter().filter(move |test| test.on.contains(&luo)).map(move |t| (luo, t));
     let trials = wanted.iter().flat_map(|luo| on(*luo)).map(|(luo, test)| {
-        let run = test.run;
+        let test = *test;
         let name = format!("{}::{}", luo.backend(), test.name);
-        Trial::ignorable_test(name, move || run_one(luo, run))
+        Trial::ignorable_test(name, move || run_one(luo, test))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
-fn run_one(luo: Luo, test: fn(Luo) -> Result<(), Failure>) -> Result<Completion, Failed> {
-    match missing(luo, Role::Guest) {
-        None => test(luo).map(|()| Completion::Completed).map_err(|e| Failed::from(e.to_string())),
+fn run_one(luo: Luo, test: Test) -> Result<Completion, Failed> {
+    match missing(luo, Role::Guest).or_else(test.lacks) {
+        None => {
+            (test.run)(luo).map(|()| Completion::Completed).map_err(|e| Failed::from(e.to_string()))
+        }
         Some(reason) if env::var_os("CI").is_some() => {
             Err(format!("CI must not skip this: {reason}").into())
         }

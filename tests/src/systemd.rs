@@ -76,6 +76,11 @@ pub fn tree() -> Result<PathBuf, String> {
         .clone()
 }
 
+/// Why there is none, if so.
+pub fn missing() -> Option<String> {
+    tree().err()
+}
+
 /// Asks the recipe, whose last line on stdout is the directory.
 fn unpack() -> io::Result<PathBuf> {
     let script = paths::workspace().join("resources/systemd/image.sh");

@@ -2,15 +2,10 @@
 
 use std::process::ExitCode;
 
-use perennial_tests::control::ControlError;
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{self, both};
 use serde_json::{Value, json};
-
-/// The steps of a live update, in order.
-const STEPS: [&str; 7] =
-    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 
 fn main() -> ExitCode {
     suite::run(&[
@@ -35,13 +30,7 @@ fn update_at_last(mut host: Host) -> Result<(), Failure> {
 
 fn each_step(luo: Luo) -> Result<(), Failure> {
     let mut host = boot(luo)?;
-    for step in STEPS {
-        let reply = host.try_update(json!({"stop_before": step}))?;
-        if reply["outcome"] != "running" || reply["stopped_before"] != step {
-            return Err(format!("stopped before {step}, the host says {reply}").into());
-        }
-        host.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
-    }
+    host.stop_before_each_step("update")?;
     update_at_last(host)
 }
 
@@ -70,16 +59,7 @@ fn refused(luo: Luo) -> Result<(), Failure> {
         ],
     };
     for (arguments, named) in files.into_iter().chain(of_the_luo) {
-        match host.try_update(arguments.clone()) {
-            Err(ControlError::Refused { errors, outcome }) => {
-                if outcome.as_deref() != Some("running") || !errors.join(": ").contains(named) {
-                    let said = format!("{errors:?}, outcome {outcome:?}");
-                    return Err(format!("{arguments}: `{named}` is not named: {said}").into());
-                }
-            }
-            Err(error) => return Err(format!("{arguments}: {error}").into()),
-            Ok(reply) => return Err(format!("{arguments} was not refused: {reply}").into()),
-        }
+        host.expect_refusal("update", arguments, named)?;
     }
     host.check_guests()?;
     update_at_last(host)

@@ -2,16 +2,11 @@
 
 use std::process::ExitCode;
 
-use perennial_tests::control::ControlError;
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
 use perennial_tests::suite::{self, both, kernel};
 use serde_json::{Value, json};
-
-/// The steps of a handover, in order.
-const STEPS: [&str; 7] =
-    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 
 fn main() -> ExitCode {
     suite::run(&[
@@ -89,13 +84,7 @@ fn without_luo(luo: Luo) -> Result<(), Failure> {
 
 fn refused(luo: Luo) -> Result<(), Failure> {
     let (mut host, status) = boot(&two(luo))?;
-    for step in STEPS {
-        let reply = host.try_hand_over(json!({"stop_before": step}))?;
-        if reply["outcome"] != "running" || reply["stopped_before"] != step {
-            return Err(format!("stopped before {step}, the host says {reply}").into());
-        }
-        host.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
-    }
+    host.stop_before_each_step("handover")?;
     let cases: [(Value, &str); 4] = [
         (json!({"program": "/nowhere/perennial"}), "/nowhere/perennial"),
         (json!({"program": "/data/bad/empty"}), "/data/bad/empty"),
@@ -103,15 +92,7 @@ fn refused(luo: Luo) -> Result<(), Failure> {
         (json!({"program": "/etc/perennial.toml"}), "/etc/perennial.toml"),
     ];
     for (arguments, named) in cases {
-        match host.try_hand_over(arguments.clone()) {
-            Err(ControlError::Refused { errors, outcome }) => {
-                if outcome.as_deref() != Some("running") || !errors.join(": ").contains(named) {
-                    let said = format!("{errors:?}, outcome {outcome:?}");
-                    return Err(format!("{arguments}: `{named}` is not named: {said}").into());
-                }
-            }
-            other => return Err(format!("{arguments} was not refused: {other:?}").into()),
-        }
+        host.expect_refusal("handover", arguments, named)?;
     }
     host.check_guests()?;
     hand_over(&mut host, &status)?;

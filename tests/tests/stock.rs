@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
-use perennial_tests::control::ControlError;
+use perennial_tests::control::{ControlError, expect_refusal};
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Status, VmStatus};
@@ -104,21 +104,6 @@ fn no_pool(luo: Luo) -> Result<(), Failure> {
 /// A host that cannot see its pool.
 fn without_driver(config: String) -> String {
     config.replace("\"nd_pmem\"", "\"nd_gone\"")
-}
-
-fn expect_refusal(
-    reply: &Result<Value, ControlError>,
-    outcome: &str,
-    named: &str,
-) -> Result<(), Failure> {
-    match reply {
-        Err(ControlError::Refused { errors, outcome: Some(said) })
-            if said == outcome && errors.join(": ").contains(named) =>
-        {
-            Ok(())
-        }
-        other => Err(format!("`{named}` and `{outcome}` are not said: {other:?}").into()),
-    }
 }
 
 fn expect_states(status: &Status, expected: [&str; 2]) -> Result<(), Failure> {
