@@ -15,10 +15,6 @@ pub(crate) enum Need {
     Processes,
     /// A kernel's LUO: its boot, its memory management.
     Kernel,
-    /// 32-bit programs.
-    Programs32,
-    /// Memory cgroups.
-    MemoryCgroups,
     /// A loader that uses kexec_load(2).
     OldLoad,
     /// Somebody who sees a kernel that has let go of everything.
@@ -100,8 +96,7 @@ impl Profile {
     }
 }
 
-const OF_A_KERNEL: &[Need] =
-    &[Need::Kernel, Need::Programs32, Need::MemoryCgroups, Need::OldLoad, Need::Witness];
+const OF_A_KERNEL: &[Need] = &[Need::Kernel, Need::OldLoad, Need::Witness];
 const KERNELS_OWN: &str = "class K: only a kernel has it";
 const NOT_PROCESSES: &str = "the device is a library here, which no file layer and no exec see";
 const BYTES: &str = "about bytes: told once, of the reader and the writer";
@@ -160,8 +155,6 @@ pub(crate) const KERNEL: Profile = Profile {
     lacks: &[
         (&[Need::Script], "no file of Linux fails when it is told to"),
         (&[Need::Trees], BYTES),
-        (&[Need::Programs32], "the test kernels take no 32-bit programs (`CONFIG_IA32_EMULATION`)"),
-        (&[Need::MemoryCgroups], "the test kernels have no memory cgroups (`CONFIG_MEMCG`)"),
         (&[Need::OldLoad], "nothing in this project can load a kernel by kexec_load(2)"),
         (&[Need::Witness], "nobody is left to see it: the machine goes down meanwhile"),
     ],

@@ -86,6 +86,12 @@ pub(crate) enum Call {
     Close(i32),
     /// Makes a request. The answer has what is in its memory afterwards.
     Ioctl(i32, u32, Argument),
+    /// Makes a request as a 32-bit program does.
+    Ioctl32(i32, u32, Vec<u8>),
+    /// Enters a memory cgroup of its own.
+    EnterCgroup,
+    /// How many bytes are charged to it.
+    ChargedBytes,
     /// Whether an fd has FD_CLOEXEC.
     ClosesOnExec(i32),
     /// Whether two fds are of one open file.

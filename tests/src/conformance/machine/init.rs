@@ -13,7 +13,7 @@ use super::kernel::{self, DATA};
 use super::protocol::{Ask, Hello, PORT, ROLE, Say};
 use super::{Owner, POOL, POOL_IMAGE};
 use crate::conformance::backed::{Backed, KexecPoolBackend};
-use crate::conformance::processes::{Device, Processes};
+use crate::conformance::processes::{CGROUPS, Device, Processes};
 use crate::conformance::system::{Answer, System, by_place};
 
 type Problem = Box<dyn std::error::Error>;
@@ -97,6 +97,7 @@ fn mount_essentials() -> Result<(), Problem> {
         ("tmpfs", "/dev/shm"),
         ("tmpfs", "/tmp"),
         ("debugfs", "/sys/kernel/debug"),
+        ("cgroup2", CGROUPS),
     ];
     for (fs, target) in mounts {
         fs::create_dir_all(target)?;

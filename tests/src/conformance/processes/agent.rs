@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::arena;
+use super::cgroup;
 use super::wire::{self, Hello, Order};
 use crate::conformance::file;
 use crate::conformance::machine::kernel;
@@ -122,6 +123,9 @@ fn execute(call: Call) -> Result<Answer, Errno> {
         Call::Ioctl(fd, command, argument) => {
             Ok(Answer::bytes(arena::ioctl(fd, command, argument)?))
         }
+        Call::Ioctl32(fd, command, bytes) => arena::ioctl32(fd, command, &bytes).and_then(number),
+        Call::EnterCgroup => cgroup::enter().and_then(|()| number(0)),
+        Call::ChargedBytes => number(cgroup::charged_bytes()?),
         Call::ClosesOnExec(fd) => {
             let flags = rustix::io::fcntl_getfd(file::borrow(fd)?)?;
             number(flags.contains(rustix::io::FdFlags::CLOEXEC).into())

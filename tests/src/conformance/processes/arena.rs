@@ -1,6 +1,7 @@
 //! Requests whose argument is just in front of memory that is not there.
-#![expect(unsafe_code, reason = "mappings, and an ioctl of any kind")]
+#![expect(unsafe_code, reason = "mappings, and ioctls of any kind")]
 
+use std::arch::asm;
 use std::os::fd::RawFd;
 use std::ptr;
 
@@ -26,9 +27,13 @@ struct Arena {
 
 impl Arena {
     fn new(bytes: usize) -> Result<Self, Errno> {
+        Self::with(bytes, 0)
+    }
+
+    fn with(bytes: usize, flags: c_int) -> Result<Self, Errno> {
         let pages = bytes.div_ceil(PAGE) + 1;
         let (rw, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
-        let flags = private | libc::MAP_ANONYMOUS;
+        let flags = flags | private | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping, anywhere.
         let start = unsafe { libc::mmap(ptr::null_mut(), (pages + 1) * PAGE, rw, flags, -1, 0) };
         if start == libc::MAP_FAILED {
@@ -91,4 +96,29 @@ pub(super) fn ioctl(fd: RawFd, command: u32, argument: Argument) -> Result<Vec<u
         Err(_) if bytes != sent => Err(Errno::UCLEAN),
         result => result.map(|()| bytes),
     }
+}
+
+/// Makes a request by the entry of 32-bit programs, which is open to this one as well.
+pub(super) fn ioctl32(fd: RawFd, command: u32, bytes: &[u8]) -> Result<i64, Errno> {
+    const SYS_IOCTL: i32 = 54;
+    let arena = Arena::with(bytes.len(), libc::MAP_32BIT)?;
+    let address = arena.before_end(bytes.len());
+    // SAFETY: the arena has room for these bytes before its end.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len()) };
+    let mut result = SYS_IOCTL;
+    // SAFETY: the kernel changes rax and memory of the arena, and in some versions r8 to r11. rbx,
+    // which the compiler wants for itself, has its value again afterwards.
+    unsafe {
+        asm!(
+            "xchg rbx, {fd}",
+            "int 0x80",
+            "xchg rbx, {fd}",
+            fd = inout(reg) i64::from(fd) => _,
+            inout("eax") result,
+            in("ecx") command,
+            in("edx") address.addr() as u32,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    if result >= 0 { Ok(result.into()) } else { Err(Errno::from_raw_os_error(-result)) }
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod agent;
 mod arena;
+mod cgroup;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use tempfile::TempDir;
 use super::machine::kernel;
 use super::profile::{self, Profile};
 use super::system::{Answer, Call, Called, Direction, Fd, Letter, Next, Process, System, Who};
+pub(crate) use cgroup::ROOT as CGROUPS;
 use wire::{Hello, Order};
 
 /// Who has the device.

@@ -1,13 +1,14 @@
 //! The device: cases 1 to 15.
 
 use luo::Errno;
+use luo::uapi::{CREATE_SESSION, SESSION_GET_NAME};
 
 use super::Class::{K, U};
-use super::{Row, row, untold};
+use super::{Row, row};
 use crate::conformance::file::FileCall;
 use crate::conformance::profile::{Deviation, Need};
 use crate::conformance::system::{Call, Fd, Next};
-use crate::conformance::world::{refused, same};
+use crate::conformance::world::{named, refused, same};
 
 pub(super) const ROWS: &[Row] = &[
     row(1, U, "open and close", |w| {
@@ -86,7 +87,14 @@ pub(super) const ROWS: &[Row] = &[
         Ok(())
     })
     .needing(&[Need::Processes]),
-    row(11, K, "a 32-bit program's requests are none", untold).needing(&[Need::Programs32]),
+    row(11, K, "a 32-bit program's requests are none", |w| {
+        let device = w.open()?;
+        let session = w.create(device, b"web")?;
+        let create = named(72, &w.full_name(b"db"));
+        refused(w.call(Call::Ioctl32(device.number, CREATE_SESSION, create)), Errno::NOTTY)?;
+        let name = named(72, b"");
+        refused(w.call(Call::Ioctl32(session.number, SESSION_GET_NAME, name)), Errno::NOTTY)
+    }),
     row(12, K, "a kernel whose LUO is off has no device", |w| {
         w.switch_to(Next::WithoutLuo)?;
         refused(w.open(), Errno::NOENT)?;

@@ -3,7 +3,7 @@
 use luo::Errno;
 
 use super::Class::{G, K};
-use super::{Row, row, untold};
+use super::{Row, row};
 use crate::conformance::file::{FileCall, What};
 use crate::conformance::profile::{Deviation, Need};
 use crate::conformance::system::Call;
@@ -102,7 +102,19 @@ pub(super) const ROWS: &[Row] = &[
         same(w.on(file, FileCall::Mode)?, 0o777)?;
         same(w.on(file, FileCall::Owner)?, 1000)
     }),
-    row(157, K, "memory is charged to who retrieves it", untold).needing(&[Need::MemoryCgroups]),
+    row(157, K, "memory is charged to who retrieves it", |w| {
+        const BYTES: u64 = 16 << 20;
+        let file = w.memfd("data")?;
+        w.on(file, FileCall::Truncate(BYTES))?;
+        w.session_of(file)?;
+        w.switch()?;
+        let session = w.incoming("web")?;
+        w.call(Call::EnterCgroup)?;
+        let before = w.call(Call::ChargedBytes)?.number;
+        w.retrieve(session, 1)?;
+        let charged = w.call(Call::ChargedBytes)?.number - before;
+        same(charged >= BYTES as i64, true)
+    }),
     row(160, G, "a retrieved memfd that everyone closed is gone when it is finished", |w| {
         let file = w.memfd("data")?;
         w.session_of(file)?;
