@@ -28,6 +28,9 @@ pub const BOOT: Duration = Duration::from_secs(240);
 /// Longest time for an answer of a host that runs.
 pub const ANSWER: Duration = Duration::from_secs(60);
 
+/// Longest time for the answer of a host that may be gone.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
 /// Longest time for a guest to boot, and to verify all of its memory twice.
 pub const WORK: Duration = Duration::from_secs(240);
 
@@ -294,6 +297,11 @@ impl Drop for Host {
     fn drop(&mut self) {
         if !self.done {
             eprintln!("--- the host's last console lines:\n{}\n---", self.qemu.last_lines(60));
+            // Whether it is the host that no longer runs, or something in it.
+            match self.control.request(json!({"do": "status"}), LAST_ANSWER) {
+                Ok(status) => eprintln!("the host says: {status}"),
+                Err(error) => eprintln!("{error}\n{}\n---", self.qemu.cpu()),
+            }
         }
     }
 }

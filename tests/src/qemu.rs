@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::env;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binaries;
@@ -33,6 +34,9 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// How long the probe may take: several times what hardware needs, far less than emulation of
 /// instruction after instruction would.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long QEMU's monitor may take for an answer.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What runs the machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +186,20 @@ impl Qemu {
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
+    /// What QEMU says of the machine's CPU and of its timer, as text for a person: where a machine
+    /// that no longer answers has stopped.
+    pub fn cpu(&self) -> String {
+        let Some(directory) = &self.directory else { return String::new() };
+        let asked = UnixStream::connect(monitor_path(directory.path())).and_then(|monitor| {
+            monitor.set_read_timeout(Some(MONITOR_DEADLINE))?;
+            ask_monitor(&monitor, &["info registers", "info lapic"])
+        });
+        let said = asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"));
+        let is_told =
+            |line: &&str| !["FPR", "XMM", "YMM", "ZMM"].iter().any(|r| line.starts_with(r));
+        said.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether QEMU has ended, by the machine's power-off for example.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
@@ -242,6 +260,27 @@ fn console_path(directory: &Path) -> PathBuf {
     directory.join("console.log")
 }
 
+fn monitor_path(directory: &Path) -> PathBuf {
+    directory.join("monitor")
+}
+
+/// Puts questions for people to QEMU's monitor, and gives what it answers: one message a line, of
+/// which the first two are its greeting and the end of the greeting.
+fn ask_monitor(mut monitor: &UnixStream, questions: &[&str]) -> io::Result<String> {
+    let ask = |question: &&str| json!({"execute": "human-monitor-command", "arguments": {"command-line": question}});
+    for message in
+        [json!({"execute": "qmp_capabilities"})].into_iter().chain(questions.iter().map(ask))
+    {
+        monitor.write_all(format!("{message}\n").as_bytes())?;
+    }
+    let mut answers = String::new();
+    for line in BufReader::new(monitor).lines().take(2 + questions.len()) {
+        let message: Value = serde_json::from_str(&line?)?;
+        answers += message["return"].as_str().unwrap_or_default();
+    }
+    Ok(answers)
+}
+
 fn stderr_path(directory: &Path) -> PathBuf {
     directory.join("qemu.stderr")
 }
@@ -289,6 +328,8 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .args(machine.without_kvm.then_some(["-cpu", "max,svm=off,vmx=off"]).into_iter().flatten())
         .arg("-serial")
         .arg(format!("file:{}", console_path(directory).display()))
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", monitor_path(directory).display()))
         .arg("-kernel")
         .arg(&machine.kernel)
         .arg("-initrd")
