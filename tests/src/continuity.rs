@@ -27,7 +27,7 @@ const RECENT: usize = 10;
 
 /// Lines that must have come since the mark: those before the guest was paused, and then more than
 /// [`RECENT`].
-const SETTLED_LINES: u64 = 40;
+const SETTLED_LINES: u64 = 30;
 
 /// Something that must never happen.
 #[derive(Debug, Clone, PartialEq, Eq)]

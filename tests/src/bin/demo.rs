@@ -19,9 +19,6 @@ use serde_json::{Value, json};
 /// How long the guests are watched before the update and after it.
 const WATCHED: u64 = 30;
 
-/// How much of its time each vCPU counts, in percent.
-const BUSY: u32 = 10;
-
 fn main() -> ExitCode {
     let narrator = Narrator(Instant::now());
     let luo = match std::env::args().nth(1).as_deref() {
@@ -59,10 +56,7 @@ impl Narrator {
 }
 
 fn plan(luo: Luo) -> HostPlan {
-    // Host and guests may have one emulated CPU between them, and a distribution's kernels tick 250
-    // times a second: guests that ask for more than there is get nowhere for minutes.
-    let vm = |name, mib, cpus| VmPlan { busy: BUSY, ..VmPlan::new(name, mib, cpus) };
-    let vms = vec![vm("web", 512, 2), vm("db", 256, 1)];
+    let vms = vec![VmPlan::new("web", 512, 2), VmPlan::new("db", 256, 1)];
     // With a pool the guests' kernel need not be built either.
     HostPlan { luo, stock_guests: luo == Luo::Pool, ..HostPlan::new(vms) }
 }

@@ -22,7 +22,7 @@ impl Default for Settings {
             memory: 16 << 20,
             disk: Some("/dev/vda".to_owned()),
             busy: 100,
-            interval: Duration::from_millis(100),
+            interval: Duration::from_millis(200),
         }
     }
 }
