@@ -43,12 +43,12 @@ pub struct Guest {
 /// A guest did not do what was waited for.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "guest {name}: {waited_for} did not happen within {timeout:?}; last heartbeat: {last}; last lines:\n{lines}"
+    "guest {name}: {waited_for} did not happen {until}; last heartbeat: {last}; last lines:\n{lines}"
 )]
 pub struct GuestError {
     name: String,
     waited_for: String,
-    timeout: Duration,
+    until: String,
     last: String,
     lines: String,
 }
@@ -143,7 +143,10 @@ impl Guest {
         GuestError {
             name: self.name.clone(),
             waited_for: waited_for.to_owned(),
-            timeout,
+            until: match heard.closed {
+                true => "before the machine ended".to_owned(),
+                false => format!("within {timeout:?}"),
+            },
             last: heard
                 .continuity
                 .last()
