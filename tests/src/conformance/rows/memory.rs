@@ -113,7 +113,8 @@ pub(super) const ROWS: &[Row] = &[
         let before = w.call(Call::ChargedBytes)?.number;
         w.retrieve(session, 1)?;
         let charged = w.call(Call::ChargedBytes)?.number - before;
-        same(charged >= BYTES as i64, true)
+        // To the MiB: the process may have got or given back some other page meanwhile.
+        same((charged + (1 << 19)) >> 20, (BYTES >> 20) as i64)
     }),
     row(160, G, "a retrieved memfd that everyone closed is gone when it is finished", |w| {
         let file = w.memfd("data")?;
