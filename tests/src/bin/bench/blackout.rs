@@ -87,8 +87,10 @@ fn measure(name: &'static str, vms: Vec<VmPlan>, rounds: u64) -> Result<Case, Fa
     let plan = HostPlan { memory_mib: Some(HOST_MIB), ..HostPlan::new(vms) };
     let ram_bytes_each = plan.vms.first().map_or(0, |vm| vm.memory_mib << 20);
     let (mut host, _) = Host::boot(&plan)?;
+    // One emulated CPU fills the memory of all guests.
+    let filled = WORK * plan.vms.len() as u32;
     for guest in host.guests() {
-        guest.wait_for_note("memory", WORK)?;
+        guest.wait_for_note("memory", filled)?;
     }
     let mut reports = Vec::new();
     for _ in 0..rounds {
