@@ -84,13 +84,17 @@ impl HugePages {
     }
 }
 
-/// The word in brackets: `always within_size advise [never] deny force`.
 fn parse(text: &str) -> Option<ShmemPolicy> {
-    let (_, rest) = text.split_once('[')?;
-    let (chosen, _) = rest.split_once(']')?;
+    let chosen = chosen(text)?;
     ShmemPolicy::ALL.iter().find(|(_, name)| *name == chosen).map(|(policy, _)| *policy)
 }
 
-fn failed(attempt: &'static str, path: &Path, source: std::io::Error) -> Error {
+/// The word in brackets: `always within_size advise [never] deny force`.
+pub(crate) fn chosen(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(chosen, _)| chosen)
+}
+
+pub(crate) fn failed(attempt: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::HugePages { attempt, path: path.display().to_string(), source }
 }

@@ -20,6 +20,7 @@ mod error;
 pub mod frames;
 mod host_memory;
 mod huge_pages;
+mod khugepaged;
 mod layout;
 mod ram;
 mod segment;
@@ -28,6 +29,7 @@ pub use error::Error;
 pub use frames::FrameDigest;
 pub use host_memory::{available_bytes, check_available};
 pub use huge_pages::{HugePages, ShmemPolicy};
+pub use khugepaged::KhugepagedStopped;
 pub use layout::{HUGE_PAGE, Layout, PAGE, SegmentPlan, Slot};
 pub use ram::{GuestRam, MappedSlot};
 pub use segment::{

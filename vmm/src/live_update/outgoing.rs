@@ -7,9 +7,9 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use guest_mem::{FrameDigest, Segment};
+use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
 use kexec::LoadedImage;
 use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
@@ -113,6 +113,9 @@ pub enum UpdateError {
         /// `MemAvailable`, in bytes.
         available: u64,
     },
+    /// The kernel may replace pages while they are preserved, and the guest's writes would be lost.
+    #[error("step `preserve-ram`: khugepaged cannot be stopped while guest RAM is preserved")]
+    Khugepaged(#[source] guest_mem::Error),
     /// How much memory the host has cannot be found out.
     #[error("cannot find out how much memory the host has available")]
     Meminfo(#[source] std::io::Error),
@@ -255,9 +258,16 @@ pub fn run(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
-    if luo.backend() == Backend::Kernel {
-        refuse_too_many_holes(vms)?;
-    }
+    // The kernel must not replace pages while its LUO pins them. Until the jump: a guest may still
+    // touch a segment that is pinned after the pause.
+    let _pages_stay = match luo.backend() {
+        Backend::Kernel => {
+            refuse_too_many_holes(vms)?;
+            let stopped = KhugepagedStopped::stop(Path::new("/sys"));
+            Some(stopped.map_err(UpdateError::Khugepaged)?)
+        }
+        _ => None,
+    };
     let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
     let mut leaving = vms
         .iter()

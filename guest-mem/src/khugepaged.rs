@@ -1,0 +1,122 @@
+//! Keeping khugepaged away from guest RAM while it is preserved.
+//!
+//! khugepaged copies small pages into a huge one, and then puts that one in their place in the file. It
+//! looks at each small page's reference count first, but a page that is pinned after this look is
+//! replaced all the same: `memfd_pin_folios`, by which LUO preserves a memfd, does not ask again whether
+//! what it pinned is still part of the file (Linux 7.3.4, `collapse_file` in mm/khugepaged.c). LUO then
+//! hands over the old pages, and what the guest wrote since is lost. Once all is pinned, khugepaged finds
+//! that and lets go.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::huge_pages::{chosen, failed};
+
+/// Where the settings are.
+const DIRECTORY: &str = "kernel/mm/transparent_hugepage";
+/// Those that give khugepaged something to do, here and in each directory of a page size. The kernel
+/// ends its thread, and waits for the end, when all of them say no.
+const SETTINGS: [&str; 2] = ["enabled", "shmem_enabled"];
+/// What says no, or leaves it to the setting one level above.
+const IDLE: [&str; 3] = ["never", "deny", "inherit"];
+
+/// khugepaged does not run. Dropped: it may run again.
+#[derive(Debug)]
+#[must_use = "khugepaged runs again as soon as this is dropped"]
+pub struct KhugepagedStopped {
+    /// What to write into which file, in this order.
+    before: Vec<(PathBuf, String)>,
+}
+
+impl KhugepagedStopped {
+    /// Stops it, by the settings in the sysfs that is mounted at `sysfs` (`/sys`). Does nothing where the
+    /// kernel has no huge pages.
+    pub fn stop(sysfs: &Path) -> Result<Self, Error> {
+        let mut this = Self { before: Vec::new() };
+        for path in settings(&sysfs.join(DIRECTORY)) {
+            let text = match fs::read_to_string(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|source| failed("read", &path, source))?,
+            };
+            let Some(word) = chosen(&text) else {
+                let problem = format!("`{}` names no setting", text.trim());
+                return Err(failed("read", &path, io::Error::other(problem)));
+            };
+            if !IDLE.contains(&word) {
+                let word = word.to_owned();
+                fs::write(&path, "never")
+                    .map_err(|source| failed("write `never` to", &path, source))?;
+                this.before.push((path, word));
+            }
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for KhugepagedStopped {
+    fn drop(&mut self) {
+        for (path, word) in &self.before {
+            // Pages stay small until somebody sets it again: slower, and no harm.
+            let _ = fs::write(path, word);
+        }
+    }
+}
+
+fn settings(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let sizes = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = sizes.filter(|entry| entry.file_name().to_string_lossy().starts_with("hugepages-"));
+    let directories = [directory.to_owned()].into_iter().chain(sizes.map(|entry| entry.path()));
+    directories.flat_map(|directory| SETTINGS.map(|setting| directory.join(setting)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sysfs() -> (tempfile::TempDir, PathBuf) {
+        let sysfs = tempfile::tempdir().unwrap();
+        let directory = sysfs.path().join(DIRECTORY);
+        fs::create_dir_all(directory.join("hugepages-64kB")).unwrap();
+        fs::write(directory.join("enabled"), "always [madvise] never\n").unwrap();
+        let shmem = "always within_size [advise] never deny force\n";
+        fs::write(directory.join("shmem_enabled"), shmem).unwrap();
+        let size = directory.join("hugepages-64kB");
+        fs::write(size.join("enabled"), "[always] inherit madvise never\n").unwrap();
+        fs::write(size.join("shmem_enabled"), "always [inherit] within_size advise never\n")
+            .unwrap();
+        (sysfs, directory)
+    }
+
+    #[test]
+    fn every_setting_says_never_until_the_end() {
+        let (sysfs, directory) = sysfs();
+        let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+        let stopped = KhugepagedStopped::stop(sysfs.path()).unwrap();
+        assert_eq!(read("enabled"), "never");
+        assert_eq!(read("shmem_enabled"), "never");
+        assert_eq!(read("hugepages-64kB/enabled"), "never");
+        assert!(read("hugepages-64kB/shmem_enabled").contains("[inherit]"));
+        drop(stopped);
+        assert_eq!(read("enabled"), "madvise");
+        assert_eq!(read("shmem_enabled"), "advise");
+        assert_eq!(read("hugepages-64kB/enabled"), "always");
+    }
+
+    #[test]
+    fn what_was_changed_before_an_error_is_changed_back() {
+        let (sysfs, directory) = sysfs();
+        fs::write(directory.join("shmem_enabled"), "no brackets").unwrap();
+        let error = KhugepagedStopped::stop(sysfs.path()).unwrap_err().to_string();
+        assert!(error.contains("shmem_enabled"), "{error}");
+        assert_eq!(fs::read_to_string(directory.join("enabled")).unwrap(), "madvise");
+    }
+
+    #[test]
+    fn a_kernel_without_huge_pages_has_nothing_to_stop() {
+        let nothing = tempfile::tempdir().unwrap();
+        let stopped = KhugepagedStopped::stop(nothing.path()).unwrap();
+        assert!(stopped.before.is_empty());
+    }
+}
