@@ -95,14 +95,14 @@ pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> 
     Ok(Some(Arrival { manifest, session }))
 }
 
-/// A VM whose session has been retrieved.
+/// A VM whose memory has been retrieved and whose process is restoring it.
 struct Arriving {
     entry: VmEntry,
     session: Incoming,
-    begun: Result<Begun, IncomingError>,
+    started: Result<Begun, IncomingError>,
 }
 
-/// A VM's process, and the memory that it is to restore the VM with.
+/// A restore that is under way.
 struct Begun {
     process: VmProcess,
     segments: Vec<Segment>,
@@ -112,16 +112,8 @@ struct Begun {
 /// Restores and resumes every VM of the manifest, in its order. Each VM comes with its session,
 /// which is to be finished when all is well, and with the VM's part of the ledger.
 pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<Arrived> {
-    let retrieved = entries.iter().cloned().map(|entry| retrieve(luo, entry));
-    // All processes work at the same time; the most urgent VM is asked, and waited for, first. But
-    // none works while page frames are still to be looked up: what it does may make the kernel
-    // compact memory, and nothing pins retrieved pages.
-    let verifying = entries.iter().flat_map(|vm| &vm.segments).any(|one| one.frames.is_some());
-    let retrieved: Box<dyn Iterator<Item = _>> = match verifying {
-        true => Box::new(retrieved.collect::<Vec<_>>().into_iter()),
-        false => Box::new(retrieved),
-    };
-    let arriving: Vec<_> = retrieved.map(|vm| vm.map(|vm| restore(luo, vm))).collect();
+    // All processes work at the same time; the most urgent VM is asked, and waited for, first.
+    let arriving: Vec<_> = entries.iter().cloned().map(|entry| start(luo, entry)).collect();
     arriving.into_iter().map(|vm| vm.map_or_else(|lost| *lost, complete)).collect()
 }
 
@@ -151,13 +143,13 @@ pub struct Frames {
     pub after: FrameDigest,
 }
 
-/// Retrieves a VM's session and memory, and starts its process.
-fn retrieve(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arrived>> {
+/// Retrieves a VM's session and memory and has its process begin the restore.
+fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arrived>> {
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
         Ok(session) => {
-            let begun = begin(RamSource::new(Some(luo)), &session, &mut entry, start);
-            Ok(Arriving { entry, session, begun })
+            let started = begin(RamSource::new(Some(luo)), &session, &mut entry, start);
+            Ok(Arriving { entry, session, started })
         }
         Err(error) => {
             let mut vm = Vm::new(entry.machine.clone());
@@ -179,48 +171,26 @@ fn begin(
     let spawned = tsc::now();
     entry.ledger.enter("spawn", start, spawned);
     let segments = retrieve_ram(ram, session, entry)?;
+    let state = session.retrieve(STATE_TOKEN)?;
     let retrieved = tsc::now();
     entry.ledger.enter("retrieve", spawned, retrieved);
-    let frames = look_up_frames(&segments, entry, retrieved);
-    Ok(Begun { process, segments, frames })
-}
-
-/// Has a VM's process begin the restore.
-fn restore(luo: &dyn Orchestrator, mut vm: Arriving) -> Arriving {
-    let Arriving { entry, session, begun } = &mut vm;
-    if let Ok(Begun { process, segments, .. }) = begun
-        && let Err(error) = send(RamSource::new(Some(luo)), session, entry, process, segments)
-    {
-        *begun = Err(error);
-    }
-    vm
-}
-
-fn send(
-    ram: RamSource<'_>,
-    session: &Incoming,
-    entry: &mut VmEntry,
-    process: &VmProcess,
-    segments: &[Segment],
-) -> Result<(), IncomingError> {
-    let start = tsc::now();
-    let state = session.retrieve(STATE_TOKEN)?;
+    let (frames, retrieved) = look_up_frames(&segments, entry, retrieved);
     let mut files = Files::for_machine(&entry.machine)?;
     files.push(Role::State, state);
-    for segment in segments {
+    for segment in &segments {
         files.push(Role::Segment, segment.file().try_clone().map_err(IncomingError::Clone)?);
     }
     let (machine, bytes) = (entry.machine.clone(), entry.state_bytes);
     let request = Request::Restore { machine, ram: ram.kind(), bytes };
     process.send(request, &files.borrow())?;
-    entry.ledger.enter("open", start, tsc::now());
-    Ok(())
+    entry.ledger.enter("open", retrieved, tsc::now());
+    Ok(Begun { process, segments, frames })
 }
 
 /// Looks up the page frames that were asked for. Now, although the guest waits: once its process has
 /// mapped them with the advice to use huge pages, the kernel moves small pages together behind
 /// everyone's back.
-fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> Vec<Frames> {
+fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec<Frames>, u64) {
     let known = segments.iter().zip(&entry.segments);
     let known = known.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
     let frames = known.map(|(segment, before)| {
@@ -233,10 +203,12 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> Vec<
         tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
         Vec::new()
     });
-    if !frames.is_empty() {
-        entry.ledger.enter("verify-frames", start, tsc::now());
+    if frames.is_empty() {
+        return (frames, start);
     }
-    frames
+    let end = tsc::now();
+    entry.ledger.enter("verify-frames", start, end);
+    (frames, end)
 }
 
 /// The VM's RAM: what was preserved comes from the session, what was never touched is made anew.
@@ -265,11 +237,11 @@ fn retrieve_ram(
 
 /// Waits for the restore and lets the guest run.
 fn complete(arriving: Arriving) -> Arrived {
-    let Arriving { mut entry, session, begun } = arriving;
+    let Arriving { mut entry, session, started } = arriving;
     let mut vm = Vm::new(entry.machine.clone());
     let waiting = tsc::now();
     let mut frames = Vec::new();
-    let resumed = begun.and_then(|begun| {
+    let resumed = started.and_then(|begun| {
         let Begun { process, segments, .. } = begun;
         frames = begun.frames;
         match process.reply()? {
@@ -305,6 +277,6 @@ fn complete(arriving: Arriving) -> Arrived {
 
 /// Tries again to restore a VM whose memory is preserved. On failure it stays so.
 pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> Arrived {
-    let begun = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
-    complete(restore(luo, Arriving { entry, session, begun }))
+    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
+    complete(Arriving { entry, session, started })
 }
