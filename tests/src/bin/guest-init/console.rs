@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::{Mutex, PoisonError};
 
 use perennial_tests::workload::heartbeat::{NOTE_MARKER, sealed};
-use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcdrain, tcgetattr, tcsetattr};
 
 /// `/dev/console`.
 pub(crate) struct Console(Mutex<Option<File>>);
@@ -25,12 +25,15 @@ impl Console {
         Self(Mutex::new(file))
     }
 
-    /// Writes one line, which ends in a newline.
+    /// Writes one line, which ends in a newline, and waits until it is out. Lines that queue up would say
+    /// late what time it was; and while there is a queue, the vCPU that the serial port interrupts does
+    /// nothing else on a host that is slow.
     pub(crate) fn write(&self, line: &str) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = file.as_mut() {
             // Nobody could be told of a failure but the console itself.
             let _ = file.write_all(line.as_bytes());
+            let _ = tcdrain(file);
         }
     }
 
