@@ -138,8 +138,8 @@ pub struct Qemu {
     ports: HashMap<String, UnixStream>,
     /// That it crashes is an answer.
     may_crash: bool,
-    /// Ends the nudges when it is dropped.
-    _nudges: Sender<()>,
+    /// Ends the nudges, if there are any, when it is dropped.
+    _nudges: Option<Sender<()>>,
     _lock: Lock,
 }
 
@@ -182,7 +182,7 @@ impl Qemu {
                 }
             };
         }
-        let nudges = nudge(directory.path());
+        let nudges = (accelerator == Accelerator::Tcg).then(|| nudge(directory.path()));
         let directory = Some(directory);
         Ok(Self { child, directory, ports, may_crash: false, _nudges: nudges, _lock: lock })
     }
@@ -202,9 +202,7 @@ impl Qemu {
 
     /// The last `count` lines of the console.
     pub fn last_lines(&self, count: usize) -> String {
-        let console = self.console();
-        let lines: Vec<&str> = console.lines().collect();
-        lines[lines.len().saturating_sub(count)..].join("\n")
+        last_lines(&self.console(), count)
     }
 
     /// What QEMU says of the machine's CPU and of its timer, as text for a person: where a machine
@@ -213,9 +211,8 @@ impl Qemu {
         let Some(directory) = &self.directory else { return String::new() };
         if let Ok(Some(status)) = self.child.try_wait() {
             let log = fs::read_to_string(log_path(directory.path())).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(RESET_LINES)..];
-            return format!("QEMU has ended: {status}; its log ends with\n{}", last.join("\n"));
+            let last = last_lines(&log, RESET_LINES);
+            return format!("QEMU has ended: {status}; its log ends with\n{last}");
         }
         let asked = UnixStream::connect(monitor_path(directory.path())).and_then(|monitor| {
             monitor.set_read_timeout(Some(MONITOR_DEADLINE))?;
@@ -283,6 +280,11 @@ impl Drop for Qemu {
     }
 }
 
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
 /// Interrupts the machine from time to time, whatever runs in it: a connection to a port that nobody
 /// uses comes and goes, of which the kernel's driver is told.
 fn nudge(directory: &Path) -> Sender<()> {
@@ -315,10 +317,11 @@ fn monitor_path(directory: &Path) -> PathBuf {
 /// Puts questions for people to QEMU's monitor, and gives what it answers: one message a line, of
 /// which the first two are its greeting and the end of the greeting.
 fn ask_monitor(mut monitor: &UnixStream, questions: &[&str]) -> io::Result<String> {
-    let ask = |question: &&str| json!({"execute": "human-monitor-command", "arguments": {"command-line": question}});
-    for message in
-        [json!({"execute": "qmp_capabilities"})].into_iter().chain(questions.iter().map(ask))
-    {
+    let begin = json!({"execute": "qmp_capabilities"});
+    monitor.write_all(format!("{begin}\n").as_bytes())?;
+    for question in questions {
+        let arguments = json!({"command-line": question});
+        let message = json!({"execute": "human-monitor-command", "arguments": arguments});
         monitor.write_all(format!("{message}\n").as_bytes())?;
     }
     let mut answers = String::new();
