@@ -5,6 +5,7 @@
 //! kernel's command line ([`settings`]), what it does in [`workers`], and lines that arrive on the
 //! console are orders ([`orders`]).
 
+mod clocks;
 mod console;
 mod orders;
 mod settings;
@@ -67,7 +68,7 @@ fn beat(settings: &Settings, boot: &str, progress: &Progress, console: &Console)
 }
 
 fn heartbeat(seq: u64, boot: &str, progress: &Progress) -> Heartbeat {
-    let (monotonic_us, realtime_us) = workers::clocks();
+    let (monotonic_us, realtime_us) = clocks::now();
     Heartbeat {
         boot: boot.to_owned(),
         seq,

@@ -14,8 +14,8 @@ use perennial_tests::workload::kernel_log::complaint;
 use perennial_tests::workload::memory::{Memory, WORDS};
 use rustix::fs::OFlags;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
 
+use crate::clocks;
 use crate::console::Console;
 use crate::settings::Settings;
 
@@ -197,21 +197,12 @@ fn read_record(disk: &File, slots: u64, seq: u64) -> io::Result<()> {
     }
 }
 
-/// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds.
-pub(crate) fn clocks() -> (u64, u64) {
-    let us = |id| {
-        let now = clock_gettime(id);
-        now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
-    };
-    (us(ClockId::Monotonic), us(ClockId::Realtime))
-}
-
 /// Looks at the clocks from every vCPU in turn, so that one which runs behind the others is seen.
 fn watch_clocks(progress: &Progress) {
-    let mut last = clocks();
+    let mut last = clocks::now();
     for vcpu in (0..progress.counters.len()).cycle() {
         pin(vcpu);
-        let now = clocks();
+        let now = clocks::now();
         if now.0 < last.0 || now.1 < last.1 {
             progress.clock_backward.add(1);
         }

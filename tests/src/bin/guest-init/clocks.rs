@@ -1,0 +1,70 @@
+//! The guest's clocks, read so that they can be compared with each other.
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// So close in time, in microseconds, two readings count as one. Unless the thread is interrupted
+/// in between they take a few.
+const CLOSE_US: u64 = 1000;
+
+/// A thread that is interrupted in this many attempts makes do with the closest.
+const ATTEMPTS: usize = 100;
+
+/// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds, of the same moment: on a busy vCPU the
+/// thread may lose it for a tenth of a second between the two, and the wall clock would then seem
+/// to have moved.
+pub(crate) fn now() -> (u64, u64) {
+    of_one_moment(|id| {
+        let now = clock_gettime(id);
+        now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+    })
+}
+
+/// Brackets the wall clock between two looks at the monotonic one, which tell how long it took.
+fn of_one_moment(mut read: impl FnMut(ClockId) -> u64) -> (u64, u64) {
+    let mut closest = (u64::MAX, (0, 0));
+    for _ in 0..ATTEMPTS {
+        let monotonic = read(ClockId::Monotonic);
+        let realtime = read(ClockId::Realtime);
+        // Back it can go only if the guest's clocks are broken, which others watch for.
+        let apart = read(ClockId::Monotonic).saturating_sub(monotonic);
+        if apart < closest.0 {
+            closest = (apart, (monotonic, realtime));
+        }
+        if apart <= CLOSE_US {
+            break;
+        }
+    }
+    closest.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: u64 = 1_800_000_000_000_000;
+
+    /// What is read if so much time passes before each reading, and none after the last of them.
+    fn read(pauses: &[u64]) -> (u64, u64) {
+        let mut pauses = pauses.iter();
+        let mut now = 0;
+        of_one_moment(|id| {
+            now += pauses.next().copied().unwrap_or_default();
+            now + if id == ClockId::Realtime { EPOCH } else { 0 }
+        })
+    }
+
+    #[test]
+    fn an_interrupted_look_is_repeated() {
+        assert_eq!(read(&[5, 2, 3]), (5, EPOCH + 7));
+        assert_eq!(read(&[5, 118_000, 3, 4, 2, 2]), (118_012, EPOCH + 118_014), "before");
+        assert_eq!(read(&[5, 2, 118_000, 4, 2, 2]), (118_011, EPOCH + 118_013), "after");
+    }
+
+    #[test]
+    fn always_interrupted_the_closest_look_counts() {
+        let mut pauses = vec![70_000; 3 * ATTEMPTS];
+        pauses[31] = 3000;
+        let (monotonic, realtime) = read(&pauses);
+        assert_eq!((monotonic, realtime - EPOCH - monotonic), (31 * 70_000, 3000));
+    }
+}
