@@ -9,19 +9,6 @@ pub enum Error {
     /// The layout was asked for impossible slots or segments.
     #[error("guest RAM cannot be laid out: {0}")]
     Layout(String),
-    /// The host has less memory to give than the guest's RAM needs.
-    #[error(
-        "guest RAM of {} is more than the {} that the host has available: give the guest less memory, or \
-         stop something on the host",
-        mebibytes(*.needed),
-        mebibytes(*.available)
-    )]
-    HostMemory {
-        /// Bytes of guest RAM.
-        needed: u64,
-        /// Bytes that the host says are available.
-        available: u64,
-    },
     /// /proc/meminfo does not say what is available.
     #[error("cannot tell how much memory the host has available: {0}")]
     Meminfo(String),
@@ -113,11 +100,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-}
-
-fn mebibytes(bytes: u64) -> String {
-    // Rounded up: 1.5 MiB that are missing must not read as 1 MiB.
-    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 /// memfd_create(2): with `vm.memfd_noexec=2` executable memfds are refused.

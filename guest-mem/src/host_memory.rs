@@ -18,9 +18,3 @@ pub fn available_bytes(meminfo: &str) -> Result<u64, Error> {
         _ => Err(Error::Meminfo(format!("MemAvailable is `{}`, not a number of kB", value.trim()))),
     }
 }
-
-/// Refuses guest RAM that is more than the host has available. The guest would start, and be killed
-/// when it touched the page too many.
-pub fn check_available(needed: u64, available: u64) -> Result<(), Error> {
-    if needed > available { Err(Error::HostMemory { needed, available }) } else { Ok(()) }
-}

@@ -27,7 +27,7 @@ mod segment;
 
 pub use error::Error;
 pub use frames::FrameDigest;
-pub use host_memory::{available_bytes, check_available};
+pub use host_memory::available_bytes;
 pub use huge_pages::{HugePages, ShmemPolicy};
 pub use khugepaged::KhugepagedStopped;
 pub use layout::{HUGE_PAGE, Layout, PAGE, SegmentPlan, Slot};

@@ -38,17 +38,6 @@ fn a_meminfo_that_does_not_say_is_an_error_with_its_words() {
 }
 
 #[test]
-fn a_guest_larger_than_the_host_is_refused_with_both_sizes_and_a_remedy() {
-    check_available(5 << 20, 5 << 20).unwrap();
-    let error = check_available((5 << 20) + 1, 5 << 20).unwrap_err().to_string();
-    assert!(
-        error.starts_with("guest RAM of 6 MiB is more than the 5 MiB that the host"),
-        "{error}"
-    );
-    assert!(error.contains("give the guest less memory"), "{error}");
-}
-
-#[test]
 fn the_setting_for_huge_pages_is_the_word_in_brackets() {
     use ShmemPolicy::{Advise, Always, Deny, Force, Never, WithinSize};
     let all = ["always", "within_size", "advise", "never", "deny", "force"];
