@@ -1,5 +1,7 @@
 //! The devices that this process emulates. A device never sees a session, a token or a memfd.
 
+use std::time::Instant;
+
 pub mod pci;
 pub mod power;
 pub mod serial;
@@ -9,17 +11,19 @@ pub mod virtio;
 /// [`Persist`](crate::state::Persist).
 ///
 /// ```text
-///   built --resume--> running --pause--> paused --resume--> running
-///   restored (paused) --resume--> running      paused: save, any number of times
+///   built --resume--> running --pause, drain--> paused --resume--> running
+///   restored (paused) --resume--> running              paused: save, sync, any number of times
 /// ```
 pub trait Device: Send {
-    /// The device's node in the state document, for example `virtio-blk@0,3`.
-    fn node_name(&self) -> String;
+    /// Has the device begin nothing new. Returns at once, so that all devices of a machine stop
+    /// side by side.
+    fn pause(&mut self);
 
-    /// Stops the device. On return no request is in flight, nothing of the device reads or writes
-    /// guest memory until [`resume`](Self::resume), and every completed write has been handed to
-    /// the host's kernel.
-    fn pause(&mut self) -> Result<(), DeviceError>;
+    /// Waits until the paused device has finished what it had begun. On return no request is in
+    /// flight, nothing of the device reads or writes guest memory until [`resume`](Self::resume),
+    /// and every completed write has been handed to the host's kernel. Errors if that takes longer
+    /// than until `deadline`; the device is then still paused.
+    fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError>;
 
     /// Makes what the guest wrote durable on the host's storage. Called while paused.
     fn sync(&mut self) -> Result<(), DeviceError>;
@@ -27,7 +31,7 @@ pub trait Device: Send {
     /// Starts, or starts again. A restored device first looks at every queue for requests whose
     /// notification was lost in the switch, and raises every interrupt that may have been: a
     /// spurious one does no harm, a lost one hangs the guest.
-    fn resume(&mut self) -> Result<(), DeviceError>;
+    fn resume(&mut self);
 }
 
 /// A device could not do what the machine asked.

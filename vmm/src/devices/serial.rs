@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -199,13 +200,12 @@ impl BusDevice for Serial {
 }
 
 impl Device for Serial {
-    fn node_name(&self) -> String {
-        "serial@3f8".to_owned()
+    fn pause(&mut self) {
+        // No vCPU runs; when the port's thread has let go, nothing moves any more.
+        *lock(&self.outbox.0.running) = false;
     }
 
-    fn pause(&mut self) -> Result<(), DeviceError> {
-        // No vCPU runs; when the device thread has let go, nothing moves any more.
-        *lock(&self.outbox.0.running) = false;
+    fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {
         Ok(())
     }
 
@@ -213,13 +213,12 @@ impl Device for Serial {
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), DeviceError> {
+    fn resume(&mut self) {
         // An interrupt that was on its way is gone; the guest finds out by itself whether there is
         // anything to do. A UART that waits for one for ever is what Firecracker #5764 was.
         *lock(&self.outbox.0.running) = true;
         pull(&self.interrupt);
         pull(&self.outbox.0.doorbell);
-        Ok(())
     }
 }
 
@@ -583,7 +582,7 @@ mod tests {
         assert_eq!(restored.save().unwrap(), state);
         let mut worker = restored.worker();
         let _ = line.read();
-        restored.resume().unwrap();
+        restored.resume();
         assert!(line.read().is_ok(), "the interrupt that may have been lost is raised again");
         worker.send();
         let mut text = [0; 16];

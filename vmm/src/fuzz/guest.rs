@@ -200,8 +200,8 @@ impl Machine {
     fn live_update(&mut self) {
         let wires = Arc::new(FakeWires::default());
         let (line, console) = line();
-        self.function.lock().unwrap().pause().unwrap();
-        self.serial.lock().unwrap().pause().unwrap();
+        self.function.lock().unwrap().pause();
+        self.serial.lock().unwrap().pause();
         let pci = {
             let Ok(state) = self.pci.lock().unwrap().save();
             let Ok(pci) = PciBus::restore(over(&state), Box::new(|_| ()));
@@ -218,8 +218,8 @@ impl Machine {
         let parts = Parts { pci, serial, function };
         let (memory, disk) = (self.memory.clone(), self.disk.try_clone().unwrap());
         *self = Self::put_together(parts, memory, disk, console, wires);
-        self.serial.lock().unwrap().resume().unwrap();
-        self.function.lock().unwrap().resume().unwrap();
+        self.serial.lock().unwrap().resume();
+        self.function.lock().unwrap().resume();
         self.run();
     }
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use guest_mem::{GuestRam, check_segment_of};
@@ -37,6 +38,10 @@ use crate::vcpu::{VcpuEvent, VcpuSet};
 const KVM_API_VERSION: i32 = 12;
 /// The slot of the first disk; 0 is the host bridge.
 const FIRST_DISK_SLOT: u8 = 1;
+
+/// How long the devices of a machine may take to finish what their guest has asked for. Longer than
+/// a disk that works takes, also on a host that emulates its CPU.
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// What KVM gives a machine.
 pub(super) struct Parts {
@@ -214,11 +219,11 @@ impl Board {
         functions: Vec<VirtioPci<Block>>,
     ) -> Result<Self, VmError> {
         let (mut pio, mut mmio) = (Bus::default(), Bus::default());
-        let mut workers: Vec<Worker> = vec![Arc::new(Mutex::new(serial.worker()))];
+        start_device_thread("serial@3f8".to_owned(), Box::new(serial.worker()))?;
         pci.insert(0, Arc::new(Mutex::new(HostBridge::new()))).map_err(board_error)?;
         let mut disks = Vec::new();
         for (slot, function) in (FIRST_DISK_SLOT..).zip(functions) {
-            workers.push(Arc::new(Mutex::new(function.worker())));
+            start_device_thread(format!("virtio-blk@{slot:x}"), Box::new(function.worker()))?;
             let function = Arc::new(Mutex::new(function));
             pci.insert(slot, function.clone()).map_err(board_error)?;
             let bar = parts.function(slot).bar;
@@ -237,27 +242,28 @@ impl Board {
         pio.insert(keys.0.into(), keys.1.into(), keyboard).map_err(board_error)?;
         let registers = (power::SLEEP_BASE, power::SLEEP_LEN);
         pio.insert(registers.0.into(), registers.1.into(), sleep).map_err(board_error)?;
-        start_device_thread(workers)?;
         Ok(Self { pio: Arc::new(pio), mmio: Arc::new(mmio), pci, serial, disks })
     }
 
     /// Every device, for what is asked of all alike.
     fn devices(&self) -> impl Iterator<Item = Arc<Mutex<dyn Device>>> {
         let disks = self.disks.iter().map(|disk| disk.clone() as Arc<Mutex<dyn Device>>);
-        let rest: [Arc<Mutex<dyn Device>>; 2] = [self.pci.clone(), self.serial.clone()];
-        rest.into_iter().chain(disks)
+        std::iter::once(self.serial.clone() as Arc<Mutex<dyn Device>>).chain(disks)
     }
 
+    /// Stops all devices side by side, and waits until the last one stands still.
     pub(super) fn pause(&self) -> Result<(), DeviceError> {
-        self.devices().try_for_each(|device| lock(&device).pause())
+        self.devices().for_each(|device| lock(&device).pause());
+        let deadline = Instant::now() + DRAIN_WITHIN;
+        self.devices().try_for_each(|device| lock(&device).drain(deadline))
     }
 
     pub(super) fn sync(&self) -> Result<(), DeviceError> {
         self.devices().try_for_each(|device| lock(&device).sync())
     }
 
-    pub(super) fn resume(&self) -> Result<(), DeviceError> {
-        self.devices().try_for_each(|device| lock(&device).resume())
+    pub(super) fn resume(&self) {
+        self.devices().for_each(|device| lock(&device).resume());
     }
 
     /// The state of all devices, which are paused.
@@ -281,25 +287,24 @@ fn board_error(error: impl std::error::Error) -> VmError {
     VmError::Board(crate::api::chain(&error).join(": "))
 }
 
-type Worker = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+type Worker = Box<dyn MutEventSubscriber + Send>;
 
-/// The thread that runs every device: it waits for doorbells and for input, and lives as long as
-/// the process.
-fn start_device_thread(workers: Vec<Worker>) -> Result<(), VmError> {
+/// Starts the thread of one device: it waits for doorbells and for input, and lives as long as the
+/// process.
+fn start_device_thread(name: String, worker: Worker) -> Result<(), VmError> {
     let mut manager =
         EventManager::<Worker>::new().map_err(|e| VmError::Board(format!("{e:?}")))?;
-    for worker in workers {
-        manager.add_subscriber(worker);
-    }
+    manager.add_subscriber(worker);
+    let thread = name.clone();
     let run = move || {
         loop {
             if let Err(error) = manager.run() {
-                tracing::error!("the device thread cannot wait for events: {error:?}");
+                tracing::error!("{name}: its thread cannot wait for events: {error:?}");
                 return;
             }
         }
     };
-    let started = thread::Builder::new().name("devices".to_owned()).spawn(run);
+    let started = thread::Builder::new().name(thread).spawn(run);
     started.map(drop).map_err(board_error)
 }
 

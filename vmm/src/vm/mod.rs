@@ -122,7 +122,7 @@ impl Vm {
         if self.running {
             return Err(VmError::Already("running"));
         }
-        self.board.resume()?;
+        self.board.resume();
         let first_entry = self.vcpus.resume()?;
         self.running = true;
         Ok(first_entry)

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{PciFunction, SLOTS};
 use crate::bus::BusDevice;
-use crate::devices::{Device, DeviceError};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// First port of the range that [`PciBus`] answers.
@@ -105,24 +104,6 @@ impl BusDevice for PciBus {
             }
             _ => {}
         }
-    }
-}
-
-impl Device for PciBus {
-    fn node_name(&self) -> String {
-        format!("pci@{PORTS_BASE:x}")
-    }
-
-    fn pause(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&mut self) -> Result<(), DeviceError> {
-        Ok(())
     }
 }
 

@@ -1,9 +1,13 @@
 //! Virtio 1.x devices ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS) and their PCI transport.
 //!
-//! A device ([`VirtioDevice`]) knows what a request means; the transport ([`VirtioPci`]) knows
-//! registers, rings and interrupts. Requests are executed one at a time on the device thread, and
-//! a request that was taken from its ring is completed before the device pauses: so there is
-//! nothing in flight to be saved, and what is still in the ring is found again after a restore.
+//! A device comes in two halves. [`VirtioDevice`] is what the driver finds in the registers: features
+//! and configuration. [`VirtioWorker`] works on requests, on a thread of its own: it takes them from
+//! the [`Rings`] and completes them when they are done, in whatever order. The transport
+//! ([`VirtioPci`]) knows registers, rings and interrupts.
+//!
+//! A device pauses in two steps: the rings give out no more requests, then those that were given out
+//! are waited for. So there is nothing in flight to be saved, and what is still in the rings is found
+//! again after a restore.
 
 pub mod block;
 #[cfg(test)]
@@ -12,19 +16,14 @@ pub mod features;
 pub mod pci;
 
 pub use block::{Block, BlockError, Disk, VirtioBlkStateV1};
-pub use pci::{PciResources, VirtioPci, VirtioPciStateV1, Worker};
+pub use pci::{Chain, PciResources, Request, Rings, VirtioPci, VirtioPciStateV1, Worker};
 
-use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemoryMmap;
+use std::os::fd::BorrowedFd;
 
 use crate::state::Persist;
 
-/// A chain of descriptors that the driver made available. The ring knows its length only by
-/// following it; it ends by itself after as many descriptors as the queue, or the indirect table,
-/// has.
-pub type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
-
-/// A kind of virtio device. All calls are made by the transport, never two at a time.
+/// A kind of virtio device, as far as its registers go. All calls are made with the function's
+/// registers locked, so none may wait for anything.
 pub trait VirtioDevice: Persist + Send + 'static {
     /// Name of the kind, and of the node in the state document: `virtio-blk`.
     const NAME: &'static str;
@@ -35,7 +34,10 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// Feature bits of the kind, 0..24 and 50..64, with their names.
     const FEATURES: features::Names;
 
-    /// The feature bits that this device offers, without those of the transport.
+    /// The half that works on requests.
+    type Worker: VirtioWorker;
+
+    /// The feature bits that this device offers, without those of the transport. They never change.
     fn features(&self) -> u64;
 
     /// The size of each queue: a power of two, at most 32768.
@@ -48,12 +50,29 @@ pub trait VirtioDevice: Persist + Send + 'static {
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
     /// The driver and the device have agreed on features; zero when the driver resets the device.
+    /// Until such a reset is complete the worker may still hold requests of before.
     fn negotiated(&mut self, features: u64);
 
-    /// Executes one request of queue `queue`, completely, and returns the number of bytes that
-    /// were written into the chain. Whatever the chain holds, it returns.
-    fn serve(&mut self, queue: usize, memory: &GuestMemoryMmap, chain: Chain<'_>) -> u32;
+    /// The half that works on requests. Called once for each device.
+    fn worker(&self) -> Self::Worker;
 
-    /// Makes durable what the driver wrote.
+    /// Makes durable what the driver wrote. No request is in flight.
     fn sync(&mut self) -> std::io::Result<()>;
+}
+
+/// The half of a virtio device that works on requests. All calls are made on the device's thread,
+/// which waits for nothing else: it may block, and then delays only its own device.
+pub trait VirtioWorker: Send + 'static {
+    /// What wakes the worker besides doorbells: a tap, a socket, a timer. Each is watched for input,
+    /// edge-triggered, from the start of the thread to its end.
+    fn sources(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// There may be requests in queue `queue`: the driver rang, or the device was resumed. Called
+    /// without a reason as well.
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings);
+
+    /// The source with this index in [`sources`](Self::sources) has input. It may arrive while the
+    /// device is paused, when the rings give out nothing: then the next
+    /// [`on_doorbell`](Self::on_doorbell) has to look at the source, too.
+    fn on_source(&mut self, source: usize, rings: &Rings);
 }

@@ -11,10 +11,12 @@ mod tests;
 use std::fs::File;
 use std::io;
 
-use vm_memory::GuestMemoryMmap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::request::Buffers;
-use super::{Chain, VirtioDevice, features};
+use super::{Rings, VirtioDevice, VirtioWorker, features};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
@@ -100,12 +102,16 @@ fn mode(readonly: bool) -> &'static str {
 
 /// The device.
 #[derive(Debug)]
-pub struct Block {
+pub struct Block(Arc<Shared>);
+
+/// What both halves of the device need.
+#[derive(Debug)]
+struct Shared {
     disk: Disk,
     sectors: u64,
     id: [u8; ID_LEN],
     /// The driver knows FLUSH; otherwise every write is made durable before it completes.
-    driver_flushes: bool,
+    driver_flushes: AtomicBool,
 }
 
 impl Block {
@@ -119,13 +125,18 @@ impl Block {
         let mut bytes = [0; ID_LEN];
         let len = id.len().min(ID_LEN);
         bytes[..len].copy_from_slice(&id.as_bytes()[..len]);
-        Ok(Self { disk, sectors: size / SECTOR, id: bytes, driver_flushes: false })
+        Ok(Self::with(disk, size / SECTOR, bytes))
+    }
+
+    fn with(disk: Disk, sectors: u64, id: [u8; ID_LEN]) -> Self {
+        let driver_flushes = AtomicBool::new(false);
+        Self(Arc::new(Shared { disk, sectors, id, driver_flushes }))
     }
 
     /// The configuration structure (5.2.4): capacity, size_max, seg_max, geometry, blk_size.
     fn config(&self) -> [u8; 24] {
         let mut bytes = [0; 24];
-        bytes[0..8].copy_from_slice(&self.sectors.to_le_bytes());
+        bytes[0..8].copy_from_slice(&self.0.sectors.to_le_bytes());
         bytes[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         bytes[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
         bytes[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
@@ -152,8 +163,10 @@ impl VirtioDevice for Block {
         (14, "WRITE_ZEROES"),
     ];
 
+    type Worker = BlockWorker;
+
     fn features(&self) -> u64 {
-        let readonly = if self.disk.readonly { F_RO } else { 0 };
+        let readonly = if self.0.disk.readonly { F_RO } else { 0 };
         F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
     }
 
@@ -173,23 +186,46 @@ impl VirtioDevice for Block {
     }
 
     fn negotiated(&mut self, features: u64) {
-        self.driver_flushes = features & F_FLUSH != 0;
+        self.0.driver_flushes.store(features & F_FLUSH != 0, Ordering::Relaxed);
     }
 
-    fn serve(&mut self, _queue: usize, memory: &GuestMemoryMmap, chain: Chain<'_>) -> u32 {
-        match Buffers::collect(memory, chain) {
-            Some(buffers) => request::execute(self, buffers),
-            // Without a byte for the status there is no way to answer.
-            None => 0,
-        }
+    fn worker(&self) -> BlockWorker {
+        BlockWorker(self.0.clone())
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Shared {
+    /// Makes what was written durable.
+    fn flush(&self) -> io::Result<()> {
         match self.disk.readonly {
             true => Ok(()),
             false => self.disk.file.sync_data(),
         }
     }
+}
+
+/// Executes requests in the order of the ring.
+#[derive(Debug)]
+pub struct BlockWorker(Arc<Shared>);
+
+impl VirtioWorker for BlockWorker {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
+        rings.serve(queue, |chain| match Buffers::collect(rings.memory(), chain) {
+            Some(buffers) => request::execute(&self.0, buffers),
+            // Without a byte for the status there is no way to answer.
+            None => 0,
+        });
+    }
+
+    fn on_source(&mut self, _source: usize, _rings: &Rings) {}
 }
 
 /// `perennial,virtio-blk-v1`. The driver's features are the transport's.
@@ -229,7 +265,8 @@ impl Persist for Block {
     type Error = BlockError;
 
     fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
-        let Self { disk, sectors, id, driver_flushes: _ } = self;
+        // What the driver knows follows from its features, which the transport saves.
+        let Shared { disk, sectors, id, driver_flushes: _ } = &*self.0;
         Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: disk.readonly, id: *id })
     }
 
@@ -245,7 +282,7 @@ impl Persist for Block {
         if here != saved {
             return Err(BlockError::Changed { path, saved, here });
         }
-        Ok(Self { disk, sectors: capacity_sectors, id, driver_flushes: false })
+        Ok(Self::with(disk, capacity_sectors, id))
     }
 }
 

@@ -4,10 +4,11 @@
 //! position in the bytes of the chain, not by descriptor.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::{Block, ID_LEN, QUEUE_SIZE, REQUEST_MAX, SECTOR, file};
+use super::{ID_LEN, QUEUE_SIZE, REQUEST_MAX, SECTOR, Shared, file};
 use crate::devices::virtio::Chain;
 
 /// Length of the header: type, reserved, sector.
@@ -33,7 +34,7 @@ pub(super) struct Buffers<'m> {
 
 impl<'m> Buffers<'m> {
     /// Looks up every descriptor. `None` if there is no place for the status.
-    pub(super) fn collect(memory: &'m GuestMemoryMmap, chain: Chain<'_>) -> Option<Self> {
+    pub(super) fn collect(memory: &'m GuestMemoryMmap, chain: Chain) -> Option<Self> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         let mut broken = false;
         for (number, descriptor) in chain.enumerate() {
@@ -83,9 +84,9 @@ impl<'m> Buffers<'m> {
 }
 
 /// Executes a request. Returns how many bytes were written into the chain, the status included.
-pub(super) fn execute(block: &mut Block, mut buffers: Buffers<'_>) -> u32 {
+pub(super) fn execute(disk: &Shared, mut buffers: Buffers<'_>) -> u32 {
     let (status, written) = match buffers.header() {
-        Some((kind, sector)) if !buffers.broken => run(block, kind, sector, &buffers),
+        Some((kind, sector)) if !buffers.broken => run(disk, kind, sector, &buffers),
         _ => (S_IOERR, 0),
     };
     match buffers.status.write_obj(status, 0) {
@@ -94,57 +95,50 @@ pub(super) fn execute(block: &mut Block, mut buffers: Buffers<'_>) -> u32 {
     }
 }
 
-fn run(block: &mut Block, kind: u32, sector: u64, buffers: &Buffers<'_>) -> (u8, u32) {
+fn run(disk: &Shared, kind: u32, sector: u64, buffers: &Buffers<'_>) -> (u8, u32) {
     let done = match kind {
-        T_IN => read(block, sector, &buffers.writable),
-        T_OUT => write(block, sector, &buffers.readable).map(|()| 0),
-        T_FLUSH => flush(block).map(|()| 0),
-        T_GET_ID => identify(block, &buffers.writable),
+        T_IN => read(disk, sector, &buffers.writable),
+        T_OUT => write(disk, sector, &buffers.readable).map(|()| 0),
+        T_FLUSH => disk.flush().map(|()| 0),
+        T_GET_ID => identify(disk, &buffers.writable),
         _ => return (S_UNSUPP, 0),
     };
     match done {
         Ok(written) => (S_OK, written),
         Err(error) => {
-            tracing::debug!("disk {}: request {kind} at sector {sector}: {error}", block.disk.path);
+            tracing::debug!("disk {}: request {kind} at sector {sector}: {error}", disk.disk.path);
             (S_IOERR, 0)
         }
     }
 }
 
-fn read(block: &Block, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
-    let (mut offset, total) = range(block, sector, slices)?;
+fn read(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
+    let (mut offset, total) = range(disk, sector, slices)?;
     for slice in slices {
-        file::read(&block.disk.file, slice, offset)?;
+        file::read(&disk.disk.file, slice, offset)?;
         offset += slice.len() as u64;
     }
     // A chain is shorter than 4 GiB: the queue sees to that.
     Ok(u32::try_from(total).unwrap_or(u32::MAX))
 }
 
-fn write(block: &Block, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
-    if block.disk.readonly {
+fn write(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
+    if disk.disk.readonly {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
-    let (mut offset, _) = range(block, sector, slices)?;
+    let (mut offset, _) = range(disk, sector, slices)?;
     for slice in slices {
-        file::write(&block.disk.file, slice, offset)?;
+        file::write(&disk.disk.file, slice, offset)?;
         offset += slice.len() as u64;
     }
-    match block.driver_flushes {
+    match disk.driver_flushes.load(Ordering::Relaxed) {
         true => Ok(()),
-        false => block.disk.file.sync_data(),
+        false => disk.flush(),
     }
 }
 
-fn flush(block: &Block) -> io::Result<()> {
-    match block.disk.readonly {
-        true => Ok(()),
-        false => block.disk.file.sync_data(),
-    }
-}
-
-fn identify(block: &Block, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
-    let mut rest = &block.id[..];
+fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
+    let mut rest = &disk.id[..];
     for slice in slices {
         let count = slice.len().min(rest.len());
         slice.write_slice(&rest[..count], 0).map_err(io::Error::other)?;
@@ -157,13 +151,13 @@ fn identify(block: &Block, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
 }
 
 /// Offset in the file and number of bytes, if whole sectors of the disk are meant, and not too many.
-fn range(block: &Block, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<(u64, u64)> {
+fn range(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<(u64, u64)> {
     let bytes = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.len() as u64));
     let bytes = bytes.filter(|bytes| bytes.is_multiple_of(SECTOR) && *bytes <= REQUEST_MAX);
     let end = bytes.and_then(|bytes| sector.checked_add(bytes / SECTOR));
     match (bytes, end) {
         // `end` is within the disk, whose size in bytes fits 64 bits: so does this product.
-        (Some(bytes), Some(end)) if end <= block.sectors => Ok((sector * SECTOR, bytes)),
+        (Some(bytes), Some(end)) if end <= disk.sectors => Ok((sector * SECTOR, bytes)),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }

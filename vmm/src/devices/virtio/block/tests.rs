@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::devices::virtio::driver::{INDIRECT, NEXT, Part, Ring, WRITE, ram};
@@ -78,6 +78,11 @@ impl Guest {
         Self { image, block, memory, ring, queue }
     }
 
+    /// What the device and its worker share, while there is no worker.
+    fn inside(&mut self) -> &mut Shared {
+        Arc::get_mut(&mut self.block.0).unwrap()
+    }
+
     fn put(&self, at: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
     }
@@ -98,8 +103,10 @@ impl Guest {
     /// Has the device execute one chain. Gives the length that it reports as written.
     fn execute(&mut self, parts: &[Part]) -> u32 {
         self.ring.offer(parts);
-        let chain = self.queue.iter(&self.memory).unwrap().next().unwrap();
-        self.block.serve(0, &self.memory, chain)
+        let memory = Arc::new(self.memory.clone());
+        let chain = self.queue.iter(memory.clone()).unwrap().next().unwrap();
+        let buffers = Buffers::collect(&memory, chain);
+        buffers.map_or(0, |buffers| request::execute(&self.block.0, buffers))
     }
 
     /// A request as Linux makes it: header, data, and the status in a descriptor of its own.
@@ -325,8 +332,8 @@ fn a_chain_is_no_longer_than_the_queue() {
 fn a_request_that_would_take_for_ever_is_an_error() {
     let mut guest = Guest::new(false);
     // Gives as much as is asked for.
-    guest.block.disk.file = File::open("/dev/zero").unwrap();
-    guest.block.sectors = 1 << 40;
+    guest.inside().disk.file = File::open("/dev/zero").unwrap();
+    guest.inside().sectors = 1 << 40;
     for (more, status) in [(0, OK), (512, IOERR)] {
         let largest: Vec<Part> = (0..SEG_MAX)
             .map(|n| (DATA, if n == 0 { SIZE_MAX + more } else { SIZE_MAX }, WRITE))
@@ -340,7 +347,7 @@ fn flush_makes_the_disk_durable_and_says_if_it_could_not() {
     let mut guest = Guest::new(false);
     assert_eq!(guest.request(FLUSH, 0, &[]), (OK, 1));
     guest.block.sync().unwrap();
-    guest.block.disk = null();
+    guest.inside().disk = null();
     assert_eq!(guest.request(FLUSH, 0, &[]), (IOERR, 1));
     guest.block.sync().unwrap_err();
     assert_ne!(guest.block.features() & F_FLUSH, 0);
@@ -349,11 +356,11 @@ fn flush_makes_the_disk_durable_and_says_if_it_could_not() {
 #[test]
 fn a_write_is_durable_at_once_for_a_driver_that_does_not_know_flush() {
     let mut guest = Guest::new(false);
-    guest.block.disk = null();
+    guest.inside().disk = null();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (OK, 1), "FLUSH would come later");
     guest.block.negotiated(0);
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1), "it could not be made so");
-    guest.block.disk = disk(&guest.image, false);
+    guest.inside().disk = disk(&guest.image, false);
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (OK, 1));
 }
 
@@ -361,14 +368,14 @@ fn a_write_is_durable_at_once_for_a_driver_that_does_not_know_flush() {
 fn an_error_of_the_disk_is_an_error_of_the_request() {
     let mut guest = Guest::new(false);
     // Opened in another mode than was said.
-    guest.block.disk.file = File::open(guest.image.path()).unwrap();
+    guest.inside().disk.file = File::open(guest.image.path()).unwrap();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
     // No space left.
-    guest.block.disk.file = File::options().write(true).open("/dev/full").unwrap();
+    guest.inside().disk.file = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
     assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (IOERR, 1));
     // Cut short under the guest, in the middle of a request.
-    guest.block.disk = disk(&guest.image, false);
+    guest.inside().disk = disk(&guest.image, false);
     guest.image.as_file().set_len(512).unwrap();
     assert_eq!(guest.request(IN, 0, &[(DATA, 1024, WRITE)]), (IOERR, 1));
     assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
@@ -422,7 +429,7 @@ fn a_disk_goes_on_as_what_it_was() {
     assert_eq!(after.request(GET_ID, 0, &[(DATA, 20, WRITE)]), (OK, 21));
     assert_eq!(after.get(DATA, 6), b"a-vm-0");
     // Until the transport says what was negotiated, the safe side.
-    after.block.disk = null();
+    after.inside().disk = null();
     assert_eq!(after.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
 }
 

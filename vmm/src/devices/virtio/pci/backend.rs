@@ -1,26 +1,25 @@
-//! The half of a virtio function that touches guest memory: the device, its rings, the driver's
-//! status; and the worker that runs it on the device thread.
+//! The half of a virtio function that touches guest memory: its rings, the driver's status, and what
+//! of its requests is in flight.
 //!
 //! ```text
-//!  vCPU thread:    registers --enter--> Backend        main thread: pause --enter--> Backend
-//!  device thread:  doorbell --> Worker --enter--> Backend: one request --signal--> Interrupt
+//!  vCPU thread:    registers --enter--> Backend       main thread: pause --enter--> Backend
+//!  device thread:  doorbell --take--> Backend, executes, --complete--> Backend --signal--> Interrupt
 //! ```
 //!
-//! Whoever holds the backend may change it; nobody else touches guest memory. The worker lets go
-//! after each request, and [`Turnstile`] sees to it that whoever waited is next: `pause` waits for
-//! one request, never for a ring full of them. Locks are taken in the order registers, backend,
-//! interrupt.
+//! Whoever holds the backend may change it. Nobody holds it while a request is executed: a request
+//! that takes long delays neither a vCPU at the registers nor a pause that has not come to wait for
+//! it yet. Locks are taken in the order registers, backend, interrupt.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::rings::Request;
 use crate::devices::pci::Msix;
-use crate::devices::virtio::{VirtioDevice, features};
+use crate::devices::virtio::features;
 use crate::kvm::interrupts::pull;
 
 /// The vector of whatever has none (4.1.5.1.2).
@@ -36,22 +35,19 @@ pub(super) mod status {
     pub(crate) const FAILED: u8 = 128;
 }
 
-/// Requests that the worker executes before it looks after other devices.
-const BATCH: usize = 256;
-
 /// A mutex whose holder, when it lets go and comes back at once, queues behind whoever waited.
 /// `std`'s mutex gives no such promise, and a busy worker would keep a pause waiting.
-pub(super) struct Turnstile<T> {
+struct Turnstile<T> {
     next: Mutex<()>,
     inside: Mutex<T>,
 }
 
 impl<T> Turnstile<T> {
-    pub(super) fn new(value: T) -> Self {
+    fn new(value: T) -> Self {
         Self { next: Mutex::new(()), inside: Mutex::new(value) }
     }
 
-    pub(super) fn enter(&self) -> MutexGuard<'_, T> {
+    fn enter(&self) -> MutexGuard<'_, T> {
         let _next = lock(&self.next);
         lock(&self.inside)
     }
@@ -63,29 +59,100 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What the registers, the worker and the machine share of one function.
-pub(super) struct Shared<D> {
-    pub(super) backend: Turnstile<Backend<D>>,
+pub(super) struct Shared {
+    backend: Turnstile<Backend>,
+    /// A request was completed.
+    idle: Condvar,
     pub(super) interrupt: Mutex<Interrupt>,
+    pub(super) memory: Arc<GuestMemoryMmap>,
     /// One for each queue.
     pub(super) doorbells: Vec<EventFd>,
 }
 
-impl<D: VirtioDevice> Shared<D> {
+impl Shared {
+    pub(super) fn new(
+        backend: Backend,
+        interrupt: Interrupt,
+        memory: GuestMemoryMmap,
+        doorbells: Vec<EventFd>,
+    ) -> Self {
+        let (backend, interrupt) = (Turnstile::new(backend), Mutex::new(interrupt));
+        Self { backend, idle: Condvar::new(), interrupt, memory: Arc::new(memory), doorbells }
+    }
+
+    pub(super) fn enter(&self) -> MutexGuard<'_, Backend> {
+        self.backend.enter()
+    }
+
     /// Has the worker look at every queue.
     pub(super) fn kick_all(&self) {
         self.doorbells.iter().for_each(pull);
     }
 
-    /// Executes what queue `index` holds, up to [`BATCH`] requests.
-    pub(super) fn serve(&self, index: usize) {
-        for _ in 0..BATCH {
-            match self.backend.enter().serve_one(index, &self.interrupt) {
-                Step::Served => {}
-                Step::Stopped => return,
+    /// Takes the next request of queue `index`, if the device runs and there is one.
+    pub(super) fn take(&self, index: usize) -> Option<Request> {
+        let mut backend = self.enter();
+        match backend.try_take(index, &self.memory) {
+            Ok(request) => request,
+            Err(error) => {
+                backend.needs_reset(&format!("queue {index} is corrupt: {error}"), self);
+                None
             }
         }
-        if let Some(doorbell) = self.doorbells.get(index) {
-            pull(doorbell);
+    }
+
+    /// Gives a request back to the driver.
+    pub(super) fn complete(&self, request: Request, written: u32) {
+        let Request { queue: index, chain } = request;
+        let mut backend = self.enter();
+        match backend.try_complete(index, chain.head_index(), written, &self.memory) {
+            // After each request, not after each batch: the rule for `used_event` counts from the
+            // last time that it was asked, and that count would not survive a pause.
+            Ok(true) => lock(&self.interrupt).signal_queue(index),
+            Ok(false) => {}
+            Err(error) => {
+                backend.needs_reset(&format!("queue {index} is corrupt: {error}"), self);
+            }
+        }
+        if let Some(count) = backend.in_flight.get_mut(index) {
+            *count -= 1;
+        }
+        self.finish_reset(&mut backend);
+        self.idle.notify_all();
+    }
+
+    /// Waits until no request is in flight. Returns how many are if that takes longer than until
+    /// `deadline`.
+    pub(super) fn drain(&self, deadline: Instant) -> Result<(), usize> {
+        let mut backend = self.enter();
+        loop {
+            match backend.requests_in_flight() {
+                0 => return Ok(()),
+                count => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(count);
+                    }
+                    let waited = self.idle.wait_timeout(backend, left);
+                    backend = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    /// The driver resets the device (2.4). Requests in flight come first: the driver polls the status,
+    /// which reads as before until the reset is complete, and keeps its buffers that long.
+    pub(super) fn reset(&self) {
+        let mut backend = self.enter();
+        backend.resetting = true;
+        self.finish_reset(&mut backend);
+    }
+
+    /// Completes a reset that was asked for, if no request is in flight any more.
+    fn finish_reset(&self, backend: &mut Backend) {
+        if backend.resetting && backend.requests_in_flight() == 0 {
+            backend.forget_driver();
+            lock(&self.interrupt).reset();
         }
     }
 }
@@ -121,41 +188,47 @@ impl Interrupt {
     }
 }
 
-/// What became of an attempt to execute a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// One was executed; there may be more.
-    Served,
-    /// The queue is empty, or the device does not run.
-    Stopped,
-}
-
-/// The device, its rings and its status.
-pub(super) struct Backend<D> {
-    pub(super) device: D,
+/// The rings and the driver's status.
+pub(super) struct Backend {
+    /// The device's kind and the names of its features, for messages.
+    name: &'static str,
+    feature_names: features::Names,
+    /// The features that the driver can choose from.
+    pub(super) offered: u64,
     pub(super) queues: Vec<Queue>,
-    pub(super) memory: GuestMemoryMmap,
+    /// Requests of each queue that were taken and not completed.
+    in_flight: Vec<usize>,
     pub(super) status: u8,
     /// What the driver wrote as its features; agreed upon once FEATURES_OK is set.
     pub(super) driver_features: u64,
     /// Changes when the device changes its configuration.
     pub(super) config_generation: u8,
     pub(super) paused: bool,
+    /// The driver has asked for a reset, which waits for the requests in flight.
+    resetting: bool,
     /// The guest has made a mistake that was reported. A hostile one would fill the host's log.
-    pub(super) reported: bool,
+    reported: bool,
 }
 
-impl<D: VirtioDevice> Backend<D> {
+impl Backend {
     /// A device after reset.
-    pub(super) fn new(device: D, queues: Vec<Queue>, memory: GuestMemoryMmap) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        feature_names: features::Names,
+        offered: u64,
+        queues: Vec<Queue>,
+    ) -> Self {
         Self {
-            device,
+            name,
+            feature_names,
+            offered,
+            in_flight: vec![0; queues.len()],
             queues,
-            memory,
             status: 0,
             driver_features: 0,
             config_generation: 0,
             paused: false,
+            resetting: false,
             reported: false,
         }
     }
@@ -163,14 +236,21 @@ impl<D: VirtioDevice> Backend<D> {
     /// Says what the guest did wrong, but only once aloud.
     fn report(&mut self, mistake: &str) {
         match std::mem::replace(&mut self.reported, true) {
-            false => tracing::warn!("{}: {mistake}", D::NAME),
-            true => tracing::debug!("{}: {mistake}", D::NAME),
+            false => tracing::warn!("{}: {mistake}", self.name),
+            true => tracing::debug!("{}: {mistake}", self.name),
         }
     }
 
-    /// The features that the driver can choose from.
-    pub(super) fn offered(&self) -> u64 {
-        self.device.features() | features::TRANSPORT
+    /// The driver and the device disagree about a ring. Only a reset helps (2.1.2).
+    fn needs_reset(&mut self, mistake: &str, shared: &Shared) {
+        self.report(mistake);
+        self.status |= status::NEEDS_RESET;
+        lock(&shared.interrupt).signal_config();
+    }
+
+    /// Requests that were taken and not completed.
+    pub(super) fn requests_in_flight(&self) -> usize {
+        self.in_flight.iter().sum()
     }
 
     /// The driver has said DRIVER_OK and the rings are sound.
@@ -180,17 +260,18 @@ impl<D: VirtioDevice> Backend<D> {
 
     /// The driver writes the device status (2.1, 3.1.1): bits are only added, in the order of the
     /// initialization sequence; zero resets, and is the caller's. Returns whether the device has
-    /// just become active.
+    /// just become active. `negotiated` is told the features if they were just agreed upon.
     ///
     /// ```text
     ///  0 -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK      FAILED at any time
     ///                                (if acceptable)               NEEDS_RESET by the device
     /// ```
-    pub(super) fn set_status(&mut self, value: u8) -> bool {
+    pub(super) fn set_status(&mut self, value: u8, negotiated: &mut dyn FnMut(u64)) -> bool {
         use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
         let known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED;
-        if self.status & !value & !NEEDS_RESET != 0 {
-            tracing::debug!(from = self.status, to = value, "{}: status takes bits back", D::NAME);
+        if self.resetting || self.status & !value & !NEEDS_RESET != 0 {
+            let (from, to) = (self.status, value);
+            tracing::debug!(from, to, "{}: the status cannot become that", self.name);
             return false;
         }
         let was_active = self.active();
@@ -205,7 +286,7 @@ impl<D: VirtioDevice> Backend<D> {
             if new == 0 || self.status & needs != needs {
                 continue;
             }
-            if bit == FEATURES_OK && !self.agree() {
+            if bit == FEATURES_OK && !self.agree(negotiated) {
                 continue;
             }
             self.status |= bit;
@@ -214,108 +295,71 @@ impl<D: VirtioDevice> Backend<D> {
     }
 
     /// Whether the driver's features can be agreed upon; if so, they are.
-    fn agree(&mut self) -> bool {
-        if !features::acceptable(self.driver_features, self.offered()) {
-            let names = features::names(self.driver_features, D::FEATURES);
+    fn agree(&mut self, negotiated: &mut dyn FnMut(u64)) -> bool {
+        if !features::acceptable(self.driver_features, self.offered) {
+            let names = features::names(self.driver_features, self.feature_names);
             self.report(&format!("the driver asks for unacceptable features: {names}"));
             return false;
         }
         self.apply_features();
+        negotiated(self.driver_features);
         true
     }
 
-    /// Tells the device and the rings what was agreed.
+    /// Tells the rings what was agreed.
     pub(super) fn apply_features(&mut self) {
         let event_idx = self.driver_features & features::RING_EVENT_IDX != 0;
         self.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
-        self.device.negotiated(self.driver_features);
     }
 
-    /// Forgets the driver (2.4). No request is in flight: whoever calls this holds the backend.
-    pub(super) fn reset(&mut self) {
+    fn forget_driver(&mut self) {
+        self.resetting = false;
         self.status = 0;
         self.driver_features = 0;
         self.queues.iter_mut().for_each(QueueT::reset);
-        self.device.negotiated(0);
     }
 
-    /// Executes the next request of queue `index`, if the device runs and there is one.
-    pub(super) fn serve_one(&mut self, index: usize, interrupt: &Mutex<Interrupt>) -> Step {
-        if self.paused || !self.active() {
-            return Step::Stopped;
-        }
-        match self.try_serve_one(index, interrupt) {
-            Ok(step) => step,
-            Err(error) => {
-                // The driver and the device disagree about the ring. Only a reset helps (2.1.2).
-                self.report(&format!("queue {index} is corrupt: {error}"));
-                self.status |= status::NEEDS_RESET;
-                lock(interrupt).signal_config();
-                Step::Stopped
-            }
-        }
-    }
-
-    fn try_serve_one(
+    fn try_take(
         &mut self,
         index: usize,
-        interrupt: &Mutex<Interrupt>,
-    ) -> Result<Step, virtio_queue::Error> {
-        let Self { device, queues, memory, .. } = self;
-        let Some(queue) = queues.get_mut(index).filter(|queue| queue.ready()) else {
-            return Ok(Step::Stopped);
+        memory: &Arc<GuestMemoryMmap>,
+    ) -> Result<Option<Request>, virtio_queue::Error> {
+        if self.paused || self.resetting || !self.active() {
+            return Ok(None);
+        }
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {
+            return Ok(None);
         };
-        let memory: &GuestMemoryMmap = memory;
-        let Some(chain) = queue.iter(memory)?.next() else {
-            // Asks for a doorbell at the next request, then looks once more for one that came
-            // before the driver could see that.
-            return match queue.enable_notification(memory)? {
-                true => Ok(Step::Served),
-                false => Ok(Step::Stopped),
-            };
-        };
+        let mut chain = queue.iter(memory.clone())?.next();
+        // Asks for a doorbell at the next request, then looks once more for one that came before the
+        // driver could see that.
+        if chain.is_none() && queue.enable_notification(&**memory)? {
+            chain = queue.iter(memory.clone())?.next();
+        }
+        let Some(chain) = chain else { return Ok(None) };
+        // The ring has no room for more requests than its size, so a driver that makes more of them
+        // available overwrites those that it still waits for.
         let head = chain.head_index();
-        if head >= queue.size() {
+        if head >= queue.size() || self.in_flight[index] >= usize::from(queue.size()) {
             return Err(virtio_queue::Error::InvalidDescriptorIndex);
         }
-        let written = device.serve(index, memory, chain);
+        self.in_flight[index] += 1;
+        Ok(Some(Request { queue: index, chain }))
+    }
+
+    /// Puts a request into the used ring. Returns whether the driver wants to be interrupted.
+    fn try_complete(
+        &mut self,
+        index: usize,
+        head: u16,
+        written: u32,
+        memory: &GuestMemoryMmap,
+    ) -> Result<bool, virtio_queue::Error> {
+        let active = self.active();
+        let Some(queue) = self.queues.get_mut(index).filter(|_| active) else {
+            return Ok(false);
+        };
         queue.add_used(memory, head, written)?;
-        // After each request, not after each batch: the rule for `used_event` counts from the last
-        // time that it was asked, and that count would not survive a pause.
-        if queue.needs_notification(memory)? {
-            lock(interrupt).signal_queue(index);
-        }
-        Ok(Step::Served)
-    }
-}
-
-/// The function as the device thread sees it: one doorbell for each queue.
-pub struct Worker<D> {
-    shared: Arc<Shared<D>>,
-}
-
-impl<D: VirtioDevice> Worker<D> {
-    pub(super) fn new(shared: Arc<Shared<D>>) -> Self {
-        Self { shared }
-    }
-}
-
-impl<D: VirtioDevice> MutEventSubscriber for Worker<D> {
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        let index = events.data() as usize;
-        if let Some(doorbell) = self.shared.doorbells.get(index) {
-            // Empties the counter; that it was empty already does no harm.
-            let _ = doorbell.read();
-            self.shared.serve(index);
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        for (index, doorbell) in (0u32..).zip(&self.shared.doorbells) {
-            let events = Events::with_data(doorbell, index, EventSet::IN);
-            if let Err(error) = ops.add(events) {
-                tracing::error!(%error, "{}: queue {index} will not be served", D::NAME);
-            }
-        }
+        queue.needs_notification(memory)
     }
 }

@@ -4,7 +4,6 @@
 use virtio_queue::QueueT;
 
 use super::backend::{Backend, Interrupt, NO_VECTOR, Shared, lock, status};
-use crate::devices::virtio::VirtioDevice;
 
 /// Length of the structure in bytes, without the fields of features that are not offered.
 pub(super) const LEN: usize = 0x38;
@@ -19,21 +18,21 @@ pub(super) struct Selects {
 
 impl Selects {
     /// The driver reads `data.len()` bytes at `offset`, of whatever width.
-    pub(super) fn read<D: VirtioDevice>(&self, shared: &Shared<D>, offset: usize, data: &mut [u8]) {
-        let bytes = self.registers(&shared.backend.enter(), &lock(&shared.interrupt));
+    pub(super) fn read(&self, shared: &Shared, offset: usize, data: &mut [u8]) {
+        let bytes = self.registers(&shared.enter(), &lock(&shared.interrupt));
         let end = offset.saturating_add(data.len());
         if let Some(source) = bytes.get(offset..end) {
             data.copy_from_slice(source);
         }
     }
 
-    fn registers<D: VirtioDevice>(&self, backend: &Backend<D>, interrupt: &Interrupt) -> [u8; LEN] {
+    fn registers(&self, backend: &Backend, interrupt: &Interrupt) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         let mut put = |offset: usize, value: &[u8]| {
             bytes[offset..offset + value.len()].copy_from_slice(value);
         };
         put(0x00, &self.device_feature.to_le_bytes());
-        put(0x04, &half(backend.offered(), self.device_feature).to_le_bytes());
+        put(0x04, &half(backend.offered, self.device_feature).to_le_bytes());
         put(0x08, &self.driver_feature.to_le_bytes());
         put(0x0c, &half(backend.driver_features, self.driver_feature).to_le_bytes());
         put(0x10, &interrupt.config_vector.to_le_bytes());
@@ -55,12 +54,14 @@ impl Selects {
     }
 
     /// The driver writes `data` at `offset`. Writes that are not of a register's width are
-    /// ignored, except that 64-bit registers take 64 bits as well as 32 (4.1.3.1).
-    pub(super) fn write<D: VirtioDevice>(
+    /// ignored, except that 64-bit registers take 64 bits as well as 32 (4.1.3.1). `negotiated` is
+    /// told the features when they are agreed upon, and zero when the driver resets the device.
+    pub(super) fn write(
         &mut self,
-        shared: &Shared<D>,
+        shared: &Shared,
         offset: usize,
         data: &[u8],
+        negotiated: &mut dyn FnMut(u64),
     ) {
         match (offset, data) {
             (0x00, [_, _, _, _]) => self.device_feature = u32_of(data),
@@ -70,9 +71,13 @@ impl Selects {
                 let mut interrupt = lock(&shared.interrupt);
                 interrupt.config_vector = existing(&interrupt, u16_of(data));
             }
-            (0x14, [0]) => self.reset(shared),
+            (0x14, [0]) => {
+                *self = Self::default();
+                negotiated(0);
+                shared.reset();
+            }
             (0x14, [value]) => {
-                let activated = shared.backend.enter().set_status(*value);
+                let activated = shared.enter().set_status(*value, negotiated);
                 if activated {
                     // A driver may have filled rings before it said DRIVER_OK.
                     shared.kick_all();
@@ -86,20 +91,13 @@ impl Selects {
                     *slot = vector;
                 }
             }
-            (0x18..LEN, _) => self.write_queue(&mut shared.backend.enter(), offset, data),
+            (0x18..LEN, _) => self.write_queue(shared, offset, data),
             _ => {}
         }
     }
 
-    fn reset<D: VirtioDevice>(&mut self, shared: &Shared<D>) {
-        let mut backend = shared.backend.enter();
-        backend.reset();
-        lock(&shared.interrupt).reset();
-        *self = Self::default();
-    }
-
-    fn write_driver_features<D: VirtioDevice>(&self, shared: &Shared<D>, value: u32) {
-        let mut backend = shared.backend.enter();
+    fn write_driver_features(&self, shared: &Shared, value: u32) {
+        let mut backend = shared.enter();
         let features = backend.driver_features;
         // What was agreed stays agreed (3.1.1, step 5).
         if backend.status & status::FEATURES_OK == 0 {
@@ -112,17 +110,18 @@ impl Selects {
     }
 
     /// Registers of the selected queue. They are closed once the queue is enabled.
-    fn write_queue<D: VirtioDevice>(&self, backend: &mut Backend<D>, offset: usize, data: &[u8]) {
-        let Backend { queues, memory, status, .. } = backend;
-        let Some(queue) = queues.get_mut(usize::from(self.queue)) else { return };
+    fn write_queue(&self, shared: &Shared, offset: usize, data: &[u8]) {
+        let mut backend = shared.enter();
+        let features_ok = backend.status & status::FEATURES_OK != 0;
+        let Some(queue) = backend.queues.get_mut(usize::from(self.queue)) else { return };
         if queue.ready() {
             return;
         }
         match (offset, data) {
             (0x18, [_, _]) => queue.set_size(u16_of(data)),
-            (0x1c, [1, 0]) if *status & status::FEATURES_OK != 0 => {
+            (0x1c, [1, 0]) if features_ok => {
                 queue.set_ready(true);
-                if !queue.is_valid(memory) {
+                if !queue.is_valid(&*shared.memory) {
                     // The rings are not in RAM: the register reads back as 0.
                     queue.set_ready(false);
                 }

@@ -12,22 +12,27 @@
 
 mod backend;
 mod common;
+mod rings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod worker;
 
-pub use backend::Worker;
+pub use rings::{Chain, Request, Rings};
+pub use worker::Worker;
+
 pub use state::{VirtioPciError, VirtioPciStateV1};
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, Turnstile, lock, status};
+use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, lock, status};
 use self::common::Selects;
-use super::VirtioDevice;
+use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
 use crate::devices::pci::{ConfigSpace, Identity, Msix, PciFunction, msix};
 use crate::devices::{Device, DeviceError};
@@ -75,7 +80,8 @@ pub struct VirtioPci<D> {
     /// Offset of the MSI-X capability in the configuration space.
     msix_capability: u8,
     selects: Selects,
-    shared: Arc<Shared<D>>,
+    device: D,
+    shared: Arc<Shared>,
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -105,18 +111,20 @@ impl<D: VirtioDevice> VirtioPci<D> {
             queue_vectors: vec![NO_VECTOR; queues.len()],
             isr: 0,
         };
-        let shared = Shared {
-            backend: Turnstile::new(Backend::new(device, queues, memory)),
-            interrupt: Mutex::new(interrupt),
-            doorbells: events,
-        };
+        let offered = device.features() | features::TRANSPORT;
+        let backend = Backend::new(D::NAME, D::FEATURES, offered, queues);
+        let shared = Arc::new(Shared::new(backend, interrupt, memory, events));
         let selects = Selects::default();
-        Ok(Self { slot, config, msix_capability, selects, shared: Arc::new(shared) })
+        Ok(Self { slot, config, msix_capability, selects, device, shared })
     }
 
-    /// What the device thread is to run for this function.
-    pub fn worker(&self) -> Worker<D> {
-        Worker::new(self.shared.clone())
+    /// What the device's thread is to run. Called once.
+    pub fn worker(&self) -> Worker<D::Worker> {
+        Worker::new(D::NAME, self.shared.clone(), self.device.worker())
+    }
+
+    fn node_name(&self) -> String {
+        format!("{}@{:x}", D::NAME, self.slot)
     }
 
     fn error(
@@ -193,7 +201,7 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
                 let isr = std::mem::take(&mut lock(&self.shared.interrupt).isr);
                 data.iter_mut().zip([isr, 0, 0, 0, 0, 0, 0, 0]).for_each(|(byte, is)| *byte = is);
             }
-            (DEVICE, at) => self.shared.backend.enter().device.read_config(at, data),
+            (DEVICE, at) => self.device.read_config(at, data),
             (MSIX_TABLE, at) => lock(&self.shared.interrupt).msix.read_table(at, data),
             (MSIX_PENDING, at) => lock(&self.shared.interrupt).msix.read_pending(at, data),
             _ => data.fill(0),
@@ -205,8 +213,12 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
             return;
         }
         match (offset & !(REGION - 1), offset & (REGION - 1)) {
-            (COMMON, at) => self.selects.write(&self.shared, at as usize, data),
-            (DEVICE, at) => self.shared.backend.enter().device.write_config(at, data),
+            (COMMON, at) => {
+                let Self { selects, device, shared, .. } = self;
+                let mut negotiated = |features| device.negotiated(features);
+                selects.write(shared, at as usize, data, &mut negotiated);
+            }
+            (DEVICE, at) => self.device.write_config(at, data),
             // KVM turns writes to doorbells into events; one that it does not know comes here.
             (NOTIFY, at) => {
                 let index = (at / u64::from(NOTIFY_MULTIPLIER)) as usize;
@@ -221,24 +233,25 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
 }
 
 impl<D: VirtioDevice> Device for VirtioPci<D> {
-    fn node_name(&self) -> String {
-        format!("{}@{:x}", D::NAME, self.slot)
+    fn pause(&mut self) {
+        self.shared.enter().paused = true;
     }
 
-    fn pause(&mut self) -> Result<(), DeviceError> {
-        // Whoever enters has waited for the request that was being executed.
-        self.shared.backend.enter().paused = true;
-        Ok(())
+    fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError> {
+        self.shared.drain(deadline).map_err(|count| {
+            let busy = format!("{count} requests are still being executed");
+            self.error("finish what its guest has asked for", busy)
+        })
     }
 
     fn sync(&mut self) -> Result<(), DeviceError> {
-        let synced = self.shared.backend.enter().device.sync();
+        let synced = self.device.sync();
         synced.map_err(|source| self.error("make its data durable", source))
     }
 
-    fn resume(&mut self) -> Result<(), DeviceError> {
+    fn resume(&mut self) {
         let (ready, needs_reset): (Vec<bool>, bool) = {
-            let mut backend = self.shared.backend.enter();
+            let mut backend = self.shared.enter();
             backend.paused = false;
             let active = backend.active();
             let ready = backend.queues.iter().map(|queue| active && queue.ready()).collect();
@@ -256,6 +269,5 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         }
         drop(interrupt);
         self.shared.kick_all();
-        Ok(())
     }
 }

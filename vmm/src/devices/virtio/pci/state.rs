@@ -111,7 +111,7 @@ where
     type Error = VirtioPciError;
 
     fn save(&self) -> Result<Self::State, VirtioPciError> {
-        let backend = self.shared.backend.enter();
+        let backend = self.shared.enter();
         let interrupt = lock(&self.shared.interrupt);
         let queues = backend.queues.iter().zip(&interrupt.queue_vectors);
         Ok(VirtioPciStateV1 {
@@ -130,7 +130,7 @@ where
                 .collect(),
             config: self.config.save(),
             msix: interrupt.msix.save(),
-            device: backend.device.save().map_err(|e| VirtioPciError::Device(e.into()))?,
+            device: self.device.save().map_err(|e| VirtioPciError::Device(e.into()))?,
         })
     }
 
@@ -160,7 +160,7 @@ where
         // The register has 16 bits; decoding has checked that.
         function.selects.queue = queue_select as u16;
         let shared = Arc::clone(&function.shared);
-        let mut backend = shared.backend.enter();
+        let mut backend = shared.enter();
         backend.paused = true;
         let here = backend.queues.len();
         if queues.len() != here {
@@ -172,17 +172,18 @@ where
             0 => None,
             _ => Some(driver_features),
         };
-        check_features::<D>(agreed, backend.offered(), device_status)?;
+        check_features::<D>(agreed, backend.offered, device_status)?;
         for (index, saved) in queues.iter().enumerate() {
-            let queue = restore_queue(saved, &backend.queues[index], agreed, &backend.memory)
+            let queue = restore_queue(saved, &backend.queues[index], agreed, &shared.memory)
                 .map_err(|problem| VirtioPciError::Queue { index, problem })?;
             backend.queues[index] = queue;
         }
         backend.status = device_status;
         backend.driver_features = driver_features;
         backend.config_generation = config_generation;
-        if agreed.is_some() {
+        if let Some(features) = agreed {
             backend.apply_features();
+            function.device.negotiated(features);
         }
         drop(backend);
         let mut interrupt = lock(&shared.interrupt);

@@ -2,6 +2,7 @@
 //! and its doorbells; and as no driver should.
 
 mod hostile;
+mod in_flight;
 mod refusals;
 mod registers;
 mod requests;
@@ -9,6 +10,7 @@ mod restore;
 
 use std::convert::Infallible;
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -18,7 +20,7 @@ use super::backend::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
 use super::*;
 use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
 use crate::devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use crate::devices::virtio::{Chain, features};
+use crate::devices::virtio::{VirtioWorker, features};
 use crate::kvm::interrupts::MsiMessage;
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::state::node::read_node;
@@ -74,6 +76,8 @@ impl VirtioDevice for Echo {
     const CLASS: [u8; 3] = [0xff, 0, 0];
     const FEATURES: features::Names = &[(0, "LOUD"), (3, "QUIET")];
 
+    type Worker = EchoWorker;
+
     fn features(&self) -> u64 {
         LOUD
     }
@@ -95,18 +99,36 @@ impl VirtioDevice for Echo {
         self.log.lock().unwrap().negotiated.push(features);
     }
 
-    fn serve(&mut self, queue: usize, _memory: &GuestMemoryMmap, chain: Chain<'_>) -> u32 {
-        let parts: Vec<Part> = chain.map(|d| (d.addr().0, d.len(), d.flags() & WRITE)).collect();
-        let written = parts.iter().filter(|(_, _, flags)| *flags == WRITE).map(|(_, len, _)| len);
-        let written = written.sum();
-        self.log.lock().unwrap().served.push((queue, parts));
-        written
+    fn worker(&self) -> EchoWorker {
+        EchoWorker(self.log.clone())
     }
 
     fn sync(&mut self) -> std::io::Result<()> {
         self.log.lock().unwrap().syncs += 1;
         Ok(())
     }
+}
+
+struct EchoWorker(SharedLog);
+
+impl VirtioWorker for EchoWorker {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
+        rings.serve(queue, |chain| {
+            let parts: Vec<Part> =
+                chain.map(|d| (d.addr().0, d.len(), d.flags() & WRITE)).collect();
+            let written =
+                parts.iter().filter(|(_, _, flags)| *flags == WRITE).map(|(_, len, _)| len);
+            let written = written.sum();
+            self.0.lock().unwrap().served.push((queue, parts));
+            written
+        });
+    }
+
+    fn on_source(&mut self, _source: usize, _rings: &Rings) {}
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +165,13 @@ struct Machine<D: VirtioDevice> {
     function: VirtioPci<D>,
     memory: GuestMemoryMmap,
     wires: Arc<FakeWires>,
-    thread: EventManager<Worker<D>>,
+    thread: EventManager<Worker<D::Worker>>,
+}
+
+/// Stops a device that has nothing in flight.
+fn pause(device: &mut impl Device) {
+    device.pause();
+    device.drain(Instant::now()).unwrap();
 }
 
 fn resources(memory: &GuestMemoryMmap, wires: &Arc<FakeWires>) -> PciResources {
@@ -336,7 +364,7 @@ where
     /// What a live update does to the function, up to the resume: pause, save, encode, decode,
     /// restore in a new process.
     fn switch(mut self, device: D::Resources) -> Self {
-        self.function.pause().unwrap();
+        pause(&mut self.function);
         let state = self.function.save().unwrap();
         assert_eq!(state, self.function.save().unwrap(), "saving changes nothing");
         let read = read_node(&state.to_node("function@1"), "/devices").unwrap();

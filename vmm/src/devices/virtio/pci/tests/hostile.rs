@@ -141,7 +141,7 @@ fn rings_laid_over_each_other_hurt_nobody_but_their_guest() {
         machine.run();
         // It may be busy as long as its guest wants; it can be paused, saved and reset.
         let mut machine = machine.switch(log.clone());
-        machine.function.resume().unwrap();
+        machine.function.resume();
         machine.run();
         machine.set_status(0);
         assert!(machine.run(), "after a reset there is nothing to do");
@@ -249,7 +249,7 @@ proptest! {
                 }
                 Act::LiveUpdate => {
                     machine = machine.switch(disk(&file));
-                    machine.function.resume().unwrap();
+                    machine.function.resume();
                 }
             }
             machine.run();

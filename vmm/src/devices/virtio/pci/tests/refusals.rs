@@ -12,7 +12,7 @@ fn state(twist: impl FnOnce(&mut State)) -> State {
     ring.offer(REQUEST);
     machine.ring(0);
     assert!(machine.run());
-    machine.function.pause().unwrap();
+    pause(&mut machine.function);
     let mut state = machine.function.save().unwrap();
     twist(&mut state);
     state
