@@ -4,12 +4,14 @@
 //! ["path=..."]`). What is read here becomes a checked [`Machine`] for each VM, in which nothing is
 //! optional any more; the rest of the program sees only that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::machine::{Disk, Machine, MachineError, SerialOutput, VmName};
+use crate::devices::catalog::{DeviceOptions, KINDS};
+use crate::machine::{self, KernelBoot, Machine, MachineError, VmName};
+use crate::options::{Options, parse_size};
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +38,21 @@ pub enum ConfigError {
         /// The VM as the file names it.
         vm: String,
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// A key that nobody knows.
+    #[error("{vm}: `{key}` is not known; there is {known}")]
+    UnknownKey {
+        /// The VM as the file names it.
+        vm: String,
+        /// The key.
+        key: String,
+        /// The keys of a VM.
+        known: String,
     },
     /// A machine that cannot exist.
     #[error(transparent)]
@@ -141,7 +153,6 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct VmSection {
     name: String,
     memory: String,
@@ -151,18 +162,25 @@ struct VmSection {
     initramfs: Option<PathBuf>,
     #[serde(default)]
     cmdline: String,
-    #[serde(default)]
-    disk: Vec<String>,
-    #[serde(default = "off")]
-    serial: String,
+    /// Keys of devices, which the catalog knows; and such as nobody knows.
+    #[serde(flatten)]
+    devices: BTreeMap<String, OneOrMore>,
+}
+
+/// The keys of a VM's section that are no device's.
+const VM_KEYS: [&str; 6] = ["name", "memory", "cpus", "kernel", "initramfs", "cmdline"];
+
+/// The value of a device's key.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+    Other(toml::Value),
 }
 
 fn one() -> u32 {
     1
-}
-
-fn off() -> String {
-    "off".to_owned()
 }
 
 impl Config {
@@ -200,98 +218,75 @@ fn one_line(text: &str, error: &toml::de::Error) -> String {
 impl VmSection {
     fn check(self) -> Result<Machine, ConfigError> {
         let name = VmName::new(&self.name)?;
-        let option = |key, value: &str, problem: String| ConfigError::Option {
+        let option = |key: &str, value: &str, problem: String| ConfigError::Option {
             vm: format!("VM `{}`", self.name),
-            key,
-            value: value.to_owned(),
+            key: key.to_owned(),
+            value: value.escape_default().to_string(),
             problem,
         };
         let ram_bytes =
             parse_memory(&self.memory).map_err(|p| option("memory", &self.memory, p))?;
-        let disks = self
-            .disk
-            .iter()
-            .map(|text| parse_disk(text).map_err(|p| option("disk", text, p)))
-            .collect::<Result<_, _>>()?;
-        let serial = parse_serial(&self.serial).map_err(|p| option("serial", &self.serial, p))?;
-        let machine = Machine {
-            name,
-            ram_bytes,
-            cpus: self.cpus,
-            kernel: self.kernel,
-            initramfs: self.initramfs,
-            cmdline: self.cmdline,
-            disks,
-            serial,
-        };
+        let devices = parse_devices(&self.name, &self.devices, option)?;
+        let Self { cpus, kernel, initramfs, cmdline, .. } = self;
+        let boot = KernelBoot { kernel, initramfs, cmdline };
+        let devices = machine::place(devices);
+        let machine = Machine { name, ram_bytes, cpus, boot, devices };
         machine.check()?;
         Ok(machine)
     }
 }
 
-/// `key=value,key=value`, each key once.
-fn parse_pairs<'a>(text: &'a str, known: &[&str]) -> Result<Vec<(&'a str, &'a str)>, String> {
-    let mut pairs = Vec::new();
-    for part in text.split(',') {
-        let Some((key, value)) = part.split_once('=') else {
-            return Err(format!("`{part}` is not of the form key=value"));
-        };
-        if !known.contains(&key) {
-            return Err(format!("`{key}` is not known here; there is {}", known.join(", ")));
-        }
-        if pairs.iter().any(|(k, _)| *k == key) {
-            return Err(format!("`{key}` is given twice"));
-        }
-        pairs.push((key, value));
+/// The devices that a VM's section asks for. `option` makes an error about one text.
+fn parse_devices(
+    vm: &str,
+    keys: &BTreeMap<String, OneOrMore>,
+    option: impl Fn(&str, &str, String) -> ConfigError,
+) -> Result<Vec<DeviceOptions>, ConfigError> {
+    if let Some(key) = keys.keys().find(|key| KINDS.iter().all(|kind| kind.key != *key)) {
+        let known: Vec<&str> =
+            VM_KEYS.into_iter().chain(KINDS.iter().map(|kind| kind.key)).collect();
+        return Err(ConfigError::UnknownKey {
+            vm: format!("VM `{vm}`"),
+            key: key.clone(),
+            known: known.join(", "),
+        });
     }
-    Ok(pairs)
+    let mut devices = Vec::new();
+    for kind in KINDS {
+        let texts = match keys.get(kind.key) {
+            None => {
+                devices.extend((kind.unasked)());
+                continue;
+            }
+            Some(OneOrMore::One(text)) => std::slice::from_ref(text),
+            Some(OneOrMore::More(texts)) => texts,
+            Some(OneOrMore::Other(value)) => {
+                let problem = "it must be a text, or a list of texts".to_owned();
+                return Err(option(kind.key, &value.to_string(), problem));
+            }
+        };
+        for text in texts {
+            let parsed = match text.contains('\0') {
+                true => Err("it contains a NUL byte".to_owned()),
+                false => (kind.parse)(text),
+            };
+            devices.push(parsed.map_err(|problem| option(kind.key, text, problem))?);
+        }
+    }
+    Ok(devices)
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {
-    let pairs = parse_pairs(text, &["size"])?;
-    let [(_, size)] = pairs[..] else { return Err("it must be of the form size=2G".to_owned()) };
-    parse_size(size)
-}
-
-/// A size in bytes with an optional suffix K, M, G or T (powers of 1024).
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K') => (&text[..text.len() - 1], 10),
-        Some(b'M') => (&text[..text.len() - 1], 20),
-        Some(b'G') => (&text[..text.len() - 1], 30),
-        Some(b'T') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than can be counted"))
-}
-
-fn parse_disk(text: &str) -> Result<Disk, String> {
-    let pairs = parse_pairs(text, &["path", "readonly"])?;
-    let get = |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
-    let path = get("path").filter(|p| !p.is_empty()).ok_or("it must name a path: path=FILE")?;
-    let readonly = match get("readonly") {
-        None | Some("off") => false,
-        Some("on") => true,
-        Some(other) => return Err(format!("readonly is on or off, not `{other}`")),
-    };
-    Ok(Disk { path: path.into(), readonly })
-}
-
-fn parse_serial(text: &str) -> Result<SerialOutput, String> {
-    match text.split_once('=') {
-        None if text == "off" => Ok(SerialOutput::Off),
-        None if text == "tty" => Ok(SerialOutput::Tty),
-        Some(("file", path)) if !path.is_empty() => Ok(SerialOutput::File(path.into())),
-        Some(("port", name)) if !name.is_empty() => Ok(SerialOutput::Port(name.to_owned())),
-        _ => Err("it is one of off, tty, file=PATH, port=NAME".to_owned()),
+    match Options::parse(text, &["size"])?.get("size") {
+        Some(size) => parse_size(size),
+        None => Err("it must be of the form size=2G".to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::tests::{disk, serial};
 
     const GOOD: &str = r#"
         [host]
@@ -330,8 +325,10 @@ mod tests {
         assert_eq!(web.name.as_str(), "web");
         assert_eq!(web.ram_bytes, 512 << 20);
         assert_eq!(web.cpus, 2);
-        assert_eq!(web.disks[1], Disk { path: "/data/ro.img".into(), readonly: true });
-        assert_eq!(web.serial, SerialOutput::Port("web".to_owned()));
+        let nodes: Vec<String> = web.devices.iter().map(|device| device.node()).collect();
+        assert_eq!(nodes, ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
+        assert_eq!(web.devices[0].options, serial());
+        assert_eq!(web.devices[2].options, disk("/data/ro.img", true));
         assert_eq!(config.host.mounts[0].target, Path::new("/data"));
     }
 
@@ -341,6 +338,8 @@ mod tests {
         assert!(error("[host]\ncolour = 1").contains("colour"));
         assert!(error(&vm("colour = 1")).contains("colour"));
         assert!(error(&vm("disk = [\"path=/d,colour=red\"]")).contains("`colour` is not known"));
+        let known = error(&vm("colour = 1"));
+        assert!(known.contains("VM `a`: `colour`") && known.contains("cmdline, serial, disk"));
     }
 
     #[test]
@@ -363,20 +362,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_exact_and_bounded() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("2G"), Ok(2 << 30));
-        for bad in ["", "G", "2X", "-1", "1.5G", "99999999999T", "ä"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn a_bad_word_names_the_vm_the_key_and_what_would_be_right() {
         let text = error(&vm("serial = \"socket=/x\""));
         assert!(text.contains("VM `a`") && text.contains("serial") && text.contains("file=PATH"));
         assert!(error(&vm("disk = [\"readonly=on\"]")).contains("path=FILE"));
         assert!(error(&vm("disk = [\"path=/a,path=/b\"]")).contains("twice"));
+        assert!(error(&vm("disk = 7")).contains("list of texts"));
+        assert!(error(&vm("serial = [\"off\", \"tty\"]")).contains("2 of `serial`"));
+        assert!(error(&vm("serial = \"file=\\u0000\"")).contains("NUL byte"));
         let memory = "[[vm]]\nname=\"a\"\nkernel=\"/k\"\nmemory=\"2G\"";
         assert!(error(memory).contains("size=2G") || error(memory).contains("key=value"));
     }

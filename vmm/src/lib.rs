@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod link;
 pub mod live_update;
 pub mod machine;
+pub mod options;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

@@ -3,11 +3,15 @@
 //! The description comes from the configuration, travels in the host's manifest over a live update,
 //! and stands in every state document, so that a restore needs no other file.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::catalog::{DeviceOptions, KINDS, KindInfo};
+use crate::devices::kind::Place;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// Most vCPUs of one VM. Bounded by xAPIC ids (8 bits, 255 is broadcast), and by what has been tried.
@@ -18,8 +22,8 @@ pub const MIN_RAM: u64 = 32 << 20;
 pub const MAX_RAM: u64 = 1 << 40;
 /// RAM comes in units of huge folios, in bytes: a fragment of one would map with small pages.
 pub const RAM_UNIT: u64 = 2 << 20;
-/// Most disks of one VM: one PCI slot each, slot 0 is the host bridge.
-pub const MAX_DISKS: usize = 24;
+/// First and last slot of the PCI bus for devices; slot 0 is the host bridge.
+pub const SLOTS: RangeInclusive<u16> = 1..=31;
 
 /// A description that no machine can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,13 +58,35 @@ pub enum MachineError {
         /// What was asked for.
         cpus: u32,
     },
-    /// Too many disks.
-    #[error("VM `{name}`: {disks} disks: there can be at most {MAX_DISKS}")]
-    Disks {
+    /// Too many devices of a kind.
+    #[error("VM `{name}`: {found} of `{key}`: there can be at most {most}")]
+    TooMany {
+        /// The VM.
+        name: VmName,
+        /// The kind's key in the configuration.
+        key: &'static str,
+        /// What was asked for.
+        found: usize,
+        /// What a machine can have.
+        most: usize,
+    },
+    /// More devices than slots.
+    #[error("VM `{name}`: {found} devices on the PCI bus, which has {} slots for them", SLOTS.count())]
+    NoSlot {
         /// The VM.
         name: VmName,
         /// What was asked for.
-        disks: usize,
+        found: usize,
+    },
+    /// A device where none of its kind can be, or where another one is.
+    #[error("VM `{name}`: there cannot be a device `{node}`: {problem}")]
+    Place {
+        /// The VM.
+        name: VmName,
+        /// The device, as a node.
+        node: String,
+        /// What is wrong.
+        problem: &'static str,
     },
     /// A text with a NUL byte in it.
     #[error("VM `{name}`: its {what} contains a NUL byte")]
@@ -123,26 +149,36 @@ impl From<VmName> for String {
     }
 }
 
-/// One disk: a raw file or a block device of the host.
+/// What a VM boots: a kernel of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disk {
-    /// Its path on the host.
-    pub path: PathBuf,
-    /// Whether the guest may only read.
-    pub readonly: bool,
+pub struct KernelBoot {
+    /// Kernel image: bzImage or PVH ELF.
+    pub kernel: PathBuf,
+    /// Initramfs to boot with.
+    pub initramfs: Option<PathBuf>,
+    /// The guest kernel's command line.
+    pub cmdline: String,
 }
 
-/// Where the serial console's output goes.
+/// One device of a machine: where it is, and what the configuration says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SerialOutput {
-    /// Nowhere.
-    Off,
-    /// The host's own standard output.
-    Tty,
-    /// A file, appended to.
-    File(PathBuf),
-    /// A virtio-serial port of the host, by name.
-    Port(String),
+pub struct DeviceSpec {
+    /// Its port or its slot on the PCI bus, as its kind is placed.
+    pub address: u16,
+    /// Its options, by which its kind is known.
+    pub options: DeviceOptions,
+}
+
+impl DeviceSpec {
+    /// The device's node in the state document, which is its name in the machine: `virtio-blk@1`.
+    pub fn node(&self) -> String {
+        node_name(self.options.kind().name, self.address)
+    }
+}
+
+/// The name of a device's node.
+pub fn node_name(kind: &str, address: u16) -> String {
+    format!("{kind}@{address:x}")
 }
 
 /// The checked description of a VM.
@@ -154,16 +190,10 @@ pub struct Machine {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// Kernel image to boot: bzImage or PVH ELF.
-    pub kernel: PathBuf,
-    /// Initramfs to boot with.
-    pub initramfs: Option<PathBuf>,
-    /// The guest kernel's command line.
-    pub cmdline: String,
-    /// Disks in the order of their PCI slots.
-    pub disks: Vec<Disk>,
-    /// The serial console.
-    pub serial: SerialOutput,
+    /// What it boots.
+    pub boot: KernelBoot,
+    /// Its devices.
+    pub devices: Vec<DeviceSpec>,
 }
 
 impl Machine {
@@ -178,29 +208,66 @@ impl Machine {
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(MachineError::Cpus { name: name(), cpus: self.cpus });
         }
-        if self.disks.len() > MAX_DISKS {
-            return Err(MachineError::Disks { name: name(), disks: self.disks.len() });
-        }
-        match self.texts().find(|(_, text)| text.contains('\0')) {
+        self.check_devices()?;
+        match self.boot.texts().find(|(_, text)| text.contains('\0')) {
             Some((what, _)) => Err(MachineError::Nul { name: name(), what }),
             None => Ok(()),
         }
     }
 
+    fn check_devices(&self) -> Result<(), MachineError> {
+        let name = || self.name.clone();
+        for kind in KINDS {
+            let found = self.devices.iter().filter(|d| d.options.kind().name == kind.name).count();
+            if found > kind.most {
+                let (key, most) = (kind.key, kind.most);
+                return Err(MachineError::TooMany { name: name(), key, found, most });
+            }
+        }
+        let in_slots = self.devices.iter().filter(|d| d.options.kind().place == Place::Slot);
+        let found = in_slots.clone().count();
+        if found > SLOTS.count() {
+            return Err(MachineError::NoSlot { name: name(), found });
+        }
+        let mut taken = BTreeSet::new();
+        for device in &self.devices {
+            let problem = match device.options.kind().place {
+                Place::Port(port) if port != device.address => "its kind has another port",
+                Place::Slot if !SLOTS.contains(&device.address) => "the PCI bus has no such slot",
+                Place::Slot if !taken.insert(device.address) => "another device has its slot",
+                _ => continue,
+            };
+            return Err(MachineError::Place { name: name(), node: device.node(), problem });
+        }
+        Ok(())
+    }
+}
+
+impl KernelBoot {
     fn texts(&self) -> impl Iterator<Item = (&'static str, String)> {
         let path = |p: &PathBuf| p.to_string_lossy().into_owned();
-        let disks = self.disks.iter().map(move |d| ("disk path", path(&d.path)));
-        let serial = match &self.serial {
-            SerialOutput::Off | SerialOutput::Tty => None,
-            SerialOutput::File(file) => Some(("serial output", path(file))),
-            SerialOutput::Port(port) => Some(("serial output", port.clone())),
-        };
         [("kernel path", path(&self.kernel)), ("command line", self.cmdline.clone())]
             .into_iter()
             .chain(self.initramfs.iter().map(move |p| ("initramfs path", path(p))))
-            .chain(disks)
-            .chain(serial)
     }
+}
+
+/// Gives devices their places: those of one kind in the order of `wanted`, the kinds in that of the
+/// catalog.
+pub fn place(wanted: Vec<DeviceOptions>) -> Vec<DeviceSpec> {
+    let rank =
+        |options: &DeviceOptions| KINDS.iter().position(|kind| kind.name == options.kind().name);
+    let mut wanted = wanted;
+    wanted.sort_by_key(rank);
+    let mut slots = *SLOTS.start()..;
+    let spec = |options: DeviceOptions| {
+        let address = match options.kind().place {
+            Place::Port(port) => port,
+            Place::Slot => slots.next().unwrap_or(u16::MAX),
+        };
+        DeviceSpec { address, options }
+    };
+    wanted.into_iter().map(spec).collect()
 }
 
 /// `perennial,machine-v1`: see `docs/state-document.md`.
@@ -208,24 +275,13 @@ impl Schema for Machine {
     const COMPATIBLE: &'static [&'static str] = &["perennial,machine-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { name, ram_bytes, cpus, kernel, initramfs, cmdline, disks, serial } = self;
+        let Self { name, ram_bytes, cpus, boot, devices } = self;
         node.put_str("vm-name", name.as_str());
         node.put_u64("ram-bytes", *ram_bytes);
         node.put_u32("cpus", *cpus);
-        node.put_str("kernel", &kernel.to_string_lossy());
-        if let Some(initramfs) = initramfs {
-            node.put_str("initramfs", &initramfs.to_string_lossy());
-        }
-        node.put_str("cmdline", cmdline);
-        let (kind, argument) = match serial {
-            SerialOutput::Off => ("off", String::new()),
-            SerialOutput::Tty => ("tty", String::new()),
-            SerialOutput::File(path) => ("file", path.to_string_lossy().into_owned()),
-            SerialOutput::Port(port) => ("port", port.clone()),
-        };
-        node.put_strings("serial", &[kind, &argument]);
-        for (index, disk) in disks.iter().enumerate() {
-            node.push(disk.to_node(&format!("disk@{index:x}")));
+        node.push(boot.to_node("boot"));
+        for device in devices {
+            node.push(device.options.to_node(&device.node()));
         }
     }
 
@@ -235,57 +291,85 @@ impl Schema for Machine {
         let name = VmName::new(&text).map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         let ram_bytes = reader.u64("ram-bytes")?;
         let cpus = reader.u32("cpus")?;
-        let kernel = reader.str("kernel")?.into();
-        let initramfs = reader.optional_str("initramfs")?.map(PathBuf::from);
-        let cmdline = reader.str("cmdline")?;
-        let words = reader.strings("serial")?;
-        let serial = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["off", ""] => SerialOutput::Off,
-            ["tty", ""] => SerialOutput::Tty,
-            ["file", path] => SerialOutput::File(path.into()),
-            ["port", port] => SerialOutput::Port(port.to_owned()),
-            _ => return Err(reader.invalid("serial", format!("{words:?} names no output"))),
-        };
-        let disks = reader.sequence("disk")?;
-        let machine = Self { name, ram_bytes, cpus, kernel, initramfs, cmdline, disks, serial };
+        let boot = reader.child("boot")?;
+        let devices = reader
+            .rest()
+            .into_iter()
+            .map(|node| {
+                let options = DeviceOptions::read(node, reader.path())?;
+                let address = address_of(node, options.kind(), reader.path())?;
+                Ok(DeviceSpec { address, options })
+            })
+            .collect::<Result<_, StateError>>()?;
+        let machine = Self { name, ram_bytes, cpus, boot, devices };
         machine.check().map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         Ok(machine)
     }
 }
 
-/// `perennial,disk-v1`.
-impl Schema for Disk {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,disk-v1"];
+/// The unit address of a device's node, which is called as its kind is.
+pub fn address_of(node: &Node, kind: &KindInfo, parent: &str) -> Result<u16, StateError> {
+    let address = node.name.split_once('@').and_then(|(name, address)| {
+        let address = u16::from_str_radix(address, 16).ok()?;
+        // One way of writing it only: two nodes could have the same place otherwise.
+        (name == kind.name && node.name == node_name(kind.name, address)).then_some(address)
+    });
+    address.ok_or_else(|| StateError::Invalid {
+        path: format!("{}/{}", parent.trim_end_matches('/'), node.name),
+        property: "compatible".to_owned(),
+        problem: format!("a device of this kind is called `{}@ADDRESS`", kind.name),
+    })
+}
+
+/// `perennial,kernel-boot-v1`.
+impl Schema for KernelBoot {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,kernel-boot-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { path, readonly } = self;
-        node.put_str("path", &path.to_string_lossy());
-        node.put_bool("read-only", *readonly);
+        let Self { kernel, initramfs, cmdline } = self;
+        node.put_str("kernel", &kernel.to_string_lossy());
+        if let Some(initramfs) = initramfs {
+            node.put_str("initramfs", &initramfs.to_string_lossy());
+        }
+        node.put_str("cmdline", cmdline);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        Ok(Self { path: reader.str("path")?.into(), readonly: reader.bool("read-only")? })
+        Ok(Self {
+            kernel: reader.str("kernel")?.into(),
+            initramfs: reader.optional_str("initramfs")?.map(PathBuf::from),
+            cmdline: reader.str("cmdline")?,
+        })
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::devices::serial::SerialOptions;
+    use crate::devices::virtio::block::BlockOptions;
     use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    pub(crate) fn disk(path: &str, readonly: bool) -> DeviceOptions {
+        DeviceOptions::VirtioBlk(BlockOptions { path: path.into(), readonly })
+    }
+
+    pub(crate) fn serial() -> DeviceOptions {
+        DeviceOptions::Serial(SerialOptions::Port("web".to_owned()))
+    }
 
     pub(crate) fn sample() -> Machine {
         Machine {
             name: VmName::new("web-1").unwrap(),
             ram_bytes: 64 << 20,
             cpus: 2,
-            kernel: "/data/vmlinux".into(),
-            initramfs: Some("/data/initramfs".into()),
-            cmdline: "console=ttyS0".to_owned(),
-            disks: vec![
-                Disk { path: "/data/a.img".into(), readonly: false },
-                Disk { path: "/dev/vdb".into(), readonly: true },
-            ],
-            serial: SerialOutput::Port("web".to_owned()),
+            boot: KernelBoot {
+                kernel: "/data/vmlinux".into(),
+                initramfs: Some("/data/initramfs".into()),
+                cmdline: "console=ttyS0".to_owned(),
+            },
+            devices: place(vec![disk("/data/a.img", false), disk("/dev/vdb", true), serial()]),
         }
     }
 
@@ -296,29 +380,35 @@ pub(crate) mod tests {
             |m| m.name = VmName::new("web-2").unwrap(),
             |m| m.ram_bytes += RAM_UNIT,
             |m| m.cpus = 1,
-            |m| m.kernel.push("x"),
-            |m| m.initramfs = None,
-            |m| m.cmdline.clear(),
-            |m| m.disks[0].path.push("x"),
-            |m| m.disks.swap(0, 1),
-            |m| m.disks.clear(),
-            |m| m.serial = SerialOutput::Off,
-            |m| m.serial = SerialOutput::Tty,
-            |m| m.serial = SerialOutput::File("web".into()),
+            |m| m.boot.kernel.push("x"),
+            |m| m.boot.initramfs = None,
+            |m| m.boot.cmdline.clear(),
+            |m| m.devices[1].address = 31,
+            |m| m.devices[1].options = disk("/data/b.img", false),
+            |m| m.devices.swap(1, 2),
+            |m| m.devices.clear(),
         ],
-        optional: ["/:initramfs"],
+        optional: ["/boot:initramfs"],
         golden: "machine-v1",
     }
 
-    mod disk {
+    mod kernel_boot {
         use super::*;
 
         contract_tests! {
-            Disk,
-            sample: || sample().disks[1].clone(),
-            changes: [|d| d.path.push("x"), |d| d.readonly = false],
-            golden: "disk-v1",
+            KernelBoot,
+            sample: || sample().boot,
+            changes: [|b| b.kernel.push("x"), |b| b.initramfs = None, |b| b.cmdline.clear()],
+            optional: ["/:initramfs"],
+            golden: "kernel-boot-v1",
         }
+    }
+
+    #[test]
+    fn devices_get_their_places_by_the_order_of_the_kinds_and_then_by_their_own() {
+        let nodes: Vec<String> = sample().devices.iter().map(DeviceSpec::node).collect();
+        assert_eq!(nodes, ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
+        assert_eq!(sample().devices[1].options, disk("/data/a.img", false));
     }
 
     #[test]
@@ -333,11 +423,32 @@ pub(crate) mod tests {
         assert!(refused(|m| m.ram_bytes = 2 << 40).contains("1 TiB"));
         assert!(refused(|m| m.cpus = 0).contains("0 vCPUs"));
         assert!(refused(|m| m.cpus = 65).contains("1 to 64"));
-        assert!(refused(|m| m.cmdline.push('\0')).contains("command line"));
-        assert!(refused(|m| m.disks[1].path.push("\0")).contains("disk path"));
-        assert!(refused(|m| m.serial = SerialOutput::File("\0".into())).contains("serial output"));
-        assert!(refused(|m| m.serial = SerialOutput::Port("\0".into())).contains("serial output"));
-        assert!(refused(|m| m.disks = vec![m.disks[0].clone(); 25]).contains("at most 24"));
+        assert!(refused(|m| m.boot.cmdline.push('\0')).contains("command line"));
+        assert!(refused(|m| m.boot.kernel.push("\0")).contains("kernel path"));
+        let disks = |m: &mut Machine, count| m.devices = place(vec![disk("/a", false); count]);
+        let mut most = sample();
+        disks(&mut most, 24);
+        most.check().unwrap();
+        assert!(refused(|m| m.devices = place(vec![disk("/a", false); 25])).contains("most 24"));
+        assert!(refused(|m| m.devices = place(vec![serial(), serial()])).contains("`serial`"));
+        assert!(refused(|m| m.devices[0].address = 1).contains("`serial@1`: its kind has another"));
+        assert!(refused(|m| m.devices[2].address = 0).contains("no such slot"));
+        assert!(
+            refused(|m| m.devices[2].address = 32).contains("`virtio-blk@20`: the PCI bus has")
+        );
+        assert!(refused(|m| m.devices[2].address = 1).contains("another device has its slot"));
+    }
+
+    #[test]
+    fn a_device_is_called_as_its_kind_is_and_in_one_way_only() {
+        for (name, wrong) in
+            [(0, "uart@3f8"), (1, "virtio-blk@01"), (1, "virtio-blk@A"), (1, "disk")]
+        {
+            let mut node = sample().to_node("machine");
+            node.children[1 + name].name = wrong.to_owned();
+            let error = read_node::<Machine>(&node, "/").unwrap_err().to_string();
+            assert!(error.starts_with(&format!("/machine/{wrong}: ")), "{error}");
+        }
     }
 
     #[test]

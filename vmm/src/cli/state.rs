@@ -10,7 +10,7 @@ use crate::live_update::manifest::Manifest;
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
-use crate::vm::MachineStateV1;
+use crate::vm::VmStateV1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -79,7 +79,7 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
         let count = manifest.vms.len();
         return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));
     }
-    let state: MachineStateV1 = read_node(&root, "")?;
+    let state: VmStateV1 = read_node(&root, "")?;
     Ok(format!(
         "a sound state document of VM `{}` with {} vCPUs and {} MiB of RAM",
         state.machine.name,

@@ -1,7 +1,12 @@
-//! The devices that this process emulates. A device never sees a session, a token or a memfd.
+//! The devices that a VM's process emulates: one folder for each kind, listed in [`catalog`]. A device
+//! never sees a session, a token or a memfd.
 
 use std::time::Instant;
 
+pub mod catalog;
+pub mod files;
+pub mod identity;
+pub mod kind;
 pub mod pci;
 pub mod power;
 pub mod serial;

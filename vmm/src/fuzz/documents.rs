@@ -1,20 +1,13 @@
 //! State documents and manifests: what is read is written again, to the byte.
 
-use std::fs::File;
-use std::sync::Arc;
-
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::devices::pci::PciBus;
-use crate::devices::serial::{Serial, SerialResources};
-use crate::devices::virtio::{Block, Disk, PciResources, VirtioPci};
-use crate::kvm::interrupts::event;
-use crate::kvm::interrupts::fake::FakeWires;
+use super::devices::{files_for, wires};
 use crate::live_update::manifest::Manifest;
+use crate::state::Schema;
 use crate::state::document::{self, Detail};
-use crate::state::{Persist, Schema};
-use crate::vm::MachineStateV1;
+use crate::vm::VmStateV1;
+use crate::vm::board::Board;
 
 /// Where the digest stands: behind the header, an empty list of reservations, the root's beginning and
 /// the property's.
@@ -23,7 +16,7 @@ const DIGEST_AT: usize = 40 + 16 + 8 + 12;
 /// Reads the state document of a machine, and restores what of it needs no KVM.
 pub fn state_document(input: &[u8]) {
     for bytes in with_digest(input) {
-        if let Some(state) = read::<MachineStateV1>(&bytes) {
+        if let Some(state) = read::<VmStateV1>(&bytes) {
             restore(state);
         }
     }
@@ -61,36 +54,14 @@ fn read<S: Schema>(bytes: &[u8]) -> Option<S> {
     Some(value)
 }
 
-/// Builds the devices anew. A state that is taken is the state that they have then.
-fn restore(state: MachineStateV1) {
-    let Ok(bus) = PciBus::restore(state.devices.pci, Box::new(|_| ()));
-    assert_eq!(bus.save(), Ok(state.devices.pci));
-    let resources = SerialResources { interrupt: event("COM1").unwrap(), sink: None };
-    if let Ok(serial) = Serial::restore(state.devices.serial.clone(), resources) {
-        assert_eq!(serial.save().unwrap(), state.devices.serial);
-    }
+/// Builds the devices again. A state that is taken is the state that they have then.
+fn restore(state: VmStateV1) {
+    let VmStateV1 { machine, devices, .. } = state;
     let ram = [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
     let memory = GuestMemoryMmap::from_ranges(&ram).unwrap();
-    for (slot, saved) in (1..).zip(state.devices.disks) {
-        let Some(file) = disk(saved.device.capacity_sectors) else { continue };
-        let wires = Arc::new(FakeWires::default());
-        let resources = PciResources {
-            slot,
-            bar: saved.config.bar_base,
-            memory: memory.clone(),
-            interrupts: wires.clone(),
-            doorbells: wires,
-        };
-        let disk = Disk { file, readonly: saved.device.readonly, path: "fuzz".to_owned() };
-        if let Ok(function) = VirtioPci::<Block>::restore(saved.clone(), (resources, disk)) {
-            assert_eq!(function.save().unwrap(), saved);
-        }
+    let (wires, _) = wires(&memory);
+    let Some((mut fds, _peers)) = files_for(&machine, Some(&devices)) else { return };
+    if let Ok(board) = Board::restore(&machine, devices.clone(), &wires, &mut fds) {
+        assert_eq!(board.save().unwrap(), devices);
     }
-}
-
-/// A disk that takes no room, if there can be one as large.
-fn disk(sectors: u64) -> Option<File> {
-    let file = memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&file, sectors.checked_mul(512)?).ok()?;
-    Some(file.into())
 }

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a target says that it found something")]
 
 mod control;
+mod devices;
 mod documents;
 mod guest;
 mod link;

@@ -105,7 +105,7 @@ impl Conversation {
         fds: &[(Role, BorrowedFd<'_>)],
     ) -> Result<(), ProcessError> {
         let name = verb(&request);
-        let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().copied().unzip();
+        let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().cloned().unzip();
         self.channel
             .send(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;

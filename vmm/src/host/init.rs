@@ -3,16 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot, sethostname};
 
 use super::format::{self, Contents, FormatError};
 use crate::config::Mount;
-
-/// How long a device may take to appear.
-const DEVICE_WITHIN: Duration = Duration::from_secs(5);
+use crate::devices::files::wait_for_device;
 
 /// What every Perennial host has mounted: source, target, type.
 const ESSENTIAL: [(&str, &str, &str); 6] = [
@@ -94,19 +91,6 @@ pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
         }
     }
     failed
-}
-
-/// Asks for a device until it is there. A driver may still be probing, and nothing tells a process
-/// without netlink when it is done. Only PID 1 waits: for others the machine is up.
-pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + DEVICE_WITHIN;
-    loop {
-        let found = find();
-        if found.is_some() || !is_pid_1() || Instant::now() >= deadline {
-            return found;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Puts a file system on the device first, if it has none that counts and the configuration wants that.

@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::vm::Life;
-use super::{Host, HostError, files, service};
+use super::{Host, HostError, service};
 use crate::api::{Call, Command, Line, Lines, chain};
 use crate::config::HostSection;
+use crate::devices::serial::open_port;
 use crate::live_update::outgoing::UpdateError;
 
 /// Most clients of the API socket at a time.
@@ -82,7 +83,7 @@ impl Server {
             self.listener = Some((listen(path).map_err(error)?, path.clone()));
         }
         if let Some(name) = &section.control_port {
-            match files::open_port(name) {
+            match open_port(name) {
                 Ok(file) => {
                     let lines = Lines::new(file.into());
                     self.port = Some(Port { name: name.clone(), lines, hung_up: false });

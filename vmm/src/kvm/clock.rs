@@ -19,7 +19,7 @@ use super::{Attempt, KvmError};
 use crate::arch::x86_64::tsc;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// The clocks at one moment while no vCPU ran. `perennial,clock-v1`.
+/// The clocks at one moment while no vCPU ran. `perennial,clock-x86-v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockStateV1 {
     /// The guest's kvmclock, in nanoseconds.
@@ -103,7 +103,7 @@ impl ClockStateV1 {
 }
 
 impl Schema for ClockStateV1 {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,clock-v1"];
+    const COMPATIBLE: &'static [&'static str] = &["perennial,clock-x86-v1"];
 
     fn encode(&self, node: &mut Node) {
         let Self { clock_ns, realtime_ns, host_tsc, tsc_khz } = self;
@@ -157,7 +157,7 @@ mod tests {
             |s| s.host_tsc += 1,
             |s| s.tsc_khz += 1,
         ],
-        golden: "clock-v1",
+        golden: "clock-x86-v1",
     }
 
     #[test]

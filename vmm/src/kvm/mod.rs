@@ -10,6 +10,7 @@ pub mod clock;
 pub mod interrupts;
 pub mod irqchip;
 pub mod pit;
+pub mod platform;
 #[cfg(test)]
 pub(crate) mod test_vm;
 pub mod uapi;

@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::{Channel, LinkError};
 
+use crate::devices::files::{DeviceFiles, Opened};
+use crate::devices::identity::Identity;
 use crate::machine::Machine;
 
 /// What a file descriptor that travels with a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// `/dev/kvm`.
@@ -26,14 +28,27 @@ pub enum Role {
     Kernel,
     /// The initramfs to boot with.
     Initramfs,
-    /// Where the serial console writes to.
-    Serial,
-    /// A disk; they come in the machine's order.
-    Disk,
+    /// A file of one of the machine's devices.
+    Device {
+        /// The device's node in the state document.
+        node: String,
+        /// What the device needs it for, in its own words.
+        role: String,
+        /// What the host has opened, if the device cares.
+        identity: Option<Identity>,
+    },
     /// A segment of guest RAM; they come in the layout's order.
     Segment,
     /// The memfd of the state document.
     State,
+}
+
+impl Role {
+    /// The role of a file that was opened for the device at `node`, and the file.
+    pub fn of_device(node: &str, opened: Opened) -> (Self, OwnedFd) {
+        let Opened { role, fd, identity } = opened;
+        (Self::Device { node: node.to_owned(), role: role.to_owned(), identity }, fd)
+    }
 }
 
 /// What the segments of guest RAM are. The host knows what carries them over a live update; the VM's
@@ -173,6 +188,9 @@ pub enum FdsError {
         /// How many are needed.
         wanted: usize,
     },
+    /// One that nothing in the machine needs.
+    #[error("the request came with a file descriptor for {0:?}, which the machine does not have")]
+    Leftover(Role),
 }
 
 impl Fds {
@@ -181,7 +199,7 @@ impl Fds {
         if roles.len() != fds.len() {
             return Err(FdsError::Count { roles: roles.len(), fds: fds.len() });
         }
-        Ok(Self(roles.iter().copied().zip(fds).collect()))
+        Ok(Self(roles.iter().cloned().zip(fds).collect()))
     }
 
     /// Takes all of `role`, of which there must be `wanted`.
@@ -195,9 +213,31 @@ impl Fds {
         Ok(taken.into_iter().map(|(_, fd)| fd).collect())
     }
 
+    /// Takes those of the device at `node`.
+    pub fn take_device(&mut self, node: &str) -> DeviceFiles {
+        let mut files = DeviceFiles::default();
+        for (role, fd) in std::mem::take(&mut self.0) {
+            match role {
+                Role::Device { node: of, role, identity } if of == node => {
+                    files.push(role, fd, identity);
+                }
+                other => self.0.push((other, fd)),
+            }
+        }
+        files
+    }
+
+    /// Ends the taking: what nobody took is an error.
+    pub fn finish(self) -> Result<(), FdsError> {
+        match self.0.into_iter().next() {
+            Some((role, _)) => Err(FdsError::Leftover(role)),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the only one of `role`.
     pub fn take_one(&mut self, role: Role) -> Result<OwnedFd, FdsError> {
-        let mut fds = self.take(role, 1)?;
+        let mut fds = self.take(role.clone(), 1)?;
         fds.pop().ok_or(FdsError::Role { role, found: 0, wanted: 1 })
     }
 }
@@ -213,12 +253,34 @@ mod tests {
 
     #[test]
     fn fds_are_taken_by_role_and_counted() {
-        let roles = [Role::Disk, Role::Kvm, Role::Disk];
+        let roles = [Role::Segment, Role::Kvm, Role::Segment];
         let mut fds = Fds::new(&roles, vec![null(), null(), null()]).unwrap();
-        assert_eq!(fds.take(Role::Disk, 2).unwrap().len(), 2);
+        assert_eq!(fds.take(Role::Segment, 2).unwrap().len(), 2);
         let missing = fds.take_one(Role::State).unwrap_err();
         assert_eq!(missing, FdsError::Role { role: Role::State, found: 0, wanted: 1 });
+        assert_eq!(
+            Fds::new(&[Role::Kvm], vec![null()]).unwrap().finish(),
+            Err(FdsError::Leftover(Role::Kvm))
+        );
         assert!(fds.take_one(Role::Kvm).is_ok());
+        assert_eq!(fds.finish(), Ok(()));
         assert_eq!(Fds::new(&roles, vec![]).unwrap_err(), FdsError::Count { roles: 3, fds: 0 });
+    }
+
+    #[test]
+    fn a_device_gets_its_own_files_and_no_others() {
+        let role = |node: &str, role: &str| Role::Device {
+            node: node.to_owned(),
+            role: role.to_owned(),
+            identity: None,
+        };
+        let roles = [role("disk@1", "image"), role("disk@2", "image"), role("disk@1", "log")];
+        let mut fds = Fds::new(&roles, vec![null(), null(), null()]).unwrap();
+        let mut first = fds.take_device("disk@1");
+        assert!(first.take("image").is_ok() && first.take("log").is_ok());
+        assert_eq!(first.finish(), Ok(()));
+        assert_eq!(fds.take_device("disk@3").finish(), Ok(()));
+        assert!(fds.take_device("disk@2").take("image").is_ok());
+        assert_eq!(fds.finish(), Ok(()));
     }
 }

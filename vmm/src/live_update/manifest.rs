@@ -262,7 +262,7 @@ mod tests {
             |m| { m.vms.push(entry()); rename(&mut m.vms[1]) },
             |m| m.vms.clear(),
         ],
-        optional: ["/vm@0:segment-frames", "/vm@0/machine:initramfs"],
+        optional: ["/vm@0:segment-frames", "/vm@0/machine/boot:initramfs"],
         golden: "host-v1",
     }
 
@@ -285,7 +285,7 @@ mod tests {
                 |e| e.segments[0].frames = Some(FrameDigest { hash: 6, pages: 8192 }),
                 |e| e.segments[0].frames = Some(FrameDigest { hash: 5, pages: 8193 }),
             ],
-            optional: ["/:segment-frames", "/machine:initramfs"],
+            optional: ["/:segment-frames", "/machine/boot:initramfs"],
             golden: "vm-entry-v1",
         }
     }

@@ -132,6 +132,29 @@ impl Node {
         self.put_bytes(property, &bytes);
     }
 
+    /// Whether the node names `binding`.
+    pub fn is_compatible(&self, binding: &str) -> bool {
+        let names = self.properties.get("compatible").map(Vec::as_slice).unwrap_or_default();
+        names.split(|byte| *byte == 0).any(|name| name == binding.as_bytes())
+    }
+
+    /// Starts to read this node, a child of the node at `parent` (empty for the root).
+    pub fn reader(&self, parent: &str) -> Result<Reader<'_>, StateError> {
+        Reader::new(self, &path_of(self, parent))
+    }
+
+    /// The error that this node, a child of the node at `parent` (empty for the root), is written in
+    /// none of the `known` bindings.
+    pub fn incompatible(&self, parent: &str, known: &[&str]) -> StateError {
+        let names = self.properties.get("compatible").map(Vec::as_slice).unwrap_or_default();
+        let found = String::from_utf8_lossy(names.strip_suffix(&[0]).unwrap_or(names));
+        StateError::Incompatible {
+            path: path_of(self, parent),
+            found: found.replace('\0', "`, `"),
+            known: format!("`{}`", known.join("`, `")),
+        }
+    }
+
     /// Adds a child whose name no other child has.
     pub fn push(&mut self, child: Node) {
         debug_assert!(self.children.iter().all(|c| c.name != child.name), "two {}", child.name);
@@ -330,6 +353,12 @@ impl<'a> Reader<'a> {
         Ok(children.into_iter().map(|(_, value)| value).collect())
     }
 
+    /// Takes all children that are left, in the document's order. For lists whose children's bindings
+    /// decide what they are.
+    pub fn rest(&mut self) -> Vec<&'a Node> {
+        std::mem::take(&mut self.children)
+    }
+
     /// Ends the reading: what nobody took is an error.
     pub fn finish(self) -> Result<(), StateError> {
         let what = match (self.properties.keys().next(), self.children.first()) {
@@ -341,20 +370,20 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Decodes `node`, a child of the node at `parent` (empty for the root), completely.
-pub fn read_node<S: Schema>(node: &Node, parent: &str) -> Result<S, StateError> {
-    let path = match parent {
+/// The path of `node`, a child of the node at `parent` (empty for the root).
+fn path_of(node: &Node, parent: &str) -> String {
+    match parent {
         "" => "/".to_owned(),
         "/" => format!("/{}", node.name),
         parent => format!("{parent}/{}", node.name),
-    };
-    let mut reader = Reader::new(node, &path)?;
+    }
+}
+
+/// Decodes `node`, a child of the node at `parent` (empty for the root), completely.
+pub fn read_node<S: Schema>(node: &Node, parent: &str) -> Result<S, StateError> {
+    let mut reader = node.reader(parent)?;
     if !S::COMPATIBLE.iter().any(|known| reader.is_compatible(known)) {
-        return Err(StateError::Incompatible {
-            path,
-            found: reader.compatible.join("`, `"),
-            known: format!("`{}`", S::COMPATIBLE.join("`, `")),
-        });
+        return Err(node.incompatible(parent, S::COMPATIBLE));
     }
     let value = S::decode(&mut reader)?;
     reader.finish()?;

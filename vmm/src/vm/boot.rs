@@ -2,7 +2,8 @@
 
 use std::fs::File;
 
-use super::board::{Board, Parts};
+use super::board::Board;
+use super::parts::Parts;
 use super::{Vm, VmError};
 use crate::arch::x86_64::{acpi, boot, cpuid, registers};
 use crate::kvm::{Attempt, irqchip};
@@ -18,10 +19,11 @@ impl Vm {
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
         let mut kernel = File::from(fds.take_one(Role::Kernel)?);
-        let initramfs = fds.take(Role::Initramfs, usize::from(machine.initramfs.is_some()))?.pop();
+        let initramfs =
+            fds.take(Role::Initramfs, usize::from(machine.boot.initramfs.is_some()))?.pop();
         let parts = Parts::new(&machine, ram, fds, events)?;
         irqchip::mask_pics(&parts.fd)?;
-        let board = Board::new(&parts, &machine, fds)?;
+        let board = Board::new(&machine, &parts.wires(), fds)?;
         let memory = parts.ram.memory();
         let rsdp = acpi::write(memory, machine.cpus)?;
         let mut initramfs = initramfs.map(File::from);
@@ -30,7 +32,7 @@ impl Vm {
             machine.ram_bytes,
             &mut kernel,
             initramfs.as_mut(),
-            &machine.cmdline,
+            &machine.boot.cmdline,
             rsdp,
         )?;
         for (id, vcpu) in (0..).zip(&parts.vcpus) {

@@ -7,9 +7,10 @@
 //! Both constructors make the same parts in the same order (`board`); a boot then loads a kernel, a
 //! restore gives every part its state.
 
-mod board;
+pub mod board;
 mod boot;
 mod memory;
+mod parts;
 mod restore;
 pub mod serve;
 mod state;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use guest_mem::{GuestRam, Layout, Slot};
 use kvm_ioctls::VmFd;
 
-pub use state::MachineStateV1;
+pub use state::{DevicesStateV1, SavedDevice, VmStateV1};
 
 use crate::arch::x86_64::acpi::AcpiError;
 use crate::arch::x86_64::boot::BootError;
@@ -28,13 +29,12 @@ use crate::arch::x86_64::registers::SetUpError;
 use crate::devices::DeviceError;
 use crate::kvm::KvmError;
 use crate::kvm::clock::ClockStateV1;
-use crate::kvm::irqchip::IrqchipStateV1;
-use crate::kvm::pit::PitStateV1;
+use crate::kvm::platform::PlatformStateV1;
 use crate::link::FdsError;
 use crate::machine::Machine;
 use crate::state::StateError;
 use crate::vcpu::{RestoreError, VcpuError, VcpuSet};
-use board::Board;
+use board::{Board, BoardError};
 
 /// A machine could not be built, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,11 @@ pub enum VmError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The devices cannot be put together.
-    #[error("cannot put the machine together: {0}")]
-    Board(String),
+    #[error("cannot put the machine together")]
+    Board(#[from] BoardError),
+    /// A machine without vCPUs.
+    #[error("the machine has no vCPU")]
+    NoVcpu,
     /// A vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -150,16 +153,17 @@ impl Vm {
     }
 
     /// The machine's state. Changes nothing. The machine is paused.
-    pub fn save(&self) -> Result<MachineStateV1, VmError> {
+    pub fn save(&self) -> Result<VmStateV1, VmError> {
         self.needs_pause()?;
+        let Self { machine, vcpus, board, fd, _ram: _, tsc_khz, running: _ } = self;
         // From the outside in: an interrupt on its way from a device through a controller to a
         // vCPU is then seen twice rather than not at all.
-        let devices = self.board.save()?;
-        let pit = PitStateV1::save(&self.fd)?;
-        let irqchip = IrqchipStateV1::save(&self.fd)?;
-        let vcpus = self.vcpus.save()?;
-        let clock = ClockStateV1::save(&self.fd, self.tsc_khz)?;
-        Ok(MachineStateV1 { machine: self.machine.clone(), clock, irqchip, pit, vcpus, devices })
+        let devices = board.save()?;
+        let (pit, irqchip) = PlatformStateV1::save_controllers(fd)?;
+        let vcpus = vcpus.save()?;
+        let clock = ClockStateV1::save(fd, *tsc_khz)?;
+        let platform = PlatformStateV1 { clock, irqchip, pit };
+        Ok(VmStateV1 { machine: machine.clone(), platform, vcpus, devices })
     }
 
     fn needs_pause(&self) -> Result<(), VmError> {

@@ -1,7 +1,8 @@
 //! A machine that goes on: the same parts as at its boot, each with the state that it had.
 
-use super::board::{Board, Parts};
-use super::state::MachineStateV1;
+use super::board::Board;
+use super::parts::Parts;
+use super::state::VmStateV1;
 use super::{Vm, VmError};
 use crate::kvm::clock::Moment;
 use crate::link::{Event, Fds, Ram};
@@ -12,12 +13,12 @@ impl Vm {
     /// `host` is what the host knows of the machine: the document must be of the same.
     pub fn restore(
         host: &Machine,
-        state: MachineStateV1,
+        state: VmStateV1,
         ram: Ram,
         fds: &mut Fds,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
-        let MachineStateV1 { machine, clock, irqchip, pit, vcpus, devices } = state;
+        let VmStateV1 { machine, platform, vcpus, devices } = state;
         if machine != *host {
             return Err(VmError::Mismatch {
                 document: format!("{machine:?}"),
@@ -27,20 +28,15 @@ impl Vm {
         let parts = Parts::new(&machine, ram, fds, events)?;
         // The devices first: the interrupt routes must stand before a controller with something
         // pending is set.
-        let board = Board::restore(&parts, &machine, devices, fds)?;
+        let board = Board::restore(&machine, devices, &parts.wires(), fds)?;
         // One passage of time for all vCPUs, so that their TSCs stay in step.
-        let passage = clock.passage(Moment::now());
+        let passage = platform.clock.passage(Moment::now());
         for (vcpu, state) in parts.vcpus.iter().zip(&vcpus) {
             state
                 .restore(vcpu, &parts.capabilities, passage)
                 .map_err(|source| VmError::RestoreVcpu { id: state.id, source })?;
         }
-        // After the LAPICs: the I/O APIC may deliver into them.
-        irqchip.restore(&parts.fd)?;
-        pit.restore(&parts.fd)?;
-        // After the TSC offsets, from which kvmclock is derived; before any vCPU runs, or the guest
-        // would read a clock that jumps.
-        clock.restore(&parts.fd)?;
+        platform.restore(&parts.fd)?;
         for vcpu in &parts.vcpus {
             // Tells the guest's soft-lockup watchdog that it was stopped. A guest without kvmclock
             // has no way to be told, and KVM says EINVAL.

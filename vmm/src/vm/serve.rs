@@ -89,13 +89,17 @@ impl Process {
         match request {
             Request::Boot { machine, ram } => {
                 let events = self.first()?;
-                self.vm = Some(Vm::boot(machine, ram, &mut fds, events)?);
+                let vm = Vm::boot(machine, ram, &mut fds, events)?;
+                fds.finish()?;
+                self.vm = Some(vm);
                 Ok(Reply::Built)
             }
             Request::Restore { machine, ram, bytes } => {
                 let events = self.first()?;
                 let state = read_state(&mut fds, bytes)?;
-                self.vm = Some(restore(machine, &state, ram, &mut fds, events)?);
+                let vm = restore(machine, &state, ram, &mut fds, events)?;
+                fds.finish()?;
+                self.vm = Some(vm);
                 Ok(Reply::Built)
             }
             Request::Resume => Ok(Reply::Resumed { first_entry_tsc: self.vm()?.resume()? }),
@@ -152,7 +156,7 @@ fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {
     let state = vm.save()?;
     let bytes = document::write_document(&state)?;
     // While the guest can still be resumed: is this what the new kernel will read?
-    if document::read_document::<super::MachineStateV1>(&bytes)? != state {
+    if document::read_document::<super::VmStateV1>(&bytes)? != state {
         return Err(RequestError::SelfCheck);
     }
     file.write_all_at(&bytes, 0).map_err(RequestError::Write)?;

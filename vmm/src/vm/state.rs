@@ -1,39 +1,89 @@
-//! The state document of a machine as one typed value: all there is to know of it but its RAM.
+//! The state document of a VM as one typed value: all there is to know of it but its RAM.
 
-use super::board::BoardStateV1;
-use crate::kvm::clock::ClockStateV1;
-use crate::kvm::irqchip::IrqchipStateV1;
-use crate::kvm::pit::PitStateV1;
-use crate::machine::Machine;
+use crate::devices::catalog::DeviceState;
+use crate::devices::pci::bus::PciBusStateV1;
+use crate::kvm::platform::PlatformStateV1;
+use crate::machine::{DeviceSpec, Machine, address_of, node_name};
 use crate::state::{Node, Reader, Schema, StateError};
 use crate::vcpu::VcpuStateV1;
 
-/// The whole machine. `perennial,vm-v1`, the root of the document.
+/// The whole VM. `perennial,vm-v1`, the root of the document.
 #[derive(Debug, Clone, PartialEq)]
-pub struct MachineStateV1 {
+pub struct VmStateV1 {
     /// What it is.
     pub machine: Machine,
-    /// Its clocks.
-    pub clock: ClockStateV1,
-    /// Its PICs and I/O APIC.
-    pub irqchip: IrqchipStateV1,
-    /// Its 8254.
-    pub pit: PitStateV1,
+    /// What it has of its architecture besides vCPUs.
+    pub platform: PlatformStateV1,
     /// Its vCPUs, by their ids.
     pub vcpus: Vec<VcpuStateV1>,
     /// Its devices.
-    pub devices: BoardStateV1,
+    pub devices: DevicesStateV1,
 }
 
-impl Schema for MachineStateV1 {
+/// The state of the devices. `perennial,devices-v1`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DevicesStateV1 {
+    /// The PCI bus itself.
+    pub pci: PciBusStateV1,
+    /// The devices, in the order of the machine's description.
+    pub devices: Vec<SavedDevice>,
+}
+
+/// The state of one device and its place in the machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedDevice {
+    /// Its port or its slot, as in the machine's description.
+    pub address: u16,
+    /// Its state, by which its kind is known.
+    pub state: DeviceState,
+}
+
+impl DevicesStateV1 {
+    /// The nodes of the devices, in order.
+    pub fn nodes(&self) -> Vec<String> {
+        self.devices.iter().map(SavedDevice::node).collect()
+    }
+}
+
+impl SavedDevice {
+    fn node(&self) -> String {
+        node_name(self.state.kind().name, self.address)
+    }
+}
+
+impl Schema for DevicesStateV1 {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,devices-v1"];
+
+    fn encode(&self, node: &mut Node) {
+        let Self { pci, devices } = self;
+        node.push(pci.to_node("pci@cf8"));
+        for device in devices {
+            node.push(device.state.to_node(&device.node()));
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let pci = reader.child("pci@cf8")?;
+        let devices = reader
+            .rest()
+            .into_iter()
+            .map(|node| {
+                let state = DeviceState::read(node, reader.path())?;
+                let address = address_of(node, state.kind(), reader.path())?;
+                Ok(SavedDevice { address, state })
+            })
+            .collect::<Result<_, StateError>>()?;
+        Ok(Self { pci, devices })
+    }
+}
+
+impl Schema for VmStateV1 {
     const COMPATIBLE: &'static [&'static str] = &["perennial,vm-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { machine, clock, irqchip, pit, vcpus, devices } = self;
+        let Self { machine, platform, vcpus, devices } = self;
         node.push(machine.to_node("machine"));
-        node.push(clock.to_node("clock"));
-        node.push(irqchip.to_node("irqchip"));
-        node.push(pit.to_node("pit"));
+        node.push(platform.to_node("platform"));
         for (index, vcpu) in vcpus.iter().enumerate() {
             node.push(vcpu.to_node(&format!("cpu@{index:x}")));
         }
@@ -42,6 +92,7 @@ impl Schema for MachineStateV1 {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
         let machine: Machine = reader.child("machine")?;
+        let platform = reader.child("platform")?;
         let vcpus: Vec<VcpuStateV1> = reader.sequence("cpu")?;
         if vcpus.len() as u64 != u64::from(machine.cpus) {
             let problem = format!("{} vCPUs, the machine has {}", vcpus.len(), machine.cpus);
@@ -50,72 +101,102 @@ impl Schema for MachineStateV1 {
         if let Some((index, vcpu)) = (0..).zip(&vcpus).find(|(index, vcpu)| vcpu.id != *index) {
             return Err(reader.invalid("cpu", format!("cpu@{index:x} has id {}", vcpu.id)));
         }
-        let devices: BoardStateV1 = reader.child("devices")?;
-        if devices.disks.len() != machine.disks.len() {
-            let (found, wanted) = (devices.disks.len(), machine.disks.len());
-            let problem = format!("{found} virtio-blk devices, the machine has {wanted} disks");
+        let devices: DevicesStateV1 = reader.child("devices")?;
+        let wanted: Vec<String> = machine.devices.iter().map(DeviceSpec::node).collect();
+        let found = devices.nodes();
+        if found != wanted {
+            let problem = format!("it has {found:?}, the machine has {wanted:?}");
             return Err(reader.invalid("devices", problem));
         }
-        Ok(Self {
-            machine,
-            clock: reader.child("clock")?,
-            irqchip: reader.child("irqchip")?,
-            pit: reader.child("pit")?,
-            vcpus,
-            devices,
-        })
+        Ok(Self { machine, platform, vcpus, devices })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Disk;
-    use crate::machine::tests::sample as machine;
+    use crate::devices::serial::SerialStateV1;
+    use crate::devices::virtio::block::VirtioBlkStateV1;
+    use crate::devices::virtio::pci::BAR_SIZE;
+    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::machine::tests::{disk, sample as machine};
     use crate::state::contract::{contract_tests, refusal};
 
-    impl MachineStateV1 {
+    impl DevicesStateV1 {
+        /// The devices that the sample of a [`Machine`] has.
+        pub(crate) fn sample() -> Self {
+            let serial = DeviceState::Serial(SerialStateV1::sample());
+            let first = VirtioState {
+                device: VirtioBlkStateV1 { readonly: false, ..VirtioBlkStateV1::sample() },
+                transport: VirtioPciStateV1::sample(),
+            };
+            let mut second = first.clone();
+            second.transport.config.bar_base += BAR_SIZE;
+            second.device.readonly = true;
+            let devices = [(0x3f8, serial)].into_iter();
+            let disks = [(1, first), (2, second)];
+            let disks = disks.map(|(address, state)| (address, DeviceState::VirtioBlk(state)));
+            let devices = devices.chain(disks);
+            let devices = devices.map(|(address, state)| SavedDevice { address, state });
+            Self { pci: PciBusStateV1::sample(), devices: devices.collect() }
+        }
+    }
+
+    impl VmStateV1 {
         pub(crate) fn sample() -> Self {
             let machine = machine();
             Self {
                 vcpus: (0..machine.cpus).map(VcpuStateV1::sample).collect(),
                 machine,
-                clock: ClockStateV1::sample(),
-                irqchip: IrqchipStateV1::sample(),
-                pit: PitStateV1::sample(),
-                devices: BoardStateV1::sample(),
+                platform: PlatformStateV1::sample(),
+                devices: DevicesStateV1::sample(),
             }
         }
     }
 
+    mod devices {
+        use super::*;
+
+        contract_tests! {
+            DevicesStateV1,
+            sample: DevicesStateV1::sample,
+            changes: [
+                |s| s.pci.address += 4,
+                |s| s.devices.swap(0, 1),
+                |s| s.devices[2].address = 31,
+                |s| s.devices.truncate(1),
+                |s| s.devices.clear(),
+            ],
+            golden: "devices-v1",
+        }
+    }
+
     contract_tests! {
-        MachineStateV1,
-        sample: MachineStateV1::sample,
+        VmStateV1,
+        sample: VmStateV1::sample,
         changes: [
-            |s| s.machine.cmdline.clear(),
-            |s| s.clock.clock_ns += 1,
-            |s| s.irqchip = IrqchipStateV1::other_sample(),
-            |s| s.pit = PitStateV1::other_sample(),
+            |s| s.machine.boot.cmdline.clear(),
+            |s| s.platform.clock.clock_ns += 1,
             |s| s.vcpus[0].tsc_offset += 1,
             |s| s.vcpus[1].tsc_offset += 1,
             |s| s.devices.pci.address += 4,
         ],
-        optional: ["/machine:initramfs"],
+        optional: ["/machine/boot:initramfs"],
         golden: "vm-v1",
-    }
-
-    fn refused(change: fn(&mut MachineStateV1)) -> String {
-        refusal(MachineStateV1::sample(), change)
     }
 
     #[test]
     fn parts_that_are_of_different_machines_are_refused() {
+        let refused = |change| refusal(VmStateV1::sample(), change);
         assert!(refused(|s| s.machine.cpus = 3).contains("2 vCPUs, the machine has 3"));
         assert!(refused(|s| s.vcpus[1].id = 0).contains("cpu@1 has id 0"));
-        let disk = |s: &mut MachineStateV1| {
-            let path = "/x".into();
-            s.machine.disks.push(Disk { path, readonly: true });
-        };
-        assert!(refused(disk).contains("2 virtio-blk devices, the machine has 3 disks"));
+        let error = refused(|s| {
+            let options = disk("/x", true);
+            s.machine.devices.push(DeviceSpec { address: 3, options });
+        });
+        assert!(error.contains(r#""virtio-blk@2"], the machine has ["#), "{error}");
+        assert!(error.contains(r#""virtio-blk@3"]"#), "{error}");
+        assert!(refused(|s| s.devices.devices.swap(1, 2)).contains("the machine has"));
+        assert!(refused(|s| s.devices.devices[1].address = 7).contains("virtio-blk@7"));
     }
 }

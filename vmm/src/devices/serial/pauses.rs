@@ -1,11 +1,13 @@
-//! A port over pauses and live updates, with its device thread.
+//! A port over pauses and live updates, with its thread.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use event_manager::{EventManager, SubscriberOps};
 use proptest::prelude::*;
 
 use super::*;
+use crate::state::Schema;
 use crate::state::node::read_node;
 
 const DATA: u64 = 0;
@@ -23,7 +25,7 @@ const NONE: u8 = 0xc1;
 const IS_EMPTY: u8 = 0xc2;
 const IS_RECEIVED: u8 = 0xc4;
 
-/// A port, its interrupt line, its device thread, and the other end of its line.
+/// A port, its interrupt line, its thread, and the other end of its line.
 struct Machine {
     port: Serial,
     line: EventFd,
@@ -55,10 +57,10 @@ impl Machine {
         Self { port, line, thread, terminal, sink }
     }
 
-    /// Lets the device thread do all that it has to do.
+    /// Lets the port's thread do all that it has to do.
     fn run(&mut self) {
         let quiet = (0..1000).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
-        assert!(quiet, "the device thread has no rest");
+        assert!(quiet, "the port's thread has no rest");
     }
 
     fn read(&mut self, at: u64) -> u8 {

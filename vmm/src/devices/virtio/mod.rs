@@ -15,8 +15,10 @@ pub(crate) mod driver;
 pub mod features;
 pub mod pci;
 
-pub use block::{Block, BlockError, Disk, VirtioBlkStateV1};
-pub use pci::{Chain, PciResources, Request, Rings, VirtioPci, VirtioPciStateV1, Worker};
+pub use block::{Block, BlockError};
+pub use pci::{
+    Chain, PciResources, Request, Rings, VirtioPci, VirtioPciStateV1, VirtioState, Worker,
+};
 
 use std::os::fd::BorrowedFd;
 

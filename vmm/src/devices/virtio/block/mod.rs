@@ -3,10 +3,17 @@
 //! Data moves straight between the file and guest memory. A write is complete when the host's kernel
 //! has it; it is durable after FLUSH, or at once for a driver that does not know FLUSH (5.2.6.2).
 
+mod error;
 mod file;
+mod options;
 mod request;
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use error::BlockError;
+pub use options::BlockOptions;
+pub use state::VirtioBlkStateV1;
 
 use std::fs::File;
 use std::io;
@@ -16,8 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::request::Buffers;
-use super::{Rings, VirtioDevice, VirtioWorker, features};
-use crate::state::{Node, Persist, Reader, Schema, StateError};
+use super::{Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use crate::devices::DeviceError;
+use crate::devices::files::{OpenError, Opened};
+use crate::devices::identity::Identity;
+use crate::devices::kind::{Built, Kind, Place, Site};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
@@ -39,65 +49,17 @@ const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
 
-/// An open disk.
+/// An open image or block device of the host.
 #[derive(Debug)]
-pub struct Disk {
+pub struct Image {
     /// The file or block device.
     pub file: File,
+    /// What it is, whatever it is called.
+    pub identity: Identity,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// Its path on the host, for errors only.
     pub path: String,
-}
-
-/// A disk cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BlockError {
-    /// How large it is cannot be found out.
-    #[error("cannot find out the size of the disk {path}")]
-    Size {
-        /// The disk.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It is not made of whole sectors, or of none.
-    #[error(
-        "the disk {path} has {bytes} bytes: it must have at least one sector, and whole ones of 512"
-    )]
-    NoSectors {
-        /// The disk.
-        path: String,
-        /// Its size.
-        bytes: u64,
-    },
-    /// It is not the disk that it was.
-    #[error(
-        "the disk {path} had {saved} bytes before the update and has {here} now: bring the disk \
-         back as it was, then restore the VM"
-    )]
-    Changed {
-        /// The disk.
-        path: String,
-        /// Size before.
-        saved: u64,
-        /// Size now.
-        here: u64,
-    },
-    /// The guest may have been told that it can write.
-    #[error("the disk {path} was {} before the update and is {} now", mode(*.saved), mode(!*.saved))]
-    Mode {
-        /// The disk.
-        path: String,
-        /// Whether it was read-only.
-        saved: bool,
-    },
-}
-
-fn mode(readonly: bool) -> &'static str {
-    if readonly { "read-only" } else { "writable" }
 }
 
 /// The device.
@@ -107,7 +69,7 @@ pub struct Block(Arc<Shared>);
 /// What both halves of the device need.
 #[derive(Debug)]
 struct Shared {
-    disk: Disk,
+    image: Image,
     sectors: u64,
     id: [u8; ID_LEN],
     /// The driver knows FLUSH; otherwise every write is made durable before it completes.
@@ -115,22 +77,22 @@ struct Shared {
 }
 
 impl Block {
-    /// A device for `disk`, whose guest sees it as `id` (at most 20 bytes of it).
-    pub fn new(disk: Disk, id: &str) -> Result<Self, BlockError> {
-        let size = file::size(&disk.file)
-            .map_err(|source| BlockError::Size { path: disk.path.clone(), source })?;
+    /// A device for `image`, which its guest knows as `label` (at most 20 bytes of it).
+    pub fn new(image: Image, label: &str) -> Result<Self, BlockError> {
+        let size = file::size(&image.file)
+            .map_err(|source| BlockError::Size { path: image.path.clone(), source })?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
-            return Err(BlockError::NoSectors { path: disk.path, bytes: size });
+            return Err(BlockError::NoSectors { path: image.path, bytes: size });
         }
-        let mut bytes = [0; ID_LEN];
-        let len = id.len().min(ID_LEN);
-        bytes[..len].copy_from_slice(&id.as_bytes()[..len]);
-        Ok(Self::with(disk, size / SECTOR, bytes))
+        let mut id = [0; ID_LEN];
+        let len = label.len().min(ID_LEN);
+        id[..len].copy_from_slice(&label.as_bytes()[..len]);
+        Ok(Self::with(image, size / SECTOR, id))
     }
 
-    fn with(disk: Disk, sectors: u64, id: [u8; ID_LEN]) -> Self {
+    fn with(image: Image, sectors: u64, id: [u8; ID_LEN]) -> Self {
         let driver_flushes = AtomicBool::new(false);
-        Self(Arc::new(Shared { disk, sectors, id, driver_flushes }))
+        Self(Arc::new(Shared { image, sectors, id, driver_flushes }))
     }
 
     /// The configuration structure (5.2.4): capacity, size_max, seg_max, geometry, blk_size.
@@ -166,7 +128,7 @@ impl VirtioDevice for Block {
     type Worker = BlockWorker;
 
     fn features(&self) -> u64 {
-        let readonly = if self.0.disk.readonly { F_RO } else { 0 };
+        let readonly = if self.0.image.readonly { F_RO } else { 0 };
         F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
     }
 
@@ -201,9 +163,9 @@ impl VirtioDevice for Block {
 impl Shared {
     /// Makes what was written durable.
     fn flush(&self) -> io::Result<()> {
-        match self.disk.readonly {
+        match self.image.readonly {
             true => Ok(()),
-            false => self.disk.file.sync_data(),
+            false => self.image.file.sync_data(),
         }
     }
 }
@@ -228,88 +190,37 @@ impl VirtioWorker for BlockWorker {
     fn on_source(&mut self, _source: usize, _rings: &Rings) {}
 }
 
-/// `perennial,virtio-blk-v1`. The driver's features are the transport's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VirtioBlkStateV1 {
-    /// Size of the disk, in sectors of 512 bytes.
-    pub capacity_sectors: u64,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// What the guest reads as the disk's identification.
-    pub id: [u8; ID_LEN],
-}
+impl Kind for Block {
+    const KEY: &'static str = "disk";
+    const NAME: &'static str = <Self as VirtioDevice>::NAME;
+    const MOST: usize = 24;
+    const PLACE: Place = Place::Slot;
 
-impl Schema for VirtioBlkStateV1 {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-blk-v1"];
+    type Options = BlockOptions;
+    type State = VirtioState<VirtioBlkStateV1>;
 
-    fn encode(&self, node: &mut Node) {
-        let Self { capacity_sectors, readonly, id } = self;
-        node.put_u64("capacity-sectors", *capacity_sectors);
-        node.put_bool("read-only", *readonly);
-        node.put_bytes("id", id);
+    fn parse(text: &str) -> Result<BlockOptions, String> {
+        BlockOptions::parse(text)
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        let capacity_sectors = reader.u64("capacity-sectors")?;
-        if capacity_sectors.checked_mul(SECTOR).is_none() {
-            let problem = format!("{capacity_sectors} sectors are more than can be addressed");
-            return Err(reader.invalid("capacity-sectors", problem));
-        }
-        Ok(Self { capacity_sectors, readonly: reader.bool("read-only")?, id: reader.array("id")? })
-    }
-}
-
-impl Persist for Block {
-    type State = VirtioBlkStateV1;
-    type Resources = Disk;
-    type Error = BlockError;
-
-    fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
-        // What the driver knows follows from its features, which the transport saves.
-        let Shared { disk, sectors, id, driver_flushes: _ } = &*self.0;
-        Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: disk.readonly, id: *id })
+    fn unasked() -> Option<BlockOptions> {
+        None
     }
 
-    fn restore(state: VirtioBlkStateV1, disk: Disk) -> Result<Self, BlockError> {
-        let VirtioBlkStateV1 { capacity_sectors, readonly, id } = state;
-        let path = disk.path.clone();
-        if disk.readonly != readonly {
-            return Err(BlockError::Mode { path, saved: readonly });
-        }
-        let here = file::size(&disk.file)
-            .map_err(|source| BlockError::Size { path: path.clone(), source })?;
-        let saved = capacity_sectors * SECTOR;
-        if here != saved {
-            return Err(BlockError::Changed { path, saved, here });
-        }
-        Ok(Self::with(disk, capacity_sectors, id))
-    }
-}
-
-#[cfg(test)]
-mod state_tests {
-    use super::*;
-    use crate::state::contract::contract_tests;
-    use crate::state::node::read_node;
-
-    impl VirtioBlkStateV1 {
-        pub(crate) fn sample() -> Self {
-            Self { capacity_sectors: 0x0010_0000, readonly: true, id: *b"perennial disk a.img" }
-        }
+    fn open(options: &BlockOptions) -> Result<Vec<Opened>, OpenError> {
+        options.open()
     }
 
-    contract_tests! {
-        VirtioBlkStateV1,
-        sample: VirtioBlkStateV1::sample,
-        changes: [|s| s.capacity_sectors += 1, |s| s.readonly = false, |s| s.id[19] = 0],
-        golden: "virtio-blk-v1",
-    }
-
-    #[test]
-    fn a_disk_too_large_for_its_bytes_to_be_counted_is_refused() {
-        let mut state = VirtioBlkStateV1::sample();
-        state.capacity_sectors = u64::MAX / SECTOR + 1;
-        let error = read_node::<VirtioBlkStateV1>(&state.to_node("device"), "/").unwrap_err();
-        assert!(error.to_string().starts_with("/device: property `capacity-sectors`"), "{error}");
+    fn build(
+        options: &BlockOptions,
+        site: &mut Site,
+        state: Option<Self::State>,
+    ) -> Result<Built<Self::State>, DeviceError> {
+        let taken = site.files.take_identified(options::IMAGE);
+        let (fd, identity) = taken.map_err(|error| site.files_error(error))?;
+        let BlockOptions { path, readonly } = options;
+        let path = path.display().to_string();
+        let image = Image { file: fd.into(), identity, readonly: *readonly, path };
+        VirtioPci::build(site, state, image, |image| Self::new(image, &site.label))
     }
 }

@@ -106,7 +106,7 @@ fn run(disk: &Shared, kind: u32, sector: u64, buffers: &Buffers<'_>) -> (u8, u32
     match done {
         Ok(written) => (S_OK, written),
         Err(error) => {
-            tracing::debug!("disk {}: request {kind} at sector {sector}: {error}", disk.disk.path);
+            tracing::debug!("disk {}: request {kind} at sector {sector}: {error}", disk.image.path);
             (S_IOERR, 0)
         }
     }
@@ -115,7 +115,7 @@ fn run(disk: &Shared, kind: u32, sector: u64, buffers: &Buffers<'_>) -> (u8, u32
 fn read(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
     let (mut offset, total) = range(disk, sector, slices)?;
     for slice in slices {
-        file::read(&disk.disk.file, slice, offset)?;
+        file::read(&disk.image.file, slice, offset)?;
         offset += slice.len() as u64;
     }
     // A chain is shorter than 4 GiB: the queue sees to that.
@@ -123,12 +123,12 @@ fn read(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<
 }
 
 fn write(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
-    if disk.disk.readonly {
+    if disk.image.readonly {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
     let (mut offset, _) = range(disk, sector, slices)?;
     for slice in slices {
-        file::write(&disk.disk.file, slice, offset)?;
+        file::write(&disk.image.file, slice, offset)?;
         offset += slice.len() as u64;
     }
     match disk.driver_flushes.load(Ordering::Relaxed) {

@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::devices::virtio::driver::{INDIRECT, NEXT, Part, Ring, WRITE, ram};
+use crate::state::Persist;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -39,14 +40,19 @@ fn image() -> NamedTempFile {
     file
 }
 
-fn disk(file: &NamedTempFile, readonly: bool) -> Disk {
-    Disk { file: file.reopen().unwrap(), readonly, path: "/a/disk".to_owned() }
+fn opened(file: File, readonly: bool, path: &str) -> Image {
+    let identity = Identity::File { file_system: 1, inode: 2 };
+    Image { file, identity, readonly, path: path.to_owned() }
+}
+
+fn disk(file: &NamedTempFile, readonly: bool) -> Image {
+    opened(file.reopen().unwrap(), readonly, "/a/disk")
 }
 
 /// A disk on which every read ends at once, every write succeeds, and making it durable fails.
-fn null() -> Disk {
+fn null() -> Image {
     let file = File::options().read(true).write(true).open("/dev/null").unwrap();
-    Disk { file, readonly: false, path: "/dev/null".to_owned() }
+    opened(file, false, "/dev/null")
 }
 
 struct Guest {
@@ -221,7 +227,7 @@ fn the_last_sector_of_the_largest_disk_can_be_read() {
     let fd = rustix::fs::memfd_create("huge", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let bytes = i64::MAX as u64 / 4096 * 4096;
     rustix::fs::ftruncate(&fd, bytes).unwrap();
-    let huge = Disk { file: fd.into(), readonly: false, path: "huge".to_owned() };
+    let huge = opened(fd.into(), false, "huge");
     guest.block = Block::new(huge, "huge").unwrap();
     let last = bytes / 512 - 1;
     guest.put(DATA, &[0x77; 512]);
@@ -332,7 +338,7 @@ fn a_chain_is_no_longer_than_the_queue() {
 fn a_request_that_would_take_for_ever_is_an_error() {
     let mut guest = Guest::new(false);
     // Gives as much as is asked for.
-    guest.inside().disk.file = File::open("/dev/zero").unwrap();
+    guest.inside().image.file = File::open("/dev/zero").unwrap();
     guest.inside().sectors = 1 << 40;
     for (more, status) in [(0, OK), (512, IOERR)] {
         let largest: Vec<Part> = (0..SEG_MAX)
@@ -347,7 +353,7 @@ fn flush_makes_the_disk_durable_and_says_if_it_could_not() {
     let mut guest = Guest::new(false);
     assert_eq!(guest.request(FLUSH, 0, &[]), (OK, 1));
     guest.block.sync().unwrap();
-    guest.inside().disk = null();
+    guest.inside().image = null();
     assert_eq!(guest.request(FLUSH, 0, &[]), (IOERR, 1));
     guest.block.sync().unwrap_err();
     assert_ne!(guest.block.features() & F_FLUSH, 0);
@@ -356,11 +362,11 @@ fn flush_makes_the_disk_durable_and_says_if_it_could_not() {
 #[test]
 fn a_write_is_durable_at_once_for_a_driver_that_does_not_know_flush() {
     let mut guest = Guest::new(false);
-    guest.inside().disk = null();
+    guest.inside().image = null();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (OK, 1), "FLUSH would come later");
     guest.block.negotiated(0);
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1), "it could not be made so");
-    guest.inside().disk = disk(&guest.image, false);
+    guest.inside().image = disk(&guest.image, false);
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (OK, 1));
 }
 
@@ -368,14 +374,14 @@ fn a_write_is_durable_at_once_for_a_driver_that_does_not_know_flush() {
 fn an_error_of_the_disk_is_an_error_of_the_request() {
     let mut guest = Guest::new(false);
     // Opened in another mode than was said.
-    guest.inside().disk.file = File::open(guest.image.path()).unwrap();
+    guest.inside().image.file = File::open(guest.image.path()).unwrap();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
     // No space left.
-    guest.inside().disk.file = File::options().write(true).open("/dev/full").unwrap();
+    guest.inside().image.file = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
     assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (IOERR, 1));
     // Cut short under the guest, in the middle of a request.
-    guest.inside().disk = disk(&guest.image, false);
+    guest.inside().image = disk(&guest.image, false);
     guest.image.as_file().set_len(512).unwrap();
     assert_eq!(guest.request(IN, 0, &[(DATA, 1024, WRITE)]), (IOERR, 1));
     assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
@@ -409,7 +415,7 @@ fn a_file_that_is_not_whole_sectors_is_no_disk() {
     }
     let (pipe, _other_end) = std::io::pipe().unwrap();
     let file = File::from(std::os::fd::OwnedFd::from(pipe));
-    let disk = Disk { file, readonly: false, path: "/a/pipe".to_owned() };
+    let disk = opened(file, false, "/a/pipe");
     let error = Block::new(disk, "id").unwrap_err();
     assert_eq!(error.to_string(), "cannot find out the size of the disk /a/pipe");
 }
@@ -422,14 +428,14 @@ fn a_disk_goes_on_as_what_it_was() {
     let state = before.block.save().unwrap();
     assert_eq!(state, before.block.save().unwrap());
     let mut after = Guest::new(false);
-    after.block = Block::restore(state, disk(&before.image, false)).unwrap();
+    after.block = Block::restore(state.clone(), disk(&before.image, false)).unwrap();
     assert_eq!(after.block.save().unwrap(), state);
     assert_eq!(after.request(IN, 7, &[(DATA, 512, WRITE)]), (OK, 513));
     assert_eq!(after.get(DATA, 512), [0x77; 512]);
     assert_eq!(after.request(GET_ID, 0, &[(DATA, 20, WRITE)]), (OK, 21));
     assert_eq!(after.get(DATA, 6), b"a-vm-0");
     // Until the transport says what was negotiated, the safe side.
-    after.inside().disk = null();
+    after.inside().image = null();
     assert_eq!(after.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
 }
 
@@ -439,19 +445,27 @@ fn another_disk_after_an_update_is_refused_by_its_name() {
     let state = guest.block.save().unwrap();
     for len in [0, 512, SECTORS * 512 - 512, SECTORS * 512 + 1, 1 << 40] {
         guest.image.as_file().set_len(len).unwrap();
-        let error = Block::restore(state, disk(&guest.image, false)).unwrap_err();
+        let error = Block::restore(state.clone(), disk(&guest.image, false)).unwrap_err();
         let expected =
             format!("the disk /a/disk had 4096 bytes before the update and has {len} now");
         assert!(error.to_string().starts_with(&expected), "{error}");
     }
     guest.image.as_file().set_len(SECTORS * 512).unwrap();
-    Block::restore(state, disk(&guest.image, false)).unwrap();
+    Block::restore(state.clone(), disk(&guest.image, false)).unwrap();
 
-    let error = Block::restore(state, disk(&guest.image, true)).unwrap_err().to_string();
+    let error = Block::restore(state.clone(), disk(&guest.image, true)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was writable before the update and is read-only now");
-    let readonly = VirtioBlkStateV1 { readonly: true, ..state };
+    let readonly = VirtioBlkStateV1 { readonly: true, ..state.clone() };
     let error = Block::restore(readonly, disk(&guest.image, false)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was read-only before the update and is writable now");
+    let mut another = disk(&guest.image, false);
+    another.identity = Identity::File { file_system: 1, inode: 3 };
+    let error = Block::restore(state.clone(), another).unwrap_err().to_string();
+    assert!(error.contains("/a/disk was the file with inode 2 on file system 1"), "{error}");
+    assert!(error.contains("is the file with inode 3 on file system 1 now"), "{error}");
+    let mut renumbered = disk(&guest.image, false);
+    renumbered.identity = Identity::File { file_system: 7, inode: 2 };
+    Block::restore(state, renumbered).unwrap();
 }
 
 /// Cuts `len` bytes from `start` on into descriptors at `cuts`.

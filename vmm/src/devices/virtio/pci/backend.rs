@@ -13,7 +13,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -310,6 +310,30 @@ impl Backend {
     pub(super) fn apply_features(&mut self) {
         let event_idx = self.driver_features & features::RING_EVENT_IDX != 0;
         self.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
+    }
+
+    /// Device status, driver's features, configuration generation, and the rings. The device is paused
+    /// and drained.
+    pub(super) fn save(&self) -> (u8, u64, u8, Vec<QueueState>) {
+        let Self {
+            // Follow from the device.
+            name: _,
+            feature_names: _,
+            offered: _,
+            queues,
+            // None, as the device is drained; so no reset waits, either.
+            in_flight: _,
+            resetting: _,
+            status,
+            driver_features,
+            config_generation,
+            // A restored device begins paused.
+            paused: _,
+            // At worst the guest's mistake is reported once more.
+            reported: _,
+        } = self;
+        let rings = queues.iter().map(Queue::state).collect();
+        (*status, *driver_features, *config_generation, rings)
     }
 
     fn forget_driver(&mut self) {

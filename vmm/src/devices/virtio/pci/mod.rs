@@ -12,6 +12,7 @@
 
 mod backend;
 mod common;
+mod place;
 mod rings;
 mod state;
 #[cfg(test)]
@@ -21,7 +22,7 @@ mod worker;
 pub use rings::{Chain, Request, Rings};
 pub use worker::Worker;
 
-pub use state::{VirtioPciError, VirtioPciStateV1};
+pub use state::{VirtioPciError, VirtioPciStateV1, VirtioState};
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,10 +1,12 @@
-//! The state of a virtio PCI function: the transport's registers and rings, and the device's own.
+//! The state of a virtio PCI function: that of the device, and with it the transport's registers and
+//! rings.
 
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::backend::{NO_VECTOR, lock, status};
+use super::backend::{Interrupt, NO_VECTOR, lock, status};
+use super::common::Selects;
 use super::{PciResources, VirtioPci};
 use crate::devices::pci::config_space::ConfigError;
 use crate::devices::pci::msix::VectorsError;
@@ -68,9 +70,34 @@ pub enum VirtioPciError {
     Msix(#[from] VectorsError),
 }
 
-/// The state of a function with a device of state `S`. `perennial,virtio-pci-v1`.
+/// The state of a device, `S`, together with that of its transport. The binding is the device's own:
+/// the transport is a child of the device's node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtioPciStateV1<S> {
+pub struct VirtioState<S> {
+    /// The device behind the transport.
+    pub device: S,
+    /// The transport.
+    pub transport: VirtioPciStateV1,
+}
+
+impl<S: Schema> Schema for VirtioState<S> {
+    const COMPATIBLE: &'static [&'static str] = S::COMPATIBLE;
+
+    fn encode(&self, node: &mut Node) {
+        let Self { device, transport } = self;
+        device.encode(node);
+        node.push(transport.to_node("transport"));
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let device = S::decode(reader)?;
+        Ok(Self { device, transport: reader.child("transport")? })
+    }
+}
+
+/// The state of the transport. `perennial,virtio-pci-v1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtioPciStateV1 {
     /// Device status register.
     pub device_status: u8,
     /// What the driver wrote as its features.
@@ -89,8 +116,6 @@ pub struct VirtioPciStateV1<S> {
     pub config: PciConfigStateV1,
     /// The interrupts.
     pub msix: MsixStateV1,
-    /// The device behind the transport.
-    pub device: S,
 }
 
 /// The state of one queue. `perennial,virtio-queue-v1`.
@@ -106,38 +131,39 @@ impl<D: VirtioDevice> Persist for VirtioPci<D>
 where
     D::Error: Send + Sync,
 {
-    type State = VirtioPciStateV1<D::State>;
+    type State = VirtioState<D::State>;
     type Resources = (PciResources, D::Resources);
     type Error = VirtioPciError;
 
     fn save(&self) -> Result<Self::State, VirtioPciError> {
-        let backend = self.shared.enter();
-        let interrupt = lock(&self.shared.interrupt);
-        let queues = backend.queues.iter().zip(&interrupt.queue_vectors);
-        Ok(VirtioPciStateV1 {
-            device_status: backend.status,
-            driver_features: backend.driver_features,
-            config_generation: backend.config_generation,
-            selects: [
-                self.selects.device_feature,
-                self.selects.driver_feature,
-                self.selects.queue.into(),
-            ],
-            config_vector: interrupt.config_vector,
-            isr: interrupt.isr,
+        // The slot is in the node's name; the capability's offset is the same in every function.
+        let Self { slot: _, config, msix_capability: _, selects, device, shared } = self;
+        let Selects { device_feature, driver_feature, queue } = *selects;
+        let device = device.save().map_err(|e| VirtioPciError::Device(e.into()))?;
+        let (device_status, driver_features, config_generation, rings) = shared.enter().save();
+        let Interrupt { msix, config_vector, queue_vectors, isr } = &*lock(&shared.interrupt);
+        let queues = rings.into_iter().zip(queue_vectors);
+        let transport = VirtioPciStateV1 {
+            device_status,
+            driver_features,
+            config_generation,
+            selects: [device_feature, driver_feature, queue.into()],
+            config_vector: *config_vector,
+            isr: *isr,
             queues: queues
-                .map(|(queue, vector)| VirtioQueueStateV1 { ring: queue.state(), vector: *vector })
+                .map(|(ring, vector)| VirtioQueueStateV1 { ring, vector: *vector })
                 .collect(),
-            config: self.config.save(),
-            msix: interrupt.msix.save(),
-            device: self.device.save().map_err(|e| VirtioPciError::Device(e.into()))?,
-        })
+            config: config.save(),
+            msix: msix.save(),
+        };
+        Ok(VirtioState { device, transport })
     }
 
     fn restore(
         state: Self::State,
         (resources, device_resources): Self::Resources,
     ) -> Result<Self, VirtioPciError> {
+        let VirtioState { device, transport } = state;
         let VirtioPciStateV1 {
             device_status,
             driver_features,
@@ -148,8 +174,7 @@ where
             queues,
             config,
             msix,
-            device,
-        } = state;
+        } = transport;
         let device = D::restore(device, device_resources)
             .map_err(|error| VirtioPciError::Device(error.into()))?;
         let mut function = VirtioPci::new(device, resources)?;
@@ -266,7 +291,7 @@ fn with(present: bool) -> &'static str {
     if present { "with" } else { "without" }
 }
 
-impl<S: Schema> Schema for VirtioPciStateV1<S> {
+impl Schema for VirtioPciStateV1 {
     const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-pci-v1"];
 
     fn encode(&self, node: &mut Node) {
@@ -280,7 +305,6 @@ impl<S: Schema> Schema for VirtioPciStateV1<S> {
             queues,
             config,
             msix,
-            device,
         } = self;
         node.put_u32("device-status", (*device_status).into());
         node.put_u64("driver-features", *driver_features);
@@ -295,7 +319,6 @@ impl<S: Schema> Schema for VirtioPciStateV1<S> {
         for (index, queue) in queues.iter().enumerate() {
             node.push(queue.to_node(&format!("queue@{index:x}")));
         }
-        node.push(device.to_node("device"));
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
@@ -340,7 +363,6 @@ impl<S: Schema> Schema for VirtioPciStateV1<S> {
             queues,
             config,
             msix,
-            device: reader.child("device")?,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! A guest that wants to break out, or at least to break something.
 
 use super::*;
-use crate::devices::virtio::block::{Block, Disk};
+use crate::devices::identity::Identity;
+use crate::devices::virtio::block::{Block, Image};
 use crate::devices::virtio::driver::{INDIRECT, NEXT};
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 use proptest::prelude::*;
@@ -212,8 +213,10 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-fn disk(file: &tempfile::NamedTempFile) -> Disk {
-    Disk { file: file.reopen().unwrap(), readonly: false, path: "a disk".to_owned() }
+fn disk(file: &tempfile::NamedTempFile) -> Image {
+    let file = file.reopen().unwrap();
+    let identity = Identity::of(&file).unwrap();
+    Image { file, identity, readonly: false, path: "a disk".to_owned() }
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 
-type State = VirtioPciStateV1<EchoStateV1>;
+type State = VirtioState<EchoStateV1>;
 
 /// The state of a running function, changed by `twist`.
 fn state(twist: impl FnOnce(&mut State)) -> State {
@@ -28,39 +28,60 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
     restore(state(|_| {})).unwrap();
     type Twist = fn(&mut State);
     let wrong: &[(Twist, &str)] = &[
-        (|s| s.queues.truncate(1), "the document has 1 queues, this build's device has 2"),
-        (|s| s.driver_features |= 1 << 3 | 1 << 34, "does not offer: QUIET, RING_PACKED"),
-        (|s| s.driver_features &= !VERSION_1, "status 0xf: FEATURES_OK without VERSION_1"),
-        (|s| s.device_status = DRIVER, "status 0x2: DRIVER without ACKNOWLEDGE"),
-        (|s| s.device_status &= !DRIVER, "status 0xd: FEATURES_OK without DRIVER"),
-        (|s| s.device_status &= !FEATURES_OK, "status 0x7: DRIVER_OK without FEATURES_OK"),
         (
-            |s| s.device_status = ACKNOWLEDGE | NEEDS_RESET,
+            |s| s.transport.queues.truncate(1),
+            "the document has 1 queues, this build's device has 2",
+        ),
+        (|s| s.transport.driver_features |= 1 << 3 | 1 << 34, "does not offer: QUIET, RING_PACKED"),
+        (
+            |s| s.transport.driver_features &= !VERSION_1,
+            "status 0xf: FEATURES_OK without VERSION_1",
+        ),
+        (|s| s.transport.device_status = DRIVER, "status 0x2: DRIVER without ACKNOWLEDGE"),
+        (|s| s.transport.device_status &= !DRIVER, "status 0xd: FEATURES_OK without DRIVER"),
+        (
+            |s| s.transport.device_status &= !FEATURES_OK,
+            "status 0x7: DRIVER_OK without FEATURES_OK",
+        ),
+        (
+            |s| s.transport.device_status = ACKNOWLEDGE | NEEDS_RESET,
             "status 0x41: NEEDS_RESET without DRIVER_OK",
         ),
         (
-            |s| s.device_status = ACKNOWLEDGE | DRIVER,
+            |s| s.transport.device_status = ACKNOWLEDGE | DRIVER,
             "queue 0: it is enabled, but no features are agreed upon",
         ),
         (
-            |s| s.queues[1].ring.event_idx_enabled = false,
+            |s| s.transport.queues[1].ring.event_idx_enabled = false,
             "queue 1: the document has it without RING_EVENT_IDX, the agreed features say with",
         ),
         (
-            |s| s.queues[1].ring.max_size = 16,
+            |s| s.transport.queues[1].ring.max_size = 16,
             "queue 1: the document has a queue of 16, this build's has 8",
         ),
-        (|s| s.queues[0].ring.size = 3, "queue 0: "),
-        (|s| s.queues[0].ring.size = 0, "queue 0: "),
-        (|s| s.queues[0].ring.desc_table += 1, "queue 0: "),
-        (|s| s.queues[0].ring.avail_ring += 1, "queue 0: "),
-        (|s| s.queues[0].ring.used_ring += 1, "queue 0: "),
-        (|s| s.queues[0].ring.desc_table = 0x7_fff0, "queue 0: its rings are not in guest RAM"),
-        (|s| s.queues[1].ring.avail_ring = 1 << 40, "queue 1: its rings are not in guest RAM"),
-        (|s| s.queues[1].ring.used_ring = !0xfff, "queue 1: its rings are not in guest RAM"),
-        (|s| s.config.bar_base += BAR_SIZE, "BAR 0 at 0xc0008000, this machine has placed it at"),
-        (|s| s.config.command |= 1, "command register has bits 0x1"),
-        (|s| s.msix.table.truncate(4), "has 2 MSI-X vectors, this one has 3"),
+        (|s| s.transport.queues[0].ring.size = 3, "queue 0: "),
+        (|s| s.transport.queues[0].ring.size = 0, "queue 0: "),
+        (|s| s.transport.queues[0].ring.desc_table += 1, "queue 0: "),
+        (|s| s.transport.queues[0].ring.avail_ring += 1, "queue 0: "),
+        (|s| s.transport.queues[0].ring.used_ring += 1, "queue 0: "),
+        (
+            |s| s.transport.queues[0].ring.desc_table = 0x7_fff0,
+            "queue 0: its rings are not in guest RAM",
+        ),
+        (
+            |s| s.transport.queues[1].ring.avail_ring = 1 << 40,
+            "queue 1: its rings are not in guest RAM",
+        ),
+        (
+            |s| s.transport.queues[1].ring.used_ring = !0xfff,
+            "queue 1: its rings are not in guest RAM",
+        ),
+        (
+            |s| s.transport.config.bar_base += BAR_SIZE,
+            "BAR 0 at 0xc0008000, this machine has placed it at",
+        ),
+        (|s| s.transport.config.command |= 1, "command register has bits 0x1"),
+        (|s| s.transport.msix.table.truncate(4), "has 2 MSI-X vectors, this one has 3"),
     ];
     for (index, (twist, expected)) in wrong.iter().enumerate() {
         let error = restore(state(twist)).map(drop).unwrap_err().to_string();
@@ -71,9 +92,9 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
 #[test]
 fn what_was_never_agreed_upon_may_be_anything() {
     let unagreed = state(|s| {
-        s.device_status = ACKNOWLEDGE | DRIVER;
-        s.driver_features = u64::MAX;
-        for queue in &mut s.queues {
+        s.transport.device_status = ACKNOWLEDGE | DRIVER;
+        s.transport.driver_features = u64::MAX;
+        for queue in &mut s.transport.queues {
             queue.ring.ready = false;
             queue.ring.event_idx_enabled = false;
             queue.ring.desc_table = !0xf;
@@ -86,21 +107,33 @@ fn what_was_never_agreed_upon_may_be_anything() {
 fn a_node_that_cannot_be_is_refused_by_its_path() {
     type Twist = fn(&mut State);
     let wrong: &[(Twist, &str)] = &[
-        (|s| s.device_status = 0x1f, "/pci/echo@1: property `device-status`: 0x1f"),
-        (|s| s.isr = 4, "/pci/echo@1: property `isr`: 0x4 has bits"),
         (
-            |s| s.config_vector = 3,
-            "/pci/echo@1: property `config-vector`: vector 3, the function has 3",
+            |s| s.transport.device_status = 0x1f,
+            "/pci/echo@1/transport: property `device-status`: 0x1f",
+        ),
+        (|s| s.transport.isr = 4, "/pci/echo@1/transport: property `isr`: 0x4 has bits"),
+        (
+            |s| s.transport.config_vector = 3,
+            "/pci/echo@1/transport: property `config-vector`: vector 3, the function has 3",
         ),
         (
-            |s| s.queues[1].vector = 0xfffe,
-            "/pci/echo@1/queue@1: property `vector`: vector 65534, the function has 3",
+            |s| s.transport.queues[1].vector = 0xfffe,
+            "/pci/echo@1/transport/queue@1: property `vector`: vector 65534, the function has 3",
         ),
-        (|s| s.selects[2] = 1 << 16, "/pci/echo@1: property `queue-select`: 65536"),
-        (|s| s.msix.table[1] |= 1 << 33, "/pci/echo@1/msix: property `table`"),
-        (|s| s.msix.table.truncate(5), "/pci/echo@1/msix: property `table`: 5 words"),
-        (|s| s.msix.pending[0] = 8, "/pci/echo@1/msix: property `pending`"),
-        (|s| s.msix.pending.push(0), "/pci/echo@1/msix: property `pending`: 2 words"),
+        (
+            |s| s.transport.selects[2] = 1 << 16,
+            "/pci/echo@1/transport: property `queue-select`: 65536",
+        ),
+        (|s| s.transport.msix.table[1] |= 1 << 33, "/pci/echo@1/transport/msix: property `table`"),
+        (
+            |s| s.transport.msix.table.truncate(5),
+            "/pci/echo@1/transport/msix: property `table`: 5 words",
+        ),
+        (|s| s.transport.msix.pending[0] = 8, "/pci/echo@1/transport/msix: property `pending`"),
+        (
+            |s| s.transport.msix.pending.push(0),
+            "/pci/echo@1/transport/msix: property `pending`: 2 words",
+        ),
     ];
     for (twist, expected) in wrong {
         let node = state(twist).to_node("echo@1");
@@ -111,8 +144,8 @@ fn a_node_that_cannot_be_is_refused_by_its_path() {
 
 #[test]
 fn queues_with_a_gap_are_refused() {
-    let mut node = state(|_| {}).to_node("echo@1");
+    let mut node = state(|_| {}).transport.to_node("transport");
     node.children.iter_mut().find(|c| c.name == "queue@1").unwrap().name = "queue@2".to_owned();
-    let error = read_node::<State>(&node, "").unwrap_err().to_string();
+    let error = read_node::<VirtioPciStateV1>(&node, "").unwrap_err().to_string();
     assert_eq!(error, "/: child node `queue@1` is missing");
 }

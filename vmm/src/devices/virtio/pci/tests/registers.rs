@@ -348,10 +348,10 @@ fn a_reset_forgets_all_of_the_driver() {
     assert_eq!(machine.read(MSIX_PENDING), [1, 0, 0, 0, 0, 0, 0, 0]);
     machine.set_status(0);
     let reset = machine.function.save().unwrap();
-    assert_eq!(reset.msix.pending, [0], "an interrupt for a driver that is gone");
+    assert_eq!(reset.transport.msix.pending, [0], "an interrupt for a driver that is gone");
     // MSI-X and the header are PCI's, which a reset of the device leaves alone.
-    let expected = VirtioPciStateV1 { msix: reset.msix.clone(), ..fresh };
-    assert_eq!(reset, expected);
+    let expected = VirtioPciStateV1 { msix: reset.transport.msix.clone(), ..fresh.transport };
+    assert_eq!(reset.transport, expected);
     assert_eq!(log.lock().unwrap().negotiated.last(), Some(&0));
 }
 

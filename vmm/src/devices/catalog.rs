@@ -1,0 +1,243 @@
+//! The kinds of devices: the one list of them. Everything outside the folders of the kinds asks here,
+//! and knows devices only as [`DeviceOptions`], [`DeviceState`] and [`Built`].
+//!
+//! The order of the list is that of the slots on the PCI bus, so that a new kind does not move the
+//! devices of the others.
+
+use serde::{Deserialize, Serialize};
+
+use super::DeviceError;
+use super::files::{OpenError, Opened};
+use super::kind::{Built, Kind, Place, Site};
+use crate::state::node::read_node;
+use crate::state::{Node, Schema, StateError};
+
+/// What the program knows of a kind.
+#[derive(Debug)]
+pub struct KindInfo {
+    /// The key of a VM's configuration that asks for such devices.
+    pub key: &'static str,
+    /// The name of its nodes in the state document.
+    pub name: &'static str,
+    /// Most devices of this kind in one machine.
+    pub most: usize,
+    /// Where the guest finds such a device.
+    pub place: Place,
+    /// Reads the configuration's text for one device.
+    pub parse: fn(&str) -> Result<DeviceOptions, String>,
+    /// What a machine has if its configuration has no such key.
+    pub unasked: fn() -> Option<DeviceOptions>,
+    options: Decoder<DeviceOptions>,
+    state: Decoder<DeviceState>,
+}
+
+/// Reads one node if its binding is one of these.
+#[derive(Debug)]
+struct Decoder<T> {
+    bindings: &'static [&'static str],
+    read: fn(&Node, &str) -> Result<T, StateError>,
+}
+
+macro_rules! catalog {
+    ($($kind:ident => $path:ty,)+) => {
+        /// The kinds, in the order of their slots.
+        pub const KINDS: &[KindInfo] = &[$(KindInfo {
+            key: <$path>::KEY,
+            name: <$path as Kind>::NAME,
+            most: <$path>::MOST,
+            place: <$path>::PLACE,
+            parse: |text| <$path>::parse(text).map(DeviceOptions::$kind),
+            unasked: || <$path>::unasked().map(DeviceOptions::$kind),
+            options: Decoder {
+                bindings: <$path as Kind>::Options::COMPATIBLE,
+                read: |node, parent| read_node(node, parent).map(DeviceOptions::$kind),
+            },
+            state: Decoder {
+                bindings: <$path as Kind>::State::COMPATIBLE,
+                read: |node, parent| read_node(node, parent).map(DeviceState::$kind),
+            },
+        }),+];
+
+        /// What the configuration says of one device, of any kind.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum DeviceOptions {
+            $(
+                #[doc = concat!("Of a `", stringify!($kind), "`.")]
+                $kind(<$path as Kind>::Options),
+            )+
+        }
+
+        /// The state of one device, of any kind.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum DeviceState {
+            $(
+                #[doc = concat!("Of a `", stringify!($kind), "`.")]
+                $kind(<$path as Kind>::State),
+            )+
+        }
+
+        impl DeviceOptions {
+            /// The kind of the device.
+            pub fn kind(&self) -> &'static KindInfo {
+                let name = match self {
+                    $(Self::$kind(_) => <$path as Kind>::NAME,)+
+                };
+                kind_of(name)
+            }
+
+            /// Opens what the device needs by name. Called in the host.
+            pub fn open(&self) -> Result<Vec<Opened>, OpenError> {
+                match self {
+                    $(Self::$kind(options) => <$path>::open(options),)+
+                }
+            }
+
+            /// Builds the device in the VM's process: running after reset, or, with a state, paused.
+            pub fn build(
+                &self,
+                site: &mut Site,
+                state: Option<DeviceState>,
+            ) -> Result<Built<DeviceState>, DeviceError> {
+                match (self, state) {
+                    $(
+                        (Self::$kind(options), None) => {
+                            <$path>::build(options, site, None).map(|b| b.map(DeviceState::$kind))
+                        }
+                        (Self::$kind(options), Some(DeviceState::$kind(state))) => {
+                            let built = <$path>::build(options, site, Some(state));
+                            built.map(|built| built.map(DeviceState::$kind))
+                        }
+                    )+
+                    (_, Some(other)) => {
+                        let other = other.kind().name;
+                        Err(site.error("restore it", format!("the state is of a {other}")))
+                    }
+                }
+            }
+
+            /// The options as a node called `name`.
+            pub fn to_node(&self, name: &str) -> Node {
+                match self {
+                    $(Self::$kind(options) => options.to_node(name),)+
+                }
+            }
+        }
+
+        impl DeviceState {
+            /// The kind of the device.
+            pub fn kind(&self) -> &'static KindInfo {
+                let name = match self {
+                    $(Self::$kind(_) => <$path as Kind>::NAME,)+
+                };
+                kind_of(name)
+            }
+
+            /// The state as a node called `name`.
+            pub fn to_node(&self, name: &str) -> Node {
+                match self {
+                    $(Self::$kind(state) => state.to_node(name),)+
+                }
+            }
+        }
+
+        #[cfg(any(test, fuzzing))]
+        impl KindInfo {
+            /// The options of a sample of every kind.
+            pub(crate) fn samples() -> Vec<DeviceOptions> {
+                use super::kind::Sample;
+                vec![$(DeviceOptions::$kind(<$path>::options())),+]
+            }
+
+            /// Files for a device with these options, and this state if there is one.
+            pub(crate) fn sample_files(
+                options: &DeviceOptions,
+                state: Option<&DeviceState>,
+            ) -> Option<super::kind::SampleFiles> {
+                use super::kind::Sample;
+                match (options, state) {
+                    $(
+                        (DeviceOptions::$kind(_), None) => <$path>::files(None),
+                        (DeviceOptions::$kind(_), Some(DeviceState::$kind(state))) => {
+                            <$path>::files(Some(state))
+                        }
+                    )+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+catalog! {
+    Serial => super::serial::Serial,
+    VirtioBlk => super::virtio::Block,
+}
+
+fn kind_of(name: &str) -> &'static KindInfo {
+    // Every name comes from the same list.
+    KINDS.iter().find(|kind| kind.name == name).unwrap_or(&KINDS[0])
+}
+
+impl DeviceOptions {
+    /// Decodes a child of the node at `parent`: its binding decides which kind it is of.
+    pub fn read(node: &Node, parent: &str) -> Result<Self, StateError> {
+        read_any(node, parent, |kind| &kind.options)
+    }
+}
+
+impl DeviceState {
+    /// Decodes a child of the node at `parent`: its binding decides which kind it is of.
+    pub fn read(node: &Node, parent: &str) -> Result<Self, StateError> {
+        read_any(node, parent, |kind| &kind.state)
+    }
+}
+
+fn read_any<T>(
+    node: &Node,
+    parent: &str,
+    decoder: fn(&'static KindInfo) -> &'static Decoder<T>,
+) -> Result<T, StateError> {
+    let decoders = || KINDS.iter().map(decoder);
+    let found = decoders().find(|d| d.bindings.iter().any(|binding| node.is_compatible(binding)));
+    match found {
+        Some(decoder) => (decoder.read)(node, parent),
+        None => {
+            // A node without any binding is that error first.
+            node.reader(parent)?;
+            let known: Vec<&str> = decoders().flat_map(|d| d.bindings).copied().collect();
+            Err(node.incompatible(parent, &known))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn kinds_differ_in_key_name_and_bindings() {
+        let all_differ = |names: Vec<&str>| {
+            let different: BTreeSet<&str> = names.iter().copied().collect();
+            assert_eq!(different.len(), names.len(), "{names:?}");
+        };
+        all_differ(KINDS.iter().map(|kind| kind.key).collect());
+        all_differ(KINDS.iter().map(|kind| kind.name).collect());
+        let bindings = |kind: &'static KindInfo| [kind.options.bindings, kind.state.bindings];
+        all_differ(KINDS.iter().flat_map(bindings).flatten().copied().collect());
+    }
+
+    #[test]
+    fn options_of_every_kind_are_read_by_their_binding() {
+        for options in KindInfo::samples() {
+            let node = options.to_node(&format!("{}@1", options.kind().name));
+            assert_eq!(DeviceOptions::read(&node, "/machine"), Ok(options));
+        }
+        let stray = Node::new("stray@1", &["perennial,stray-v1"]);
+        let error = DeviceOptions::read(&stray, "/machine").unwrap_err().to_string();
+        assert!(error.starts_with("/machine/stray@1: the document has `perennial,stray-v1`"));
+        assert!(error.contains("`perennial,virtio-blk-options-v1`"), "{error}");
+    }
+}

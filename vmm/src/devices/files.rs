@@ -1,0 +1,143 @@
+//! File descriptors on their way from the host, which opens them by name, to a device, which knows no
+//! names: each has a role of its device's own.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::identity::Identity;
+
+/// A file that a device needs, opened by the host.
+#[derive(Debug)]
+pub struct Opened {
+    /// What the device needs it for. Unique in the device.
+    pub role: &'static str,
+    /// The open file.
+    pub fd: OwnedFd,
+    /// What it is, if the device cares.
+    pub identity: Option<Identity>,
+}
+
+/// Something that a device needs cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open {what} {}{remedy}", path.display())]
+pub struct OpenError {
+    /// The thing, such as `disk`.
+    pub what: &'static str,
+    /// Its name on the host.
+    pub path: PathBuf,
+    /// What to do, behind a colon; or nothing.
+    pub remedy: &'static str,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Opens `path`, which an error calls `what`.
+pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
+    options.open(path).map_err(|source| OpenError {
+        what,
+        path: path.to_owned(),
+        remedy: "",
+        source,
+    })
+}
+
+/// How long PID 1 waits for a device of the host to appear.
+const DEVICE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Asks for a device of the host until it is there. A driver may still be probing, and nothing tells
+/// a process without netlink when it is done. Only PID 1 waits: for others the machine is up.
+pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + DEVICE_WITHIN;
+    loop {
+        let found = find();
+        if found.is_some() || std::process::id() != 1 || Instant::now() >= deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The files of one device, as they arrive in the VM's process. Each is taken once.
+#[derive(Debug, Default)]
+pub struct DeviceFiles(Vec<(String, OwnedFd, Option<Identity>)>);
+
+/// The files that came for a device are not those that it needs.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FilesError {
+    /// One is missing.
+    #[error("no file descriptor came as its `{0}`")]
+    Missing(&'static str),
+    /// One came without its identity.
+    #[error("the file descriptor that came as its `{0}` came without an identity")]
+    Unidentified(&'static str),
+    /// One is of no use.
+    #[error("a file descriptor came as its `{0}`, which it does not have")]
+    Leftover(String),
+}
+
+impl DeviceFiles {
+    /// Adds a file.
+    pub fn push(&mut self, role: String, fd: OwnedFd, identity: Option<Identity>) {
+        self.0.push((role, fd, identity));
+    }
+
+    /// Takes the file of `role`, if it came.
+    pub fn take_optional(&mut self, role: &str) -> Option<OwnedFd> {
+        let index = self.0.iter().position(|(found, _, _)| found == role)?;
+        Some(self.0.remove(index).1)
+    }
+
+    /// Takes the file of `role`.
+    pub fn take(&mut self, role: &'static str) -> Result<OwnedFd, FilesError> {
+        self.take_optional(role).ok_or(FilesError::Missing(role))
+    }
+
+    /// Takes the file of `role` and what it is.
+    pub fn take_identified(
+        &mut self,
+        role: &'static str,
+    ) -> Result<(OwnedFd, Identity), FilesError> {
+        let index = self.0.iter().position(|(found, _, _)| found == role);
+        let (_, fd, identity) = self.0.remove(index.ok_or(FilesError::Missing(role))?);
+        Ok((fd, identity.ok_or(FilesError::Unidentified(role))?))
+    }
+
+    /// Ends the taking: what nobody took is an error.
+    pub fn finish(self) -> Result<(), FilesError> {
+        match self.0.into_iter().next() {
+            Some((role, _, _)) => Err(FilesError::Leftover(role)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// As the host's files arrive at the device.
+impl From<Vec<Opened>> for DeviceFiles {
+    fn from(opened: Vec<Opened>) -> Self {
+        let file = |Opened { role, fd, identity }| (role.to_owned(), fd, identity);
+        Self(opened.into_iter().map(file).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_is_taken_once_by_its_role() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let identity = Identity::File { file_system: 1, inode: 2 };
+        let mut files = DeviceFiles::default();
+        files.push("image".to_owned(), null(), Some(identity.clone()));
+        files.push("log".to_owned(), null(), None);
+        assert_eq!(files.take_identified("log").unwrap_err(), FilesError::Unidentified("log"));
+        assert_eq!(files.take_identified("image").unwrap().1, identity);
+        assert_eq!(files.take("image").unwrap_err(), FilesError::Missing("image"));
+        files.push("log".to_owned(), null(), None);
+        assert_eq!(files.finish(), Err(FilesError::Leftover("log".to_owned())));
+    }
+}

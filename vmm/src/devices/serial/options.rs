@@ -1,0 +1,176 @@
+//! `serial = "..."`: where the output of the serial port goes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::devices::files::{OpenError, Opened, open, wait_for_device};
+use crate::state::{Node, Reader, Schema, StateError};
+
+/// The role of the file that takes the output.
+pub(super) const SINK: &str = "sink";
+/// The terminal of a host that has one.
+const STDOUT: &str = "/dev/stdout";
+
+/// Where the serial console's output goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SerialOptions {
+    /// Nowhere.
+    Off,
+    /// The host's own standard output.
+    Tty,
+    /// A file, appended to.
+    File(PathBuf),
+    /// A virtio-serial port of the host, by name.
+    Port(String),
+}
+
+impl SerialOptions {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "off" => Ok(Self::Off),
+            None if text == "tty" => Ok(Self::Tty),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("port", name)) if !name.is_empty() => Ok(Self::Port(name.to_owned())),
+            _ => Err("it is one of off, tty, file=PATH, port=NAME".to_owned()),
+        }
+    }
+
+    pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
+        let sink: Option<OwnedFd> = match self {
+            Self::Off => None,
+            Self::Tty => Some(open_stdout()?),
+            Self::File(path) => {
+                let mut options = OpenOptions::new();
+                options.append(true).create(true);
+                Some(open("serial output", path, &options)?.into())
+            }
+            Self::Port(name) => Some(open_port(name)?.into()),
+        };
+        Ok(sink.into_iter().map(|fd| Opened { role: SINK, fd, identity: None }).collect())
+    }
+}
+
+fn open_stdout() -> Result<OwnedFd, OpenError> {
+    if io::stdout().is_terminal() {
+        // Opened again, so that it is non-blocking for this VM alone: a terminal that was stopped
+        // (Ctrl-S) says that it has room and then makes a blocking writer wait.
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        return open("serial output", Path::new(STDOUT), &options).map(OwnedFd::from);
+    }
+    io::stdout().as_fd().try_clone_to_owned().map_err(|source| OpenError {
+        what: "serial output",
+        path: STDOUT.into(),
+        remedy: "",
+        source,
+    })
+}
+
+/// Opens a virtio-serial port of the host by its name, without blocking.
+pub fn open_port(name: &str) -> Result<File, OpenError> {
+    let class = Path::new("/sys/class/virtio-ports");
+    let error = |source| OpenError {
+        what: "virtio-serial port",
+        path: name.into(),
+        remedy: ": the name is looked up in /sys/class/virtio-ports",
+        source,
+    };
+    let find = || {
+        std::fs::read_dir(class).ok()?.flatten().find(|entry| {
+            std::fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim_end() == name)
+        })
+    };
+    // Ports get their names some time after their driver was loaded.
+    let port = wait_for_device(find).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let path = Path::new("/dev").join(port.file_name());
+    open("virtio-serial port", &path, &options)
+}
+
+/// `perennial,serial-options-v1`.
+impl Schema for SerialOptions {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,serial-options-v1"];
+
+    fn encode(&self, node: &mut Node) {
+        let (kind, argument) = match self {
+            Self::Off => ("off", String::new()),
+            Self::Tty => ("tty", String::new()),
+            Self::File(path) => ("file", path.to_string_lossy().into_owned()),
+            Self::Port(port) => ("port", port.clone()),
+        };
+        node.put_strings("output", &[kind, &argument]);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let words = reader.strings("output")?;
+        match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["off", ""] => Ok(Self::Off),
+            ["tty", ""] => Ok(Self::Tty),
+            ["file", path] => Ok(Self::File(path.into())),
+            ["port", port] => Ok(Self::Port(port.to_owned())),
+            _ => Err(reader.invalid("output", format!("{words:?} names no output"))),
+        }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+mod sample {
+    #![expect(clippy::unwrap_used, reason = "a test or fuzz target that cannot go on has failed")]
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::devices::kind::{Sample, SampleFiles};
+    use crate::devices::serial::{Serial, SerialStateV1};
+
+    impl Sample for Serial {
+        fn options() -> SerialOptions {
+            SerialOptions::Port("web".to_owned())
+        }
+
+        /// A line whose other end is the peer.
+        fn files(_state: Option<&SerialStateV1>) -> Option<SampleFiles> {
+            let (peer, sink) = UnixStream::pair().unwrap();
+            peer.set_nonblocking(true).unwrap();
+            sink.set_nonblocking(true).unwrap();
+            let opened = vec![Opened { role: SINK, fd: sink.into(), identity: None }];
+            Some(SampleFiles { opened, peer: Some(peer) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::contract::contract_tests;
+
+    contract_tests! {
+        SerialOptions,
+        sample: || SerialOptions::Port("web".to_owned()),
+        changes: [
+            |s| *s = SerialOptions::Off,
+            |s| *s = SerialOptions::Tty,
+            |s| *s = SerialOptions::File("web".into()),
+            |s| *s = SerialOptions::Port("other".to_owned()),
+        ],
+        golden: "serial-options-v1",
+    }
+
+    #[test]
+    fn an_output_is_one_of_four_things() {
+        assert_eq!(SerialOptions::parse("off"), Ok(SerialOptions::Off));
+        assert_eq!(SerialOptions::parse("tty"), Ok(SerialOptions::Tty));
+        assert_eq!(SerialOptions::parse("file=/a=b"), Ok(SerialOptions::File("/a=b".into())));
+        assert_eq!(SerialOptions::parse("port=web"), Ok(SerialOptions::Port("web".to_owned())));
+        for wrong in ["", "on", "socket=/x", "file=", "port=", "Off"] {
+            assert!(SerialOptions::parse(wrong).unwrap_err().contains("file=PATH"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The port as a guest and a terminal see it.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
+use super::*;
+use crate::state::Schema;
+use crate::state::node::read_node;
+
+const DATA: u64 = 0;
+const IER: u64 = 1;
+const THR_EMPTY: u8 = 0b10;
+
+fn port(sink: Option<OwnedFd>) -> (Serial, EventFd) {
+    let interrupt = event("a test").unwrap();
+    let line = interrupt.try_clone().unwrap();
+    (Serial::new(SerialResources { interrupt, sink }).unwrap(), line)
+}
+
+fn pair() -> (UnixStream, OwnedFd) {
+    let (near, far) = UnixStream::pair().unwrap();
+    far.set_nonblocking(true).unwrap();
+    near.set_nonblocking(true).unwrap();
+    (near, far.into())
+}
+
+fn send(serial: &mut Serial, text: &[u8]) {
+    text.iter().for_each(|byte| serial.write(DATA, &[*byte]));
+}
+
+#[test]
+fn output_reaches_the_sink_and_input_the_guest() {
+    let (mut near, far) = pair();
+    let (mut serial, _) = port(Some(far));
+    let mut worker = serial.worker();
+    send(&mut serial, b"login: ");
+    worker.send();
+    let mut text = [0; 16];
+    assert_eq!(near.read(&mut text).unwrap(), 7);
+    assert_eq!(&text[..7], b"login: ");
+    near.write_all(b"ro").unwrap();
+    worker.receive();
+    let mut byte = [0];
+    serial.read(DATA, &mut byte);
+    assert_eq!(&byte, b"r");
+}
+
+#[test]
+fn input_beyond_the_fifo_waits_in_the_sink() {
+    let (mut near, far) = pair();
+    let (mut serial, _) = port(Some(far));
+    let mut worker = serial.worker();
+    near.write_all(&[7; FIFO + 3]).unwrap();
+    worker.receive();
+    assert!(worker.input_waits);
+    let mut byte = [0];
+    for _ in 0..FIFO {
+        serial.read(DATA, &mut byte);
+    }
+    worker.receive();
+    assert!(!worker.input_waits);
+    let state = serial.save().unwrap();
+    assert_eq!(state.registers.in_buffer, [7; 3]);
+}
+
+#[test]
+fn a_sink_that_takes_nothing_loses_the_oldest_output_and_holds_up_nobody() {
+    let (_near, far) = pair();
+    let (mut serial, _) = port(Some(far));
+    let mut worker = serial.worker();
+    for _ in 0..64 {
+        send(&mut serial, &[b'x'; 8192]);
+        worker.send();
+    }
+    send(&mut serial, b"last");
+    let outbox = serial.save().unwrap().outbox;
+    assert_eq!(outbox.len(), OUTBOX);
+    assert!(outbox.ends_with(b"xlast"));
+}
+
+#[test]
+fn a_port_goes_on_with_its_registers_its_input_and_its_unsent_output() {
+    let (mut near, far) = pair();
+    let (mut serial, _) = port(Some(far));
+    let mut worker = serial.worker();
+    near.write_all(b"in").unwrap();
+    worker.receive();
+    serial.write(IER, &[THR_EMPTY]);
+    serial.write(7, &[0x5a]);
+    send(&mut serial, b"unsent");
+    let state = serial.save().unwrap();
+    assert_eq!(state, serial.save().unwrap());
+    assert_eq!(read_node(&state.to_node("serial@3f8"), "/"), Ok(state.clone()));
+
+    let (mut near, far) = pair();
+    let interrupt = event("a test").unwrap();
+    let line = interrupt.try_clone().unwrap();
+    let resources = SerialResources { interrupt, sink: Some(far) };
+    let mut restored = Serial::restore(state.clone(), resources).unwrap();
+    assert_eq!(restored.save().unwrap(), state);
+    let mut worker = restored.worker();
+    let _ = line.read();
+    restored.resume();
+    assert!(line.read().is_ok(), "the interrupt that may have been lost is raised again");
+    worker.send();
+    let mut text = [0; 16];
+    assert_eq!(near.read(&mut text).unwrap(), 6);
+    assert_eq!(&text[..6], b"unsent");
+}
+
+#[test]
+fn a_full_fifo_is_kept_and_an_overfull_one_refused() {
+    let (serial, _) = port(None);
+    let mut state = serial.save().unwrap();
+    state.registers.in_buffer = vec![1; FIFO];
+    assert_eq!(read_node(&state.to_node("serial@3f8"), "/"), Ok(state.clone()));
+    state.registers.in_buffer.push(1);
+    let error = read_node::<SerialStateV1>(&state.to_node("serial@3f8"), "/").unwrap_err();
+    assert!(error.to_string().contains("65 bytes, the FIFO has 64"), "{error}");
+}
+
+#[test]
+fn wide_accesses_are_ignored() {
+    let (mut serial, _) = port(None);
+    let before = serial.save().unwrap();
+    serial.write(IER, &[1, 2]);
+    serial.write(DATA, &[1, 2, 3, 4]);
+    assert_eq!(serial.save().unwrap(), before);
+}

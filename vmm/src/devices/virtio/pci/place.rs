@@ -1,0 +1,43 @@
+//! A virtio device as the machine places it: a function in a slot, with its BAR.
+
+use std::sync::{Arc, Mutex};
+
+use super::{BAR_SIZE, PciResources, VirtioPci, VirtioState};
+use crate::devices::DeviceError;
+use crate::devices::kind::{Built, Site};
+use crate::devices::virtio::VirtioDevice;
+use crate::state::Persist;
+
+impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
+    /// Builds the function at `site`: with `state` as it was, otherwise with the device that `fresh`
+    /// makes, after reset.
+    pub fn build(
+        site: &Site,
+        state: Option<VirtioState<D::State>>,
+        device: D::Resources,
+        fresh: impl FnOnce(D::Resources) -> Result<D, D::Error>,
+    ) -> Result<Built<VirtioState<D::State>>, DeviceError> {
+        let resources = PciResources {
+            slot: site.slot,
+            bar: site.bar,
+            memory: site.memory.clone(),
+            interrupts: site.interrupts.clone(),
+            doorbells: site.doorbells.clone(),
+        };
+        let function = match state {
+            Some(state) => Self::restore(state, (resources, device))
+                .map_err(|error| site.error("restore it", error))?,
+            None => {
+                let device = fresh(device).map_err(|error| site.error("create it", error))?;
+                Self::new(device, resources)
+                    .map_err(|error| site.error("connect its interrupts", error))?
+            }
+        };
+        let worker = Box::new(function.worker());
+        let function = Arc::new(Mutex::new(function));
+        let mut built = Built::new(&site.node, function.clone(), worker);
+        built.mmio = Some((site.bar.into(), BAR_SIZE.into(), function.clone()));
+        built.function = Some(function);
+        Ok(built)
+    }
+}

@@ -1,0 +1,95 @@
+//! The option dialect of the configuration and the command line, which is Cloud Hypervisor's:
+//! `key=value,key=value`, and sizes such as `512M`.
+
+/// The pairs of one option text, each key known and given once.
+#[derive(Debug)]
+pub struct Options<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Options<'a> {
+    /// Splits `text`, in which only keys of `known` may stand. The error says what is wrong with it,
+    /// and what would be right.
+    pub fn parse(text: &'a str, known: &[&str]) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        for part in text.split(',') {
+            let Some((key, value)) = part.split_once('=') else {
+                return Err(format!("`{part}` is not of the form key=value"));
+            };
+            if !known.contains(&key) {
+                return Err(format!("`{key}` is not known here; there is {}", known.join(", ")));
+            }
+            if pairs.iter().any(|(k, _)| *k == key) {
+                return Err(format!("`{key}` is given twice"));
+            }
+            pairs.push((key, value));
+        }
+        Ok(Self(pairs))
+    }
+
+    /// The value of `key`, if it was given.
+    pub fn get(&self, key: &str) -> Option<&'a str> {
+        self.0.iter().find(|(k, _)| *k == key).map(|(_, value)| *value)
+    }
+
+    /// The value of `key`, which must name a path.
+    pub fn path(&self, key: &str) -> Result<&'a str, String> {
+        let path = self.get(key).filter(|path| !path.is_empty());
+        path.ok_or_else(|| format!("it must name a path: {key}=FILE"))
+    }
+
+    /// Whether `key` is `on`; one that was not given is `off`.
+    pub fn switch(&self, key: &str) -> Result<bool, String> {
+        match self.get(key) {
+            None | Some("off") => Ok(false),
+            Some("on") => Ok(true),
+            Some(other) => Err(format!("{key} is on or off, not `{other}`")),
+        }
+    }
+}
+
+/// A size in bytes with an optional suffix K, M, G or T (powers of 1024).
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        Some(b'T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than can be counted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact_and_bounded() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("2G"), Ok(2 << 30));
+        for bad in ["", "G", "2X", "-1", "1.5G", "99999999999T", "ä"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_known_given_once_and_has_a_value() {
+        let options = Options::parse("path=/a=b,readonly=on", &["path", "readonly"]).unwrap();
+        assert_eq!(options.path("path"), Ok("/a=b"));
+        assert_eq!(options.switch("readonly"), Ok(true));
+        assert_eq!(options.switch("other"), Ok(false));
+        for (text, problem) in [
+            ("", "`` is not of the form key=value"),
+            ("path", "`path` is not of the form key=value"),
+            ("path=a,", "`` is not of the form key=value"),
+            ("colour=red", "`colour` is not known here; there is path"),
+            ("path=a,path=b", "`path` is given twice"),
+        ] {
+            assert_eq!(Options::parse(text, &["path"]).unwrap_err(), problem);
+        }
+        let empty = Options::parse("path=", &["path"]).unwrap();
+        assert_eq!(empty.path("path").unwrap_err(), "it must name a path: path=FILE");
+        assert!(empty.switch("path").unwrap_err().contains("path is on or off, not ``"));
+    }
+}
