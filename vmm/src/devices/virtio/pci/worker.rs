@@ -1,10 +1,10 @@
 //! The thread of one device, as a subscriber of its event loop: doorbells, then the device's own
 //! sources.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
-use std::os::fd::AsRawFd;
+use event_manager::{Error, EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
 use super::backend::Shared;
@@ -45,8 +45,13 @@ impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
         let sources =
             sources.iter().map(|fd| (fd.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED));
         for (index, (fd, when)) in (0u32..).zip(doorbells.chain(sources)) {
-            if let Err(error) = ops.add(Events::with_data_raw(fd, index, when)) {
-                tracing::error!(%error, "{}: event source {index} cannot be watched", self.name);
+            match ops.add(Events::with_data_raw(fd, index, when)) {
+                Ok(()) => {}
+                // A file that is always ready, as /dev/urandom is: there is nothing to wait for.
+                Err(Error::Epoll(errno)) if errno.errno() == libc::EPERM => {}
+                Err(error) => {
+                    tracing::error!(%error, "{}: event source {index} is not watched", self.name);
+                }
             }
         }
     }
