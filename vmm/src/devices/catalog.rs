@@ -172,6 +172,7 @@ macro_rules! catalog {
 catalog! {
     Serial => super::serial::Serial,
     VirtioBlk => super::virtio::Block,
+    VirtioRng => super::virtio::rng::Rng,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

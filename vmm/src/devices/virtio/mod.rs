@@ -14,6 +14,7 @@ pub mod block;
 pub(crate) mod driver;
 pub mod features;
 pub mod pci;
+pub mod rng;
 
 pub use block::{Block, BlockError};
 pub use pci::{

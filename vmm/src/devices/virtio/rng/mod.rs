@@ -1,0 +1,178 @@
+//! virtio-rng (5.4): entropy for the guest, from a character device of the host.
+//!
+//! A request is taken only when the source has something to give, so none is in flight while the
+//! device waits, and a pause never waits for entropy.
+
+mod options;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use options::RngOptions;
+pub use state::VirtioRngStateV1;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
+
+use super::{Chain, Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use crate::devices::DeviceError;
+use crate::devices::files::{OpenError, Opened};
+use crate::devices::kind::{Built, Kind, Place, Site};
+
+/// Entries of the one queue.
+const QUEUE_SIZE: u16 = 64;
+/// Most bytes that one request is given, so that a guest cannot have the device's thread read for
+/// long. A driver that wants more asks again (5.4.6.1: the device may give less than asked for).
+const REQUEST_MAX: usize = 64 << 10;
+
+/// The device.
+#[derive(Debug)]
+pub struct Rng {
+    source: Arc<File>,
+}
+
+impl Rng {
+    /// A device that gives what `source` gives, which is read without blocking.
+    pub fn new(source: File) -> Self {
+        Self { source: Arc::new(source) }
+    }
+}
+
+impl VirtioDevice for Rng {
+    const NAME: &'static str = "virtio-rng";
+    const ID: u16 = 4;
+    /// A class that PCI does not define.
+    const CLASS: [u8; 3] = [0xff, 0x00, 0x00];
+    const FEATURES: features::Names = &[];
+
+    type Worker = RngWorker;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    /// There is no device configuration (5.4.4).
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn negotiated(&mut self, _features: u64) {}
+
+    fn worker(&self) -> RngWorker {
+        RngWorker { source: self.source.clone(), reported: false }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Fills the guest's buffers.
+#[derive(Debug)]
+pub struct RngWorker {
+    source: Arc<File>,
+    /// That the source fails was reported.
+    reported: bool,
+}
+
+impl VirtioWorker for RngWorker {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.source.as_fd()]
+    }
+
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
+        while self.has_entropy() {
+            let Some(request) = rings.take(queue) else { return };
+            let written = self.fill(rings.memory(), request.chain());
+            rings.complete(request, written);
+        }
+    }
+
+    fn on_source(&mut self, _source: usize, rings: &Rings) {
+        self.on_doorbell(0, rings);
+    }
+}
+
+impl RngWorker {
+    /// Whether a read gives something, or an error, at once.
+    fn has_entropy(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.source, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Fills the buffers of a chain that the device may write to. Returns how many bytes it wrote.
+    fn fill(&mut self, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
+        let mut written = 0;
+        for descriptor in chain.filter(|descriptor| descriptor.is_write_only()) {
+            let len = (descriptor.len() as usize).min(REQUEST_MAX - written);
+            // Not RAM: what was written so far is what the guest gets.
+            let Ok(mut buffer) = memory.get_slice(descriptor.addr(), len) else { break };
+            if len == 0 {
+                continue;
+            }
+            let count = match (&*self.source).read_volatile(&mut buffer) {
+                Ok(0) => self.report("it has come to its end"),
+                Ok(count) => count,
+                Err(error) => self.report(&error.to_string()),
+            };
+            written += count;
+            if count < len {
+                break;
+            }
+        }
+        // At most REQUEST_MAX.
+        written as u32
+    }
+
+    /// Says once that the source gives nothing. Returns the 0 bytes that it gave.
+    fn report(&mut self, problem: &str) -> usize {
+        if !std::mem::replace(&mut self.reported, true) {
+            tracing::warn!("virtio-rng: its source gives no entropy: {problem}");
+        }
+        0
+    }
+}
+
+impl Kind for Rng {
+    const KEY: &'static str = "rng";
+    const NAME: &'static str = <Self as VirtioDevice>::NAME;
+    const MOST: usize = 1;
+    const PLACE: Place = Place::Slot;
+
+    type Options = RngOptions;
+    type State = VirtioState<VirtioRngStateV1>;
+
+    fn parse(text: &str) -> Result<RngOptions, String> {
+        RngOptions::parse(text)
+    }
+
+    fn unasked() -> Option<RngOptions> {
+        None
+    }
+
+    fn open(options: &RngOptions) -> Result<Vec<Opened>, OpenError> {
+        options.open()
+    }
+
+    fn build(
+        _options: &RngOptions,
+        site: &mut Site,
+        state: Option<Self::State>,
+    ) -> Result<Built<Self::State>, DeviceError> {
+        let source = site.files.take(options::SOURCE).map_err(|error| site.files_error(error))?;
+        VirtioPci::build(site, state, source.into(), |source| Ok(Self::new(source)))
+    }
+}

@@ -1,0 +1,58 @@
+//! The state of the entropy device: that of its transport, and nothing of its own.
+
+use std::convert::Infallible;
+use std::fs::File;
+
+use super::Rng;
+use crate::state::{Node, Persist, Reader, Schema, StateError};
+
+/// `perennial,virtio-rng-v1`. What the guest was given is gone, and what it will be given comes from
+/// the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioRngStateV1;
+
+impl Schema for VirtioRngStateV1 {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-rng-v1"];
+
+    fn encode(&self, _node: &mut Node) {
+        let Self = self;
+    }
+
+    fn decode(_reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        Ok(Self)
+    }
+}
+
+impl Persist for Rng {
+    type State = VirtioRngStateV1;
+    type Resources = File;
+    type Error = Infallible;
+
+    fn save(&self) -> Result<VirtioRngStateV1, Infallible> {
+        // The source is the host's.
+        let Self { source: _ } = self;
+        Ok(VirtioRngStateV1)
+    }
+
+    fn restore(state: VirtioRngStateV1, source: File) -> Result<Self, Infallible> {
+        let VirtioRngStateV1 = state;
+        Ok(Self::new(source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::state::contract::contract_tests;
+
+    contract_tests! {
+        VirtioState<VirtioRngStateV1>,
+        sample: || VirtioState {
+            device: VirtioRngStateV1,
+            transport: VirtioPciStateV1::sample(),
+        },
+        changes: [|s| s.transport.isr += 1, |s| s.transport.queues.clear()],
+        golden: "virtio-rng-v1",
+    }
+}

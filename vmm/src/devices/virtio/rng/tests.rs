@@ -1,0 +1,159 @@
+//! The device as its guest's driver drives it, and as no driver should.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use event_manager::{EventManager, SubscriberOps};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::bus::BusDevice;
+use crate::devices::Device;
+use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
+use crate::devices::virtio::features::VERSION_1;
+use crate::devices::virtio::{PciResources, Worker};
+use crate::kvm::interrupts::fake::FakeWires;
+use crate::kvm::interrupts::pull;
+
+const BAR: u32 = 0xc000_0000;
+const DATA: u64 = 0x1_0000;
+
+struct Guest {
+    function: VirtioPci<Rng>,
+    thread: EventManager<Worker<RngWorker>>,
+    wires: Arc<FakeWires>,
+    memory: GuestMemoryMmap,
+    ring: Ring,
+}
+
+impl Guest {
+    /// A guest whose driver has started the device.
+    fn new(source: impl Into<OwnedFd>) -> Self {
+        let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
+        let resources = PciResources {
+            slot: 1,
+            bar: BAR,
+            memory: memory.clone(),
+            interrupts: wires.clone(),
+            doorbells: wires.clone(),
+        };
+        let rng = Rng::new(source.into().into());
+        let mut function = VirtioPci::new(rng, resources).unwrap();
+        let mut thread = EventManager::new().unwrap();
+        thread.add_subscriber(function.worker());
+        let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
+        for (at, value, size) in [
+            (0x14, 1, 1),
+            (0x14, 3, 1),
+            (0x08, 1, 4),
+            (0x0c, VERSION_1 >> 32, 4),
+            (0x14, 11, 1),
+            (0x20, ring.descriptors(), 8),
+            (0x28, ring.available(), 8),
+            (0x30, ring.used(), 8),
+            (0x1c, 1, 2),
+            (0x14, 15, 1),
+        ] {
+            function.write(at, &value.to_le_bytes()[..size]);
+        }
+        Self { function, thread, wires, memory, ring }
+    }
+
+    /// Offers a chain and rings the doorbell.
+    fn ask(&mut self, parts: &[Part]) {
+        self.ring.offer(parts);
+        pull(&self.wires.doorbells.lock().unwrap()[&(u64::from(BAR) + 0x3000)]);
+        self.run();
+    }
+
+    fn run(&mut self) {
+        let idle = (0..1000).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
+        assert!(idle, "the device's thread has no end of work");
+    }
+
+    fn get(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn every_buffer_is_filled_with_other_bytes() {
+    let mut guest = Guest::new(File::open("/dev/urandom").unwrap());
+    guest.ask(&[(DATA, 64, WRITE), (DATA + 0x100, 64, WRITE)]);
+    guest.ask(&[(DATA + 0x200, 64, WRITE)]);
+    assert_eq!((guest.ring.used_element(0), guest.ring.used_element(1)), ((0, 128), (2, 64)));
+    let given: Vec<Vec<u8>> = (0..3).map(|n| guest.get(DATA + 0x100 * n, 64)).collect();
+    assert!(given[0] != given[1] && given[1] != given[2] && given[0] != given[2]);
+    assert!(given.iter().all(|bytes| *bytes != [0; 64]));
+    assert_eq!(guest.get(DATA + 64, 1), [0], "and nothing behind a buffer");
+}
+
+#[test]
+fn a_request_waits_in_the_ring_until_the_source_has_entropy() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let mut guest = Guest::new(reader);
+    guest.ask(&[(DATA, 16, WRITE)]);
+    assert_eq!(guest.ring.used_index(), 0);
+    // Nothing is in flight meanwhile: the device pauses at once.
+    guest.function.pause();
+    guest.function.drain(std::time::Instant::now()).unwrap();
+    writer.write_all(b"0123456789abcdef").unwrap();
+    guest.run();
+    assert_eq!(guest.ring.used_index(), 0, "a paused device touches no memory");
+    guest.function.resume();
+    guest.run();
+    assert_eq!(guest.ring.used_element(0), (0, 16));
+    assert_eq!(guest.get(DATA, 16), b"0123456789abcdef");
+    guest.ask(&[(DATA, 16, WRITE)]);
+    writer.write_all(b"more").unwrap();
+    guest.run();
+    assert_eq!(guest.ring.used_element(1), (1, 4), "what there is, not what was asked for");
+}
+
+#[test]
+fn a_source_that_ends_or_fails_gives_nothing_and_holds_up_nobody() {
+    for source in [File::open("/dev/null").unwrap(), File::open("/proc/self").unwrap()] {
+        let mut guest = Guest::new(source);
+        guest.ask(&[(DATA, 16, WRITE)]);
+        assert_eq!(guest.ring.used_element(0), (0, 0));
+        assert_eq!(guest.get(DATA, 16), [0; 16]);
+    }
+}
+
+#[test]
+fn chains_that_cannot_be_are_answered_with_what_could_be_written() {
+    let chains: [(&[Part], u32); 7] = [
+        (&[(DATA, 16, 0)], 0),
+        (&[(DATA, 0, WRITE)], 0),
+        (&[(DATA, 16, 0), (DATA, 16, WRITE)], 16),
+        (&[(DATA, 16, WRITE), (0x9_0000, 16, WRITE), (DATA, 16, WRITE)], 16),
+        (&[(0x7_fff8, 16, WRITE)], 0),
+        (&[(u64::MAX - 3, 16, WRITE)], 0),
+        (&[(DATA, u32::MAX, WRITE)], REQUEST_MAX as u32),
+    ];
+    for (chain, written) in chains {
+        let mut guest = Guest::new(File::open("/dev/urandom").unwrap());
+        guest.ask(chain);
+        assert_eq!(guest.ring.used_element(0).1, written, "{chain:x?}");
+    }
+}
+
+#[test]
+fn a_request_is_given_no_more_than_the_most() {
+    let mut guest = Guest::new(File::open("/dev/zero").unwrap());
+    guest.memory.write_slice(&[7; 0x2_0000], GuestAddress(DATA)).unwrap();
+    guest.ask(&[(DATA, 0x8000, WRITE), (DATA + 0x8000, 0x1_8000, WRITE)]);
+    assert_eq!(guest.ring.used_element(0), (0, REQUEST_MAX as u32));
+    assert_eq!(guest.get(DATA + 0xffff, 2), [0, 7]);
+}
+
+#[test]
+fn there_is_no_configuration_to_read_or_write() {
+    let mut guest = Guest::new(File::open("/dev/zero").unwrap());
+    guest.function.write(0x2000, &[7; 4]);
+    let mut data = [0xff; 4];
+    guest.function.read(0x2000, &mut data);
+    assert_eq!(data, [0; 4]);
+}
