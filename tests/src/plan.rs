@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
 use crate::image::{Ext4, Initramfs, raw_disk};
-use crate::kernels::{self, Role};
+use crate::kernels::{self, Kernel, Role};
 use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::Machine;
@@ -222,6 +222,15 @@ impl HostPlan {
             under_systemd: self.under_systemd,
             ..Self::default()
         }
+    }
+
+    /// The files with the symbols of the kernels: of the host's two, which are the same code, and of the
+    /// guests'. A distribution's kernel has none.
+    pub fn symbols(&self) -> [Option<PathBuf>; 2] {
+        let [host, _] = self.luo.hosts();
+        let guest = if self.stock_guests { Role::StockB } else { Role::Guest };
+        let vmlinux = |role| kernels::find(role).ok().map(Kernel::vmlinux);
+        [host, guest].map(|role| vmlinux(role).filter(|path| path.exists()))
     }
 
     /// What both sides' kernels are told.

@@ -47,8 +47,17 @@ const RESET_LINES: usize = 48;
 /// Time from one nudge to the next.
 const NUDGES: Duration = Duration::from_millis(500);
 
-/// How long QEMU's monitor may take for an answer.
+/// How long QEMU's monitor may take for a line of its answer.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Lines of the monitor among which the answer has to be.
+const MOST_MONITOR_LINES: usize = 100;
+
+/// What marks the answer to a question among the monitor's other lines.
+const ANSWER_ID: &str = "answer";
+
+/// Time between two looks at a machine's CPUs: a CPU that runs is somewhere else by then.
+const A_MOMENT: Duration = Duration::from_millis(300);
 
 /// What runs the machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,23 +214,39 @@ impl Qemu {
         last_lines(&self.console(), count)
     }
 
-    /// What QEMU says of the machine's CPU and of its timer, as text for a person: where a machine
-    /// that no longer answers has stopped.
-    pub fn cpu(&mut self) -> String {
+    /// If QEMU has ended: how, and with which last words.
+    pub fn end_of_process(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        let log = self.directory.as_ref().map(|directory| log_path(directory.path()));
+        let log = log.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let last = last_lines(&log, RESET_LINES);
+        Some(format!("QEMU has ended: {status}; its log ends with\n{last}"))
+    }
+
+    /// What QEMU says of the machine's CPUs and of their local APICs, as text for a person, and the same
+    /// a moment later: where a machine that no longer answers has stopped.
+    pub fn cpus(&mut self) -> [String; 2] {
+        let looked = |qemu: &mut Self| {
+            let said = qemu.ask("info registers -a") + &qemu.ask("info lapic");
+            let is_told =
+                |line: &&str| !["FPR", "XMM", "YMM", "ZMM"].iter().any(|r| line.starts_with(r));
+            said.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+        };
+        let first = looked(self);
+        thread::sleep(A_MOMENT);
+        [first, looked(self)]
+    }
+
+    /// Puts a question for people to QEMU's monitor. The answer is text for a person, even if there is
+    /// none.
+    pub fn ask(&mut self, question: &str) -> String {
         let Some(directory) = &self.directory else { return String::new() };
-        if let Ok(Some(status)) = self.child.try_wait() {
-            let log = fs::read_to_string(log_path(directory.path())).unwrap_or_default();
-            let last = last_lines(&log, RESET_LINES);
-            return format!("QEMU has ended: {status}; its log ends with\n{last}");
-        }
         let asked = UnixStream::connect(monitor_path(directory.path())).and_then(|monitor| {
             monitor.set_read_timeout(Some(MONITOR_DEADLINE))?;
-            ask_monitor(&monitor, &["info registers", "info lapic"])
+            monitor.set_write_timeout(Some(MONITOR_DEADLINE))?;
+            ask_monitor(&monitor, question)
         });
-        let said = asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"));
-        let is_told =
-            |line: &&str| !["FPR", "XMM", "YMM", "ZMM"].iter().any(|r| line.starts_with(r));
-        said.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+        asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"))
     }
 
     /// Whether QEMU has ended, by the machine's power-off for example.
@@ -314,22 +339,23 @@ fn monitor_path(directory: &Path) -> PathBuf {
     directory.join("monitor")
 }
 
-/// Puts questions for people to QEMU's monitor, and gives what it answers: one message a line, of
-/// which the first two are its greeting and the end of the greeting.
-fn ask_monitor(mut monitor: &UnixStream, questions: &[&str]) -> io::Result<String> {
+/// Puts a question for people to QEMU's monitor, and gives what it answers. Every message is a line:
+/// its greeting, the end of the greeting, events, and the answer.
+fn ask_monitor(mut monitor: &UnixStream, question: &str) -> io::Result<String> {
     let begin = json!({"execute": "qmp_capabilities"});
-    monitor.write_all(format!("{begin}\n").as_bytes())?;
-    for question in questions {
-        let arguments = json!({"command-line": question});
-        let message = json!({"execute": "human-monitor-command", "arguments": arguments});
-        monitor.write_all(format!("{message}\n").as_bytes())?;
-    }
-    let mut answers = String::new();
-    for line in BufReader::new(monitor).lines().take(2 + questions.len()) {
+    let arguments = json!({"command-line": question});
+    let ask = json!({"execute": "human-monitor-command", "arguments": arguments, "id": ANSWER_ID});
+    monitor.write_all(format!("{begin}\n{ask}\n").as_bytes())?;
+    for line in BufReader::new(monitor).lines().take(MOST_MONITOR_LINES) {
         let message: Value = serde_json::from_str(&line?)?;
-        answers += message["return"].as_str().unwrap_or_default();
+        if message["id"] == ANSWER_ID {
+            return Ok(match message["return"].as_str() {
+                Some(answer) => answer.to_owned(),
+                None => message["error"].to_string(),
+            });
+        }
     }
-    Ok(answers)
+    Err(io::ErrorKind::UnexpectedEof.into())
 }
 
 fn stderr_path(directory: &Path) -> PathBuf {

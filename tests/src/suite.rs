@@ -3,7 +3,9 @@
 //!
 //! `PERENNIAL_LUO` (`kernel` or `pool`) leaves only the tests of those hosts.
 
+use std::cell::RefCell;
 use std::env;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -75,9 +77,7 @@ pub fn run(tests: &[Test]) -> ExitCode {
 
 fn run_one(luo: Luo, test: Test) -> Result<Completion, Failed> {
     match missing(luo, Role::Guest).or_else(test.lacks) {
-        None => {
-            (test.run)(luo).map(|()| Completion::Completed).map_err(|e| Failed::from(e.to_string()))
-        }
+        None => explained(|| (test.run)(luo)),
         Some(reason) if env::var_os("CI").is_some() => {
             Err(format!("CI must not skip this: {reason}").into())
         }
@@ -86,6 +86,35 @@ fn run_one(luo: Luo, test: Test) -> Result<Completion, Failed> {
             Ok(Completion::ignored_with(reason))
         }
     }
+}
+
+thread_local! {
+    /// What is known about the failure of the test that this thread runs; `None` while it runs none.
+    static EXPLANATION: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Says more about why the test on this thread fails. Outside a test it is printed.
+pub fn explain(text: String) {
+    EXPLANATION.with_borrow_mut(|explanation| match explanation {
+        Some(before) => *before = format!("{before}\n{text}"),
+        None => eprintln!("{text}"),
+    });
+}
+
+/// Runs a test. Its failure, also that of an assertion, comes with all that is known about it.
+fn explained(test: impl FnOnce() -> Result<(), Failure>) -> Result<Completion, Failed> {
+    EXPLANATION.set(Some(String::new()));
+    let result = catch_unwind(AssertUnwindSafe(test));
+    let explanation = EXPLANATION.take().unwrap_or_default();
+    let failure = match result {
+        Ok(Ok(())) => return Ok(Completion::Completed),
+        Ok(Err(failure)) => failure.to_string(),
+        Err(panic) => match panic.downcast_ref::<String>() {
+            Some(words) => words.clone(),
+            None => panic.downcast_ref::<&str>().copied().unwrap_or("it panicked").to_owned(),
+        },
+    };
+    Err(format!("{failure}\n{explanation}").trim_end().into())
 }
 
 /// What this machine lacks to boot a host with guests of this kernel, if anything.
@@ -101,4 +130,27 @@ pub fn missing(luo: Luo, guest: Role) -> Option<String> {
         .into_iter()
         .chain([guest])
         .find_map(|role| kernels::find(role).err().map(|error| error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_comes_with_what_was_found_out_about_it() {
+        let message = |test: fn() -> Result<(), Failure>| {
+            explained(test).err().and_then(|failed| failed.message().map(str::to_owned))
+        };
+        let failed = message(|| {
+            explain("vCPU 0 spins".to_owned());
+            Err("no heartbeat".into())
+        });
+        assert_eq!(failed.as_deref(), Some("no heartbeat\n\nvCPU 0 spins"));
+        let failed = message(|| {
+            explain("the host does not answer".to_owned());
+            panic!("{} heartbeats", 0)
+        });
+        assert_eq!(failed.as_deref(), Some("0 heartbeats\n\nthe host does not answer"));
+        assert_eq!(message(|| Ok(())), None);
+    }
 }
