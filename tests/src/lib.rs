@@ -20,4 +20,5 @@ pub mod samples;
 pub mod suite;
 pub mod systemd;
 pub mod timeline;
+mod times;
 pub mod workload;

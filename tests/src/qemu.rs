@@ -1,8 +1,9 @@
 //! One machine in QEMU: the level-1 host of every test.
 //!
 //! QEMU connects to sockets that the harness listens on, one for each virtio port, so that no byte
-//! of a port is ever sent while nobody listens. The console goes to a file. Only one machine runs
-//! at a time ([`Lock`]): they are as big as what CI has. A machine is killed when it is dropped.
+//! of a port is ever sent while nobody listens. The console goes to a file. No more machines run at a
+//! time than there are CPUs and memory for ([`machines_at_a_time`]), over all processes ([`Lock`]). A
+//! machine is killed when it is dropped.
 //!
 //! An emulated machine is nudged twice a second. When QEMU 10.0 emulates a CPU that leaves a guest,
 //! it changes the set of pending interrupts without a lock; an interrupt that another thread adds to
@@ -43,6 +44,12 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Lines that tell of a reset in QEMU's log: a headline, and the CPU's registers.
 const RESET_LINES: usize = 48;
+
+/// Memory that a machine may take, in KiB.
+const MACHINE_KIB: usize = 4 << 20;
+
+/// Most machines that run side by side.
+const MOST_MACHINES: usize = 8;
 
 /// Time from one nudge to the next.
 const NUDGES: Duration = Duration::from_millis(500);
@@ -139,6 +146,24 @@ fn io_error(what: impl fmt::Display) -> impl FnOnce(io::Error) -> QemuError {
     move |error| QemuError::Io(format!("{what}: {error}"), error)
 }
 
+/// How many machines may run side by side on this computer: each needs a CPU and up to 4 GiB.
+/// `PERENNIAL_MACHINES` says another number.
+pub fn machines_at_a_time() -> usize {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    machines(cpus, &meminfo, env::var("PERENNIAL_MACHINES").ok().as_deref())
+}
+
+fn machines(cpus: usize, meminfo: &str, wanted: Option<&str>) -> usize {
+    if let Some(number) = wanted.and_then(|wanted| wanted.parse().ok()) {
+        return MOST_MACHINES.min(number).max(1);
+    }
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    let by_memory = kib.unwrap_or(0) / MACHINE_KIB;
+    cpus.min(by_memory).clamp(1, MOST_MACHINES)
+}
+
 /// A running machine.
 #[derive(Debug)]
 pub struct Qemu {
@@ -166,7 +191,8 @@ impl Qemu {
         accelerator: Accelerator,
         directory: TempDir,
     ) -> Result<Self, QemuError> {
-        let lock = Lock::acquire("qemu").map_err(io_error("the lock of QEMU"))?;
+        let lock = Lock::acquire_place("qemu", machines_at_a_time())
+            .map_err(io_error("waiting until another machine has ended"))?;
         let listeners = listen(machine, directory.path())?;
         let stderr_path = stderr_path(directory.path());
         let stderr = fs::File::create(&stderr_path).map_err(io_error(stderr_path.display()))?;
@@ -518,4 +544,22 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
     let says = |qemu: &Qemu, what| qemu.console().contains(what);
     qemu.wait_until(PROBE_DEADLINE, |qemu| says(qemu, PROBE_KVM) || says(qemu, PROBE_NO_KVM));
     Ok(says(&qemu, PROBE_KVM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_machines_run_side_by_side_as_there_are_cpus_and_memory_for() {
+        let meminfo = |gib: usize| format!("MemTotal:       {} kB\nMemFree: 1 kB\n", gib << 20);
+        assert_eq!(machines(2, &meminfo(24), None), 2);
+        assert_eq!(machines(64, &meminfo(512), None), MOST_MACHINES);
+        assert_eq!(machines(4, &meminfo(9), None), 2);
+        assert_eq!(machines(2, &meminfo(3), None), 1);
+        assert_eq!(machines(2, "", None), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("1")), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("0")), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("two")), 2);
+    }
 }

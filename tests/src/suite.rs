@@ -1,5 +1,5 @@
-//! What every end-to-end suite has in common: it runs its tests one after another, on hosts with the
-//! kernel's LUO and on hosts with a pool, and says why it skipped them if it did.
+//! What the end-to-end suites have in common: their tests run on hosts with the kernel's LUO and on hosts
+//! with a pool, say why they were skipped if they were, and how long they took.
 //!
 //! `PERENNIAL_LUO` (`kernel` or `pool`) leaves only the tests of those hosts.
 
@@ -7,13 +7,15 @@ use std::cell::RefCell;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::host::Failure;
 use crate::kernels::{self, Role};
 use crate::plan::Luo;
-use crate::qemu::Qemu;
+use crate::qemu::{self, Qemu};
+use crate::times;
 
 /// A test: what it is called, on which hosts it runs, and what it does.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +53,17 @@ pub const fn pool(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Te
     Test { name, on: &[Luo::Pool], run, lacks: nothing }
 }
 
-/// Runs a suite: `main` of a file in `tests/tests`.
-pub fn run(tests: &[Test]) -> ExitCode {
+/// Tests that belong together: a file in `tests/tests/suites`.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// What the names of its tests begin with.
+    pub name: &'static str,
+    /// Its tests.
+    pub tests: &'static [Test],
+}
+
+/// Runs suites, as many tests at a time as there may be machines.
+pub fn run(suites: &[Suite]) -> ExitCode {
     let wanted = match env::var("PERENNIAL_LUO").as_deref() {
         Err(_) => &Luo::ALL[..],
         Ok("kernel") => &[Luo::Kernel],
@@ -63,16 +74,28 @@ pub fn run(tests: &[Test]) -> ExitCode {
         }
     };
     let mut arguments = Arguments::from_args();
-    // One machine at a time anyway, and the lines of several would be hard to tell apart.
-    arguments.test_threads.get_or_insert(1);
-    let on =
-        |luo: Luo| tests.iter().filter(move |test| test.on.contains(&luo)).map(move |t| (luo, t));
-    let trials = wanted.iter().flat_map(|luo| on(*luo)).map(|(luo, test)| {
-        let test = *test;
-        let name = format!("{}::{}", luo.backend(), test.name);
-        Trial::ignorable_test(name, move || run_one(luo, test))
+    arguments.test_threads.get_or_insert(qemu::machines_at_a_time());
+    let trials = suites.iter().flat_map(|suite| {
+        let on = move |test: &Test| wanted.iter().filter(|luo| test.on.contains(luo)).copied();
+        suite.tests.iter().flat_map(move |test| on(test).map(move |luo| trial(suite, luo, *test)))
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    if !arguments.list {
+        times::print();
+    }
+    conclusion.exit_code()
+}
+
+fn trial(suite: &Suite, luo: Luo, test: Test) -> Trial {
+    let suite = suite.name;
+    let name = format!("{suite}::{}::{}", luo.backend(), test.name);
+    let place = name.clone();
+    Trial::ignorable_test(name, move || {
+        let start = Instant::now();
+        let result = run_one(luo, test);
+        times::record(suite, &place, start.elapsed());
+        result
+    })
 }
 
 fn run_one(luo: Luo, test: Test) -> Result<Completion, Failed> {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::control::Control;
+use crate::kernels::{self, Role};
 use crate::qemu::Qemu;
 use document::{Queue, Snapshot};
 use symbols::Symbols;
@@ -93,6 +94,17 @@ pub fn diagnose(
         last_lines += &format!("\nguest {name}: {said}");
     }
     text.trim_end().to_owned() + &last_lines
+}
+
+/// Where a machine without a host stands, whose kernel is one of those that are built.
+pub(crate) fn machine(qemu: &mut Qemu) -> String {
+    if let Some(end) = qemu.end_of_process() {
+        return end;
+    }
+    let kernel = kernels::find(Role::HostA).ok().map(|kernel| kernel.vmlinux());
+    let symbols = kernel.and_then(|path| Symbols::read(&path).ok());
+    let (seen, said) = machine::look(qemu, symbols.as_ref());
+    format!("{seen}\nthe machine: {said}")
 }
 
 /// What the host says that a VM is.

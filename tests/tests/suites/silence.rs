@@ -1,12 +1,11 @@
 //! A guest that falls silent on purpose: the harness has to say what it hangs on.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::paths;
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
 /// Long enough for a guest that lives to be heard of, many times over.
@@ -15,9 +14,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Most heartbeats of a guest that are on their way.
 const MOST_LATE: usize = 50;
 
-fn main() -> ExitCode {
-    suite::run(&[both("what_a_silent_guest_hangs_on_is_told_by_name", told)])
-}
+pub(crate) const TESTS: &[Test] = &[both("what_a_silent_guest_hangs_on_is_told_by_name", told)];
 
 fn told(luo: Luo) -> Result<(), Failure> {
     let vms = vec![VmPlan::new("web", 128, 1), VmPlan::new("db", 128, 1)];

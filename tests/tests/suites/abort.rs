@@ -1,18 +1,14 @@
 //! Live updates that fail before the jump: every VM runs on, and the next update succeeds.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    suite::run(&[
-        both("stopped_before_each_step_every_vm_runs_on_and_the_next_update_succeeds", each_step),
-        both("what_cannot_be_loaded_is_refused_and_every_vm_runs_on", refused),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    both("stopped_before_each_step_every_vm_runs_on_and_the_next_update_succeeds", each_step),
+    both("what_cannot_be_loaded_is_refused_and_every_vm_runs_on", refused),
+];
 
 fn boot(luo: Luo) -> Result<Host, Failure> {
     let vms = vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)];
