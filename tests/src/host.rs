@@ -242,6 +242,11 @@ impl Host {
         self.qemu.console()
     }
 
+    /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
+    pub fn freeze(&mut self) {
+        self.qemu.ask("stop");
+    }
+
     /// Ends the machine at once: the test has seen what it wanted.
     pub fn done(mut self) {
         self.done = true;

@@ -23,6 +23,9 @@ pub const CONTROL_PORT: &str = "perennial.control";
 /// RAM that the host itself needs, with the scratch area of the kernel handover.
 const HOST_MIB: u64 = 1280;
 
+/// Time between two heartbeats of a guest. A check waits for some dozens of them.
+const HEARTBEAT_MS: u64 = 100;
+
 /// Which image of the kernel a guest boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKernel {
@@ -101,7 +104,8 @@ impl VmPlan {
         // an update of an emulated host can take, it would complain.
         let patient = "workqueue.watchdog_thresh=240";
         format!(
-            "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={}",
+            "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={} \
+             perennial.interval={HEARTBEAT_MS}",
             self.checksummed, self.busy
         )
     }

@@ -19,9 +19,9 @@ use perennial_tests::suite::{self, Suite};
 fn main() -> ExitCode {
     suite::run(&[
         Suite { name: "repeat", tests: repeat::TESTS },
-        Suite { name: "handover", tests: handover::TESTS },
-        Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "abort", tests: abort::TESTS },
+        Suite { name: "two_vms", tests: two_vms::TESTS },
+        Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
         Suite { name: "systemd", tests: systemd::TESTS },
         Suite { name: "bad_input", tests: bad_input::TESTS },

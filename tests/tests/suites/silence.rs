@@ -48,6 +48,14 @@ fn told(luo: Luo) -> Result<(), Failure> {
     // Nobody is told to hang by being looked at.
     host.request(json!({"do": "resume", "vm": "db"}))?;
     host.guests()[1].wait_for_heartbeats(10, SILENCE)?;
+
+    // A host that answers nothing is told from one whose guests are silent.
+    host.freeze();
+    let told = host.diagnosis();
+    let last = told.lines().last().unwrap_or_default();
+    if !last.starts_with("the host does not answer (") || !last.contains("CPU 0 ") {
+        return Err(format!("`{last}` does not say that the host is silent").into());
+    }
     host.done();
     Ok(())
 }
