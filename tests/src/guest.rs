@@ -79,6 +79,11 @@ impl Guest {
         self.lock().continuity.mark();
     }
 
+    /// It runs again: what it says from here on tells how it goes on.
+    pub fn resumed(&self) {
+        self.lock().continuity.resumed();
+    }
+
     /// Waits for `count` more heartbeats.
     pub fn wait_for_heartbeats(&self, count: u64, timeout: Duration) -> Result<(), GuestError> {
         let wanted = self.lock().continuity.lines() + count;

@@ -87,7 +87,10 @@ impl Host {
             // In slices, to notice a machine that is gone: its ports close only then.
             let slice = Duration::from_secs(2).min(deadline.duration_since(Instant::now()));
             match self.control.event("ready", slice) {
-                Ok(mut event) => return Ok(serde_json::from_value(event["status"].take())?),
+                Ok(mut event) => {
+                    self.guests.iter().for_each(Guest::resumed);
+                    return Ok(serde_json::from_value(event["status"].take())?);
+                }
                 Err(ControlError::Timeout { .. }) if Instant::now() < deadline => {}
                 Err(error) => return Err(error.into()),
             }
