@@ -11,9 +11,17 @@ SHELL := bash
 # Survives `make clean`: what is in it takes long to make, and is keyed by content.
 CACHE := $(or $(PERENNIAL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/perennial)
 
-# A cargo-deny installed below is found like one that was there before.
+# A cargo-deny that `make deny` has installed is found like one that was there before.
 CARGO_DENY_VERSION := 0.20.2
 export PATH := $(PATH):$(CACHE)/tools/bin
+
+# How long each test of the last `make test` took that ran on a machine: seconds and name.
+TIMES := target/test-times
+# What making the kernels said during the last `make test`.
+KERNELS_LOG := target/kernels.log
+
+# The suite that `make suites` runs: all, or those whose names have this in them.
+SUITE :=
 
 # What carries the VMs of the demo: `pool` under Debian's kernels as they are, or
 # `kernel` under kernels with the Live Update Orchestrator, which are built first.
@@ -43,10 +51,46 @@ demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## A live update under t
 	@$(if $(filter kernel,$(LUO)),$(WITH_KERNELS),$(WITH_STOCK)) \
 		cargo run --release -p perennial-tests --bin demo -- $(LUO)
 
+.PHONY: check
+check: ## Formatting, clippy, unit tests and documentation: for every edit
+	$(STEP) "formatting"
+	@cargo fmt --all --check
+	$(STEP) "clippy (first run: a minute)"
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(STEP) "unit tests (first run: two minutes to compile)"
+	@cargo test --quiet --workspace --lib --bins
+	$(STEP) "documentation (first run: half a minute)"
+	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+
+# Kernels are built and fetched while the code is checked and compiled: each leaves cores
+# idle at times, and waits for the network at others. The machines of the tests come after
+# both, because they need the cores to themselves.
 .PHONY: test
-test: setup lint kernels stock systemd ## All checks and all tests, as CI runs them
-	$(STEP) "tests, end-to-end suites included (first run: some minutes to compile)"
-	@$(WITH_KERNELS) $(WITH_STOCK) cargo test --workspace --no-fail-fast
+test: setup ## All checks and all tests, as CI runs them
+	@mkdir -p target
+	@rm -f $(TIMES)
+	$(STEP) "kernels, meanwhile (first run: 10 to 20 minutes on 2 cores; the log is $(KERNELS_LOG))"
+	@$(MAKE) --no-print-directory kernels stock systemd >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
+	trap 'kill $$kernels 2>/dev/null || true' EXIT; \
+	$(MAKE) --no-print-directory lint; \
+	echo "==> compiling the tests (first run: some minutes)"; \
+	cargo test --quiet --workspace --no-run; \
+	echo "==> waiting for the kernels"; \
+	wait $$kernels || { cat $(KERNELS_LOG); exit 1; }; \
+	trap - EXIT; \
+	cat $(KERNELS_LOG)
+	$(STEP) "tests, end-to-end suites included"
+	@status=0; \
+	$(WITH_KERNELS) $(WITH_STOCK) PERENNIAL_TIMES="$(abspath $(TIMES))" \
+		cargo test --workspace --no-fail-fast || status=$$?; \
+	echo "==> seconds of the slowest tests that ran on machines"; \
+	if [[ -e $(TIMES) ]]; then sort -rn $(TIMES) | sed -n '1,10p'; fi; \
+	exit $$status
+
+.PHONY: suites
+suites: setup kernels stock systemd ## The end-to-end suites alone; SUITE=name for one of them
+	$(STEP) "end-to-end suites $(SUITE) (first run: some minutes to compile)"
+	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
 
 .PHONY: bench
 bench: setup kernels ## Measure the blackout and the built-in LUO
@@ -59,13 +103,24 @@ fuzz: ## Fuzz every parser and device for a minute each
 	@resources/fuzz.sh
 
 .PHONY: lint
-lint: ## Formatting, clippy, documentation, licences and advisories
+lint: ## Formatting, clippy, documentation, and cargo-deny where it is installed
 	$(STEP) "formatting"
 	@cargo fmt --all --check
 	$(STEP) "clippy (first run: a minute or two)"
 	@cargo clippy --workspace --all-targets -- -D warnings
 	$(STEP) "documentation (first run: a minute)"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+# A unit test (tests/src/dependencies.rs) checks licences, bans and sources on every machine.
+	$(STEP) "dependencies"
+	@if command -v cargo-deny >/dev/null; then \
+		$(MAKE) --no-print-directory deny; \
+	else \
+		echo "SKIPPED: cargo-deny is not installed, so advisories are not looked at (\`make deny\`" \
+			"installs it); licences, bans and sources are checked by the unit tests"; \
+	fi
+
+.PHONY: deny
+deny: ## Dependencies by cargo-deny: licences, bans, sources and advisories
 	@if ! command -v cargo-deny >/dev/null; then \
 		echo "==> installing cargo-deny $(CARGO_DENY_VERSION) into $(CACHE)/tools (once; 5 to 10 minutes)"; \
 		cargo install --quiet --locked --root "$(CACHE)/tools" cargo-deny@$(CARGO_DENY_VERSION); \

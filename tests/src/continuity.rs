@@ -23,9 +23,9 @@ const CLOCK_OFFSET: Duration = Duration::from_millis(100);
 const CLOCK_STEP: Duration = Duration::from_millis(500);
 
 /// So many lines, the last ones, tell how a guest's clock stands now.
-const RECENT: usize = 10;
+const RECENT: usize = 20;
 
-/// Lines that must have come since the mark: those before the guest was paused, and then more than
+/// Lines that must have come since the guest was resumed: some that were still on their way, and then
 /// [`RECENT`].
 const SETTLED_LINES: u64 = 30;
 
@@ -109,6 +109,8 @@ pub struct Continuity {
     first: Option<Heartbeat>,
     last: Option<(Heartbeat, Duration)>,
     mark: Option<Heartbeat>,
+    /// Number of the last line that had come when the guest was said to run again, or at the mark.
+    resumed: u64,
     lines: u64,
     longest_silence: Duration,
     /// When each of the last lines came, less the time by the guest's clock in it, in microseconds.
@@ -208,13 +210,19 @@ impl Continuity {
     pub fn mark(&mut self) {
         self.mark = self.last.as_ref().map(|(beat, _)| beat.clone());
         self.lag_before_mark = self.least_lag;
+        self.resumed();
+    }
+
+    /// The guest runs again after an update: lines that come from now on tell how it goes on.
+    pub fn resumed(&mut self) {
+        self.resumed = self.last.as_ref().map_or(0, |(beat, _)| beat.seq);
     }
 
     /// Whether since the mark every vCPU counted on, all memory was verified from end to end, and
     /// records were written round after round.
     pub fn has_settled(&self) -> bool {
         let Some((mark, last)) = self.since_mark() else { return false };
-        let heard = last.seq >= mark.seq.saturating_add(SETTLED_LINES);
+        let heard = last.seq >= self.resumed.saturating_add(SETTLED_LINES);
         heard && counted(mark, last) && verified(mark, last) && wrote(mark, last)
     }
 
@@ -412,6 +420,23 @@ mod tests {
         }
         assert!(continuity.has_settled());
         assert_eq!(failed(&continuity), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn lines_from_before_the_resume_settle_nothing() {
+        let lines = 10 + 2 * SETTLED_LINES;
+        let mut continuity = run(&(1..=10).map(beat).collect::<Vec<_>>());
+        continuity.mark();
+        for seq in 11..lines {
+            continuity.observe(&beat(seq).to_line(), Duration::from_millis(100 * seq));
+        }
+        assert!(continuity.has_settled());
+        continuity.resumed();
+        for seq in lines..lines + SETTLED_LINES {
+            assert!(!continuity.has_settled(), "line {seq}");
+            continuity.observe(&beat(seq).to_line(), Duration::from_millis(100 * seq));
+        }
+        assert!(continuity.has_settled());
     }
 
     #[test]

@@ -109,6 +109,20 @@ impl Control {
         self.reply(id, &name, timeout)
     }
 
+    /// As [`Control::request`], of a host that may have been left in the middle of anything: what
+    /// arrives meanwhile and is not the reply is passed over.
+    pub fn ask(&mut self, request: Value, timeout: Duration) -> Result<Value, ControlError> {
+        let (id, name) = self.send(request)?;
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.receive(&format!("reply to `{name}`"), deadline, timeout) {
+                Ok(mut message) if message["id"] == json!(id) => return outcome_of(&mut message),
+                Ok(_) | Err(ControlError::Protocol { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Sends `request` without waiting. Gives its id and name.
     pub fn send(&mut self, mut request: Value) -> Result<(u64, String), ControlError> {
         let id = self.next_id;
@@ -278,6 +292,19 @@ mod tests {
             let error = status(&mut control).unwrap_err();
             assert!(matches!(error, ControlError::Protocol { .. }), "{answer}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_not_the_reply_is_passed_over_when_a_host_in_trouble_is_asked() {
+        let mut control = host(|request| {
+            let reply = json!({"id": request["id"], "ok": "here"});
+            let other = json!({"id": 99, "error": ["no"]});
+            format!("Kernel panic\n{other}\n{{\"event\":\"ready\"}}\n{reply}\n")
+        });
+        assert_eq!(control.ask(json!({"do": "status"}), SOON).unwrap(), "here");
+        let mut silent = host(|_| String::new());
+        let error = silent.ask(json!({"do": "status"}), Duration::ZERO).unwrap_err();
+        assert!(matches!(error, ControlError::Timeout { .. }), "{error}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ struct Heard {
     notes: Vec<Note>,
     other: VecDeque<String>,
     closed: bool,
+    /// What was waited for in vain, at last.
+    missed: Option<String>,
 }
 
 /// A guest as heard from outside.
@@ -67,7 +69,7 @@ impl Guest {
         &self.name
     }
 
-    /// Sends the guest an order (`say TEXT`, `poweroff`, `reboot`, `panic`).
+    /// Sends the guest an order (`say TEXT`, `poweroff`, `reboot`, `panic`, `hang`).
     pub fn order(&self, order: &str) -> io::Result<()> {
         (&self.port).write_all(format!("{order}\n").as_bytes())
     }
@@ -75,6 +77,11 @@ impl Guest {
     /// From here on, progress counts.
     pub fn mark(&self) {
         self.lock().continuity.mark();
+    }
+
+    /// It runs again: what it says from here on tells how it goes on.
+    pub fn resumed(&self) {
+        self.lock().continuity.resumed();
     }
 
     /// Waits for `count` more heartbeats.
@@ -112,6 +119,11 @@ impl Guest {
         self.lock().continuity.last().cloned()
     }
 
+    /// What was waited for until there was no more time, if that has happened.
+    pub fn missed(&self) -> Option<String> {
+        self.lock().missed.clone()
+    }
+
     /// Heartbeats that arrived so far.
     pub fn lines(&self) -> u64 {
         self.lock().continuity.lines()
@@ -128,6 +140,7 @@ impl Guest {
         while !condition(&heard) {
             let left = timeout.saturating_sub(start.elapsed());
             if left.is_zero() || heard.closed {
+                heard.missed = (!heard.closed).then(|| waited_for.to_owned());
                 return Err(self.error(&heard, waited_for, timeout));
             }
             // Woken by every line; looks by itself in case the machine is gone.
@@ -216,6 +229,18 @@ mod tests {
         let error = guest.wait_for_heartbeats(1, SOON).unwrap_err().to_string();
         assert!(error.contains("guest web: heartbeat 1"), "{error}");
         assert!(error.contains("Linux version"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_is_waited_for_in_vain_remembers_what_for_and_one_that_is_gone_does_not() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let guest = Guest::listen("web", ours).unwrap();
+        assert_eq!(guest.missed(), None);
+        guest.wait_for_heartbeats(1, Duration::ZERO).unwrap_err();
+        assert_eq!(guest.missed().as_deref(), Some("heartbeat 1"));
+        drop(theirs);
+        guest.wait_for_heartbeats(1, SOON).unwrap_err();
+        assert_eq!(guest.missed(), None);
     }
 
     #[test]

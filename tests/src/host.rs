@@ -1,23 +1,26 @@
 //! A host in QEMU with its VMs, from boot to power-off, over any number of live updates.
 //!
 //! The harness talks to the host by its control port and listens to each guest by a port of its
-//! own. A host that goes before [`Host::power_off`] or [`Host::done`] was called takes a test with
-//! it that failed: its last console lines are printed.
+//! own. A host that is dropped before [`Host::power_off`] or [`Host::done`] was called belongs to a test
+//! that failed: its console's last lines, and what it and its silent guests hang on, are told.
 
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::control::{self, Control, ControlError};
+use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
 use crate::plan::{CONTROL_PORT, HostPlan};
 use crate::qemu::{self, Accelerator, Qemu};
 use crate::report::{Report, Status};
+use crate::suite;
 use crate::systemd::ORDERS_PORT;
 use crate::workload::disk::{self, Contents};
 
@@ -27,9 +30,6 @@ pub const BOOT: Duration = Duration::from_secs(240);
 
 /// Longest time for an answer of a host that runs.
 pub const ANSWER: Duration = Duration::from_secs(60);
-
-/// Longest time for the answer of a host that may be gone.
-const LAST_ANSWER: Duration = Duration::from_secs(10);
 
 /// Longest time for a guest to boot, and to verify all of its memory twice.
 pub const WORK: Duration = Duration::from_secs(240);
@@ -50,6 +50,8 @@ pub struct Host {
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<(String, PathBuf)>,
+    /// Where the symbols are of the host's kernels and of the guests', if they have any.
+    kernels: [Option<PathBuf>; 2],
     done: bool,
 }
 
@@ -73,7 +75,8 @@ impl Host {
             .map(|vm| Ok(Guest::listen(&vm.name, port(&vm.port())?)?))
             .collect::<Result<_, Failure>>()?;
         let vm_disks = prepared.vm_disks;
-        let mut host = Self { qemu, control, orders, guests, vm_disks, done: false };
+        let kernels = plan.symbols();
+        let mut host = Self { qemu, control, orders, guests, vm_disks, kernels, done: false };
         let status = host.wait_until_ready()?;
         Ok((host, status))
     }
@@ -84,7 +87,10 @@ impl Host {
             // In slices, to notice a machine that is gone: its ports close only then.
             let slice = Duration::from_secs(2).min(deadline.duration_since(Instant::now()));
             match self.control.event("ready", slice) {
-                Ok(mut event) => return Ok(serde_json::from_value(event["status"].take())?),
+                Ok(mut event) => {
+                    self.guests.iter().for_each(Guest::resumed);
+                    return Ok(serde_json::from_value(event["status"].take())?);
+                }
                 Err(ControlError::Timeout { .. }) if Instant::now() < deadline => {}
                 Err(error) => return Err(error.into()),
             }
@@ -239,6 +245,11 @@ impl Host {
         self.qemu.console()
     }
 
+    /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
+    pub fn freeze(&mut self) {
+        self.qemu.ask("stop");
+    }
+
     /// Ends the machine at once: the test has seen what it wanted.
     pub fn done(mut self) {
         self.done = true;
@@ -293,15 +304,29 @@ fn with_command(command: &str, mut arguments: Value) -> Value {
     arguments
 }
 
+impl Host {
+    /// Where the machine, its host and the guests that were waited for in vain are now. The last lines
+    /// say what each of these guests hangs on, as far as can be told.
+    pub fn diagnosis(&mut self) -> String {
+        let missed = |guest: &Guest| {
+            let name = guest.name().to_owned();
+            guest.missed().map(|waited_for| Silent { name, waited_for })
+        };
+        let silent: Vec<Silent> = self.guests.iter().filter_map(missed).collect();
+        let console = format!("--- the host's last console lines:\n{}", self.qemu.last_lines(60));
+        let [host_kernel, guest_kernel] = self.kernels.each_ref().map(Option::as_deref);
+        let (qemu, control) = (&mut self.qemu, &mut self.control);
+        let found = diagnosis::diagnose(qemu, control, &silent, host_kernel, guest_kernel);
+        format!("{console}\n--- {found}")
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if !self.done {
-            eprintln!("--- the host's last console lines:\n{}\n---", self.qemu.last_lines(60));
-            // Whether it is the host that no longer runs, or something in it.
-            match self.control.request(json!({"do": "status"}), LAST_ANSWER) {
-                Ok(status) => eprintln!("the host says: {status}"),
-                Err(error) => eprintln!("{error}\n{}\n---", self.qemu.cpu()),
-            }
+            // Whatever is wrong with the machine, the test's own failure has to be told.
+            let found = catch_unwind(AssertUnwindSafe(|| self.diagnosis()));
+            suite::explain(found.unwrap_or_else(|_| "the diagnosis itself failed".to_owned()));
         }
     }
 }

@@ -4,8 +4,14 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// Time between two looks for a free place.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// The root of the workspace.
 pub fn workspace() -> &'static Path {
@@ -48,5 +54,53 @@ impl Lock {
         let file = File::options().create(true).append(true).open(path)?;
         flock(&file, FlockOperation::LockExclusive)?;
         Ok(Self(file))
+    }
+
+    /// Waits for one of `count` places called `name`.
+    pub fn acquire_place(name: &str, count: usize) -> io::Result<Self> {
+        let directory = target();
+        fs::create_dir_all(&directory)?;
+        loop {
+            for place in 0..count {
+                let path = directory.join(format!("perennial-{name}-{place}.lock"));
+                let file = File::options().create(true).append(true).open(path)?;
+                match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(()) => return Ok(Self(file)),
+                    Err(Errno::WOULDBLOCK) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            // There is no waiting for whichever of several locks is free first.
+            thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_places_as_said_and_one_that_is_left_is_taken_again() {
+        let name = format!("test-{}", std::process::id());
+        let first = Lock::acquire_place(&name, 2).unwrap();
+        let second = Lock::acquire_place(&name, 2).unwrap();
+        let (sender, taken) = std::sync::mpsc::channel();
+        let third = {
+            let name = name.clone();
+            thread::spawn(move || {
+                let place = Lock::acquire_place(&name, 2).unwrap();
+                sender.send(()).unwrap();
+                drop(place);
+            })
+        };
+        assert!(taken.recv_timeout(3 * BETWEEN_LOOKS).is_err(), "there are two places");
+        drop(first);
+        taken.recv().unwrap();
+        third.join().unwrap();
+        drop(second);
+        for place in 0..2 {
+            fs::remove_file(target().join(format!("perennial-{name}-{place}.lock"))).unwrap();
+        }
     }
 }

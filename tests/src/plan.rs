@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
 use crate::image::{Ext4, Initramfs, raw_disk};
-use crate::kernels::{self, Role};
+use crate::kernels::{self, Kernel, Role};
 use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::Machine;
@@ -22,6 +22,9 @@ pub const CONTROL_PORT: &str = "perennial.control";
 
 /// RAM that the host itself needs, with the scratch area of the kernel handover.
 const HOST_MIB: u64 = 1280;
+
+/// Time between two heartbeats of a guest. A check waits for some dozens of them.
+const HEARTBEAT_MS: u64 = 100;
 
 /// Which image of the kernel a guest boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +104,8 @@ impl VmPlan {
         // an update of an emulated host can take, it would complain.
         let patient = "workqueue.watchdog_thresh=240";
         format!(
-            "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={}",
+            "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={} \
+             perennial.interval={HEARTBEAT_MS}",
             self.checksummed, self.busy
         )
     }
@@ -222,6 +226,15 @@ impl HostPlan {
             under_systemd: self.under_systemd,
             ..Self::default()
         }
+    }
+
+    /// The files with the symbols of the kernels: of the host's two, which are the same code, and of the
+    /// guests'. A distribution's kernel has none.
+    pub fn symbols(&self) -> [Option<PathBuf>; 2] {
+        let [host, _] = self.luo.hosts();
+        let guest = if self.stock_guests { Role::StockB } else { Role::Guest };
+        let vmlinux = |role| kernels::find(role).ok().map(Kernel::vmlinux);
+        [host, guest].map(|role| vmlinux(role).filter(|path| path.exists()))
     }
 
     /// What both sides' kernels are told.

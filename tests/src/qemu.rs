@@ -1,8 +1,9 @@
 //! One machine in QEMU: the level-1 host of every test.
 //!
 //! QEMU connects to sockets that the harness listens on, one for each virtio port, so that no byte
-//! of a port is ever sent while nobody listens. The console goes to a file. Only one machine runs
-//! at a time ([`Lock`]): they are as big as what CI has. A machine is killed when it is dropped.
+//! of a port is ever sent while nobody listens. The console goes to a file. No more machines run at a
+//! time than there are CPUs and memory for ([`machines_at_a_time`]), over all processes ([`Lock`]). A
+//! machine is killed when it is dropped.
 //!
 //! An emulated machine is nudged twice a second. When QEMU 10.0 emulates a CPU that leaves a guest,
 //! it changes the set of pending interrupts without a lock; an interrupt that another thread adds to
@@ -44,11 +45,26 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 /// Lines that tell of a reset in QEMU's log: a headline, and the CPU's registers.
 const RESET_LINES: usize = 48;
 
+/// Memory that a machine may take, in KiB.
+const MACHINE_KIB: usize = 4 << 20;
+
+/// Most machines that run side by side.
+const MOST_MACHINES: usize = 8;
+
 /// Time from one nudge to the next.
 const NUDGES: Duration = Duration::from_millis(500);
 
-/// How long QEMU's monitor may take for an answer.
+/// How long QEMU's monitor may take for a line of its answer.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Lines of the monitor among which the answer has to be.
+const MOST_MONITOR_LINES: usize = 100;
+
+/// What marks the answer to a question among the monitor's other lines.
+const ANSWER_ID: &str = "answer";
+
+/// Time between two looks at a machine's CPUs: a CPU that runs is somewhere else by then.
+const A_MOMENT: Duration = Duration::from_millis(300);
 
 /// What runs the machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +146,24 @@ fn io_error(what: impl fmt::Display) -> impl FnOnce(io::Error) -> QemuError {
     move |error| QemuError::Io(format!("{what}: {error}"), error)
 }
 
+/// How many machines may run side by side on this computer: each needs a CPU and up to 4 GiB.
+/// `PERENNIAL_MACHINES` says another number.
+pub fn machines_at_a_time() -> usize {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    machines(cpus, &meminfo, env::var("PERENNIAL_MACHINES").ok().as_deref())
+}
+
+fn machines(cpus: usize, meminfo: &str, wanted: Option<&str>) -> usize {
+    if let Some(number) = wanted.and_then(|wanted| wanted.parse().ok()) {
+        return MOST_MACHINES.min(number).max(1);
+    }
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    let by_memory = kib.unwrap_or(0) / MACHINE_KIB;
+    cpus.min(by_memory).clamp(1, MOST_MACHINES)
+}
+
 /// A running machine.
 #[derive(Debug)]
 pub struct Qemu {
@@ -157,7 +191,8 @@ impl Qemu {
         accelerator: Accelerator,
         directory: TempDir,
     ) -> Result<Self, QemuError> {
-        let lock = Lock::acquire("qemu").map_err(io_error("the lock of QEMU"))?;
+        let lock = Lock::acquire_place("qemu", machines_at_a_time())
+            .map_err(io_error("waiting until another machine has ended"))?;
         let listeners = listen(machine, directory.path())?;
         let stderr_path = stderr_path(directory.path());
         let stderr = fs::File::create(&stderr_path).map_err(io_error(stderr_path.display()))?;
@@ -205,23 +240,39 @@ impl Qemu {
         last_lines(&self.console(), count)
     }
 
-    /// What QEMU says of the machine's CPU and of its timer, as text for a person: where a machine
-    /// that no longer answers has stopped.
-    pub fn cpu(&mut self) -> String {
+    /// If QEMU has ended: how, and with which last words.
+    pub fn end_of_process(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        let log = self.directory.as_ref().map(|directory| log_path(directory.path()));
+        let log = log.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let last = last_lines(&log, RESET_LINES);
+        Some(format!("QEMU has ended: {status}; its log ends with\n{last}"))
+    }
+
+    /// What QEMU says of the machine's CPUs and of their local APICs, as text for a person, and the same
+    /// a moment later: where a machine that no longer answers has stopped.
+    pub fn cpus(&mut self) -> [String; 2] {
+        let looked = |qemu: &mut Self| {
+            let said = qemu.ask("info registers -a") + &qemu.ask("info lapic");
+            let is_told =
+                |line: &&str| !["FPR", "XMM", "YMM", "ZMM"].iter().any(|r| line.starts_with(r));
+            said.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+        };
+        let first = looked(self);
+        thread::sleep(A_MOMENT);
+        [first, looked(self)]
+    }
+
+    /// Puts a question for people to QEMU's monitor. The answer is text for a person, even if there is
+    /// none.
+    pub fn ask(&mut self, question: &str) -> String {
         let Some(directory) = &self.directory else { return String::new() };
-        if let Ok(Some(status)) = self.child.try_wait() {
-            let log = fs::read_to_string(log_path(directory.path())).unwrap_or_default();
-            let last = last_lines(&log, RESET_LINES);
-            return format!("QEMU has ended: {status}; its log ends with\n{last}");
-        }
         let asked = UnixStream::connect(monitor_path(directory.path())).and_then(|monitor| {
             monitor.set_read_timeout(Some(MONITOR_DEADLINE))?;
-            ask_monitor(&monitor, &["info registers", "info lapic"])
+            monitor.set_write_timeout(Some(MONITOR_DEADLINE))?;
+            ask_monitor(&monitor, question)
         });
-        let said = asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"));
-        let is_told =
-            |line: &&str| !["FPR", "XMM", "YMM", "ZMM"].iter().any(|r| line.starts_with(r));
-        said.lines().filter(is_told).collect::<Vec<_>>().join("\n")
+        asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"))
     }
 
     /// Whether QEMU has ended, by the machine's power-off for example.
@@ -314,22 +365,23 @@ fn monitor_path(directory: &Path) -> PathBuf {
     directory.join("monitor")
 }
 
-/// Puts questions for people to QEMU's monitor, and gives what it answers: one message a line, of
-/// which the first two are its greeting and the end of the greeting.
-fn ask_monitor(mut monitor: &UnixStream, questions: &[&str]) -> io::Result<String> {
+/// Puts a question for people to QEMU's monitor, and gives what it answers. Every message is a line:
+/// its greeting, the end of the greeting, events, and the answer.
+fn ask_monitor(mut monitor: &UnixStream, question: &str) -> io::Result<String> {
     let begin = json!({"execute": "qmp_capabilities"});
-    monitor.write_all(format!("{begin}\n").as_bytes())?;
-    for question in questions {
-        let arguments = json!({"command-line": question});
-        let message = json!({"execute": "human-monitor-command", "arguments": arguments});
-        monitor.write_all(format!("{message}\n").as_bytes())?;
-    }
-    let mut answers = String::new();
-    for line in BufReader::new(monitor).lines().take(2 + questions.len()) {
+    let arguments = json!({"command-line": question});
+    let ask = json!({"execute": "human-monitor-command", "arguments": arguments, "id": ANSWER_ID});
+    monitor.write_all(format!("{begin}\n{ask}\n").as_bytes())?;
+    for line in BufReader::new(monitor).lines().take(MOST_MONITOR_LINES) {
         let message: Value = serde_json::from_str(&line?)?;
-        answers += message["return"].as_str().unwrap_or_default();
+        if message["id"] == ANSWER_ID {
+            return Ok(match message["return"].as_str() {
+                Some(answer) => answer.to_owned(),
+                None => message["error"].to_string(),
+            });
+        }
     }
-    Ok(answers)
+    Err(io::ErrorKind::UnexpectedEof.into())
 }
 
 fn stderr_path(directory: &Path) -> PathBuf {
@@ -492,4 +544,22 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
     let says = |qemu: &Qemu, what| qemu.console().contains(what);
     qemu.wait_until(PROBE_DEADLINE, |qemu| says(qemu, PROBE_KVM) || says(qemu, PROBE_NO_KVM));
     Ok(says(&qemu, PROBE_KVM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_machines_run_side_by_side_as_there_are_cpus_and_memory_for() {
+        let meminfo = |gib: usize| format!("MemTotal:       {} kB\nMemFree: 1 kB\n", gib << 20);
+        assert_eq!(machines(2, &meminfo(24), None), 2);
+        assert_eq!(machines(64, &meminfo(512), None), MOST_MACHINES);
+        assert_eq!(machines(4, &meminfo(9), None), 2);
+        assert_eq!(machines(2, &meminfo(3), None), 1);
+        assert_eq!(machines(2, "", None), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("1")), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("0")), 1);
+        assert_eq!(machines(2, &meminfo(24), Some("two")), 2);
+    }
 }

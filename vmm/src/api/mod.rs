@@ -17,6 +17,9 @@ pub use stream::{Lines, StreamError};
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
 
+/// Most bytes of a VM's RAM in one reply to [`Command::Memory`].
+pub const MOST_MEMORY_BYTES: u64 = 16 << 10;
+
 /// One line from a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
@@ -72,12 +75,22 @@ pub enum Command {
         /// Which.
         vm: VmName,
     },
-    /// Write a VM's state document to a new file.
+    /// Write a VM's state document to a new file, or give it in the reply.
     Dump {
         /// Which.
         vm: VmName,
-        /// Where to; it must not exist.
-        path: PathBuf,
+        /// Where to; the file must not exist. Without a path the reply has the document.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<PathBuf>,
+    },
+    /// Read a piece of a VM's RAM, to find out what its guest is doing.
+    Memory {
+        /// Which.
+        vm: VmName,
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes, at most [`MOST_MEMORY_BYTES`].
+        bytes: u64,
     },
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
@@ -210,6 +223,16 @@ pub struct MappedPages {
     pub giant: u64,
 }
 
+/// Bytes as the API's replies have them: two lower-case hexadecimal digits each, without a separator.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// An error with all its causes, outermost first, each in its own words.
 pub fn chain(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
@@ -230,6 +253,26 @@ mod tests {
         };
         assert_eq!(update.stop_before, Some(Step::PreserveState));
         assert!(!update.verify_frames);
+    }
+
+    #[test]
+    fn a_dump_has_a_path_or_none_and_bytes_become_two_digits_each() {
+        let vm = VmName::new("web").unwrap();
+        let parsed = |line| serde_json::from_str::<Call>(line).unwrap().command;
+        let path = Some(PathBuf::from("/a"));
+        assert_eq!(
+            parsed(r#"{"do":"dump","vm":"web","path":"/a"}"#),
+            Command::Dump { vm: vm.clone(), path }
+        );
+        assert_eq!(
+            parsed(r#"{"do":"dump","vm":"web"}"#),
+            Command::Dump { vm: vm.clone(), path: None }
+        );
+        assert_eq!(
+            parsed(r#"{"do":"memory","vm":"web","address":4096,"bytes":8}"#),
+            Command::Memory { vm, address: 4096, bytes: 8 }
+        );
+        assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
     }
 
     #[test]

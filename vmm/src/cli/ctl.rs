@@ -47,6 +47,18 @@ enum Command {
         /// The file, which must not exist
         path: PathBuf,
     },
+    /// Read a piece of a VM's RAM, in hexadecimal
+    Memory {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// Guest-physical address, decimal or 0x and hexadecimal
+        #[arg(value_parser = address)]
+        address: u64,
+        /// How many bytes, at most 16384
+        #[arg(default_value_t = 256)]
+        bytes: u64,
+    },
     /// Replace the host's kernel under its VMs
     Update {
         /// The next kernel, instead of the one in the configuration
@@ -93,6 +105,13 @@ fn vm_name(text: &str) -> Result<VmName, MachineError> {
     VmName::new(text)
 }
 
+fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
 fn step(text: &str) -> Result<Step, serde_json::Error> {
     serde_json::from_value(text.into())
 }
@@ -128,7 +147,8 @@ impl From<Command> for api::Command {
             Command::Pause(Name { vm }) => Self::Pause { vm },
             Command::Resume(Name { vm }) => Self::Resume { vm },
             Command::Restore(Name { vm }) => Self::Restore { vm },
-            Command::Dump { vm, path } => Self::Dump { vm, path },
+            Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
+            Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames } => {
                 let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
                 Self::Update(update)

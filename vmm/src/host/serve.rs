@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::vm::Life;
 use super::{Host, HostError, service};
-use crate::api::{Call, Command, Line, Lines, chain};
+use crate::api::{Call, Command, Line, Lines, chain, hex};
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::live_update::outgoing::UpdateError;
@@ -294,7 +294,13 @@ impl Server {
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Restore { vm } => host.restore(&vm)?,
-            Command::Dump { vm, path } => host.vm(&vm)?.dump(&path)?,
+            Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
+            Command::Dump { vm, path: None } => {
+                return Ok(json!({ "document": hex(&host.vm(&vm)?.dumped()?) }));
+            }
+            Command::Memory { vm, address, bytes } => {
+                return Ok(json!({ "memory": hex(&host.vm(&vm)?.memory(address, bytes)?) }));
+            }
             Command::Update(call) if host.is_left_to_systemd(&call) => {
                 host.update_through_systemd(call)?;
                 return Ok(json!({ "outcome": "running", "kexec": "asked of systemd" }));

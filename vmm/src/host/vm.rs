@@ -11,16 +11,17 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use guest_mem::Segment;
+use guest_mem::{Layout, Segment};
 use luo::Incoming;
 
 use super::conversation::{ProcessError, unexpected};
 use super::files::{Files, OpenError};
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
+use crate::api::MOST_MEMORY_BYTES;
 use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
@@ -113,6 +114,28 @@ pub enum VmError {
         name: VmName,
         /// The file.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address range is not one that can be read from its RAM.
+    #[error(
+        "VM `{name}` has no RAM from {address:#x} on for {bytes} bytes that can be read at once: ask \
+         for at most {MOST_MEMORY_BYTES} bytes of one segment"
+    )]
+    OutsideRam {
+        /// The VM.
+        name: VmName,
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// Its RAM cannot be read.
+    #[error("VM `{name}`: cannot read its RAM")]
+    ReadRam {
+        /// The VM.
+        name: VmName,
         /// Why.
         #[source]
         source: io::Error,
@@ -315,6 +338,17 @@ impl Vm {
 
     /// Writes the state document to a new file at `path`. A running VM pauses for it.
     pub fn dump(&mut self, path: &Path) -> Result<(), VmError> {
+        let document = self.dumped()?;
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(&document)
+        };
+        write().map_err(|source| VmError::Dump { name: self.name(), path: path.into(), source })
+    }
+
+    /// The state document. A running VM pauses for it.
+    pub fn dumped(&mut self) -> Result<Vec<u8>, VmError> {
         let pauses = matches!(&self.life, Life::Live(live) if live.running);
         if pauses {
             self.pause()?;
@@ -323,13 +357,25 @@ impl Vm {
         if pauses {
             self.resume()?;
         }
-        let document = document?;
-        let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(&document)
+        document
+    }
+
+    /// Reads `bytes` of RAM at a guest-physical address. The VM goes on meanwhile, and its process is
+    /// not asked: the RAM of one that hangs can be read, too. The range must lie in one segment.
+    pub fn memory(&self, address: u64, bytes: u64) -> Result<Vec<u8>, VmError> {
+        let Life::Live(live) = &self.life else {
+            return Err(self.wrong_state("only the RAM of a VM that runs or is paused can be read"));
         };
-        write().map_err(|source| VmError::Dump { name: self.name(), path: path.into(), source })
+        let layout = ram_layout(self.machine.ram_bytes).map_err(|e| self.ram_error(e))?;
+        let (index, offset) = place(&layout, address, bytes)
+            .filter(|_| bytes <= MOST_MEMORY_BYTES)
+            .ok_or_else(|| VmError::OutsideRam { name: self.name(), address, bytes })?;
+        let mut memory = vec![0; bytes as usize];
+        live.segments[index]
+            .file()
+            .read_exact_at(&mut memory, offset)
+            .map_err(|source| VmError::ReadRam { name: self.name(), source })?;
+        Ok(memory)
     }
 
     /// The state document of a VM that is paused.
@@ -401,11 +447,19 @@ impl Vm {
     }
 }
 
+/// The segment that has all of a range of guest-physical addresses, and where in it the range begins.
+fn place(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
+    layout.segments().iter().enumerate().find_map(|(index, plan)| {
+        let base = layout.slots()[plan.slot].guest_base + plan.offset_in_slot;
+        let offset = address.checked_sub(base)?;
+        (offset.checked_add(bytes)? <= plan.len).then_some((index, offset))
+    })
+}
+
 /// A memfd of `bytes` bytes that LUO can carry: executable, because LUO would bring a
 /// `MFD_NOEXEC_SEAL` one back unwritable.
 pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
     use rustix::fs::{MemfdFlags, memfd_create};
-    use std::os::unix::fs::FileExt;
     let fd = match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
         // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
         Err(rustix::io::Errno::INVAL) => memfd_create(name, MemfdFlags::CLOEXEC),
@@ -414,4 +468,28 @@ pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
     let file = File::from(fd);
     file.write_all_at(bytes, 0)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_ram_is_found_in_the_one_segment_that_has_all_of_it() {
+        let layout = ram_layout(4 << 30).unwrap();
+        let plans = layout.segments();
+        let segment = plans[0].len;
+        assert_eq!(place(&layout, 0, 8), Some((0, 0)));
+        assert_eq!(place(&layout, segment + 16, 8), Some((1, 16)));
+        assert_eq!(place(&layout, segment - 8, 8), Some((0, segment - 8)));
+        assert_eq!(place(&layout, segment - 8, 9), None, "it reaches into the next one");
+        // The hole of the PCI devices, behind it, and beyond the end.
+        let [low, high] = layout.slots() else { panic!("{:?}", layout.slots()) };
+        assert_eq!(place(&layout, low.len, 8), None);
+        let first = plans.iter().position(|plan| plan.slot == 1).unwrap();
+        assert_eq!(place(&layout, high.guest_base, 8), Some((first, 0)));
+        assert_eq!(place(&layout, high.guest_base + high.len - 7, 8), None);
+        assert_eq!(place(&layout, u64::MAX, 8), None);
+        assert_eq!(place(&layout, 8, u64::MAX), None);
+    }
 }

@@ -29,7 +29,11 @@ fn obey(order: &str, console: &Console) {
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
-        _ => Err("no such order; there are say TEXT, poweroff, reboot, panic".to_owned()),
+        // A kernel that panics and is not to reboot spins for ever.
+        ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
+            .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
+            .map_err(|e| e.to_string()),
+        _ => Err("no such order; there are say TEXT, poweroff, reboot, panic, hang".to_owned()),
     };
     if let Err(problem) = done {
         console.note("problem", &format!("{order}: {problem}"));

@@ -18,6 +18,7 @@ use crate::conformance::profile::Profile;
 use crate::conformance::system::{
     Answer, Call, Called, Direction, Fd, Letter, NEXT_KERNEL_DIED, Next, Process, System, by_place,
 };
+use crate::diagnosis;
 use crate::host::Failure;
 use tempfile::NamedTempFile;
 
@@ -77,7 +78,8 @@ impl Guest {
     /// Ends the case, and with it all that come after it on this machine.
     fn fail(&mut self, what: &str) -> ! {
         self.failed = true;
-        panic!("the machine: {what}; its console:\n{}", self.qemu.last_lines(40))
+        let (console, state) = (self.qemu.last_lines(40), diagnosis::machine(&mut self.qemu));
+        panic!("the machine: {what}; its console:\n{console}\n{state}")
     }
 
     /// What it says next.

@@ -1,22 +1,18 @@
 //! A host that is a service of systemd: its VMs outlive the service, and the kernel.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
-use perennial_tests::suite::{self, kernel};
+use perennial_tests::suite::{Test, kernel};
 use perennial_tests::systemd;
 use serde_json::json;
 
-fn main() -> ExitCode {
-    suite::run(&[
-        kernel("a_guest_goes_on_over_a_kexec_that_systemd_does", kexec).unless(systemd::missing),
-        kernel("a_guest_goes_on_over_a_restart_of_the_service", restart).unless(systemd::missing),
-        kernel("a_guest_that_cannot_be_restored_waits_over_restarts_and_a_kexec", preserved)
-            .unless(systemd::missing),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    kernel("a_guest_goes_on_over_a_kexec_that_systemd_does", kexec).unless(systemd::missing),
+    kernel("a_guest_goes_on_over_a_restart_of_the_service", restart).unless(systemd::missing),
+    kernel("a_guest_that_cannot_be_restored_waits_over_restarts_and_a_kexec", preserved)
+        .unless(systemd::missing),
+];
 
 fn boot(vm: VmPlan) -> Result<(Host, Status), Failure> {
     let (host, status) = Host::boot(&HostPlan::new(vec![vm]).under_systemd())?;

@@ -1,15 +1,12 @@
 //! Two VMs of different size, different number of vCPUs and different kinds of boot.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
-fn main() -> ExitCode {
-    suite::run(&[both("each_of_two_vms_is_what_it_was_running_paused_or_stopped", states)])
-}
+pub(crate) const TESTS: &[Test] =
+    &[both("each_of_two_vms_is_what_it_was_running_paused_or_stopped", states)];
 
 fn plan() -> HostPlan {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);

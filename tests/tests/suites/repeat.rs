@@ -1,17 +1,13 @@
 //! Five live updates in a row, back and forth between two kernels.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
 const UPDATES: u64 = 5;
 
-fn main() -> ExitCode {
-    suite::run(&[both("five_updates_in_a_row_leave_two_guests_unharmed", five)])
-}
+pub(crate) const TESTS: &[Test] = &[both("five_updates_in_a_row_leave_two_guests_unharmed", five)];
 
 fn five(luo: Luo) -> Result<(), Failure> {
     let vms = vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)];

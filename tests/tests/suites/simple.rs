@@ -1,19 +1,15 @@
 //! One live update, once for each way in which a guest can be booted.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
-fn main() -> ExitCode {
-    suite::run(&[
-        both("a_bzimage_guest_with_an_initramfs_goes_on", bzimage),
-        both("guests_with_pvh_disks_files_and_all_of_their_memory_in_use_go_on", all_kinds),
-        both("a_host_without_vms_is_updated", no_vm),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    both("a_bzimage_guest_with_an_initramfs_goes_on", bzimage),
+    both("guests_with_pvh_disks_files_and_all_of_their_memory_in_use_go_on", all_kinds),
+    both("a_host_without_vms_is_updated", no_vm),
+];
 
 fn one_update(luo: Luo, vms: Vec<VmPlan>) -> Result<(), Failure> {
     let (mut host, before) = Host::boot(&HostPlan::new(vms).on(luo))?;

@@ -3,24 +3,21 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::ExitCode;
 
 use perennial_tests::control::{ControlError, expect_refusal};
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Status, VmStatus};
-use perennial_tests::suite::{self, pool};
+use perennial_tests::suite::{Test, pool};
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    suite::run(&[
-        pool("a_stock_guest_goes_on_there_and_back_in_its_frames_on_huge_pages", there_and_back),
-        pool("memory_of_a_guest_that_resets_is_there_for_it_again", reset),
-        pool("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
-        pool("what_is_out_of_reach_is_kept_passed_on_or_given_up_but_never_doubled", out_of_reach),
-        pool("what_another_boot_left_in_the_memory_is_not_resumed", another_boot),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    pool("a_stock_guest_goes_on_there_and_back_in_its_frames_on_huge_pages", there_and_back),
+    pool("memory_of_a_guest_that_resets_is_there_for_it_again", reset),
+    pool("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
+    pool("what_is_out_of_reach_is_kept_passed_on_or_given_up_but_never_doubled", out_of_reach),
+    pool("what_another_boot_left_in_the_memory_is_not_resumed", another_boot),
+];
 
 fn vm(name: &str, memory_mib: u64) -> VmPlan {
     VmPlan::new(name, memory_mib, 1)

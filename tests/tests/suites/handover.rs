@@ -1,20 +1,16 @@
 //! Handovers: another program takes the host's place under its VMs, on the same kernel.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
-use perennial_tests::suite::{self, both, kernel};
+use perennial_tests::suite::{Test, both, kernel};
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    suite::run(&[
-        both("vms_go_on_over_handovers_and_live_updates_in_turn", in_turn),
-        kernel("a_host_without_luo_hands_over_by_a_keeper", without_luo),
-        kernel("what_cannot_take_over_is_refused_and_every_vm_runs_on", refused),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    both("vms_go_on_over_handovers_and_live_updates_in_turn", in_turn),
+    kernel("a_host_without_luo_hands_over_by_a_keeper", without_luo),
+    kernel("what_cannot_take_over_is_refused_and_every_vm_runs_on", refused),
+];
 
 fn boot(plan: &HostPlan) -> Result<(Host, Status), Failure> {
     let (host, status) = Host::boot(plan)?;

@@ -1,41 +1,27 @@
 //! Live updates that fail before the jump: every VM runs on, and the next update succeeds.
 
-use std::process::ExitCode;
-
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both};
+use perennial_tests::suite::{Test, both};
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    suite::run(&[
-        both("stopped_before_each_step_every_vm_runs_on_and_the_next_update_succeeds", each_step),
-        both("what_cannot_be_loaded_is_refused_and_every_vm_runs_on", refused),
-    ])
-}
+pub(crate) const TESTS: &[Test] =
+    &[both("stopped_or_refused_every_vm_runs_on_and_the_next_update_succeeds", fails)];
 
-fn boot(luo: Luo) -> Result<Host, Failure> {
+fn fails(luo: Luo) -> Result<(), Failure> {
     let vms = vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)];
-    let (host, _) = Host::boot(&HostPlan::new(vms).on(luo))?;
+    let (mut host, _) = Host::boot(&HostPlan::new(vms).on(luo))?;
     host.wait_for_guests()?;
-    Ok(host)
-}
-
-/// After whatever happened, a real update must still work.
-fn update_at_last(mut host: Host) -> Result<(), Failure> {
+    host.stop_before_each_step("update")?;
+    refuse(&mut host, luo)?;
+    // After whatever happened, a real update must still work.
     host.update(json!({}))?;
     host.check_guests()?;
     host.power_off_and_check_disks()
 }
 
-fn each_step(luo: Luo) -> Result<(), Failure> {
-    let mut host = boot(luo)?;
-    host.stop_before_each_step("update")?;
-    update_at_last(host)
-}
-
-fn refused(luo: Luo) -> Result<(), Failure> {
-    let mut host = boot(luo)?;
+/// Updates to what cannot be loaded.
+fn refuse(host: &mut Host, luo: Luo) -> Result<(), Failure> {
     let with_cmdline = |words: &str| json!({"cmdline": format!("console=ttyS0 {words}")});
     let files: [(Value, &str); 7] = [
         (json!({"kernel": "/data/nowhere/bzImage"}), "/data/nowhere/bzImage"),
@@ -61,6 +47,5 @@ fn refused(luo: Luo) -> Result<(), Failure> {
     for (arguments, named) in files.into_iter().chain(of_the_luo) {
         host.expect_refusal("update", arguments, named)?;
     }
-    host.check_guests()?;
-    update_at_last(host)
+    host.check_guests()
 }

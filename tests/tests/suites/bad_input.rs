@@ -1,25 +1,21 @@
 //! Configurations and requests that cannot be obeyed: one clear error, and nothing that runs is
 //! harmed.
 
-use std::process::ExitCode;
-
 use perennial_tests::control::ControlError;
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{self, both, kernel};
+use perennial_tests::suite::{Test, both, kernel};
 use serde_json::json;
 
-fn main() -> ExitCode {
-    suite::run(&[
-        kernel("vms_that_are_too_much_together_do_not_all_start", too_much_together),
-        both("requests_that_cannot_be_obeyed_are_refused_and_the_vm_runs_on", requests),
-        kernel("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
-        both("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
-        both("a_disk_that_is_gone_after_the_update_costs_only_its_own_vm", disk_gone),
-        kernel("a_host_without_kvm_says_what_is_missing", no_kvm),
-        kernel("a_host_without_luo_runs_vms_and_refuses_updates", no_luo),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    kernel("vms_that_are_too_much_together_do_not_all_start", too_much_together),
+    both("requests_that_cannot_be_obeyed_are_refused_and_the_vm_runs_on", requests),
+    kernel("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
+    both("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
+    both("a_disk_that_is_gone_after_the_update_costs_only_its_own_vm", disk_gone),
+    kernel("a_host_without_kvm_says_what_is_missing", no_kvm),
+    kernel("a_host_without_luo_runs_vms_and_refuses_updates", no_luo),
+];
 
 fn requests(luo: Luo) -> Result<(), Failure> {
     let (mut host, _) = Host::boot(&HostPlan::new(vec![VmPlan::new("web", 128, 1)]).on(luo))?;

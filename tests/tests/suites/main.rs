@@ -1,0 +1,31 @@
+//! The end-to-end suites, in one program: a machine that is free takes the next test, of whichever suite.
+//!
+//! The suites with the longest tests come first, so that no machine stands idle for long at the end.
+
+mod abort;
+mod bad_input;
+mod handover;
+mod repeat;
+mod silence;
+mod simple;
+mod stock;
+mod systemd;
+mod two_vms;
+
+use std::process::ExitCode;
+
+use perennial_tests::suite::{self, Suite};
+
+fn main() -> ExitCode {
+    suite::run(&[
+        Suite { name: "repeat", tests: repeat::TESTS },
+        Suite { name: "abort", tests: abort::TESTS },
+        Suite { name: "two_vms", tests: two_vms::TESTS },
+        Suite { name: "handover", tests: handover::TESTS },
+        Suite { name: "stock", tests: stock::TESTS },
+        Suite { name: "systemd", tests: systemd::TESTS },
+        Suite { name: "bad_input", tests: bad_input::TESTS },
+        Suite { name: "simple", tests: simple::TESTS },
+        Suite { name: "silence", tests: silence::TESTS },
+    ])
+}
