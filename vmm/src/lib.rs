@@ -3,11 +3,13 @@
 pub mod api;
 pub mod arch;
 pub mod bus;
+pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod devices;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod guests;
 pub mod host;
 pub mod kvm;
 pub mod link;

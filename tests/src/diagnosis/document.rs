@@ -133,7 +133,9 @@ impl Snapshot {
         self.queues.extend(queue(node, parent));
         self.serial = serial(node).or(self.serial.take());
         self.host_tsc = node.u64("host-tsc").or(self.host_tsc);
-        node.children.iter().for_each(|child| self.collect(child, &node.name));
+        // The transport of a virtio device is called for what it is, its parent for the device.
+        let of = if node.name == "transport" { parent } else { &node.name };
+        node.children.iter().for_each(|child| self.collect(child, of));
     }
 }
 

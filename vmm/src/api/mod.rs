@@ -17,9 +17,6 @@ pub use stream::{Lines, StreamError};
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
 
-/// Most bytes of a VM's RAM in one reply to [`Command::Memory`].
-pub const MOST_MEMORY_BYTES: u64 = 16 << 10;
-
 /// One line from a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
@@ -89,7 +86,7 @@ pub enum Command {
         vm: VmName,
         /// Guest-physical address.
         address: u64,
-        /// Length in bytes, at most [`MOST_MEMORY_BYTES`].
+        /// Length in bytes, at most [`crate::guests::MOST_MEMORY_BYTES`].
         bytes: u64,
     },
     /// Replace the host's kernel under its VMs.
@@ -231,11 +228,6 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// An error with all its causes, outermost first, each in its own words.
-pub fn chain(error: &dyn std::error::Error) -> Vec<String> {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
 }
 
 #[cfg(test)]

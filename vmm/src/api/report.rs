@@ -3,9 +3,9 @@
 use guest_mem::FrameDigest;
 use serde::{Deserialize, Serialize};
 
+use crate::guests::ledger::{Ledger, TscRate};
 use crate::live_update::Outcome;
 use crate::live_update::incoming::Frames;
-use crate::live_update::timeline::{Ledger, TscRate};
 use crate::machine::VmName;
 
 /// The answer to `report`. Times are in nanoseconds from the start of the live update.

@@ -9,9 +9,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::causes::chain;
 use crate::host::{self, init};
 use crate::live_update::next_host;
-use crate::{api, vm};
+use crate::vm;
 
 /// A hypervisor host whose VMs outlive its kernel.
 #[derive(Debug, Parser)]
@@ -75,7 +76,7 @@ fn exit<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
 /// Prints an error once, with all its causes in one line.
 fn report<T, E: std::error::Error>(result: &Result<T, E>) {
     if let Err(error) = result {
-        eprintln!("perennial: {}", api::chain(error).join(": "));
+        eprintln!("perennial: {}", chain(error).join(": "));
     }
 }
 

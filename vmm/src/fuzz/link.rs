@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, sendmsg};
 use std::io::IoSlice;
 
-use crate::host::conversation::Conversation;
+use crate::guests::conversation::Conversation;
 use crate::link::{Channel, FromVm, LinkError, Request};
 use crate::vm::serve::{ServeError, serve};
 
@@ -48,7 +48,7 @@ pub fn from_vm(input: &[u8]) {
     rustix::net::shutdown(&vm, Shutdown::Write).unwrap();
     for request in [Request::Save, Request::Pause] {
         if let Err(error) = conversation.ask(request) {
-            assert!(crate::api::chain(&error).len() < 40);
+            assert!(crate::causes::chain(&error).len() < 40);
         }
     }
     let _ = conversation.events(true);

@@ -12,10 +12,10 @@ use luo::builtin::pool::{Expect, Options, Pool, PoolError};
 use luo::kernel::Device;
 use luo::{Orchestrator, Ticket};
 
-use super::entered::PARAMETER;
 use super::service;
-use crate::api::chain;
+use crate::causes::chain;
 use crate::config::HostSection;
+use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::Machine;
 
 /// The LUO, or why there is none.

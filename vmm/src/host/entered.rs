@@ -20,10 +20,8 @@ use std::path::{Path, PathBuf};
 
 use luo::{Ticket, TicketError};
 
+use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::VmName;
-
-/// The kernel parameter that carries a ticket. The kernel takes no notice of it, as of any with a dot.
-pub const PARAMETER: &str = "perennial.ticket";
 
 /// Where decisions are noted.
 const NOTES: &str = "/run/perennial";

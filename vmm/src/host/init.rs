@@ -66,7 +66,7 @@ pub fn set_up() {
             format_from: None,
         };
         if let Err(error) = attach(&mount) {
-            tracing::warn!("{}", crate::api::chain(&error).join(": "));
+            tracing::warn!("{}", crate::causes::chain(&error).join(": "));
         }
     }
 }

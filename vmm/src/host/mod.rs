@@ -13,20 +13,14 @@
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
 pub mod backend;
-pub mod conversation;
 pub mod entered;
-pub mod files;
 pub mod format;
 pub mod init;
 pub mod mapped;
 pub mod modules;
-pub mod mounted;
-pub mod process;
-pub mod ram;
 mod serve;
 pub mod service;
 mod start;
-pub mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -37,21 +31,22 @@ use luo::{Backend, Incoming, Orchestrator};
 use crate::api::report::{
     FramesReport, HostReport, Replaced, Report, SegmentsReport, VmReport, phases,
 };
-use crate::api::{Status, UpdateCall, VmStatus, chain};
+use crate::api::{Status, UpdateCall, VmStatus};
 use crate::arch::x86_64::tsc;
+use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
+use crate::guests::ledger::TscRate;
+use crate::guests::ram::RamSource;
+use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
 use crate::live_update::manifest::{Manifest, vm_session};
 use crate::live_update::next_host::{self, InheritError, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
-use crate::live_update::timeline::TscRate;
-use crate::live_update::{Outcome, Step, outgoing, pass_on};
+use crate::live_update::{Outcome, Step, kernel_name, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{Chosen, NoLuo};
 use entered::{Entered, NoteError};
-use ram::RamSource;
-use vm::{Life, Vm, VmError};
 
 /// Where the image of a Perennial host has its configuration.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -69,7 +64,7 @@ pub enum HostError {
     Config(#[from] ConfigError),
     /// A command for a VM failed.
     #[error(transparent)]
-    Vm(#[from] VmError),
+    Guest(#[from] GuestError),
     /// The live update did not happen.
     #[error("the live update did not take place")]
     Update(#[from] outgoing::UpdateError),
@@ -154,17 +149,11 @@ impl HostError {
             | Self::GivenUp(_)
             | Self::PassOn(_)
             | Self::Withheld
-            | Self::Vm(VmError::StillPreserved { .. })
+            | Self::Guest(GuestError::StillPreserved { .. })
             | Self::Arrival(_) => Some(Outcome::Preserved),
             _ => None,
         }
     }
-}
-
-/// Release and version of the running kernel.
-pub fn kernel_name() -> String {
-    let uname = rustix::system::uname();
-    format!("{} {}", uname.release().to_string_lossy(), uname.version().to_string_lossy())
 }
 
 /// The host's state.
@@ -176,7 +165,7 @@ pub struct Host {
     /// Where the pool would be. Not what `config` says, if that is the old host's.
     pool: Option<PathBuf>,
     entered: Entered,
-    vms: Vec<Vm>,
+    vms: Vec<Guest>,
     /// What took the place of its like when this host came up; `None` after a cold boot.
     replaced: Option<Replaced>,
     number: u32,
@@ -268,7 +257,7 @@ impl Host {
     fn boot_vms(&mut self) {
         let unreachable = self.luo.as_ref().err().filter(|none| none.holds);
         for machine in self.config.machines.iter().cloned() {
-            let mut vm = Vm::new(machine);
+            let mut vm = Guest::new(machine);
             match unreachable {
                 Some(none) if !self.entered.is_given_up(&vm.machine.name) => {
                     vm.withhold(&none.why, self.entered.ticket().is_some());
@@ -324,7 +313,7 @@ impl Host {
         }
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
-        self.vms.extend(new.cloned().map(Vm::new));
+        self.vms.extend(new.cloned().map(Guest::new));
     }
 
     fn make_report(
@@ -447,11 +436,11 @@ impl Host {
         }
     }
 
-    fn vm(&mut self, name: &VmName) -> Result<&mut Vm, VmError> {
+    fn vm(&mut self, name: &VmName) -> Result<&mut Guest, GuestError> {
         find(&mut self.vms, name)
     }
 
-    fn boot(&mut self, name: &VmName) -> Result<(), VmError> {
+    fn boot(&mut self, name: &VmName) -> Result<(), GuestError> {
         let index = index_of(&self.vms, name)?;
         let ram = ram_source(&self.luo, &self.vms, index);
         self.vms[index].boot(ram)
@@ -469,7 +458,7 @@ impl Host {
         if !matches!(vm.life, Life::Preserved { .. }) {
             let remedy = "only a preserved VM can be restored";
             let name = name.clone();
-            return Err(VmError::WrongState { name, state: vm.state(), remedy }.into());
+            return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
         }
         // A VM that came by a keeper has memfds, as those of a keeper are.
         let own = Keeper::start();
@@ -489,7 +478,7 @@ impl Host {
         match failed {
             None => Ok(()),
             Some(why) => {
-                Err(VmError::StillPreserved { name: name.clone(), why: why.join(": ") }.into())
+                Err(GuestError::StillPreserved { name: name.clone(), why: why.join(": ") }.into())
             }
         }
     }
@@ -664,12 +653,12 @@ impl Host {
     }
 }
 
-fn find<'a>(vms: &'a mut [Vm], name: &VmName) -> Result<&'a mut Vm, VmError> {
+fn find<'a>(vms: &'a mut [Guest], name: &VmName) -> Result<&'a mut Guest, GuestError> {
     let index = index_of(vms, name)?;
     Ok(&mut vms[index])
 }
 
-fn index_of(vms: &[Vm], name: &VmName) -> Result<usize, VmError> {
+fn index_of(vms: &[Guest], name: &VmName) -> Result<usize, GuestError> {
     let known = match vms.is_empty() {
         true => "none".to_owned(),
         false => {
@@ -677,12 +666,12 @@ fn index_of(vms: &[Vm], name: &VmName) -> Result<usize, VmError> {
             format!("`{}`", names.join("`, `"))
         }
     };
-    let unknown = VmError::Unknown { name: name.clone(), known };
+    let unknown = GuestError::Unknown { name: name.clone(), known };
     vms.iter().position(|vm| vm.machine.name == *name).ok_or(unknown)
 }
 
 /// Where the RAM of VM `index` comes from, with what the others may still take.
-fn ram_source<'a>(luo: &'a Chosen, vms: &[Vm], index: usize) -> RamSource<'a> {
+fn ram_source<'a>(luo: &'a Chosen, vms: &[Guest], index: usize) -> RamSource<'a> {
     let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
     let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
     RamSource::new(luo.as_deref().ok()).with_promised(promised)
@@ -699,7 +688,7 @@ fn finish(session: Incoming) -> Option<Incoming> {
         .err()
 }
 
-fn vm_status(vm: &Vm) -> VmStatus {
+fn vm_status(vm: &Guest) -> VmStatus {
     let (pid, error) = match &vm.life {
         Life::Live(live) => (Some(live.process.pid()), None),
         Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {

@@ -13,11 +13,12 @@ use rustix::time::Timespec;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
-use super::vm::Life;
 use super::{Host, HostError, service};
-use crate::api::{Call, Command, Line, Lines, chain, hex};
+use crate::api::{Call, Command, Line, Lines, hex};
+use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
+use crate::guests::Life;
 use crate::live_update::outgoing::UpdateError;
 
 /// Most clients of the API socket at a time.

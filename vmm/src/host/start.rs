@@ -7,7 +7,7 @@ use luo::builtin::keeper::Keeper;
 use super::backend::{self, Chosen, NoLuo};
 use super::entered::{Entered, EnteredError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules};
-use crate::api::chain;
+use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, Arrival};
 use crate::live_update::next_host::{InheritError, Left};

@@ -12,14 +12,15 @@ use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator};
 
 use super::manifest::{
-    MANIFEST_TOKEN, Manifest, STATE_TOKEN, VmEntry, host_session, segment_token, vm_session,
+    MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use crate::arch::x86_64::tsc;
-use crate::host::conversation::{ProcessError, unexpected};
-use crate::host::files::{Files, OpenError};
-use crate::host::process::VmProcess;
-use crate::host::ram::{RamError, RamSource};
-use crate::host::vm::{Life, Live, Vm};
+use crate::guests::conversation::{ProcessError, unexpected};
+use crate::guests::entry::VmEntry;
+use crate::guests::files::{Files, OpenError};
+use crate::guests::process::VmProcess;
+use crate::guests::ram::{RamError, RamSource};
+use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
 use crate::state::{StateError, document};
 use crate::vm::ram_layout;
@@ -122,7 +123,7 @@ pub struct Arrived {
     /// What the manifest said of it, with the ledger going on.
     pub entry: VmEntry,
     /// The VM: live, preserved, or failed when not even its session is there.
-    pub vm: Vm,
+    pub vm: Guest,
     /// Its session, if the VM is live: finish it when all VMs are.
     pub session: Option<Incoming>,
     /// Host TSC when its first vCPU entered `KVM_RUN`, if it did.
@@ -152,8 +153,8 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
             Ok(Arriving { entry, session, started })
         }
         Err(error) => {
-            let mut vm = Vm::new(entry.machine.clone());
-            vm.life = Life::Failed(crate::api::chain(&error));
+            let mut vm = Guest::new(entry.machine.clone());
+            vm.life = Life::Failed(crate::causes::chain(&error));
             let (session, first_entry_tsc, frames) = (None, None, Vec::new());
             Err(Box::new(Arrived { entry, vm, session, first_entry_tsc, frames }))
         }
@@ -199,7 +200,7 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec
     let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
     let frames = frames.unwrap_or_else(|error| {
         // No reason to keep the guest waiting, let alone to give it up.
-        let why = crate::api::chain(&error).join(": ");
+        let why = crate::causes::chain(&error).join(": ");
         tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
         Vec::new()
     });
@@ -238,7 +239,7 @@ fn retrieve_ram(
 /// Waits for the restore and lets the guest run.
 fn complete(arriving: Arriving) -> Arrived {
     let Arriving { mut entry, session, started } = arriving;
-    let mut vm = Vm::new(entry.machine.clone());
+    let mut vm = Guest::new(entry.machine.clone());
     let waiting = tsc::now();
     let mut frames = Vec::new();
     let resumed = started.and_then(|begun| {
@@ -267,7 +268,7 @@ fn complete(arriving: Arriving) -> Arrived {
             Arrived { entry, vm, session: Some(session), first_entry_tsc, frames }
         }
         Err(error) => {
-            let why = crate::api::chain(&error);
+            let why = crate::causes::chain(&error);
             tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
             vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
             Arrived { entry, vm, session: None, first_entry_tsc: None, frames }

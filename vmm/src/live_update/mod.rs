@@ -3,13 +3,13 @@
 //! Everything that happens while the guests stand still reads top to bottom in two files:
 //! [`outgoing`] ends in the jump, [`incoming`] begins after it.
 
+pub mod file_systems;
 pub mod incoming;
 pub mod manifest;
 pub mod next_host;
 pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
-pub mod timeline;
 
 use std::fmt;
 
@@ -69,4 +69,10 @@ impl fmt::Display for Outcome {
             Self::Lost => "lost",
         })
     }
+}
+
+/// Release and version of the running kernel.
+pub fn kernel_name() -> String {
+    let uname = rustix::system::uname();
+    format!("{} {}", uname.release().to_string_lossy(), uname.version().to_string_lossy())
 }

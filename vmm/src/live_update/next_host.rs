@@ -24,7 +24,7 @@ use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
 use rustix::time::Timespec;
 
-use crate::host::vm::document_memfd;
+use crate::guests::memfd::document_memfd;
 
 /// Tells a host that another one was in this process before it, and what that one left: the fds of the
 /// keeper's tree and of the preserved files, in this order (`7,8,9`), or the ticket for what is in a

@@ -10,7 +10,8 @@ use kexec::{
 };
 use luo::Ticket;
 
-use crate::host::entered::PARAMETER;
+/// The kernel parameter that carries a ticket. The kernel takes no notice of it, as of any with a dot.
+pub const PARAMETER: &str = "perennial.ticket";
 
 /// The next kernel cannot be used, or would lose what is preserved.
 #[derive(Debug, thiserror::Error)]

@@ -15,19 +15,20 @@ use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
 use luo::{Backend, Incoming, Orchestrator, Outgoing};
 
+use super::file_systems;
 use super::manifest::{
-    MANIFEST_TOKEN, Manifest, STATE_TOKEN, SegmentEntry, VmEntry, host_session, segment_token,
-    vm_session,
+    MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use super::next_host::{Left, NextHost, NextHostError};
 use super::next_kernel::{self, NextKernel, NextKernelError};
-use super::timeline::Ledger;
 use super::{Outcome, Step};
 use crate::arch::x86_64::tsc;
-use crate::host::conversation::{ProcessError, unexpected};
-use crate::host::mounted;
-use crate::host::ram;
-use crate::host::vm::{Life, Live, Vm, document_memfd};
+use crate::guests::conversation::{ProcessError, unexpected};
+use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::ledger::Ledger;
+use crate::guests::memfd::document_memfd;
+use crate::guests::ram;
+use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::state::{StateError, document};
@@ -169,7 +170,7 @@ pub enum UpdateError {
         step: Step,
         /// Why.
         #[source]
-        source: mounted::SyncError,
+        source: file_systems::SyncError,
     },
     /// The manifest cannot be encoded.
     #[error("the manifest cannot be encoded")]
@@ -236,7 +237,7 @@ struct Leaving<'a> {
 /// called immediately before the jump.
 pub fn run(
     luo: &dyn Orchestrator,
-    vms: &[Vm],
+    vms: &[Guest],
     unfinished: &[Incoming],
     plan: &Plan<'_>,
     announce: impl FnOnce(),
@@ -320,7 +321,7 @@ fn load<'a>(
 }
 
 /// A VM that waits for its restore, and for whose session nothing has to be done.
-fn still_preserved(vm: &Vm) -> Option<VmEntry> {
+fn still_preserved(vm: &Guest) -> Option<VmEntry> {
     match &vm.life {
         Life::Preserved { entry, .. } => Some(VmEntry::clone(entry)),
         _ => None,
@@ -378,7 +379,7 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
 }
 
 /// What the last kernel left and nobody has finished is not carried on by LUO.
-fn refuse_unfinished(vms: &[Vm], unfinished: &[Incoming]) -> Result<(), UpdateError> {
+fn refuse_unfinished(vms: &[Guest], unfinished: &[Incoming]) -> Result<(), UpdateError> {
     if let Some(vm) = vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
         return Err(UpdateError::Unfinished(vm.machine.name.clone()));
     }
@@ -390,7 +391,7 @@ fn refuse_unfinished(vms: &[Vm], unfinished: &[Incoming]) -> Result<(), UpdateEr
 
 /// The kernel's LUO gives memory to every page of what it preserves. Where there is not enough, the
 /// kernel would end processes to get it, the VMs' first.
-fn refuse_too_many_holes(vms: &[Vm]) -> Result<(), UpdateError> {
+fn refuse_too_many_holes(vms: &[Guest]) -> Result<(), UpdateError> {
     let mut holes = 0;
     for vm in vms {
         let Life::Live(live) = &vm.life else { continue };
@@ -540,7 +541,7 @@ impl Drop for Paused<'_, '_> {
     fn drop(&mut self) {
         for vm in self.running() {
             if let Err(error) = vm.live.process.ask(Request::Resume) {
-                let why = crate::api::chain(&error).join(": ");
+                let why = crate::causes::chain(&error).join(": ");
                 tracing::error!("VM `{}` does not resume: {why}", vm.machine.name);
             }
         }
@@ -601,7 +602,7 @@ fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
 }
 
 fn sync_host(plan: &Plan<'_>, step: Step) -> Result<(), UpdateError> {
-    mounted::sync(plan.pool.as_deref()).map_err(|source| UpdateError::Sync { step, source })
+    file_systems::sync(plan.pool.as_deref()).map_err(|source| UpdateError::Sync { step, source })
 }
 
 fn manifest(
@@ -614,7 +615,7 @@ fn manifest(
     let mut ledger = ledger;
     ledger.enter("jump", jumping, jumping);
     Manifest {
-        kernel: crate::host::kernel_name(),
+        kernel: super::kernel_name(),
         number: plan.number,
         config: plan.config.clone(),
         tsc,

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::{Vm, VmError};
-use crate::api::chain;
+use crate::causes::chain;
 use crate::link::{
     Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Ram, Reply, Request, Role,
 };

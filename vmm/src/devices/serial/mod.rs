@@ -231,8 +231,10 @@ impl Persist for Serial {
     type Error = SerialError;
 
     fn save(&self) -> Result<SerialStateV1, SerialError> {
-        let registers = self.registers().state();
-        let outbox = self.outbox.pending().iter().copied().collect();
+        // Interrupt and sink are the new host's.
+        let Self { registers, outbox, interrupt: _, sink: _ } = self;
+        let registers = lock(registers).state();
+        let outbox = outbox.pending().iter().copied().collect();
         Ok(SerialStateV1 { registers, outbox })
     }
 

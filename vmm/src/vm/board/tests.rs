@@ -234,7 +234,7 @@ fn a_board_goes_on_with_the_state_that_it_had() {
 
     let refused = |state, fds: &mut Fds| {
         let error = Board::restore(&machine(), state, &wires(), fds).map(drop).unwrap_err();
-        crate::api::chain(&error).join(": ")
+        crate::causes::chain(&error).join(": ")
     };
     let mut fewer = state.clone();
     fewer.devices.pop();

@@ -116,7 +116,7 @@ mod tests {
     fn what_is_no_disk_is_not_opened() {
         let refused = |path: &str| {
             let options = BlockOptions { path: path.into(), readonly: true };
-            crate::api::chain(&options.open().expect_err(path)).join(": ")
+            crate::causes::chain(&options.open().expect_err(path)).join(": ")
         };
         assert!(refused("/nowhere").starts_with("cannot open disk /nowhere"));
         assert!(refused("/dev/null").contains("neither a regular file nor a block device"));

@@ -50,7 +50,8 @@ impl Persist for Block {
 
     fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
         // What the driver knows follows from its features, which the transport saves.
-        let Shared { image, sectors, id, driver_flushes: _ } = &*self.0;
+        let Self(shared) = self;
+        let Shared { image, sectors, id, driver_flushes: _ } = &**shared;
         // The file is open and its path is in the machine's description.
         let Image { file: _, identity, readonly, path: _ } = image;
         let identity = identity.clone();

@@ -102,7 +102,7 @@ mod tests {
         }
         let refused = |path: &str| {
             let options = RngOptions { source: path.into() };
-            crate::api::chain(&options.open().expect_err(path)).join(": ")
+            crate::causes::chain(&options.open().expect_err(path)).join(": ")
         };
         assert!(refused("/nowhere").starts_with("cannot open entropy source /nowhere"));
         let file = tempfile::NamedTempFile::new().unwrap();

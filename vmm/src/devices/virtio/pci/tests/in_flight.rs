@@ -145,7 +145,7 @@ fn a_drain_waits_for_the_requests_in_flight_and_no_longer_than_it_may() {
     test.machine.ring(0);
     assert!(test.machine.run());
     let error = test.machine.function.drain(Instant::now()).unwrap_err();
-    let said = crate::api::chain(&error).join(": ");
+    let said = crate::causes::chain(&error).join(": ");
     assert!(said.contains("slow@1") && said.contains("2 requests"), "{said}");
 
     let (held, rings) = (test.held.clone(), test.rings_of_device());

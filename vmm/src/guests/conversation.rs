@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn depth(error: &ProcessError) -> usize {
-        crate::api::chain(error).len()
+        crate::causes::chain(error).len()
     }
 
     #[test]
@@ -229,10 +229,10 @@ mod tests {
         let said = ["cannot save", "the disk is gone"].map(str::to_owned).to_vec();
         vm.send(&FromVm::Reply(Reply::Failed(said.clone())), &[]).unwrap();
         let error = host.ask(Request::Save).unwrap_err();
-        assert_eq!(crate::api::chain(&error)[1..], said);
+        assert_eq!(crate::causes::chain(&error)[1..], said);
         vm.send(&FromVm::Reply(Reply::Failed(Vec::new())), &[]).unwrap();
         let error = host.ask(Request::Save).unwrap_err();
-        assert_eq!(crate::api::chain(&error)[1..], ["no reason"]);
+        assert_eq!(crate::causes::chain(&error)[1..], ["no reason"]);
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
         let talker =
             std::thread::spawn(move || while vm.send(&FromVm::Event(Event::Reset), &[]).is_ok() {});
         let error = host.ask(Request::Pause).unwrap_err();
-        assert!(crate::api::chain(&error)[1].contains("more than 256 events"), "{error:?}");
+        assert!(crate::causes::chain(&error)[1].contains("more than 256 events"), "{error:?}");
         assert_eq!(host.last_words(), Some(Event::Reset));
         drop(host);
         talker.join().unwrap();

@@ -8,7 +8,7 @@
 //!                        \--the pool is out of reach--> Withheld --stop--> Stopped
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,19 +18,22 @@ use guest_mem::{Layout, Segment};
 use luo::Incoming;
 
 use super::conversation::{ProcessError, unexpected};
+use super::entry::VmEntry;
 use super::files::{Files, OpenError};
+use super::memfd::document_memfd;
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
-use crate::api::MOST_MEMORY_BYTES;
 use crate::link::{Event, Ram, Reply, Request, Role};
-use crate::live_update::manifest::VmEntry;
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
+
+/// Most bytes of a VM's RAM in one reply to [`Command::Memory`].
+pub const MOST_MEMORY_BYTES: u64 = 16 << 10;
 
 /// What an operator asked of a VM cannot be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum VmError {
+pub enum GuestError {
     /// The VM is not in the state that the command needs.
     #[error("VM `{name}` is {state}: {remedy}")]
     WrongState {
@@ -195,14 +198,14 @@ pub struct Live {
 
 /// One VM.
 #[derive(Debug)]
-pub struct Vm {
+pub struct Guest {
     /// Its description.
     pub machine: Machine,
     /// Where it is in its life.
     pub life: Life,
 }
 
-impl Vm {
+impl Guest {
     /// A VM that is switched off.
     pub fn new(machine: Machine) -> Self {
         Self { machine, life: Life::Stopped }
@@ -247,7 +250,7 @@ impl Vm {
     }
 
     /// Creates the RAM, starts a process, boots the kernel and lets it run.
-    pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), VmError> {
+    pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) => {}
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
@@ -264,10 +267,10 @@ impl Vm {
         let segments = self.create_ram(ram)?;
         let mut files = Files::for_machine(&self.machine)
             .and_then(|files| files.with_kernel(&self.machine))
-            .map_err(|source| VmError::Open { name: self.name(), source })?;
+            .map_err(|source| GuestError::Open { name: self.name(), source })?;
         for segment in &segments {
             let clone = segment.file().try_clone();
-            let clone = clone.map_err(|source| VmError::Clone { name: self.name(), source })?;
+            let clone = clone.map_err(|source| GuestError::Clone { name: self.name(), source })?;
             files.push(Role::Segment, clone);
         }
         let start = || {
@@ -286,14 +289,14 @@ impl Vm {
         Ok(())
     }
 
-    fn create_ram(&self, ram: RamSource<'_>) -> Result<Vec<Segment>, VmError> {
+    fn create_ram(&self, ram: RamSource<'_>) -> Result<Vec<Segment>, GuestError> {
         let wanted = self.machine.ram_bytes;
         // A pool has memory of its own, and says itself how much is left.
         if ram.kind() == Ram::Memfd {
-            let available = ram::available_bytes().map_err(VmError::Meminfo)?;
+            let available = ram::available_bytes().map_err(GuestError::Meminfo)?;
             let promised = ram.promised();
             if wanted > available.saturating_sub(promised) {
-                return Err(VmError::NotEnoughRam {
+                return Err(GuestError::NotEnoughRam {
                     name: self.name(),
                     wanted,
                     available,
@@ -310,12 +313,12 @@ impl Vm {
     }
 
     /// Stops the vCPUs and the devices.
-    pub fn pause(&mut self) -> Result<(), VmError> {
+    pub fn pause(&mut self) -> Result<(), GuestError> {
         self.set_running(false, Request::Pause, "only a VM that runs can be paused")
     }
 
     /// Lets the vCPUs and the devices go on.
-    pub fn resume(&mut self) -> Result<(), VmError> {
+    pub fn resume(&mut self) -> Result<(), GuestError> {
         self.set_running(true, Request::Resume, "only a VM that is paused can be resumed")
     }
 
@@ -324,31 +327,31 @@ impl Vm {
         running: bool,
         request: Request,
         remedy: &'static str,
-    ) -> Result<(), VmError> {
+    ) -> Result<(), GuestError> {
         let name = self.name();
         let wrong = self.wrong_state(remedy);
         let Life::Live(live) = &mut self.life else { return Err(wrong) };
         if live.running == running {
             return Err(wrong);
         }
-        live.process.ask(request).map_err(|source| VmError::Process { name, source })?;
+        live.process.ask(request).map_err(|source| GuestError::Process { name, source })?;
         live.running = running;
         Ok(())
     }
 
     /// Writes the state document to a new file at `path`. A running VM pauses for it.
-    pub fn dump(&mut self, path: &Path) -> Result<(), VmError> {
+    pub fn dump(&mut self, path: &Path) -> Result<(), GuestError> {
         let document = self.dumped()?;
         let write = || -> io::Result<()> {
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(&document)
         };
-        write().map_err(|source| VmError::Dump { name: self.name(), path: path.into(), source })
+        write().map_err(|source| GuestError::Dump { name: self.name(), path: path.into(), source })
     }
 
     /// The state document. A running VM pauses for it.
-    pub fn dumped(&mut self) -> Result<Vec<u8>, VmError> {
+    pub fn dumped(&mut self) -> Result<Vec<u8>, GuestError> {
         let pauses = matches!(&self.life, Life::Live(live) if live.running);
         if pauses {
             self.pause()?;
@@ -362,28 +365,28 @@ impl Vm {
 
     /// Reads `bytes` of RAM at a guest-physical address. The VM goes on meanwhile, and its process is
     /// not asked: the RAM of one that hangs can be read, too. The range must lie in one segment.
-    pub fn memory(&self, address: u64, bytes: u64) -> Result<Vec<u8>, VmError> {
+    pub fn memory(&self, address: u64, bytes: u64) -> Result<Vec<u8>, GuestError> {
         let Life::Live(live) = &self.life else {
             return Err(self.wrong_state("only the RAM of a VM that runs or is paused can be read"));
         };
         let layout = ram_layout(self.machine.ram_bytes).map_err(|e| self.ram_error(e))?;
         let (index, offset) = place(&layout, address, bytes)
             .filter(|_| bytes <= MOST_MEMORY_BYTES)
-            .ok_or_else(|| VmError::OutsideRam { name: self.name(), address, bytes })?;
+            .ok_or_else(|| GuestError::OutsideRam { name: self.name(), address, bytes })?;
         let mut memory = vec![0; bytes as usize];
         live.segments[index]
             .file()
             .read_exact_at(&mut memory, offset)
-            .map_err(|source| VmError::ReadRam { name: self.name(), source })?;
+            .map_err(|source| GuestError::ReadRam { name: self.name(), source })?;
         Ok(memory)
     }
 
     /// The state document of a VM that is paused.
-    fn document(&self) -> Result<Vec<u8>, VmError> {
+    fn document(&self) -> Result<Vec<u8>, GuestError> {
         let Life::Live(live) = &self.life else {
             return Err(self.wrong_state("only a VM that runs or is paused has a state"));
         };
-        let error = |source| VmError::Document { name: self.name(), source };
+        let error = |source| GuestError::Document { name: self.name(), source };
         let file = document_memfd("dump", &[]).map_err(error)?;
         let ask = || {
             live.process.send(Request::Save, &[(Role::State, file.as_fd())])?;
@@ -415,7 +418,7 @@ impl Vm {
                 tracing::info!("VM `{name}` resets");
                 self.life = Life::Stopped;
                 if let Err(error) = self.boot(ram) {
-                    let why = crate::api::chain(&error);
+                    let why = crate::causes::chain(&error);
                     tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                     self.life = Life::Failed(why);
                 }
@@ -434,16 +437,16 @@ impl Vm {
         self.machine.name.clone()
     }
 
-    fn wrong_state(&self, remedy: &'static str) -> VmError {
-        VmError::WrongState { name: self.name(), state: self.state(), remedy }
+    fn wrong_state(&self, remedy: &'static str) -> GuestError {
+        GuestError::WrongState { name: self.name(), state: self.state(), remedy }
     }
 
-    fn ram_error(&self, source: impl Into<RamError>) -> VmError {
-        VmError::Ram { name: self.name(), source: source.into() }
+    fn ram_error(&self, source: impl Into<RamError>) -> GuestError {
+        GuestError::Ram { name: self.name(), source: source.into() }
     }
 
-    fn process_error(&self, source: ProcessError) -> VmError {
-        VmError::Process { name: self.name(), source }
+    fn process_error(&self, source: ProcessError) -> GuestError {
+        GuestError::Process { name: self.name(), source }
     }
 }
 
@@ -454,20 +457,6 @@ fn place(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
         let offset = address.checked_sub(base)?;
         (offset.checked_add(bytes)? <= plan.len).then_some((index, offset))
     })
-}
-
-/// A memfd of `bytes` bytes that LUO can carry: executable, because LUO would bring a
-/// `MFD_NOEXEC_SEAL` one back unwritable.
-pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
-    use rustix::fs::{MemfdFlags, memfd_create};
-    let fd = match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
-        // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
-        Err(rustix::io::Errno::INVAL) => memfd_create(name, MemfdFlags::CLOEXEC),
-        made => made,
-    }?;
-    let file = File::from(fd);
-    file.write_all_at(bytes, 0)?;
-    Ok(file)
 }
 
 #[cfg(test)]

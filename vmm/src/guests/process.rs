@@ -14,7 +14,6 @@ use rustix::time::Timespec;
 
 use super::conversation::{Conversation, ProcessError};
 use crate::link::Channel;
-use crate::live_update::next_host;
 
 /// How long a VM's process may take to answer. Generous: it bounds a process that hangs, on hosts
 /// that emulate their CPUs too.
@@ -40,9 +39,8 @@ impl VmProcess {
         here.set_timeout(Some(ANSWER_WITHIN)).map_err(ProcessError::Spawn)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("perennial").arg("vmm").stdin(Stdio::from(there.into_fd()));
-        for variable in luo::systemd::VARIABLES.iter().chain([&next_host::VARIABLE]) {
-            command.env_remove(variable);
-        }
+        // What is in the environment is for the host: where systemd listens, what the last host left.
+        command.env_clear();
         let child = command.spawn().map_err(ProcessError::Spawn)?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
