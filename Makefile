@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 # The targets share cargo's lock and the machine's cores: side by side they would
-# only be slower and harder to read.
+# only be slower and harder to read. `make test` overlaps by itself what gains by it.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 

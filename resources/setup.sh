@@ -48,7 +48,7 @@ util-linux      flock
 '
 
 have() {
-    # mkfs.ext4 and its like are outside an ordinary user's PATH.
+    # mkfs.ext4 and other tools for root are outside an ordinary user's PATH.
     case $1 in
     /*) [[ -e $1 ]] ;;
     *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;

@@ -108,7 +108,7 @@ build() {
         unpack_source "$work/source"
     fi
 
-    # `nice`, for whoever works on this machine meanwhile.
+    # `nice`, so that other work on this machine goes first.
     local make=(nice -n 5 make -C "$work/source" "O=$tree" "LOCALVERSION=$(local_version "$name")"
         "${make_flags[@]}")
 
@@ -157,7 +157,7 @@ if ! all_there; then
     rm -rf "$work"
     for name in "${wanted[@]}"; do
         case $name in
-        # Whoever wants one host soon wants the other, and it is cheap in the same tree.
+        # A test needs both hosts, and the second is cheap in the tree of the first.
         host-*)
             build host-a
             build host-b

@@ -34,7 +34,7 @@ const SETTLED_LINES: u64 = 30;
 pub enum Fault {
     /// A line arrived damaged.
     Damaged(LineError),
-    /// Another boot: the guest was started anew.
+    /// Another boot: the guest did not go on, but was started again.
     Rebooted {
         /// The boot id before and after.
         boots: [String; 2],

@@ -41,7 +41,7 @@ impl Role {
         }
     }
 
-    /// What makes it, and the files that it has.
+    /// The script that makes it, and files that it must have.
     fn recipe(self) -> (&'static str, [&'static str; 2]) {
         match self {
             Self::HostA | Self::HostB | Self::Guest => ("build.sh", ["bzImage", "vmlinux"]),
@@ -120,7 +120,7 @@ fn look_for(role: Role) -> Result<Kernel, KernelError> {
     }
     let release = fs::read_to_string(directory.join("release"))
         .map_err(|problem| error(format!("{}/release: {problem}", directory.display())))?;
-    // One that is built has none.
+    // A kernel that is built for the tests has no modules.
     let order = fs::read_to_string(directory.join("order")).unwrap_or_default();
     let modules = order.lines().map(str::to_owned).collect();
     Ok(Kernel { directory, release: release.trim().to_owned(), modules })

@@ -40,7 +40,7 @@ pub fn results(command: &str) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
-/// A lock between processes and threads; held until dropped, and by no one who died.
+/// A lock between processes and threads; released when dropped, and when its process ends.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Lock(#[expect(dead_code, reason = "closing it releases the lock")] File);

@@ -100,8 +100,8 @@ impl VmPlan {
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
         };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
-        // Of the watchdogs this one alone cannot be told that a guest was stopped: after 30 s, which
-        // an update of an emulated host can take, it would complain.
+        // The workqueue watchdog is the only one that cannot be told that a guest was paused. After
+        // 30 s, which an update of an emulated host can take, it would complain.
         let patient = "workqueue.watchdog_thresh=240";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {root} perennial.memory={} perennial.busy={} \
@@ -160,7 +160,7 @@ pub struct HostPlan {
     pub under_systemd: bool,
     /// RAM of the machine in MiB, where it should not follow from the VMs.
     pub memory_mib: Option<u64>,
-    /// A file that is the machine's RAM, for what has to be in it beforehand, or afterwards.
+    /// A file that is the machine's RAM, for tests that write to it beforehand or keep it afterwards.
     pub ram_file: Option<PathBuf>,
     /// Lines put into `[host]` of both sides' configuration.
     pub extra_host: String,

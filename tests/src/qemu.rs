@@ -119,7 +119,7 @@ pub struct Machine {
     pub ports: Vec<String>,
     /// Its CPU cannot virtualise, so its kernel has no KVM.
     pub without_kvm: bool,
-    /// A reset starts it anew and does not end it.
+    /// A reset starts it again; without this a reset ends it.
     pub may_reset: bool,
 }
 
@@ -170,7 +170,7 @@ pub struct Qemu {
     child: Child,
     directory: Option<TempDir>,
     ports: HashMap<String, UnixStream>,
-    /// That it crashes is an answer.
+    /// A crash of QEMU is one of the expected results, so it is not reported.
     may_crash: bool,
     /// Ends the nudges, if there are any, when it is dropped.
     _nudges: Option<Sender<()>>,
@@ -222,7 +222,7 @@ impl Qemu {
         Ok(Self { child, directory, ports, may_crash: false, _nudges: nudges, _lock: lock })
     }
 
-    /// Takes the harness's end of a virtio port. `None` if there is none of this name, or it was
+    /// Takes the harness's end of a virtio port. `None` if no port has this name, or the port was
     /// taken before.
     pub fn take_port(&mut self, name: &str) -> Option<UnixStream> {
         self.ports.remove(name)
@@ -510,7 +510,7 @@ fn remembered_probe() -> Accelerator {
     let found = match probe() {
         Ok(true) => Accelerator::Kvm,
         Ok(false) => Accelerator::Tcg,
-        // Not an answer about KVM; whoever needs a machine will say what is missing.
+        // This says nothing about KVM. The test that needs a machine names what is missing.
         Err(_) => return Accelerator::Tcg,
     };
     let _ = fs::write(memory, format!("{boot}{found}"));
@@ -539,7 +539,7 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
         Err(QemuError::Ended { .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    // It does, with an assertion, where the outer KVM does not know all that QEMU sets.
+    // QEMU fails with an assertion where the outer KVM does not know all that QEMU sets.
     qemu.may_crash = true;
     let says = |qemu: &Qemu, what| qemu.console().contains(what);
     qemu.wait_until(PROBE_DEADLINE, |qemu| says(qemu, PROBE_KVM) || says(qemu, PROBE_NO_KVM));

@@ -78,7 +78,7 @@ pub struct Status {
     pub kernel: String,
     /// The LUO backend; `keeper` where there is no other.
     pub luo: String,
-    /// Why there is none.
+    /// Why no live update is possible.
     #[serde(default)]
     pub luo_error: Option<String>,
     /// `cold` or `live-update`.

@@ -27,13 +27,13 @@ pub struct Test {
 }
 
 impl Test {
-    /// The same test, which this machine cannot do for the reason that `lacks` gives, if it gives one.
+    /// The same test, skipped with the reason that `lacks` returns, if it returns one.
     pub const fn unless(self, lacks: fn() -> Option<String>) -> Self {
         Self { lacks, ..self }
     }
 }
 
-/// Nothing that a test might need beyond a host with guests.
+/// For tests that need nothing beyond a host with guests: there is no reason to skip them.
 const fn nothing() -> Option<String> {
     None
 }
@@ -43,7 +43,7 @@ pub const fn both(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Te
     Test { name, on: &Luo::ALL, run, lacks: nothing }
 }
 
-/// A test for hosts with the kernel's LUO: it is about that, or about nothing that depends on it.
+/// A test for hosts with the kernel's LUO: it is about that LUO, or does not depend on which LUO it is.
 pub const fn kernel(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
     Test { name, on: &[Luo::Kernel], run, lacks: nothing }
 }

@@ -76,7 +76,7 @@ pub fn tree() -> Result<PathBuf, String> {
         .clone()
 }
 
-/// Why there is none, if so.
+/// Why systemd is not available for the tests on this computer, if so.
 pub fn missing() -> Option<String> {
     tree().err()
 }

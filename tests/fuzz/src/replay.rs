@@ -12,7 +12,7 @@ use crate::Mutator;
 const INPUTS: usize = 2000;
 
 /// Calls `target` with every seed in the directory `seeds`, and with as many inputs as wanted that
-/// are made from them. The input that fails is left in a file for whoever looks into it.
+/// are made from them. An input that fails is left in a file, to be looked into.
 ///
 /// # Panics
 ///

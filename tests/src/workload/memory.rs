@@ -22,7 +22,7 @@ pub struct Memory {
 /// What a stretch of verification found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
-    /// Pages that did not hold their pattern. They are written anew, so each counts once.
+    /// Pages that did not hold their pattern. They are written again, so each counts once.
     pub errors: u64,
     /// Complete passes so far.
     pub passes: u64,
@@ -39,7 +39,7 @@ impl Memory {
         memory
     }
 
-    /// Verifies the next `pages` pages, beginning anew at the end, and changes some of them.
+    /// Verifies the next `pages` pages and changes some of them. After the last page the first follows.
     pub fn verify(&mut self, pages: usize) -> Verified {
         let mut errors = 0;
         for _ in 0..pages.min(self.generations.len()) {

@@ -14,7 +14,7 @@ fn fails(luo: Luo) -> Result<(), Failure> {
     host.wait_for_guests()?;
     host.stop_before_each_step("update")?;
     refuse(&mut host, luo)?;
-    // After whatever happened, a real update must still work.
+    // None of these failures may keep a real update from working.
     host.update(json!({}))?;
     host.check_guests()?;
     host.power_off_and_check_disks()

@@ -115,7 +115,7 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
     let plan = HostPlan { edit_b: Some(without_driver), ..HostPlan::new(vms) };
     let (mut host, _) = boot(&plan.on(luo))?;
 
-    // The next host cannot reach them, and starts none of them anew.
+    // The next host cannot reach the VMs, and must not boot them a second time.
     let status = host.update(json!({}))?;
     expect_states(&status, ["withheld", "withheld"])?;
     let error = status.vms[0].error.clone().unwrap_or_default().join(": ");
@@ -127,12 +127,12 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
         other => return Err(format!("a VM that may be preserved was booted: {other:?}").into()),
     }
 
-    // A host that can gets them, as they were.
+    // A host that can reach them resumes them as they were.
     let status = host.update(json!({}))?;
     expect_states(&status, ["running", "running"])?;
     host.check_guests()?;
 
-    // One that is given up can be booted anew; then nothing may come back.
+    // A VM that was given up can be booted again; then its old state must not come back.
     let status = host.update(json!({}))?;
     expect_states(&status, ["withheld", "withheld"])?;
     host.request(json!({"do": "stop", "vm": "web"}))?;
@@ -174,7 +174,7 @@ fn another_boot(luo: Luo) -> Result<(), Failure> {
         return Err(format!("what another boot left was taken: {status:?}").into());
     }
     if boots(&host, "web")?.len() != 1 {
-        return Err("the guest did not boot anew".into());
+        return Err("the guest did not boot again".into());
     }
     host.power_off_and_check_disks()
 }
