@@ -183,6 +183,7 @@ impl Continuity {
         let growing = counters.chain([
             ("memory passes", last.memory_passes, beat.memory_passes),
             ("disk record", last.disk_seq, beat.disk_seq),
+            ("entropy draws", last.entropy_draws, beat.entropy_draws),
             ("monotonic clock", last.monotonic_us, beat.monotonic_us),
             ("wall clock", last.realtime_us, beat.realtime_us),
         ]);
@@ -219,11 +220,15 @@ impl Continuity {
     }
 
     /// Whether since the mark every vCPU counted on, all memory was verified from end to end, and
-    /// records were written round after round.
+    /// records were written and entropy was drawn time after time.
     pub fn has_settled(&self) -> bool {
         let Some((mark, last)) = self.since_mark() else { return false };
         let heard = last.seq >= self.resumed.saturating_add(SETTLED_LINES);
-        heard && counted(mark, last) && verified(mark, last) && wrote(mark, last)
+        heard
+            && counted(mark, last)
+            && verified(mark, last)
+            && wrote(mark, last)
+            && drew(mark, last)
     }
 
     fn since_mark(&self) -> Option<(&Heartbeat, &Heartbeat)> {
@@ -257,6 +262,7 @@ impl Continuity {
         let counts = format!("{:?} thousand, then {:?}", mark.counters, last.counters);
         let passes = last.memory_passes - mark.memory_passes.min(last.memory_passes);
         let records = last.disk_seq - mark.disk_seq.min(last.disk_seq);
+        let draws = last.entropy_draws - mark.entropy_draws.min(last.entropy_draws);
         let drift = offset_us(last) - offset_us(first);
         vec![
             self.check("boot-id", true, format!("{} throughout", first.boot), |f| {
@@ -284,6 +290,9 @@ impl Continuity {
                     Fault::Counted { what: "disk errors", .. }
                         | Fault::WentBack { what: "disk record", .. }
                 )
+            }),
+            self.check("entropy", drew(mark, last), format!("{draws} times entropy"), |f| {
+                matches!(f, Fault::WentBack { what: "entropy draws", .. })
             }),
             self.check(
                 "monotonic-clock",
@@ -360,6 +369,10 @@ fn wrote(mark: &Heartbeat, last: &Heartbeat) -> bool {
     last.disk_seq >= mark.disk_seq + 10
 }
 
+fn drew(mark: &Heartbeat, last: &Heartbeat) -> bool {
+    last.entropy_draws >= mark.entropy_draws + 10
+}
+
 fn offset_us(beat: &Heartbeat) -> i64 {
     beat.realtime_us as i64 - beat.monotonic_us as i64
 }
@@ -378,6 +391,7 @@ mod tests {
             memory_errors: 0,
             disk_seq: seq * 4,
             disk_errors: 0,
+            entropy_draws: seq * 5,
             monotonic_us: 1_000_000 + seq * 100_000,
             realtime_us: 1_795_000_000_000_000 + seq * 100_000,
             clock_backward: 0,
@@ -412,7 +426,7 @@ mod tests {
         assert!(!continuity.has_settled());
         assert_eq!(
             failed(&continuity),
-            ["counter", "memory", "disk"],
+            ["counter", "memory", "disk", "entropy"],
             "no progress since the mark"
         );
         for seq in 11..=10 + SETTLED_LINES {

@@ -362,7 +362,7 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
         out,
         "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
          kernel = \"/data/guest/{kernel}\"\n{initramfs}cmdline = \"{}\"\n\
-         disk = [{disks}]\nserial = \"port={}\"\n",
+         disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
         vm.name,
         vm.memory_mib,
         vm.cpus,

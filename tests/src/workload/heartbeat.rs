@@ -25,31 +25,34 @@ pub struct Heartbeat {
     #[serde(rename = "cpu")]
     pub counters: Vec<u64>,
     /// Times that a counter thread found its registers other than it had left them.
-    #[serde(rename = "cerr")]
+    #[serde(rename = "ce")]
     pub cpu_errors: u64,
     /// Complete passes over the checksummed memory.
     #[serde(rename = "mem")]
     pub memory_passes: u64,
     /// Pages that did not hold what was written.
-    #[serde(rename = "merr")]
+    #[serde(rename = "me")]
     pub memory_errors: u64,
     /// Records written to the disk and acknowledged by it.
     #[serde(rename = "dsk")]
     pub disk_seq: u64,
     /// Disk requests that failed and records that read back wrong.
-    #[serde(rename = "derr")]
+    #[serde(rename = "de")]
     pub disk_errors: u64,
+    /// Times that entropy came from the device of the machine, each time another.
+    #[serde(rename = "rng")]
+    pub entropy_draws: u64,
     /// CLOCK_MONOTONIC in microseconds.
-    #[serde(rename = "mono")]
+    #[serde(rename = "m")]
     pub monotonic_us: u64,
     /// CLOCK_REALTIME in microseconds since the epoch.
-    #[serde(rename = "real")]
+    #[serde(rename = "r")]
     pub realtime_us: u64,
     /// Times that a clock was seen to go backward inside the guest.
-    #[serde(rename = "back")]
+    #[serde(rename = "bk")]
     pub clock_backward: u64,
     /// Complaints of the guest's kernel: lockups, stalls, hung tasks, I/O errors, unstable clocks.
-    #[serde(rename = "warn")]
+    #[serde(rename = "wn")]
     pub kernel_warnings: u64,
 }
 
@@ -135,6 +138,7 @@ mod tests {
             memory_errors: 0,
             disk_seq: 123_456,
             disk_errors: 0,
+            entropy_draws: 123_456,
             monotonic_us: 12_345_678_901,
             realtime_us: 1_800_000_000_000_000,
             clock_backward: 0,

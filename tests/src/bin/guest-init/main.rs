@@ -78,6 +78,7 @@ fn heartbeat(seq: u64, boot: &str, progress: &Progress) -> Heartbeat {
         memory_errors: progress.memory_errors.get(),
         disk_seq: progress.disk_seq.get(),
         disk_errors: progress.disk_errors.get(),
+        entropy_draws: progress.entropy_draws.get(),
         monotonic_us,
         realtime_us,
         clock_backward: progress.clock_backward.get(),

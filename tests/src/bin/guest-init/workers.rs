@@ -22,6 +22,9 @@ use crate::settings::Settings;
 /// Steps between two looks at the registers: about a millisecond under emulation.
 const STRETCH: u64 = 50_000;
 
+/// The entropy device that the guest's kernel has found.
+const ENTROPY: &str = "/dev/hwrng";
+
 /// Pages verified between two looks at the rest of the world.
 const PAGES: usize = 256;
 
@@ -50,6 +53,7 @@ pub(crate) struct Progress {
     pub(crate) memory_errors: Gauge,
     pub(crate) disk_seq: Gauge,
     pub(crate) disk_errors: Gauge,
+    pub(crate) entropy_draws: Gauge,
     pub(crate) clock_backward: Gauge,
     pub(crate) kernel_warnings: Gauge,
 }
@@ -87,6 +91,11 @@ pub(crate) fn start(
             }
         });
     }
+    spawn(progress, console, |progress, console| {
+        if let Err(error) = draw_entropy(progress) {
+            console.note("problem", &format!("{ENTROPY}: {error}"));
+        }
+    });
     spawn(progress, console, |progress, _| watch_clocks(progress));
     spawn(progress, console, |progress, console| {
         if let Err(error) = watch_kernel_log(progress, console) {
@@ -194,6 +203,22 @@ fn read_record(disk: &File, slots: u64, seq: u64) -> io::Result<()> {
     match Record::from_block(&block) {
         Ok(Some(record)) if record.seq == seq => Ok(()),
         found => Err(io::Error::other(format!("reading back record {seq} gave {found:?}"))),
+    }
+}
+
+/// Reads from the machine's entropy device for as long as it gives other bytes each time.
+fn draw_entropy(progress: &Progress) -> io::Result<()> {
+    let mut device = File::open(ENTROPY)?;
+    let mut last = [0; 32];
+    loop {
+        let mut drawn = [0; 32];
+        device.read_exact(&mut drawn)?;
+        if drawn == last || drawn == [0; 32] {
+            return Err(io::Error::other(format!("{drawn:x?} after {last:x?}")));
+        }
+        last = drawn;
+        progress.entropy_draws.add(1);
+        crate::pause();
     }
 }
 
