@@ -36,7 +36,7 @@ pub struct HostReport {
     /// From the last instruction of the old host to the first of the new one.
     pub reboot_to_init_ns: u64,
     /// Rate of the host's TSC.
-    pub tsc_khz: u32,
+    pub counter_khz: u32,
     /// What the host did.
     pub phases: Vec<PhaseReport>,
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use crate::live_update::index::Index;
 use crate::live_update::manifest::Manifest;
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
@@ -78,6 +79,10 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
         let manifest: Manifest = read_node(&root, "")?;
         let count = manifest.vms.len();
         return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));
+    }
+    if root.is_compatible(Index::COMPATIBLE[0]) {
+        let index: Index = read_node(&root, "")?;
+        return Ok(format!("a sound index of {} sessions", index.sessions.len()));
     }
     let state: VmStateV1 = read_node(&root, "")?;
     Ok(format!(

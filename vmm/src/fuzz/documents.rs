@@ -3,6 +3,7 @@
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::devices::{files_for, wires};
+use crate::live_update::index::Index;
 use crate::live_update::manifest::Manifest;
 use crate::state::Schema;
 use crate::state::document::{self, Detail};
@@ -22,10 +23,11 @@ pub fn state_document(input: &[u8]) {
     }
 }
 
-/// Reads what the host leaves for itself.
+/// Reads what the host leaves for itself: the manifest, and the index.
 pub fn manifest(input: &[u8]) {
     for bytes in with_digest(input) {
         let _ = read::<Manifest>(&bytes);
+        let _ = read::<Index>(&bytes);
     }
 }
 

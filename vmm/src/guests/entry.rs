@@ -18,8 +18,10 @@ pub struct VmEntry {
     pub running: bool,
     /// Length of its state document, in bytes.
     pub state_bytes: u64,
-    /// Host TSC when its last vCPU had left `KVM_RUN`.
-    pub last_exit_tsc: u64,
+    /// CRC-32 (IEEE 802.3) of its state document.
+    pub state_digest: u32,
+    /// The ledger's counter when its last vCPU had left `KVM_RUN`.
+    pub last_exit_ticks: u64,
     /// What was done for it.
     pub ledger: Ledger,
     /// Its RAM.
@@ -42,10 +44,12 @@ impl Schema for VmEntry {
     const COMPATIBLE: &'static [&'static str] = &["perennial,vm-entry-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { machine, running, state_bytes, last_exit_tsc, ledger, segments } = self;
+        let Self { machine, running, state_bytes, state_digest, last_exit_ticks, ledger, segments } =
+            self;
         node.put_bool("running", *running);
         node.put_u64("state-bytes", *state_bytes);
-        node.put_u64("last-exit-tsc", *last_exit_tsc);
+        node.put_u32("state-digest", *state_digest);
+        node.put_u64("last-exit-ticks", *last_exit_ticks);
         node.put_u64s("segment-bytes", &segments.iter().map(|s| s.bytes).collect::<Vec<_>>());
         let preserved: Vec<u64> = segments.iter().map(|s| s.preserved.into()).collect();
         node.put_u64s("segment-preserved", &preserved);
@@ -65,7 +69,8 @@ impl Schema for VmEntry {
             machine: reader.child("machine")?,
             running: reader.bool("running")?,
             state_bytes: reader.u64("state-bytes")?,
-            last_exit_tsc: reader.u64("last-exit-tsc")?,
+            state_digest: reader.u32("state-digest")?,
+            last_exit_ticks: reader.u64("last-exit-ticks")?,
             ledger: reader.child("ledger")?,
             segments,
         };
@@ -133,7 +138,8 @@ pub(crate) mod tests {
             machine: machine(),
             running: true,
             state_bytes: 4096,
-            last_exit_tsc: 77,
+            state_digest: 0x1234_5678,
+            last_exit_ticks: 77,
             ledger: Ledger::sample(),
             segments: vec![
                 SegmentEntry {
@@ -157,7 +163,8 @@ pub(crate) mod tests {
             rename,
             |e| e.running = false,
             |e| e.state_bytes += 1,
-            |e| e.last_exit_tsc += 1,
+            |e| e.state_digest += 1,
+                |e| e.last_exit_ticks += 1,
             |e| e.ledger.phases.clear(),
             |e| e.segments[1].preserved = true,
             |e| e.segments.swap(0, 1),

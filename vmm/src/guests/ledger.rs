@@ -1,7 +1,8 @@
 //! The ledger: where the time of a live update went, in one clock across both kernels.
 //!
-//! Stamps are host TSC values: the TSC runs on over a kexec, which no kernel clock does. They become
-//! nanoseconds only in the report.
+//! Stamps are ticks of a counter that runs on over a kexec, which no kernel clock does; a ledger names
+//! it, because it depends on the architecture. On x86 it is the host's TSC. Ticks become nanoseconds
+//! only in the report.
 
 use crate::arch::x86_64::tsc;
 use crate::state::{Node, Reader, Schema, StateError};
@@ -9,7 +10,7 @@ use crate::state::{Node, Reader, Schema, StateError};
 /// Most phases of one ledger. A live update has about twenty.
 const MAX_PHASES: usize = 256;
 
-/// One named stretch of time, in ticks of the host's TSC.
+/// One named stretch of time, in ticks of the counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
     /// What was done.
@@ -40,17 +41,23 @@ impl Schema for Ledger {
 
     fn encode(&self, node: &mut Node) {
         let Self { phases } = self;
+        node.put_str("counter", tsc::NAME);
         let names: Vec<&str> = phases.iter().map(|p| p.name.as_str()).collect();
         // Without a phase it is empty: no string at all, not an empty one.
         node.put_strings("phases", &names);
-        node.put_u64s("start-tsc", &phases.iter().map(|p| p.start).collect::<Vec<_>>());
-        node.put_u64s("end-tsc", &phases.iter().map(|p| p.end).collect::<Vec<_>>());
+        node.put_u64s("start-ticks", &phases.iter().map(|p| p.start).collect::<Vec<_>>());
+        node.put_u64s("end-ticks", &phases.iter().map(|p| p.end).collect::<Vec<_>>());
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let counter = reader.str("counter")?;
+        if counter != tsc::NAME {
+            let problem = format!("the document counts `{counter}`, this machine `{}`", tsc::NAME);
+            return Err(reader.invalid("counter", problem));
+        }
         let names = reader.string_list("phases")?;
-        let starts = reader.u64s("start-tsc")?;
-        let ends = reader.u64s("end-tsc")?;
+        let starts = reader.u64s("start-ticks")?;
+        let ends = reader.u64s("end-ticks")?;
         if names.len() > MAX_PHASES || starts.len() != names.len() || ends.len() != names.len() {
             let problem = format!(
                 "{} phases (at most {MAX_PHASES}), {} starts, {} ends",
@@ -68,7 +75,7 @@ impl Schema for Ledger {
             .collect();
         match phases.iter().find(|p| p.end < p.start) {
             Some(p) => {
-                Err(reader.invalid("end-tsc", format!("`{}` ends before it starts", p.name)))
+                Err(reader.invalid("end-ticks", format!("`{}` ends before it starts", p.name)))
             }
             None => Ok(Self { phases }),
         }
@@ -136,12 +143,20 @@ mod tests {
     #[test]
     fn a_ledger_that_contradicts_itself_is_refused() {
         let mut node = Ledger::sample().to_node("ledger");
-        node.properties.insert("end-tsc".to_owned(), 9u64.to_be_bytes().to_vec());
+        node.properties.insert("end-ticks".to_owned(), 9u64.to_be_bytes().to_vec());
         assert!(read_node::<Ledger>(&node, "").is_err(), "one end for two phases");
         let ends = [9u64.to_be_bytes(), 35u64.to_be_bytes()].concat();
-        node.properties.insert("end-tsc".to_owned(), ends);
+        node.properties.insert("end-ticks".to_owned(), ends);
         let error = read_node::<Ledger>(&node, "").unwrap_err().to_string();
         assert!(error.contains("`pause` ends before it starts"), "{error}");
+    }
+
+    #[test]
+    fn a_ledger_by_another_counter_is_refused_with_both_sides() {
+        let mut node = Ledger::sample().to_node("ledger");
+        node.properties.insert("counter".to_owned(), b"arm-cntvct\0".to_vec());
+        let error = read_node::<Ledger>(&node, "").unwrap_err().to_string();
+        assert!(error.contains("counts `arm-cntvct`, this machine `x86-tsc`"), "{error}");
     }
 
     #[test]

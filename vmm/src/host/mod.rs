@@ -174,7 +174,7 @@ pub struct Host {
     unfinished: Vec<Incoming>,
     /// The kernel that systemd was asked to enter. Its image stays loaded when this process ends.
     next: Option<LoadedImage>,
-    started_tsc: u64,
+    started_ticks: u64,
 }
 
 impl Host {
@@ -182,7 +182,7 @@ impl Host {
     /// process, left. As PID 1 it mounts what is needed first.
     pub fn start(
         config_path: &Path,
-        started_tsc: u64,
+        started_ticks: u64,
         inherited: Option<Result<Left, InheritError>>,
     ) -> Result<Self, HostError> {
         let replaced = match inherited {
@@ -232,7 +232,7 @@ impl Host {
             report: None,
             unfinished: Vec::new(),
             next: None,
-            started_tsc,
+            started_ticks,
         };
         host.populate(arrival, inherited.keeper.as_ref());
         Ok(host)
@@ -327,11 +327,11 @@ impl Host {
             tracing::warn!("times are in wrong units: {}", chain(&error).join(": "));
             1_000_000
         }));
-        let origin = manifest.tsc;
+        let origin = manifest.ticks;
         let jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
         let mut ledger = manifest.ledger.clone();
-        ledger.enter(self.jump_name(), jumped, self.started_tsc);
-        ledger.enter("start", self.started_tsc, opened);
+        ledger.enter(self.jump_name(), jumped, self.started_ticks);
+        ledger.enter("start", self.started_ticks, opened);
         ledger.enter("resume-vms", opened, resumed);
         let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
         let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
@@ -342,8 +342,8 @@ impl Host {
                 kernel_after: kernel_name(),
                 luo: backend.to_string(),
                 number: manifest.number,
-                reboot_to_init_ns: rate.nanoseconds(jumped, self.started_tsc),
-                tsc_khz: rate.khz(),
+                reboot_to_init_ns: rate.nanoseconds(jumped, self.started_ticks),
+                counter_khz: rate.khz(),
                 phases: phases(&ledger, origin, rate),
             },
             guest_ram_bytes_copied: vms
@@ -364,8 +364,8 @@ impl Host {
     ) -> VmReport {
         let entry = &vm.entry;
         let mut ledger = entry.ledger.clone();
-        ledger.enter(self.jump_name(), jumped, self.started_tsc);
-        ledger.enter("start", self.started_tsc, opened);
+        ledger.enter(self.jump_name(), jumped, self.started_ticks);
+        ledger.enter("start", self.started_ticks, opened);
         ledger.phases.sort_by_key(|phase| phase.start);
         let frames = (!vm.frames.is_empty()).then(|| FramesReport::new(&vm.frames));
         let preserved = entry.segments.iter().filter(|s| s.preserved).count() as u64;
@@ -373,8 +373,8 @@ impl Host {
             name: entry.machine.name.clone(),
             ram_bytes: entry.machine.ram_bytes,
             blackout_ns: vm
-                .first_entry_tsc
-                .map(|entered| rate.nanoseconds(entry.last_exit_tsc, entered)),
+                .first_entry_ticks
+                .map(|entered| rate.nanoseconds(entry.last_exit_ticks, entered)),
             outcome: match &vm.vm.life {
                 Life::Live(_) => Outcome::Running,
                 Life::Preserved { .. } => Outcome::Preserved,
@@ -710,11 +710,11 @@ fn vm_status(vm: &Guest) -> VmStatus {
 /// Runs the host until it is told to stop.
 pub fn run(
     config_path: &Path,
-    started_tsc: u64,
+    started_ticks: u64,
     inherited: Option<Result<Left, InheritError>>,
 ) -> Result<(), HostError> {
     let mut server = serve::Server::new()?;
-    let mut host = Host::start(config_path, started_tsc, inherited)?;
+    let mut host = Host::start(config_path, started_ticks, inherited)?;
     server.listen(&host.config.host)?;
     server.run(&mut host)
 }

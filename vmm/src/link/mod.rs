@@ -111,12 +111,12 @@ pub enum Reply {
     /// To [`Request::Resume`].
     Resumed {
         /// Host TSC when the first vCPU was about to enter `KVM_RUN`.
-        first_entry_tsc: u64,
+        first_entry_ticks: u64,
     },
     /// To [`Request::Pause`].
     Paused {
         /// Host TSC when the last vCPU had left `KVM_RUN`.
-        last_exit_tsc: u64,
+        last_exit_ticks: u64,
     },
     /// To [`Request::Save`].
     Saved {

@@ -9,15 +9,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use guest_mem::{FrameDigest, Segment};
-use luo::{Incoming, Orchestrator};
+use luo::{Incoming, Orchestrator, Token};
 
+use super::index::{Disagreement, Index};
 use super::manifest::{
-    MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
+    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::VmEntry;
 use crate::guests::files::{Files, OpenError};
+use crate::guests::memfd::document_digest;
 use crate::guests::process::VmProcess;
 use crate::guests::ram::{RamError, RamSource};
 use crate::guests::{Guest, Life, Live};
@@ -25,8 +27,8 @@ use crate::link::{Reply, Request, Role};
 use crate::state::{StateError, document};
 use crate::vm::ram_layout;
 
-/// Largest manifest, in bytes.
-const MAX_MANIFEST: u64 = 16 << 20;
+/// Largest manifest or index, in bytes.
+const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// Why a VM, or all of them, cannot be restored. What is in the session stays there.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +38,28 @@ pub enum IncomingError {
     #[error(transparent)]
     Luo(#[from] luo::Error),
     /// A document cannot be read from its memfd.
-    #[error("cannot read the manifest")]
+    #[error("cannot read the manifest or the index")]
     Read(#[source] io::Error),
-    /// The manifest is larger than any that this program writes.
-    #[error("the manifest has {0} bytes, at most {MAX_MANIFEST} are possible")]
+    /// The manifest or the index is larger than any that this program writes.
+    #[error("the manifest, or the index, has {0} bytes; at most {MAX_DOCUMENT} are possible")]
     TooLarge(u64),
-    /// The manifest cannot be understood.
-    #[error("the manifest cannot be read")]
+    /// The manifest or the index cannot be understood.
+    #[error("the manifest, or the index, cannot be read")]
     Manifest(#[from] StateError),
+    /// The index is of another manifest.
+    #[error("the index and the manifest are not of one host")]
+    Index(#[from] Disagreement),
+    /// The state document cannot be read from its memfd.
+    #[error("cannot read its state document")]
+    ReadState(#[source] io::Error),
+    /// The state document is not the one that was left.
+    #[error("its state document has the digest {found:08x}, the manifest says {left:08x}")]
+    State {
+        /// Of what was retrieved.
+        found: u32,
+        /// Of what was left.
+        left: u32,
+    },
     /// The RAM is not as the manifest says.
     #[error("its RAM is not as it was")]
     Ram(#[from] guest_mem::Error),
@@ -85,15 +101,23 @@ pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> 
         Err(error) if error.is_not_found() => return Ok(None),
         other => other?,
     };
-    let file = File::from(session.retrieve(MANIFEST_TOKEN)?);
+    // The index first: its binding never changes.
+    let index: Index = document::read_document(&retrieve_document(&session, INDEX_TOKEN)?)?;
+    let bytes = retrieve_document(&session, MANIFEST_TOKEN)?;
+    let manifest = document::read_document(&bytes)?;
+    index.check(&manifest, &bytes)?;
+    Ok(Some(Arrival { manifest, session }))
+}
+
+fn retrieve_document(session: &Incoming, token: Token) -> Result<Vec<u8>, IncomingError> {
+    let file = File::from(session.retrieve(token)?);
     let length = file.metadata().map_err(IncomingError::Read)?.len();
-    if length > MAX_MANIFEST {
+    if length > MAX_DOCUMENT {
         return Err(IncomingError::TooLarge(length));
     }
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0).map_err(IncomingError::Read)?;
-    let manifest = document::read_document(&bytes)?;
-    Ok(Some(Arrival { manifest, session }))
+    Ok(bytes)
 }
 
 /// A VM whose memory has been retrieved and whose process is restoring it.
@@ -127,7 +151,7 @@ pub struct Arrived {
     /// Its session, if the VM is live: finish it when all VMs are.
     pub session: Option<Incoming>,
     /// Host TSC when its first vCPU entered `KVM_RUN`, if it did.
-    pub first_entry_tsc: Option<u64>,
+    pub first_entry_ticks: Option<u64>,
     /// Of the segments whose page frames were looked up before, those frames and the ones that the
     /// segments came back in.
     pub frames: Vec<Frames>,
@@ -155,8 +179,8 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
         Err(error) => {
             let mut vm = Guest::new(entry.machine.clone());
             vm.life = Life::Failed(crate::causes::chain(&error));
-            let (session, first_entry_tsc, frames) = (None, None, Vec::new());
-            Err(Box::new(Arrived { entry, vm, session, first_entry_tsc, frames }))
+            let (session, first_entry_ticks, frames) = (None, None, Vec::new());
+            Err(Box::new(Arrived { entry, vm, session, first_entry_ticks, frames }))
         }
     }
 }
@@ -172,7 +196,11 @@ fn begin(
     let spawned = tsc::now();
     entry.ledger.enter("spawn", start, spawned);
     let segments = retrieve_ram(ram, session, entry)?;
-    let state = session.retrieve(STATE_TOKEN)?;
+    let state = File::from(session.retrieve(STATE_TOKEN)?);
+    let digest = document_digest(&state, entry.state_bytes).map_err(IncomingError::ReadState)?;
+    if digest != entry.state_digest {
+        return Err(IncomingError::State { found: digest, left: entry.state_digest });
+    }
     let retrieved = tsc::now();
     entry.ledger.enter("retrieve", spawned, retrieved);
     let (frames, retrieved) = look_up_frames(&segments, entry, retrieved);
@@ -252,7 +280,7 @@ fn complete(arriving: Arriving) -> Arrived {
         entry.ledger.enter("restore", waiting, tsc::now());
         let first_entry = match entry.running {
             true => match process.ask(Request::Resume)? {
-                Reply::Resumed { first_entry_tsc } => Some(first_entry_tsc),
+                Reply::Resumed { first_entry_ticks } => Some(first_entry_ticks),
                 other => return Err(unexpected("resume", &other).into()),
             },
             false => None,
@@ -260,18 +288,18 @@ fn complete(arriving: Arriving) -> Arrived {
         Ok((Live { process, segments, running: entry.running }, first_entry))
     });
     match resumed {
-        Ok((live, first_entry_tsc)) => {
-            if let (Some(entered), Some(last)) = (first_entry_tsc, entry.ledger.phases.last()) {
+        Ok((live, first_entry_ticks)) => {
+            if let (Some(entered), Some(last)) = (first_entry_ticks, entry.ledger.phases.last()) {
                 entry.ledger.enter("resume", last.end, entered);
             }
             vm.life = Life::Live(live);
-            Arrived { entry, vm, session: Some(session), first_entry_tsc, frames }
+            Arrived { entry, vm, session: Some(session), first_entry_ticks, frames }
         }
         Err(error) => {
             let why = crate::causes::chain(&error);
             tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
             vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
-            Arrived { entry, vm, session: None, first_entry_tsc: None, frames }
+            Arrived { entry, vm, session: None, first_entry_ticks: None, frames }
         }
     }
 }

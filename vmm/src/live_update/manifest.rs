@@ -19,6 +19,9 @@ pub const STATE_TOKEN: Token = Token(0);
 /// In the host's session: the manifest.
 pub const MANIFEST_TOKEN: Token = Token(0);
 
+/// In the host's session: the index.
+pub const INDEX_TOKEN: Token = Token(1);
+
 /// In a VM's session: segment `index` of its RAM.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)
@@ -43,9 +46,9 @@ pub struct Manifest {
     pub number: u32,
     /// The text of the host's configuration, for a new host whose own cannot be used.
     pub config: String,
-    /// Host TSC and `CLOCK_REALTIME` in nanoseconds at one moment of the old kernel.
-    pub tsc: u64,
-    /// See `tsc`.
+    /// The ledgers' counter and `CLOCK_REALTIME` in nanoseconds at one moment of the old kernel.
+    pub ticks: u64,
+    /// See `ticks`.
     pub realtime_ns: u64,
     /// What the host did.
     pub ledger: Ledger,
@@ -58,11 +61,11 @@ impl Schema for Manifest {
     const COMPATIBLE: &'static [&'static str] = &["perennial,host-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { kernel, number, config, tsc, realtime_ns, ledger, vms } = self;
+        let Self { kernel, number, config, ticks, realtime_ns, ledger, vms } = self;
         node.put_str("kernel", kernel);
         node.put_u32("number", *number);
         node.put_str("config", config);
-        node.put_u64("tsc", *tsc);
+        node.put_u64("ticks", *ticks);
         node.put_u64("realtime-ns", *realtime_ns);
         node.push(ledger.to_node("ledger"));
         for (index, vm) in vms.iter().enumerate() {
@@ -75,7 +78,7 @@ impl Schema for Manifest {
             kernel: reader.str("kernel")?,
             number: reader.u32("number")?,
             config: reader.str("config")?,
-            tsc: reader.u64("tsc")?,
+            ticks: reader.u64("ticks")?,
             realtime_ns: reader.u64("realtime-ns")?,
             ledger: reader.child("ledger")?,
             vms: reader.sequence::<VmEntry>("vm")?,
@@ -94,18 +97,18 @@ impl Schema for Manifest {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::guests::entry::tests::{rename, sample as entry};
     use crate::state::contract::{contract_tests, refusal};
     use crate::state::node::read_node;
 
-    fn sample() -> Manifest {
+    pub(crate) fn sample() -> Manifest {
         Manifest {
             kernel: "7.3.4-a #1".to_owned(),
             number: 3,
             config: "[host]\n".to_owned(),
-            tsc: 123,
+            ticks: 123,
             realtime_ns: 456,
             ledger: Ledger::sample(),
             vms: vec![entry()],
@@ -119,7 +122,7 @@ mod tests {
             |m| m.kernel.push('x'),
             |m| m.number += 1,
             |m| m.config.clear(),
-            |m| m.tsc += 1,
+            |m| m.ticks += 1,
             |m| m.realtime_ns += 1,
             |m| m.ledger.phases.clear(),
             |m| rename(&mut m.vms[0]),

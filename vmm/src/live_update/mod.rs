@@ -5,6 +5,7 @@
 
 pub mod file_systems;
 pub mod incoming;
+pub mod index;
 pub mod manifest;
 pub mod next_host;
 pub mod next_kernel;

@@ -16,8 +16,9 @@ use luo::builtin::keeper::Keeper;
 use luo::{Backend, Incoming, Orchestrator, Outgoing};
 
 use super::file_systems;
+use super::index::Index;
 use super::manifest::{
-    MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
+    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use super::next_host::{Left, NextHost, NextHostError};
 use super::next_kernel::{self, NextKernel, NextKernelError};
@@ -26,7 +27,7 @@ use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
 use crate::guests::ledger::Ledger;
-use crate::guests::memfd::document_memfd;
+use crate::guests::memfd::{document_digest, document_memfd};
 use crate::guests::ram;
 use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
@@ -229,8 +230,15 @@ struct Leaving<'a> {
     segments: Vec<SegmentEntry>,
     verify_frames: bool,
     ledger: Ledger,
-    last_exit_tsc: u64,
-    state: Option<(File, u64)>,
+    last_exit_ticks: u64,
+    state: Option<SavedState>,
+}
+
+/// A state document that was written, and what the index says of it.
+struct SavedState {
+    file: File,
+    bytes: u64,
+    digest: u32,
 }
 
 /// Performs the live update or the handover. Returns only if it did not take place; `announce` is
@@ -331,7 +339,7 @@ fn still_preserved(vm: &Guest) -> Option<VmEntry> {
 /// Has the next host's program read every document that it will get.
 fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<(), NextHostError> {
     let mut documents = vec![("the manifest".to_owned(), manifest.as_fd())];
-    let states = vms.iter().filter_map(|vm| Some((vm.machine, &vm.state.as_ref()?.0)));
+    let states = vms.iter().filter_map(|vm| Some((vm.machine, &vm.state.as_ref()?.file)));
     documents.extend(states.map(|(machine, file)| {
         (format!("the state document of VM `{}`", machine.name), file.as_fd())
     }));
@@ -427,7 +435,7 @@ fn preserve_ram<'a>(
         segments: live.segments.iter().map(absent).collect(),
         verify_frames,
         ledger: Ledger::default(),
-        last_exit_tsc: 0,
+        last_exit_ticks: 0,
         state: None,
     };
     leaving.preserve_touched(Step::PreserveRam)?;
@@ -483,8 +491,9 @@ impl Leaving<'_> {
         VmEntry {
             machine: self.machine.clone(),
             running: self.live.running,
-            state_bytes: self.state.as_ref().map_or(0, |(_, bytes)| *bytes),
-            last_exit_tsc: self.last_exit_tsc,
+            state_bytes: self.state.as_ref().map_or(0, |state| state.bytes),
+            state_digest: self.state.as_ref().map_or(0, |state| state.digest),
+            last_exit_ticks: self.last_exit_ticks,
             ledger,
             segments: self.segments.clone(),
         }
@@ -510,10 +519,10 @@ impl<'t, 'a> Paused<'t, 'a> {
         for vm in paused.vms.iter_mut().filter(|vm| vm.live.running) {
             let error = vm.process_error(step);
             match vm.live.process.reply() {
-                Ok(Reply::Paused { last_exit_tsc }) => {
-                    vm.last_exit_tsc = last_exit_tsc;
-                    vm.ledger.enter("pause", start, last_exit_tsc);
-                    vm.ledger.enter("drain", last_exit_tsc, tsc::now());
+                Ok(Reply::Paused { last_exit_ticks }) => {
+                    vm.last_exit_ticks = last_exit_ticks;
+                    vm.ledger.enter("pause", start, last_exit_ticks);
+                    vm.ledger.enter("drain", last_exit_ticks, tsc::now());
                 }
                 Ok(other) => {
                     first_error = first_error.or(Some(error(unexpected("pause", &other))));
@@ -559,13 +568,16 @@ fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
         })?;
         let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
         sent.map_err(vm.process_error(step))?;
-        vm.state = Some((file, 0));
+        vm.state = Some(SavedState { file, bytes: 0, digest: 0 });
     }
     for vm in vms {
         match vm.live.process.reply().map_err(vm.process_error(step))? {
             Reply::Saved { bytes } => {
-                if let Some((_, length)) = &mut vm.state {
-                    *length = bytes;
+                if let Some(state) = &mut vm.state {
+                    let what = "state document";
+                    let digest = document_digest(&state.file, bytes);
+                    let error = |source| UpdateError::Document { step, what, source };
+                    (state.bytes, state.digest) = (bytes, digest.map_err(error)?);
                 }
             }
             other => return Err(vm.process_error(step)(unexpected("save", &other))),
@@ -578,9 +590,9 @@ fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
 fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     for vm in vms {
         let start = tsc::now();
-        if let Some((file, _)) = &vm.state {
+        if let Some(state) = &vm.state {
             vm.session
-                .preserve(file.as_fd(), STATE_TOKEN)
+                .preserve(state.file.as_fd(), STATE_TOKEN)
                 .map_err(luo_error(Step::PreserveState, Some(vm.machine)))?;
         }
         vm.ledger.enter("preserve-state", start, tsc::now());
@@ -609,7 +621,7 @@ fn manifest(
     plan: &Plan<'_>,
     ledger: Ledger,
     vms: &[Leaving<'_>],
-    (tsc, realtime_ns): (u64, u64),
+    (ticks, realtime_ns): (u64, u64),
     jumping: u64,
 ) -> Manifest {
     let mut ledger = ledger;
@@ -618,23 +630,29 @@ fn manifest(
         kernel: super::kernel_name(),
         number: plan.number,
         config: plan.config.clone(),
-        tsc,
+        ticks,
         realtime_ns,
         ledger,
         vms: vms.iter().map(|vm| vm.entry(jumping)).collect(),
     }
 }
 
+/// Puts manifest and index into the host's session. Returns the manifest.
 fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, UpdateError> {
     let step = Step::Jump;
+    let preserve = |what: &'static str, bytes: &[u8], token| {
+        let file = document_memfd(what, bytes).map_err(|source| UpdateError::Document {
+            step,
+            what,
+            source,
+        })?;
+        host.preserve(file.as_fd(), token).map_err(luo_error(step, None))?;
+        Ok::<File, UpdateError>(file)
+    };
     let bytes = document::write_document(manifest)?;
-    let file = document_memfd("manifest", &bytes).map_err(|source| UpdateError::Document {
-        step,
-        what: "manifest",
-        source,
-    })?;
-    host.preserve(file.as_fd(), MANIFEST_TOKEN).map_err(luo_error(step, None))?;
-    Ok(file)
+    let index = document::write_document(&Index::of(manifest, &bytes))?;
+    preserve("index", &index, INDEX_TOKEN)?;
+    preserve("manifest", &bytes, MANIFEST_TOKEN)
 }
 
 fn luo_error(step: Step, machine: Option<&Machine>) -> impl Fn(luo::Error) -> UpdateError + use<> {

@@ -102,8 +102,8 @@ impl Process {
                 self.vm = Some(vm);
                 Ok(Reply::Built)
             }
-            Request::Resume => Ok(Reply::Resumed { first_entry_tsc: self.vm()?.resume()? }),
-            Request::Pause => Ok(Reply::Paused { last_exit_tsc: self.vm()?.pause()? }),
+            Request::Resume => Ok(Reply::Resumed { first_entry_ticks: self.vm()?.resume()? }),
+            Request::Pause => Ok(Reply::Paused { last_exit_ticks: self.vm()?.pause()? }),
             Request::Save => save(self.vm()?, &mut fds),
             Request::Sync => {
                 self.vm()?.sync()?;

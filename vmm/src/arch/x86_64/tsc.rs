@@ -6,6 +6,9 @@
 
 #![expect(unsafe_code, reason = "rdtsc is an unsafe intrinsic")]
 
+/// The counter's name in documents.
+pub const NAME: &str = "x86-tsc";
+
 /// Nanoseconds of a millisecond: a TSC in kHz counts so many times in as many nanoseconds.
 const NS_PER_MS: u128 = 1_000_000;
 
