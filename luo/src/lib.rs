@@ -22,9 +22,10 @@
 //! of memory that survives a kexec ([`builtin::pool`]), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
+#[cfg(feature = "tools")]
 pub mod emulate;
 mod error;
-#[cfg(any(test, fuzzing))]
+#[cfg(all(any(test, fuzzing), feature = "tools"))]
 pub mod fuzz;
 mod ioctl;
 pub mod kernel;

@@ -57,20 +57,28 @@ pub fn build() -> Result<&'static Binaries, &'static str> {
 fn cargo_build() -> io::Result<Binaries> {
     let _lock = Lock::acquire("static-build")?;
     let target = paths::target().join("static");
+    // Apart from the others, which want features of `luo` that a host's image leaves out.
+    cargo(&target, &["--package", "vmm", "--no-default-features", "--bin", "perennial"])?;
+    let bins = ["guest-init", "probe-init", "conformance-agent"];
+    let bins: Vec<&str> = bins.iter().flat_map(|bin| ["--bin", bin]).collect();
+    cargo(&target, &[&["--package", "perennial-tests"], &bins[..]].concat())?;
+    Ok(Binaries { directory: target.join(TARGET).join("release") })
+}
+
+fn cargo(target: &Path, what: &[&str]) -> io::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(paths::workspace())
         .args(["build", "--release", "--quiet", "--target", TARGET])
-        .args(["--bin", "perennial", "--bin", "guest-init", "--bin", "probe-init"])
-        .args(["--bin", "conformance-agent"])
-        .env("CARGO_TARGET_DIR", &target)
+        .args(what)
+        .env("CARGO_TARGET_DIR", target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .output()?;
-    if !output.status.success() {
-        return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned())),
     }
-    Ok(Binaries { directory: target.join(TARGET).join("release") })
 }
 
 /// Copies a binary to where an image is being put together.

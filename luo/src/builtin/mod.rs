@@ -67,6 +67,7 @@ mod model;
 mod open_file;
 pub mod pool;
 mod reboot;
+#[cfg(feature = "tools")]
 pub mod scripted;
 mod session;
 mod show;

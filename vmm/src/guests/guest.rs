@@ -27,7 +27,7 @@ use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
 
-/// Most bytes of a VM's RAM in one reply to [`Command::Memory`].
+/// Most bytes of a VM's RAM in one reply of the API.
 pub const MOST_MEMORY_BYTES: u64 = 16 << 10;
 
 /// What an operator asked of a VM cannot be done.

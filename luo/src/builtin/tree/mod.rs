@@ -8,12 +8,14 @@
 use super::label::{Compatible, Name};
 use crate::Token;
 
+#[cfg(feature = "tools")]
 pub mod memory;
 pub mod record;
 #[cfg(test)]
 mod samples;
 pub(super) mod show;
 pub mod v1;
+#[cfg(feature = "tools")]
 pub mod v5;
 
 /// All that is handed over.

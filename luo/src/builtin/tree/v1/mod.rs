@@ -35,6 +35,7 @@ use super::record::{BadName, FILE_BYTES, FLB_BYTES, SESSION_BYTES, SessionEntry}
 use super::{FileRecord, FlbRecord, Handover, SessionRecord};
 
 pub(in crate::builtin) mod node;
+#[cfg(feature = "tools")]
 pub mod seed;
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ::luo::builtin::tree::memory::{PAGE_BYTES, SimulatedMemory};
-use ::luo::builtin::tree::{Handover, v1, v5};
-use ::luo::emulate::{self, Exit, Options, Program};
+use ::luo::builtin::tree::{Handover, v1};
 use clap::Subcommand;
+
+#[cfg(feature = "luo-tools")]
+mod tools;
+#[cfg(not(feature = "luo-tools"))]
+#[path = "left_out.rs"]
+mod tools;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -49,38 +53,25 @@ pub(super) enum Command {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Emulate(#[from] emulate::Error),
+    Tools(#[from] tools::Error),
     #[error("cannot read {}", file.display())]
     Read {
         file: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{} is no row of pages: it has {bytes} bytes", file.display())]
-    Pages { file: PathBuf, bytes: usize },
     #[error("{}", file.display())]
     V1 {
         file: PathBuf,
         #[source]
         source: v1::Error,
     },
-    #[error("{}", file.display())]
-    V5 {
-        file: PathBuf,
-        #[source]
-        source: v5::Error,
-    },
 }
 
 impl Error {
-    /// As `env` and `timeout` say it.
     fn code(&self) -> u8 {
         match self {
-            Self::Emulate(emulate::Error::Start { source, .. }) => match source.kind() {
-                io::ErrorKind::NotFound => 127,
-                _ => 126,
-            },
-            Self::Emulate(_) => 125,
+            Self::Tools(error) => error.code(),
             _ => 1,
         }
     }
@@ -88,23 +79,13 @@ impl Error {
 
 pub(super) fn run(command: Command) -> ExitCode {
     let result = match command {
-        Command::Emulate { state, kexec, program } => emulate(state, kexec, program),
+        Command::Emulate { state, kexec, program } => {
+            tools::emulate(state, kexec, program).map_err(Error::Tools)
+        }
         Command::Show { file, pages } => show(&file, pages.as_deref()).map(|()| ExitCode::SUCCESS),
     };
     super::report(&result);
     result.unwrap_or_else(|error| error.code().into())
-}
-
-fn emulate(state: Option<PathBuf>, kexec: bool, program: Vec<OsString>) -> Result<ExitCode, Error> {
-    let mut words = program.into_iter();
-    let path = words.next().unwrap_or_default();
-    let program = Program { path, arguments: words.collect() };
-    let code = match emulate::run(&program, &Options { state, kexec })? {
-        Exit::Status(status) => status,
-        Exit::Signal(signal) => 128 + signal,
-    };
-    // A status has eight bits, and so has a signal above 128.
-    Ok(ExitCode::from(code as u8))
 }
 
 fn show(file: &Path, pages: Option<&Path>) -> Result<(), Error> {
@@ -115,38 +96,16 @@ fn show(file: &Path, pages: Option<&Path>) -> Result<(), Error> {
 /// Reads a tree of any layout. What points to memory is read with `pages`.
 fn tree(file: &Path, pages: Option<&Path>) -> Result<Handover, Error> {
     let bytes = read(file)?;
-    let memory = pages.map_or_else(|| Ok(SimulatedMemory::new()), read_pages)?;
-    let v1 = |source| Error::V1 { file: file.to_owned(), source };
-    let v5 = |source| Error::V5 { file: file.to_owned(), source };
-    // The kernel's layout starts with its name, an FDT with a number.
-    if bytes.starts_with(b"luo-") {
-        v5::decode(&bytes, &memory).map_err(v5)
-    } else if pages.is_some() {
-        v1::seed::decode(&bytes, &memory).map_err(v1)
-    } else {
-        v1::decode(&bytes).map_err(v1)
+    // The kernel's layout starts with its name, an FDT with a number; the seed's points to memory.
+    if bytes.starts_with(b"luo-") || pages.is_some() {
+        let pages = pages.map(|pages| Ok::<_, Error>((pages, read(pages)?))).transpose()?;
+        return Ok(tools::tree(file, &bytes, pages)?);
     }
+    v1::decode(&bytes).map_err(|source| Error::V1 { file: file.to_owned(), source })
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Error> {
     fs::read(file).map_err(|source| Error::Read { file: file.to_owned(), source })
-}
-
-fn read_pages(file: &Path) -> Result<SimulatedMemory, Error> {
-    const ADDRESS_BYTES: usize = size_of::<u64>();
-    let bytes = read(file)?;
-    let (rows, rest) = bytes.as_chunks::<{ ADDRESS_BYTES + PAGE_BYTES }>();
-    if !rest.is_empty() {
-        return Err(Error::Pages { file: file.to_owned(), bytes: bytes.len() });
-    }
-    let mut memory = SimulatedMemory::new();
-    for row in rows {
-        let (mut address, mut page) = ([0; ADDRESS_BYTES], [0; PAGE_BYTES]);
-        address.copy_from_slice(&row[..ADDRESS_BYTES]);
-        page.copy_from_slice(&row[ADDRESS_BYTES..]);
-        memory.insert(u64::from_le_bytes(address), page);
-    }
-    Ok(memory)
 }
 
 #[cfg(test)]
@@ -185,37 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn trees_of_every_layout_are_read() {
+    fn a_tree_of_this_program_is_read_by_every_build() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../luo/golden");
-        for (file, pages) in [
-            ("luo-v1-inline.dtb", None),
-            ("luo-v1-seed.dtb", Some("luo-v1-seed.pages")),
-            ("luo-v5.ser", Some("luo-v5.pages")),
-        ] {
-            let pages = pages.map(|pages| golden.join(pages));
-            let tree = tree(&golden.join(file), pages.as_deref()).unwrap();
-            assert!(!tree.sessions.is_empty(), "{file}");
-        }
-    }
-
-    #[test]
-    fn a_tree_without_its_memory_is_an_error() {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../luo/golden");
-        for file in ["luo-v1-seed.dtb", "luo-v5.ser", "luo-v5.pages"] {
-            assert!(tree(&golden.join(file), None).is_err(), "{file}");
-        }
-        let pages = golden.join("luo-v5.ser");
-        let error = tree(&golden.join("luo-v5.ser"), Some(&pages)).unwrap_err();
-        assert!(error.to_string().contains("is no row of pages: it has 32 bytes"));
-    }
-
-    #[test]
-    fn a_program_that_is_not_there_has_the_status_of_the_shell() {
-        for (kind, code) in [(io::ErrorKind::NotFound, 127), (io::ErrorKind::PermissionDenied, 126)]
-        {
-            let program = "x".into();
-            let error = Error::Emulate(emulate::Error::Start { program, source: kind.into() });
-            assert_eq!(error.code(), code);
-        }
+        let tree = tree(&golden.join("luo-v1-inline.dtb"), None).unwrap();
+        assert!(!tree.sessions.is_empty());
     }
 }
