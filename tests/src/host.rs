@@ -50,6 +50,8 @@ pub struct Host {
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<(String, PathBuf)>,
+    /// Name of each VM and its number of vCPUs.
+    vcpus: Vec<(String, u32)>,
     /// Where the symbols are of the host's kernels and of the guests', if they have any.
     kernels: [Option<PathBuf>; 2],
     done: bool,
@@ -76,7 +78,9 @@ impl Host {
             .collect::<Result<_, Failure>>()?;
         let vm_disks = prepared.vm_disks;
         let kernels = plan.symbols();
-        let mut host = Self { qemu, control, orders, guests, vm_disks, kernels, done: false };
+        let vcpus = plan.vms.iter().map(|vm| (vm.name.clone(), vm.cpus)).collect();
+        let mut host =
+            Self { qemu, control, orders, guests, vm_disks, vcpus, kernels, done: false };
         let status = host.wait_until_ready()?;
         Ok((host, status))
     }
@@ -114,7 +118,11 @@ impl Host {
     /// Waits until every guest works: has booted, and done each kind of work at least once.
     pub fn wait_for_guests(&self) -> Result<(), Failure> {
         for guest in &self.guests {
-            guest.wait_for_note("boot", WORK)?;
+            let booted = guest.wait_for_note("boot", WORK)?;
+            let expected = self.vcpus.iter().find(|(name, _)| name == guest.name());
+            if expected.is_some_and(|(_, vcpus)| booted["vcpus"] != *vcpus) {
+                return Err(format!("guest {} has other vCPUs: {booted}", guest.name()).into());
+            }
         }
         for guest in &self.guests {
             guest.wait_until_settled(WORK)?;
