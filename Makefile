@@ -108,6 +108,8 @@ lint: ## Formatting, clippy, documentation, and cargo-deny where it is installed
 	@cargo fmt --all --check
 	$(STEP) "clippy (first run: a minute or two)"
 	@cargo clippy --workspace --all-targets -- -D warnings
+# What an image is built without is not in the way of what it is built with.
+	@cargo clippy --package vmm --no-default-features -- -D warnings
 	$(STEP) "documentation (first run: a minute)"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 # A unit test (tests/src/dependencies.rs) checks licences, bans and sources on every machine.

@@ -6,6 +6,7 @@
 //! told below the emulator, too, where it is told on all others: in the project's `tests`.
 
 mod cases;
+mod example;
 mod selftests;
 mod supervise;
 
@@ -39,6 +40,7 @@ fn tests() -> ExitCode {
     let lacks = if arguments.list { None } else { supervise::missing() };
     let mut trials = Vec::new();
     trials.extend(cases::trials(lacks.as_deref()));
+    trials.extend(example::trials(lacks.as_deref()));
     trials.extend(selftests::trials(lacks.as_deref()));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
