@@ -12,12 +12,13 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::mutex::lock;
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session,
     SessionName, Ticket, Token, ioctl, memory, uapi,
@@ -97,12 +98,12 @@ impl Device {
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
-        self.shared.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.turn)
     }
 
     /// Reserves `name`, or nothing if it is in use.
     fn claim(&self, name: &SessionName) -> Option<Claim> {
-        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.shared.names);
         names
             .insert(name.clone())
             .then(|| Claim { name: name.clone(), shared: Arc::clone(&self.shared) })
@@ -197,7 +198,7 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.shared.names);
         names.remove(&self.name);
     }
 }

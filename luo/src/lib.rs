@@ -30,6 +30,7 @@ pub mod fuzz;
 mod ioctl;
 pub mod kernel;
 mod memory;
+mod mutex;
 mod name;
 mod session;
 pub mod systemd;
@@ -38,6 +39,7 @@ mod token;
 pub mod uapi;
 
 pub use error::{Error, FinishError, FromFdError};
+pub use memory::memfd;
 pub use name::{NameError, SessionName};
 /// The errno of a system call, as every [`Error`] carries it.
 pub use rustix::io::Errno;

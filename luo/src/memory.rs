@@ -11,8 +11,8 @@ use crate::Error;
 ///
 /// Executable: one that is sealed against execution comes back from Linux 7.3 sealed against
 /// writing too. It cannot be sealed, and is sized here once: LUO freezes the size of what it
-/// preserves.
-pub(crate) fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
+/// preserves. Errors name the memory and its length.
+pub fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
     let error = |errno| Error::CreateMemory { name: name.to_owned(), len, errno };
     let fd = match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
         // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.

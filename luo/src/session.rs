@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 
+use crate::mutex::lock;
 use crate::{Error, FinishError, SessionName, Ticket, Token};
 
 /// Who carries the sessions.
@@ -123,7 +124,7 @@ impl Outgoing {
     /// failure changes nothing, and the session stays usable.
     pub fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Error> {
         let error = |errno| Error::Preserve { session: self.name.clone(), token, errno };
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = lock(&self.tokens);
         if tokens.contains(&token) {
             return Err(error(Errno::EXIST));
         }

@@ -52,6 +52,30 @@ pub fn build() -> Result<&'static Binaries, &'static str> {
     built.as_ref().map_err(String::as_str)
 }
 
+/// A `perennial` with all its features, among them the emulator, for this machine: built with the same
+/// profile as this program, so that a build of the workspace has left nothing to do.
+pub fn with_tools() -> Result<&'static Path, &'static str> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let release = !cfg!(debug_assertions);
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .current_dir(paths::workspace())
+            .args(["build", "--quiet", "--package", "vmm", "--bin", "perennial"])
+            .args(release.then_some("--release"))
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let profile = if release { "release" } else { "debug" };
+                Ok(paths::target().join(profile).join("perennial"))
+            }
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(error) => Err(format!("cannot build perennial: {error}")),
+        }
+    });
+    built.as_deref().map_err(String::as_str)
+}
+
 /// A target directory of its own: other flags than the workspace's would rebuild everything there,
 /// back and forth.
 fn cargo_build() -> io::Result<Binaries> {

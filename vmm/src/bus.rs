@@ -4,7 +4,9 @@
 //! checked here. An access that no part claimed reads as all ones, as on a real bus.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::mutex::lock;
 
 /// A part of the machine with registers on a bus. Both calls are made on a vCPU's thread.
 pub trait BusDevice: Send {
@@ -53,14 +55,14 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+            lock(&device).read(offset, data);
         }
     }
 
     /// The guest writes at `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+            lock(&device).write(offset, data);
         }
     }
 
@@ -149,7 +151,7 @@ mod tests {
         });
         panicked.join().unwrap_err();
         bus.write(0x10, &[1]);
-        let log = echo.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = lock(&echo);
         assert_eq!(log.0, [(0, vec![1])]);
     }
 }

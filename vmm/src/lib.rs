@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod link;
 pub mod live_update;
 pub mod machine;
+mod mutex;
 pub mod options;
 pub mod state;
 pub mod vcpu;

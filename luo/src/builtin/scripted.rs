@@ -6,11 +6,12 @@
 //! programs that have to cope with failures.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
 use super::{Compatible, File, Flb, Handle, Handler, Retrieval};
+use crate::mutex::lock;
 
 /// A reference to a file that is made of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl Script {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Makes a callback for an object fail from now on; 0 is every shared object. What cannot fail

@@ -9,13 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fstat, open, seek, tell};
 use rustix::io::Errno;
 
 use crate::builtin::tree::Handover;
 use crate::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
+use crate::mutex::lock;
 
 /// What a handle of this handler is: the number of a file in the store.
 pub(super) const FORMAT: &str = "memfd-store-v1";
@@ -69,7 +70,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The file of a number.

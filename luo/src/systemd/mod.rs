@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -34,6 +34,7 @@ use rustix::io::Errno;
 pub use notify::Notify;
 
 use crate::builtin::OpenFile;
+use crate::mutex::lock;
 use crate::{
     Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, SessionName, Token,
     memory,
@@ -313,8 +314,4 @@ fn parse(name: &str) -> Option<(SessionName, Token)> {
     let token = Token(token.parse().ok()?);
     // One way to write each.
     (fd_name(&session, token) == name).then_some((session, token))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

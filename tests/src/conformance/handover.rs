@@ -173,7 +173,7 @@ fn show(dump: &Dump) -> Result<(), Failure> {
     let (ser, pages) = (directory.join("luo-v5.ser"), directory.join("luo-v5.pages"));
     fs::write(&ser, dump.ser)?;
     fs::write(&pages, rows(&dump.pages))?;
-    let output = printed(&binaries::build()?.perennial(), &ser, &pages)?;
+    let output = printed(binaries::with_tools()?, &ser, &pages)?;
     let expected = dump.handover.to_string();
     if output != expected {
         return Err(format!("it prints:\n{output}where it should print:\n{expected}").into());

@@ -76,7 +76,8 @@ impl Subject {
             Place::Emulated => {
                 emulator_missing()?;
                 let binaries = binaries::build()?;
-                let (perennial, agent) = (binaries.perennial(), binaries.conformance_agent());
+                let perennial = binaries::with_tools()?.to_owned();
+                let agent = binaries.conformance_agent();
                 let device = Device::Emulated { perennial, agent };
                 let start = || Processes::start(device).map_err(|errno| errno.to_string());
                 run::alone(row, &profile::EMULATOR, start)
@@ -133,7 +134,7 @@ fn tell_all(owner: Owner) -> Result<Machine, String> {
 fn emulator_missing() -> Result<(), String> {
     static MISSING: OnceLock<Result<(), String>> = OnceLock::new();
     let look = || {
-        let perennial = binaries::build()?.perennial();
+        let perennial = binaries::with_tools()?;
         let output = Command::new(perennial).args(["luo", "emulate", "--", "true"]).output();
         match output {
             Ok(output) if output.status.success() => Ok(()),

@@ -7,7 +7,7 @@
 //! ```
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use event_manager::MutEventSubscriber;
 use serde::Serialize;
@@ -19,6 +19,7 @@ use super::pci::PciFunction;
 use super::{Device, DeviceError};
 use crate::bus::BusDevice;
 use crate::kvm::interrupts::{Doorbells, Interrupts};
+use crate::mutex::lock;
 use crate::state::{Persist, Schema};
 
 /// A kind of device.
@@ -134,7 +135,7 @@ impl<S: 'static> Built<S> {
     {
         let (node, saved) = (node.to_owned(), device.clone());
         let save = move || {
-            let device = saved.lock().unwrap_or_else(PoisonError::into_inner);
+            let device = lock(&saved);
             device.save().map_err(|error| DeviceError {
                 device: node.clone(),
                 attempt: "save its state",

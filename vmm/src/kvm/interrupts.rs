@@ -8,7 +8,7 @@
 //! Invariant: the table that KVM has is the table kept here; a change that KVM refuses is undone.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -16,6 +16,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::mutex::lock;
 
 /// GSIs below this one are the pins of the PICs and the I/O APIC; message-signalled ones follow.
 pub const FIRST_MSI_GSI: u32 = 24;
@@ -143,7 +145,7 @@ pub fn event(purpose: &str) -> Result<EventFd, InterruptError> {
 
 impl Interrupts for KvmInterrupts {
     fn allocate(&self) -> Result<MsiLine, InterruptError> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.table);
         if table.next_gsi == MSI_GSI_END {
             return Err(InterruptError::Exhausted);
         }
@@ -154,7 +156,7 @@ impl Interrupts for KvmInterrupts {
     }
 
     fn program(&self, routes: &[Route]) -> Result<(), InterruptError> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.table);
         let mut messages = table.messages.clone();
         for (gsi, message) in routes {
             match message {

@@ -7,7 +7,7 @@
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use crate::devices::{Device, DeviceError, pci};
 use crate::kvm::interrupts::{Doorbells, Interrupts};
 use crate::link::{Event, Fds};
 use crate::machine::{DeviceSpec, Machine};
+use crate::mutex::lock;
 use crate::state::Persist;
 
 /// How long the devices of a machine may take to finish what their guest has asked for. Longer than
@@ -282,10 +283,6 @@ fn run(worker: Worker) -> String {
         Ok(()) => "it has no more events".to_owned(),
         Err(error) => format!("it cannot wait for events: {error:?}"),
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

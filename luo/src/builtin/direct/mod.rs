@@ -11,12 +11,13 @@ mod watch;
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
 use super::open_file::{OpenFile, duplicate};
 use super::{Disabled, Kind, Luo, SessionId};
+use crate::mutex::lock;
 use crate::{
     Error, FromFdError, Incoming, Outgoing, Preserve, Retrieve, Session, SessionName, Token,
 };
@@ -84,7 +85,7 @@ impl Direct {
     /// Calls the machine, which knows by then what ended. The lock is held: nothing in `act` may
     /// drop a session or call anything here but [`open_session`](Self::open_session).
     pub(super) fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
-        let mut luo = self.shared.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut luo = lock(&self.shared.machine);
         for session in self.shared.watch.ended() {
             // A session that cannot be finished stays in the machine, as in the kernel; one that was
             // returned or handed over is not its holder's any more.

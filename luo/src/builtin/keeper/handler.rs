@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
 use super::super::open_file::{Look, OpenFile};
 use super::super::{Compatible, Handle, Handler, Retrieval};
+use crate::mutex::lock;
 
 /// The fds that come from the last generation and go to the next.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +41,7 @@ impl Carried {
     }
 
     fn fds(&self) -> MutexGuard<'_, Fds> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -59,9 +59,8 @@ struct Calls {
 pub(crate) fn bench() -> Result<Value, Failure> {
     allow_many_fds()?;
     println!("The built-in LUO; min / median / max\n");
-    let binaries = binaries::build()?;
-    let perennial = binaries.perennial();
-    let Calls { sessions, files } = calls(&perennial)?;
+    let perennial = binaries::with_tools()?;
+    let Calls { sessions, files } = calls(perennial)?;
     let [few_sessions, many_sessions] = sessions.map(Samples::new);
     let [few_files, many_files] = files.map(Samples::new);
     print("create and close a session of 100", &few_sessions);
@@ -70,13 +69,13 @@ pub(crate) fn bench() -> Result<Value, Failure> {
     print("preserve file 2000 of a session", &many_files);
     let serializing = serializing()?;
     print("serialize 1000 sessions of 8 files", &serializing);
-    let state = into_a_state_directory(&perennial)?;
+    let state = into_a_state_directory(perennial)?;
     print("the emulator's switch with as many", &state);
     let [small, large] = VM_MIB.map(arrival);
     let (small, large) = (small?, large?);
     print("retrieve 256 MiB from a pool", &small);
     print("retrieve 2048 MiB from a pool", &large);
-    let selftest = selftest(&perennial).unwrap_or_else(|error| {
+    let selftest = selftest(perennial).unwrap_or_else(|error| {
         println!("Linux's selftest `liveupdate` has no number: {error}");
         Samples::default()
     });

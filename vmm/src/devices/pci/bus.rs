@@ -6,10 +6,11 @@
 //! may be paused between naming and accessing.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::{PciFunction, SLOTS};
 use crate::bus::BusDevice;
+use crate::mutex::lock;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// First port of the range that [`PciBus`] answers.
@@ -80,7 +81,7 @@ impl BusDevice for PciBus {
             (RESET_CONTROL, 1) => data.fill(0),
             (DATA..8, len @ (1 | 2 | 4)) if offset + len as u64 <= DATA + 4 => {
                 if let Some((function, register)) = self.target() {
-                    let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut function = lock(&function);
                     function.read_config(register + (offset - DATA) as u8, data);
                 }
             }
@@ -98,7 +99,7 @@ impl BusDevice for PciBus {
             (RESET_CONTROL, [value]) => (self.on_reset)(*value),
             (DATA..8, [_] | [_, _] | [_, _, _, _]) if offset + data.len() as u64 <= DATA + 4 => {
                 if let Some((function, register)) = self.target() {
-                    let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut function = lock(&function);
                     function.write_config(register + (offset - DATA) as u8, data);
                 }
             }

@@ -22,7 +22,7 @@ pub use worker::SerialWorker;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use vm_superio::serial::{SerialEvents, SerialState};
@@ -35,6 +35,7 @@ use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
 use crate::kvm::interrupts::{InterruptError, event, pull};
+use crate::mutex::lock;
 use crate::state::Persist;
 
 /// Most output that waits for the sink, in bytes.
@@ -180,10 +181,6 @@ impl Serial {
     fn registers(&self) -> MutexGuard<'_, Registers> {
         lock(&self.registers)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BusDevice for Serial {

@@ -21,6 +21,7 @@ use super::rings::Request;
 use crate::devices::pci::Msix;
 use crate::devices::virtio::features;
 use crate::kvm::interrupts::pull;
+use crate::mutex::lock;
 
 /// The vector of whatever has none (4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -51,11 +52,6 @@ impl<T> Turnstile<T> {
         let _next = lock(&self.next);
         lock(&self.inside)
     }
-}
-
-/// Locks, also after a panic elsewhere: what these mutexes guard is consistent between requests.
-pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the registers, the worker and the machine share of one function.

@@ -3,7 +3,8 @@
 
 use virtio_queue::QueueT;
 
-use super::backend::{Backend, Interrupt, NO_VECTOR, Shared, lock, status};
+use super::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
+use crate::mutex::lock;
 
 /// Length of the structure in bytes, without the fields of features that are not offered.
 pub(super) const LEN: usize = 0x38;

@@ -31,13 +31,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, lock, status};
+use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
 use self::common::Selects;
 use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
 use crate::devices::pci::{ConfigSpace, Identity, Msix, PciFunction, msix};
 use crate::devices::{Device, DeviceError};
 use crate::kvm::interrupts::{Doorbells, InterruptError, Interrupts, event, pull};
+use crate::mutex::lock;
 
 /// Size of BAR 0, in bytes.
 pub const BAR_SIZE: u32 = 0x8000;

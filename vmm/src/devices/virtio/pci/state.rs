@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::backend::{Interrupt, NO_VECTOR, lock, status};
+use super::backend::{Interrupt, NO_VECTOR, status};
 use super::common::Selects;
 use super::{PciResources, VirtioPci};
 use crate::devices::pci::config_space::ConfigError;
@@ -13,6 +13,7 @@ use crate::devices::pci::msix::VectorsError;
 use crate::devices::pci::{MsixStateV1, PciConfigStateV1};
 use crate::devices::virtio::{VirtioDevice, features};
 use crate::kvm::interrupts::InterruptError;
+use crate::mutex::lock;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// All bits of the device status that are defined (2.1).
