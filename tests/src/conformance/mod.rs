@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod processes;
 mod profile;
+mod request;
 mod rows;
 mod run;
 mod simulated;

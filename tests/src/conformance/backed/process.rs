@@ -1,17 +1,14 @@
-//! A process's fds, which are real ones under made-up numbers, and its memory during a request.
+//! What is behind a process's fds, which are real ones under made-up numbers.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use luo::Errno;
-use luo::builtin::decode::{Caller, Fault};
 use luo::builtin::{OpenFile, SessionId};
 
 use super::fd_of;
 use crate::conformance::fds;
-use crate::conformance::memory::Memory;
-use crate::conformance::system::Argument;
+use crate::conformance::request::Opens;
 
 /// What is behind an fd.
 #[derive(Debug)]
@@ -37,43 +34,19 @@ impl Clone for Opened {
 pub(super) type Table = fds::Table<Opened>;
 
 /// Makes the fd that stands for a session.
-type OpenSession<'a> = &'a dyn Fn(SessionId) -> Result<OwnedFd, Errno>;
+pub(super) type OpenSession<'a> = &'a dyn Fn(SessionId) -> Result<OwnedFd, Errno>;
 
-/// A process while it makes a request.
-pub(super) struct Request<'a> {
-    table: &'a mut Table,
-    memory: Memory<'a>,
-    open: OpenSession<'a>,
-    opened: BTreeMap<SessionId, OwnedFd>,
-}
+/// Real files.
+pub(super) struct RealFiles<'a>(pub(super) OpenSession<'a>);
 
-impl<'a> Request<'a> {
-    pub(super) fn new(
-        table: &'a mut Table,
-        argument: &'a mut Argument,
-        open: OpenSession<'a>,
-    ) -> Self {
-        Self { table, memory: Memory::new(argument), open, opened: BTreeMap::new() }
-    }
-
-    /// Where the argument is.
-    pub(super) fn address(&self) -> u64 {
-        self.memory.address()
-    }
-}
-
-impl Caller<OpenFile> for Request<'_> {
-    fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.memory.read(address, bytes)
-    }
-
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
-        self.memory.write(address, bytes)
-    }
+impl Opens for RealFiles<'_> {
+    type Opened = Opened;
+    type File = OpenFile;
+    type Session = OwnedFd;
 
     /// The device has no open file here: something stands in for it that nobody preserves.
-    fn file(&mut self, fd: i32) -> Option<OpenFile> {
-        match &self.table.get(fd).ok()?.opened {
+    fn file(&self, opened: &Opened) -> Option<OpenFile> {
+        match opened {
             Opened::Session(_, file) | Opened::File(file) => {
                 OpenFile::of(file.as_fd()).expect("the test may have that many fds")
             }
@@ -84,30 +57,15 @@ impl Caller<OpenFile> for Request<'_> {
         }
     }
 
-    fn reserve_fd(&mut self) -> Result<i32, Errno> {
-        self.table.reserve()
+    fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
+        (self.0)(session)
     }
 
-    fn release_fd(&mut self, fd: i32) {
-        self.table.take(fd);
+    fn of_session(&self, session: SessionId, opened: OwnedFd) -> Opened {
+        Opened::Session(session, opened)
     }
 
-    fn open_session(&mut self, session: SessionId) -> Result<(), Errno> {
-        self.opened.insert(session, (self.open)(session)?);
-        Ok(())
-    }
-
-    fn drop_session(&mut self, session: SessionId) {
-        self.opened.remove(&session);
-    }
-
-    fn install_session(&mut self, fd: i32, session: SessionId) {
-        if let Some(opened) = self.opened.remove(&session) {
-            self.table.put(fd, Opened::Session(session, opened));
-        }
-    }
-
-    fn install_file(&mut self, fd: i32, file: OpenFile) {
-        self.table.put(fd, Opened::File(fd_of(&file)));
+    fn of_file(&self, file: OpenFile) -> Opened {
+        Opened::File(fd_of(&file))
     }
 }

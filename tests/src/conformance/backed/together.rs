@@ -10,7 +10,8 @@ use luo::Errno;
 use luo::builtin::{Luo, SessionId};
 
 use super::Backend;
-use super::process::{Opened, Request, Table};
+use super::process::{Opened, RealFiles, Table};
+use crate::conformance::request::Request;
 use crate::conformance::system::{Answer, Argument, Call};
 
 /// Makes a request of the process with these fds.
@@ -28,7 +29,7 @@ pub(super) fn ioctl(
     };
     let sent = argument.bytes.clone();
     let open = |id| backend.open_session(id);
-    let mut request = Request::new(table, &mut argument, &open);
+    let mut request = Request::new(RealFiles(&open), table, &mut argument);
     let address = request.address();
     let result = backend.with_machine(&mut |luo| match session {
         None => luo.device_ioctl(&mut request, command, address),

@@ -14,11 +14,12 @@ use luo::builtin::{Compatible, Luo, Parameters};
 use super::fds::Processes;
 use super::file::{self, FileCall};
 use super::profile::{self, Profile};
+use super::request::Request;
 use super::system::{
     Answer, Argument, Call, Called, Direction, Fd, Letter, Next, Process, Reopen, System,
 };
 use files::{Carried, MemfdHandler, OpenFile, ScriptedFiles, What};
-use process::Request;
+use process::SimulatedFiles;
 
 pub(crate) struct Simulated {
     luo: Luo<OpenFile>,
@@ -46,7 +47,7 @@ impl Simulated {
         let what = self.opened(fd)?.what.clone();
         let table = self.processes.table(fd.process)?;
         let sent = argument.bytes.clone();
-        let mut request = Request::new(table, &mut argument);
+        let mut request = Request::new(SimulatedFiles, table, &mut argument);
         let address = request.address();
         let result = match what {
             What::Device => self.luo.device_ioctl(&mut request, command, address),
