@@ -55,14 +55,14 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
-            lock(&device).read(offset, data);
+            lock(device).read(offset, data);
         }
     }
 
     /// The guest writes at `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
-            lock(&device).write(offset, data);
+            lock(device).write(offset, data);
         }
     }
 

@@ -14,13 +14,17 @@
 
 pub mod backend;
 pub mod entered;
+mod error;
 pub mod format;
 pub mod init;
 pub mod mapped;
 pub mod modules;
+mod report;
 mod serve;
 pub mod service;
 mod start;
+
+pub use error::HostError;
 
 use std::path::{Path, PathBuf};
 
@@ -28,25 +32,22 @@ use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
 use luo::{Backend, Incoming, Orchestrator};
 
-use crate::api::report::{
-    FramesReport, HostReport, Replaced, Report, SegmentsReport, VmReport, phases,
-};
+use crate::api::report::{Replaced, Report};
 use crate::api::{Status, UpdateCall, VmStatus};
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
-use crate::guests::ledger::TscRate;
 use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
-use crate::live_update::incoming::{self, Arrival, Arrived, IncomingError};
-use crate::live_update::manifest::{Manifest, vm_session};
+use crate::live_update::incoming::{self, Arrival, Arrived};
+use crate::live_update::manifest::vm_session;
 use crate::live_update::next_host::{self, InheritError, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
-use crate::live_update::{Outcome, Step, kernel_name, outgoing, pass_on};
+use crate::live_update::{Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{Chosen, NoLuo};
-use entered::{Entered, NoteError};
+use entered::Entered;
 
 /// Where the image of a Perennial host has its configuration.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -54,107 +55,6 @@ pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
 pub const DEFAULT_SOCKET: &str = "/run/perennial.sock";
 /// The port on which a host speaks whose configuration cannot be used.
 pub const DEFAULT_CONTROL_PORT: &str = "perennial.control";
-
-/// The host cannot start, or a command cannot be carried out.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HostError {
-    /// The configuration is unusable.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A command for a VM failed.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The live update did not happen.
-    #[error("the live update did not take place")]
-    Update(#[from] outgoing::UpdateError),
-    /// The handover did not happen.
-    #[error("the handover did not take place")]
-    Handover(#[source] outgoing::UpdateError),
-    /// What this very program is cannot be found out.
-    #[error(transparent)]
-    OwnProgram(#[from] next_host::OwnProgramError),
-    /// Page frames cannot be compared.
-    #[error(
-        "page frames cannot be verified under systemd: it pins guest RAM only after this host has \
-         ended, and may move it until then; update without it"
-    )]
-    FramesNotPinned,
-    /// systemd does not do its part.
-    #[error("the live update did not take place")]
-    Service(#[from] service::KexecError),
-    /// There is no LUO to update through.
-    #[error("this host cannot do live updates: {}", .0.why)]
-    NoLuo(NoLuo),
-    /// A handover would find its way no better than this host.
-    #[error(
-        "VMs are withheld, because what they were preserved in is out of reach: mend that and start \
-         this host again, or `update` to a kernel whose host can reach it"
-    )]
-    Withheld,
-    /// VMs cannot be left where they are for the next host to find.
-    #[error(
-        "what is preserved cannot be passed on to the next host: VM `{0}` was given up here, and its \
-         old state would come back; switch the host off instead"
-    )]
-    GivenUp(String),
-    /// What is preserved out of reach was not passed on.
-    #[error("what is preserved was not passed on to the next host")]
-    PassOn(#[source] outgoing::UpdateError),
-    /// A VM cannot be given up.
-    #[error("VM `{name}` cannot be given up")]
-    GiveUp {
-        /// The VM.
-        name: VmName,
-        /// Why.
-        #[source]
-        source: NoteError,
-    },
-    /// An argument of the update is missing.
-    #[error(
-        "no {0} for the next host: give one with the command, or in [update] of the configuration"
-    )]
-    NothingToLoad(&'static str),
-    /// What the last kernel left cannot be read.
-    #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
-    Arrival(#[from] IncomingError),
-    /// There has been no live update.
-    #[error("there is no report: this host came up by a cold boot")]
-    NoReport,
-    /// The API cannot be offered.
-    #[error("cannot offer the API on {}", path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The main loop cannot go on.
-    #[error("the host's main loop failed")]
-    Loop(#[source] std::io::Error),
-}
-
-impl HostError {
-    /// What became of the guests, if the error is about a live update.
-    pub fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Update(error) | Self::Handover(error) => Some(error.outcome()),
-            Self::NoLuo(NoLuo { holds: false, .. })
-            | Self::NothingToLoad(_)
-            | Self::FramesNotPinned
-            | Self::Service(_)
-            | Self::OwnProgram(_) => Some(Outcome::Running),
-            Self::NoLuo(_)
-            | Self::GivenUp(_)
-            | Self::PassOn(_)
-            | Self::Withheld
-            | Self::Guest(GuestError::StillPreserved { .. })
-            | Self::Arrival(_) => Some(Outcome::Preserved),
-            _ => None,
-        }
-    }
-}
 
 /// The host's state.
 pub struct Host {
@@ -314,87 +214,6 @@ impl Host {
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
         self.vms.extend(new.cloned().map(Guest::new));
-    }
-
-    fn make_report(
-        &self,
-        manifest: &Manifest,
-        backend: Backend,
-        arrived: &[Arrived],
-        (opened, resumed): (u64, u64),
-    ) -> Report {
-        let rate = TscRate::from_khz(crate::kvm::tsc_khz().unwrap_or_else(|error| {
-            tracing::warn!("times are in wrong units: {}", chain(&error).join(": "));
-            1_000_000
-        }));
-        let origin = manifest.ticks;
-        let jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
-        let mut ledger = manifest.ledger.clone();
-        ledger.enter(self.jump_name(), jumped, self.started_ticks);
-        ledger.enter("start", self.started_ticks, opened);
-        ledger.enter("resume-vms", opened, resumed);
-        let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
-        let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
-        Report {
-            host: HostReport {
-                replaced: self.replaced.unwrap_or(Replaced::Kernel),
-                kernel_before: manifest.kernel.clone(),
-                kernel_after: kernel_name(),
-                luo: backend.to_string(),
-                number: manifest.number,
-                reboot_to_init_ns: rate.nanoseconds(jumped, self.started_ticks),
-                counter_khz: rate.khz(),
-                phases: phases(&ledger, origin, rate),
-            },
-            guest_ram_bytes_copied: vms
-                .iter()
-                .flat_map(|vm| &vm.frames)
-                .map(|f| f.moved_bytes)
-                .sum(),
-            vms,
-        }
-    }
-
-    fn vm_report(
-        &self,
-        vm: &Arrived,
-        origin: u64,
-        rate: TscRate,
-        (jumped, opened): (u64, u64),
-    ) -> VmReport {
-        let entry = &vm.entry;
-        let mut ledger = entry.ledger.clone();
-        ledger.enter(self.jump_name(), jumped, self.started_ticks);
-        ledger.enter("start", self.started_ticks, opened);
-        ledger.phases.sort_by_key(|phase| phase.start);
-        let frames = (!vm.frames.is_empty()).then(|| FramesReport::new(&vm.frames));
-        let preserved = entry.segments.iter().filter(|s| s.preserved).count() as u64;
-        VmReport {
-            name: entry.machine.name.clone(),
-            ram_bytes: entry.machine.ram_bytes,
-            blackout_ns: vm
-                .first_entry_ticks
-                .map(|entered| rate.nanoseconds(entry.last_exit_ticks, entered)),
-            outcome: match &vm.vm.life {
-                Life::Live(_) => Outcome::Running,
-                Life::Preserved { .. } => Outcome::Preserved,
-                _ => Outcome::Lost,
-            },
-            phases: phases(&ledger, origin, rate),
-            frames,
-            segments: SegmentsReport {
-                preserved,
-                recreated: entry.segments.len() as u64 - preserved,
-            },
-        }
-    }
-
-    /// The phase between the last instruction of the old host and the first of this one.
-    fn jump_name(&self) -> &'static str {
-        match self.replaced {
-            Some(Replaced::Program) => "exec",
-            _ => "kernel",
-        }
     }
 
     /// Where there is no better one, handovers go by a keeper.
@@ -580,8 +399,8 @@ impl Host {
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
-        let image = next_kernel::load(&self.next_kernel(&call)?, None)
-            .map_err(outgoing::UpdateError::NextKernel)?;
+        let image =
+            next_kernel::load(&self.next_kernel(&call)?, None).map_err(UpdateError::NextKernel)?;
         service::ask_for_kexec()?;
         tracing::info!("live update {} begins: systemd was asked for it", self.number + 1);
         self.next = Some(image);

@@ -19,7 +19,7 @@ use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
-use crate::live_update::outgoing::UpdateError;
+use crate::live_update::UpdateError;
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;

@@ -11,6 +11,9 @@ pub mod next_host;
 pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
+mod update_error;
+
+pub use update_error::UpdateError;
 
 use std::fmt;
 

@@ -21,8 +21,8 @@ use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use super::next_host::{Left, NextHost, NextHostError};
-use super::next_kernel::{self, NextKernel, NextKernelError};
-use super::{Outcome, Step};
+use super::next_kernel::{self, NextKernel};
+use super::{Step, UpdateError};
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
@@ -31,8 +31,8 @@ use crate::guests::memfd::{document_digest, document_memfd};
 use crate::guests::ram;
 use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
-use crate::machine::{Machine, VmName};
-use crate::state::{StateError, document};
+use crate::machine::Machine;
+use crate::state::document;
 
 /// What the VMs go to.
 pub enum Destination<'a> {
@@ -63,149 +63,6 @@ pub struct Plan<'a> {
     pub config: String,
     /// Where the pool is, if the VMs live in one.
     pub pool: Option<PathBuf>,
-}
-
-/// Why a live update did not happen. Every guest runs on, unless [`outcome`](Self::outcome) says
-/// otherwise.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UpdateError {
-    /// The operator asked for it.
-    #[error("stopped before the step `{0}`, as asked")]
-    Stopped(Step),
-    /// A VM of the last live update waits for its restore.
-    #[error(
-        "VM `{0}` is preserved but not restored, and would be lost by another update: `restore` it \
-         or `stop` it first"
-    )]
-    Unfinished(VmName),
-    /// A session of the last live update is not finished.
-    #[error(
-        "session `{0}` of the last live update could not be finished, and would be lost by another: \
-         see the host's log"
-    )]
-    UnfinishedSession(String),
-    /// The next kernel cannot be used.
-    #[error("the next kernel cannot be loaded")]
-    NextKernel(#[from] NextKernelError),
-    /// The next host's program cannot be used.
-    #[error("the next host cannot take over")]
-    NextHost(#[from] NextHostError),
-    /// LUO refused.
-    #[error("step `{step}`{}", about(vm.as_ref()))]
-    Luo {
-        /// During which step.
-        step: Step,
-        /// For which VM.
-        vm: Option<VmName>,
-        /// Why.
-        #[source]
-        source: luo::Error,
-    },
-    /// Preserving would take more memory than there is.
-    #[error(
-        "preserving guest RAM fills its holes, which takes {} MiB, and the host has {} MiB available: \
-         stop a VM, or free memory otherwise",
-        .holes >> 20,
-        .available >> 20
-    )]
-    NoRoomForHoles {
-        /// Bytes without memory in the segments that the guests have touched.
-        holes: u64,
-        /// `MemAvailable`, in bytes.
-        available: u64,
-    },
-    /// The kernel may replace pages while they are preserved, and the guest's writes would be lost.
-    #[error("step `preserve-ram`: khugepaged cannot be stopped while guest RAM is preserved")]
-    Khugepaged(#[source] guest_mem::Error),
-    /// How much memory the host has cannot be found out.
-    #[error("cannot find out how much memory the host has available")]
-    Meminfo(#[source] std::io::Error),
-    /// Which RAM was touched cannot be found out.
-    #[error("VM `{vm}`: cannot examine its RAM")]
-    Ram {
-        /// Which VM.
-        vm: VmName,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Which page frames its RAM lies in cannot be found out.
-    #[error("VM `{vm}`: cannot verify its page frames")]
-    Frames {
-        /// Which VM.
-        vm: VmName,
-        /// Why.
-        #[source]
-        source: guest_mem::Error,
-    },
-    /// A VM's process did not do its part.
-    #[error("step `{step}`: VM `{vm}`")]
-    Process {
-        /// During which step.
-        step: Step,
-        /// Which VM.
-        vm: VmName,
-        /// Why.
-        #[source]
-        source: ProcessError,
-    },
-    /// A guest switched itself off, or reset itself, at this very moment.
-    #[error("VM `{0}` is shutting down or resetting: try again when it has")]
-    Ending(VmName),
-    /// A document cannot be written.
-    #[error("step `{step}`: cannot write the {what}")]
-    Document {
-        /// During which step.
-        step: Step,
-        /// Which document.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The host's file systems cannot be made durable.
-    #[error("step `{step}`")]
-    Sync {
-        /// During which step.
-        step: Step,
-        /// Why.
-        #[source]
-        source: file_systems::SyncError,
-    },
-    /// The manifest cannot be encoded.
-    #[error("the manifest cannot be encoded")]
-    Manifest(#[from] StateError),
-    /// The kernel did not jump.
-    #[error("the kernel did not jump")]
-    Jump(#[source] kexec::JumpError),
-    /// LUO did not let it.
-    #[error("nothing was told to jump: this is a bug, please report it")]
-    NoJump,
-}
-
-fn about(vm: Option<&VmName>) -> String {
-    vm.map_or_else(String::new, |vm| format!(": VM `{vm}`"))
-}
-
-impl UpdateError {
-    /// Whose fault it is, if it is that of one VM.
-    pub fn vm(&self) -> Option<&VmName> {
-        match self {
-            Self::Luo { vm, .. } => vm.as_ref(),
-            Self::Ram { vm, .. } | Self::Frames { vm, .. } | Self::Process { vm, .. } => Some(vm),
-            Self::Unfinished(vm) | Self::Ending(vm) => Some(vm),
-            _ => None,
-        }
-    }
-
-    /// What became of the guests: every one of these errors comes before the point of no return.
-    pub fn outcome(&self) -> Outcome {
-        match self {
-            Self::Unfinished(_) => Outcome::Preserved,
-            _ => Outcome::Running,
-        }
-    }
 }
 
 /// A destination that is ready to be entered.

@@ -7,8 +7,8 @@ use std::convert::Infallible;
 use luo::Ticket;
 
 use super::Step;
+use super::UpdateError;
 use super::next_kernel::{self, NextKernel};
-use super::outgoing::UpdateError;
 
 /// Enters the next kernel with the same ticket. Returns only if it does not; `announce` is called
 /// immediately before the jump.

@@ -81,7 +81,7 @@ impl BusDevice for PciBus {
             (RESET_CONTROL, 1) => data.fill(0),
             (DATA..8, len @ (1 | 2 | 4)) if offset + len as u64 <= DATA + 4 => {
                 if let Some((function, register)) = self.target() {
-                    let mut function = lock(&function);
+                    let mut function = lock(function);
                     function.read_config(register + (offset - DATA) as u8, data);
                 }
             }
@@ -99,7 +99,7 @@ impl BusDevice for PciBus {
             (RESET_CONTROL, [value]) => (self.on_reset)(*value),
             (DATA..8, [_] | [_, _] | [_, _, _, _]) if offset + data.len() as u64 <= DATA + 4 => {
                 if let Some((function, register)) = self.target() {
-                    let mut function = lock(&function);
+                    let mut function = lock(function);
                     function.write_config(register + (offset - DATA) as u8, data);
                 }
             }
