@@ -50,7 +50,7 @@ pub enum Error {
         /// Segments that were given.
         given: usize,
     },
-    /// Address space for a slot could not be had.
+    /// Address space for a slot could not be reserved.
     #[error("cannot reserve {len} bytes of address space for the slot at {guest_base:#x}")]
     Reserve {
         /// Where the slot starts for the guest.

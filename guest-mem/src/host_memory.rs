@@ -2,7 +2,7 @@
 
 use crate::Error;
 
-/// Bytes that can be had without swapping, from the text of `/proc/meminfo`: its `MemAvailable`
+/// Bytes that are available without swapping, from the text of `/proc/meminfo`: its `MemAvailable`
 /// (Linux `Documentation/filesystems/proc.rst`), which counts free memory and caches that can go.
 pub fn available_bytes(meminfo: &str) -> Result<u64, Error> {
     let unreadable = |why: &str| Error::Meminfo(why.to_owned());

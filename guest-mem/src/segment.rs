@@ -144,7 +144,7 @@ pub fn check_segment_of(
     Ok(Segment { file: fd.into(), len: expected_len })
 }
 
-/// Why a file is no memfd, if it is none.
+/// Returns why a file is not a memfd; `None` if it is one.
 fn memfd_problem(
     index: usize,
     fd: &OwnedFd,
@@ -206,7 +206,7 @@ fn examined(index: usize, attempt: &'static str, errno: rustix::io::Errno) -> Er
 }
 
 /// Whether any page of a segment exists, in memory or swapped out. If none does, it is all zero and
-/// can be made anew instead of being preserved.
+/// can be created again instead of being preserved.
 ///
 /// `SEEK_DATA` asks the page cache itself, and counts pages in swap (Linux `mm/filemap.c`,
 /// `folio_seek_hole_data`), but takes pages that were only reserved with fallocate(2) for a hole.

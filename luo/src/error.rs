@@ -81,7 +81,7 @@ pub enum Error {
         errno: Errno,
     },
     /// The built-in orchestrator does nothing until the next start.
-    #[error("live update is disabled until the host starts anew")]
+    #[error("live update is disabled until the host is booted again")]
     Disabled {
         /// Why.
         #[source]
@@ -251,7 +251,7 @@ fn why_retrieve_session(errno: Errno) -> String {
         Errno::NOENT => {
             "the previous kernel handed over no session of that name, or it was closed since"
         }
-        Errno::INVAL => "it is retrieved already, and whoever did that still has it open",
+        Errno::INVAL => "it is retrieved already, and the process that did so still has it open",
         Errno::NOMEM => "the kernel is out of memory; free some and try again",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
@@ -380,7 +380,7 @@ fn why_memory(errno: Errno) -> String {
         Errno::NOSPC => "the pool has not that much room; stop a VM, or boot with a bigger pool",
         Errno::FBIG => "no file of the pool's filesystem can be that big; use smaller pieces",
         Errno::OPNOTSUPP => "the pool's filesystem cannot reserve room; use ext4 or XFS",
-        Errno::INVAL => "the name or the size is none that memory can have",
+        Errno::INVAL => "memory cannot have this name or this size",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOMEM => "the kernel is out of memory; free some and try again",
@@ -395,7 +395,7 @@ fn why_switch(errno: Errno) -> String {
         Errno::OPNOTSUPP => {
             "they live in this process, which does not survive a kexec; hand them to another process"
         }
-        Errno::INVAL => "the size of a preserved file was changed; preserve it anew",
+        Errno::INVAL => "the size of a preserved file was changed; preserve the file again",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOSPC => "the pool has no room for the tree; free some of it",

@@ -131,7 +131,7 @@ fn a_binary_that_was_replaced_in_its_place_takes_over() {
 fn a_program_that_is_no_perennial_is_refused_and_the_host_goes_on() {
     let host = Host::start();
     let said = host.refused(Path::new("/bin/true"));
-    assert!(said.contains("/bin/true is no perennial"), "{said}");
+    assert!(said.contains("/bin/true is not a `perennial` program"), "{said}");
     let said = host.refused(Path::new("/nowhere"));
     assert!(said.contains("cannot open /nowhere"), "{said}");
     let said = host.refused(host.directory.path());

@@ -66,7 +66,7 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A filter with a listener cannot be had.
+    /// The kernel does not allow a filter with a listener.
     #[error(
         "cannot supervise the program: this system, or who started this, does not allow a seccomp \
          filter with a listener here"

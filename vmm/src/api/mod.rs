@@ -29,7 +29,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Reads a line. A line that is no call gives what to answer; whoever sent it waits for its number,
+    /// Reads a line. For a line that is not a call it returns the answer: its sender waits for its number,
     /// if it has one.
     pub fn parse(line: &str) -> Result<Self, Line> {
         serde_json::from_str(line).map_err(|error| {
@@ -180,7 +180,7 @@ pub struct Status {
     pub live_updates: u32,
     /// Sessions of the last live update that are not finished: another update would lose them.
     pub unfinished: Vec<String>,
-    /// Why the host's own configuration is not in use, or which of its modules and mounts cannot be had.
+    /// Why the host's own configuration is not in use, or which of its modules and mounts failed.
     pub config_error: Option<Vec<String>>,
     /// The VMs.
     pub vms: Vec<VmStatus>,

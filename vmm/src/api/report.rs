@@ -41,7 +41,7 @@ pub struct HostReport {
     pub phases: Vec<PhaseReport>,
 }
 
-/// What a host has that another one of its kind took the place of.
+/// What was replaced: the kernel under the VMs, or the host's program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Replaced {
@@ -118,7 +118,7 @@ impl FramesReport {
 pub struct SegmentsReport {
     /// Segments that were preserved.
     pub preserved: u64,
-    /// Segments that the guest never touched, made anew.
+    /// Segments that the guest never touched. They were created again, all zero.
     pub recreated: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the host says to the process of one VM, and what that says to it.
+//! The conversation between the host and the process of one VM.
 //!
 //! The process parses what a guest controls, so it may one day say anything. Whatever it says, the
 //! host neither panics nor waits without end: every message has a bound (see [`Channel`]), and so have
@@ -92,7 +92,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Nothing has been said yet.
+    /// A conversation at its beginning, over `channel`.
     pub fn new(channel: Channel) -> Self {
         Self { channel, asked: RefCell::default(), events: RefCell::default() }
     }

@@ -65,7 +65,7 @@ impl<'a> RamSource<'a> {
     }
 }
 
-/// Bytes of this host's memory that can be had without swapping.
+/// Bytes of this host's memory that are available without swapping.
 pub fn available_bytes() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     guest_mem::available_bytes(&text).map_err(io::Error::other)

@@ -6,7 +6,7 @@
 //!   else       /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
 //! ```
 //!
-//! The VMs do not know which. A host without one runs VMs, too, and updates nothing.
+//! The VMs do not know which. A host without LUO runs VMs as well, but cannot update under them.
 
 use luo::builtin::pool::{Expect, Options, Pool, PoolError};
 use luo::kernel::Device;
@@ -18,7 +18,7 @@ use crate::config::HostSection;
 use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::Machine;
 
-/// The LUO, or why there is none.
+/// The LUO of this host, or the reason why it has none.
 pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
 
 /// There is no LUO.
@@ -26,17 +26,17 @@ pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
 pub struct NoLuo {
     /// Why.
     pub why: String,
-    /// Whether VMs of the last kernel may be preserved where it would have led.
+    /// Whether VMs of the last kernel may be preserved in the LUO that this host cannot reach.
     pub holds: bool,
 }
 
-/// Chooses. `machines` are the VMs of the configuration, `ticket` is the one for which VMs of the
-/// last kernel lie in a pool.
+/// Chooses the LUO. `machines` are the VMs of the configuration. `ticket` is that of the live update
+/// that led to this kernel, if VMs of the last kernel lie in a pool.
 pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> Chosen {
     if ticket.is_none()
         && let Some(store) = service::luo(machines)
     {
-        // What is in it stays there, whether this host can use it or not.
+        // What is in the pool stays there, whether this host can use the pool or not.
         return store.map_err(|why| NoLuo { why, holds: true });
     }
     let ram_bytes = machines.iter().map(|machine| machine.ram_bytes).sum();
@@ -78,7 +78,7 @@ fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<P
     let start =
         |least_bytes| Pool::start(path, &Options { least_bytes, expect, ..Options::default() });
     let pool = start(ram_bytes).or_else(|error| match error {
-        // It may hold the VMs of the last kernel. Those for which there is no room will say so.
+        // The pool may hold VMs of the last kernel, so it is used. A VM without room in it fails to boot.
         PoolError::TooSmall { .. } => {
             tracing::error!("not all VMs have room: {error}");
             start(0)

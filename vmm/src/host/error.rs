@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::backend::NoLuo;
-use super::entered::NoteError;
+use super::kernel_entry::NoteError;
 use super::service;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
@@ -27,7 +27,7 @@ pub enum HostError {
     /// The handover did not happen.
     #[error("the handover did not take place")]
     Handover(#[source] UpdateError),
-    /// What this very program is cannot be found out.
+    /// The path of this host's own program cannot be determined.
     #[error(transparent)]
     OwnProgram(#[from] next_host::OwnProgramError),
     /// Page frames cannot be compared.
@@ -36,19 +36,19 @@ pub enum HostError {
          ended, and may move it until then; update without it"
     )]
     FramesNotPinned,
-    /// systemd does not do its part.
+    /// systemd cannot be asked for the kexec.
     #[error("the live update did not take place")]
     Service(#[from] service::KexecError),
     /// There is no LUO to update through.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
-    /// A handover would find its way no better than this host.
+    /// The host that a handover starts could not reach the VMs either.
     #[error(
         "VMs are withheld, because what they were preserved in is out of reach: mend that and start \
          this host again, or `update` to a kernel whose host can reach it"
     )]
     Withheld,
-    /// VMs cannot be left where they are for the next host to find.
+    /// A VM was given up, and its old state would come back if the next host found the others.
     #[error(
         "what is preserved cannot be passed on to the next host: VM `{0}` was given up here, and its \
          old state would come back; switch the host off instead"

@@ -41,11 +41,11 @@ pub enum FormatError {
         #[source]
         source: io::Error,
     },
-    /// There is something on it that is not ours to write over.
+    /// The device holds data that is not known to be unneeded.
     #[error(
         "{} is neither empty nor has it an ext4 file system, and is not written over; if nothing on it \
          is needed, overwrite its first and last MiB with zeros, or, if it is memory that `memmap=` \
-         reserved, boot the host anew other than by a live update",
+         reserved, boot the host in another way than by a live update",
         device.display()
     )]
     NotEmpty {
@@ -69,7 +69,7 @@ pub enum FormatError {
         /// Its size.
         device_bytes: u64,
     },
-    /// The image is none.
+    /// The image is not an ext4 file system.
     #[error("{} is no image of an ext4 file system", image.display())]
     NoImage {
         /// The image.
@@ -88,7 +88,7 @@ enum Found {
 /// What is known of what is on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
-    /// Nothing: it may be needed.
+    /// Nothing is known: the contents may be needed.
     Unknown,
     /// It is left over from a kernel that is gone, and nobody can need it.
     OfAnotherBoot,
@@ -109,7 +109,8 @@ pub fn is_reserved_memory(root: &Path, device: &Path) -> bool {
     }
 }
 
-/// Copies `image` onto `device`, unless there is something on it that may be needed. Says whether it did.
+/// Copies `image` onto `device`, unless the device holds something that may be needed. Returns whether
+/// it was copied.
 pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, FormatError> {
     let io = |attempt, path: &Path| {
         let path = path.to_owned();

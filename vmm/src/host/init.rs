@@ -71,7 +71,7 @@ pub fn set_up() {
     }
 }
 
-/// Mounts what the configuration lists, and gives back what cannot be. `fresh` says that no VM can be
+/// Mounts what the configuration lists. Returns the mounts that failed. `fresh` says that no VM can be
 /// preserved in a pool. Where a file system is missing nothing can be written: it would go into the
 /// image, which is memory, and be gone with the kernel.
 pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {

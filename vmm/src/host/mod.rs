@@ -13,11 +13,11 @@
 //! One thread does all of it in one loop; a live update therefore meets no other command half-way.
 
 pub mod backend;
-pub mod entered;
 mod error;
 pub mod format;
 pub mod init;
-pub mod mapped;
+pub mod kernel_entry;
+pub mod kvm_pages;
 pub mod modules;
 mod report;
 mod serve;
@@ -47,7 +47,7 @@ use crate::live_update::outgoing::Destination;
 use crate::live_update::{Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{Chosen, NoLuo};
-use entered::Entered;
+use kernel_entry::KernelEntry;
 
 /// Where the image of a Perennial host has its configuration.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -62,11 +62,11 @@ pub struct Host {
     config_text: String,
     config_error: Option<Vec<String>>,
     luo: Chosen,
-    /// Where the pool would be. Not what `config` says, if that is the old host's.
+    /// The directory of the pool by this host's own configuration, also when `config` is the old host's.
     pool: Option<PathBuf>,
-    entered: Entered,
+    kernel_entry: KernelEntry,
     vms: Vec<Guest>,
-    /// What took the place of its like when this host came up; `None` after a cold boot.
+    /// What was replaced to start this host: kernel or program. `None` after a cold boot.
     replaced: Option<Replaced>,
     number: u32,
     report: Option<Report>,
@@ -106,11 +106,11 @@ impl Host {
             Err(_) => HostSection::salvage(&text),
         };
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
-        let entered = Entered::read(Path::new("/"), inherited.ticket);
-        let fresh = matches!(&entered, Ok(e) if e.ticket().is_none());
+        let kernel_entry = KernelEntry::read(Path::new("/"), inherited.ticket);
+        let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
-        let (entered, luo, arrival) =
-            start::find_vms(&section, machines, entered, inherited.keeper.as_ref());
+        let (kernel_entry, luo, arrival) =
+            start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
         let (config, config_text, config_error) =
             start::choose_config(text, parsed, arrival.as_ref())?;
         if config_error.is_some() {
@@ -125,7 +125,7 @@ impl Host {
             config_error,
             luo,
             pool: section.pool,
-            entered,
+            kernel_entry,
             vms: Vec::new(),
             replaced: arrival.is_some().then_some(replaced),
             number: 0,
@@ -159,8 +159,8 @@ impl Host {
         for machine in self.config.machines.iter().cloned() {
             let mut vm = Guest::new(machine);
             match unreachable {
-                Some(none) if !self.entered.is_given_up(&vm.machine.name) => {
-                    vm.withhold(&none.why, self.entered.ticket().is_some());
+                Some(none) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
+                    vm.withhold(&none.why, self.kernel_entry.ticket().is_some());
                 }
                 _ => {
                     let ram = ram_source(&self.luo, &self.vms, self.vms.len());
@@ -183,11 +183,11 @@ impl Host {
             (None, Ok(luo)) => luo.as_ref(),
             (None, Err(_)) => return,
         };
-        // What was given up came in with this kernel. What came in since is something else.
+        // A VM that was given up came in with this kernel. One of a handover came in later.
         let since = self.replaced == Some(Replaced::Program);
         manifest.vms.retain(|vm| {
             let name = &vm.machine.name;
-            let given_up = !since && self.entered.is_given_up(name);
+            let given_up = !since && self.kernel_entry.is_given_up(name);
             if given_up {
                 tracing::warn!("VM `{name}` was given up: its memory is freed");
                 drop(luo.retrieve_session(&vm_session(name)));
@@ -216,7 +216,7 @@ impl Host {
         self.vms.extend(new.cloned().map(Guest::new));
     }
 
-    /// Where there is no better one, handovers go by a keeper.
+    /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
     fn luo_name(&self) -> String {
         match &self.luo {
             Ok(luo) => luo.backend().to_string(),
@@ -241,8 +241,8 @@ impl Host {
             boot: match self.replaced {
                 Some(Replaced::Kernel) => "live-update",
                 Some(Replaced::Program) => "handover",
-                // It was one, although its VMs are out of reach.
-                None if self.entered.ticket().is_some() => "live-update",
+                // There was a live update, although its VMs cannot be reached.
+                None if self.kernel_entry.ticket().is_some() => "live-update",
                 None => "cold",
             }
             .to_owned(),
@@ -310,11 +310,11 @@ impl Host {
         }
     }
 
-    /// Ends a VM. One that may be preserved out of reach is not restored any more, whatever comes.
+    /// Ends a VM. A withheld VM is marked as given up: no host restores its old state in this boot.
     fn stop(&mut self, name: &VmName) -> Result<(), HostError> {
         let vm = find(&mut self.vms, name)?;
         if let Life::Withheld(_) = vm.life {
-            self.entered
+            self.kernel_entry
                 .give_up(name)
                 .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
         }
@@ -323,7 +323,7 @@ impl Host {
         Ok(())
     }
 
-    /// Leaves what is preserved out of this host's reach to the next one.
+    /// Hands VMs that this host cannot reach to the next host, without touching them.
     fn pass_on(
         &self,
         none: &NoLuo,
@@ -331,10 +331,10 @@ impl Host {
         stop_before: Option<Step>,
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
-        let Some(ticket) = self.entered.ticket() else {
+        let Some(ticket) = self.kernel_entry.ticket() else {
             return Err(HostError::NoLuo(none.clone()));
         };
-        match self.entered.any_given_up() {
+        match self.kernel_entry.any_given_up() {
             Some(vm) => Err(HostError::GivenUp(vm)),
             None => pass_on::run(ticket, next, stop_before, announce).map_err(HostError::PassOn),
         }
@@ -372,7 +372,7 @@ impl Host {
         }
     }
 
-    /// What the call asks for, and where it says nothing the configuration.
+    /// The next kernel by the arguments of the call, completed by the configuration.
     fn next_kernel(&self, call: &UpdateCall) -> Result<NextKernel, HostError> {
         let defaults = &self.config.update;
         let kernel = call.kernel.as_ref().or(defaults.kernel.as_ref());
@@ -388,7 +388,7 @@ impl Host {
         self.luo.as_ref().is_ok_and(|luo| luo.backend() == Backend::Systemd)
     }
 
-    /// Whether an update is to be performed by systemd. One that is only tried out is not.
+    /// Whether systemd is to perform this update. It does not perform one that stops before a step.
     fn is_left_to_systemd(&self, call: &UpdateCall) -> bool {
         self.is_in_fd_store() && call.stop_before.is_none()
     }
@@ -489,7 +489,7 @@ fn index_of(vms: &[Guest], name: &VmName) -> Result<usize, GuestError> {
     vms.iter().position(|vm| vm.machine.name == *name).ok_or(unknown)
 }
 
-/// Where the RAM of VM `index` comes from, with what the others may still take.
+/// Makes RAM for VM `index`. It reckons with the memory that the other VMs may still touch.
 fn ram_source<'a>(luo: &'a Chosen, vms: &[Guest], index: usize) -> RamSource<'a> {
     let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
     let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
@@ -521,7 +521,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
-        mapped: pid.and_then(|pid| mapped::of_process(Path::new("/"), pid)),
+        mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         error,
     }
 }

@@ -1,4 +1,4 @@
-//! Loads the kernel modules that the configuration lists, as PID 1 of a kernel that is made of them.
+//! Loads the kernel modules that the configuration lists (PID 1 only).
 //!
 //! Nothing is looked up: the list has every module after those that it needs.
 
@@ -25,7 +25,7 @@ const SUFFIXES: [(&str, i32); 4] = [
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModuleError {
-    /// A name that is none.
+    /// A text that cannot be the name of a module.
     #[error("`{0}` is no name of a module: it has letters, digits, `-` and `_` only")]
     Name(String),
     /// It is not in the image.
@@ -68,8 +68,8 @@ fn why(errno: Errno) -> String {
     known.to_owned()
 }
 
-/// Loads them in this order, and gives back those that cannot be. That the hardware is not there which
-/// one is for is no fault of the list: the image of many hosts names them all.
+/// Loads the modules in this order. Returns those that failed. A module whose hardware is missing is not
+/// an error: one image serves hosts with different hardware.
 pub fn load_all(names: &[String]) -> Vec<ModuleError> {
     load_each(names, |name| load(Path::new(DIRECTORY), name, insert))
 }
@@ -88,7 +88,7 @@ fn insert(file: &File, flags: i32) -> Result<(), Errno> {
     rustix::system::finit_module(file, NO_PARAMETERS, flags)
 }
 
-/// Loads one. That it is loaded already is as good.
+/// Loads one module. A module that is loaded already counts as loaded.
 fn load(
     directory: &Path,
     name: &str,

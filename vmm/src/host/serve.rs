@@ -58,7 +58,7 @@ enum After {
 }
 
 impl Server {
-    /// Prepares for signals before anything can end or arrive.
+    /// Installs the signal handlers, before any child can end.
     pub(super) fn new() -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
@@ -327,7 +327,8 @@ impl Drop for Server {
     }
 }
 
-/// The answer to a live update or a handover that did not take place, as was asked or not.
+/// The answer to a live update or a handover that did not take place. One that was told to stop before
+/// a step is a success.
 fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, HostError> {
     match result {
         Ok(never) => match never {},

@@ -5,8 +5,8 @@
 //!   SIGTERM: the VMs into the fd store -> exit          whether for a kexec or for a restart
 //! ```
 //!
-//! What a host is stopped for it is not told, and need not know: what is in the store comes back with
-//! the next start of the service, under the same kernel or another. `docs/systemd.md`.
+//! systemd does not tell a service why it is stopped, and the host need not know: what is in the store
+//! comes back with the next start of the service, under the same kernel or another. `docs/systemd.md`.
 
 use std::process::Command;
 
@@ -67,7 +67,7 @@ fn report_room(store: &FdStore, needed: usize) {
     }
 }
 
-/// What no host will ask for.
+/// Warns of sessions in the store that no host will retrieve.
 fn report_contents(store: &FdStore) {
     let waiting = store.waiting();
     if !store.strangers().is_empty() {
@@ -103,12 +103,12 @@ fn fds_needed(machines: &[Machine]) -> usize {
     1 + machines.iter().map(|machine| segments(machine.ram_bytes) + 1).sum::<usize>()
 }
 
-/// Says that the host works, and what it does. Nothing happens if nobody wants to know.
+/// Tells systemd that the host is ready, and its status line. Does nothing without systemd.
 pub fn ready(status: &str) {
     tell(&format!("READY=1\nSTATUS={status}"));
 }
 
-/// Says that the host is on its way out.
+/// Tells systemd that the host is stopping.
 pub fn stopping(status: &str) {
     tell(&format!("STOPPING=1\nSTATUS={status}"));
 }

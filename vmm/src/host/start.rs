@@ -1,11 +1,11 @@
-//! The first steps of a host: what has to be there before anything can be found, what the last kernel
-//! left, and which configuration to go by. None of them starts or stops a VM.
+//! The first steps of a host: modules and mounts, what the last kernel left, and which configuration to
+//! use. None of them starts or stops a VM.
 
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
 
 use super::backend::{self, Chosen, NoLuo};
-use super::entered::{Entered, EnteredError};
+use super::kernel_entry::{KernelEntry, KernelEntryError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules};
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
@@ -13,8 +13,8 @@ use crate::live_update::incoming::{self, Arrival};
 use crate::live_update::next_host::{InheritError, Left};
 use crate::machine::Machine;
 
-/// What has to be there before anything can be found: modules and file systems. For PID 1 only. `fresh`
-/// says that no VM can be preserved in a pool. Says what cannot be had; all else is there.
+/// Loads the modules and mounts the file systems of `[host]` (PID 1 only). `fresh` says that no VM can
+/// be preserved in a pool. Returns what failed; the rest is in place.
 pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>> {
     if !init::is_pid_1() {
         return None;
@@ -28,7 +28,7 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     (!missing.is_empty()).then_some(missing)
 }
 
-/// What the last host of this process has left, as far as it can be had.
+/// What the last host of this process has left, as far as it can be read.
 #[derive(Default)]
 pub(super) struct Inheritance {
     /// Holds the sessions.
@@ -56,7 +56,7 @@ pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
     Inheritance::default()
 }
 
-/// What a keeper brought. That it can be read was rehearsed before the last host gave up.
+/// Reads what a keeper brought. The last host has made sure that this program can read it.
 fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
     incoming::arrive(keeper).unwrap_or_else(|error| {
         tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
@@ -68,42 +68,42 @@ fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
 pub(super) fn find_vms(
     section: &HostSection,
     machines: &[Machine],
-    entered: Result<Entered, EnteredError>,
+    kernel_entry: Result<KernelEntry, KernelEntryError>,
     keeper: Option<&Keeper>,
-) -> (Entered, Chosen, Option<Arrival>) {
+) -> (KernelEntry, Chosen, Option<Arrival>) {
     let holds = |why: String| {
         tracing::error!("{why}");
         Err(NoLuo { why, holds: true })
     };
-    let mut entered = match entered {
-        Ok(entered) => entered,
+    let mut kernel_entry = match kernel_entry {
+        Ok(kernel_entry) => kernel_entry,
         Err(error) => {
             let none = holds(chain(&error).join(": "));
-            return (Entered::unknown(), none, keeper.and_then(arrived_by));
+            return (KernelEntry::unknown(), none, keeper.and_then(arrived_by));
         }
     };
-    let luo = match (backend::choose(section, machines, entered.ticket()), keeper) {
-        (luo, Some(keeper)) => return (entered, luo, arrived_by(keeper)),
+    let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
+        (luo, Some(keeper)) => return (kernel_entry, luo, arrived_by(keeper)),
         (Ok(luo), None) => luo,
-        (none, None) => return (entered, none, None),
+        (none, None) => return (kernel_entry, none, None),
     };
     match incoming::arrive(luo.as_ref()) {
-        Ok(None) if entered.ticket().is_some() => {
+        Ok(None) if kernel_entry.ticket().is_some() => {
             let why = "the pool is the right one, but its manifest is gone: a host that has ended \
                        took it, and nothing else says what lies there";
-            (entered, holds(why.to_owned()), None)
+            (kernel_entry, holds(why.to_owned()), None)
         }
         Ok(arrival) => {
-            entered.redeem();
-            (entered, Ok(luo), arrival)
+            kernel_entry.redeem();
+            (kernel_entry, Ok(luo), arrival)
         }
-        Err(error) => (entered, holds(chain(&HostError::Arrival(error)).join(": ")), None),
+        Err(error) => (kernel_entry, holds(chain(&HostError::Arrival(error)).join(": ")), None),
     }
 }
 
-/// What to go by when the configuration cannot be used. After a live update it must not take the VMs
-/// down: the one of the old host serves. PID 1 without one comes up without VMs, so that whoever has
-/// to mend it can ask what is wrong; a daemon ends, and its service manager says so.
+/// Chooses the configuration. After a live update a configuration that cannot be used must not end the
+/// VMs: the old host's is used instead. PID 1 without any comes up without VMs, so that an operator can
+/// ask what is wrong; a daemon ends, and its service manager says so.
 pub(super) fn choose_config(
     text: String,
     parsed: Result<Config, ConfigError>,

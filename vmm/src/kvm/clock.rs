@@ -81,7 +81,7 @@ impl ClockStateV1 {
             let elapsed_ns = tsc::ns(now.tsc - self.host_tsc, self.tsc_khz);
             return Passage { elapsed_ns, offset_change: 0 };
         }
-        // The TSC began anew: guest TSC = host TSC + offset must go on by the time that passed
+        // The TSC was reset: guest TSC = host TSC + offset must go on by the time that passed
         // (Documentation/virt/kvm/devices/vcpu.rst 4.1). A clock never goes backward.
         let elapsed_ns = now.realtime_ns.saturating_sub(self.realtime_ns);
         let elapsed_ticks = tsc::ticks(elapsed_ns, self.tsc_khz);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tsc_that_began_anew_is_replaced_by_the_time_of_day() {
+    fn a_tsc_that_was_reset_is_replaced_by_the_time_of_day() {
         let now = Moment { tsc: 1_000, realtime_ns: 1_003_000_000_000 };
         let passage = SAVED.passage(now);
         assert_eq!(passage.elapsed_ns, 3_000_000_000);

@@ -77,7 +77,8 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
 /// Without [`prepare`] KVM would give it the rate that the kernel knew when KVM started. A kernel measures its TSC once
 /// more, a second later; on a CPU that cannot scale, a vCPU of more than 250 ppm less than the new rate
 /// is left without any, silently: its timers come at twice the uptime, then at twice that, and so on
-/// (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). One of more is made to catch up for ever.
+/// (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). A vCPU whose TSC rate is above the
+/// host's stays in catch-up mode permanently.
 pub fn create_vcpu(vm: &VmFd, id: u32) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(id.into()).attempt("create a vCPU")?;
     // As `prepare` has said, and says whether it is so.

@@ -25,7 +25,7 @@ impl PitStateV1 {
         Ok(Self { state: Raw(vm.get_pit2().attempt("read the timer")?) })
     }
 
-    /// Sets the timer: it counts from now, its period begins anew. The load time is the only thing
+    /// Sets the timer: it counts from now on, from the start of its period. The load time is the only thing
     /// that KVM does not take over, so a tick may come up to one period late, once.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         vm.set_pit2(&self.state.0).attempt("set the timer")

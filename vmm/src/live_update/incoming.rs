@@ -63,8 +63,8 @@ pub enum IncomingError {
     /// The RAM is not as the manifest says.
     #[error("its RAM is not as it was")]
     Ram(#[from] guest_mem::Error),
-    /// RAM that was never touched cannot be made anew.
-    #[error("cannot make its RAM anew")]
+    /// RAM that was never touched, and so not preserved, cannot be created again.
+    #[error("cannot create its RAM again")]
     Create(#[from] RamError),
     /// The RAM that this build would lay out differs from what the manifest has.
     #[error("its RAM has {found} segments of {bytes:?} bytes, this build would make {expected}")]
@@ -240,7 +240,7 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec
     (frames, end)
 }
 
-/// The VM's RAM: what was preserved comes from the session, what was never touched is made anew.
+/// The VM's RAM: what was preserved comes from the session, what was never touched is created again.
 fn retrieve_ram(
     ram: RamSource<'_>,
     session: &Incoming,

@@ -59,7 +59,7 @@ pub enum NextHostError {
     },
     /// It is another program.
     #[error(
-        "{} is no perennial: `--version` gave {said:?}; name the binary of the next host",
+        "{} is not a `perennial` program: `--version` answered {said:?}. Give the path of one",
         path.display()
     )]
     Stranger {
@@ -243,7 +243,7 @@ pub enum InheritError {
         /// The variable.
         text: String,
     },
-    /// The ticket is none.
+    /// The text is not a ticket.
     #[error("{VARIABLE} in the environment has no ticket that a host left here")]
     Ticket(#[source] TicketError),
     /// The keeper's tree cannot be read.

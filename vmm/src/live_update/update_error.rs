@@ -124,7 +124,7 @@ pub enum UpdateError {
     /// The kernel did not jump.
     #[error("the kernel did not jump")]
     Jump(#[source] kexec::JumpError),
-    /// LUO did not let it.
+    /// The orchestrator returned success without calling `jump`.
     #[error("nothing was told to jump: this is a bug, please report it")]
     NoJump,
 }

@@ -28,7 +28,7 @@ pub trait Persist: Sized {
     /// Reads the state. Changes nothing, and repeated calls give equal values while paused.
     fn save(&self) -> Result<Self::State, Self::Error>;
 
-    /// Builds the part anew from its state: a restored part is constructed, never patched.
+    /// Builds the part from its state: a restored part is constructed, never patched.
     fn restore(state: Self::State, resources: Self::Resources) -> Result<Self, Self::Error>;
 }
 

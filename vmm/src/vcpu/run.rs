@@ -132,7 +132,7 @@ impl Runner {
     }
 
     /// A triple fault is how some kernels reset their machine, and how others die: the log says
-    /// where, for whoever has to tell.
+    /// where, for the message about it.
     fn describe_triple_fault(&self) {
         if let (Ok(regs), Ok(sregs)) = (self.vcpu.get_regs(), self.vcpu.get_sregs()) {
             tracing::warn!(

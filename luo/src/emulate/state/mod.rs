@@ -67,7 +67,7 @@ pub enum Error {
     /// Its first state was begun and not completed.
     #[error(
         "{} has an incomplete state: the run that wrote it did not come to its end; \
-         remove the directory to start anew",
+         remove the directory to start again without it",
         path.display()
     )]
     Incomplete {

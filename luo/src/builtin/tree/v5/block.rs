@@ -20,7 +20,7 @@ pub(super) const fn capacity(record_bytes: usize) -> usize {
     (PAGE_BYTES - HEADER_BYTES) / record_bytes
 }
 
-/// Why a chain of blocks is none.
+/// Why a chain of blocks is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockError {

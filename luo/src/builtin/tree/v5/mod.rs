@@ -63,7 +63,7 @@ pub enum Error {
         /// What the tree says, escaped.
         found: String,
     },
-    /// A chain of blocks that is none.
+    /// A chain of blocks that is not valid.
     #[error("the chain of {of} is damaged")]
     Chain {
         /// Of what the chain is.
@@ -91,7 +91,7 @@ pub enum Error {
         /// What its blocks have.
         found: usize,
     },
-    /// The page of shared objects is none.
+    /// The page of shared objects is not valid.
     #[error("the page of shared objects at {address:#x} is damaged: {problem}")]
     Flbs {
         /// Where it is.

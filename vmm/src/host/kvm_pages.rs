@@ -1,6 +1,6 @@
-//! In pages of which size KVM has a guest's RAM mapped, as KVM itself tells in debugfs.
+//! The page sizes with which KVM maps a guest's RAM, from KVM's files in debugfs.
 //!
-//! It is what a guest's speed depends on, and what huge folios and aligned files are for. The host's own
+//! A guest's speed depends on them; huge folios and aligned files serve to make them large. The host's own
 //! page tables do not tell it for files with DAX: `/proc/PID/smaps` leaves their huge pages out of
 //! `FilePmdMapped` (Linux `fs/proc/task_mmu.c`, `smaps_pmd_entry`).
 

@@ -1,8 +1,8 @@
 //! How this kernel was entered, and what has been decided since about the VMs that came with it.
 //!
 //! A live update through a pool hands the next kernel a [`Ticket`] on its command line. From then on VMs
-//! lie in the pool, whether this host can reach it or not, and none of them may be started anew behind
-//! their back: its disks would move on, and the memory that is resumed some day would be of the past.
+//! lie in the pool, whether this host can reach it or not, and none of them may be booted as if
+//! they were not there: its disks would change, and the memory that is resumed later would not fit them.
 //!
 //! ```text
 //!   no ticket: nothing is preserved anywhere, whatever lies in a pool is of another boot
@@ -32,7 +32,7 @@ const PREFIX: &str = "vm-";
 /// How this kernel was entered cannot be found out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum EnteredError {
+pub enum KernelEntryError {
     /// The command line cannot be read.
     #[error("cannot read {}, which tells whether this kernel was entered by a live update", path.display())]
     CommandLine {
@@ -42,7 +42,7 @@ pub enum EnteredError {
         #[source]
         source: io::Error,
     },
-    /// What is on it is no ticket.
+    /// The parameter's value is not a ticket.
     #[error("the parameter `{PARAMETER}` of this kernel makes no sense")]
     Ticket(#[from] TicketError),
 }
@@ -58,26 +58,26 @@ pub struct NoteError {
 
 /// How this kernel was entered.
 #[derive(Debug)]
-pub struct Entered {
+pub struct KernelEntry {
     ticket: Option<Ticket>,
     /// The ticket is on the kernel's command line, where a host that is started again reads it, too.
     of_kernel: bool,
     notes: PathBuf,
 }
 
-impl Entered {
+impl KernelEntry {
     /// Asks the kernel whose `/proc` is below `root`, and the notes in `/run` there. `left` is the ticket
     /// that the last host of this process has left, which counts alone.
-    pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, EnteredError> {
+    pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, KernelEntryError> {
         let notes = root.join(NOTES.trim_start_matches('/'));
         if left.is_some() {
             return Ok(Self { ticket: left, of_kernel: false, notes });
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
-        let line = line.map_err(|source| EnteredError::CommandLine { path, source })?;
+        let line = line.map_err(|source| KernelEntryError::CommandLine { path, source })?;
         let values = kexec::parameters(&line).filter(|parameter| parameter.is(PARAMETER));
-        // An operator may have copied an old one into what the next kernel is told.
+        // An operator may have copied an old ticket into the next kernel's command line.
         let ticket = values.filter_map(|parameter| parameter.value).last();
         let ticket = ticket.map(str::parse::<Ticket>).transpose()?;
         let redeemed = fs::read_to_string(notes.join("redeemed")).unwrap_or_default();
@@ -85,17 +85,17 @@ impl Entered {
         Ok(Self { ticket, of_kernel: true, notes })
     }
 
-    /// Of a kernel that does not tell.
+    /// For a kernel whose command line cannot be read.
     pub fn unknown() -> Self {
         Self { ticket: None, of_kernel: true, notes: NOTES.into() }
     }
 
-    /// The ticket, for which VMs may lie in a pool. `None`: there are none.
+    /// The ticket of the live update that led to this kernel: VMs may lie in a pool. `None` if no VM can.
     pub fn ticket(&self) -> Option<Ticket> {
         self.ticket
     }
 
-    /// The manifest was read: what there was is taken, and not to be had again.
+    /// Marks the ticket as used: its sessions can be retrieved only once.
     pub fn redeem(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         if !self.of_kernel {
@@ -126,7 +126,7 @@ impl Entered {
         self.given_up(vm).exists()
     }
 
-    /// One of those that were given up, if there are any.
+    /// The name of a VM that was given up, if there is one.
     pub fn any_given_up(&self) -> Option<String> {
         let notes = fs::read_dir(self.notes.join("given-up")).ok()?.flatten().next()?;
         let name = notes.file_name().to_string_lossy().into_owned();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn ticket(root: &tempfile::TempDir) -> Option<String> {
-        Entered::read(root.path(), None).unwrap().ticket().map(|ticket| ticket.to_string())
+        KernelEntry::read(root.path(), None).unwrap().ticket().map(|ticket| ticket.to_string())
     }
 
     #[test]
@@ -174,20 +174,20 @@ mod tests {
 
     #[test]
     fn what_is_no_ticket_or_cannot_be_read_is_an_error_and_not_a_cold_boot() {
-        let error = Entered::read(kernel(&format!("{PARAMETER}=7")).path(), None).unwrap_err();
-        assert!(matches!(error, EnteredError::Ticket(_)), "{error}");
+        let error = KernelEntry::read(kernel(&format!("{PARAMETER}=7")).path(), None).unwrap_err();
+        assert!(matches!(error, KernelEntryError::Ticket(_)), "{error}");
         let nowhere = tempfile::tempdir().unwrap();
-        let error = Entered::read(nowhere.path(), None).unwrap_err().to_string();
+        let error = KernelEntry::read(nowhere.path(), None).unwrap_err().to_string();
         assert!(error.contains("proc/cmdline"), "{error}");
     }
 
     #[test]
     fn a_ticket_is_redeemed_for_every_host_of_this_kernel_and_for_no_other_ticket() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
-        let mut entered = Entered::read(root.path(), None).unwrap();
-        assert!(entered.ticket().is_some());
-        entered.redeem();
-        assert_eq!(entered.ticket(), None);
+        let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        assert!(kernel_entry.ticket().is_some());
+        kernel_entry.redeem();
+        assert_eq!(kernel_entry.ticket(), None);
         assert_eq!(ticket(&root), None);
         let other = TICKET.replace('0', "1");
         fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
@@ -198,16 +198,16 @@ mod tests {
     fn a_vm_that_was_given_up_stays_so_in_this_boot() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
         let (web, db) = (VmName::new("web").unwrap(), VmName::new("db").unwrap());
-        let entered = Entered::read(root.path(), None).unwrap();
-        assert_eq!((entered.is_given_up(&web), entered.any_given_up()), (false, None));
-        entered.give_up(&web).unwrap();
-        entered.give_up(&web).unwrap();
-        let again = Entered::read(root.path(), None).unwrap();
+        let kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        assert_eq!((kernel_entry.is_given_up(&web), kernel_entry.any_given_up()), (false, None));
+        kernel_entry.give_up(&web).unwrap();
+        kernel_entry.give_up(&web).unwrap();
+        let again = KernelEntry::read(root.path(), None).unwrap();
         assert!(again.is_given_up(&web) && !again.is_given_up(&db));
         assert_eq!(again.any_given_up().as_deref(), Some("web"));
         fs::remove_dir_all(root.path().join("run")).unwrap();
         fs::write(root.path().join("run"), "").unwrap();
-        let error = entered.give_up(&db).unwrap_err().to_string();
+        let error = kernel_entry.give_up(&db).unwrap_err().to_string();
         assert!(error.contains("given-up/vm-db"), "{error}");
     }
 }
