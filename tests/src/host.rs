@@ -254,8 +254,14 @@ impl Host {
     }
 
     /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
-    pub fn freeze(&mut self) {
-        self.qemu.ask("stop");
+    pub fn freeze(&mut self) -> Result<(), Failure> {
+        // QEMU says nothing when it has obeyed; whether it has, it says when asked.
+        let refused = self.qemu.ask("stop");
+        let status = self.qemu.ask("info status");
+        if status.contains("paused") {
+            return Ok(());
+        }
+        Err(format!("the machine does not stop: {refused}{status}").into())
     }
 
     /// Ends the machine at once: the test has seen what it wanted.

@@ -103,13 +103,14 @@ impl VmPlan {
         // The workqueue watchdog is the only one that cannot be told that a guest was paused. After
         // 30 s, which an update of an emulated host can take, it would complain.
         let patient = "workqueue.watchdog_thresh=240";
-        // The guest's PID 1 switches the other vCPUs on. Linux 7.3 can hang for ever if they run when it
-        // leaves its first clock source: one vCPU checks the other's TSC with interrupts off, the other
-        // waits with interrupts off for the first to stop, and the clock that should end the check
-        // (jiffies) needs an interrupt to go on (kernel/time/clocksource.c, `watchdog_wait_seq`).
-        let first = "maxcpus=1";
+        // Linux compares the TSC with kvm-clock twice a second. On an emulated host kvm-clock jumps by
+        // milliseconds whenever the emulator loses its CPU, which Linux 7.3 calls a skewed TSC; and
+        // while it boots it can hang for ever in a check of one vCPU's TSC against another's, with
+        // interrupts off on both (kernel/time/clocksource.c, `watchdog_wait_seq`). The guest's PID 1
+        // compares the vCPUs' TSCs instead.
+        let unwatched = "tsc=nowatchdog";
         format!(
-            "console=ttyS0 {quiet} panic=-1 {patient} {first} {root} perennial.memory={} perennial.busy={} \
+            "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
              perennial.interval={HEARTBEAT_MS}",
             self.checksummed, self.busy
         )

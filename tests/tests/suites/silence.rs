@@ -50,7 +50,7 @@ fn told(luo: Luo) -> Result<(), Failure> {
     host.guests()[1].wait_for_heartbeats(10, SILENCE)?;
 
     // A host that answers nothing is told from one whose guests are silent.
-    host.freeze();
+    host.freeze()?;
     let told = host.diagnosis();
     let last = told.lines().last().unwrap_or_default();
     if !last.starts_with("the host does not answer (") || !last.contains("CPU 0 ") {

@@ -1,5 +1,9 @@
 //! The guest's clocks, read so that they can be compared with each other.
 
+#![expect(unsafe_code, reason = "the TSC has no other way to be read")]
+
+use core::arch::x86_64::_rdtsc;
+
 use rustix::time::{ClockId, clock_gettime};
 
 /// So close in time, in microseconds, two readings count as one. Unless the thread is interrupted
@@ -8,6 +12,12 @@ const CLOSE_US: u64 = 1000;
 
 /// A thread that is interrupted in this many attempts makes do with the closest.
 const ATTEMPTS: usize = 100;
+
+/// The TSC of the vCPU that this thread runs on.
+pub(crate) fn tsc() -> u64 {
+    // SAFETY: the instruction only reads a counter, and Linux leaves it to every program.
+    unsafe { _rdtsc() }
+}
 
 /// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds, of the same moment: on a busy vCPU the
 /// thread may lose it for a tenth of a second between the two, and the wall clock would then seem

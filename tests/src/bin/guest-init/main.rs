@@ -12,7 +12,6 @@ mod settings;
 mod workers;
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -26,7 +25,6 @@ use workers::Progress;
 fn main() {
     let mut problems = mount_all();
     problems.extend(perennial_tests::modules::load_all());
-    problems.extend(start_vcpus());
     // Only what is about to kill the kernel may still cut into a heartbeat.
     let _ = fs::write("/proc/sys/kernel/printk", "1");
     let _ = fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always");
@@ -99,22 +97,6 @@ fn mount_all() -> Vec<String> {
                 Ok(()) | Err(rustix::io::Errno::BUSY) => None,
                 Err(error) => Some(format!("cannot mount {kind} at {target}: {error}")),
             }
-        })
-        .collect()
-}
-
-/// Switches on the vCPUs that the kernel has left off (`maxcpus=1`); returns what went wrong.
-fn start_vcpus() -> Vec<String> {
-    let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
-    let switches = cpus.map(|cpu| cpu.path().join("online")).filter(|path| path.exists());
-    let on = |path: PathBuf| match fs::read_to_string(&path)?.trim() {
-        "0" => fs::write(&path, "1"),
-        _ => Ok(()),
-    };
-    switches
-        .filter_map(|path| {
-            let shown = path.display().to_string();
-            on(path).err().map(|error| format!("{shown}: {error}"))
         })
         .collect()
 }

@@ -223,12 +223,17 @@ fn draw_entropy(progress: &Progress) -> io::Result<()> {
 }
 
 /// Looks at the clocks from every vCPU in turn, so that one which runs behind the others is seen.
+///
+/// The TSC is read right before and right after the move, so that a difference which is smaller
+/// than the pause shows as well.
 fn watch_clocks(progress: &Progress) {
     let mut last = clocks::now();
     for vcpu in (0..progress.counters.len()).cycle() {
+        let before = clocks::tsc();
         pin(vcpu);
+        let after = clocks::tsc();
         let now = clocks::now();
-        if now.0 < last.0 || now.1 < last.1 {
+        if after < before || now.0 < last.0 || now.1 < last.1 {
             progress.clock_backward.add(1);
         }
         last = now;
