@@ -16,6 +16,9 @@ use crate::conformance::world::{
 
 const THREADS: usize = 8;
 
+/// How often a request is made that a look at its file can get in the way of.
+const BEGINNINGS: usize = 20;
+
 type Answers = Vec<Result<Answer, Errno>>;
 
 /// As many calls, each by its number.
@@ -39,9 +42,20 @@ fn preserve_for_long(w: &mut World) -> Result<(Fd, Fd), Errno> {
     let bytes: u64 = if w.has(Need::Kernel) { 192 << 20 } else { 1 << 20 };
     w.on(file, FileCall::Truncate(bytes))?;
     let preserve = request(session, SESSION_PRESERVE_FD, tokened(16, file.number, 1));
-    w.call(Call::Begin(Box::new(preserve)))?;
-    while !w.is_preserved(file)? {}
-    Ok((session, file))
+    for _ in 0..BEGINNINGS {
+        w.call(Call::Begin(Box::new(preserve.clone())))?;
+        // To look is to preserve the file for a moment: a request that begins just then is refused.
+        while w.call(Call::Running)?.number > 0 {
+            if w.is_preserved(file)? {
+                return Ok((session, file));
+            }
+        }
+        // It may have been done before anybody looked.
+        if w.is_preserved(file)? {
+            return Ok((session, file));
+        }
+    }
+    Err(Errno::BUSY)
 }
 
 pub(super) const ROWS: &[Row] = &[
