@@ -14,14 +14,18 @@ use crate::Error;
 /// preserves. Errors name the memory and its length.
 pub fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
     let error = |errno| Error::CreateMemory { name: name.to_owned(), len, errno };
-    let fd = match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
-        // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
-        Err(Errno::INVAL) => rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC),
-        made => made,
-    }
-    .map_err(error)?;
+    let fd = executable_memfd(name, MemfdFlags::CLOEXEC).map_err(error)?;
     rustix::fs::ftruncate(&fd, len).map_err(error)?;
     Ok(fd)
+}
+
+/// An empty memfd with these flags and MFD_EXEC, where the kernel has that flag. Linux before 6.3 does
+/// not have it, and makes every memfd executable.
+pub(crate) fn executable_memfd(name: &str, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+    match rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        created => created,
+    }
 }
 
 #[cfg(test)]

@@ -9,12 +9,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    MemfdFlags, Mode, SealFlags, SeekFrom, fchmod, fcntl_add_seals, memfd_create, seek,
-};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom, fchmod, fcntl_add_seals, seek};
 use rustix::io::Errno;
 
 use super::index::Entry;
+use crate::memory::executable_memfd;
 
 const PAGE: u64 = 4096;
 /// How many pages are read at once.
@@ -108,11 +107,5 @@ pub(super) fn load(from: Part<'_>, entry: &Entry) -> io::Result<(File, u32)> {
 
 /// An empty memfd. The name of the old one is lost, as it is on Linux.
 fn memfd() -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memfd = match memfd_create("", flags | MemfdFlags::EXEC) {
-        // Linux before 6.3 does not know the flag.
-        Err(Errno::INVAL) => memfd_create("", flags)?,
-        memfd => memfd?,
-    };
-    Ok(memfd.into())
+    Ok(executable_memfd("", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }
