@@ -28,6 +28,31 @@ pub enum Backend {
     Keeper,
 }
 
+/// What a user of sessions has to know of a backend. Ask for a property, not for a name.
+impl Backend {
+    /// Whether preserving memory pins its page frames, so that the kernel must not replace them until
+    /// the switch.
+    pub fn pins_pages(self) -> bool {
+        matches!(self, Self::Kernel)
+    }
+
+    /// Whether the memory that the backend creates is files of a DAX file system. Otherwise it is
+    /// memfds.
+    pub fn memory_is_dax_files(self) -> bool {
+        matches!(self, Self::Pool)
+    }
+
+    /// Whether sessions can be retrieved after an `exec` on the same kernel.
+    pub fn survives_exec(self) -> bool {
+        matches!(self, Self::Pool | Self::Keeper)
+    }
+
+    /// Whether systemd performs the kexec, after the process that preserved has ended.
+    pub fn leaves_kexec_to_systemd(self) -> bool {
+        matches!(self, Self::Systemd)
+    }
+}
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

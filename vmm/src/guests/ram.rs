@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use guest_mem::{Segment, check_segment_of, create_segment};
-use luo::{Backend, Orchestrator};
+use luo::Orchestrator;
 
 use crate::link::Ram;
 
@@ -45,9 +45,9 @@ impl<'a> RamSource<'a> {
 
     /// What its segments are.
     pub fn kind(self) -> Ram {
-        match self.luo.map(Orchestrator::backend) {
-            Some(Backend::Pool) => Ram::DaxFile,
-            _ => Ram::Memfd,
+        match self.luo.is_some_and(|luo| luo.backend().memory_is_dax_files()) {
+            true => Ram::DaxFile,
+            false => Ram::Memfd,
         }
     }
 

@@ -361,7 +361,7 @@ impl Host {
     }
 
     fn plan<'a>(&self, destination: Destination<'a>) -> outgoing::Plan<'a> {
-        let in_pool = self.luo.as_ref().is_ok_and(|luo| luo.backend() == Backend::Pool);
+        let in_pool = self.luo.as_ref().is_ok_and(|luo| luo.backend().memory_is_dax_files());
         outgoing::Plan {
             destination,
             stop_before: None,
@@ -385,7 +385,7 @@ impl Host {
     }
 
     fn is_in_fd_store(&self) -> bool {
-        self.luo.as_ref().is_ok_and(|luo| luo.backend() == Backend::Systemd)
+        self.luo.as_ref().is_ok_and(|luo| luo.backend().leaves_kexec_to_systemd())
     }
 
     /// Whether systemd is to perform this update. It does not perform one that stops before a step.
@@ -451,7 +451,7 @@ impl Host {
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.holds => return Err(HostError::Withheld),
-            Ok(luo) if luo.backend() == Backend::Pool => (luo.as_ref(), None),
+            Ok(luo) if luo.backend().survives_exec() => (luo.as_ref(), None),
             // The kernel's LUO gives nothing back before a kexec.
             _ => (&own, Some(&own)),
         };

@@ -13,7 +13,7 @@ use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
 use kexec::LoadedImage;
 use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
-use luo::{Backend, Incoming, Orchestrator, Outgoing};
+use luo::{Incoming, Orchestrator, Outgoing};
 
 use super::file_systems;
 use super::index::Index;
@@ -126,13 +126,13 @@ pub fn run(
     before(Step::PreserveRam)?;
     // The kernel must not replace pages while its LUO pins them. Until the jump: a guest may still
     // touch a segment that is pinned after the pause.
-    let _pages_stay = match luo.backend() {
-        Backend::Kernel => {
+    let _pages_stay = match luo.backend().pins_pages() {
+        true => {
             refuse_too_many_holes(vms)?;
             let stopped = KhugepagedStopped::stop(Path::new("/sys"));
             Some(stopped.map_err(UpdateError::Khugepaged)?)
         }
-        _ => None,
+        false => None,
     };
     let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
     let mut leaving = vms
