@@ -4,6 +4,7 @@
 //! A request is `{"id":1,"do":"status"}`; its reply `{"id":1,"ok":{...}}` or `{"id":1,"error":[...],
 //! "outcome":"running"}` where `error` is the chain of causes, outermost first. See `docs/api.md`.
 
+mod answer;
 pub mod report;
 mod stream;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use answer::Answer;
 pub use stream::{Lines, StreamError};
 
 use crate::live_update::{Outcome, Step};

@@ -10,16 +10,15 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitOptions, wait};
 use rustix::time::Timespec;
-use serde_json::{Value, json};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::{Host, HostError, service};
-use crate::api::{Call, Command, Line, Lines, hex};
+use crate::api::{Answer, Call, Command, Line, Lines, hex};
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
-use crate::live_update::UpdateError;
+use crate::live_update::{Outcome, UpdateError};
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;
@@ -101,8 +100,7 @@ impl Server {
         let summary = summary(host);
         tracing::info!("ready: {summary}");
         service::ready(&summary);
-        let status = json!(host.status());
-        self.tell_port(&Line::Event { event: "ready".to_owned(), status: Some(status) });
+        self.tell_port(&Line::ready(&host.status()));
         loop {
             for source in self.wait(host).map_err(|e| HostError::Loop(e.into()))? {
                 if let After::Stop = self.handle(source, host) {
@@ -180,7 +178,7 @@ impl Server {
             Source::Children => reap(&self.children, host),
             Source::End => {
                 tracing::info!("told to stop");
-                let announce = |server: &mut Self| server.tell_port(&jumping());
+                let announce = |server: &mut Self| server.tell_port(&Line::jumping());
                 host.leave_to_service(|| announce(self));
                 return After::Stop;
             }
@@ -229,7 +227,7 @@ impl Server {
         let client = &mut self.clients[index];
         match client.flush().and_then(|()| client.read()) {
             Ok(lines) => self.answer_all(lines, host, |server, line| {
-                server.clients[index].send(&text(line));
+                server.clients[index].send(&line.text());
             }),
             Err(_) => {
                 client.close();
@@ -240,7 +238,7 @@ impl Server {
 
     fn tell_port(&mut self, line: &Line) {
         if let Some(port) = &mut self.port {
-            port.lines.send(&text(line));
+            port.lines.send(&line.text());
         }
     }
 
@@ -260,12 +258,12 @@ impl Server {
             };
             let id = call.id;
             if call.command == Command::PowerOff {
-                reply(self, &Line::Ok { id, ok: json!({}) });
+                reply(self, &Line::ok(id, &Answer::Done {}));
                 return After::Stop;
             }
-            let announce = |server: &mut Self| reply(server, &jumping());
+            let announce = |server: &mut Self| reply(server, &Line::jumping());
             let line = match self.carry_out(call.command, host, announce) {
-                Ok(ok) => Line::Ok { id, ok },
+                Ok(answer) => Line::ok(id, &answer),
                 Err(error) => {
                     let why = chain(&error);
                     tracing::warn!("{}", why.join(": "));
@@ -282,11 +280,14 @@ impl Server {
         command: Command,
         host: &mut Host,
         announce: impl FnOnce(&mut Self),
-    ) -> Result<Value, HostError> {
+    ) -> Result<Answer, HostError> {
         match command {
-            Command::Status | Command::PowerOff => return Ok(json!(host.status())),
+            Command::Status | Command::PowerOff => {
+                return Ok(Answer::Status(Box::new(host.status())));
+            }
             Command::Report => {
-                return host.report.as_ref().map(|r| json!(r)).ok_or(HostError::NoReport);
+                let report = host.report.clone().ok_or(HostError::NoReport)?;
+                return Ok(Answer::Report(Box::new(report)));
             }
             Command::Boot { vm } => host.boot(&vm)?,
             Command::Stop { vm } => {
@@ -297,14 +298,15 @@ impl Server {
             Command::Restore { vm } => host.restore(&vm)?,
             Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
             Command::Dump { vm, path: None } => {
-                return Ok(json!({ "document": hex(&host.vm(&vm)?.dumped()?) }));
+                return Ok(Answer::Document { document: hex(&host.vm(&vm)?.dumped()?) });
             }
             Command::Memory { vm, address, bytes } => {
-                return Ok(json!({ "memory": hex(&host.vm(&vm)?.memory(address, bytes)?) }));
+                return Ok(Answer::Memory { memory: hex(&host.vm(&vm)?.memory(address, bytes)?) });
             }
             Command::Update(call) if host.is_left_to_systemd(&call) => {
                 host.update_through_systemd(call)?;
-                return Ok(json!({ "outcome": "running", "kexec": "asked of systemd" }));
+                let outcome = Outcome::Running;
+                return Ok(Answer::LeftToSystemd { outcome, kexec: "asked of systemd" });
             }
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
@@ -315,7 +317,7 @@ impl Server {
                 return undone(host.hand_over(call, || announce(self)));
             }
         }
-        Ok(json!({}))
+        Ok(Answer::Done {})
     }
 }
 
@@ -329,13 +331,13 @@ impl Drop for Server {
 
 /// The answer to a live update or a handover that did not take place. One that was told to stop before
 /// a step is a success.
-fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, HostError> {
+fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Answer, HostError> {
     match result {
         Ok(never) => match never {},
         Err(
             HostError::Update(UpdateError::Stopped(step))
             | HostError::Handover(UpdateError::Stopped(step)),
-        ) => Ok(json!({ "outcome": "running", "stopped_before": step })),
+        ) => Ok(Answer::Stopped { outcome: Outcome::Running, stopped_before: step }),
         Err(error) => Err(error),
     }
 }
@@ -387,14 +389,6 @@ fn hear(host: &mut Host, index: usize) {
             host.on_event(index, None);
         }
     }
-}
-
-fn jumping() -> Line {
-    Line::Event { event: "jumping".to_owned(), status: None }
-}
-
-fn text(line: &Line) -> String {
-    serde_json::to_string(line).expect("lines have no maps with odd keys")
 }
 
 fn summary(host: &Host) -> String {

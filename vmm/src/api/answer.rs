@@ -1,0 +1,100 @@
+//! The answers to commands, as values. An answer becomes JSON when its line is written, no earlier.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::report::Report;
+use super::{Line, Status};
+use crate::live_update::{Outcome, Step};
+
+/// What a command that succeeded has to say. `docs/api.md` lists the fields by command.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// The command was carried out; no field.
+    Done {},
+    /// Of `status`.
+    Status(Box<Status>),
+    /// Of `report`.
+    Report(Box<Report>),
+    /// Of `dump` without a path.
+    Document {
+        /// The state document, in hexadecimal.
+        document: String,
+    },
+    /// Of `memory`.
+    Memory {
+        /// The bytes, in hexadecimal.
+        memory: String,
+    },
+    /// Of `update` under systemd, before systemd has done anything.
+    LeftToSystemd {
+        /// The guests run.
+        outcome: Outcome,
+        /// A sentence about the kexec.
+        kexec: &'static str,
+    },
+    /// Of `update` or `handover` with `stop_before`, after everything was undone.
+    Stopped {
+        /// The guests run.
+        outcome: Outcome,
+        /// The step that was not performed.
+        stopped_before: Step,
+    },
+}
+
+impl Line {
+    /// The reply to request `id` with `answer`.
+    pub fn ok(id: u64, answer: &Answer) -> Self {
+        match serde_json::to_value(answer) {
+            Ok(ok) => Self::Ok { id, ok },
+            Err(error) => {
+                let error = vec!["the answer cannot be written as JSON".into(), error.to_string()];
+                Self::Error { id, error, outcome: None }
+            }
+        }
+    }
+
+    /// The line as text, without the line feed at its end.
+    pub fn text(&self) -> String {
+        // Its types have no map whose keys are not strings, the one thing that JSON cannot write.
+        serde_json::to_string(self).expect("a line is JSON")
+    }
+
+    /// The event that the host has started.
+    pub fn ready(status: &Status) -> Self {
+        let status = serde_json::to_value(status).unwrap_or(Value::Null);
+        Self::Event { event: "ready".to_owned(), status: Some(status) }
+    }
+
+    /// The event that the jump follows.
+    pub fn jumping() -> Self {
+        Self::Event { event: "jumping".to_owned(), status: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_has_the_fields_of_its_command_only() {
+        let outcome = Outcome::Running;
+        for (answer, json) in [
+            (Answer::Done {}, "{}"),
+            (Answer::Document { document: "d00d".into() }, r#"{"document":"d00d"}"#),
+            (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
+            (
+                Answer::LeftToSystemd { outcome, kexec: "asked of systemd" },
+                r#"{"outcome":"running","kexec":"asked of systemd"}"#,
+            ),
+            (
+                Answer::Stopped { outcome, stopped_before: Step::PreserveRam },
+                r#"{"outcome":"running","stopped_before":"preserve-ram"}"#,
+            ),
+        ] {
+            let ok = serde_json::from_str::<Value>(json).unwrap();
+            assert_eq!(Line::ok(7, &answer), Line::Ok { id: 7, ok });
+        }
+    }
+}
