@@ -217,7 +217,7 @@ fn the_limits_are_those_of_the_code() {
 #[test]
 fn the_digest_is_where_the_page_says() {
     let at: usize = DOCUMENT
-        .split_once("It stands at byte ")
+        .split_once("The digest is at byte ")
         .and_then(|(_, rest)| rest.split_once(' '))
         .and_then(|(number, _)| number.parse().ok())
         .unwrap();

@@ -1,12 +1,17 @@
-//! The architecture as ARCHITECTURE.md draws it, held against the sources: imports that never run back
-//! up, leaf crates that stay leaves, modules that do not name a kind of device, states that are saved
-//! completely, and pages that name no path that is not there.
+//! The architecture as ARCHITECTURE.md draws it, held against the sources. Each rule is a function from
+//! one source file to what is wrong with the file; one test applies it to the whole crate, another shows
+//! that it sees the ways in which code can break the rule.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+mod pages;
+mod saved;
+mod source;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use source::{Source, sources, strings};
 
 /// The modules of `vmm/src` from the ground up. A module imports from its own layer and from those
 /// below. ARCHITECTURE.md shows the same list.
@@ -23,241 +28,283 @@ const LAYERS: &[&[&str]] = &[
     &["host"],
     &["cli"],
 ];
-/// Fuzz targets reach everything, and nothing reaches them.
-const OUTSIDE: &[&str] = &["fuzz", "lib", "main"];
+/// The crate's roots: they name every module, or the one that they start.
+const ROOTS: [&str; 2] = ["lib", "main"];
+
+/// Crates that only some modules may name, with these modules.
+const OWNED: &[(&[&str], &[&str])] = &[
+    // One module knows that a state document is an FDT.
+    (&["vm_fdt", "dtoolkit"], &["state::document"]),
+    // A device never sees a session, a token or a memfd, and neither does a machine.
+    (&["luo"], &["guests", "live_update", "host", "cli"]),
+    (&["guest_mem"], &["link", "vm", "guests", "live_update", "api", "host"]),
+    (&["kexec"], &["live_update", "host"]),
+    // A device asks for interrupts and doorbells, not for KVM.
+    (&["kvm_ioctls", "kvm_bindings"], &["arch", "kvm", "vcpu", "vm"]),
+    (&["linux_loader"], &["arch"]),
+    // JSON is for the edges: clients, and the link to a VM's process.
+    (&["serde_json"], &["link", "api", "cli"]),
+];
+
+/// What the rest of the crate may know of devices. None of it is a kind of device.
+const OF_DEVICES: &[&str] = &[
+    "catalog",
+    "files",
+    "identity",
+    "kind",
+    "pci",
+    "power",
+    // The window that the guest physical address space has for each virtio function.
+    "virtio::pci::BAR_SIZE",
+    "Device",
+    "DeviceError",
+];
+/// A file that may name one thing more.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    // The host's control port is a port like those of the guests' consoles.
+    ("host/serve.rs", "serial::open_port"),
+];
+
 /// The crates that know no other crate of the workspace.
 const LEAVES: [&str; 3] = ["guest-mem", "luo", "kexec"];
 /// What only the tests of a leaf may use.
 const FOR_TESTS: &str = "perennial-fuzz";
-/// Sources, pages and recipes, in which a page may name a path.
-const WHERE_PATHS_BEGIN: &[&str] =
-    &[".ci/", "docs/", "guest-mem/", "kexec/", "luo/", "resources/", "tests/", "vmm/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn files(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, extension, found);
-        } else if path.extension().is_some_and(|e| e == extension) {
-            found.push(path);
-        }
-    }
-}
-
-/// The source files of `vmm/src` by their paths below it.
-fn sources() -> BTreeMap<String, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = Vec::new();
-    files(&source, "rs", &mut found);
-    assert!(found.len() > 80, "{}", found.len());
-    let text = |path: &PathBuf| {
-        let name = path.strip_prefix(&source).unwrap().to_str().unwrap().to_owned();
-        (name, fs::read_to_string(path).unwrap())
-    };
-    found.iter().map(text).collect()
-}
-
-/// The code of a file without its comments and without the tests at its end.
-fn code(text: &str) -> String {
-    let tests = ["mod tests {", "pub(crate) mod tests {"];
-    let end = tests.iter().filter_map(|begin| text.find(&format!("#[cfg(test)]\n{begin}"))).min();
-    let end = end.unwrap_or(text.len());
-    let lines = text[..end].lines().map(|line| line.split("//").next().unwrap_or_default());
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-fn is_test(name: &str) -> bool {
-    name.ends_with("tests.rs")
-        || name.contains("/tests/")
-        || ["state/documented.rs", "state/contract.rs", "devices/virtio/driver.rs"].contains(&name)
-}
-
-/// The top module of a file: `devices` for `devices/serial/mod.rs`.
-fn module_of(name: &str) -> &str {
-    name.split(['/', '.']).next().unwrap()
-}
-
-/// The top modules that a file's code imports or names by `crate::`.
-fn imports(code: &str) -> BTreeSet<&str> {
-    let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let first = |name: &str| {
-            name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len())
-        };
-        // `crate::{a, b}` as well as `crate::a`.
-        let names = match rest.strip_prefix('{') {
-            Some(list) => list.split('}').next().unwrap_or_default(),
-            None => &rest[..first(rest)],
-        };
-        found.extend(names.split(',').map(str::trim).map(|name| &name[..first(name)]));
-    }
-    found.remove("");
-    found
+/// What `rule` finds wrong in all non-test sources of the crate.
+fn wrong(rule: impl Fn(&Source) -> Vec<String>) -> Vec<String> {
+    let sources = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    assert!(sources.len() > 80, "{}", sources.len());
+    sources.iter().flat_map(rule).collect()
 }
 
 fn layer_of(module: &str) -> usize {
     let layer = LAYERS.iter().position(|layer| layer.contains(&module));
-    layer.unwrap_or_else(|| panic!("the module `{module}` is in no layer: give it one in LAYERS"))
+    layer.unwrap_or_else(|| panic!("`crate::{module}` is in no layer: give it one in LAYERS"))
 }
 
-/// What is wrong with the imports of one file.
-fn ups(name: &str, text: &str) -> Vec<String> {
-    let (module, code) = (module_of(name), code(text));
-    let layer = layer_of(module);
-    let up = imports(&code).into_iter().filter(|import| layer_of(import) > layer);
-    up.map(|import| format!("{name} imports `{import}`, which is above `{module}`")).collect()
+/// Imports from a layer above the file's own.
+fn imports_from_above(source: &Source) -> Vec<String> {
+    if ROOTS.contains(&source.top()) {
+        return Vec::new();
+    }
+    let layer = layer_of(source.top());
+    let modules: BTreeSet<String> = (source.paths().into_iter())
+        .filter(|path| path[0] == "crate")
+        .map(|path| path[1].clone())
+        .collect();
+    let above = modules.iter().filter(|module| layer_of(module) > layer);
+    above.map(|module| format!("{} imports `{module}`, which is above it", source.name)).collect()
 }
 
 #[test]
 fn no_import_runs_back_up() {
-    let sources = sources();
-    let inside = sources.iter().filter(|(name, _)| !OUTSIDE.contains(&module_of(name)));
-    let wrong: Vec<String> = inside
-        .filter(|(name, _)| !is_test(name))
-        .flat_map(|(name, text)| ups(name, text))
-        .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(wrong(imports_from_above), Vec::<String>::new());
 }
 
 #[test]
-fn an_import_that_runs_back_up_is_seen() {
-    for (name, text) in [
-        ("guests/process.rs", "use crate::live_update::next_host;\n"),
-        ("live_update/outgoing.rs", "fn f() { crate::host::kernel_name() }\n"),
-        ("vm/serve.rs", "use crate::{api, bus};\n"),
+fn an_import_that_runs_back_up_is_seen_however_it_is_written() {
+    for text in [
+        "use crate::host::serve;",
+        "use crate::{bus, host::{self, serve}};",
+        "use super::super::host::serve;",
+        "use crate::bus::Bus; fn f() { let x = crate::host::start(); }",
+        "fn f(host: &crate::host::Host) {}",
+        "pub use crate::host as below;",
+        "use crate::host::*;",
+        "fn f() { println!(\"{}\", crate::host::NAME); }",
+        "mod inner { fn f() { crate::host::start() } }",
+        "#[cfg(not(test))] use crate::host::serve;",
+        "impl From<crate::host::HostError> for u8 {}",
     ] {
-        assert_eq!(ups(name, text).len(), 1, "{name}");
+        let source = Source::parse("guests/process.rs", &["guests", "process"], text);
+        assert_eq!(imports_from_above(&source).len(), 1, "{text}");
     }
-    assert!(ups("host/mod.rs", "use crate::live_update::outgoing;\n// crate::cli\n").is_empty());
+    for text in [
+        "use crate::{bus, guests::files};",
+        "// crate::host\n/// [`crate::host`]\nfn f() { \"crate::host\"; }",
+        "#[cfg(test)] mod tests { use crate::host; }",
+        "use super::host;",
+        "pub(in crate::guests) fn f() {}",
+    ] {
+        let source = Source::parse("guests/process.rs", &["guests", "process"], text);
+        assert_eq!(imports_from_above(&source), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "`crate::Host` is in no layer")]
+fn a_name_that_the_root_of_the_crate_exports_is_in_no_layer() {
+    let source = Source::parse("guests/guest.rs", &["guests", "guest"], "use crate::Host;");
+    imports_from_above(&source);
 }
 
 #[test]
 fn the_page_shows_the_layers() {
-    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let drawn: Vec<String> = LAYERS.iter().rev().map(|layer| layer.join("  ")).collect();
-    let mut rest = page.as_str();
-    for line in drawn {
-        let found = rest.find(&line);
-        let at = found.unwrap_or_else(|| panic!("ARCHITECTURE.md does not draw `{line}` here"));
-        rest = &rest[at..];
-    }
+    let block = drawn.join("\n");
+    assert!(
+        page.contains(&format!("```\n{block}\n```")),
+        "ARCHITECTURE.md does not draw:\n{block}"
+    );
+}
+
+/// Uses of a crate outside the modules that own it.
+fn foreign_crates(source: &Source) -> Vec<String> {
+    let module = source.module.join("::");
+    let owns = |owner: &&str| module == **owner || module.starts_with(&format!("{owner}::"));
+    let named: BTreeSet<String> = source.paths().into_iter().map(|path| path[0].clone()).collect();
+    let owned = OWNED.iter().filter(|(_, owners)| !owners.iter().any(owns));
+    let foreign = owned.flat_map(|(crates, _)| crates.iter()).filter(|name| named.contains(**name));
+    foreign.map(|name| format!("{} names the crate `{name}`", source.name)).collect()
 }
 
 #[test]
-fn the_leaf_crates_know_no_other_crate_of_the_workspace() {
+fn each_crate_is_named_only_where_it_belongs() {
+    assert_eq!(wrong(foreign_crates), Vec::<String>::new());
+}
+
+#[test]
+fn a_crate_that_is_named_elsewhere_is_seen() {
+    let device = |text| Source::parse("devices/power.rs", &["devices", "power"], text);
+    for text in
+        ["use luo::Token;", "use luo as l;\nfn f(t: l::Token) {}", "fn f(t: ::luo::Token) {}"]
+    {
+        assert_eq!(foreign_crates(&device(text)).len(), 1, "{text}");
+    }
+    // A module of the same name is another thing.
+    let cli = "mod kexec;\nfn f() { kexec::run() }";
+    assert!(foreign_crates(&Source::parse("cli/mod.rs", &["cli"], cli)).is_empty());
+}
+
+/// Mentions of a kind of device in a file outside `devices`.
+fn kinds_of_device(source: &Source) -> Vec<String> {
+    if source.top() == "devices" {
+        return Vec::new();
+    }
+    let allowed = |path: &str| {
+        let within = |&known: &&str| path == known || path.starts_with(&format!("{known}::"));
+        OF_DEVICES.iter().any(within) || EXCEPTIONS.contains(&(source.name.as_str(), path))
+    };
+    let mut found = Vec::new();
+    for path in source.paths() {
+        let Some(path) = path.join("::").strip_prefix("crate::devices::").map(str::to_owned) else {
+            continue;
+        };
+        // The catalog's functions are for all modules, its variants (the kinds) are not.
+        let variant = ["DeviceOptions::", "DeviceState::"].iter().any(|of| {
+            let name = path.split_once(of).map(|(_, name)| name);
+            name.is_some_and(|name| name.starts_with(char::is_uppercase))
+        });
+        if variant || !allowed(&path) {
+            found.push(format!("{} names `devices::{path}`", source.name));
+        }
+    }
+    let word = |text: &str, word: &str| {
+        let is_part = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+        text.split(|c| !is_part(c)).any(|part| part == word)
+    };
+    for text in strings(&source.file) {
+        let kinds = vmm::devices::catalog::KINDS.iter();
+        let named = kinds.filter(|kind| {
+            text == kind.key || text == kind.name || {
+                // "serial" alone is an English word too.
+                kind.name.contains('-') && word(&text, kind.name)
+            }
+        });
+        found.extend(named.map(|kind| format!("{} says `{}`: {text:?}", source.name, kind.name)));
+    }
+    found
+}
+
+#[test]
+fn nothing_outside_the_devices_names_a_kind_of_device() {
+    assert_eq!(wrong(kinds_of_device), Vec::<String>::new());
+}
+
+#[test]
+fn a_kind_of_device_that_is_named_outside_is_seen_however_it_is_written() {
+    for text in [
+        "use crate::devices::virtio::block::BlockOptions;",
+        "use crate::devices::{catalog, serial};",
+        "use crate::devices as d;\nfn f(o: d::serial::SerialOptions) {}",
+        "use crate::devices::catalog::DeviceOptions::*;\nuse crate::devices::serial;",
+        "use crate::devices::catalog::DeviceOptions;\nfn f() { DeviceOptions::Serial(x) }",
+        "use crate::devices::catalog::DeviceState as S;\nfn f() { S::VirtioBlk(x) }",
+        "fn f() { matches!(o, crate::devices::catalog::DeviceOptions::VirtioRng(_)) }",
+        "fn f() { \"virtio-blk\" }",
+        "fn f() { format!(\"virtio-blk@{}\", 1) }",
+        "fn f() { key == \"disk\" }",
+    ] {
+        let source = Source::parse("vm/board.rs", &["vm", "board"], text);
+        assert_eq!(kinds_of_device(&source).len(), 1, "{text}");
+    }
+    let source =
+        "use crate::devices::catalog::DeviceOptions;\nfn f() { DeviceOptions::read(n, p) }";
+    assert!(kinds_of_device(&Source::parse("vm/board.rs", &["vm", "board"], source)).is_empty());
+}
+
+/// The crates of the workspace on which a leaf's manifest depends.
+fn dependencies_of_leaf(text: &str) -> Vec<String> {
     let workspace = ["guest-mem", "luo", "kexec", "vmm", "perennial-tests", FOR_TESTS];
-    for leaf in LEAVES {
-        let text = fs::read_to_string(root().join(leaf).join("Cargo.toml")).unwrap();
-        let manifest: toml::Table = toml::from_str(&text).unwrap();
-        for (table, allowed) in [
+    let manifest: toml::Table = toml::from_str(text).unwrap();
+    let mut tables = vec![&manifest];
+    // `[target.'cfg(..)'.dependencies]` is a dependency too.
+    if let Some(targets) = manifest.get("target").and_then(|value| value.as_table()) {
+        tables.extend(targets.values().filter_map(|value| value.as_table()));
+    }
+    let mut found = Vec::new();
+    for table in tables {
+        for (kind, allowed) in [
             ("dependencies", None),
             ("build-dependencies", None),
             ("dev-dependencies", Some(FOR_TESTS)),
         ] {
-            let Some(table) = manifest.get(table) else { continue };
-            for name in table.as_table().unwrap().keys() {
-                let known = workspace.contains(&name.as_str()) && Some(name.as_str()) != allowed;
-                assert!(!known, "{leaf} depends on {name}");
-            }
-        }
-    }
-}
-
-/// The catalog's kinds: the keys of the configuration and the names of the nodes.
-fn kinds() -> Vec<&'static str> {
-    vmm::devices::catalog::KINDS.iter().map(|kind| kind.name).collect()
-}
-
-#[test]
-fn nothing_above_the_devices_names_a_kind_of_device() {
-    let allowed = ["devices/", "fuzz/"];
-    // The host's own control port is a port like those of the guests' consoles.
-    let control_port = "crate::devices::serial::open_port";
-    for (name, text) in sources() {
-        if is_test(&name) || allowed.iter().any(|folder| name.starts_with(folder)) {
-            continue;
-        }
-        let code = code(&text).replace(control_port, "");
-        for kind in kinds() {
-            assert!(!code.contains(&format!("\"{kind}\"")), "{name} names `{kind}`");
-        }
-        for folder in
-            ["serial::", "virtio::block", "virtio::rng", "DeviceOptions::", "DeviceState::"]
-        {
-            let path = format!("devices::{folder}");
-            let uses = match folder.starts_with("Device") {
-                // Their functions are for everybody, their variants for the catalog.
-                true => code.match_indices(folder).any(|(at, _)| {
-                    code[at + folder.len()..].starts_with(|c: char| c.is_uppercase())
-                }),
-                false => code.contains(&path),
-            };
-            assert!(!uses, "{name} names a kind of device: {folder}");
-        }
-    }
-}
-
-#[test]
-fn a_state_is_saved_field_by_field() {
-    for (name, text) in sources() {
-        if is_test(&name) || name == "state/mod.rs" {
-            continue;
-        }
-        let code = code(&text);
-        for opening in ["    fn save(&self) -> Result<", "    fn encode(&self, node: &mut Node) {"]
-        {
-            for (at, _) in code.match_indices(opening) {
-                let body = code[at..].split("\n    }\n").next().unwrap();
-                // A declaration has no body.
-                if !body.contains('{') {
-                    continue;
+            let entries = table.get(kind).and_then(|value| value.as_table());
+            for (name, value) in entries.into_iter().flatten() {
+                let renamed = value.get("package").and_then(|value| value.as_str());
+                let name = renamed.unwrap_or(name);
+                let by_path = value.get("path").is_some();
+                if (workspace.contains(&name) || by_path) && Some(name) != allowed {
+                    found.push(name.to_owned());
                 }
-                assert!(
-                    body.contains("let Self") || body.contains("match self"),
-                    "{name}: it must destructure `self`, so that a new field cannot be forgotten:\n{body}"
-                );
-                let open = body.find("let Self").map_or("", |at| &body[at..]);
-                let pattern = open.split(" = ").next().unwrap_or_default();
-                assert!(!pattern.contains(".."), "{name}: `..` hides new fields:\n{body}");
             }
         }
     }
-}
-
-/// What stands in backticks or as the target of a link, and looks like a path of this repository.
-fn paths_in(page: &str) -> BTreeSet<&str> {
-    let quoted = page.split('`').skip(1).step_by(2);
-    let linked = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    quoted
-        .chain(linked)
-        .map(|text| text.split(['#', ' ']).next().unwrap_or_default().trim_end_matches('/'))
-        .filter(|text| WHERE_PATHS_BEGIN.iter().any(|begin| text.starts_with(begin)))
-        // Patterns and placeholders.
-        .filter(|text| !text.contains(['*', '<', '{', '$']) && !text.contains("NAME"))
-        .collect()
+    found
 }
 
 #[test]
-fn no_page_names_a_path_that_is_not_there() {
-    let mut pages = Vec::new();
-    files(&root().join("docs"), "md", &mut pages);
-    for page in ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md", "SECURITY.md"] {
-        pages.push(root().join(page));
+fn the_leaf_crates_know_no_other_crate_of_the_workspace() {
+    for leaf in LEAVES {
+        let text = std::fs::read_to_string(root().join(leaf).join("Cargo.toml")).unwrap();
+        let found: Vec<String> = dependencies_of_leaf(&text)
+            .into_iter()
+            // Only fuzzers compile it.
+            .filter(|name| {
+                name != FOR_TESTS || !text.contains("[target.'cfg(fuzzing)'.dependencies]")
+            })
+            .collect();
+        assert_eq!(found, Vec::<String>::new(), "{leaf}");
     }
-    let mut named = 0;
-    for page in pages {
-        let text = fs::read_to_string(&page).unwrap();
-        for path in paths_in(&text) {
-            named += 1;
-            let path = path.split("::").next().unwrap();
-            assert!(root().join(path).exists(), "{} names `{path}`", page.display());
-        }
+}
+
+#[test]
+fn a_leaf_that_knows_another_crate_is_seen() {
+    for text in [
+        "[dependencies]\nluo.workspace = true",
+        "[dependencies]\nsessions = { package = \"luo\", version = \"0.1\" }",
+        "[dependencies]\nother = { path = \"../other\" }",
+        "[target.'cfg(unix)'.dependencies]\nkexec.workspace = true",
+        "[build-dependencies]\nvmm.workspace = true",
+        "[dev-dependencies]\nguest-mem.workspace = true",
+    ] {
+        assert_eq!(dependencies_of_leaf(text).len(), 1, "{text}");
     }
-    assert!(named > 40, "{named}");
-    assert_eq!(paths_in("see `vmm/src/nowhere.rs` and [x](docs/x.md#y)").len(), 2);
+    let own = "[dependencies]\nlibc.workspace = true\n[dev-dependencies]\nperennial-fuzz.workspace = true";
+    assert!(dependencies_of_leaf(own).is_empty());
 }

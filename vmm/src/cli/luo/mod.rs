@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use ::luo::builtin::tree::{Handover, v1};
 use clap::Subcommand;
 
+#[cfg(not(feature = "luo-tools"))]
+mod left_out;
 #[cfg(feature = "luo-tools")]
 mod tools;
+
 #[cfg(not(feature = "luo-tools"))]
-#[path = "left_out.rs"]
-mod tools;
+use left_out as tools;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
