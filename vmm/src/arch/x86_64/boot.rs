@@ -7,12 +7,12 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     ReadVolatile,
@@ -87,6 +87,16 @@ pub enum BootError {
         /// The room.
         room: u64,
     },
+    /// The kernel does not fit where it will run.
+    #[error(
+        "the kernel needs the first {needed} bytes of RAM to unpack itself, the VM has {found}: give the VM more memory"
+    )]
+    KernelTooLarge {
+        /// End of the memory that the kernel needs, in bytes from address 0.
+        needed: u64,
+        /// Low RAM of the VM, in bytes.
+        found: u64,
+    },
     /// Guest memory does not take what is written.
     #[error("cannot write to guest memory")]
     Memory(#[from] GuestMemoryError),
@@ -135,6 +145,24 @@ fn has_magic(file: &mut File, offset: u64, magic: &[u8; 4]) -> Result<bool, Boot
     file.seek(SeekFrom::Start(offset)).map_err(BootError::Read)?;
     file.take(magic.len() as u64).read_to_end(&mut bytes).map_err(BootError::Read)?;
     Ok(bytes == magic)
+}
+
+/// Returns the end of the memory that a bzImage uses before it knows the memory map: `init_size` bytes
+/// from its runtime start address (boot.rst, `init_size`). A relocatable kernel moves itself from where
+/// it was loaded to the next multiple of its alignment, and never below its preferred address
+/// (`arch/x86/boot/compressed/head_64.S`); other kernels run at their preferred address.
+fn runtime_end(header: &setup_header, loaded: &KernelLoaderResult) -> u64 {
+    // Fields of a packed struct: copied, not borrowed.
+    let (preferred, init_size) = (header.pref_address, u64::from(header.init_size));
+    let start = match header.relocatable_kernel {
+        0 => preferred,
+        _ => {
+            let alignment = u64::from(header.kernel_alignment).max(1);
+            let aligned = loaded.kernel_load.0.checked_next_multiple_of(alignment);
+            aligned.unwrap_or(u64::MAX).max(preferred)
+        }
+    };
+    start.saturating_add(init_size).max(loaded.kernel_end)
 }
 
 fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), BootError> {
@@ -188,8 +216,11 @@ impl Told<'_> {
         if cmdline.len() > most {
             return Err(BootError::CommandLine { found: cmdline.len(), most });
         }
-        // The kernel unpacks itself in place, and needs `init_size` for that.
-        let end = loaded.kernel_load.0 + u64::from(header.init_size).max(loaded.kernel_end);
+        let end = runtime_end(&header, &loaded);
+        let found = self.ram_bytes.min(layout::LOW_RAM_MAX);
+        if found < end {
+            return Err(BootError::KernelTooLarge { needed: end, found });
+        }
         let initramfs = self.load_initramfs(initramfs, end, header.initrd_addr_max.into())?;
         header.type_of_loader = LOADER_UNDEFINED;
         header.cmd_line_ptr = layout::CMDLINE.0 as u32;
@@ -281,3 +312,6 @@ impl Told<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
