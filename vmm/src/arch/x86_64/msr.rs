@@ -128,10 +128,18 @@ pub enum WriteError {
     Kvm(#[source] kvm_ioctls::Error),
 }
 
-/// Writes `values` in order. A register that this host refuses is an error only if its value is
-/// not 0: a register at its reset value is the same as one that is not there.
+/// Writes those of `values` that the vCPU does not have yet, in order.
+///
+/// A value that is there already is not written: KVM logs a line in the host's kernel log for some
+/// registers that it does not emulate, whatever is written (AMD: DEBUGCTL, `arch/x86/kvm/svm/svm.c`,
+/// `svm_set_msr`). A register that this host refuses is an error only if its value is not 0: a register
+/// at its reset value is the same as one that does not exist.
 pub fn write(vcpu: &VcpuFd, values: &[Msr]) -> Result<(), WriteError> {
-    let mut rest = values;
+    let indices: Vec<u32> = values.iter().map(|msr| msr.index).collect();
+    let present = read(vcpu, &indices).map_err(WriteError::Kvm)?;
+    let values: Vec<Msr> =
+        values.iter().copied().filter(|value| !present.contains(value)).collect();
+    let mut rest = values.as_slice();
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(KVM_MAX_MSR_ENTRIES)];
         let entries: Vec<_> = batch
