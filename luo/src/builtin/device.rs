@@ -1,8 +1,8 @@
-//! The device: one opener at a time, and the moment when what came in becomes sessions.
+//! The device: it can be open once at a time, and its first opening builds the incoming sessions.
 //!
-//! Sessions of the previous kernel are built when the device is opened for the first time, once, and
-//! whatever comes of it stays: after a failure every open is EIO until the next switch. Sessions do
-//! not depend on the device; closing it frees nothing but the place of the opener. Follows
+//! Incoming sessions are built from the records of the previous kernel. This is tried once: after a
+//! failure every open fails with EIO until the next switch. Sessions do not depend on the device;
+//! closing it only allows the next opening. Follows
 //! `kernel/liveupdate/luo_core.c` (the same in the seed and in Linux 7.3).
 
 use rustix::io::Errno;
@@ -12,18 +12,19 @@ use super::model::Luo;
 use super::session::{IncomingSession, SessionId};
 use super::tree::SessionRecord;
 
-/// Whether the device is open, and what became of the incoming sessions.
+/// Whether the device is open, and whether the incoming sessions were built.
 #[derive(Debug, Default)]
 pub(super) struct Device {
     pub(super) in_use: bool,
-    /// Known as soon as the device was opened once, or if the start found that it cannot be.
+    /// The result of building the incoming sessions; `None` before the first opening. Start sets an
+    /// error if the records of shared objects are not valid.
     pub(super) deserialized: Option<Result<(), Errno>>,
 }
 
 impl<F: File> Luo<F> {
-    /// Opens the device. ENOENT: live update is disabled, there is none. EBUSY: it is open. EIO:
-    /// what the previous kernel left cannot be read; [`deserialize_error`](Self::deserialize_error)
-    /// says why.
+    /// Opens the device. ENOENT if live update is disabled: there is no device then. EBUSY if the
+    /// device is open. EIO if the incoming sessions cannot be built;
+    /// [`deserialize_error`](Self::deserialize_error) says why.
     pub fn open_device(&mut self) -> Result<(), Errno> {
         if !self.is_enabled() {
             return Err(Errno::NOENT);
@@ -36,13 +37,14 @@ impl<F: File> Luo<F> {
         Ok(())
     }
 
-    /// The last reference to the open device is gone. EBADF: it is not open.
+    /// Closes the device, after the last reference to it is gone. EBADF if it is not open.
     pub fn close_device(&mut self) -> Result<(), Errno> {
         if std::mem::take(&mut self.device.in_use) { Ok(()) } else { Err(Errno::BADF) }
     }
 
-    /// Why the device cannot be opened: ENOENT: no handler for the format of a file; EEXIST: two
-    /// sessions of one name, two files of one under one token, or two shared objects of one format.
+    /// Returns why opening the device fails with EIO. ENOENT: no handler has the format of a file.
+    /// EEXIST: two sessions have one name, two files of a session have one token, or two shared
+    /// objects have one format.
     pub fn deserialize_error(&self) -> Option<Errno> {
         self.device.deserialized.and_then(Result::err)
     }
@@ -51,7 +53,7 @@ impl<F: File> Luo<F> {
         if let Some(outcome) = self.device.deserialized {
             return outcome;
         }
-        // Sessions built before a failure stay: what they hold is not to be freed.
+        // Sessions built before a failure stay, so that their files are not freed.
         let records = std::mem::take(&mut self.arrived);
         let outcome = records.iter().try_for_each(|record| self.deserialize_session(record));
         self.device.deserialized = Some(outcome);

@@ -1,8 +1,8 @@
-//! One preserved file, on either side of the switch, and the callbacks of its life.
+//! One preserved file, before and after the switch, and the handler callbacks for it.
 //!
-//! [`Preserved`] is a file of this kernel, [`Arrived`] a record of the previous one. Each step here
-//! is complete or has changed nothing; what it undoes, it undoes in reverse. The order among files
-//! and sessions is left to [`super::session`] and [`super::reboot`].
+//! [`Preserved`] is a file of this kernel, [`Arrived`] a file record of the previous kernel. A step
+//! that fails changes nothing: it undoes its parts in reverse order. The order among files and
+//! sessions is left to [`super::session`] and [`super::reboot`].
 
 use rustix::io::Errno;
 
@@ -11,7 +11,7 @@ use super::handler::{File, Handle, HandlerId, Handlers, Identities, Identity, Re
 use super::tree::FileRecord;
 use crate::Token;
 
-/// A file of an outgoing session. The machine holds a reference to it.
+/// A file of an outgoing session, with a reference that keeps it open.
 #[derive(Debug)]
 pub(super) struct Preserved<F> {
     handler: HandlerId,
@@ -28,7 +28,7 @@ pub(super) struct Arrived<F> {
     state: Arrival<F>,
 }
 
-/// What became of it; the owned form of [`Retrieval`].
+/// Whether an incoming file was retrieved; the owned form of [`Retrieval`].
 #[derive(Debug)]
 enum Arrival<F> {
     Waiting,
@@ -62,7 +62,7 @@ impl<F> Arrival<F> {
     }
 }
 
-/// All that files have to do with: their handlers, shared objects, and each other.
+/// The handlers, the shared objects, and the objects that are in use by some file.
 #[derive(Debug)]
 pub(super) struct Registry<F> {
     pub(super) handlers: Handlers<F>,
@@ -81,8 +81,8 @@ impl<F> Default for Registry<F> {
 }
 
 impl<F: File> Registry<F> {
-    /// Preserves `file`. ENOENT: no handler takes it; EBUSY: its object is preserved already, or
-    /// retrieved and not finished; or what a shared object or the handler says.
+    /// Preserves `file`. ENOENT if no handler can preserve it. EBUSY if its object is preserved
+    /// already, or retrieved and not finished. Else any error of a shared object or the handler.
     pub(super) fn preserve(&mut self, file: F) -> Result<Preserved<F>, Errno> {
         let handler = self.handlers.accepting(&file).ok_or(Errno::NOENT)?;
         let identity = self.handlers.identity(handler, &file);
@@ -132,21 +132,21 @@ impl<F: File> Registry<F> {
         self.handlers.get(*handler).unfreeze(file, *handle);
     }
 
-    /// What the next kernel has to know of a file.
+    /// Returns the record of a file for the next kernel.
     pub(super) fn record(&self, preserved: &Preserved<F>, token: Token) -> FileRecord {
         let compatible = self.handlers.compatible(preserved.handler);
         FileRecord { compatible, data: preserved.handle.0, token }
     }
 
-    /// Takes over a record of the previous kernel. ENOENT: no handler knows its format.
+    /// Takes over a file record of the previous kernel. ENOENT if no handler has its format.
     pub(super) fn deserialize(&mut self, record: &FileRecord) -> Result<Arrived<F>, Errno> {
         let handler = self.handlers.of_format(&record.compatible).ok_or(Errno::NOENT)?;
         self.handlers.file_added(handler);
         Ok(Arrived { handler, handle: Handle(record.data), state: Arrival::Waiting })
     }
 
-    /// Another reference to the file, which is made again when it is asked for the first time. If
-    /// that fails, its errno is the answer from then on.
+    /// Returns a new reference to the file. The first call makes the handler retrieve the file. If
+    /// the handler fails, this and all later calls return its errno.
     pub(super) fn retrieve(&mut self, arrived: &mut Arrived<F>) -> Result<F, Errno> {
         match &arrived.state {
             Arrival::Retrieved { file, .. } => return Ok(file.clone()),
@@ -167,13 +167,13 @@ impl<F: File> Registry<F> {
         }
     }
 
-    /// Whether the handler lets the file go.
+    /// Asks the handler whether the file can be finished now.
     pub(super) fn can_finish(&mut self, arrived: &Arrived<F>) -> bool {
         let Arrived { handler, handle, state } = arrived;
         self.handlers.get(*handler).can_finish(state.as_retrieval(), *handle)
     }
 
-    /// Ends the preservation of a file, retrieved or not.
+    /// Finishes a file, retrieved or not.
     pub(super) fn finish(&mut self, arrived: Arrived<F>) {
         let Arrived { handler, handle, state } = arrived;
         self.handlers.get(handler).finish(state.as_retrieval(), handle);

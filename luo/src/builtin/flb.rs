@@ -1,12 +1,13 @@
-//! File-lifecycle-bound data (FLB): an object that many files share and that lives as long as the
-//! first and the last of them.
+//! File-lifecycle-bound data (FLB): a *shared object* of several files, which lives from the first
+//! file to the last.
 //!
-//! A shared object is bound to handlers. It is preserved before the first file of any of them, and
-//! unpreserved after the last; in the next kernel it is retrieved when somebody asks, and finished
-//! after the last dependent file is finished. The count of dependent files travels with it. Follows
-//! `kernel/liveupdate/luo_flb.c` (Linux 7.3); the seed had none. That an object which nobody asked
-//! for is retrieved before it is finished (so that there is something to finish), and that the
-//! objects of one handler are undone in reverse, is decided here.
+//! A shared object is bound to handlers; the files of these handlers depend on it. It is preserved
+//! before the first dependent file, and unpreserved after the last. In the next kernel it is
+//! retrieved on demand, and finished after the last dependent file is finished. The tree has the
+//! number of dependent files. Follows `kernel/liveupdate/luo_flb.c` (Linux 7.3); the seed has no
+//! FLB. Two rules are this module's own: an object that was never asked for is retrieved before it
+//! is finished, so that there is an object to finish; and the objects of one handler are undone in
+//! reverse order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,37 +18,37 @@ use super::handler::Handle;
 use super::label::Compatible;
 use super::tree::FlbRecord;
 
-/// Most shared objects of one machine: one page of records (`abi/luo.h`, Linux 7.3).
+/// Most shared objects of one kernel: one page of records (`abi/luo.h`, Linux 7.3).
 pub const MAX_FLBS: usize = 63;
 
-/// One shared object, and how to carry it. Callbacks must not call into the machine.
+/// Preserves and retrieves one shared object. Callbacks must not call the state machine.
 pub trait Flb: Send {
-    /// The name of the format of its handle, which no other shared object has.
+    /// The name of the format of the object's handle. No other shared object has this name.
     fn compatible(&self) -> Compatible;
 
-    /// Starts to preserve the object, for the first dependent file.
+    /// Preserves the object, for the first dependent file.
     fn preserve(&mut self) -> Result<Handle, Errno>;
 
     /// Undoes [`preserve`](Self::preserve), after the last dependent file.
     fn unpreserve(&mut self, handle: Handle);
 
-    /// Makes the object again. After a failure it can be asked again.
+    /// Makes the object again from its handle. May be called again after a failure.
     fn retrieve(&mut self, handle: Handle) -> Result<(), Errno>;
 
     /// Ends the preservation of the retrieved object.
     fn finish(&mut self, handle: Handle);
 }
 
-/// A registered shared object. Numbers follow the order of registration.
+/// The number of a registered shared object, in the order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlbId(usize);
 
-/// What came in for a shared object.
+/// The state of a shared object of the previous kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arrival {
-    /// Its record is still in the tree.
+    /// Not retrieved yet, or not in the tree of the previous kernel.
     Waiting,
-    /// It is made again.
+    /// Retrieved, and not finished.
     Retrieved,
     /// The last dependent file is finished.
     Finished,
@@ -56,7 +57,7 @@ enum Arrival {
 struct Entry {
     compatible: Compatible,
     flb: Box<dyn Flb>,
-    /// Dependent files of this kernel, and the handle while there is one.
+    /// The handle and the number of dependent files of this kernel; `None` if not preserved.
     outgoing: Option<(Handle, u64)>,
     arrival: Arrival,
 }
@@ -71,17 +72,17 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// All shared objects, in the order of their registration, and what came in.
+/// All shared objects in the order of registration, and the records of the previous kernel.
 #[derive(Debug, Default)]
 pub(super) struct Flbs {
     entries: Vec<Entry>,
     by_compatible: BTreeMap<Compatible, FlbId>,
-    /// Records of the previous kernel: handle, and dependent files that are not finished.
+    /// Records of the previous kernel: handle, and number of files that are not finished.
     incoming: BTreeMap<Compatible, (Handle, u64)>,
 }
 
 impl Flbs {
-    /// Takes over the records of the previous kernel. EEXIST: two of one format.
+    /// Takes over the records of the previous kernel. EEXIST if two have one format.
     pub(super) fn set_incoming(&mut self, records: &[FlbRecord]) -> Result<(), Errno> {
         for FlbRecord { compatible, data, count } in records {
             if self.incoming.insert(*compatible, (Handle(*data), *count)).is_some() {
@@ -91,7 +92,7 @@ impl Flbs {
         Ok(())
     }
 
-    /// Adds an object. EEXIST: one of that format is there. ENOSPC: there are [`MAX_FLBS`].
+    /// Adds an object. EEXIST if one of that format is registered. ENOSPC if [`MAX_FLBS`] are.
     pub(super) fn register(&mut self, flb: Box<dyn Flb>) -> Result<FlbId, Errno> {
         let compatible = flb.compatible();
         let id = FlbId(self.entries.len());
@@ -106,13 +107,13 @@ impl Flbs {
         Ok(id)
     }
 
-    /// Whether there is such an object.
+    /// Whether object `id` is registered.
     pub(super) fn contains(&self, id: FlbId) -> bool {
         id.0 < self.entries.len()
     }
 
-    /// Counts one more dependent file on each of `ids`; preserves those that had none. A failure
-    /// takes back what was done, in reverse.
+    /// Adds one dependent file to each of `ids`; preserves those that had none. A failure undoes
+    /// the objects before it, in reverse order.
     pub(super) fn preserve(&mut self, ids: &[FlbId]) -> Result<(), Errno> {
         for (done, id) in ids.iter().enumerate() {
             let entry = &mut self.entries[id.0];
@@ -131,7 +132,8 @@ impl Flbs {
         Ok(())
     }
 
-    /// Counts one dependent file less on each of `ids`, in reverse; unpreserves those without any.
+    /// Removes one dependent file from each of `ids`, in reverse order; unpreserves those that
+    /// have none left.
     pub(super) fn unpreserve(&mut self, ids: &[FlbId]) {
         for id in ids.iter().rev() {
             let entry = &mut self.entries[id.0];
@@ -146,8 +148,9 @@ impl Flbs {
         }
     }
 
-    /// Makes an object of the previous kernel again, unless that was done. ENOENT: none came in;
-    /// ENODATA: it is finished.
+    /// Retrieves an object of the previous kernel, unless it is retrieved already. EINVAL if the
+    /// object is not registered. ENOENT if the previous kernel preserved no such object. ENODATA if
+    /// it is finished.
     pub(super) fn retrieve(&mut self, id: FlbId) -> Result<(), Errno> {
         let entry = self.entries.get_mut(id.0).ok_or(Errno::INVAL)?;
         match entry.arrival {
@@ -161,8 +164,9 @@ impl Flbs {
         Ok(())
     }
 
-    /// Counts one dependent file of the previous kernel as finished on each of `ids`, in reverse;
-    /// finishes those without any left. One that cannot even be retrieved then is given up.
+    /// Marks one dependent file of the previous kernel as finished for each of `ids`, in reverse
+    /// order; finishes the objects that have none left. An object that is not retrieved yet is
+    /// retrieved first; if that fails, the object is lost.
     pub(super) fn finish(&mut self, ids: &[FlbId]) {
         for id in ids.iter().rev() {
             let compatible = self.entries[id.0].compatible;
@@ -181,7 +185,7 @@ impl Flbs {
         }
     }
 
-    /// What the next kernel has to know: the objects that have dependent files.
+    /// Returns the records for the next kernel: the objects that have dependent files.
     pub(super) fn records(&self) -> Vec<FlbRecord> {
         let record = |entry: &Entry| {
             let (Handle(data), count) = entry.outgoing?;

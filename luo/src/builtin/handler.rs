@@ -1,20 +1,21 @@
-//! File handlers: who knows how to carry one kind of file.
+//! File handlers: how one kind of file is preserved and retrieved.
 //!
-//! A [`Handler`] has all the effects on files that the state machine has; the machine only decides
-//! which callback comes when. It promises the order of `kernel/liveupdate/luo_file.c` (Linux 7.3):
+//! All effects on files happen in a [`Handler`]; the state machine only decides which callback is
+//! called when. It keeps the order of `kernel/liveupdate/luo_file.c` (Linux 7.3):
 //!
 //! ```text
 //!  old kernel   can_preserve -> identity -> preserve --> freeze --> (switch)
 //!                                              |           |
-//!                                              |        unfreeze, on failure of any other file
+//!                                              |        unfreeze, if the switch fails
 //!                                              v
 //!                                          unpreserve, when the session is closed
 //!  new kernel   retrieve, at most once --> can_finish --> finish, once
 //! ```
 //!
-//! This module keeps the list of handlers, of which the first that can preserve a file takes it,
-//! and the table of files that are preserved or retrieved and not finished: no object is in it
-//! twice. When a callback is due is left to the modules of files and sessions.
+//! This module keeps two tables. The list of handlers: the first that can preserve a file gets the
+//! file. The table of objects behind files that are preserved, or retrieved and not finished: an
+//! object that is in it cannot be preserved. When to call which callback is left to the modules
+//! of files and sessions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -24,57 +25,61 @@ use rustix::io::Errno;
 use super::flb::FlbId;
 use super::label::Compatible;
 
-/// A reference to an open file, as the kernel's `struct file *`. A clone is another reference to
+/// A reference to an open file, like the kernel's `struct file *`. A clone is another reference to
 /// the same open file.
 pub trait File: Clone + fmt::Debug {
-    /// A number that all references to this open file share, and no other open file has now.
+    /// A number that all references to this open file share. No other file that is open at the same
+    /// time has this number.
     fn description(&self) -> u64;
 }
 
-/// What a handler wrote down about a preserved file: an address, an index, whatever its own kind
-/// in the next kernel can follow. The machine carries it (`luo_file_ser.data`).
+/// The number by which the handler of the next kernel finds a preserved file, such as an address or
+/// an index. Only the handler knows the meaning; the tree carries the number
+/// (`luo_file_ser.data`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u64);
 
-/// What became of a file of an incoming session so far.
+/// Whether a file of an incoming session was retrieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retrieval<'a, F> {
-    /// Nobody asked for it.
+    /// The file was never asked for.
     Never,
-    /// It was retrieved, as this file.
+    /// The retrieved file.
     Done(&'a F),
-    /// [`Handler::retrieve`] failed. It is not asked again.
+    /// The errno of [`Handler::retrieve`], which is not called again.
     Failed(Errno),
 }
 
-/// One kind of file, and how to carry it.
+/// Preserves and retrieves one kind of file.
 ///
-/// Callbacks run one at a time. They must not call into the machine.
+/// Callbacks run one at a time. They must not call the state machine.
 pub trait Handler<F>: Send {
-    /// The name of the format of its handles. The handler of that name in the next kernel gets them.
+    /// The name of the format of this handler's handles. In the next kernel, the handler with the
+    /// same name gets the handles.
     fn compatible(&self) -> Compatible;
 
-    /// Whether this is a file of its kind.
+    /// Whether this handler can preserve the file.
     fn can_preserve(&self, file: &F) -> bool;
 
-    /// The object behind the file: two files of one object cannot both be preserved. `None`: each
-    /// open file is its own object. The kernel's `get_id`.
+    /// The object behind the file: two files of one object cannot both be preserved. `None` if each
+    /// open file is an object by itself. The kernel's `get_id`.
     fn identity(&self, file: &F) -> Option<u128> {
         let _ = file;
         None
     }
 
-    /// Starts to preserve the file. A failure changes nothing.
+    /// Preserves the file. A failure must change nothing.
     fn preserve(&mut self, file: &F) -> Result<Handle, Errno>;
 
-    /// Takes the last look at the file before the switch; may replace the handle. A failure
-    /// changes nothing, and calls the switch off.
+    /// Prepares a preserved file for the switch, which follows. Returns the handle for the next
+    /// kernel, which may differ from `handle`. A failure cancels the switch, and must change
+    /// nothing.
     fn freeze(&mut self, file: &F, handle: Handle) -> Result<Handle, Errno> {
         let _ = file;
         Ok(handle)
     }
 
-    /// Undoes [`freeze`](Self::freeze): the switch was called off.
+    /// Undoes [`freeze`](Self::freeze), after a cancelled switch.
     fn unfreeze(&mut self, file: &F, handle: Handle) {
         let _ = (file, handle);
     }
@@ -82,30 +87,31 @@ pub trait Handler<F>: Send {
     /// Undoes [`preserve`](Self::preserve).
     fn unpreserve(&mut self, file: &F, handle: Handle);
 
-    /// Makes the file again. Called at most once for a handle, whatever comes of it.
+    /// Makes the file again from its handle. Called at most once for a handle, also if it fails.
     fn retrieve(&mut self, handle: Handle) -> Result<F, Errno>;
 
-    /// Whether the file can be finished now.
+    /// Whether the file can be finished now. `false` makes the finish of its session fail with
+    /// EBUSY.
     fn can_finish(&mut self, retrieval: Retrieval<'_, F>, handle: Handle) -> bool {
         let _ = (retrieval, handle);
         true
     }
 
-    /// Ends the preservation. What was never retrieved is discarded here.
+    /// Ends the preservation. Discards the file if it was never retrieved.
     fn finish(&mut self, retrieval: Retrieval<'_, F>, handle: Handle);
 }
 
-/// A registered handler. Numbers follow the order of registration.
+/// The number of a registered handler, in the order of registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HandlerId(usize);
 
-/// A handler, and what depends on it.
+/// A registered handler.
 struct Entry<F> {
     compatible: Compatible,
     handler: Box<dyn Handler<F>>,
-    /// Shared objects that come and go with its files, in the order in which they were bound.
+    /// Shared objects that its files depend on, in the order of binding.
     flbs: Vec<FlbId>,
-    /// Files of its that are preserved, or came in and are not finished.
+    /// Number of its files that are preserved, or incoming and not finished.
     files: usize,
 }
 
@@ -133,7 +139,7 @@ impl<F> Default for Handlers<F> {
 }
 
 impl<F> Handlers<F> {
-    /// Adds a handler. EEXIST: one of that format is there.
+    /// Adds a handler. EEXIST if one of that format is registered.
     pub(super) fn register(&mut self, handler: Box<dyn Handler<F>>) -> Result<HandlerId, Errno> {
         let compatible = handler.compatible();
         let id = HandlerId(self.entries.len());
@@ -145,8 +151,8 @@ impl<F> Handlers<F> {
         Ok(id)
     }
 
-    /// Makes each file of `id` depend on `flb`. EINVAL: no such handler; EBUSY: it has files, which
-    /// would be counted wrongly; EEXIST: it does already.
+    /// Makes each file of handler `id` depend on `flb`. EINVAL if there is no such handler. EEXIST
+    /// if they are bound already. EBUSY if the handler has files: `flb` would not count these.
     pub(super) fn bind(&mut self, id: HandlerId, flb: FlbId) -> Result<(), Errno> {
         let entry = self.entries.get_mut(id.0).ok_or(Errno::INVAL)?;
         if entry.flbs.contains(&flb) {
@@ -159,12 +165,12 @@ impl<F> Handlers<F> {
         Ok(())
     }
 
-    /// The first handler that can preserve `file`.
+    /// Returns the first handler that can preserve `file`.
     pub(super) fn accepting(&self, file: &F) -> Option<HandlerId> {
         self.entries.iter().position(|entry| entry.handler.can_preserve(file)).map(HandlerId)
     }
 
-    /// The handler of a format.
+    /// Returns the handler of a format.
     pub(super) fn of_format(&self, compatible: &Compatible) -> Option<HandlerId> {
         self.by_compatible.get(compatible).copied()
     }
@@ -174,7 +180,7 @@ impl<F> Handlers<F> {
         self.entries[id.0].compatible
     }
 
-    /// A handler, to be called. Ids come from this list and handlers stay in it.
+    /// Returns a handler. Does not fail: ids come from this list, and no handler is ever removed.
     pub(super) fn get(&mut self, id: HandlerId) -> &mut dyn Handler<F> {
         &mut *self.entries[id.0].handler
     }
@@ -184,17 +190,17 @@ impl<F> Handlers<F> {
         &self.entries[id.0].flbs
     }
 
-    /// Counts a file of this handler in.
+    /// Adds one to the handler's number of files.
     pub(super) fn file_added(&mut self, id: HandlerId) {
         self.entries[id.0].files += 1;
     }
 
-    /// Counts a file of this handler out.
+    /// Takes one from the handler's number of files.
     pub(super) fn file_removed(&mut self, id: HandlerId) {
         self.entries[id.0].files -= 1;
     }
 
-    /// The object behind `file`, as the handler that takes it sees it.
+    /// Returns the object behind `file`, according to the handler of the file.
     pub(super) fn identity(&self, id: HandlerId, file: &F) -> Identity
     where
         F: File,
@@ -206,22 +212,22 @@ impl<F> Handlers<F> {
     }
 }
 
-/// What must not be preserved twice at the same time.
+/// The object behind a file. No object can be preserved twice at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Identity {
-    /// An object that a handler knows.
+    /// A number that a handler gives to the object.
     Object(HandlerId, u128),
-    /// An open file.
+    /// An open file, by [`File::description`].
     Description(u64),
 }
 
 /// The objects that are preserved, or retrieved and not finished, in any session
-/// (`luo_preserved_files`, Linux 7.3), and how many files hold each.
+/// (`luo_preserved_files`, Linux 7.3), with the number of files of each.
 #[derive(Debug, Default)]
 pub(super) struct Identities(HashMap<Identity, usize>);
 
 impl Identities {
-    /// Enters an object that is to be preserved. EBUSY: it is there.
+    /// Adds an object that is about to be preserved. EBUSY if it is in the table.
     pub(super) fn claim(&mut self, identity: Identity) -> Result<(), Errno> {
         if self.0.contains_key(&identity) {
             return Err(Errno::BUSY);
@@ -230,13 +236,13 @@ impl Identities {
         Ok(())
     }
 
-    /// Enters an object that was retrieved. It can be there: somebody may have found another way
-    /// to it, and preserved it.
+    /// Adds an object that was retrieved. It may be in the table already: a process may have opened
+    /// and preserved the object by another path.
     pub(super) fn share(&mut self, identity: Identity) {
         *self.0.entry(identity).or_default() += 1;
     }
 
-    /// Takes an object out, once for each time that it was entered.
+    /// Undoes one [`claim`](Self::claim) or [`share`](Self::share) of an object.
     pub(super) fn release(&mut self, identity: Identity) {
         match self.0.get_mut(&identity) {
             Some(files) if *files > 1 => *files -= 1,

@@ -1,8 +1,8 @@
-//! Short texts in fixed fields: names of sessions, and what handlers call their formats.
+//! Short names in fixed fields: names of sessions, and names of file formats.
 //!
-//! A [`Label`] is what the protocol and the handover trees can carry: at least one byte and at most
-//! one less than its field, none of them NUL. Nothing else is asked of the bytes: they need not be
-//! text at all. Equal labels have equal fields, because what follows the NUL is zero.
+//! A [`Label`] is a name that the protocol and the handover trees can carry: at least one byte and
+//! at most one less than the field has, none of them NUL. The bytes need not be text. Equal labels
+//! have equal fields, because the bytes after the name are zero.
 
 use std::fmt;
 
@@ -19,11 +19,11 @@ pub struct Label<const N: usize>([u8; N]);
 /// The name of a session: any 1 to 63 bytes without NUL. [`SessionName`] is narrower.
 pub type Name = Label<SESSION_NAME_LENGTH>;
 
-/// What a handler or a shared object calls its format, such as `memfd-v2`: 1 to 47 bytes.
+/// The name of the format of a handler or a shared object, such as `memfd-v2`: 1 to 47 bytes.
 pub type Compatible = Label<COMPATIBLE_LENGTH>;
 
 impl<const N: usize> Label<N> {
-    /// The label with exactly these bytes; `None` if there are none, too many, or a NUL in them.
+    /// Returns a label of exactly these bytes; `None` if they are empty, too long, or have a NUL.
     pub fn new(bytes: impl AsRef<[u8]>) -> Option<Self> {
         let bytes = bytes.as_ref();
         if bytes.is_empty() || bytes.contains(&0) {
@@ -34,8 +34,8 @@ impl<const N: usize> Label<N> {
         Some(Self(field))
     }
 
-    /// The label in `field`, up to its first NUL. What follows is ignored. `None` if the field is
-    /// empty or has no NUL.
+    /// Returns the label in `field`: the bytes up to the first NUL. Later bytes are ignored. `None`
+    /// if the first byte is NUL, or no byte is.
     pub fn from_field(field: &[u8; N]) -> Option<Self> {
         let end = field.iter().position(|byte| *byte == 0)?;
         Self::new(&field[..end])
@@ -47,13 +47,13 @@ impl<const N: usize> Label<N> {
         &self.0[..end]
     }
 
-    /// The whole field: the label, and zeros.
+    /// Returns the whole field: the label, padded with zeros.
     pub fn to_field(self) -> [u8; N] {
         self.0
     }
 }
 
-/// Bytes that are not visible ASCII appear escaped.
+/// Escapes bytes that are not printable ASCII.
 impl<const N: usize> fmt::Display for Label<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_bytes().escape_ascii().fmt(f)
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_nul_does_not_matter() {
+    fn bytes_after_the_nul_are_ignored() {
         let label = Label::from_field(b"ab\0xyz").unwrap();
         assert_eq!(label, Label::new("ab").unwrap());
         assert_eq!(label.as_bytes(), b"ab");

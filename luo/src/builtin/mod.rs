@@ -1,10 +1,11 @@
-//! The built-in LUO: the orchestrator itself, for kernels that have none.
+//! The built-in LUO: a Live Update Orchestrator in user space, for kernels without LUO.
 //!
-//! [`Luo`] is one pure state machine. It has no fds and does no I/O: files are values of any type
-//! that is a [`File`], what is done to them is done by a [`Handler`], requests come from a
-//! [`Caller`](decode::Caller), and the switch takes bytes away and brings them back ([`tree`]).
-//! What makes it reachable in the place of `/dev/liveupdate` is left to others. Two orchestrators are
-//! built on it, which differ in where preserved memory is: a [`keeper`] and a [`pool`].
+//! [`Luo`] is one pure state machine. It has no fds and does no I/O: a file is a value of any type
+//! that implements [`File`], a [`Handler`] does all work on files, requests come from a
+//! [`Caller`](decode::Caller), and sessions cross the switch as the bytes of a handover [`tree`].
+//! How a program reaches the state machine instead of `/dev/liveupdate` is left to others. Two
+//! orchestrators are built on it, a [`keeper`] and a [`pool`], which differ in where preserved
+//! memory is.
 //!
 //! ```text
 //!   start --> open device --> create, retrieve --> sessions: preserve | retrieve, finish
@@ -39,21 +40,25 @@
 //! # Ok::<(), Errno>(())
 //! ```
 //!
-//! It behaves as Linux 7.3 does, and where 7.3 and the seed differ as 7.3, except on purpose:
+//! It behaves as Linux 7.3 does, also where the seed (the first LUO, from the time of Linux 6.19)
+//! behaves otherwise. These differences from Linux are intended:
 //!
 //! - A tree that cannot be read disables live update and says why ([`Disabled`]); Linux panics.
-//! - `finalize`, which is the seed's, undoes all when it fails; the seed leaves sessions frozen.
-//! - After the switch calls are answered ESHUTDOWN; Linux lets them wait for ever.
-//! - A duplicate name never leaves anything behind. (Linux 7.3 grows its list first: with 51 sessions
-//!   a refused name adds an empty block, over which the next kernel panics.)
-//! - A retrieved session whose answer cannot be written is returned and can be retrieved again;
-//!   Linux closes it, and what it holds is lost.
-//! - Two files of one incoming session under one token make the device EIO; Linux takes the first.
-//!   So do two shared objects of one format.
-//! - A shared object cannot be bound to a handler that has files, whose count would be wrong.
-//! - Work is by map: nothing takes longer because there are more sessions or files.
+//! - A failure of `finalize`, a step that only the seed has, undoes the whole switch; the seed
+//!   leaves the sessions frozen.
+//! - After the switch, calls fail with ESHUTDOWN; Linux blocks them forever.
+//! - Creating a session under a duplicate name changes nothing. (Linux 7.3 grows its list of blocks
+//!   before it checks the name: with 51 sessions, the refused call leaves an empty block, over
+//!   which the next kernel panics.)
+//! - If the answer to RETRIEVE_SESSION cannot be written, the session can be retrieved again; Linux
+//!   closes the session, and its contents are lost.
+//! - If an incoming session has two files under one token, opening the device fails with EIO; Linux
+//!   uses the first file. Two shared objects of one format are the same error.
+//! - A shared object cannot be bound to a handler that already has files: the object's count of
+//!   files would be wrong.
+//! - Look-ups use maps: no operation takes longer because there are more sessions or files.
 //!
-//! Not modelled: that a handler's module cannot be pinned, and want of memory.
+//! Not modelled: a handler whose module cannot be pinned, and lack of memory.
 
 pub mod decode;
 mod device;

@@ -1,13 +1,13 @@
-//! The state machine itself, and its start.
+//! The state machine [`Luo`] and its start.
 //!
-//! A [`Luo`] is the orchestrator of one kernel: one machine from start to switch. The next one
-//! starts from the tree that this one leaves. It starts in two steps, in the order of the seed:
-//! *early*, the subtree of the previous kernel is retrieved and checked (format, live update number,
-//! sessions), whether or not live update is switched on; *late*, the outgoing tree is begun, with
-//! the number plus one. What goes wrong disables live update and stays on record; where the kernel
-//! panics, a program on top of it need not.
+//! A [`Luo`] is the orchestrator of one kernel, from its start to the switch. The next kernel's
+//! [`Luo`] starts from the tree that this one leaves. The start has two steps, in the order of the
+//! seed. The early step retrieves and checks the tree of the previous kernel (format, live update
+//! number, sessions), whether or not live update is switched on. The late step begins the outgoing
+//! tree, with the live update number plus one. An error in the early step disables live update and
+//! is kept as the reason; the kernel panics instead.
 //!
-//! No fd, no address, no clock and no lock is in here. Who calls holds the machine alone.
+//! This module has no fd, no address, no clock and no lock. A caller needs exclusive access.
 
 use rustix::io::Errno;
 
@@ -18,14 +18,14 @@ use super::handler::{File, Handler, HandlerId};
 use super::session::{IncomingSession, OutgoingSession, SessionId, Sessions};
 use super::tree::{Handover, SessionRecord, v1};
 
-/// How many there can be.
+/// How many sessions and files a [`Luo`] can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Most outgoing sessions.
     pub sessions: usize,
-    /// What one more session is answered.
+    /// The errno for creating one session more.
     pub sessions_errno: Errno,
-    /// Most files in one session. One more is answered ENOSPC.
+    /// Most files in one session. Preserving one more fails with ENOSPC.
     pub files: usize,
 }
 
@@ -33,23 +33,23 @@ impl Limits {
     /// Linux 7.3: 10 000 blocks of 51 sessions, and of 63 files (`kho_block.c`, `abi/luo.h`).
     pub const KERNEL: Self =
         Self { sessions: 510_000, sessions_errno: Errno::NOSPC, files: 630_000 };
-    /// The seed: 16 pages of sessions behind a count, 2 pages of files.
+    /// The seed: 16 pages with a count and sessions, 2 pages of files for each session.
     pub const SEED: Self = Self { sessions: 819, sessions_errno: Errno::NOMEM, files: 128 };
 }
 
-/// What a machine is started with: the command line, so to say.
+/// The parameters of [`Luo::start`]; the kernel takes them from its command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
     /// Whether live update is switched on (`liveupdate=`).
     pub liveupdate: bool,
-    /// Whether there is anything that carries a tree to the next kernel (`kho=`).
+    /// Whether a carrier brings the tree to the next kernel (`kho=` switches on the kernel's).
     pub handover: bool,
-    /// How many sessions and files there can be.
+    /// Limits on sessions and files.
     pub limits: Limits,
 }
 
 impl Default for Parameters {
-    /// All on, with the limits of Linux 7.3.
+    /// Live update and handover switched on, with the limits of Linux 7.3.
     fn default() -> Self {
         Self { liveupdate: true, handover: true, limits: Limits::KERNEL }
     }
@@ -59,36 +59,36 @@ impl Default for Parameters {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Disabled {
-    /// It was not switched on.
+    /// [`Parameters::liveupdate`] is false.
     #[error("live update is not switched on")]
     Parameter,
-    /// There is nothing that could carry a tree.
-    #[error("nothing carries a tree to the next kernel")]
+    /// [`Parameters::handover`] is false.
+    #[error("nothing is available to carry the tree to the next kernel")]
     NoHandover,
-    /// The tree of the previous kernel could not be got hold of.
+    /// The carrier failed to deliver the tree of the previous kernel.
     #[error("cannot retrieve the tree of the previous kernel: {errno}")]
     Retrieve {
-        /// What the carrier answered. ENOENT is no failure: then there is no tree.
+        /// The carrier's errno. Never ENOENT, which means that the previous kernel left no tree.
         errno: Errno,
     },
-    /// The tree in the pool is not to be trusted.
-    #[error("the sessions of the previous kernel cannot be taken")]
+    /// The tree in the pool was refused.
+    #[error("cannot take over the sessions of the previous kernel from the pool")]
     Pool(#[from] super::pool::TreeError),
-    /// The tree of the previous kernel is not one of this format.
+    /// The tree of the previous kernel is damaged or has another format.
     #[error("the tree of the previous kernel cannot be read")]
     Tree(#[from] v1::Error),
 }
 
-/// The orchestrator of one kernel. `F` is a reference to an open file.
+/// The orchestrator of one kernel, as a state machine. `F` is a reference to an open file.
 #[derive(Debug)]
 pub struct Luo<F> {
     enabled: Result<(), Disabled>,
     pub(super) limits: Limits,
-    /// Of the previous kernel; 0 if there was none.
+    /// Live update number in the tree of the previous kernel; 0 without a tree.
     incoming_number: u64,
-    /// Sessions of the previous kernel that are not built yet.
+    /// Sessions of the previous kernel, until the first opening of the device builds them.
     pub(super) arrived: Vec<SessionRecord>,
-    /// The tree for the next kernel: begun at the start, filled in by the reboot.
+    /// The tree for the next kernel: begun at the start, filled in by [`reboot`](Self::reboot).
     pub(super) outgoing_tree: Handover,
     pub(super) device: Device,
     pub(super) registry: Registry<F>,
@@ -99,10 +99,11 @@ pub struct Luo<F> {
 }
 
 impl<F: File> Luo<F> {
-    /// Starts a machine. `subtree` gives the tree of the previous kernel, as [`v1`] wrote it; ENOENT
-    /// says that there is none. It is asked only if there is a carrier.
+    /// Starts the state machine. `subtree` returns the tree of the previous kernel in the layout
+    /// [`v1`], or ENOENT if the previous kernel left no tree. It is called only if
+    /// [`Parameters::handover`] is set.
     ///
-    /// Never fails: see [`disabled`](Self::disabled).
+    /// Never fails: an error disables live update, see [`disabled`](Self::disabled).
     pub fn start<T: AsRef<[u8]>>(
         parameters: Parameters,
         subtree: impl FnOnce() -> Result<T, Errno>,
@@ -158,24 +159,25 @@ impl<F: File> Luo<F> {
         self.enabled.is_ok()
     }
 
-    /// Why live update is disabled, if it is.
+    /// Returns why live update is disabled; `None` if it is enabled.
     pub fn disabled(&self) -> Option<&Disabled> {
         self.enabled.as_ref().err()
     }
 
-    /// How many live updates led to this kernel: 0 after a cold start.
+    /// The number of live updates that led to this kernel: 0 after a cold start.
     pub fn liveupdate_number(&self) -> u64 {
         self.incoming_number
     }
 
-    /// The tree for the next kernel: without sessions until [`reboot`](Self::reboot) succeeded.
-    /// Empty, with number 0, while live update is disabled.
+    /// The tree for the next kernel. It has no sessions until [`reboot`](Self::reboot) succeeds.
+    /// While live update is disabled it is empty, with number 0.
     pub fn outgoing_tree(&self) -> &Handover {
         &self.outgoing_tree
     }
 
-    /// Adds a handler. The first one that can preserve a file takes it. EOPNOTSUPP: live update is
-    /// disabled. EEXIST: a handler of that format is there.
+    /// Adds a handler. A file goes to the first handler that can preserve it.
+    ///
+    /// EOPNOTSUPP if live update is disabled. EEXIST if a handler of that format is registered.
     pub fn register_handler(
         &mut self,
         handler: impl Handler<F> + 'static,
@@ -184,15 +186,19 @@ impl<F: File> Luo<F> {
         self.registry.handlers.register(Box::new(handler))
     }
 
-    /// Adds a shared object, on which no handler depends yet. EOPNOTSUPP: live update is disabled.
-    /// EEXIST: one of that format is there. ENOSPC: there are [`MAX_FLBS`](super::flb::MAX_FLBS).
+    /// Adds a shared object, on which no handler depends yet.
+    ///
+    /// EOPNOTSUPP if live update is disabled. EEXIST if a shared object of that format is
+    /// registered. ENOSPC if [`MAX_FLBS`](super::flb::MAX_FLBS) are registered.
     pub fn register_flb(&mut self, flb: impl Flb + 'static) -> Result<FlbId, Errno> {
         self.check_enabled()?;
         self.registry.flbs.register(Box::new(flb))
     }
 
-    /// Makes every file of a handler depend on a shared object. EINVAL: no such handler or object.
-    /// EEXIST: it does already. EBUSY: the handler has files.
+    /// Makes every file of a handler depend on a shared object.
+    ///
+    /// EOPNOTSUPP if live update is disabled. EINVAL if the handler or the object does not exist.
+    /// EEXIST if they are bound already. EBUSY if the handler has files.
     pub fn bind_flb(&mut self, handler: HandlerId, flb: FlbId) -> Result<(), Errno> {
         self.check_enabled()?;
         if !self.registry.flbs.contains(flb) {
@@ -201,8 +207,11 @@ impl<F: File> Luo<F> {
         self.registry.handlers.bind(handler, flb)
     }
 
-    /// Makes a shared object of the previous kernel again, unless that was done. ENOENT: none came
-    /// in. ENODATA: its last file is finished. A failure of the object itself can be tried again.
+    /// Retrieves a shared object of the previous kernel, unless it is retrieved already.
+    ///
+    /// EOPNOTSUPP if live update is disabled. ESHUTDOWN after the switch. EINVAL if the object is
+    /// not registered. ENOENT if the previous kernel preserved no such object. ENODATA if its last
+    /// file is finished. After an error of [`Flb::retrieve`] the call can be repeated.
     pub fn retrieve_flb(&mut self, flb: FlbId) -> Result<(), Errno> {
         self.check_enabled()?;
         self.check_running()?;
@@ -213,7 +222,7 @@ impl<F: File> Luo<F> {
         if self.is_enabled() { Ok(()) } else { Err(Errno::OPNOTSUPP) }
     }
 
-    /// ESHUTDOWN: everything is handed over. The kernel lets such calls wait for ever instead.
+    /// ESHUTDOWN if all sessions are handed over. The kernel blocks such calls forever instead.
     pub(super) fn check_running(&self) -> Result<(), Errno> {
         if self.handed_over { Err(Errno::SHUTDOWN) } else { Ok(()) }
     }

@@ -1,8 +1,9 @@
-//! Open files of this process, as the machine sees them.
+//! Open files of this process, as values for the state machine.
 //!
-//! An [`OpenFile`] is a counted fd of its own: it keeps the open file whatever becomes of the fd that
-//! it was made from. What is behind it is asked from the kernel each time; only who it is, the
-//! [`Inode`], is a value. What a kind of file means is left to handlers.
+//! An [`OpenFile`] owns an fd, which its clones share: the file stays open after the fd that it was
+//! made from is closed. Attributes of the file are not stored; each use asks the kernel. Only the
+//! identity of a file, its [`Inode`], is kept as a value. How files are preserved is left to
+//! handlers.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// A reference to an open file of this process.
 ///
-/// Two that were made from two fds of one open file have different numbers: handlers of real files
-/// tell by the inode what is the same.
+/// Two `OpenFile`s that were made from two fds of one open file have different numbers: handlers of
+/// real files compare inodes.
 #[derive(Debug, Clone)]
 pub struct OpenFile {
     fd: Arc<OwnedFd>,
@@ -33,14 +34,14 @@ impl File for OpenFile {
 }
 
 impl OpenFile {
-    /// Takes an fd over.
+    /// Takes ownership of an fd.
     pub fn new(fd: OwnedFd) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self { fd: Arc::new(fd), number: LAST.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Another fd of the open file behind `fd`; `None` if that was opened with O_PATH, which is not
-    /// open for the machine. EMFILE: this process has no fd left.
+    /// Duplicates `fd`. Returns `None` if it was opened with O_PATH: for the kernel's LUO such an
+    /// fd is not open. EMFILE if this process has no free fd.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
         if rustix::fs::fcntl_getfl(fd)?.contains(OFlags::PATH) {
             return Ok(None);
@@ -53,14 +54,14 @@ impl OpenFile {
         duplicate(self.as_fd())
     }
 
-    /// What the kernel says about the file now.
+    /// Asks the kernel for the file's current attributes.
     pub(super) fn look(&self) -> Result<Look, Errno> {
         Look::at(self.as_fd())
     }
 
-    /// Whether it is a memfd, as the kernel's handler sees it: a regular file in shared memory that
-    /// no directory has (`mm/memfd_luo.c`, `memfd_luo_can_preserve`). Huge pages of hugetlbfs are
-    /// another filesystem.
+    /// Whether the file is a memfd by the kernel handler's rule: a regular file in shared memory
+    /// without a name in any directory (`mm/memfd_luo.c`, `memfd_luo_can_preserve`). A memfd of
+    /// hugetlb pages is not: it is on hugetlbfs.
     pub(crate) fn is_memfd(&self) -> bool {
         let shmem = rustix::fs::fstatfs(self).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC);
         shmem && self.look().is_ok_and(|look| look.is_regular && look.links == 0)
@@ -78,23 +79,23 @@ pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0)
 }
 
-/// Which file it is, on this kernel.
+/// The identity of a file, valid while this kernel runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Inode {
-    /// The filesystem.
+    /// The filesystem's device number.
     pub(super) device: u64,
-    /// The file on it.
+    /// The inode number on that filesystem.
     pub(super) number: u64,
 }
 
 impl Inode {
-    /// Both as one number.
+    /// The device and inode numbers as one number.
     pub(super) fn to_u128(self) -> u128 {
         u128::from(self.device) << 64 | u128::from(self.number)
     }
 }
 
-/// What fstat(2) says of a file.
+/// The attributes of a file, from fstat(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
     pub(super) inode: Inode,
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_not_open() {
+    fn an_o_path_fd_does_not_count_as_open() {
         assert!(OpenFile::of(open("/dev/null", OFlags::PATH).as_fd()).unwrap().is_none());
         assert!(OpenFile::of(open("/dev/null", OFlags::RDONLY).as_fd()).unwrap().is_some());
     }
@@ -151,9 +152,9 @@ mod tests {
         assert!(!OpenFile::new(open("/proc/self/status", OFlags::RDONLY)).is_memfd());
         if let Ok(named) = tempfile::NamedTempFile::new_in("/dev/shm") {
             let file = OpenFile::new(named.reopen().unwrap().into());
-            assert!(!file.is_memfd(), "it has a name");
+            assert!(!file.is_memfd(), "the file has a name");
             drop(named);
-            assert!(file.is_memfd(), "it has none any more");
+            assert!(file.is_memfd(), "the name was removed");
         }
     }
 }

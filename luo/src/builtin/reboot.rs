@@ -1,15 +1,18 @@
-//! The way to the switch, and back when it fails.
+//! The steps before the switch, and how they are undone when one fails.
 //!
 //! ```text
-//!  freeze    session 1: file 1, 2, ..   session 2: file 1, 2, ..        (creation, preservation)
-//!  write     the tree, handed to `finalize`
-//!  on failure at file k of session n, or of `finalize` (then every file is frozen):
+//!  freeze    session 1: file 1, 2, ..   session 2: file 1, 2, ..
+//!            (sessions in the order of creation, files in the order of preservation)
+//!  write     the tree, and pass it to `finalize`
+//!
+//!  on failure of file k of session n; or of `finalize`, after every file was frozen:
 //!  unfreeze  session n: file 1 .. k-1   session n-1: file 1, 2, ..   .. session 1
 //! ```
 //!
-//! Either everything is handed over, once and for good, or everything is as it was. The order is
-//! that of `kernel/liveupdate/luo_session.c` and `luo_file.c` (Linux 7.3). The step `finalize` is the
-//! seed's; the seed leaves sessions frozen when it fails, here that is undone like any failure.
+//! Either all sessions are handed over, and cannot be taken back, or nothing has changed. The order
+//! is that of `kernel/liveupdate/luo_session.c` and `luo_file.c` (Linux 7.3). Only the seed has the
+//! step `finalize`, and leaves sessions frozen if it fails; here that failure is undone like any
+//! other.
 
 use rustix::io::Errno;
 
@@ -20,14 +23,14 @@ use super::session::{Files, OutgoingSession};
 use super::tree::{SessionRecord, v1};
 
 impl<F: File> Luo<F> {
-    /// Hands all outgoing sessions over. Incoming ones are not carried on: what is not finished is
-    /// lost with this kernel.
+    /// Hands over all outgoing sessions. Incoming sessions are not handed over: those that are not
+    /// finished are lost with this kernel.
     ///
-    /// `finalize` gets the tree, as [`v1`] writes it, and puts it where the next kernel will look.
-    /// It is not called if live update is disabled: then there is nothing to do. A failure changes
-    /// nothing and the call can be made again: the errno of the first file that cannot be frozen,
-    /// or EAGAIN if the tree cannot be written or finalized. After success every session call is
-    /// answered ESHUTDOWN.
+    /// `finalize` gets the tree in the layout [`v1`], and puts it where the next kernel looks for
+    /// it. If live update is disabled, this does nothing and does not call `finalize`. A failure
+    /// changes nothing, and the call can be repeated. It returns the errno of the first file that
+    /// cannot be frozen, EAGAIN if the tree cannot be written or `finalize` fails, or ESHUTDOWN if
+    /// all sessions are handed over already. After success every session call fails with ESHUTDOWN.
     pub fn reboot(
         &mut self,
         finalize: impl FnOnce(&[u8]) -> Result<(), Errno>,
@@ -50,7 +53,7 @@ impl<F: File> Luo<F> {
         Ok(())
     }
 
-    /// Whether a reboot succeeded.
+    /// Whether [`reboot`](Self::reboot) succeeded, with live update enabled.
     pub fn is_handed_over(&self) -> bool {
         self.handed_over
     }
@@ -98,7 +101,7 @@ fn freeze_files<F: File>(
     })
 }
 
-/// Unfreezes the first `count` files, first first.
+/// Unfreezes the first `count` files, in their order.
 fn unfreeze_files<F: File>(registry: &mut Registry<F>, files: &Files<Preserved<F>>, count: usize) {
     files.iter().take(count).for_each(|(_, file)| registry.unfreeze(file));
 }

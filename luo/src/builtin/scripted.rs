@@ -1,9 +1,9 @@
-//! Files and handlers that are nothing but a script, to see what the machine does with them.
+//! Mock files and handlers, which log the callbacks of the state machine and fail on demand.
 //!
-//! No kind of file of a kernel fails on demand. A [`Script`] makes handlers and shared objects that
-//! write down each callback, and fail where they are told to. Nothing is behind a
-//! [`ScriptedFile`] but three numbers. For tests of the machine, of what is built on it, and of
-//! programs that have to cope with failures.
+//! No file of a kernel fails on demand. A [`Script`] makes handlers and shared objects that log
+//! each callback, and fail the callbacks that a test chose. A [`ScriptedFile`] is three numbers.
+//! For tests of the state machine, of the orchestrators that are built on it, and of programs that
+//! must handle failures.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,14 +13,14 @@ use rustix::io::Errno;
 use super::{Compatible, File, Flb, Handle, Handler, Retrieval};
 use crate::mutex::lock;
 
-/// A reference to a file that is made of numbers.
+/// A reference to a mock file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScriptedFile {
-    /// What handlers choose by.
+    /// The kind of file, by which handlers accept it.
     pub kind: u32,
-    /// The object behind the file, as the inode of a memfd.
+    /// The object behind the file, like the inode of a memfd.
     pub object: u32,
-    /// Which open file it is.
+    /// The number of the open file, for [`File::description`].
     pub description: u64,
 }
 
@@ -32,7 +32,7 @@ impl File for ScriptedFile {
 
 /// A callback of a handler or a shared object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "they are called as the callbacks are")]
+#[expect(missing_docs, reason = "each has the name of a method of `Handler` or `Flb`")]
 pub enum Callback {
     CanPreserve,
     Preserve,
@@ -51,15 +51,16 @@ pub enum Callback {
 /// One call of a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
-    /// The handler or shared object.
+    /// The format of the handler or shared object that was called.
     pub who: Compatible,
-    /// What it was called for.
+    /// The method that was called.
     pub callback: Callback,
     /// The object behind the file; 0 for a shared object.
     pub object: u32,
-    /// The handle it was given; 0 where there is none yet.
+    /// The handle that was passed; 0 for callbacks without a handle.
     pub handle: u64,
-    /// What it was told of the file's retrieval, where it is told: `None` for never.
+    /// The [`Retrieval`] that was passed; `None` for [`Retrieval::Never`], and for callbacks that
+    /// have none.
     pub retrieved: Option<Result<(), Errno>>,
 }
 
@@ -70,12 +71,12 @@ struct Inner {
     last_description: u64,
 }
 
-/// What happened, and what is to fail. Clones are the same script.
+/// The log of calls, and the callbacks that fail. Clones share both.
 #[derive(Debug, Clone, Default)]
 pub struct Script(Arc<Mutex<Inner>>);
 
 impl Script {
-    /// How much [`Handler::freeze`] adds to a handle, so that it can be told from the one before.
+    /// The number that [`Handler::freeze`] adds to a handle, to make the frozen handle differ.
     pub const FROZEN: u64 = 1 << 32;
 
     /// A script in which nothing fails.
@@ -87,8 +88,8 @@ impl Script {
         lock(&self.0)
     }
 
-    /// Makes a callback for an object fail from now on; 0 is every shared object. What cannot fail
-    /// does not: `CanFinish` says no, `CanPreserve` too, the rest of those without a result ignore it.
+    /// Makes a callback for an object fail from now on; object 0 stands for every shared object.
+    /// `CanFinish` and `CanPreserve` then return `false`. Callbacks without a result ignore it.
     pub fn fail(&self, callback: Callback, object: u32, errno: Errno) {
         self.inner().failures.insert((callback, object), errno);
     }
@@ -98,19 +99,20 @@ impl Script {
         self.inner().failures.remove(&(callback, object));
     }
 
-    /// Takes out what was called since the last time, in order.
+    /// Returns the calls since the last `take_calls`, in order.
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.inner().calls)
     }
 
-    /// A file that nobody has opened before.
+    /// Opens a file: each call makes another open file.
     pub fn open(&self, kind: u32, object: u32) -> ScriptedFile {
         let mut inner = self.inner();
         inner.last_description += 1;
         ScriptedFile { kind, object, description: inner.last_description }
     }
 
-    /// A handler for files of some kinds. `by_object`: two files of one object are the same to it.
+    /// Makes a handler for files of these kinds. With `by_object`, files with the same `object`
+    /// are one object for [`Handler::identity`]; otherwise each open file is an object by itself.
     pub fn handler(
         &self,
         compatible: Compatible,
@@ -121,7 +123,7 @@ impl Script {
         ScriptedHandler { compatible, kinds, by_object, script: self.clone() }
     }
 
-    /// A shared object, whose handle is `handle`.
+    /// Makes a shared object, whose handle is `handle`.
     pub fn flb(&self, compatible: Compatible, handle: u64) -> ScriptedFlb {
         ScriptedFlb { compatible, handle, script: self.clone() }
     }
@@ -133,8 +135,8 @@ impl Script {
     }
 }
 
-/// A handler of [`ScriptedFile`]s. A handle is the object's number, plus [`Script::FROZEN`] each time
-/// it was frozen; a retrieved file is of the handler's first kind.
+/// A handler of [`ScriptedFile`]s. A handle is the object's number, plus [`Script::FROZEN`] for
+/// each freeze. A retrieved file has the handler's first kind.
 #[derive(Debug)]
 pub struct ScriptedHandler {
     compatible: Compatible,
@@ -215,7 +217,7 @@ impl Handler<ScriptedFile> for ScriptedHandler {
     }
 }
 
-/// A shared object that is made of a number.
+/// A mock shared object, which is a number.
 #[derive(Debug)]
 pub struct ScriptedFlb {
     compatible: Compatible,

@@ -1,16 +1,17 @@
 //! Sessions: named sets of files under tokens, outgoing or incoming.
 //!
 //! ```text
-//!  outgoing   create --> preserve* --> (switch)          close: all unpreserved, last first
+//!  outgoing   create --> preserve* --> (switch)
+//!                                  close: unpreserves all files, last first
 //!  incoming   (switch) --> retrieve session --> retrieve fd* --> finish --> close
-//!                                  close without finish: finished first; or, if a handler forbids
-//!                                  that, kept out of reach until the next switch
+//!                                  close without finish: finishes first; if a handler forbids
+//!                                  that, the session stays, out of reach, until the next switch
 //! ```
 //!
-//! Names are unique among the outgoing sessions and among the incoming ones. The two kinds are two
-//! lists and two types; a session never changes sides. Every look-up is by map: no operation takes
-//! longer because there are more sessions, or more files in one. Follows
-//! `kernel/liveupdate/luo_session.c` (Linux 7.3).
+//! A name is unique among the outgoing sessions, and among the incoming sessions. The two kinds are
+//! two lists and two types; an outgoing session never becomes an incoming one. Every look-up uses a
+//! map: no operation takes longer because there are more sessions, or more files in a session.
+//! Follows `kernel/liveupdate/luo_session.c` (Linux 7.3).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,16 +24,17 @@ use super::model::Luo;
 use crate::Token;
 use crate::uapi::SESSION_NAME_LENGTH;
 
-/// A session of either kind. Numbers follow the order of creation and are not used again.
+/// The number of a session of either kind. Numbers follow the order of creation and are never
+/// reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub(super) u64);
 
 /// Which side of the switch a session belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Of this kernel, for the next.
+    /// Created in this kernel, for the next kernel.
     Outgoing,
-    /// Of the previous kernel, and retrieved.
+    /// Created in the previous kernel, and retrieved in this one.
     Incoming,
 }
 
@@ -58,7 +60,7 @@ impl<T> Files<T> {
         self.by_token.contains_key(&token)
     }
 
-    /// Adds a file at the end. EEXIST: the token is taken.
+    /// Adds a file at the end. EEXIST if the token is in use.
     pub(super) fn push(&mut self, token: Token, file: T) -> Result<(), Errno> {
         if self.contains(token) {
             return Err(Errno::EXIST);
@@ -81,32 +83,32 @@ impl<T> Files<T> {
         self.list.iter_mut()
     }
 
-    /// Takes all files out, last first.
+    /// Removes and returns all files, last first.
     fn drain_backwards(&mut self) -> impl Iterator<Item = T> {
         self.by_token.clear();
         std::mem::take(&mut self.list).into_iter().rev().map(|(_, file)| file)
     }
 }
 
-/// A session that was created here.
+/// A session that was created in this kernel.
 #[derive(Debug)]
 pub(super) struct OutgoingSession<F> {
     pub(super) name: Name,
     pub(super) files: Files<Preserved<F>>,
 }
 
-/// Who has an incoming session.
+/// Whether an incoming session has a holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// Nobody yet.
+    /// Not retrieved yet.
     Waiting,
-    /// Whoever retrieved it.
+    /// Retrieved, and not closed yet.
     Retrieved,
-    /// Nobody any more: it was closed, but could not be finished.
+    /// Closed, but a handler refused to finish it: nobody can reach it.
     Lost,
 }
 
-/// A session that came in.
+/// A session of the previous kernel.
 #[derive(Debug)]
 pub(super) struct IncomingSession<F> {
     pub(super) name: Name,
@@ -138,7 +140,7 @@ impl<S> Sessions<S> {
         self.by_id.len()
     }
 
-    /// Adds a session. EEXIST: the name is taken.
+    /// Adds a session. EEXIST if the name is in use.
     pub(super) fn insert(&mut self, id: SessionId, name: Name, session: S) -> Result<(), Errno> {
         if self.by_name.contains_key(&name) {
             return Err(Errno::EXIST);
@@ -161,18 +163,21 @@ impl<S> Sessions<S> {
         self.by_id.values_mut()
     }
 
-    /// A session, whatever its state.
+    /// Returns a session, in any state.
     pub(super) fn get(&self, id: SessionId) -> Option<&S> {
         self.by_id.get(&id)
     }
 }
 
 impl<F: File> Luo<F> {
-    /// Creates an outgoing session called as `name` says up to its first NUL.
+    /// Creates an outgoing session. Its name is `name` up to the first NUL.
     ///
-    /// `open` makes the file that stands for the session; if it fails there is no session. EINVAL:
-    /// the name is empty or has no NUL. ENOSPC: there are as many sessions as there can be. EEXIST:
-    /// an outgoing session has the name.
+    /// `open` makes the file that stands for the session; if `open` fails, no session is created.
+    /// EINVAL if the name is empty or has no NUL. [`Limits::sessions_errno`] (ENOSPC in Linux 7.3)
+    /// if there are [`Limits::sessions`] sessions. EEXIST if an outgoing session has the name.
+    ///
+    /// [`Limits::sessions_errno`]: super::Limits::sessions_errno
+    /// [`Limits::sessions`]: super::Limits::sessions
     pub fn create_session(
         &mut self,
         name: &[u8; SESSION_NAME_LENGTH],
@@ -192,11 +197,11 @@ impl<F: File> Luo<F> {
         Ok(id)
     }
 
-    /// Gives out the incoming session called as `name` says up to its first NUL.
+    /// Retrieves an incoming session. Its name is `name` up to the first NUL.
     ///
-    /// `open` makes the file that stands for the session; if it fails the session stays as it was.
-    /// ENOENT: none of that name came in, or it was closed since. EINVAL: it is given out, or was
-    /// closed and could not be finished.
+    /// `open` makes the file that stands for the session; if `open` fails, the session can still be
+    /// retrieved. ENOENT if no incoming session has the name, or it was closed. EINVAL if it is
+    /// retrieved already, or was closed and could not be finished.
     pub fn retrieve_session(
         &mut self,
         name: &[u8; SESSION_NAME_LENGTH],
@@ -214,17 +219,17 @@ impl<F: File> Luo<F> {
         Ok(id)
     }
 
-    /// Takes back what [`retrieve_session`](Self::retrieve_session) gave out, when the caller could
-    /// not be told. EBADF: no such session is given out.
+    /// Undoes [`retrieve_session`](Self::retrieve_session), for when the answer does not reach the
+    /// process that asked. EBADF if the session is not retrieved.
     ///
-    /// The kernel closes the session in this case, and with it loses all that is in it.
+    /// The kernel closes the session instead, and all its files are lost.
     pub fn return_session(&mut self, id: SessionId) -> Result<(), Errno> {
         self.check_running()?;
         self.retrieved(id)?.reach = Reach::Waiting;
         Ok(())
     }
 
-    /// Which kind of session `id` is, as far as it can be reached. EBADF: none.
+    /// Returns the kind of a session. EBADF if there is no outgoing and no retrieved session `id`.
     pub fn kind(&self, id: SessionId) -> Result<Kind, Errno> {
         if self.outgoing.get(id).is_some() {
             return Ok(Kind::Outgoing);
@@ -235,7 +240,7 @@ impl<F: File> Luo<F> {
         }
     }
 
-    /// The name of a session of either kind. EBADF: no such session.
+    /// Returns the name of a session. EBADF if there is no outgoing and no retrieved session `id`.
     pub fn session_name(&self, id: SessionId) -> Result<Name, Errno> {
         self.check_running()?;
         let outgoing = self.outgoing.get(id).map(|session| session.name);
@@ -244,12 +249,14 @@ impl<F: File> Luo<F> {
         outgoing.or_else(incoming).ok_or(Errno::BADF)
     }
 
-    /// Preserves `file` under `token` in an outgoing session; `None` is an fd that is not open.
+    /// Preserves `file` under `token` in an outgoing session; `None` stands for an fd that is not
+    /// open.
     ///
-    /// A failure changes nothing. In this order: EINVAL: the session is an incoming one. EEXIST:
-    /// the token is taken. ENOSPC: the session has as many files as it can. EBADF: not open.
-    /// ENOENT: no handler takes such a file. EBUSY: its object is preserved already, or retrieved
-    /// and not finished. Then whatever shared objects and the handler say.
+    /// A failure changes nothing. The errors are checked in this order: EBADF if there is no such
+    /// session. EINVAL if it is an incoming session. EEXIST if the token is in use. ENOSPC if the
+    /// session has [`Limits::files`](super::Limits::files) files. EBADF if `file` is `None`. ENOENT
+    /// if no handler can preserve the file. EBUSY if its object is preserved already, or retrieved
+    /// and not finished. Then any error of the shared objects and of the handler.
     pub fn preserve_fd(
         &mut self,
         id: SessionId,
@@ -270,11 +277,11 @@ impl<F: File> Luo<F> {
         session.files.push(token, preserved)
     }
 
-    /// Another reference to the file under `token` of an incoming session.
+    /// Returns a new reference to the file under `token` of an incoming session.
     ///
-    /// The handler makes the file when it is asked for the first time; if it fails, its errno is the
-    /// answer ever after. EINVAL: the session is an outgoing one. ENOENT: no such token, or the
-    /// session is finished.
+    /// The first call for a token makes the handler retrieve the file. If the handler fails, this
+    /// and all later calls return its errno. EINVAL if the session is an outgoing one. ENOENT if
+    /// the session has no such token, or is finished.
     pub fn retrieve_fd(&mut self, id: SessionId, token: Token) -> Result<F, Errno> {
         self.check_running()?;
         self.expect_kind(id, Kind::Incoming)?;
@@ -282,11 +289,12 @@ impl<F: File> Luo<F> {
         self.registry.retrieve(session.files.get_mut(token).ok_or(Errno::NOENT)?)
     }
 
-    /// Finishes an incoming session: asks every handler, first file first, then ends all files, last
-    /// first. Files that were not retrieved are discarded. Finishing again does nothing.
+    /// Finishes an incoming session. First asks the handler of each file, first file first, whether
+    /// the file can be finished; then finishes all files, last first. Files that were not retrieved
+    /// are discarded. Finishing again does nothing.
     ///
-    /// EINVAL: the session is an outgoing one. EBUSY: a handler does not let its file go; nothing
-    /// was finished.
+    /// EINVAL if the session is an outgoing one. EBUSY if a handler refuses; then no file is
+    /// finished.
     pub fn finish(&mut self, id: SessionId) -> Result<(), Errno> {
         self.check_running()?;
         self.expect_kind(id, Kind::Incoming)?;
@@ -294,11 +302,12 @@ impl<F: File> Luo<F> {
         finish_files(&mut self.registry, session)
     }
 
-    /// The last reference to the session's file is gone.
+    /// Closes a session, after the last reference to the file that stands for it is gone.
     ///
-    /// An outgoing session is unpreserved, last file first, and its name is free. An incoming one is
-    /// finished and forgotten; EBUSY: a handler does not let a file go, and the session stays in
-    /// its place, out of reach. EBADF: no such session is given out.
+    /// Unpreserves the files of an outgoing session, last first, and frees its name. Finishes an
+    /// incoming session and removes it. EBUSY if a handler refuses to finish a file; the incoming
+    /// session then stays, with its name, and cannot be reached any more. EBADF if there is no
+    /// outgoing and no retrieved session `id`.
     pub fn close_session(&mut self, id: SessionId) -> Result<(), Errno> {
         self.check_running()?;
         if let Some(mut session) = self.outgoing.by_id.remove(&id) {
@@ -323,7 +332,7 @@ impl<F: File> Luo<F> {
         if self.kind(id)? == kind { Ok(()) } else { Err(Errno::INVAL) }
     }
 
-    /// An incoming session that somebody has.
+    /// Returns a retrieved incoming session. EBADF if there is none of that number.
     fn retrieved(&mut self, id: SessionId) -> Result<&mut IncomingSession<F>, Errno> {
         let session = self.incoming.by_id.get_mut(&id);
         session.filter(|session| session.reach == Reach::Retrieved).ok_or(Errno::BADF)

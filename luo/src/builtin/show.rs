@@ -1,7 +1,7 @@
-//! A machine as text.
+//! The state of a [`Luo`] as text.
 //!
-//! What the kernel shows nowhere: which sessions there are, which files are in them, and how far each
-//! one got. One line for each thing, indented by what it belongs to:
+//! Lists the sessions, their files, and whether each is retrieved; the kernel shows none of this.
+//! One line for each session, with a line for each of its files below:
 //!
 //! ```text
 //! live update: enabled, 2 so far, device open
@@ -19,12 +19,12 @@ use super::model::Luo;
 use super::session::{IncomingSession, OutgoingSession, Reach};
 use super::tree::show::Count;
 
-/// Shows a [`Luo`] to a person. The text may change; nothing should read it.
+/// Shows the state of a [`Luo`] to people. The text may change, so programs should not parse it.
 #[derive(Debug, Clone, Copy)]
 pub struct Status<'a, F>(&'a Luo<F>);
 
 impl<F: File> Luo<F> {
-    /// The machine as text for people.
+    /// Returns the state as text for people.
     pub fn status(&self) -> Status<'_, F> {
         Status(self)
     }

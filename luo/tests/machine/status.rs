@@ -42,7 +42,7 @@ fn a_machine_that_is_disabled_or_cannot_read_says_why() {
     let luo: Luo<ScriptedFile> = Luo::start(Default::default(), || Ok(b"no tree"));
     let shown = luo.status().to_string();
     assert!(shown.starts_with(
-        "live update: disabled: the tree of the previous kernel cannot be read: the tree is no"
+        "live update: disabled: the tree of the previous kernel cannot be read: the tree is not"
     ));
     let script = Script::new();
     let mut old = machine(&script);

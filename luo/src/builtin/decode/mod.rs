@@ -1,23 +1,24 @@
-//! Requests, as they come from a process: a number, an address, and memory that may not be there.
+//! Decodes and answers the ioctl requests of a process on the device and on sessions.
 //!
-//! The checks come in the order of `kernel/liveupdate/luo_core.c` and `luo_session.c` (Linux 7.3), so
-//! that a request with several faults is answered by the same one:
+//! The checks are in the order of `kernel/liveupdate/luo_core.c` and `luo_session.c` (Linux 7.3),
+//! so that a request with several faults fails with the same errno as in the kernel:
 //!
-//! 1. the low byte of the number is not a request of this file: EINVAL
+//! 1. the low byte of the number is no request on this kind of fd (device or session): EINVAL
 //! 2. the size, the first four bytes of the struct, cannot be read: EFAULT
 //! 3. type, direction or size bits of the number are wrong: ENOTTY
 //! 4. the session is not of the kind that the request is for: EINVAL
 //! 5. the size is less than the struct's: EINVAL
-//! 6. it is more, and a byte behind the struct is not zero (E2BIG) or cannot be read (EFAULT)
+//! 6. the size is more, and a byte behind the struct is not zero (E2BIG) or cannot be read (EFAULT)
 //! 7. the struct cannot be read: EFAULT
 //!
-//! Then the request is executed; a free fd is looked for before anything else. The answer goes back
-//! only on success, and only as far as the struct reaches. If it cannot be written the answer is
-//! EFAULT, and what was done stays done where undoing it would lose something: a file stays
-//! preserved or retrieved, a session finished. A session that was created is closed again, one
-//! that was retrieved is returned (the kernel destroys it; see [`super`]).
+//! Then the request is executed; a request that returns an fd reserves the fd first. The answer is
+//! written back only on success, and only to the struct, not to the bytes behind it. If it cannot
+//! be written, the request fails with EFAULT. Then a file stays preserved or retrieved, and a
+//! session stays finished, because undoing these would lose something. A session that was created
+//! is closed again; a session that was retrieved can be retrieved again (the kernel destroys it;
+//! see [`super`]).
 //!
-//! What the kernel answers before the driver is asked (FIOCLEX and its like) is left to the caller.
+//! Requests that the kernel answers without the driver, such as FIOCLEX, are left to the caller.
 
 use rustix::io::Errno;
 
@@ -30,49 +31,49 @@ use crate::uapi::{self, SESSION_NAME_LENGTH};
 #[cfg(test)]
 mod tests;
 
-/// The address is not one that the process can read, or write.
+/// The process cannot read or write memory at the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the process has no such memory")]
+#[error("the process cannot access memory at this address")]
 pub struct Fault;
 
-/// The process that makes a request: its memory, and its table of fds.
+/// The process that makes a request: its memory, and its fd table.
 pub trait Caller<F> {
     /// Reads memory, all of it or none.
     fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Fault>;
 
-    /// Writes memory. What is written before a fault is undefined.
+    /// Writes memory. On a fault, some of the bytes may have been written.
     fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault>;
 
-    /// The open file behind an fd, unless it is none or was opened with O_PATH.
+    /// Returns the open file of an fd; `None` if the fd is not open, or was opened with O_PATH.
     fn file(&mut self, fd: i32) -> Option<F>;
 
-    /// Finds a free fd and reserves it. EMFILE: there is none.
+    /// Reserves a free fd. EMFILE if none is free.
     fn reserve_fd(&mut self) -> Result<i32, Errno>;
 
-    /// Gives a reserved fd back.
+    /// Frees a reserved fd.
     fn release_fd(&mut self, fd: i32);
 
-    /// Makes the file that stands for a session, not yet behind any fd. ENFILE, ENOMEM.
+    /// Makes the file that represents a session, without an fd. Errors: ENFILE, ENOMEM.
     fn open_session(&mut self, session: SessionId) -> Result<(), Errno>;
 
-    /// Drops the file that [`open_session`](Self::open_session) made. The machine closes or returns
-    /// the session itself.
+    /// Drops the file that [`open_session`](Self::open_session) made, without closing the session:
+    /// the state machine does that, or makes it retrievable again.
     fn drop_session(&mut self, session: SessionId);
 
-    /// Puts a session's file behind a reserved fd, with O_CLOEXEC.
+    /// Installs a session's file as a reserved fd, with O_CLOEXEC.
     fn install_session(&mut self, fd: i32, session: SessionId);
 
-    /// Puts a file behind a reserved fd, with O_CLOEXEC.
+    /// Installs a file as a reserved fd, with O_CLOEXEC.
     fn install_file(&mut self, fd: i32, file: F);
 }
 
-/// A request on the device, to be proofread beside the header.
+/// The requests on the device. Compare with `include/uapi/linux/liveupdate.h`.
 const DEVICE: [Request; 2] = [
     Request { number: uapi::CREATE_SESSION, size: 72 },
     Request { number: uapi::RETRIEVE_SESSION, size: 72 },
 ];
 
-/// A request on a session, and the kind it is for, if for one only.
+/// The requests on a session, each with the only kind of session that allows it; `None` for both.
 const SESSION: [(Request, Option<Kind>); 4] = [
     (Request { number: uapi::SESSION_PRESERVE_FD, size: 16 }, Some(Kind::Outgoing)),
     (Request { number: uapi::SESSION_RETRIEVE_FD, size: 16 }, Some(Kind::Incoming)),
@@ -80,7 +81,8 @@ const SESSION: [(Request, Option<Kind>); 4] = [
     (Request { number: uapi::SESSION_GET_NAME, size: 72 }, None),
 ];
 
-/// The number of a request, and the size of its struct, which is also the least that is taken.
+/// The number of a request, and the size of its struct in bytes, which is also the least size that
+/// is accepted.
 #[derive(Debug, Clone, Copy)]
 struct Request {
     number: u32,
@@ -88,16 +90,16 @@ struct Request {
 }
 
 impl Request {
-    /// Whether the low byte of `command` is this request's.
+    /// Whether `command` has the same low byte as this request.
     fn has_index_of(&self, command: u32) -> bool {
         self.number & 0xff == command & 0xff
     }
 }
 
-/// A struct that was read, and where its answer goes.
+/// A struct of the process, with the address that the answer is written to.
 struct Argument {
     address: u64,
-    /// What the process says its struct has; never less than the struct.
+    /// Exactly as many bytes as the struct of the request has.
     bytes: Vec<u8>,
 }
 
@@ -118,7 +120,8 @@ impl Argument {
         self.array(8)
     }
 
-    /// The bytes at `at`, all of which are in the struct: the table above says how long it is.
+    /// Returns the bytes at `at`. Panics beyond the end of the struct: its size is in the tables
+    /// above.
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut array = [0; N];
         array.copy_from_slice(&self.bytes[at..at + N]);
@@ -135,7 +138,7 @@ impl Argument {
 }
 
 impl<F: File> Luo<F> {
-    /// Answers a request on the open device. `address` is its third argument.
+    /// Answers a request on the open device. `address` is the third argument of ioctl(2).
     pub fn device_ioctl(
         &mut self,
         caller: &mut impl Caller<F>,
@@ -152,7 +155,7 @@ impl<F: File> Luo<F> {
         let fd = caller.reserve_fd()?;
         argument.put(4, &fd.to_le_bytes());
         let answered =
-            self.make_and_tell(caller, &argument, request.number == uapi::CREATE_SESSION);
+            self.answer_with_session(caller, &argument, request.number == uapi::CREATE_SESSION);
         match answered {
             Ok(session) => caller.install_session(fd, session),
             Err(_) => caller.release_fd(fd),
@@ -160,8 +163,9 @@ impl<F: File> Luo<F> {
         answered.map(drop)
     }
 
-    /// Creates or retrieves a session. One that the caller cannot be told of is closed, or returned.
-    fn make_and_tell<C: Caller<F>>(
+    /// Creates or retrieves a session, and writes the answer. If that fails, closes the created
+    /// session, or makes the retrieved session retrievable again.
+    fn answer_with_session<C: Caller<F>>(
         &mut self,
         caller: &mut C,
         argument: &Argument,
@@ -183,7 +187,8 @@ impl<F: File> Luo<F> {
         Err(errno)
     }
 
-    /// Answers a request on a session. `address` is its third argument. EBADF: no such session.
+    /// Answers a request on a session. `address` is the third argument of ioctl(2). EBADF if there
+    /// is no such session.
     pub fn session_ioctl(
         &mut self,
         caller: &mut impl Caller<F>,
@@ -208,17 +213,17 @@ impl<F: File> Luo<F> {
                 self.preserve_fd(session, argument.token(), file)?;
                 argument.respond(caller)
             }
-            uapi::SESSION_RETRIEVE_FD => self.retrieve_fd_and_tell(caller, session, argument),
+            uapi::SESSION_RETRIEVE_FD => self.answer_with_file(caller, session, argument),
             uapi::SESSION_FINISH => {
-                refuse_reserved(&argument)?;
+                check_reserved_is_zero(&argument)?;
                 self.finish(session)?;
                 argument.respond(caller)
             }
-            _ => self.tell_name(caller, session, argument),
+            _ => self.answer_with_name(caller, session, argument),
         }
     }
 
-    fn retrieve_fd_and_tell(
+    fn answer_with_file(
         &mut self,
         caller: &mut impl Caller<F>,
         session: SessionId,
@@ -239,19 +244,19 @@ impl<F: File> Luo<F> {
         }
     }
 
-    fn tell_name(
+    fn answer_with_name(
         &mut self,
         caller: &mut impl Caller<F>,
         session: SessionId,
         mut argument: Argument,
     ) -> Result<(), Errno> {
-        refuse_reserved(&argument)?;
+        check_reserved_is_zero(&argument)?;
         argument.put(8, &self.session_name(session)?.to_field());
         argument.respond(caller)
     }
 }
 
-fn refuse_reserved(argument: &Argument) -> Result<(), Errno> {
+fn check_reserved_is_zero(argument: &Argument) -> Result<(), Errno> {
     if argument.u32(4) == 0 { Ok(()) } else { Err(Errno::INVAL) }
 }
 
@@ -261,7 +266,7 @@ fn read_size<F>(caller: &mut impl Caller<F>, address: u64) -> Result<u64, Errno>
     Ok(u64::from(u32::from_le_bytes(size)))
 }
 
-/// Reads a struct of `known` bytes from one of `size` bytes.
+/// Reads the first `known` bytes of a struct of `size` bytes, and checks that the rest is zero.
 fn read_struct<F>(
     caller: &mut impl Caller<F>,
     address: u64,
@@ -273,15 +278,15 @@ fn read_struct<F>(
         return Err(Errno::INVAL);
     }
     let end = address.checked_add(size).ok_or(Errno::FAULT)?;
-    // `known` fits as well: it is not more than `size`.
+    // `address + known` does not overflow either: `known` is at most `size`.
     expect_zeros(caller, address + known_size, end)?;
     let mut bytes = vec![0; known];
     caller.read(address, &mut bytes).map_err(|Fault| Errno::FAULT)?;
     Ok(Argument { address, bytes })
 }
 
-/// Reads from `address` to `end` page by page: the first byte that is not zero, or not there, says
-/// what the answer is.
+/// Checks that all bytes from `address` to `end` are zero, page by page. E2BIG or EFAULT, whichever
+/// comes first: a byte that is not zero, or a page that cannot be read.
 fn expect_zeros<F>(caller: &mut impl Caller<F>, mut address: u64, end: u64) -> Result<(), Errno> {
     const PAGE: usize = 4096;
     let mut buffer = [0; PAGE];

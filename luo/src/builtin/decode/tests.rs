@@ -1,4 +1,4 @@
-//! Requests with every fault, against the list of checks read from top to bottom.
+//! Requests with all combinations of faults, compared with the list of checks in the module text.
 
 use proptest::prelude::*;
 
@@ -15,9 +15,9 @@ struct Process {
     bytes: Vec<u8>,
     writable: bool,
     free_fds: usize,
-    /// fds that are reserved and neither released nor filled.
+    /// Number of fds that are reserved, and neither released nor installed.
     reserved: usize,
-    /// Sessions that are behind fds.
+    /// Sessions that have an fd.
     installed: Vec<SessionId>,
     opened: Vec<SessionId>,
     files: Vec<ScriptedFile>,
@@ -100,7 +100,7 @@ impl Caller<ScriptedFile> for Process {
     }
 }
 
-/// A machine that has an incoming session "in" with token 1, not retrieved, and none outgoing.
+/// A [`Luo`] with one incoming session "in", not retrieved, with token 1; and no outgoing session.
 fn machine(script: &Script) -> Luo<ScriptedFile> {
     let start = |tree: Result<Vec<u8>, Errno>| {
         let mut luo = Luo::start(Parameters::default(), || tree);
@@ -165,7 +165,7 @@ fn an_answer_reaches_as_far_as_the_struct_and_an_error_changes_nothing() {
 }
 
 #[test]
-fn a_session_that_its_maker_was_not_told_of_is_gone() {
+fn a_created_session_is_closed_if_its_answer_cannot_be_written() {
     let script = Script::new();
     let mut luo = machine(&script);
     let mut process = Process::new(request(72, -1, &name(b"web")));
@@ -177,7 +177,7 @@ fn a_session_that_its_maker_was_not_told_of_is_gone() {
 }
 
 #[test]
-fn a_retrieved_session_that_nobody_was_told_of_can_be_retrieved_again() {
+fn a_session_can_be_retrieved_again_if_its_answer_cannot_be_written() {
     let script = Script::new();
     let mut luo = machine(&script);
     let mut process = Process::new(request(72, -1, &name(b"in")));
@@ -191,7 +191,7 @@ fn a_retrieved_session_that_nobody_was_told_of_can_be_retrieved_again() {
 }
 
 #[test]
-fn what_was_done_to_a_session_stays_done_when_nobody_could_be_told() {
+fn preserve_retrieve_and_finish_stay_done_if_their_answer_cannot_be_written() {
     let script = Script::new();
     let mut luo = machine(&script);
     let incoming = luo.retrieve_session(&name(b"in"), |_| Ok(())).unwrap();
@@ -238,14 +238,14 @@ fn a_tail_is_read_page_by_page_up_to_its_end() {
     assert_eq!(device(&mut luo, &mut process, uapi::CREATE_SESSION), Err(Errno::FAULT));
 }
 
-/// A request with any faults.
+/// A request with any combination of faults.
 #[derive(Debug, Clone)]
 struct Probe {
     command: u32,
     size: u32,
     second: i32,
     rest: Vec<u8>,
-    /// Bytes that can be read; the rest of the request is beyond the end of memory.
+    /// Number of bytes that can be read; the rest of the request is beyond the end of memory.
     readable: usize,
     writable: bool,
     free_fds: usize,
@@ -289,7 +289,7 @@ fn any_probe() -> impl Strategy<Value = Probe> {
     )
 }
 
-/// The checks that every request passes, in their order: the struct's bytes, or the errno.
+/// Does the checks of every request in their order. Returns the bytes of the struct, or the errno.
 fn checked(probe: &Probe, known: &[(u32, usize)], fits: bool) -> Result<Vec<u8>, Errno> {
     let bytes = &request(probe.size, probe.second, &probe.rest)[..probe.readable];
     let command = probe.command;
@@ -351,7 +351,7 @@ fn expected_on_session(probe: &Probe, kind: Kind) -> Result<(), Errno> {
 }
 
 impl Probe {
-    /// A process that makes the request; its memory ends with a page, as memory does.
+    /// Returns a process that makes the request. Its memory ends at the end of a page.
     fn process(&self, script: &Script) -> Process {
         let bytes = &request(self.size, self.second, &self.rest)[..self.readable];
         let mut process = Process::new(bytes.to_vec());

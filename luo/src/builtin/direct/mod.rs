@@ -1,11 +1,11 @@
-//! The machine, called by its own process: real files, and sessions that are held by fds.
+//! The state machine for calls from its own process: real files, and sessions that fds represent.
 //!
-//! A [`Direct`] is what the keeper and the pool have in common: the [`Luo`] behind a lock, and the
-//! [`Orchestrator`](crate::Orchestrator)'s verbs on it. A session lives as long as any copy of its fd
-//! does, wherever that is. That nobody has it any more is noticed at the next call, whatever it is:
-//! before the machine is asked anything, it is told what ended. So a name is free, and a file can be
-//! preserved anew, at once after the last close. How files are carried is up to the handlers, and
-//! where the tree goes to whoever hands over.
+//! The keeper and the pool share a [`Direct`]: a [`Luo`] behind a lock, with the methods of
+//! [`Orchestrator`](crate::Orchestrator). A session lives until the last copy of its fd is closed,
+//! in any process. Each call first closes, in the state machine, the sessions whose last fd was
+//! closed since the last call. So right after the last close the name can be used again, and the
+//! files can be preserved again. How files are preserved is left to the handlers, and where the
+//! tree goes is left to the caller of [`Direct::hand_over`].
 
 mod watch;
 
@@ -23,10 +23,11 @@ use crate::{
 };
 use watch::Watch;
 
-/// What is to be done before a session that came in is given out. A failure leaves it where it is.
+/// Called with the number of each session before it is created or retrieved. An error cancels the
+/// call; an incoming session can then still be retrieved.
 pub(super) type BeforeRetrieval = Box<dyn Fn(SessionId) -> Result<(), Errno> + Send + Sync>;
 
-/// The machine of this process. Clones are the same one.
+/// The state machine of this process. Clones share it.
 #[derive(Clone)]
 pub(super) struct Direct {
     shared: Arc<Shared>,
@@ -35,36 +36,37 @@ pub(super) struct Direct {
 struct Shared {
     machine: Mutex<Luo<OpenFile>>,
     watch: Watch,
-    /// A better reason than the machine's own, if there is one.
+    /// A reason that replaces the state machine's own [`Luo::disabled`], if its owner has one.
     disabled: Option<Disabled>,
     before_retrieval: BeforeRetrieval,
 }
 
-/// Why sessions were not handed over. Everything is as it was.
+/// Why sessions were not handed over. Nothing has changed.
 #[derive(Debug)]
 pub(super) enum NotHandedOver<E> {
     /// Live update is disabled.
     Disabled(Disabled),
-    /// The machine refuses: a file cannot be frozen, or all is handed over already.
+    /// The errno of [`Luo::reboot`]: a file cannot be frozen, the tree cannot be written, or all
+    /// sessions are handed over already.
     Machine(Errno),
-    /// Whoever was to take the tree did not.
+    /// The successor did not take the tree.
     NotTaken(E),
 }
 
-/// Why sessions were not handed over. They are as they were.
+/// Why sessions were not handed over. They have not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandOverError<E> {
-    /// They cannot be handed over now.
+    /// The orchestrator cannot hand over its sessions now.
     #[error(transparent)]
     Refused(Error),
-    /// Whoever was to take them did not.
-    #[error("the sessions were not taken over")]
+    /// The successor did not take the sessions.
+    #[error("the successor did not take over the sessions")]
     NotTaken(#[source] E),
 }
 
 impl fmt::Debug for Direct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the machine: a caller may hold its lock.
+        // Without the state machine: the calling thread may hold its lock.
         let Shared { watch, disabled, .. } = &*self.shared;
         let mut shown = f.debug_struct("Direct");
         shown.field("watch", watch).field("disabled", disabled).finish_non_exhaustive()
@@ -72,7 +74,8 @@ impl fmt::Debug for Direct {
 }
 
 impl Direct {
-    /// `disabled` is why the machine was started without live update, if it was.
+    /// `disabled` is why the caller started the state machine without live update; `None` if it
+    /// did not.
     pub(super) fn new(
         machine: Luo<OpenFile>,
         disabled: Option<Disabled>,
@@ -82,27 +85,29 @@ impl Direct {
         Self { shared: Arc::new(Shared { machine, watch, disabled, before_retrieval }) }
     }
 
-    /// Calls the machine, which knows by then what ended. The lock is held: nothing in `act` may
-    /// drop a session or call anything here but [`open_session`](Self::open_session).
+    /// Calls `act` with the state machine, after closing the sessions that have ended. The lock is
+    /// held meanwhile: `act` must not drop a session, and of this type's methods may call only
+    /// [`open_session`](Self::open_session).
     pub(super) fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
         let mut luo = lock(&self.shared.machine);
         for session in self.shared.watch.ended() {
-            // A session that cannot be finished stays in the machine, as in the kernel; one that was
-            // returned or handed over is not its holder's any more.
+            // Errors that change nothing here. EBUSY: the session cannot be finished and stays, as
+            // in the kernel. EBADF: it was not created or retrieved after all. ESHUTDOWN: it is
+            // handed over.
             let _ = luo.close_session(session);
         }
         act(&mut luo)
     }
 
-    /// The fd that stands for a session which the machine is about to give out. Its last close ends
-    /// the session.
+    /// Makes the fd that represents a session, while the session is created or retrieved. The
+    /// session ends when the last copy of the fd is closed.
     pub(super) fn open_session(&self, id: SessionId) -> Result<OwnedFd, Errno> {
         let fd = self.shared.watch.open(id)?;
         (self.shared.before_retrieval)(id)?;
         Ok(fd)
     }
 
-    /// Why live update is disabled, if it is.
+    /// Returns why live update is disabled; `None` if it is enabled.
     pub(super) fn disabled(&self) -> Option<Disabled> {
         let own = self.with_machine(|luo| luo.disabled().cloned());
         own.map(|own| self.shared.disabled.clone().unwrap_or(own))
@@ -113,8 +118,7 @@ impl Direct {
         Some(Error::Disabled { source: self.shared.disabled.clone().unwrap_or(own) })
     }
 
-    /// Calls the machine with its device open, as far as that is needed: the first opening makes
-    /// sessions of what came in.
+    /// Calls `act` with the device open: the first opening builds the incoming sessions.
     fn with_device<T>(
         &self,
         act: impl FnOnce(&mut Luo<OpenFile>) -> Result<T, Errno>,
@@ -130,7 +134,7 @@ impl Direct {
                     let _ = luo.close_device();
                     done.map_err(error)
                 }
-                // Somebody serves the device to others; this process needs no second one.
+                // The device is open, to serve it to other processes: the sessions are built.
                 Err(Errno::BUSY) => act(luo).map_err(error),
                 Err(errno) => {
                     let errno = luo.deserialize_error().unwrap_or(errno);
@@ -146,7 +150,7 @@ impl Direct {
         let error = |errno| Error::Create { session: name.clone(), errno };
         let id = self.with_device(|luo| luo.create_session(&field, open), error)?;
         let fd = fd.ok_or(Error::Create { session: name.clone(), errno: Errno::BADF })?;
-        Ok(Outgoing::new(name.clone(), Box::new(self.held(id, fd))))
+        Ok(Outgoing::new(name.clone(), Box::new(self.held_session(id, fd))))
     }
 
     pub(super) fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
@@ -155,10 +159,11 @@ impl Direct {
         let error = |errno| Error::RetrieveSession { session: name.clone(), errno };
         let id = self.with_device(|luo| luo.retrieve_session(&field, open), error)?;
         let fd = fd.ok_or(Error::RetrieveSession { session: name.clone(), errno: Errno::BADF })?;
-        Ok(Incoming::new(name.clone(), Box::new(self.held(id, fd))))
+        Ok(Incoming::new(name.clone(), Box::new(self.held_session(id, fd))))
     }
 
-    /// Takes a copy of a session's fd as that session.
+    /// Makes a session from a copy of its fd. Hands back an fd that represents no session of this
+    /// process, or a session whose name is no valid [`SessionName`].
     pub(super) fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
         let number = fd.as_raw_fd();
         let error = |errno| Error::Adopt { fd: number, errno };
@@ -172,17 +177,18 @@ impl Direct {
         });
         match known {
             Ok((id, Kind::Outgoing, name)) => {
-                Ok(Session::Outgoing(Outgoing::new(name, Box::new(self.held(id, fd)))))
+                Ok(Session::Outgoing(Outgoing::new(name, Box::new(self.held_session(id, fd)))))
             }
             Ok((id, Kind::Incoming, name)) => {
-                Ok(Session::Incoming(Incoming::new(name, Box::new(self.held(id, fd)))))
+                Ok(Session::Incoming(Incoming::new(name, Box::new(self.held_session(id, fd)))))
             }
             Err(error) => Err(FromFdError { fd, error }),
         }
     }
 
-    /// Hands all outgoing sessions over: freezes them, and gives their tree to `take`. If that fails
-    /// all is undone; if it succeeds every call is answered ESHUTDOWN from then on. The lock is held.
+    /// Hands over all outgoing sessions: freezes them, and passes their tree to `take`. If `take`
+    /// fails, everything is undone. After success every session call fails with ESHUTDOWN. The lock
+    /// is held while `take` runs.
     pub(super) fn hand_over<T, E>(
         &self,
         take: impl FnOnce(&[u8]) -> Result<T, E>,
@@ -198,7 +204,7 @@ impl Direct {
             (Some(Ok(taken)), Ok(())) => Ok(taken),
             (Some(Err(error)), _) => Err(NotHandedOver::NotTaken(error)),
             (_, Err(errno)) => Err(NotHandedOver::Machine(errno)),
-            // Only a machine that is disabled has nothing to give.
+            // `reboot` succeeds without calling `take` only while live update is disabled.
             (None, Ok(())) => {
                 let disabled = self.disabled().unwrap_or(Disabled::Parameter);
                 Err(NotHandedOver::Disabled(disabled))
@@ -206,37 +212,37 @@ impl Direct {
         }
     }
 
-    fn held(&self, id: SessionId, fd: OwnedFd) -> Held {
-        Held { fd, id, ender: Ender(self.clone()) }
+    fn held_session(&self, id: SessionId, fd: OwnedFd) -> HeldSession {
+        HeldSession { fd, id, direct: ClosesEnded(self.clone()) }
     }
 }
 
-/// A session that this process has. The order of the fields is that of their end: the fd is closed
-/// before it is looked whether that was its last copy.
+/// A session that this process holds. Fields are dropped in their order: `fd` is closed before
+/// `direct` looks for sessions whose last fd is closed.
 #[derive(Debug)]
-struct Held {
+struct HeldSession {
     fd: OwnedFd,
     id: SessionId,
-    ender: Ender,
+    direct: ClosesEnded,
 }
 
-/// Looks for sessions that ended, when it ends itself.
+/// A [`Direct`] that closes, when dropped, the sessions that have ended.
 #[derive(Debug)]
-struct Ender(Direct);
+struct ClosesEnded(Direct);
 
-impl Drop for Ender {
+impl Drop for ClosesEnded {
     fn drop(&mut self) {
         self.0.with_machine(|_| ());
     }
 }
 
-impl Preserve for Held {
+impl Preserve for HeldSession {
     fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
         let file = match OpenFile::of(fd) {
             Err(Errno::BADF) => None,
             file => file?,
         };
-        self.ender.0.with_machine(|luo| luo.preserve_fd(self.id, token, file))
+        self.direct.0.with_machine(|luo| luo.preserve_fd(self.id, token, file))
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -244,18 +250,18 @@ impl Preserve for Held {
     }
 }
 
-impl Retrieve for Held {
+impl Retrieve for HeldSession {
     fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
-        self.ender.0.with_machine(|luo| {
-            // What a handler fails at is lost, and it may fail for want of an fd. The kernel looks
-            // for one first, too.
+        self.direct.0.with_machine(|luo| {
+            // A file whose handler fails is lost, and a handler can fail because no fd is free. So
+            // check that first, as the kernel does.
             drop(spare_fds(self.fd.as_fd())?);
             luo.retrieve_fd(self.id, token)?.duplicate()
         })
     }
 
     fn finish(&self) -> Result<(), Errno> {
-        self.ender.0.with_machine(|luo| luo.finish(self.id))
+        self.direct.0.with_machine(|luo| luo.finish(self.id))
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -263,7 +269,8 @@ impl Retrieve for Held {
     }
 }
 
-/// As many fds as the retrieval of a file needs at most. Another thread can still take them.
+/// Allocates as many fds as the retrieval of a file needs at most, to check that they are free.
+/// Another thread can still take them before they are used.
 fn spare_fds(any: BorrowedFd<'_>) -> Result<[OwnedFd; 4], Errno> {
     Ok([duplicate(any)?, duplicate(any)?, duplicate(any)?, duplicate(any)?])
 }

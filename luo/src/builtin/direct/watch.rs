@@ -1,8 +1,9 @@
-//! Who still has a session: pipes whose last writer is a session's last holder.
+//! Detects when the last fd of a session is closed, with one pipe for each session.
 //!
-//! The fd that stands for a session is the writing end of a pipe. The kernel counts its copies, in
-//! this process and in others, in messages and across exec; when the last one is closed, the reading
-//! end, which stays here, hangs up. Nothing is ever written. What a session is, is left to others.
+//! The fd that represents a session is the write end of a pipe. The kernel counts its copies: in
+//! this process and in others, in messages, and across exec. When the last copy is closed, the read
+//! end, which this module keeps, reports a hang-up. Nothing is ever written to the pipe. This
+//! module only knows the numbers of sessions.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,13 +18,13 @@ use super::super::SessionId;
 use super::super::open_file::{Inode, Look};
 use crate::mutex::lock;
 
-/// The reading ends of all sessions that somebody has.
+/// The read ends of the pipes of all sessions that have an fd.
 #[derive(Debug, Default)]
 pub(super) struct Watch(Mutex<Ends>);
 
 #[derive(Debug, Default)]
 struct Ends {
-    /// Made with the first session: an epoll is an fd, and there may be none left.
+    /// Made with the first session, because that can fail: an epoll instance is an fd.
     epoll: Option<OwnedFd>,
     by_number: BTreeMap<u64, End>,
     last: u64,
@@ -32,13 +33,14 @@ struct Ends {
 #[derive(Debug)]
 struct End {
     session: SessionId,
-    /// The pipe's: both ends have the same.
+    /// The inode of the pipe, which both ends share.
     inode: Inode,
     _reader: OwnedFd,
 }
 
 impl Watch {
-    /// The fd that stands for a session, with O_CLOEXEC. EMFILE, ENFILE, ENOMEM, ENOSPC.
+    /// Makes the fd that represents a session, with O_CLOEXEC. Errors: EMFILE, ENFILE, ENOMEM,
+    /// ENOSPC.
     pub(super) fn open(&self, session: SessionId) -> Result<OwnedFd, Errno> {
         let mut ends = self.ends();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -48,7 +50,7 @@ impl Watch {
             Some(epoll) => epoll,
             None => epoll::create(epoll::CreateFlags::CLOEXEC)?,
         };
-        // A hang-up is always told, whatever else is asked for.
+        // epoll always reports a hang-up, also if no event is requested.
         let nothing = epoll::EventFlags::empty();
         let added = epoll::add(&epoll, &reader, epoll::EventData::new_u64(number), nothing);
         ends.epoll = Some(epoll);
@@ -58,7 +60,7 @@ impl Watch {
         Ok(writer)
     }
 
-    /// Sessions that nobody has any more. Each is told once.
+    /// Returns the sessions whose last fd is closed. Returns each session once.
     pub(super) fn ended(&self) -> Vec<SessionId> {
         const AT_ONCE: usize = 64;
         const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -68,12 +70,13 @@ impl Watch {
             let Some(epoll) = &ends.epoll else { return ended };
             let mut events = Vec::with_capacity(AT_ONCE);
             let found = epoll::wait(epoll, spare_capacity(&mut events), Some(&NOW));
-            // EINTR is the only failure of a good call, and another look costs nothing.
+            // EINTR is the only failure of a valid call: repeat it.
             if found == Err(Errno::INTR) {
                 continue;
             }
             let closed = events.iter().map(|event: &epoll::Event| event.data.u64());
-            // The reading end is closed here, which also takes it out of the epoll.
+            // Removing the `End` closes the read end, which also removes it from the epoll
+            // instance.
             ended.extend(closed.filter_map(|end| ends.by_number.remove(&end)).map(|e| e.session));
             if events.is_empty() {
                 return ended;
@@ -81,7 +84,7 @@ impl Watch {
         }
     }
 
-    /// The session that an fd stands for, if any.
+    /// Returns the session that an fd represents; `None` if it is no session's fd.
     pub(super) fn session_of(&self, fd: impl AsFd) -> Option<SessionId> {
         let inode = Look::at(fd).ok()?.inode;
         let ends = self.ends();
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_ends_with_the_last_copy_of_its_fd_and_is_told_once() {
+    fn a_session_ends_with_the_last_copy_of_its_fd_and_is_reported_once() {
         let watch = Watch::default();
         let one = watch.open(SessionId(1)).unwrap();
         let other = watch.open(SessionId(2)).unwrap();
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn more_sessions_than_are_looked_at_at_once_end_together() {
+    fn more_sessions_than_one_epoll_wait_returns_can_end_together() {
         let watch = Watch::default();
         let fds: Vec<_> = (0..200).map(|id| watch.open(SessionId(id)).unwrap()).collect();
         drop(fds);

@@ -1,9 +1,9 @@
-//! What a keeper carries: any regular file, as its open fd.
+//! The keeper's file handlers: any regular file is preserved as its open fd.
 //!
-//! A file goes over as itself: the successor gets the same open file, with its contents, position,
-//! seals and mode. So nothing is saved or restored, and nobody has to keep still. A handle is the
-//! place of the fd among those of the [`Handover`](super::Handover), together with a digest of which
-//! file it is: fds that were mixed up are an error, never somebody else's memory.
+//! The successor gets the same open file, with its contents, position, seals and mode. So nothing
+//! is saved or restored, and files may be written until the switch. A handle is the index of the fd
+//! in the [`Handover`](super::Handover), with a digest of the file's identity: if fds were mixed
+//! up, retrieving fails, and never returns the memory of another VM.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -15,17 +15,17 @@ use super::super::open_file::{Look, OpenFile};
 use super::super::{Compatible, Handle, Handler, Retrieval};
 use crate::mutex::lock;
 
-/// The fds that come from the last generation and go to the next.
+/// The fds from the previous keeper and for the next one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Carried(Arc<Mutex<Fds>>);
 
 #[derive(Debug, Default)]
 struct Fds {
-    /// In the order in which files were frozen.
+    /// Fds for the next keeper, in the order in which files were frozen.
     outgoing: Vec<OwnedFd>,
-    /// `None`: retrieved, or finished.
+    /// Fds from the previous keeper; `None` once retrieved or finished.
     incoming: Vec<Option<OwnedFd>>,
-    /// What preserved memory had when it was preserved, by its inode.
+    /// Size in bytes of each preserved file when it was preserved, by inode.
     bytes: BTreeMap<u128, u64>,
 }
 
@@ -35,7 +35,7 @@ impl Carried {
         Self(Arc::new(Mutex::new(Fds { incoming, ..Fds::default() })))
     }
 
-    /// What files were frozen since the last time.
+    /// Removes and returns the fds of the files that were frozen since the last call.
     pub(super) fn take_outgoing(&self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.fds().outgoing)
     }
@@ -45,20 +45,20 @@ impl Carried {
     }
 }
 
-/// Which files a handler takes.
+/// The kind of files that a handler preserves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Memfds, which keep their size while they are preserved.
+    /// Memfds, which must have the same size at the switch as when they were preserved.
     Memfd,
-    /// Any regular file. The kernel carries none that is no memfd.
+    /// Any other regular file. The kernel's LUO preserves none of these.
     Regular,
 }
 
 impl Kind {
-    /// Both, in the order in which they are asked.
+    /// Both kinds, in the order in which their handlers are registered.
     pub(super) const ALL: [Self; 2] = [Self::Memfd, Self::Regular];
 
-    /// The format of its handles.
+    /// The name of the format of the handles.
     pub(super) fn format(self) -> &'static str {
         match self {
             Self::Memfd => "memfd-keeper-v1",
@@ -67,7 +67,7 @@ impl Kind {
     }
 }
 
-/// Carries files of one kind.
+/// Preserves files of one kind.
 #[derive(Debug)]
 pub(super) struct FdHandler {
     pub(super) kind: Kind,
@@ -76,7 +76,8 @@ pub(super) struct FdHandler {
 }
 
 impl FdHandler {
-    /// What a handle says of its file. The size belongs to memory only: other files may be written.
+    /// Returns the digest in the file's handle: of the inode and, for a memfd, of the size. The
+    /// size of another file may change.
     fn digest(&self, look: &Look) -> u32 {
         let bytes = if self.kind == Kind::Memfd { look.bytes } else { 0 };
         let mut digest = crc32fast::Hasher::new();
@@ -117,8 +118,8 @@ impl Handler<OpenFile> for FdHandler {
         handle(0, self.digest(&look))
     }
 
-    /// EINVAL: memory has not the size that it was preserved with. The kernel would not have let it
-    /// be changed; here that is found out.
+    /// EINVAL if a memfd's size has changed since it was preserved. The kernel's LUO prevents such
+    /// a change; the keeper can only detect it.
     fn freeze(&mut self, file: &OpenFile, _: Handle) -> Result<Handle, Errno> {
         let (look, fd) = (file.look()?, file.duplicate()?);
         let mut fds = self.carried.fds();
@@ -136,7 +137,7 @@ impl Handler<OpenFile> for FdHandler {
         }
     }
 
-    /// ESTALE: there is no fd in its place, or one of another file.
+    /// ESTALE if there is no fd at the index in the handle, or the fd is of another file.
     fn retrieve(&mut self, taken: Handle) -> Result<OpenFile, Errno> {
         let fd = self.carried.fds().incoming.get_mut(place(taken)).and_then(Option::take);
         let fd = fd.ok_or(Errno::STALE)?;

@@ -1,17 +1,18 @@
-//! The built-in LUO on a keeper: sessions whose fds live in one process.
+//! The built-in LUO as a keeper: one process, the host, holds the fds of all preserved files.
 //!
-//! The host is that process. A VMM that dies or is replaced takes nothing with it, and the host itself
-//! is replaced by handing everything that is kept, a [`Handover`], to its successor: as inherited fds
-//! over exec, or in messages with SCM_RIGHTS (253 fds fit in one). For sessions that is a switch like
-//! any other, with all its rules: outgoing ones become incoming, what is not finished is lost. A kexec
-//! ends the process and is refused.
+//! Preserved files survive the end of a VMM, because the host holds them. A new host takes over
+//! from the old one with a [`Handover`]: as inherited fds over exec, or in messages with SCM_RIGHTS
+//! (253 fds fit in one message). This is a switch with its usual rules: outgoing sessions become
+//! incoming, and incoming sessions that are not finished are lost. A kexec ends the process, so
+//! [`Orchestrator::switch`] is refused.
 //!
-//! Beside memfds any regular file can be preserved, which the kernel's LUO does not do. A file goes over
-//! as the same open file. Its size is not frozen while it is preserved: memory that was resized
-//! calls the switch off.
+//! A keeper preserves memfds and, unlike the kernel's LUO, any other regular file. A file is handed
+//! over as the same open file. Its size can be changed while it is preserved, but a memfd that was
+//! resized cancels the switch.
 //!
-//! The fd that stands for a session is the end of a pipe, which serves to be held: a copy of it, wherever
-//! it is, keeps the session, and [`Keeper::adopt`] makes a session of it again. It takes no requests.
+//! The fd that represents a session is the end of a pipe. Any copy of the fd, in any process, keeps
+//! the session alive, and [`Keeper::adopt`] makes a session from a copy. The fd answers no
+//! requests.
 
 mod handler;
 #[cfg(test)]
@@ -35,17 +36,17 @@ use handler::{Carried, FdHandler, Kind};
 #[derive(Debug)]
 #[must_use = "dropping it loses every session in it"]
 pub struct Handover {
-    /// The sessions, as [`v1`] writes them. Its handles mean the fds by their place.
+    /// The sessions, in the layout [`v1`]. Each handle has the index of the file's fd in `fds`.
     pub tree: Vec<u8>,
-    /// The preserved files, in this order.
+    /// The preserved files.
     pub fds: Vec<OwnedFd>,
 }
 
-/// What was handed over cannot be taken. It is handed back, with nothing lost.
+/// A [`Handover`] that was refused, and is handed back with nothing lost.
 #[derive(Debug, thiserror::Error)]
-#[error("what the last keeper handed over cannot be taken")]
+#[error("cannot take over the sessions of the previous keeper")]
 pub struct ArriveError {
-    /// What was handed over.
+    /// The refused handover.
     pub handover: Handover,
     /// Why it is refused.
     #[source]
@@ -59,27 +60,28 @@ pub enum Problem {
     /// The tree cannot be read.
     #[error(transparent)]
     Tree(#[from] v1::Error),
-    /// Fds are missing, or too many.
-    #[error("the tree has {expected} files, {found} fds came with it")]
+    /// More or fewer fds than files.
+    #[error("the tree has {expected} files, but {found} fds were handed over with it")]
     Fds {
         /// Files in the tree.
         expected: usize,
-        /// Fds that came.
+        /// Fds in the handover.
         found: usize,
     },
 }
 
-/// A switch that did not take place. The keeper is handed back as it was.
+/// A switch that failed. The keeper is handed back unchanged.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct SwitchError {
     /// The keeper, with all its sessions.
     pub keeper: Keeper,
-    /// Why.
+    /// Why the switch failed.
     pub error: Error,
 }
 
-/// The sessions of this process, and of the one before it. Clones are the same keeper.
+/// An orchestrator with the sessions of this process, and those of its predecessor. Clones share
+/// them.
 #[derive(Debug, Clone)]
 pub struct Keeper {
     direct: Direct,
@@ -88,13 +90,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper without a predecessor.
+    /// Starts a keeper without a predecessor.
     pub fn start() -> Self {
         Self::with(Carried::default(), None)
     }
 
-    /// Takes over from the last keeper. What is wrong with one file only is told when that file is
-    /// retrieved.
+    /// Starts a keeper that takes over from its predecessor.
+    ///
+    /// Errors if the tree cannot be decoded, or the number of fds is wrong. A wrong fd is no error
+    /// here, but when its file is retrieved.
     pub fn arrive(handover: Handover) -> Result<Self, ArriveError> {
         match check(&handover) {
             Ok(()) => {
@@ -109,7 +113,8 @@ impl Keeper {
         let mut luo = Luo::start(Parameters::default(), || tree.ok_or(Errno::NOENT));
         for kind in Kind::ALL {
             if let Some(compatible) = Compatible::new(kind.format()) {
-                // Neither is disabled, nor is the format there: this is a new machine.
+                // Cannot fail: live update is enabled (the tree was checked), and the formats
+                // differ.
                 let _ =
                     luo.register_handler(FdHandler { kind, carried: carried.clone(), compatible });
             }
@@ -118,8 +123,9 @@ impl Keeper {
         Self { direct: Direct::new(luo, None, Box::new(|_| Ok(()))), carried, number }
     }
 
-    /// Hands everything over, and is done: every session call is answered ESHUTDOWN from then on.
-    /// What came in and is not finished is lost with this keeper. A failure changes nothing.
+    /// Hands over all outgoing sessions. Incoming sessions that are not finished are lost. After
+    /// success, calls on sessions and on clones of the keeper fail with ESHUTDOWN. A failure
+    /// changes nothing.
     pub fn switch(self) -> Result<Handover, SwitchError> {
         match self.hand_over(Ok::<_, std::convert::Infallible>) {
             Ok(handover) => Ok(handover),
@@ -127,9 +133,10 @@ impl Keeper {
         }
     }
 
-    /// Hands everything to `take`, such as a function that sends it to the successor. If that fails
-    /// everything is as it was; if it succeeds the keeper is done, as after [`switch`](Self::switch).
-    /// Nothing in `take` may drop a session or call the keeper.
+    /// Hands over all outgoing sessions to `take`, which passes them to the successor.
+    ///
+    /// If `take` fails, nothing has changed. After success every session call fails with ESHUTDOWN,
+    /// as after [`switch`](Self::switch). `take` must not drop a session or call the keeper.
     pub fn hand_over<T, E>(
         &self,
         take: impl FnOnce(Handover) -> Result<T, E>,
@@ -137,7 +144,7 @@ impl Keeper {
         let taken = self.direct.hand_over(|tree| {
             take(Handover { tree: tree.to_vec(), fds: self.carried.take_outgoing() })
         });
-        // If a file could not be frozen, those before it left their fds.
+        // If a file could not be frozen, the fds of the files before it are still in the list.
         drop(self.carried.take_outgoing());
         taken.map_err(|error| match error {
             NotHandedOver::NotTaken(error) => HandOverError::NotTaken(error),
@@ -146,31 +153,33 @@ impl Keeper {
         })
     }
 
-    /// How many switches led to this keeper.
+    /// The number of switches that led to this keeper.
     pub fn liveupdate_number(&self) -> u64 {
         self.number
     }
 
-    /// Takes a copy of a session's fd as that session. The fd of anything else is handed back.
+    /// Makes a session from a copy of its fd. Hands back an fd that represents no session of this
+    /// keeper.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
         self.direct.adopt(fd)
     }
 
-    /// Calls the machine itself: for who serves its protocol to others. The keeper waits meanwhile:
-    /// nothing in `act` may drop a session or call the keeper, save for
-    /// [`open_session`](Self::open_session).
+    /// Calls `act` with the state machine, for a server that answers the requests of other
+    /// processes. The keeper is locked meanwhile: `act` must not drop a session, and of the
+    /// keeper's methods may call only [`open_session`](Self::open_session).
     pub fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
         self.direct.with_machine(act)
     }
 
-    /// The fd that stands for a session which the machine is about to give out: its last close ends
-    /// the session.
+    /// Makes the fd that represents a session, while the session is created or retrieved. The
+    /// session ends when the last copy of the fd is closed.
     pub fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
         self.direct.open_session(session)
     }
 }
 
-/// Whether the fds are as many as the tree's files.
+/// Checks that the tree can be decoded, and has as many files of the keeper's formats as there are
+/// fds.
 fn check(handover: &Handover) -> Result<(), Problem> {
     let tree::Handover { sessions, .. } = v1::decode(&handover.tree)?;
     let formats = Kind::ALL.map(Kind::format);
@@ -203,7 +212,7 @@ impl Orchestrator for Keeper {
         memory::memfd(name, len)
     }
 
-    /// Always fails, with EOPNOTSUPP: what is kept would be lost.
+    /// Always fails with EOPNOTSUPP, without calling the jump: a kexec would lose all sessions.
     fn switch(&self, _: &mut dyn FnMut()) -> Result<(), Error> {
         Err(Error::Switch { errno: Errno::OPNOTSUPP })
     }

@@ -1,4 +1,4 @@
-//! The keeper as its host has it.
+//! Tests of the keeper through its public interface.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -24,7 +24,7 @@ fn contents(fd: OwnedFd) -> String {
     text
 }
 
-/// A session `web` with memfds under tokens from 0 on.
+/// Creates the session `web` and preserves `files` in it, under tokens from 0 on.
 fn session(keeper: &Keeper, files: &[&File]) -> Outgoing {
     let session = keeper.create_session(&name("web")).unwrap();
     for (token, file) in (0..).zip(files) {
@@ -39,7 +39,7 @@ fn handover(files: &[&File]) -> Handover {
     keeper.switch().unwrap()
 }
 
-/// Whether somebody else preserves the file.
+/// Whether the file is preserved in some session.
 fn is_preserved(keeper: &Keeper, file: &File) -> bool {
     let probe = keeper.create_session(&name("probe")).unwrap();
     match probe.preserve(file.as_fd(), Token(0)) {
@@ -52,7 +52,7 @@ fn is_preserved(keeper: &Keeper, file: &File) -> bool {
 }
 
 #[test]
-fn files_go_over_as_the_same_open_files() {
+fn files_are_handed_over_as_the_same_open_files() {
     let mut file = memfd("memory");
     file.seek(SeekFrom::Start(2)).unwrap();
     let mut disk = tempfile::tempfile().unwrap();
@@ -63,7 +63,7 @@ fn files_go_over_as_the_same_open_files() {
     let web = keeper.retrieve_session(&name("web")).unwrap();
     let again = web.retrieve(Token(0)).unwrap();
     assert_eq!(contents(web.retrieve(Token(0)).unwrap()), "mory");
-    assert_eq!(contents(again), "", "it is at the same position");
+    assert_eq!(contents(again), "", "both fds share the position");
     assert_eq!(contents(web.retrieve(Token(1)).unwrap()), "disk");
     assert!(web.retrieve(Token(2)).unwrap_err().is_not_found());
     web.finish().unwrap();
@@ -78,7 +78,9 @@ fn a_session_ends_with_the_last_copy_of_its_fd() {
     let copy = web.as_fd().try_clone_to_owned().unwrap();
     drop(web);
     assert!(is_preserved(&keeper, &file));
-    let Ok(Session::Outgoing(web)) = keeper.adopt(copy) else { panic!("it is outgoing") };
+    let Ok(Session::Outgoing(web)) = keeper.adopt(copy) else {
+        panic!("expected an outgoing session")
+    };
     assert_eq!(web.name(), &name("web"));
     let error = web.preserve(file.as_fd(), Token(0)).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EXIST), "{error}");
@@ -95,7 +97,9 @@ fn an_incoming_session_can_be_adopted_too() {
     drop(web);
     let error = keeper.retrieve_session(&name("web")).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::INVAL), "{error}");
-    let Ok(Session::Incoming(web)) = keeper.adopt(copy) else { panic!("it is incoming") };
+    let Ok(Session::Incoming(web)) = keeper.adopt(copy) else {
+        panic!("expected an incoming session")
+    };
     assert_eq!(contents(web.retrieve(Token(0)).unwrap()), "memory");
 }
 
@@ -112,7 +116,7 @@ fn an_fd_that_is_no_session_is_handed_back() {
 }
 
 #[test]
-fn memory_that_was_resized_calls_the_switch_off() {
+fn a_memfd_that_was_resized_cancels_the_switch() {
     let (keeper, file, other) = (Keeper::start(), memfd("memory"), memfd("other"));
     let web = session(&keeper, &[&other, &file]);
     file.set_len(3).unwrap();
@@ -121,14 +125,14 @@ fn memory_that_was_resized_calls_the_switch_off() {
     assert!(is_preserved(&keeper, &file) && is_preserved(&keeper, &other));
     file.set_len(6).unwrap();
     let handover = keeper.switch().unwrap();
-    assert_eq!(handover.fds.len(), 2, "nothing is left of the first attempt");
+    assert_eq!(handover.fds.len(), 2, "no fd is left of the first attempt");
     drop(web);
     let web = Keeper::arrive(handover).unwrap().retrieve_session(&name("web")).unwrap();
     assert_eq!(contents(web.retrieve(Token(1)).unwrap()), "mem\0\0\0");
 }
 
 #[test]
-fn a_successor_that_takes_nothing_leaves_everything() {
+fn a_successor_that_fails_to_take_over_changes_nothing() {
     let (keeper, file) = (Keeper::start(), memfd("memory"));
     let web = session(&keeper, &[&file]);
     let error = keeper.hand_over(|handover| {
@@ -142,7 +146,7 @@ fn a_successor_that_takes_nothing_leaves_everything() {
 }
 
 #[test]
-fn a_keeper_that_handed_over_is_done() {
+fn calls_after_a_handover_fail_with_eshutdown() {
     let (keeper, file) = (Keeper::start(), memfd("memory"));
     let web = session(&keeper, &[&file]);
     let handover = keeper.clone().switch().unwrap();
@@ -159,7 +163,7 @@ fn a_keeper_that_handed_over_is_done() {
 }
 
 #[test]
-fn fds_that_were_mixed_up_are_nobodys_memory() {
+fn fds_that_were_mixed_up_cannot_be_retrieved() {
     let mut handover = handover(&[&memfd("one"), &memfd("two")]);
     handover.fds.reverse();
     let keeper = Keeper::arrive(handover).unwrap();
@@ -214,9 +218,9 @@ fn every_cut_and_every_flipped_byte_of_the_tree_is_refused_with_nothing_lost() {
 }
 
 #[test]
-fn no_kexec_carries_a_keeper() {
+fn a_keeper_refuses_a_kexec() {
     let keeper = Keeper::start();
-    let refused = Orchestrator::switch(&keeper, &mut || panic!("it would lose everything"));
+    let refused = Orchestrator::switch(&keeper, &mut || panic!("a kexec would lose all sessions"));
     assert_eq!(refused, Err(Error::Switch { errno: Errno::OPNOTSUPP }));
 }
 
@@ -230,7 +234,7 @@ fn memory_of_a_keeper_can_be_preserved() {
 }
 
 #[test]
-fn a_file_of_a_format_that_nobody_knows_keeps_all_sessions_where_they_are() {
+fn a_file_of_an_unknown_format_makes_all_sessions_unreadable() {
     let foreign = crate::builtin::tree::Handover {
         number: 1,
         sessions: vec![tree::SessionRecord {

@@ -1,18 +1,18 @@
-//! The pool's directory: each change that is made in it, and what is found there.
+//! The pool's directory: all reads and changes of its files.
 //!
 //! ```text
-//! pool        which pool this is, and the version of this layout
-//! lock        locked by the host that has the pool
-//! handover    the tree for the next generation; there only from the switch to its arrival
-//! incoming    the tree of the last one
-//! files/ID    preserved files, and memory that somebody has; ID: 16 hexadecimal digits
-//! taken/...   one empty file for each session of `incoming` that was retrieved
+//! pool        the version of this layout, and the identity of the pool
+//! lock        locked by the host that uses the pool
+//! handover    the tree for the next generation; exists from the switch to the start of the next
+//! incoming    the tree of the previous generation
+//! files/ID    preserved files, and memory in use; ID: 16 hexadecimal digits
+//! taken/...   one empty file (a mark) for each session of `incoming` that was retrieved
 //! ```
 //!
-//! A tree is there as a whole or not at all, because it gets its name when it is on disk already. An
-//! open file that was given out holds a shared lock until the last fd and mapping of it is gone,
-//! whoever has them; so a file that can be locked exclusively has no user. What the files mean is
-//! left to [`super::files`].
+//! A tree is either complete or absent: it is written under another name, and renamed once it is on
+//! disk. An open file in `files` has a shared lock until the last fd and the last mapping of it, in
+//! any process, are gone. So a file that can be locked exclusively is not in use. How the files are
+//! used is left to [`super::files`].
 
 use std::ffi::CString;
 use std::fs::File;
@@ -28,14 +28,14 @@ use super::super::open_file::Look;
 use super::{Options, PoolError, fault, number};
 
 const IDENTITY: &str = "pool";
-/// The first line of the file that says which pool this is.
+/// The first line of the file `pool`.
 const VERSION: &str = "luo-pool-v1";
 const FILES: &str = "files";
 const TAKEN: &str = "taken";
-/// Largest tree that is read, in bytes: some 10 000 sessions of 50 files.
+/// Largest tree that is read, in bytes: about 10 000 sessions of 50 files.
 const MOST_TREE: u64 = 64 << 20;
 
-/// The trees that can be in a pool.
+/// The two trees that a pool can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Handover,
@@ -51,22 +51,22 @@ impl Place {
     }
 }
 
-/// A pool's directory, which this process alone has.
+/// A pool's directory, which only this process uses.
 #[derive(Debug)]
 pub(super) struct Directory {
     root: OwnedFd,
     files: OwnedFd,
     taken: OwnedFd,
     _lock: OwnedFd,
-    /// The filesystem.
+    /// The filesystem's device number.
     pub(super) device: u64,
-    /// Which pool this is.
+    /// The identity of the pool: a random number from its creation.
     pub(super) identity: [u8; 16],
     reserve_bytes: u64,
 }
 
 impl Directory {
-    /// Opens a pool, or makes one of an empty directory.
+    /// Opens a pool. Makes one in a directory that has no file `pool` yet.
     pub(super) fn open(path: &Path, options: &Options) -> Result<Self, PoolError> {
         let cannot = |attempt| {
             let path = path.to_owned();
@@ -97,7 +97,7 @@ impl Directory {
         Ok(Self { root, files, taken, _lock: lock, device, identity, reserve_bytes })
     }
 
-    /// A tree, unless there is none. EFBIG: it is larger than any that is written.
+    /// Reads a tree. Returns `None` if there is none. EFBIG above [`MOST_TREE`] bytes.
     pub(super) fn read_tree(&self, place: Place) -> Result<Option<Vec<u8>>, Errno> {
         let file = match open_at(&self.root, place.name(), OFlags::RDONLY) {
             Err(Errno::NOENT) => return Ok(None),
@@ -111,11 +111,11 @@ impl Directory {
         Ok(Some(bytes))
     }
 
-    /// Puts a tree for the next generation in its place. After a failure there is none, unless that
-    /// fails too: ENOTRECOVERABLE.
+    /// Writes the tree `handover`. After a failure no valid tree `handover` exists;
+    /// ENOTRECOVERABLE if one may exist, because it could not be removed.
     pub(super) fn write_handover(&self, bytes: &[u8]) -> Result<(), Errno> {
         fault::before_change()?;
-        // The names that the tree has must be on disk before it.
+        // The names of the files in the tree must be on disk before the tree is.
         rustix::fs::fsync(&self.files)?;
         let written = replace(&self.root, Place::Handover.name(), bytes);
         written.or_else(|errno| {
@@ -124,7 +124,7 @@ impl Directory {
         })
     }
 
-    /// Takes the tree for the next generation away. ENOTRECOVERABLE: it is still there.
+    /// Removes the tree `handover`. ENOTRECOVERABLE if it may still be there.
     pub(super) fn remove_handover(&self) -> Result<(), Errno> {
         let name = Place::Handover.name();
         let removed = fault::before_change().and_then(|()| {
@@ -134,7 +134,7 @@ impl Directory {
             }?;
             rustix::fs::fsync(&self.root)
         });
-        // What cannot be removed can perhaps be emptied: an empty file is no tree either.
+        // If the file cannot be removed, try to truncate it: an empty file is no valid tree.
         let emptied = || {
             fault::before_change()?;
             let file = open_at(&self.root, name, OFlags::WRONLY | OFlags::TRUNC)?;
@@ -143,8 +143,8 @@ impl Directory {
         removed.or_else(|_| emptied()).map_err(|_| Errno::NOTRECOVERABLE)
     }
 
-    /// Gives up what the last generation left, whatever it is. A crash in between leaves a tree, of
-    /// which the next start has to be told the same.
+    /// Removes both trees, valid or not. A crash meanwhile can leave a tree; the next start must
+    /// then have [`Expect::Nothing`](super::Expect::Nothing) again, to remove that tree.
     pub(super) fn forget_trees(&self) -> Result<(), Errno> {
         for place in [Place::Handover, Place::Incoming] {
             fault::before_change()?;
@@ -157,7 +157,7 @@ impl Directory {
         rustix::fs::fsync(&self.root)
     }
 
-    /// Makes the tree that was handed over the one that came in.
+    /// Renames the tree `handover` to `incoming`, and replaces the old `incoming`.
     pub(super) fn take_handover(&self) -> Result<(), Errno> {
         let (from, to) = (Place::Handover.name(), Place::Incoming.name());
         fault::before_change()?;
@@ -166,8 +166,8 @@ impl Directory {
         rustix::fs::fsync(&self.root)
     }
 
-    /// Notes that a session of the tree with this digest was retrieved, on disk: it is not given out
-    /// again whatever happens.
+    /// Marks a session of the tree with this digest as retrieved. When this returns, the mark is on
+    /// disk: the session is not given out again, also after a crash.
     pub(super) fn mark_taken(&self, digest: u32, session: usize) -> Result<(), Errno> {
         fault::before_change()?;
         open_at(&self.taken, &mark(digest, session), OFlags::CREATE | OFlags::WRONLY)?;
@@ -175,13 +175,13 @@ impl Directory {
         rustix::fs::fsync(&self.taken)
     }
 
-    /// Whether a session of the tree with this digest was retrieved. In doubt it was not, and
-    /// whoever asks will see what is left of its files.
+    /// Whether a session of the tree with this digest is marked as retrieved. On an error, returns
+    /// `false`: retrieving the session's files then fails if they are gone.
     pub(super) fn is_taken(&self, digest: u32, session: usize) -> bool {
         rustix::fs::statat(&self.taken, mark(digest, session), AtFlags::empty()).is_ok()
     }
 
-    /// Removes the notes on sessions of other trees.
+    /// Removes the marks of sessions of all other trees. Ignores errors.
     pub(super) fn forget_taken(&self, digest: u32) {
         let current = mark(digest, 0);
         let (current, _) = current.split_at(8);
@@ -193,16 +193,18 @@ impl Directory {
         }
     }
 
-    /// Whether `bytes` more leave enough room for trees and documents.
+    /// Whether a file of `bytes` bytes leaves [`Options::reserve_bytes`] free, for trees and
+    /// documents.
     pub(super) fn has_room(&self, bytes: u64) -> Result<bool, Errno> {
         let fs = rustix::fs::fstatvfs(&self.files)?;
         let free = fs.f_bavail.saturating_mul(fs.f_frsize);
         Ok(bytes.saturating_add(self.reserve_bytes) <= free)
     }
 
-    /// A new file of `bytes` bytes, for which all room is taken, and its number. Its fd is a user.
+    /// Creates a file with `bytes` allocated bytes. Returns its number, and an fd that marks the
+    /// file as in use.
     pub(super) fn create(&self, bytes: u64) -> Result<(u64, OwnedFd), Errno> {
-        let id = self.fresh()?;
+        let id = self.unused_number()?;
         fault::before_change()?;
         let fd = open_at(&self.files, &name(id), OFlags::CREATE | OFlags::EXCL | OFlags::RDWR)?;
         let prepare = || {
@@ -222,14 +224,14 @@ impl Directory {
         }
     }
 
-    /// Opens a file for reading and writing, as a user.
+    /// Opens a file for reading and writing. The fd marks the file as in use.
     pub(super) fn open_file(&self, id: u64) -> Result<OwnedFd, Errno> {
         let fd = open_at(&self.files, &name(id), OFlags::RDWR)?;
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared)?;
         Ok(fd)
     }
 
-    /// Whether anybody has the file. In doubt somebody does.
+    /// Whether any fd or mapping of the file exists. On an error, returns `true`.
     pub(super) fn is_in_use(&self, id: u64) -> bool {
         let fd = open_at(&self.files, &name(id), OFlags::RDONLY);
         let locked =
@@ -242,16 +244,16 @@ impl Directory {
         rustix::fs::unlinkat(&self.files, name(id), AtFlags::empty())
     }
 
-    /// Gives a file a number that nobody can have written down, and returns it.
+    /// Renames a file to a new random number, which is in no tree. Returns the number.
     pub(super) fn renumber(&self, id: u64) -> Result<u64, Errno> {
-        let new = self.fresh()?;
+        let new = self.unused_number()?;
         fault::before_change()?;
         let (from, to) = (name(id), name(new));
         rustix::fs::renameat_with(&self.files, from, &self.files, to, RenameFlags::NOREPLACE)?;
         Ok(new)
     }
 
-    /// The numbers of all files, with their inodes.
+    /// Returns the numbers of all files, with their inodes.
     pub(super) fn list(&self) -> Result<Vec<(u64, u64)>, Errno> {
         let found = names(&self.files)?.into_iter().filter_map(|file| {
             let id = u64::from_str_radix(file.to_str().ok()?, 16).ok()?;
@@ -261,8 +263,8 @@ impl Directory {
         Ok(found.collect())
     }
 
-    /// A number that no file has.
-    fn fresh(&self) -> Result<u64, Errno> {
+    /// Returns a random number that no file has.
+    fn unused_number(&self) -> Result<u64, Errno> {
         loop {
             let id = number::random();
             match rustix::fs::statat(&self.files, name(id), AtFlags::SYMLINK_NOFOLLOW) {
@@ -273,7 +275,8 @@ impl Directory {
     }
 }
 
-/// Writes all of a file that is `bytes` long already, and waits until it is on disk.
+/// Writes `bytes` at the start of a file, and waits until they are on disk. The file must already
+/// be that long.
 pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     let file = File::from(fd.try_clone().map_err(|error| errno(&error))?);
     fault::before_change()?;
@@ -282,8 +285,8 @@ pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     rustix::fs::fsync(fd)
 }
 
-/// Writes zeros over the whole file, and waits until they are on disk. Then no store to it needs the
-/// filesystem any more.
+/// Writes zeros over the `bytes` bytes of a file, and waits until they are on disk. After that, a
+/// store to a mapping of the file never needs the filesystem.
 pub(super) fn zero(fd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
     const PIECE: u64 = 2 << 20;
     let zeros = vec![0; usize::try_from(PIECE.min(bytes)).unwrap_or(0)];
@@ -298,7 +301,7 @@ pub(super) fn zero(fd: &OwnedFd, bytes: u64) -> Result<(), Errno> {
     rustix::fs::fsync(fd)
 }
 
-/// Reads the first `bytes` of a file, wherever its position is.
+/// Reads the first `bytes` bytes of a file, without using its position. EIO if it is shorter.
 pub(super) fn read(fd: impl AsFd, bytes: u64) -> Result<Vec<u8>, Errno> {
     let mut contents = vec![0; usize::try_from(bytes).map_err(|_| Errno::FBIG)?];
     let mut read = 0;
@@ -336,19 +339,19 @@ fn names(directory: &OwnedFd) -> Result<Vec<CString>, Errno> {
     entries.map(|entry| Ok(entry?.file_name().to_owned())).collect()
 }
 
-/// The errno of an error that came from a system call.
+/// Returns the errno of an I/O error; EIO if it has none.
 fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-/// Makes `name` a file of these bytes, all at once.
+/// Replaces the file `name` by one with these bytes, atomically, and waits until it is on disk.
 fn replace(root: &OwnedFd, name: &str, bytes: &[u8]) -> Result<(), Errno> {
     let new = format!("{name}.new");
     let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
     let write = || {
         fault::before_change()?;
         let file = File::from(open_at(root, &new, flags)?);
-        // In two halves, so that a crash can be tried between them.
+        // In two halves, so that tests can simulate a crash between them.
         let (one, other) = bytes.split_at(bytes.len() / 2);
         for (half, at) in [(one, 0), (other, one.len() as u64)] {
             fault::before_change()?;
@@ -379,7 +382,7 @@ fn check_filesystem(path: &Path, root: &OwnedFd, options: &Options) -> Result<()
         let least = options.least_bytes;
         return Err(PoolError::TooSmall { path: path.to_owned(), found, least });
     }
-    // A new file has what the filesystem gives to new files.
+    // Whether files are DAX is an attribute of each file: look at a new one.
     let probe = open_at(root, "probe", OFlags::CREATE | OFlags::RDWR);
     let probe = probe.map_err(cannot("create a file in"))?;
     let mask = rustix::fs::StatxFlags::TYPE;
@@ -393,7 +396,7 @@ fn check_filesystem(path: &Path, root: &OwnedFd, options: &Options) -> Result<()
     Ok(())
 }
 
-/// Which pool this is. An empty directory is made one.
+/// Returns the identity of the pool. If the pool has none yet, creates and writes one.
 fn identify(path: &Path, root: &OwnedFd) -> Result<[u8; 16], PoolError> {
     let cannot = |attempt| {
         let path = path.to_owned();

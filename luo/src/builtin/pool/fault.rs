@@ -1,13 +1,14 @@
-//! Where tests stop a pool: before any of its changes.
+//! Fault injection for tests: makes changes of a pool on disk fail.
 //!
-//! [`before_change`] stands in front of each change that a pool makes on disk. In a program it is
-//! nothing. A test can count the changes and let one fail, or that one and all that follow, as if
-//! the machine had stopped there. It works for the thread that it was set up in.
+//! The pool calls [`before_change`] before each change that it makes on disk. Outside of tests the
+//! function does nothing. A test chooses a change by its number. Either only that change fails, or
+//! that change and all later ones, as if the machine had stopped there. A fault applies only to
+//! the thread that set it up.
 
 #[cfg(not(test))]
 use rustix::io::Errno;
 
-/// A change is about to be made. EIO: it must not be.
+/// Called before each change. Outside of tests, always succeeds.
 #[cfg(not(test))]
 pub(super) fn before_change() -> Result<(), Errno> {
     Ok(())
@@ -25,9 +26,9 @@ mod armed {
     /// Which changes fail.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(in super::super) enum Fault {
-        /// Only the one with this number, counted from 0, and with this errno.
+        /// Only the change with this number, counted from 0, fails, with this errno.
         At(usize, Errno),
-        /// That one, and all after it.
+        /// The change with this number, and all later ones, fail with EIO.
         From(usize),
     }
 
@@ -37,7 +38,7 @@ mod armed {
     }
 
     impl Fault {
-        /// Sets the fault up for what `act` does. Says whether it got that far.
+        /// Runs `act` with the fault. Also returns whether `act` reached the change of this number.
         pub(in super::super) fn during<T>(self, act: impl FnOnce() -> T) -> (T, bool) {
             FAULT.set(Some(self));
             CHANGES.set(0);

@@ -1,15 +1,16 @@
-//! The files of a pool, and who may remove one.
+//! The files of a pool, and when each can be removed.
 //!
 //! ```text
-//!  create, or a memfd is preserved --> files/ID <-- retrieve, renumber
-//!  owned:   in a session, of either side. Nothing removes it but that session.
-//!  used:    somebody has its fd or mapping (see `directory`). Stays, under any number.
-//!  neither: a leftover of a VM, a session or a generation that is gone. Removed by `collect`.
+//!  created as memory, or as the copy of a preserved memfd --> files/ID
+//!  owned:   preserved in an outgoing or incoming session. Only that session removes it.
+//!  used:    an fd or a mapping of it exists (see `directory`). `collect` does not remove it.
+//!  neither: a leftover of a VM, a session or a generation that is gone. `collect` removes it.
 //! ```
 //!
-//! A file gets a new number each time that it is preserved. So a number in a tree means a file as it
-//! was preserved then, and a tree that was kept back finds nothing. The inode and the size are
-//! checked as well. What is done with which file is left to [`super::handler`].
+//! A file in the pool gets a new number when it is preserved, unpreserved, or retrieved. So a
+//! number in a tree means the file as that tree preserved it, and a stale copy of a tree finds no
+//! files. The inode and the size are checked as well. Reading and writing files is left to
+//! [`super::handler`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -25,20 +26,20 @@ use super::record::{Entry, Tree, pool_files};
 use crate::Ticket;
 use crate::mutex::lock;
 
-/// What a preserved file is.
+/// How a file is preserved in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It lies in the pool and stays there.
+    /// A file of the pool, which stays where it is.
     File,
-    /// A small memfd, of which the pool has a copy.
+    /// A small memfd, which is copied into the pool.
     Copy,
 }
 
 impl Kind {
-    /// Both, in the order in which they are asked.
+    /// Both kinds, in the order in which their handlers are registered.
     pub(super) const ALL: [Self; 2] = [Self::File, Self::Copy];
 
-    /// The format of its handles, which are numbers of files.
+    /// The name of the format of the handles, which are numbers of files.
     pub(super) fn format(self) -> &'static str {
         match self {
             Self::File => "file-pool-v1",
@@ -46,13 +47,13 @@ impl Kind {
         }
     }
 
-    /// The kind with this format, if it is one of the pool's.
+    /// Returns the kind with this format; `None` if it is no format of the pool.
     pub(super) fn of(format: &Compatible) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.format().as_bytes() == format.as_bytes())
     }
 }
 
-/// The files of this process's pool. Clones are the same.
+/// The files of this process's pool. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Files(Arc<Mutex<State>>);
 
@@ -61,12 +62,12 @@ pub(super) struct State {
     pub(super) directory: Directory,
     /// Files of sessions, by number.
     pub(super) owned: BTreeMap<u64, Entry>,
-    /// Where files that were seen are: by inode.
+    /// Numbers of files that were looked up before, by inode.
     numbers: HashMap<u64, u64>,
 }
 
 impl Files {
-    /// `owned` are the files of the sessions that came in.
+    /// `owned` are the files of the incoming sessions.
     pub(super) fn new(directory: Directory, owned: BTreeMap<u64, Entry>) -> Self {
         let numbers = HashMap::new();
         Self(Arc::new(Mutex::new(State { directory, owned, numbers })))
@@ -78,17 +79,19 @@ impl Files {
 }
 
 impl State {
-    /// Memory: a file of `bytes` bytes whose every byte is there, and zero.
+    /// Creates memory: a file of `bytes` bytes, all allocated and zero. Removes leftovers first.
     ///
-    /// All of it is taken and written now, and nothing is left to the first touch. A page that the
-    /// filesystem could not give then would be a SIGBUS in a guest; and a page that it gave then would
-    /// have to reach its journal before the next kernel, in the blackout.
+    /// All pages are allocated and written now, not at the first access. If the filesystem could
+    /// not allocate a page at the first access, the guest would get a SIGBUS. A page that it did
+    /// allocate then would have to reach the filesystem's journal in the blackout.
+    ///
+    /// EINVAL if `bytes` is 0. ENOSPC if the pool has not enough room beside its reserve.
     pub(super) fn create_memory(&mut self, bytes: u64) -> Result<OwnedFd, Errno> {
         self.collect();
         self.create_memory_only(bytes)
     }
 
-    /// The same without removing anything, for a pool whose sessions are not known.
+    /// The same, without removing leftovers: for a pool whose sessions are not known.
     pub(super) fn create_memory_only(&mut self, bytes: u64) -> Result<OwnedFd, Errno> {
         if bytes == 0 {
             return Err(Errno::INVAL);
@@ -110,7 +113,8 @@ impl State {
         }
     }
 
-    /// Removes files that no session owns and nobody has. Best effort: what stays is removed later.
+    /// Removes files that no session owns and that are not in use. Ignores errors: the next call
+    /// tries again.
     pub(super) fn collect(&mut self) {
         for (id, inode) in self.directory.list().unwrap_or_default() {
             if self.owned.contains_key(&id) || self.directory.is_in_use(id) {
@@ -122,7 +126,7 @@ impl State {
         }
     }
 
-    /// The number of a file in the pool, if it is one.
+    /// Returns the number of the file with this inode; `None` if it is no file of the pool.
     pub(super) fn number_of(&mut self, inode: Inode) -> Option<u64> {
         if inode.device != self.directory.device {
             return None;
@@ -130,21 +134,21 @@ impl State {
         if let Some(id) = self.numbers.get(&inode.number) {
             return Some(*id);
         }
-        // Made by the host that was before this one, perhaps.
+        // An earlier host of this pool may have made the file.
         let found = self.directory.list().ok()?.into_iter().find(|(_, i)| *i == inode.number);
         let (id, _) = found?;
         self.numbers.insert(inode.number, id);
         Some(id)
     }
 
-    /// Gives a file another number.
+    /// Renames a file to a new random number. Returns the number.
     pub(super) fn renumber(&mut self, id: u64, inode: Inode) -> Result<u64, Errno> {
         let new = self.directory.renumber(id)?;
         self.numbers.insert(inode.number, new);
         Ok(new)
     }
 
-    /// Opens an owned file. ESTALE: what is there is not it.
+    /// Opens an owned file. ESTALE if it is missing, or another file is in its place.
     pub(super) fn open_owned(&self, id: u64) -> Result<(OwnedFd, Entry), Errno> {
         let entry = *self.owned.get(&id).ok_or(Errno::STALE)?;
         let fd = match self.directory.open_file(id) {
@@ -158,7 +162,7 @@ impl State {
         Ok((fd, entry))
     }
 
-    /// Removes an owned file. Best effort: what stays is a leftover.
+    /// Removes an owned file. Ignores errors: `collect` removes the file later.
     pub(super) fn discard(&mut self, id: u64) {
         if let Some(entry) = self.owned.remove(&id) {
             let _ = self.directory.remove(id);
@@ -166,7 +170,7 @@ impl State {
         }
     }
 
-    /// The pool's tree for these sessions, which are handed over by the switch with this ticket.
+    /// Returns the pool's tree for these outgoing sessions, and the ticket of their switch.
     pub(super) fn tree(&self, luo: Handover, ticket: Ticket) -> Tree {
         let of_session = |id: &u64| self.owned.get(id).map(|entry| (*id, *entry));
         let files = pool_files(&luo).filter_map(|file| of_session(&file.data)).collect();

@@ -1,10 +1,10 @@
-//! What a pool carries: its own files as they are, and small memfds as copies.
+//! The pool's file handlers: files of the pool are preserved in place, small memfds as copies.
 //!
-//! Guest memory is a file of the pool, and is preserved by writing down which one. A memfd lies in
-//! memory that the next kernel takes for free, so its contents have to be written into the pool, at
-//! the last moment, when nothing changes them any more. For documents that is right, for guest
-//! memory it would not be: there is a [limit](MOST_COPIED). Room is taken when it is preserved, while
-//! a refusal still costs nothing. Where files are is left to [`super::files`].
+//! Guest memory is a file of the pool; to preserve it is to record its number. A memfd is in memory
+//! that the next kernel treats as free, so its contents are copied into the pool. Freeze copies
+//! them, when they no longer change. Copying suits documents, not guest memory, so there is a
+//! [limit](MOST_COPIED). The room for the copy is allocated when the memfd is preserved, because a
+//! refusal then costs nothing. Where files are is left to [`super::files`].
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ use super::record::Entry;
 /// Largest memfd that is copied, in bytes.
 pub const MOST_COPIED: u64 = 16 << 20;
 
-/// Carries files of the pool.
+/// Preserves files of the pool, in place.
 #[derive(Debug)]
 pub(super) struct FileHandler {
     pub(super) files: Files,
@@ -52,7 +52,7 @@ impl Handler<OpenFile> for FileHandler {
         Ok(Handle(id))
     }
 
-    /// EINVAL: the file has not the size that it was preserved with.
+    /// EINVAL if the file's size has changed since it was preserved.
     fn freeze(&mut self, file: &OpenFile, handle: Handle) -> Result<Handle, Errno> {
         let bytes = file.look()?.bytes;
         let position = rustix::fs::tell(file)?;
@@ -69,7 +69,7 @@ impl Handler<OpenFile> for FileHandler {
         let mut state = self.files.state();
         state.owned.remove(&handle.0);
         if let Ok(look) = file.look() {
-            // A tree that somebody kept should not find it.
+            // So that a stale copy of a tree cannot find the file.
             let _ = state.renumber(handle.0, look.inode);
         }
     }
@@ -78,8 +78,8 @@ impl Handler<OpenFile> for FileHandler {
         let mut state = self.files.state();
         let (fd, entry) = state.open_owned(handle.0)?;
         directory::seek(&fd, entry.position)?;
-        // That its session is taken is on disk already. This is one lock more, and no reason to
-        // lose a guest.
+        // So that a stale copy of a tree cannot find the file. An error must not lose the guest,
+        // and is ignored: the mark on disk already keeps the session from being given out again.
         let _ = state.renumber(handle.0, Look::at(&fd)?.inode);
         state.owned.remove(&handle.0);
         Ok(OpenFile::new(fd))
@@ -90,12 +90,12 @@ impl Handler<OpenFile> for FileHandler {
     }
 }
 
-/// Carries memfds.
+/// Preserves memfds, as copies in the pool.
 #[derive(Debug)]
 pub(super) struct CopyHandler {
     pub(super) files: Files,
     pub(super) compatible: Compatible,
-    /// The copies of preserved memfds, open for writing.
+    /// The copies of preserved memfds, open for writing, by number.
     pub(super) copies: BTreeMap<u64, OwnedFd>,
 }
 
@@ -112,7 +112,7 @@ impl Handler<OpenFile> for CopyHandler {
         file.look().ok().map(|look| look.inode.to_u128())
     }
 
-    /// E2BIG: the memfd is larger than [`MOST_COPIED`].
+    /// E2BIG if the memfd is larger than [`MOST_COPIED`].
     fn preserve(&mut self, file: &OpenFile) -> Result<Handle, Errno> {
         let bytes = file.look()?.bytes;
         if bytes > MOST_COPIED {
@@ -127,7 +127,7 @@ impl Handler<OpenFile> for CopyHandler {
         Ok(Handle(id))
     }
 
-    /// EINVAL: the memfd has not the size that it was preserved with.
+    /// EINVAL if the memfd's size has changed since it was preserved.
     fn freeze(&mut self, file: &OpenFile, handle: Handle) -> Result<Handle, Errno> {
         let mut state = self.files.state();
         let entry = state.owned.get_mut(&handle.0).ok_or(Errno::STALE)?;
@@ -147,7 +147,7 @@ impl Handler<OpenFile> for CopyHandler {
         self.files.state().discard(handle.0);
     }
 
-    /// ESTALE: the copy is not what was written.
+    /// ESTALE if the copy is missing or its contents have changed.
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
         let mut state = self.files.state();
         let (copy, entry) = state.open_owned(handle.0)?;
@@ -165,8 +165,9 @@ impl Handler<OpenFile> for CopyHandler {
     }
 }
 
-/// Ends what an incoming session owns. A file that could not be retrieved is perhaps another one, and
-/// only let go: if nobody has it, it is a leftover.
+/// Ends the ownership of an incoming session's file, and removes the file if it was never
+/// retrieved. A file that could not be retrieved may be another file, so it is not removed here: if
+/// it is not in use, it is a leftover.
 fn finish(files: &Files, retrieval: &Retrieval<'_, OpenFile>, handle: Handle) {
     let mut state = files.state();
     match retrieval {
@@ -175,7 +176,7 @@ fn finish(files: &Files, retrieval: &Retrieval<'_, OpenFile>, handle: Handle) {
     }
 }
 
-/// Reads a memfd, also if this fd of it is for writing only.
+/// Reads a memfd, also if this fd is write-only.
 fn read_any(file: &OpenFile, bytes: u64) -> Result<Vec<u8>, Errno> {
     match directory::read(file, bytes) {
         Err(Errno::BADF) => {
@@ -188,7 +189,7 @@ fn read_any(file: &OpenFile, bytes: u64) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// A memfd with these contents, and with the position and the seals of the one that was copied.
+/// Makes a memfd with these contents, and with the position and the seals of the copied memfd.
 fn memfd(contents: &[u8], entry: &Entry) -> Result<OwnedFd, Errno> {
     let seals = SealFlags::from_bits_retain(entry.seals);
     let sealed = seals.contains(SealFlags::EXEC);

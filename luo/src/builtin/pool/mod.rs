@@ -1,27 +1,28 @@
-//! The built-in LUO on a pool: memory that a kexec leaves alone, on any stock kernel.
+//! The built-in LUO as a pool: files in RAM that a kexec does not touch, on any stock kernel.
 //!
-//! A pool is a directory on a filesystem with DAX that lies in RAM which was kept from the kernel
-//! (`memmap=1G!1G` on the command line gives `/dev/pmem0`; ext4 on it is mounted with `dax=always`).
-//! There the files' pages *are* the memory. The next kernel, started with the same `memmap=`, finds
-//! the same files in the same pages. So guest memory made by [`Pool::create_memory`] is preserved by
-//! noting which file it is, and never copied; memfds with documents are copied into the pool.
+//! A pool is a directory on a filesystem with DAX, in RAM that the kernel does not use otherwise
+//! (`memmap=1G!1G` on the command line gives `/dev/pmem0`; ext4 on it is mounted with
+//! `dax=always`). The pages of a file there *are* its memory. The next kernel, booted with the same
+//! `memmap=`, finds the same files in the same pages. So guest memory from [`Pool::create_memory`]
+//! is preserved by recording its file, and is never copied. Memfds with documents are copied into
+//! the pool.
 //!
 //! ```text
 //!   start:   handover --> incoming --> sessions          switch:  sessions --> handover --> jump
 //!              |  no tree: a cold start                                            |
-//!              |  a bad one: live update is disabled, and nothing is removed       v
-//!              v                                              came back: handover is removed,
-//!            leftovers of crashed generations are removed     all is as it was
+//!              |  bad tree: live update is disabled, and nothing is removed        v
+//!              v                                            jump returns: handover is removed,
+//!            leftovers of crashed generations are removed   nothing has changed
 //! ```
 //!
-//! What is on disk is complete at each moment: a crash anywhere leaves the tree of the last
-//! generation or that of the next. It is given out for the [`Ticket`] of its switch, which the next
-//! kernel is handed ([`Expect`]). Sessions once retrieved are not given out again, even if the host
-//! is started anew: their guests may have run since. As in the kernel, what nobody retrieved
-//! waits until it is finished or replaced by the next switch.
+//! A crash at any moment leaves the tree of the previous generation, or that of the next, complete.
+//! A host uses a tree only if the tree has the [`Ticket`] that the host was given ([`Expect`]
+//! allows exceptions). A session that was retrieved is not given out again, also not to a restarted
+//! host: its guest may have run since. As in the kernel, sessions that nobody retrieves stay until
+//! the next switch.
 //!
-//! Huge pages: a file's extents and the mapping have to be aligned to 2 MiB. Memory is allocated in one
-//! piece for that; ext4 aligns it if it was made with `-E stride=512,stripe_width=512`.
+//! For huge pages, the extents of a file and its mapping must be aligned to 2 MiB. So memory is
+//! allocated in one piece; ext4 aligns it if made with `-E stride=512,stripe_width=512`.
 
 mod directory;
 mod fault;
@@ -51,31 +52,32 @@ use handler::{CopyHandler, FileHandler};
 pub use record::Error as TreeError;
 use record::Tree;
 
-/// Whose sessions a pool gives out.
+/// Which tree a pool takes its incoming sessions from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expect {
-    /// Whatever the last host left. For who has another way to know that nothing happened between.
+    /// The tree of the previous host, whatever its ticket. For callers that know by other means
+    /// that no other kernel or host ran since.
     #[default]
     Anything,
-    /// What this kernel was handed the ticket of. A pool that does not have it is left as it is, and
-    /// live update is disabled.
+    /// The tree with this ticket. If the pool does not have it, live update is disabled, and
+    /// nothing in the pool is removed.
     Switch(Ticket),
-    /// Nothing: this kernel was not entered by a switch. What is there is of another boot, and is
-    /// given up, in whatever state it is.
+    /// No tree, because no switch started this kernel. Trees in the pool are of another boot, and
+    /// are removed, valid or not.
     Nothing,
 }
 
-/// What a pool has to be.
+/// Requirements and settings of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Fewest bytes that its filesystem has: what all VMs need.
+    /// Least size of its filesystem in bytes: as much as all VMs need.
     pub least_bytes: u64,
-    /// Bytes that memory never takes, so that documents and trees find room.
+    /// Bytes that [`Pool::create_memory`] leaves free, for documents and trees.
     pub reserve_bytes: u64,
-    /// Whose sessions are given out.
+    /// The tree to take incoming sessions from.
     pub expect: Expect,
-    /// Takes a filesystem without DAX. For tests: nothing in it survives a kexec, and what a guest
-    /// wrote last may never reach the disk.
+    /// Accepts a filesystem without DAX. For tests only: its memory does not survive a kexec, and a
+    /// guest's last writes may never reach the disk.
     pub without_dax: bool,
 }
 
@@ -94,13 +96,13 @@ impl Default for Options {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// The path is something else.
+    /// The path is not a directory.
     #[error("the pool {} is not a directory", path.display())]
     NotADirectory {
         /// The pool.
         path: PathBuf,
     },
-    /// Another host has it.
+    /// Another host uses it.
     #[error("the pool {} is in use by another host", path.display())]
     InUse {
         /// The pool.
@@ -116,44 +118,45 @@ pub enum PoolError {
         /// Bytes that are needed.
         least: u64,
     },
-    /// Its files are not in the memory that survives.
+    /// Its filesystem has no DAX: the files are not in memory that survives a kexec.
     #[error(
-        "the pool {} is on a filesystem without DAX, from which no memory survives: mount it with \
-         `dax=always`", path.display()
+        "the pool {} is on a filesystem without DAX, whose memory does not survive a kexec: mount \
+         it with `dax=always`", path.display()
     )]
     NoDax {
         /// The pool.
         path: PathBuf,
     },
-    /// Another version of this program has laid it out.
+    /// It has the layout of another version of this program.
     #[error("the pool {} is laid out as `{found}`, this build knows `{known}`", path.display())]
     Version {
         /// The pool.
         path: PathBuf,
-        /// What it says, escaped.
+        /// The version in the pool, escaped.
         found: String,
-        /// What would be read.
+        /// The version that this build can read.
         known: &'static str,
     },
-    /// It does not say which pool it is.
+    /// Its file `pool` has no valid identity.
     #[error("the pool {} is damaged: its file `pool` has no identity in it", path.display())]
     Identity {
         /// The pool.
         path: PathBuf,
     },
-    /// The filesystem refused.
+    /// A system call on it failed.
     #[error("cannot {attempt} the pool {}: {errno}", path.display())]
     Io {
         /// The pool.
         path: PathBuf,
-        /// What was tried.
+        /// The attempted action, as a verb for the error text.
         attempt: &'static str,
-        /// What the kernel answered.
+        /// The kernel's errno.
         errno: Errno,
     },
 }
 
-/// Sessions on a pool. Clones are the same. One process has a pool at a time.
+/// An orchestrator whose sessions survive in a pool. Clones share it. Only one process can use a
+/// pool at a time.
 #[derive(Debug, Clone)]
 pub struct Pool {
     direct: Direct,
@@ -162,20 +165,22 @@ pub struct Pool {
     ticket: Ticket,
 }
 
-/// What the last generation left.
+/// The sessions of the previous generation.
 struct Arrival {
+    /// The tree `incoming`, without the sessions that were retrieved already.
     tree: Tree,
-    /// By which its sessions are noted as taken.
+    /// The digest of the encoded tree, which is in the names of its sessions' marks.
     digest: u32,
-    /// Of each session that can still be retrieved: which one it is in the tree that came.
+    /// The index in the encoded tree of each session that can still be retrieved.
     places: Vec<usize>,
 }
 
 impl Pool {
-    /// Opens the pool at `path`, or makes one of an empty directory there.
+    /// Opens the pool at `path`. Makes one in a directory that is no pool yet.
     ///
-    /// A bad tree is no error: it disables live update ([`disabled`](Self::disabled) says why), leaves
-    /// everything where it is, and memory can be made. To give up what it holds, empty the directory.
+    /// A bad tree is no error: it disables live update ([`disabled`](Self::disabled) says why).
+    /// Nothing is removed then, and memory can be created. To give up the sessions of a bad tree,
+    /// empty the directory.
     pub fn start(path: impl AsRef<Path>, options: &Options) -> Result<Self, PoolError> {
         let directory = Directory::open(path.as_ref(), options)?;
         let arrived = arrive(&directory, options.expect);
@@ -200,34 +205,36 @@ impl Pool {
         Ok(Self { direct, files, number, ticket })
     }
 
-    /// Why live update is disabled, if it is.
+    /// Returns why live update is disabled; `None` if it is enabled.
     pub fn disabled(&self) -> Option<Disabled> {
         self.direct.disabled()
     }
 
-    /// How many live updates led here: 0 after a cold start.
+    /// The number of live updates that led to this generation: 0 after a cold start.
     pub fn liveupdate_number(&self) -> u64 {
         self.number
     }
 
-    /// Removes memory that nobody has any more, and that no session owns. It is done at each start and
-    /// before memory is made, too.
+    /// Removes files that are no longer in use and that no session owns. Does nothing while live
+    /// update is disabled. Each start and each [`Pool::create_memory`] does the same.
     pub fn collect(&self) {
         if self.direct.disabled().is_none() {
             self.files.state().collect();
         }
     }
 
-    /// Takes a copy of a session's fd as that session. The fd of anything else is handed back.
+    /// Makes a session from a copy of its fd. Hands back an fd that represents no session of this
+    /// pool.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
         self.direct.adopt(fd)
     }
 
-    /// Puts all outgoing sessions where the next generation will look, and calls `jump`.
+    /// Writes the tree of all outgoing sessions for the next generation, and calls `jump`.
     ///
-    /// `Ok` from it says that a successor has taken over (which waits for the lock of the pool, that
-    /// is, for this process to end): every session call is answered ESHUTDOWN from then on. After any
-    /// error everything is as it was. Nothing in `jump` may drop a session or call the pool.
+    /// `Ok` from `jump` means that a successor takes over. The successor waits for the lock of the
+    /// pool, which this process has until it ends. Every session call then fails with ESHUTDOWN.
+    /// After any error nothing has changed, except that ENOTRECOVERABLE means that the tree could
+    /// not be removed. `jump` must not drop a session or call the pool.
     pub fn hand_over<T, E>(
         &self,
         jump: impl FnOnce() -> Result<T, E>,
@@ -251,21 +258,21 @@ impl Pool {
         })
     }
 
-    /// Calls the machine itself: for who serves its protocol to others. The pool waits meanwhile:
-    /// nothing in `act` may drop a session or call the pool, save for
-    /// [`open_session`](Self::open_session).
+    /// Calls `act` with the state machine, for a server that answers the requests of other
+    /// processes. The pool is locked meanwhile: `act` must not drop a session, and of the pool's
+    /// methods may call only [`open_session`](Self::open_session).
     pub fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
         self.direct.with_machine(act)
     }
 
-    /// The fd that stands for a session which the machine is about to give out: its last close ends
-    /// the session.
+    /// Makes the fd that represents a session, while the session is created or retrieved. The
+    /// session ends when the last copy of the fd is closed.
     pub fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
         self.direct.open_session(session)
     }
 }
 
-/// What is found where a tree can be, with the tree's digest.
+/// A tree with its digest, or why it was refused; `None` if there is no tree.
 type Found = Option<Result<(Tree, u32), TreeError>>;
 
 fn find(directory: &Directory, place: Place) -> Result<Found, TreeError> {
@@ -276,7 +283,8 @@ fn find(directory: &Directory, place: Place) -> Result<Found, TreeError> {
     }))
 }
 
-/// The tree of the last generation, made the one that came in.
+/// Finds the tree of the previous generation, and renames `handover` to `incoming` if that is the
+/// tree.
 fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, TreeError> {
     let io = |errno| TreeError::Io { errno };
     if expect == Expect::Nothing {
@@ -293,7 +301,8 @@ fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, Tree
                 let found = handover.or(incoming).transpose()?.map(|(tree, _)| tree.ticket);
                 return Err(TreeError::Ticket { wanted, found });
             }
-            // This kernel's host tried a switch that did not happen and could not be undone.
+            // `incoming` has the ticket, so an earlier host of this kernel wrote `handover` for a
+            // switch that failed and could not be undone.
             directory.remove_handover().map_err(io)?;
             handover = None;
         }
@@ -312,7 +321,7 @@ fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, Tree
     Ok(Some(remaining(directory, tree, digest)))
 }
 
-/// The sessions that nobody has retrieved yet.
+/// Returns the sessions of the tree that were not retrieved yet.
 fn remaining(directory: &Directory, mut tree: Tree, digest: u32) -> Arrival {
     let sessions = std::mem::take(&mut tree.luo.sessions).into_iter().enumerate();
     let left = sessions.filter(|(place, _)| !directory.is_taken(digest, *place));
@@ -327,7 +336,7 @@ fn register_handlers(luo: &mut Luo<OpenFile>, files: &Files) {
     for kind in Kind::ALL {
         let Some(compatible) = Compatible::new(kind.format()) else { continue };
         let files = files.clone();
-        // They are refused only while live update is disabled; then nobody asks for them.
+        // Fails only while live update is disabled; then no handler is needed.
         let _ = match kind {
             Kind::File => luo.register_handler(FileHandler { files, compatible }),
             Kind::Copy => {
@@ -338,11 +347,11 @@ fn register_handlers(luo: &mut Luo<OpenFile>, files: &Files) {
     }
 }
 
-/// Notes on disk that a session is taken before anybody can have its memory.
+/// Marks an incoming session on disk as retrieved, before any of its files is given out.
 fn before_retrieval(files: Files, arrived: Option<Arrival>) -> BeforeRetrieval {
     let (digest, places) = arrived.map_or((0, Vec::new()), |a| (a.digest, a.places));
     Box::new(move |session| {
-        // The machine counts sessions from 1 in the order of the tree, before any of its own.
+        // The state machine numbers sessions from 1: first those of the tree, in its order.
         let index = usize::try_from(session.0).ok().and_then(|number| number.checked_sub(1));
         match index.and_then(|index| places.get(index)) {
             Some(place) => files.state().directory.mark_taken(digest, *place),
@@ -356,7 +365,7 @@ impl Orchestrator for Pool {
         Backend::Pool
     }
 
-    /// That of the next switch. The same for each attempt.
+    /// The ticket of the next switch. The same for each attempt.
     fn ticket(&self) -> Option<Ticket> {
         Some(self.ticket)
     }
@@ -369,9 +378,10 @@ impl Orchestrator for Pool {
         self.direct.retrieve_session(name)
     }
 
-    /// A file in the pool, all of it allocated and written: no store to it can fail for want of room,
-    /// and none has to reach the filesystem's journal. It takes as long as zeroing the memory does.
-    /// The file is removed when its last fd and mapping is gone, the next time that room is looked for.
+    /// Creates a file in the pool, with all pages allocated and zeroed. So no store to the memory
+    /// can fail for lack of room, or needs the filesystem's journal. Takes as long as zeroing the
+    /// memory. After the last fd and mapping of the file are gone, [`Pool::collect`] removes the
+    /// file.
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
         let made = match self.direct.disabled() {
             None => self.files.state().create_memory(len),

@@ -1,12 +1,12 @@
-//! Numbers that nobody can have written down before.
+//! Random numbers, for names that must not have been used before.
 //!
-//! They come from where the standard library seeds its hash maps, which is the kernel. They are
-//! unlike each other, and not secret.
+//! They come from the seeds of the standard library's hash maps, which come from the kernel. They
+//! differ from each other, but are not secret.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-/// A number that is not 0.
+/// Returns a random number other than 0.
 pub(super) fn random() -> u64 {
     loop {
         let number = RandomState::new().hash_one(0);
@@ -16,7 +16,7 @@ pub(super) fn random() -> u64 {
     }
 }
 
-/// 16 bytes.
+/// Returns 16 random bytes.
 pub(super) fn random_bytes() -> [u8; 16] {
     (u128::from(random()) << 64 | u128::from(random())).to_be_bytes()
 }

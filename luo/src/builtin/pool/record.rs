@@ -1,20 +1,20 @@
-//! A pool's tree: the sessions, and which files are theirs.
+//! A pool's tree: the sessions, and the records of their files in the pool.
 //!
 //! ```text
 //! / {
 //!     compatible = "luo-pool-v1";
-//!     pool = [16 bytes];        which pool it was written into
-//!     ticket = [16 bytes];      which switch it was written by
+//!     pool = [16 bytes];        identity of the pool that the tree was written into
+//!     ticket = [16 bytes];      ticket of the switch that wrote the tree
 //!     digest = <u32>;           CRC-32 of the tree with this as 0
 //!     files = [8 + 40 n];       count u64, then: id u64, inode u64, bytes u64, position u64,
 //!                               seals u32, digest u32; little-endian, by id
-//!     luo = [ .. ];             the sessions, as `luo-v1` has them; a handle there is an id here
+//!     luo = [ .. ];             the sessions, as a `luo-v1` tree; its handles are ids of `files`
 //! };
 //! ```
 //!
-//! Read strictly, like [`v1`]: a tree has one form, so every cut and every flipped byte is an error.
-//! That each preserved file has one record and each record its file is part of that. Whether the
-//! files in the pool are those is left to who opens them.
+//! Decoding is strict, as in [`v1`]: a tree has only one encoding, so every cut and every flipped
+//! byte is an error. So is a preserved file without exactly one record, and a record without its
+//! file. Whether the files in the pool match their records is checked when they are opened.
 
 use std::collections::BTreeMap;
 
@@ -35,71 +35,71 @@ const LUO: &str = "luo";
 const COUNT_BYTES: usize = 8;
 const ENTRY_BYTES: usize = 40;
 
-/// Why a pool's tree is not taken.
+/// Why a pool's tree was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It cannot be got from the filesystem.
-    #[error("the tree in the pool cannot be read: {errno}")]
+    /// The filesystem failed to read, rename or remove it.
+    #[error("cannot access the tree in the pool: {errno}")]
     Io {
-        /// What the kernel answered.
+        /// The kernel's errno, or EFBIG for a tree that is too large.
         errno: Errno,
     },
-    /// It is no tree of a pool, or damaged.
-    #[error("the tree in the pool cannot be understood")]
+    /// It is not a pool's tree, or is damaged.
+    #[error("cannot decode the tree in the pool")]
     Tree(#[source] v1::Error),
-    /// The part with the sessions is no tree, or damaged.
-    #[error("the sessions in the pool's tree cannot be understood")]
+    /// The property with the sessions is not a `luo-v1` tree, or is damaged.
+    #[error("cannot decode the sessions in the pool's tree")]
     Sessions(#[source] v1::Error),
-    /// It was written into another pool.
-    #[error("the tree in the pool is of another pool, which was copied or mixed up")]
+    /// It was written into another pool, and copied or moved here.
+    #[error("the tree in the pool was written into another pool: their files were mixed up")]
     Foreign,
-    /// It is of another switch than the one by which this kernel was entered.
-    #[error(
-        "the pool does not hold what this kernel was entered with: that has the ticket {wanted}, {}",
-        of(found.as_ref())
-    )]
+    /// It does not have the ticket that the host was given, or there is no tree.
+    #[error("this host was given the ticket {wanted}, but {}", of(found.as_ref()))]
     Ticket {
-        /// The ticket that this kernel was given.
+        /// The ticket that the host was given.
         wanted: Ticket,
-        /// The one in the pool, if there is any.
+        /// The ticket of the tree in the pool; `None` without a tree.
         found: Option<Ticket>,
     },
-    /// It is not of the generation before this one.
-    #[error("the tree in the pool is of live update {found}, and live update {latest} was there")]
+    /// It is not newer than the tree that was taken over last.
+    #[error(
+        "the tree in the pool is of live update {found}, but this pool was already taken over \
+         after live update {latest}"
+    )]
     Generation {
-        /// What the tree says.
+        /// The live update number in the tree.
         found: u64,
-        /// What this pool was at.
+        /// The live update number of the tree that was taken over last.
         latest: u64,
     },
     /// A preserved file without exactly one record, or a record without its file.
     #[error("the tree in the pool does not have exactly one record of file {id:016x}")]
     Files {
-        /// The file.
+        /// The number of the file.
         id: u64,
     },
 }
 
 fn of(found: Option<&Ticket>) -> String {
     match found {
-        Some(ticket) => format!("what is in the pool {ticket}"),
-        None => "and in the pool there is nothing".to_owned(),
+        Some(ticket) => format!("the tree in the pool has ticket {ticket}"),
+        None => "the pool has no tree".to_owned(),
     }
 }
 
-/// What is known of a file in the pool.
+/// The record of a file in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Its inode: a file in its place that has another is not it.
+    /// Its inode number. A file of that name with another inode is another file.
     pub(crate) inode: u64,
-    /// Its size.
+    /// Its size in bytes.
     pub(crate) bytes: u64,
-    /// Its position at the switch.
+    /// The position of the open file at the switch, in bytes.
     pub(crate) position: u64,
-    /// A copy's: the seals of the memfd that it is of.
+    /// For a copy, the seals of the copied memfd; otherwise 0.
     pub(crate) seals: u32,
-    /// A copy's: the CRC-32 of its contents.
+    /// For a copy, the CRC-32 of its contents; otherwise 0.
     pub(crate) digest: u32,
 }
 
@@ -123,7 +123,7 @@ impl Entry {
     }
 }
 
-/// A pool's tree as a value.
+/// A pool's tree as a plain value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tree {
     pub(crate) pool: [u8; 16],
@@ -132,19 +132,19 @@ pub(crate) struct Tree {
     pub(crate) luo: Handover,
 }
 
-/// The files of a tree that are in the pool.
+/// Returns the records of the files that are in the pool.
 pub(crate) fn pool_files(luo: &Handover) -> impl Iterator<Item = &FileRecord> {
     let files = luo.sessions.iter().flat_map(|session| &session.files);
     files.filter(|file| Kind::of(&file.compatible).is_some())
 }
 
-/// Writes a tree.
+/// Encodes a tree.
 pub(crate) fn encode(tree: &Tree) -> Result<Vec<u8>, v1::Error> {
     let undigested = write(tree, 0)?;
     write(tree, crc32fast::hash(&undigested))
 }
 
-/// Reads a tree, which has to be of this pool.
+/// Decodes a tree. Errors if it was written into another pool than `pool`.
 pub(crate) fn decode(bytes: &[u8], pool: [u8; 16]) -> Result<Tree, Error> {
     let tree = read(bytes).map_err(Error::Tree)??;
     let again = encode(&tree).map_err(Error::Tree)?;
@@ -159,7 +159,7 @@ pub(crate) fn decode(bytes: &[u8], pool: [u8; 16]) -> Result<Tree, Error> {
     Ok(tree)
 }
 
-/// A tree's own digest, by which its sessions' notes are found.
+/// Returns the digest of an encoded tree, which is in the names of its sessions' marks.
 pub(crate) fn digest(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
@@ -195,7 +195,7 @@ fn read_entries(path: &str, bytes: &[u8]) -> Result<BTreeMap<u64, Entry>, v1::Er
     Ok(records.iter().map(Entry::from_bytes).collect())
 }
 
-/// Every file in a session has one record, and every record such a file.
+/// Checks that every file of the pool in a session has one record, and every record such a file.
 fn check_files(tree: &Tree) -> Result<(), Error> {
     let mut left: BTreeMap<_, _> = tree.files.iter().collect();
     for FileRecord { data, .. } in pool_files(&tree.luo) {

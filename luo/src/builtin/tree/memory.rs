@@ -1,8 +1,8 @@
-//! Physical memory, as far as a tree needs it: pages at addresses.
+//! Physical memory as pages at addresses, for trees whose records hold addresses.
 //!
-//! Layouts whose records hold addresses read them through [`Memory`] and write through
-//! [`Allocate`], so that they work on a dump, on `/dev/mem`, or on nothing but a map
-//! ([`SimulatedMemory`]). Nothing here checks what the pages say.
+//! Such trees are read through [`Memory`] and written through [`Allocate`]. So they can be in a
+//! dump, in `/dev/mem`, or in a map ([`SimulatedMemory`]). This module does not check the contents
+//! of pages.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,21 @@ pub type Page = [u8; PAGE_BYTES];
 
 /// Memory that can be read page by page.
 pub trait Memory {
-    /// The page at `address`, a multiple of [`PAGE_BYTES`]; `None` if there is none.
+    /// Returns the page at `address`, a multiple of [`PAGE_BYTES`]; `None` if there is no page.
     fn page(&self, address: u64) -> Option<&Page>;
 }
 
-/// Memory that pages can be taken from.
+/// Memory in which pages can be allocated.
 pub trait Allocate: Memory {
-    /// Takes `count` pages of zeros, side by side, and says where the first one is. Never 0. `None`
-    /// if there is not as much.
+    /// Allocates `count` contiguous pages of zeros, and returns the address of the first, which is
+    /// never 0. `None` if there is not enough memory.
     fn allocate(&mut self, count: usize) -> Option<u64>;
 
-    /// A page that was taken, to write to.
+    /// Returns an allocated page for writing; `None` if there is no page.
     fn page_mut(&mut self, address: u64) -> Option<&mut Page>;
 }
 
-/// Memory that is a map. Pages are taken from 1 MiB upwards, one after the other.
+/// Memory as a map of pages. Allocates each page above the last one, from 1 MiB on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SimulatedMemory {
     pages: BTreeMap<u64, Box<Page>>,
@@ -42,7 +42,7 @@ impl SimulatedMemory {
         Self::default()
     }
 
-    /// Puts a page at an address, whatever was there.
+    /// Puts a page at an address, and replaces a page that was there.
     pub fn insert(&mut self, address: u64, page: Page) {
         self.pages.insert(address, Box::new(page));
     }
@@ -78,8 +78,8 @@ impl Allocate for SimulatedMemory {
     }
 }
 
-/// Reads `length` bytes from the page-aligned `address` on, over pages side by side. `None` if a
-/// page is missing; then nothing was allocated for it.
+/// Reads `length` bytes from contiguous pages, from the page-aligned `address` on. `None` if a page
+/// is missing. Allocates only as it reads, so that a wrong `length` costs no memory.
 pub(super) fn read_contiguous(
     memory: &impl Memory,
     address: u64,
@@ -95,7 +95,7 @@ pub(super) fn read_contiguous(
     Some(bytes)
 }
 
-/// Writes `bytes` from the page-aligned `address` on, over pages side by side. `None` if a page is
+/// Writes `bytes` to contiguous pages, from the page-aligned `address` on. `None` if a page is
 /// missing.
 pub(super) fn write_contiguous(
     memory: &mut impl Allocate,

@@ -1,9 +1,10 @@
-//! Handover trees: what one kernel leaves for the next, as plain values and as bytes.
+//! Handover trees: the sessions that one kernel leaves for the next, as plain values and as bytes.
 //!
-//! A [`Handover`] has no addresses in it. Two layouts carry it: [`v1`], an FDT, which the built-in LUO
-//! uses from one generation to the next; and [`v5`], the pages of Linux 7.3, to read and write
-//! what a kernel does. Both are of one record layout ([`record`]), both are read strictly: a tree
-//! is a value or an error that says where and what both sides have. Neither is read by halves.
+//! A [`Handover`] has no addresses. It can be encoded in two layouts: [`v1`], an FDT, which the
+//! built-in LUO uses between generations; and [`v5`], the pages in memory of Linux 7.3, to read
+//! what a kernel wrote and write what it reads. Both use the same records ([`record`]). Both are
+//! decoded strictly: decoding returns the whole tree, or an error that names the place, what the
+//! tree has and what this build knows.
 
 use super::label::{Compatible, Name};
 use crate::Token;
@@ -18,23 +19,23 @@ pub mod v1;
 #[cfg(feature = "tools")]
 pub mod v5;
 
-/// All that is handed over.
+/// The contents of a handover tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Handover {
-    /// How many live updates led to the kernel that reads this.
+    /// The number of live updates that led to the kernel that reads the tree.
     pub number: u64,
-    /// In the order of their creation.
+    /// The outgoing sessions, in the order of their creation.
     pub sessions: Vec<SessionRecord>,
-    /// Objects that files share.
+    /// The shared objects that files depend on.
     pub flbs: Vec<FlbRecord>,
 }
 
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionRecord {
-    /// What it is retrieved by.
+    /// The name of the session.
     pub name: Name,
-    /// In the order in which they were preserved.
+    /// The files, in the order in which they were preserved.
     pub files: Vec<FileRecord>,
 }
 
@@ -43,25 +44,25 @@ pub struct SessionRecord {
 pub struct FileRecord {
     /// The format of `data`, which names the handler.
     pub compatible: Compatible,
-    /// What the handler wrote down.
+    /// The file's handle, which only the handler understands.
     pub data: u64,
-    /// What it is retrieved by.
+    /// The token of the file in its session.
     pub token: Token,
 }
 
-/// One object that files share.
+/// One shared object (see [`flb`](super::flb)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlbRecord {
     /// The format of `data`, which names the object.
     pub compatible: Compatible,
-    /// What the object wrote down.
+    /// The object's handle, which only the object understands.
     pub data: u64,
-    /// How many files depend on it.
+    /// The number of files that depend on it.
     pub count: u64,
 }
 
 impl Handover {
-    /// How many files there are in all sessions.
+    /// The number of files in all sessions.
     pub fn file_count(&self) -> usize {
         self.sessions.iter().map(|session| session.files.len()).sum()
     }

@@ -1,8 +1,9 @@
-//! The records that both layouts carry, byte by byte.
+//! The binary records that both layouts use.
 //!
 //! Integers are little-endian, in the order and at the offsets of `include/linux/kho/abi/luo.h`
-//! (Linux 7.3; the seed has the first two alike). A name is NUL-terminated; what follows the NUL is
-//! written as zero and not looked at. No record knows where it stands, nor what its numbers mean.
+//! (Linux 7.3; the seed has the same records of sessions and files). A name ends with a NUL; the
+//! bytes after it are written as zero and ignored when read. The place of records, and the meaning
+//! of the numbers in them, are left to the layouts.
 //!
 //! | record | bytes | fields |
 //! |---|---|---|
@@ -22,22 +23,22 @@ pub const FILE_BYTES: usize = 64;
 /// Bytes of a shared object's record.
 pub const FLB_BYTES: usize = 64;
 
-/// A record's name that is empty, or has no NUL.
+/// A name field of a record that is empty, or has no NUL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("its name is not 1 to {} bytes and a NUL", .field - 1)]
+#[error("its name must be 1 to {} bytes, then a NUL", .field - 1)]
 pub struct BadName {
     /// Bytes of the field.
     pub field: usize,
 }
 
-/// A session's record: where its files are is up to the layout.
+/// A session's record. The layout decides what `files` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionEntry {
-    /// What the session is retrieved by.
+    /// The name of the session.
     pub name: Name,
-    /// Where its files are; 0 if it has none.
+    /// The place of its files, as the layout defines it; 0 if it has none.
     pub files: u64,
-    /// How many files it has.
+    /// The number of its files.
     pub count: u64,
 }
 
@@ -92,12 +93,12 @@ fn labelled(compatible: Compatible, first: u64, second: u64) -> [u8; 64] {
     bytes
 }
 
-/// The label at the start of `bytes`, whose field is `N` bytes of them.
+/// Reads the label in the first `N` bytes.
 fn label<const N: usize>(bytes: &[u8]) -> Result<Label<N>, BadName> {
     bytes.first_chunk().and_then(Label::from_field).ok_or(BadName { field: N })
 }
 
-/// The number at `at`, which the caller knows to be inside; 0 beyond the end.
+/// Reads the number at offset `at`. Returns 0 beyond the end: callers pass only offsets inside.
 pub(in crate::builtin) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let field = bytes.get(at..).and_then(|rest| rest.first_chunk());
     field.map_or(0, |field| u64::from_le_bytes(*field))
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_stand_at_the_offsets_of_the_header() {
+    fn record_fields_have_the_offsets_of_the_header() {
         let name = Name::new("web").unwrap();
         let bytes = SessionEntry { name, files: 0x1122, count: 0x33 }.to_bytes();
         assert_eq!(&bytes[..4], b"web\0");
@@ -126,6 +127,6 @@ mod tests {
         assert_eq!(SessionEntry::from_bytes(&[0; 80]), Err(BadName { field: 64 }));
         assert_eq!(FileRecord::from_bytes(&[b'x'; 64]), Err(BadName { field: 48 }));
         let error = FlbRecord::from_bytes(&[0; 64]).unwrap_err().to_string();
-        assert_eq!(error, "its name is not 1 to 47 bytes and a NUL");
+        assert_eq!(error, "its name must be 1 to 47 bytes, then a NUL");
     }
 }

@@ -1,4 +1,4 @@
-//! Handovers for the tests of all layouts: the golden one, any one, and page files.
+//! Handovers for the tests of all layouts: the golden one, generated ones, and those in page files.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::{FileRecord, FlbRecord, Handover, SessionRecord};
 use crate::Token;
 use crate::builtin::label::{Compatible, Label, Name};
 
-/// What the golden trees say. The seed's says it without the shared objects.
+/// The contents of the golden trees. The seed's tree lacks the shared objects.
 pub(super) fn golden() -> Handover {
     let file = |compatible, data, token| FileRecord {
         compatible: Compatible::new(compatible).unwrap(),
@@ -32,12 +32,12 @@ pub(super) fn golden() -> Handover {
     }
 }
 
-/// The golden handover as a layout without shared objects has it.
+/// The contents of the golden tree of the seed, which has no shared objects.
 pub(super) fn golden_without_flbs() -> Handover {
     Handover { flbs: Vec::new(), ..golden() }
 }
 
-/// As many sessions, each with as many files.
+/// A handover of `sessions` sessions, each with `files` files.
 pub(super) fn many(sessions: usize, files: usize) -> Handover {
     let name = |index| Name::new(format!("session-{index}")).unwrap();
     let file = |token: usize| FileRecord {
@@ -50,7 +50,7 @@ pub(super) fn many(sessions: usize, files: usize) -> Handover {
     Handover { number: 1, sessions: (0..sessions).map(session).collect(), flbs: Vec::new() }
 }
 
-/// The pages in a `.pages` file.
+/// Reads a `.pages` file: each page follows its address.
 pub(super) fn pages(image: &[u8]) -> SimulatedMemory {
     let mut memory = SimulatedMemory::new();
     let (pages, rest) = image.as_chunks::<{ 8 + PAGE_BYTES }>();
@@ -66,7 +66,7 @@ fn label<const N: usize>() -> impl Strategy<Value = Label<N>> {
     prop::collection::vec(1_u8..=255, 1..N).prop_map(|bytes| Label::new(bytes).unwrap())
 }
 
-/// Any handover, of a few of everything.
+/// Generates handovers of up to 4 sessions with up to 4 files each, and up to 2 shared objects.
 pub(super) fn any_handover() -> impl Strategy<Value = Handover> {
     let file = (label(), any::<u64>(), any::<u64>())
         .prop_map(|(compatible, data, token)| FileRecord { compatible, data, token: Token(token) });

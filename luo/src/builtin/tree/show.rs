@@ -1,6 +1,6 @@
 //! A handover as text.
 //!
-//! One line for each thing, indented by what it belongs to, in the order of the tree:
+//! One line for each session, file and shared object, in the order of the tree:
 //!
 //! ```text
 //! live update 3: 1 session, 2 files
@@ -14,7 +14,7 @@ use std::fmt;
 
 use super::{FlbRecord, Handover, SessionRecord};
 
-/// For people. The text may change; nothing should read it.
+/// Text for people. It may change, so programs should not parse it.
 impl fmt::Display for Handover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { number, sessions, flbs } = self;
@@ -43,7 +43,7 @@ fn show_session(f: &mut fmt::Formatter<'_>, session: &SessionRecord) -> fmt::Res
     Ok(())
 }
 
-/// So many of something.
+/// Shows a number of things: the number, and the noun in singular or plural.
 pub(in crate::builtin) struct Count(
     pub(in crate::builtin) usize,
     pub(in crate::builtin) &'static str,
@@ -64,7 +64,7 @@ mod tests {
     use crate::builtin::label::{Compatible, Name};
 
     #[test]
-    fn a_tree_is_shown_a_line_a_thing() {
+    fn a_tree_is_shown_with_one_line_for_each_record() {
         let compatible = Compatible::new("memfd-v2").unwrap();
         let file = |token, data| FileRecord { compatible, data, token: Token(token) };
         let name = Name::new("web\n1").unwrap();

@@ -1,25 +1,26 @@
-//! A machine that stops before any change, and a filesystem that refuses any.
+//! Crashes before each change on disk, and failures of each change.
 
 use super::*;
 
-/// Two VMs in a pool, one of which holds some more.
+/// Creates the sessions of two VMs, `a` and `b`.
 fn two_vms(pool: &Pool) -> [(Outgoing, File); 2] {
     ["a", "b"].map(|session| vm(pool, session))
 }
 
-/// Which VMs are there, each whole.
+/// Retrieves the VMs that the pool has, checks them, and returns their names.
 fn found(pool: &Pool) -> Vec<&'static str> {
     let found = |session: &&str| take_vm(pool, session).is_some();
     ["a", "b", "c"].into_iter().filter(found).collect()
 }
 
-/// Does `act` again and again, each time with the fault one change later, until it is not reached.
+/// Calls `act` with 0, 1, 2, ..: the number of the change that is to fail. Ends when `act` returns
+/// `false`: it made fewer changes.
 fn at_each_change(mut act: impl FnMut(usize) -> bool) {
     let mut number = 0;
     while act(number) {
         number += 1;
     }
-    assert!(number > 1, "it changes something");
+    assert!(number > 1, "the operation makes changes");
 }
 
 #[test]
@@ -40,7 +41,7 @@ fn a_crash_in_the_switch_leaves_this_generation_or_the_next() {
         assert_eq!(pool.liveupdate_number(), u64::from(!found.is_empty()));
         left.push(!found.is_empty());
         pool.collect();
-        assert_eq!(file_count(&directory), 0, "nothing is left over");
+        assert_eq!(file_count(&directory), 0, "no file is left over");
         reached
     });
     assert!(left.is_sorted() && left.contains(&false) && left.contains(&true), "{left:?}");
@@ -56,7 +57,7 @@ fn a_crash_in_the_second_switch_never_brings_the_first_back() {
         drop(vms);
         let pool = start(&directory);
         let a = take_vm(&pool, "a").unwrap();
-        // The guest of `a` has run; nobody has retrieved `b`.
+        // The guest of `a` runs (a write to its memory); `b` is not retrieved.
         a.write_all_at(b"x", 0).unwrap();
         let c = vm(&pool, "c");
         let (handed, reached) = Fault::From(number).during(|| {
@@ -115,8 +116,8 @@ fn a_crash_while_a_vm_is_retrieved_gives_it_out_once_or_not_at_all() {
         });
         let pool = start(&directory);
         let found = found(&pool);
-        assert!(found.contains(&"b"), "it was not touched");
-        assert!(!(had_memory && found.contains(&"a")), "its guest may have run");
+        assert!(found.contains(&"b"), "`b` was not retrieved");
+        assert!(!(had_memory && found.contains(&"a")), "the guest of `a` may have run");
         reached
     });
 }
@@ -155,7 +156,8 @@ fn a_switch_that_fails_anywhere_is_undone_and_can_be_made_again() {
                 Orchestrator::switch(&pool, &mut || jumped = true).map(|()| jumped)
             });
             if reached {
-                // The change that fails is one on the way, or one that takes it all back.
+                // The failed change is part of the switch, or of undoing it after the jump
+                // returned.
                 let failed = handed.unwrap_or_else(|error| {
                     assert_eq!(error, Error::Switch { errno });
                     true
@@ -177,7 +179,7 @@ fn a_switch_that_fails_anywhere_is_undone_and_can_be_made_again() {
 }
 
 #[test]
-fn a_tree_that_cannot_be_taken_back_is_said_to_be_there() {
+fn a_tree_that_cannot_be_removed_is_reported() {
     let directory = directory();
     let pool = start(&directory);
     let vms = two_vms(&pool);
@@ -189,7 +191,7 @@ fn a_tree_that_cannot_be_taken_back_is_said_to_be_there() {
         });
         changes
     };
-    // Of those, the last one takes the tree away; if it fails one more is tried.
+    // The last of these changes removes the tree; if that fails, the tree is truncated.
     let from = Fault::From(changes - 1);
     let (switched, _) = from.during(|| Orchestrator::switch(&pool, &mut || ()));
     let error = switched.unwrap_err();
@@ -224,7 +226,7 @@ fn a_failure_while_preserving_changes_nothing() {
 }
 
 #[test]
-fn a_session_that_cannot_be_noted_as_taken_can_be_retrieved_later() {
+fn a_session_that_cannot_be_marked_as_retrieved_can_be_retrieved_later() {
     let directory = directory();
     let pool = start(&directory);
     let vms = two_vms(&pool);

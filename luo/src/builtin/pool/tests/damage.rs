@@ -1,11 +1,11 @@
-//! Trees and files that are not what they were.
+//! Damaged, exchanged and stale trees and files.
 
 use std::path::PathBuf;
 
 use super::*;
 
-/// A pool that was left with a VM in it.
-fn left() -> TempDir {
+/// Makes a pool that handed over the VM `web`.
+fn handed_over() -> TempDir {
     let directory = directory();
     let pool = start(&directory);
     let vm = vm(&pool, "web");
@@ -14,6 +14,7 @@ fn left() -> TempDir {
     directory
 }
 
+/// Returns why the pool disabled live update.
 fn why(pool: &Pool) -> TreeError {
     match pool.disabled() {
         Some(Disabled::Pool(why)) => why,
@@ -21,14 +22,14 @@ fn why(pool: &Pool) -> TreeError {
     }
 }
 
-/// The file in the pool that is, or is not, guest memory.
+/// Returns the path of the guest memory in the pool, or of the document.
 fn file(directory: &TempDir, is_memory: bool) -> PathBuf {
     let files = std::fs::read_dir(directory.path().join("files")).unwrap();
     let mut files = files.map(|file| file.unwrap().path());
     files.find(|file| (file.metadata().unwrap().len() == MIB) == is_memory).unwrap()
 }
 
-/// What retrieving guest memory, and the document, fails with.
+/// Returns the errnos of retrieving the guest memory and the document; `None` for success.
 fn refusals(directory: &TempDir) -> [Option<Errno>; 2] {
     let pool = start(directory);
     let session = pool.retrieve_session(&name("web")).unwrap();
@@ -45,7 +46,7 @@ const STALE: Option<Errno> = Some(Errno::STALE);
 
 #[test]
 fn every_cut_and_every_flipped_byte_of_the_tree_disables_live_update_and_loses_nothing() {
-    let directory = left();
+    let directory = handed_over();
     let path = directory.path().join("handover");
     let good = std::fs::read(&path).unwrap();
     let files = file_count(&directory);
@@ -71,27 +72,27 @@ fn every_cut_and_every_flipped_byte_of_the_tree_disables_live_update_and_loses_n
 }
 
 #[test]
-fn a_pool_whose_tree_is_bad_still_makes_memory_and_says_why_it_does_no_more() {
-    let directory = left();
+fn a_pool_with_a_bad_tree_still_creates_memory_and_says_why_live_update_is_disabled() {
+    let directory = handed_over();
     std::fs::write(directory.path().join("handover"), b"nonsense").unwrap();
     let pool = Pool::start(directory.path(), &options()).unwrap();
     drop(guest(&pool, "web"));
     assert_eq!(pool.liveupdate_number(), 0);
     let errors = [
         pool.create_session(&name("web")).unwrap_err(),
-        Orchestrator::switch(&pool, &mut || panic!("it would lose a VM")).unwrap_err(),
+        Orchestrator::switch(&pool, &mut || panic!("the jump would lose a VM")).unwrap_err(),
     ];
     for error in errors {
         let source = std::error::Error::source(&error).unwrap();
         assert!(matches!(error, Error::Disabled { .. }), "{error}");
         let tree = std::error::Error::source(source).unwrap().to_string();
-        assert_eq!(tree, "the tree in the pool cannot be understood");
+        assert_eq!(tree, "cannot decode the tree in the pool");
     }
 }
 
 #[test]
-fn a_tree_of_sessions_that_cannot_be_understood_is_refused() {
-    let directory = left();
+fn a_tree_with_wrong_file_records_or_of_another_pool_is_refused() {
+    let directory = handed_over();
     let pool = Pool::start(directory.path(), &options()).unwrap();
     let identity = pool.files.state().directory.identity;
     drop(pool);
@@ -120,8 +121,8 @@ fn a_tree_of_sessions_that_cannot_be_understood_is_refused() {
 }
 
 #[test]
-fn a_tree_that_is_too_large_or_no_file_is_refused() {
-    let directory = left();
+fn a_tree_that_is_too_large_or_not_a_regular_file_is_refused() {
+    let directory = handed_over();
     let path = directory.path().join("handover");
     File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let pool = Pool::start(directory.path(), &options()).unwrap();
@@ -134,8 +135,8 @@ fn a_tree_that_is_too_large_or_no_file_is_refused() {
 }
 
 #[test]
-fn a_tree_that_somebody_kept_is_of_another_generation() {
-    let directory = left();
+fn a_stale_copy_of_a_tree_is_refused() {
+    let directory = handed_over();
     let (handover, incoming) =
         (directory.path().join("handover"), directory.path().join("incoming"));
     let kept = std::fs::read(&handover).unwrap();
@@ -147,7 +148,7 @@ fn a_tree_that_somebody_kept_is_of_another_generation() {
     let pool = Pool::start(directory.path(), &options()).unwrap();
     assert_eq!(why(&pool), TreeError::Generation { found: 1, latest: 1 });
     drop(pool);
-    // Without a trace of that generation, the files still are not what the tree says.
+    // Without the tree `incoming` and its marks, the files still do not match the stale tree.
     std::fs::remove_file(&incoming).unwrap();
     std::fs::remove_dir_all(directory.path().join("taken")).unwrap();
     assert_eq!(refusals(&directory), [STALE; 2]);
@@ -156,7 +157,7 @@ fn a_tree_that_somebody_kept_is_of_another_generation() {
 
 #[test]
 fn a_tree_of_another_pool_is_foreign() {
-    let (directory, other) = (left(), left());
+    let (directory, other) = (handed_over(), handed_over());
     let (from, to) = (other.path().join("handover"), directory.path().join("handover"));
     std::fs::copy(from, to).unwrap();
     let pool = Pool::start(directory.path(), &options()).unwrap();
@@ -164,8 +165,8 @@ fn a_tree_of_another_pool_is_foreign() {
 }
 
 #[test]
-fn a_pool_that_was_copied_has_other_files() {
-    let (directory, copy) = (left(), directory());
+fn the_files_of_a_copied_pool_are_refused() {
+    let (directory, copy) = (handed_over(), directory());
     for part in ["pool", "handover"] {
         std::fs::copy(directory.path().join(part), copy.path().join(part)).unwrap();
     }
@@ -173,7 +174,7 @@ fn a_pool_that_was_copied_has_other_files() {
     for is_memory in [true, false] {
         let from = file(&directory, is_memory);
         let to = copy.path().join("files").join(from.file_name().unwrap());
-        // Inodes are numbered for each filesystem alone: keep the copies' apart.
+        // Both pools can be on filesystems that count inodes separately: make the copies' differ.
         std::fs::write(copy.path().join(format!("spacer-{is_memory}")), b"").unwrap();
         std::fs::copy(from, to).unwrap();
     }
@@ -182,7 +183,7 @@ fn a_pool_that_was_copied_has_other_files() {
 }
 
 #[test]
-fn files_that_are_missing_or_resized_or_others_are_lost_one_by_one() {
+fn only_files_that_are_missing_resized_or_replaced_are_lost() {
     type Harm = fn(&TempDir, PathBuf);
     let harms: [Harm; 4] = [
         |_, file| std::fs::remove_file(file).unwrap(),
@@ -199,7 +200,7 @@ fn files_that_are_missing_or_resized_or_others_are_lost_one_by_one() {
     ];
     for harm in harms {
         for is_memory in [true, false] {
-            let directory = left();
+            let directory = handed_over();
             harm(&directory, file(&directory, is_memory));
             let expected = if is_memory { [STALE, None] } else { [None, STALE] };
             assert_eq!(refusals(&directory), expected);
@@ -208,7 +209,7 @@ fn files_that_are_missing_or_resized_or_others_are_lost_one_by_one() {
 }
 
 #[test]
-fn files_that_were_exchanged_are_nobodys_memory() {
+fn files_that_were_exchanged_cannot_be_retrieved() {
     let directory = directory();
     let pool = start(&directory);
     let (session, memory) = vm(&pool, "web");
@@ -231,7 +232,7 @@ fn files_that_were_exchanged_are_nobodys_memory() {
 
 #[test]
 fn a_document_whose_contents_changed_is_lost() {
-    let directory = left();
+    let directory = handed_over();
     File::options()
         .write(true)
         .open(file(&directory, false))

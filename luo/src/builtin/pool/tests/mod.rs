@@ -1,4 +1,5 @@
-//! A pool as its host has it, on a filesystem without DAX: what its files are does not depend on it.
+//! Tests of a pool through its public interface, on a filesystem without DAX: the contents of the
+//! directory do not depend on DAX.
 
 mod crash;
 mod damage;
@@ -24,7 +25,7 @@ pub(super) fn options() -> Options {
     Options { reserve_bytes: 0, without_dax: true, ..Options::default() }
 }
 
-/// An empty directory, in memory where there is any.
+/// Makes an empty directory, on tmpfs if possible.
 pub(super) fn directory() -> TempDir {
     TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
@@ -35,7 +36,8 @@ pub(super) fn start(directory: &TempDir) -> Pool {
     pool
 }
 
-/// Hands over as before a kexec that succeeds. The caller drops what the kernel would take away.
+/// Hands over, as before a successful kexec. The caller then drops the fds that a kexec would
+/// close.
 pub(super) fn leave(pool: Pool) {
     pool.hand_over(|| Ok::<_, Infallible>(())).unwrap();
 }
@@ -57,21 +59,21 @@ pub(super) fn contents(fd: OwnedFd) -> String {
     text
 }
 
-/// Guest memory that starts with a word.
+/// Creates guest memory that starts with a word.
 pub(super) fn guest(pool: &Pool, word: &str) -> File {
     let memory = File::from(pool.create_memory("guest", MIB).unwrap());
     memory.write_all_at(word.as_bytes(), 0).unwrap();
     memory
 }
 
-/// The word that guest memory starts with.
+/// Reads the word that guest memory starts with.
 pub(super) fn word(fd: &impl AsFd, length: usize) -> String {
     let mut bytes = vec![0; length];
     rustix::io::pread(fd, &mut bytes, 0).unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
-/// Makes a session with guest memory under token 1 and a document under token 0.
+/// Creates a session with guest memory under token 1 and a document under token 0.
 pub(super) fn vm(pool: &Pool, session: &str) -> (Outgoing, File) {
     let memory = guest(pool, session);
     let outgoing = pool.create_session(&name(session)).unwrap();
@@ -81,7 +83,8 @@ pub(super) fn vm(pool: &Pool, session: &str) -> (Outgoing, File) {
     (outgoing, memory)
 }
 
-/// Takes such a session back, whole, and finishes it. `None`: it is not there.
+/// Retrieves a session of [`vm`], checks its files, and finishes it. Returns the guest memory, or
+/// `None` if there is no such session.
 pub(super) fn take_vm(pool: &Pool, session: &str) -> Option<File> {
     let incoming = match pool.retrieve_session(&name(session)) {
         Err(error) if error.is_not_found() => return None,
@@ -95,7 +98,7 @@ pub(super) fn take_vm(pool: &Pool, session: &str) -> Option<File> {
     Some(memory)
 }
 
-/// How many files are in the pool.
+/// The number of files in the pool.
 pub(super) fn file_count(directory: &TempDir) -> usize {
     std::fs::read_dir(directory.path().join("files")).unwrap().count()
 }
@@ -112,7 +115,7 @@ pub(super) fn is_preserved(pool: &Pool, file: &File) -> bool {
 }
 
 #[test]
-fn guest_memory_crosses_in_its_place_and_documents_cross_as_they_are_at_the_switch() {
+fn guest_memory_stays_in_place_and_documents_are_copied_at_the_switch() {
     let directory = directory();
     let pool = start(&directory);
     assert_eq!((pool.liveupdate_number(), pool.backend()), (0, Backend::Pool));
@@ -141,7 +144,7 @@ fn guest_memory_crosses_in_its_place_and_documents_cross_as_they_are_at_the_swit
 }
 
 #[test]
-fn memory_crosses_again_and_again() {
+fn memory_survives_several_switches() {
     let directory = directory();
     let (session, memory) = vm(&start(&directory), "web");
     drop((session, memory));
@@ -201,7 +204,7 @@ fn a_memfd_comes_back_with_its_seals() {
 }
 
 #[test]
-fn what_is_too_big_to_be_copied_is_refused() {
+fn a_memfd_above_the_copy_limit_is_refused() {
     let directory = directory();
     let pool = start(&directory);
     let session = pool.create_session(&name("web")).unwrap();
@@ -235,14 +238,14 @@ fn files_from_elsewhere_are_not_preserved() {
         let error = session.preserve(file.as_fd(), Token(0)).unwrap_err();
         assert!(error.is_unsupported(), "{what}: {error}");
     }
-    // On tmpfs it is as good as a memfd now, and small.
+    // On tmpfs, the removed file counts as a small memfd, and can be preserved.
     if let Err(error) = session.preserve(gone.as_fd(), Token(0)) {
         assert!(error.is_unsupported(), "{error}");
     }
 }
 
 #[test]
-fn a_file_that_was_resized_calls_the_switch_off() {
+fn a_file_that_was_resized_cancels_the_switch() {
     let directory = directory();
     let pool = start(&directory);
     let (session, memory) = vm(&pool, "web");
@@ -250,7 +253,7 @@ fn a_file_that_was_resized_calls_the_switch_off() {
     session.preserve(document.as_fd(), Token(2)).unwrap();
     for (file, length) in [(&memory, MIB), (&document, 8)] {
         file.set_len(length - 1).unwrap();
-        let refused = Orchestrator::switch(&pool, &mut || panic!("it cannot jump"));
+        let refused = Orchestrator::switch(&pool, &mut || panic!("the switch was not cancelled"));
         assert_eq!(refused, Err(Error::Switch { errno: Errno::INVAL }));
         assert!(is_preserved(&pool, file));
         file.set_len(length).unwrap();
@@ -261,7 +264,7 @@ fn a_file_that_was_resized_calls_the_switch_off() {
 }
 
 #[test]
-fn a_jump_that_comes_back_leaves_everything_as_it_was() {
+fn a_jump_that_returns_changes_nothing() {
     let directory = directory();
     let pool = start(&directory);
     let (session, memory) = vm(&pool, "web");
@@ -282,7 +285,7 @@ fn a_jump_that_comes_back_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn a_pool_that_handed_over_is_done() {
+fn calls_after_a_handover_fail_with_eshutdown() {
     let directory = directory();
     let pool = start(&directory);
     let (session, memory) = vm(&pool, "web");
@@ -298,7 +301,7 @@ fn a_pool_that_handed_over_is_done() {
 }
 
 #[test]
-fn what_a_host_did_not_retrieve_is_there_for_the_next_and_the_rest_is_not() {
+fn a_restarted_host_gets_only_the_sessions_that_were_not_retrieved() {
     let directory = directory();
     let pool = start(&directory);
     let vms = ["a", "b", "c"].map(|session| vm(&pool, session));
@@ -306,7 +309,7 @@ fn what_a_host_did_not_retrieve_is_there_for_the_next_and_the_rest_is_not() {
     drop(vms);
     let pool = start(&directory);
     let b = pool.retrieve_session(&name("b")).unwrap();
-    // The guest runs, and then the host crashes.
+    // The guest runs (a write to its memory), then the host crashes.
     let memory = File::from(b.retrieve(Token(1)).unwrap());
     memory.write_all_at(b"x", 0).unwrap();
     drop((b, memory, pool));
@@ -324,7 +327,7 @@ fn what_a_host_did_not_retrieve_is_there_for_the_next_and_the_rest_is_not() {
 }
 
 #[test]
-fn what_nobody_finished_is_not_carried_on() {
+fn incoming_sessions_do_not_survive_the_next_switch() {
     let directory = directory();
     let pool = start(&directory);
     let vms = ["a", "b"].map(|session| vm(&pool, session));
@@ -339,12 +342,12 @@ fn what_nobody_finished_is_not_carried_on() {
     let pool = start(&directory);
     assert_eq!(pool.liveupdate_number(), 2);
     assert!(take_vm(&pool, "a").is_none() && take_vm(&pool, "b").is_none());
-    assert_eq!(file_count(&directory), 2, "only what is c's");
+    assert_eq!(file_count(&directory), 2, "only the files of c");
     take_vm(&pool, "c").unwrap();
 }
 
 #[test]
-fn memory_goes_when_its_last_user_does() {
+fn memory_without_fd_or_session_is_removed() {
     let directory = directory();
     let pool = start(&directory);
     let memory = guest(&pool, "web");
@@ -363,7 +366,7 @@ fn memory_goes_when_its_last_user_does() {
 }
 
 #[test]
-fn memory_of_finished_and_abandoned_sessions_goes() {
+fn memory_of_finished_and_closed_sessions_is_removed() {
     let directory = directory();
     let pool = start(&directory);
     let vms = ["never", "one", "all", "closed"].map(|session| vm(&pool, session));
@@ -376,18 +379,18 @@ fn memory_of_finished_and_abandoned_sessions_goes() {
     assert_eq!(file_count(&directory), 7, "its document is gone");
     let one = pool.retrieve_session(&name("one")).unwrap();
     one.finish().unwrap();
-    assert_eq!(file_count(&directory), 5, "nobody retrieved them");
+    assert_eq!(file_count(&directory), 5, "files that were not retrieved are removed");
     drop(pool.retrieve_session(&name("closed")).unwrap());
     pool.collect();
     assert_eq!(file_count(&directory), 3);
     drop(memory);
     pool.collect();
-    assert_eq!(file_count(&directory), 2, "what nobody asked for waits");
+    assert_eq!(file_count(&directory), 2, "a session that was not retrieved stays");
     take_vm(&pool, "never").unwrap();
 }
 
 #[test]
-fn memory_that_a_process_still_has_survives_a_new_host() {
+fn memory_with_an_open_fd_survives_a_host_restart() {
     let directory = directory();
     let pool = start(&directory);
     let memory = guest(&pool, "web");
@@ -409,14 +412,16 @@ fn a_session_can_be_adopted() {
     let (session, memory) = vm(&pool, "web");
     let copy = session.as_fd().try_clone_to_owned().unwrap();
     drop(session);
-    let Ok(Session::Outgoing(session)) = pool.adopt(copy) else { panic!("it is outgoing") };
+    let Ok(Session::Outgoing(session)) = pool.adopt(copy) else {
+        panic!("expected an outgoing session")
+    };
     assert!(is_preserved(&pool, &memory));
     drop(session);
     assert!(!is_preserved(&pool, &memory));
 }
 
 #[test]
-fn a_position_crosses() {
+fn a_file_position_survives_the_switch() {
     let directory = directory();
     let pool = start(&directory);
     let (session, mut memory) = vm(&pool, "web");

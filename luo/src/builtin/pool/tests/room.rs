@@ -4,10 +4,11 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use super::*;
 
-/// A small filesystem of its own. `None`: this process may not mount, which is said.
-struct Mounted(TempDir);
+/// A small tmpfs, mounted for one test.
+struct SmallFilesystem(TempDir);
 
-impl Mounted {
+impl SmallFilesystem {
+    /// Returns `None`, and prints that the test is skipped, if this process may not mount.
     fn new(bytes: u64) -> Option<Self> {
         let directory = TempDir::new().unwrap();
         let data = std::ffi::CString::new(format!("size={bytes}")).unwrap();
@@ -21,14 +22,14 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
+impl Drop for SmallFilesystem {
     fn drop(&mut self) {
         let _ = unmount(self.0.path(), UnmountFlags::DETACH);
     }
 }
 
 #[test]
-fn memory_leaves_the_room_that_documents_need() {
+fn creating_memory_leaves_the_reserve_for_documents_free() {
     let directory = directory();
     let reserve = Options { reserve_bytes: u64::MAX / 2, ..options() };
     let pool = Pool::start(&directory, &reserve).unwrap();
@@ -42,7 +43,7 @@ fn memory_leaves_the_room_that_documents_need() {
 
 #[test]
 fn a_full_pool_refuses_early_and_loses_nothing() {
-    let Some(mounted) = Mounted::new(4 * MIB) else { return };
+    let Some(mounted) = SmallFilesystem::new(4 * MIB) else { return };
     let pool = start(&mounted.0);
     let (session, memory) = vm(&pool, "web");
     let rest = pool.create_memory("rest", 2 * MIB).unwrap();
@@ -53,10 +54,10 @@ fn a_full_pool_refuses_early_and_loses_nothing() {
     let error = session.preserve(big.as_fd(), Token(5)).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::NOSPC));
     assert!(error.to_string().contains("the pool is full"), "{error}");
-    // To the last page: not even the tree has room.
+    // Fills the filesystem to the last page: there is no room for the tree either.
     let mut filler = File::create_new(mounted.0.path().join("filler")).unwrap();
     while filler.write(&[1; 4096]).is_ok() {}
-    let full = Orchestrator::switch(&pool, &mut || panic!("there is no tree"));
+    let full = Orchestrator::switch(&pool, &mut || panic!("the tree was not written"));
     assert_eq!(full, Err(Error::Switch { errno: Errno::NOSPC }));
     assert!(full.unwrap_err().to_string().contains("no room"));
     assert!(is_preserved(&pool, &memory));
@@ -68,8 +69,8 @@ fn a_full_pool_refuses_early_and_loses_nothing() {
 }
 
 #[test]
-fn memory_that_nobody_has_makes_room_for_other_memory() {
-    let Some(mounted) = Mounted::new(4 * MIB) else { return };
+fn unused_memory_is_removed_to_make_room() {
+    let Some(mounted) = SmallFilesystem::new(4 * MIB) else { return };
     let pool = start(&mounted.0);
     for _ in 0..4 {
         drop(pool.create_memory("web", 3 * MIB).unwrap());
@@ -79,7 +80,7 @@ fn memory_that_nobody_has_makes_room_for_other_memory() {
 
 #[test]
 fn a_pool_that_became_read_only_says_so_and_loses_nothing() {
-    let Some(mounted) = Mounted::new(8 * MIB) else { return };
+    let Some(mounted) = SmallFilesystem::new(8 * MIB) else { return };
     let pool = start(&mounted.0);
     let (session, memory) = vm(&pool, "web");
     leave(pool);
@@ -92,7 +93,7 @@ fn a_pool_that_became_read_only_says_so_and_loses_nothing() {
         pool.retrieve_session(&name("web")).unwrap_err(),
         outgoing.preserve(document.as_fd(), Token(0)).unwrap_err(),
         pool.create_memory("web", MIB).unwrap_err(),
-        Orchestrator::switch(&pool, &mut || panic!("there is no tree")).unwrap_err(),
+        Orchestrator::switch(&pool, &mut || panic!("the tree was not written")).unwrap_err(),
     ];
     for error in &refused[..3] {
         assert_eq!(error.errno(), Some(Errno::ROFS), "{error}");

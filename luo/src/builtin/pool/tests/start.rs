@@ -1,4 +1,4 @@
-//! What a directory has to be.
+//! Which directories can be a pool, and which trees a start takes its sessions from.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn a_pool_has_one_host() {
     assert_eq!(refused(&path, &options()), PoolError::InUse { path: path.clone() });
     let session = pool.create_session(&name("web")).unwrap();
     drop(pool);
-    assert_eq!(refused(&path, &options()), PoolError::InUse { path }, "a session has it");
+    assert_eq!(refused(&path, &options()), PoolError::InUse { path }, "the session keeps the lock");
     drop(session);
     start(&directory);
 }
@@ -32,7 +32,7 @@ fn a_pool_is_a_directory() {
 }
 
 #[test]
-fn a_filesystem_without_dax_is_refused_unless_it_is_asked_for() {
+fn a_filesystem_without_dax_is_refused_unless_the_options_allow_it() {
     let directory = directory();
     let path = directory.path().to_owned();
     let error = refused(&path, &Options { without_dax: false, ..options() });
@@ -70,11 +70,11 @@ fn a_pool_of_another_version_or_without_an_identity_is_refused() {
     }
     std::fs::write(&file, &good).unwrap();
     drop(start(&directory));
-    assert_eq!(std::fs::read(&file).unwrap(), good, "it stays which pool it is");
+    assert_eq!(std::fs::read(&file).unwrap(), good, "the pool keeps its identity");
 }
 
 #[test]
-fn a_crash_while_a_pool_is_made_leaves_a_directory_that_can_be_made_one() {
+fn a_pool_can_be_made_after_a_crash_while_making_it() {
     let mut number = 0;
     loop {
         let directory = directory();
@@ -102,7 +102,7 @@ fn files_that_are_not_the_pools_are_left_alone() {
     assert_eq!([strange, leftover, "notes"].map(exists), [true, false, true]);
 }
 
-/// What a start with this in mind finds: why live update is disabled, or which VMs are there.
+/// Starts a pool with `expect`. Returns the VMs that the pool has, or why live update is disabled.
 fn expecting(directory: &TempDir, expect: Expect) -> Result<Vec<&'static str>, TreeError> {
     let pool = Pool::start(directory.path(), &Options { expect, ..options() }).unwrap();
     match pool.disabled() {
@@ -115,12 +115,12 @@ fn expecting(directory: &TempDir, expect: Expect) -> Result<Vec<&'static str>, T
     }
 }
 
-/// Leaves a pool with a VM in it, and says for which ticket.
-fn left(directory: &TempDir, session: &str) -> Ticket {
+/// Hands over a VM, and returns the ticket of the switch.
+fn hand_over_vm(directory: &TempDir, session: &str) -> Ticket {
     let pool = start(directory);
     let vm = vm(&pool, session);
     let ticket = pool.ticket().unwrap();
-    assert_eq!(pool.ticket(), Some(ticket), "however often it is asked for");
+    assert_eq!(pool.ticket(), Some(ticket), "each attempt has the same ticket");
     leave(pool);
     drop(vm);
     ticket
@@ -129,67 +129,71 @@ fn left(directory: &TempDir, session: &str) -> Ticket {
 #[test]
 fn sessions_are_given_out_for_the_ticket_of_their_switch_only() {
     let directory = directory();
-    let ticket = left(&directory, "web");
+    let ticket = hand_over_vm(&directory, "web");
     let other = Ticket::new([7; 16]);
     let refused = TreeError::Ticket { wanted: other, found: Some(ticket) };
     assert_eq!(expecting(&directory, Expect::Switch(other)), Err(refused.clone()));
     let text = refused.to_string();
     assert!(text.contains(&ticket.to_string()) && text.contains(&other.to_string()), "{text}");
     assert_eq!(expecting(&directory, Expect::Switch(ticket)), Ok(vec!["web"]));
-    // A host that is started anew under the same kernel has the same ticket.
+    // A host that is restarted under the same kernel has the same ticket.
     assert_eq!(expecting(&directory, Expect::Switch(ticket)), Ok(vec![]));
     assert_eq!(
         expecting(&directory, Expect::Switch(other)),
         Err(refused),
-        "what was taken is no less another's"
+        "also after its sessions were retrieved"
     );
 }
 
 #[test]
-fn a_pool_in_which_nothing_is_has_no_ticket() {
+fn an_empty_pool_has_no_ticket() {
     let directory = directory();
     let wanted = Ticket::new([7; 16]);
     let refused = TreeError::Ticket { wanted, found: None };
-    assert!(refused.to_string().contains("there is nothing"), "{refused}");
+    assert!(refused.to_string().contains("the pool has no tree"), "{refused}");
     assert_eq!(expecting(&directory, Expect::Switch(wanted)), Err(refused));
 }
 
 #[test]
-fn what_is_of_another_boot_is_given_up_whatever_it_is() {
+fn trees_of_another_boot_are_removed_valid_or_not() {
     for damage in [None, Some(&b"nonsense"[..]), Some(&b""[..])] {
         let directory = directory();
-        let ticket = left(&directory, "web");
+        let ticket = hand_over_vm(&directory, "web");
         drop(start(&directory));
-        // Of the first generation nobody has taken anything; this is the second.
-        left(&directory, "db");
+        // Nobody retrieved a session of the first generation. This makes the second.
+        hand_over_vm(&directory, "db");
         for tree in ["handover", "incoming"] {
             if let Some(damage) = damage {
                 std::fs::write(directory.path().join(tree), damage).unwrap();
             }
         }
         assert_eq!(expecting(&directory, Expect::Nothing), Ok(vec![]));
-        assert_eq!(file_count(&directory), 0, "its memory is free");
-        assert_eq!(expecting(&directory, Expect::Anything), Ok(vec![]), "and it stays so");
+        assert_eq!(file_count(&directory), 0, "its memory is removed");
+        assert_eq!(
+            expecting(&directory, Expect::Anything),
+            Ok(vec![]),
+            "a later start finds no sessions either"
+        );
         assert!(expecting(&directory, Expect::Switch(ticket)).is_err());
-        // Generations are counted from the start again.
-        let next = left(&directory, "web");
+        // The live update number starts at 1 again.
+        let next = hand_over_vm(&directory, "web");
         assert_eq!(expecting(&directory, Expect::Switch(next)), Ok(vec!["web"]));
     }
 }
 
 #[test]
-fn a_crash_while_a_pool_is_given_up_never_brings_anything_back() {
+fn a_crash_while_trees_are_removed_never_brings_a_session_back() {
     let mut number = 0;
     loop {
         let directory = directory();
-        let first = left(&directory, "web");
+        let first = hand_over_vm(&directory, "web");
         drop(start(&directory));
-        let second = left(&directory, "db");
+        let second = hand_over_vm(&directory, "db");
         let path = directory.path().to_owned();
         let give_up = Options { expect: Expect::Nothing, ..options() };
         let ((), reached) =
             Fault::From(number).during(|| drop(Pool::start(&path, &give_up).unwrap()));
-        // The kernel that comes then has not been entered by a switch either.
+        // No switch started the kernel after the crash either.
         assert_eq!(expecting(&directory, Expect::Nothing), Ok(vec![]));
         for ticket in [first, second] {
             assert!(expecting(&directory, Expect::Switch(ticket)).is_err());
@@ -203,10 +207,10 @@ fn a_crash_while_a_pool_is_given_up_never_brings_anything_back() {
 }
 
 #[test]
-fn a_switch_that_did_not_happen_and_could_not_be_undone_does_not_hide_what_came_in() {
+fn a_failed_switch_that_could_not_be_undone_does_not_hide_the_incoming_sessions() {
     for damage in [None, Some(&b""[..])] {
         let directory = directory();
-        let ticket = left(&directory, "web");
+        let ticket = hand_over_vm(&directory, "web");
         let expect = Expect::Switch(ticket);
         let pool = Pool::start(directory.path(), &Options { expect, ..options() }).unwrap();
         let db = vm(&pool, "db");

@@ -1,10 +1,10 @@
 //! The layout `luo-v1`: an FDT, as in the seed.
 //!
 //! The seed's tree has two properties at the root, the format and the live update number, and one
-//! node that says at which physical address the sessions are. [`seed`] reads and writes exactly
-//! that. The built-in LUO has no physical addresses: in its own form, [`decode`] and [`encode`],
-//! *what an address would point at stands in its place*, and the formats of the nodes say so
-//! (`-inline`), so that no reader takes the one for the other:
+//! node with the physical address of the sessions' records. [`seed`] reads and writes this form.
+//! The built-in LUO has no physical addresses. Its own form, which [`decode`] and [`encode`] read
+//! and write, has *the records inline, in place of their addresses*. The formats of the nodes end
+//! in `-inline`, so that no reader mistakes one form for the other:
 //!
 //! ```text
 //! / {
@@ -16,18 +16,18 @@
 //!         luo-session-header = [8 + 80 n];    count u64, then the sessions' records
 //!         luo-files = [64 m];                 the files' records of all sessions
 //!     };
-//!     luo-flb {                               only if there are any
+//!     luo-flb {                               only if there are shared objects
 //!         compatible = "luo-flb-v1-inline";
 //!         luo-flb-header = [8 + 64 k];        count u64, then the shared objects' records
 //!     };
 //! };
 //! ```
 //!
-//! In a session's record (see [`super::record`]) `files` is the place of its first file in
-//! `luo-files`, counted from 1, and 0 if it has none; each session's files follow those of the one
-//! before. A tree has one form: what is decoded is encoded again, and has to give the same bytes.
-//! So every cut and every flipped byte is an error wherever it is. The digest protects against
-//! damage, not against an enemy. Lengths are held against counts before anything is copied.
+//! In a session's record (see [`super::record`]) `files` is the position of its first file in
+//! `luo-files`, counted from 1, or 0 if it has no files; each session's files follow those of the
+//! session before. A tree has only one encoding: [`decode`] encodes the result again, and compares
+//! the bytes. So every cut and every flipped byte is an error. The digest protects against damage,
+//! not against an attacker. Counts are compared with lengths before records are copied.
 
 use vm_fdt::FdtWriter;
 
@@ -44,9 +44,9 @@ use node::{Node, root_node};
 
 /// The root's format.
 pub const COMPATIBLE: &str = "luo-v1";
-/// The format of the node with the sessions, where records stand in place of their addresses.
+/// The format of the node with the sessions, with inline records.
 pub const SESSION_COMPATIBLE: &str = "luo-session-v2-inline";
-/// The format of the node with the shared objects.
+/// The format of the node with the shared objects, with inline records.
 pub const FLB_COMPATIBLE: &str = "luo-flb-v1-inline";
 
 const NUMBER: &str = "liveupdate-number";
@@ -56,28 +56,28 @@ const SESSION_HEADER: &str = "luo-session-header";
 const FILES: &str = "luo-files";
 const FLB_NODE: &str = "luo-flb";
 const FLB_HEADER: &str = "luo-flb-header";
-/// Bytes of the count in front of records.
+/// Bytes of the count before the records.
 const COUNT_BYTES: usize = 8;
 
-/// Why bytes are no tree of this layout, or a value cannot be written as one.
+/// Why a tree of this layout cannot be decoded or encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It is no FDT at all.
-    #[error("the tree is no flattened device tree: {problem}")]
+    /// The bytes are not an FDT.
+    #[error("the tree is not a flattened device tree: {problem}")]
     Fdt {
-        /// What the parser says.
+        /// The parser's error.
         problem: String,
     },
-    /// It says what a tree can say, but not byte for byte as this build writes it.
-    #[error("the tree is damaged: byte {at} of {length} is not as it is written")]
+    /// The tree can be read, but its bytes are not those that [`encode`] writes for its contents.
+    #[error("the tree is damaged: byte {at} of {length} differs from the encoding of its contents")]
     Damaged {
         /// The first byte that differs.
         at: usize,
         /// Bytes of the tree.
         length: usize,
     },
-    /// A property that has to be there is not.
+    /// A required property is missing.
     #[error("{path}: the tree has no property `{property}`")]
     MissingProperty {
         /// The node.
@@ -85,7 +85,7 @@ pub enum Error {
         /// The property.
         property: &'static str,
     },
-    /// A node that has to be there is not.
+    /// A required node is missing.
     #[error("{path}: the tree has no such node")]
     MissingNode {
         /// The node.
@@ -105,22 +105,22 @@ pub enum Error {
         /// The node.
         path: String,
     },
-    /// Two of one name.
+    /// Two properties or two nodes of one name.
     #[error("{path}: the tree has two of `{name}`")]
     Duplicate {
         /// The node that has both.
         path: String,
-        /// What they are called.
+        /// Their name.
         name: String,
     },
-    /// Another format.
+    /// A node of another format.
     #[error("{path}: the tree is `{found}`, this build knows `{known}`")]
     Incompatible {
         /// The node.
         path: String,
-        /// What the tree says, escaped.
+        /// The format in the tree, escaped.
         found: String,
-        /// What would be read.
+        /// The format that this build can read.
         known: &'static str,
     },
     /// A property that is too short or too long.
@@ -132,10 +132,10 @@ pub enum Error {
         property: &'static str,
         /// Bytes in the tree.
         found: usize,
-        /// Bytes that there should be, by the count in front of them.
+        /// Bytes that it should have: a fixed length, or as the counts say.
         expected: u64,
     },
-    /// A record without a name.
+    /// A record without a valid name.
     #[error("{path}: record {index} of `{property}` is damaged: {problem}")]
     Record {
         /// The node.
@@ -147,56 +147,60 @@ pub enum Error {
         /// What is wrong with it.
         problem: BadName,
     },
-    /// A session whose files are not where they should be.
-    #[error("{path}: session `{session}` says file {found}, its files start at {expected}")]
+    /// A session's record with a wrong position of its files.
+    #[error(
+        "{path}: the record of session `{session}` puts its files at {found}, but they are at \
+         {expected}"
+    )]
     Files {
         /// The node.
         path: String,
         /// The session.
         session: String,
-        /// What its record says.
+        /// The position in its record; with [`seed`], the address.
         found: u64,
-        /// Where the files of the sessions before it end, counted from 1; 0 for none.
+        /// The position after the files of the sessions before it, counted from 1; 0 if the session
+        /// has no files.
         expected: u64,
     },
-    /// An address that leads nowhere. Only [`seed`] has addresses.
+    /// An address without memory. Only [`seed`] has addresses.
     #[error("{path}: there is no memory at {address:#x} for {what}")]
     Address {
         /// The node.
         path: String,
-        /// What was to be there.
+        /// The records that should be at the address.
         what: String,
-        /// Where.
+        /// The address; 0 if none could be allocated.
         address: u64,
     },
-    /// More than the layout can hold. Only [`seed`] has such a limit: ENOMEM for sessions, ENOSPC
-    /// for files.
+    /// More sessions or files than the layout can hold. Only [`seed`] has such limits; the seed's
+    /// kernel returns ENOMEM for sessions, ENOSPC for files.
     #[error("{path}: there are {found} {what}, the most is {most}")]
     TooMany {
         /// The node.
         path: String,
-        /// Of what.
+        /// `sessions` or `files`.
         what: &'static str,
-        /// How many there are.
+        /// The number in the tree, or in the value to encode.
         found: u64,
-        /// How many there can be.
+        /// The limit.
         most: u64,
     },
-    /// A value that cannot be written.
+    /// A value that cannot be encoded.
     #[error("the tree cannot be written: {problem}")]
     Encode {
-        /// What the writer says.
+        /// The reason.
         problem: String,
     },
 }
 
-/// Writes a tree. The same value always gives the same bytes. Fails only for more than 4 GiB.
+/// Encodes a tree. Equal values give equal bytes. Fails only for trees of more than 4 GiB.
 pub fn encode(handover: &Handover) -> Result<Vec<u8>, Error> {
     let undigested = write(handover, 0)?;
     write(handover, crc32fast::hash(&undigested))
 }
 
-/// Reads a tree. `bytes` is all of it, to the byte.
+/// Decodes a tree. `bytes` must be exactly the tree.
 pub fn decode(bytes: &[u8]) -> Result<Handover, Error> {
     let mut root = root_node(bytes)?;
     root.expect_compatible(COMPATIBLE)?;
@@ -297,7 +301,7 @@ fn read_flbs(mut node: Node<'_>) -> Result<Vec<FlbRecord>, Error> {
     counted_records::<FLB_BYTES, _>(&path, FLB_HEADER, &header, FlbRecord::from_bytes)
 }
 
-/// Reads a count and exactly as many records of `N` bytes.
+/// Reads a count, then exactly that many records of `N` bytes.
 fn counted_records<const N: usize, T>(
     path: &str,
     property: &'static str,

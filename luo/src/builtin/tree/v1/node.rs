@@ -1,21 +1,22 @@
-//! Reading one node of an FDT strictly: what is taken is checked, and what is left is an error.
+//! Strict reading of FDT nodes: properties and children are taken one by one, and any that is left
+//! is an error.
 //!
-//! The only module that knows the parser. It parses only with [`Fdt::new`], which has walked the
-//! whole tree before anything is read from it, and asks for children only after every property was
-//! known: the parser looks into some properties by itself.
+//! Only this module uses the parser. It parses only with [`Fdt::new`], which checks the whole tree
+//! before anything is read. It asks for a node's children only after all properties of the node are
+//! taken and known, because the parser interprets some properties itself.
 
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
 
 use super::Error;
 
-/// The root of the tree in `bytes`.
+/// Returns the root of the tree in `bytes`.
 pub(in crate::builtin) fn root_node(bytes: &[u8]) -> Result<Node<'_>, Error> {
     let fdt = Fdt::new(bytes).map_err(|error| Error::Fdt { problem: error.to_string() })?;
     Node::new(fdt.root(), "/".to_owned())
 }
 
-/// A node, of which properties are taken one by one.
+/// A node, with the properties that are not taken yet.
 #[derive(Debug)]
 pub(in crate::builtin) struct Node<'a> {
     path: String,
@@ -39,15 +40,15 @@ impl<'a> Node<'a> {
         Ok(Self { path, properties, node })
     }
 
-    /// More than any node of any layout has.
+    /// Most properties that are read of a node. No layout has as many.
     const MOST_PROPERTIES: usize = 16;
 
-    /// Where the node is in the tree.
+    /// The path of the node in the tree.
     pub(in crate::builtin) fn path(&self) -> &str {
         &self.path
     }
 
-    /// Takes a property.
+    /// Takes a property. Errors if it is missing.
     pub(in crate::builtin) fn bytes(&mut self, property: &'static str) -> Result<Vec<u8>, Error> {
         match self.properties.iter().position(|(name, _)| *name == property) {
             Some(index) => Ok(self.properties.swap_remove(index).1),
@@ -55,7 +56,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Takes a property of `N` bytes.
+    /// Takes a property of `N` bytes. Errors if it is missing or has another length.
     pub(in crate::builtin) fn array<const N: usize>(
         &mut self,
         property: &'static str,
@@ -69,7 +70,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// Takes the node's format, which has to be `known`.
+    /// Takes the property `compatible`. Errors if it is not `known`.
     pub(in crate::builtin) fn expect_compatible(
         &mut self,
         known: &'static str,
@@ -82,7 +83,7 @@ impl<'a> Node<'a> {
         Err(Error::Incompatible { path: self.path.clone(), found, known })
     }
 
-    /// The node's children, once all its properties are taken.
+    /// Returns the node's children. Errors if a property is not taken.
     pub(in crate::builtin) fn into_children(self) -> Result<Children<'a>, Error> {
         let Self { path, properties, node } = self;
         if let Some((property, _)) = properties.into_iter().next() {
@@ -92,7 +93,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The children of a node, which are taken one by one.
+/// The children of a node that are not taken yet.
 #[derive(Debug)]
 pub(in crate::builtin) struct Children<'a> {
     path: String,
@@ -100,14 +101,14 @@ pub(in crate::builtin) struct Children<'a> {
 }
 
 impl<'a> Children<'a> {
-    /// More than any node of any layout has.
+    /// Most children that are read of a node. No layout has as many.
     const MOST: usize = 16;
 
     fn path_of(&self, name: &str) -> String {
         format!("{}/{name}", self.path.trim_end_matches('/'))
     }
 
-    /// Takes the child of this name.
+    /// Takes the child of this name, if there is one. Errors if there are two.
     pub(in crate::builtin) fn take(&mut self, name: &str) -> Result<Option<Node<'a>>, Error> {
         let Some(index) = self.nodes.iter().position(|node| node.name() == name) else {
             return Ok(None);
@@ -119,13 +120,13 @@ impl<'a> Children<'a> {
         Node::new(node, self.path_of(name)).map(Some)
     }
 
-    /// Takes the child of this name, which has to be there.
+    /// Takes the child of this name. Errors if there is none, or if there are two.
     pub(in crate::builtin) fn require(&mut self, name: &str) -> Result<Node<'a>, Error> {
         let path = self.path_of(name);
         self.take(name)?.ok_or(Error::MissingNode { path })
     }
 
-    /// Nothing is left.
+    /// Errors if a child is not taken.
     pub(in crate::builtin) fn expect_empty(self) -> Result<(), Error> {
         match self.nodes.first() {
             Some(node) => Err(Error::UnknownNode { path: self.path_of(node.name()) }),

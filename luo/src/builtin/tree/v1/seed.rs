@@ -1,4 +1,4 @@
-//! The seed's own form of `luo-v1`: a tree that says where the records are.
+//! The seed's form of `luo-v1`: a tree with the addresses of the records.
 //!
 //! ```text
 //! / {
@@ -11,10 +11,10 @@
 //! };
 //! ```
 //!
-//! In a session's record `files` is the address of 2 pages of files' records, or 0. That makes 819
-//! sessions of 128 files; one more is an error. There are no shared objects and there is no digest:
-//! a flipped byte of a name, token or number reads as another tree, and nothing can be done about
-//! that. Source: the seed and its neighbours of Linux 6.19 (`luo_session.c`, `abi/luo.h`).
+//! In a session's record `files` is the address of 2 pages of files' records, or 0. So there can be
+//! 819 sessions of 128 files each; more are an error. This form has no shared objects, and no
+//! digest: a flipped byte of a name, token or number cannot be detected, and decodes as another
+//! tree. Source: the seed, and the files around it in Linux 6.19 (`luo_session.c`, `abi/luo.h`).
 
 use vm_fdt::FdtWriter;
 
@@ -26,25 +26,25 @@ use crate::builtin::tree::memory::{
 use crate::builtin::tree::record::{FILE_BYTES, SESSION_BYTES, SessionEntry};
 use crate::builtin::tree::{FileRecord, Handover, SessionRecord};
 
-/// The format of the node that says where the sessions are.
+/// The format of the node with the address of the sessions.
 pub const SESSION_COMPATIBLE: &str = "luo-session-v2";
-/// Most sessions: what 16 pages hold behind a count.
+/// Most sessions: as many as fit into 16 pages after the count.
 pub const MAX_SESSIONS: usize = (SESSION_PAGES * PAGE_BYTES - COUNT_BYTES) / SESSION_BYTES;
-/// Most files in a session: what 2 pages hold.
+/// Most files in a session: as many as fit into 2 pages.
 pub const MAX_FILES: usize = FILE_PAGES * PAGE_BYTES / FILE_BYTES;
 
 const SESSION_PAGES: usize = 16;
 const FILE_PAGES: usize = 2;
 const SESSION_PATH: &str = "/luo-session";
 
-/// Writes a tree and its records, and returns the tree.
+/// Encodes a tree: writes the records into `memory`, and returns the tree.
 ///
-/// Fails with [`Error::TooMany`] for what does not fit, [`Error::Encode`] for shared objects, which
-/// this form has no place for, and [`Error::Address`] if `memory` is full.
+/// Errors: [`Error::TooMany`] if there are too many sessions or files, [`Error::Encode`] if there
+/// are shared objects, which this form cannot hold, [`Error::Address`] if `memory` is full.
 pub fn encode(handover: &Handover, memory: &mut impl Allocate) -> Result<Vec<u8>, Error> {
     let Handover { number, sessions, flbs } = handover;
     if !flbs.is_empty() {
-        let problem = format!("there are {} shared objects, this form has none", flbs.len());
+        let problem = format!("there are {} shared objects, the seed has none", flbs.len());
         return Err(Error::Encode { problem });
     }
     check_count("sessions", sessions.len() as u64, MAX_SESSIONS)?;
@@ -60,7 +60,7 @@ pub fn encode(handover: &Handover, memory: &mut impl Allocate) -> Result<Vec<u8>
     write_fdt(*number, address).map_err(|error| Error::Encode { problem: error.to_string() })
 }
 
-/// Reads a tree and its records.
+/// Decodes a tree and its records.
 pub fn decode(bytes: &[u8], memory: &impl Memory) -> Result<Handover, Error> {
     let mut root = root_node(bytes)?;
     root.expect_compatible(COMPATIBLE)?;

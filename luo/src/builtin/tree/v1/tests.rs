@@ -1,4 +1,4 @@
-//! Both forms of `luo-v1`: golden trees, round trips, and every kind of damage.
+//! Tests of both forms of `luo-v1`: golden trees, round trips, and every kind of damage.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ const INLINE: &[u8] = include_bytes!("../../../../golden/luo-v1-inline.dtb");
 const SEED: &[u8] = include_bytes!("../../../../golden/luo-v1-seed.dtb");
 const SEED_PAGES: &[u8] = include_bytes!("../../../../golden/luo-v1-seed.pages");
 
-/// A tree with the right digest whatever it says, as an enemy would write it.
+/// A tree with a valid digest and any contents, as an attacker would write it.
 fn tree(write: impl Fn(&mut FdtWriter, u32) -> vm_fdt::FdtWriterResult<()>) -> Vec<u8> {
     let fdt = |digest| {
         let mut fdt = FdtWriter::new().unwrap();
@@ -22,7 +22,7 @@ fn tree(write: impl Fn(&mut FdtWriter, u32) -> vm_fdt::FdtWriterResult<()>) -> V
     fdt(crc32fast::hash(&fdt(0)))
 }
 
-/// A tree whose root is right and whose session node is what `write` makes it.
+/// A tree with a valid root, and a session node with the contents that `write` writes.
 fn session_tree(write: impl Fn(&mut FdtWriter) -> vm_fdt::FdtWriterResult<()>) -> Vec<u8> {
     tree(|fdt, digest| {
         fdt.property_string("compatible", COMPATIBLE)?;
@@ -34,7 +34,7 @@ fn session_tree(write: impl Fn(&mut FdtWriter) -> vm_fdt::FdtWriterResult<()>) -
     })
 }
 
-/// A tree whose only fault can be in its sessions and files.
+/// A tree with these values of `luo-session-header` and `luo-files`, and otherwise valid.
 fn records_tree(header: &[u8], files: &[u8]) -> Vec<u8> {
     session_tree(|fdt| {
         fdt.property_string("compatible", SESSION_COMPATIBLE)?;
@@ -48,7 +48,7 @@ fn message(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_golden_tree_is_decoded_and_written_alike() {
+fn the_golden_tree_is_decoded_and_encoded_again_to_the_same_bytes() {
     assert_eq!(decode(INLINE).unwrap(), golden());
     assert_eq!(encode(&golden()).unwrap(), INLINE);
 }
@@ -60,7 +60,7 @@ fn the_golden_tree_of_the_seed_is_decoded() {
 }
 
 #[test]
-fn neither_form_is_taken_for_the_other() {
+fn neither_form_is_mistaken_for_the_other() {
     let error = decode(SEED).unwrap_err();
     assert_eq!(error, Error::MissingProperty { path: "/".to_owned(), property: DIGEST });
     let error = seed::decode(INLINE, &pages(SEED_PAGES)).unwrap_err().to_string();
@@ -97,19 +97,19 @@ fn every_flipped_byte_of_the_seed_is_an_error_or_another_tree() {
             Err(_) => {}
             Ok(same) if same == golden_without_flbs() => unused.push(at),
             Ok(other) => {
-                // Without a digest there is no telling: only the number's own bytes do this.
+                // There is no digest: a flipped byte of the number is not detected.
                 assert_eq!(other.sessions, golden().sessions, "byte {at}");
                 assert_ne!(other.number, golden().number, "byte {at}");
             }
         }
     }
-    // Of the header: a newer version that old readers read, the oldest of those, and the boot CPU;
-    // of the nodes: the padding behind names and values.
+    // In the FDT header: bytes of `version`, `last_comp_version` and `boot_cpuid_phys`. In the
+    // nodes: padding after names and values.
     assert_eq!(unused, [20, 21, 22, 27, 28, 29, 30, 31, 61, 62, 63, 83, 147]);
 }
 
 #[test]
-fn what_is_missing_or_unknown_is_named_with_its_path() {
+fn missing_and_unknown_properties_are_named_with_their_path() {
     let compatible = |fdt: &mut FdtWriter| fdt.property_string("compatible", COMPATIBLE);
     assert_eq!(message(&tree(|_, _| Ok(()))), "/: the tree has no property `compatible`");
     assert_eq!(
@@ -170,7 +170,7 @@ fn nodes_that_are_missing_doubled_or_unknown_are_named_with_their_path() {
 }
 
 #[test]
-fn a_property_that_is_there_twice_is_an_error() {
+fn a_property_that_occurs_twice_is_an_error() {
     let twice = session_tree(|fdt| {
         fdt.property_string("compatible", SESSION_COMPATIBLE)?;
         fdt.property(FILES, &[])?;
@@ -180,7 +180,7 @@ fn a_property_that_is_there_twice_is_an_error() {
 }
 
 #[test]
-fn counts_have_to_be_what_is_there() {
+fn counts_that_do_not_match_the_records_are_errors() {
     let entry = |files, count| SessionEntry {
         name: crate::builtin::Name::new("web").unwrap(),
         files,
@@ -207,12 +207,13 @@ fn counts_have_to_be_what_is_there() {
     let elsewhere = header(1, &[entry(2, 1)]);
     assert_eq!(
         wrong(&elsewhere, &file),
-        "/luo-session: session `web` says file 2, its files start at 1"
+        "/luo-session: the record of session `web` puts its files at 2, but they are at 1"
     );
     let nameless = header(1, &[entry(1, 1)]);
     assert_eq!(
         wrong(&nameless, &[0; 64]),
-        "/luo-session: record 0 of `luo-files` is damaged: its name is not 1 to 47 bytes and a NUL"
+        "/luo-session: record 0 of `luo-files` is damaged: its name must be 1 to 47 bytes, then a \
+         NUL"
     );
     let stale = [&header(1, &[])[..], b"web\0stale", &[0; 71]].concat();
     assert!(matches!(decode(&records_tree(&stale, &[])), Err(Error::Damaged { .. })));
@@ -237,7 +238,7 @@ fn the_seed_has_room_for_819_sessions_of_128_files() {
 }
 
 #[test]
-fn the_seed_follows_no_address_that_leads_nowhere() {
+fn the_seed_form_rejects_invalid_addresses_and_counts() {
     let error = seed::decode(SEED, &SimulatedMemory::new()).unwrap_err();
     let says = "/luo-session: there is no memory at 0x10000000 for sessions";
     assert_eq!(error.to_string(), says);
@@ -256,13 +257,13 @@ fn the_seed_follows_no_address_that_leads_nowhere() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(handover in any_handover()) {
+    fn decoding_returns_what_was_encoded(handover in any_handover()) {
         let bytes = encode(&handover).unwrap();
         prop_assert_eq!(decode(&bytes).unwrap(), handover);
     }
 
     #[test]
-    fn what_the_seed_writes_it_reads(handover in any_handover()) {
+    fn the_seed_form_decodes_what_it_encodes(handover in any_handover()) {
         let handover = Handover { flbs: Vec::new(), ..handover };
         let mut memory = SimulatedMemory::new();
         let bytes = seed::encode(&handover, &mut memory).unwrap();
@@ -270,12 +271,12 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_are_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(decode(&bytes).is_err());
     }
 
     #[test]
-    fn no_damage_is_taken_for_a_tree(
+    fn damage_is_an_error(
         handover in any_handover(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..4),
     ) {

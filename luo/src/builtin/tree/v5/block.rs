@@ -1,8 +1,9 @@
-//! Chains of pages that hold records: `struct kho_block_header_ser` and what follows it.
+//! Chains of blocks, the pages that hold records: `struct kho_block_header_ser` and its records.
 //!
-//! A block is a page: where the next one is (0: nowhere), how many records are in this one (1 to as
-//! many as fit), the records. Writers fill each block before the next; readers need not care.
-//! Source: `kernel/liveupdate/kho_block.c`, `include/linux/kho/abi/block.h` (Linux 7.3).
+//! A block is a page with the address of the next block (0 in the last block), the number of its
+//! records (from 1 to as many as fit), and the records. Writers fill each block before the next;
+//! readers accept blocks that are not full. Source: `kernel/liveupdate/kho_block.c`,
+//! `include/linux/kho/abi/block.h` (Linux 7.3).
 
 use std::collections::HashSet;
 
@@ -15,7 +16,7 @@ pub const MAX_BLOCKS: usize = 10_000;
 
 const HEADER_BYTES: usize = 16;
 
-/// Records of `record_bytes` that fit in a block.
+/// The number of records of `record_bytes` bytes that fit in a block.
 pub(super) const fn capacity(record_bytes: usize) -> usize {
     (PAGE_BYTES - HEADER_BYTES) / record_bytes
 }
@@ -24,7 +25,7 @@ pub(super) const fn capacity(record_bytes: usize) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockError {
-    /// An address that is not one of a page.
+    /// An address that is not a multiple of the page size.
     #[error("{address:#x} is not the address of a page")]
     Alignment {
         /// The address.
@@ -36,31 +37,31 @@ pub enum BlockError {
         /// The address.
         address: u64,
     },
-    /// A page that is part of the tree already.
+    /// A page that occurs in the tree for the second time.
     #[error("the page at {address:#x} is part of the tree twice")]
     Again {
         /// Its address.
         address: u64,
     },
-    /// No record, or more than fit.
+    /// A number of records that is 0, or more than fit.
     #[error("the block at {address:#x} says {count} records, it can have 1 to {most}")]
     Count {
         /// Its address.
         address: u64,
-        /// What it says.
+        /// The number of records in its header.
         count: u64,
-        /// How many fit.
+        /// The number of records that fit.
         most: usize,
     },
-    /// More than [`MAX_BLOCKS`].
+    /// More than [`MAX_BLOCKS`] blocks in a chain.
     #[error("the chain goes on after {MAX_BLOCKS} blocks, at {address:#x}")]
     TooLong {
-        /// The address of the block after the last.
+        /// The address of the first block above the limit.
         address: u64,
     },
 }
 
-/// The page at `address`, which must not have been seen before.
+/// Returns the page at `address` and adds it to `seen`. Errors if it is in `seen` already.
 pub(super) fn fetch<'a>(
     address: u64,
     memory: &'a impl Memory,
@@ -73,7 +74,7 @@ pub(super) fn fetch<'a>(
     if seen.insert(address) { Ok(page) } else { Err(BlockError::Again { address }) }
 }
 
-/// All records of the chain that starts at `first`; none if that is 0.
+/// Reads all records of the chain that starts at `first`; none if `first` is 0.
 pub(super) fn read_chain<const N: usize>(
     first: u64,
     memory: &impl Memory,
@@ -99,7 +100,8 @@ pub(super) fn read_chain<const N: usize>(
     Ok(records)
 }
 
-/// Writes records into a chain of blocks and says where it starts; 0 if there are none.
+/// Writes records into a chain of blocks. Returns the address of the first block, or 0 if there are
+/// no records.
 pub(super) fn write_chain<const N: usize>(
     records: &[[u8; N]],
     memory: &mut impl Allocate,
@@ -109,7 +111,7 @@ pub(super) fn write_chain<const N: usize>(
         let problem = format!("{} records take {blocks} blocks", records.len());
         return Err(Error::Encode { problem });
     }
-    // Last block first: each has to know where the next one is.
+    // Last block first: each block has the address of the next.
     let mut next = 0_u64;
     for block in records.chunks(capacity(N)).rev() {
         let mut bytes = next.to_le_bytes().to_vec();
@@ -120,7 +122,7 @@ pub(super) fn write_chain<const N: usize>(
     Ok(next)
 }
 
-/// Writes at most a page of bytes into a page of their own.
+/// Writes at most a page of bytes into a new page. Returns its address.
 pub(super) fn store(bytes: &[u8], memory: &mut impl Allocate) -> Result<u64, Error> {
     let full = || Error::Encode { problem: "there is no page left".to_owned() };
     let address = memory.allocate(1).ok_or_else(full)?;

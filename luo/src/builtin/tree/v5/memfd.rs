@@ -1,10 +1,10 @@
-//! What the kernel's memfd handler leaves: the record `memfd-v2`, and the folios of the file.
+//! The format `memfd-v2` of the kernel's memfd handler: the record of a memfd, and its folios.
 //!
 //! A file's handle is the address of a page that starts with `struct memfd_luo_ser` (48 bytes). It
-//! points at an array of one 16-byte record for each folio: page frame number and flags, and the
-//! place of the folio in the file. How many pages a folio has is not in it but in the map of
-//! preserved memory ([`super::radix`]). Source: `mm/memfd_luo.c`, `include/linux/kho/abi/memfd.h`
-//! (Linux 7.3).
+//! points to an array with one 16-byte record for each folio: page frame number and flags, and the
+//! index of the folio in the file. The number of pages of a folio is not in its record, but in the
+//! map of preserved memory ([`super::radix`]). Source: `mm/memfd_luo.c`,
+//! `include/linux/kho/abi/memfd.h` (Linux 7.3).
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use super::{BlockError, Error, VmallocError, block, vmalloc};
 use crate::builtin::tree::memory::{Allocate, Memory};
 use crate::builtin::tree::record::u64_at;
 
-/// The format's name.
+/// The name of the format.
 pub const COMPATIBLE: &str = "memfd-v2";
 /// Most base pages of a preserved memfd.
 pub const MAX_PAGES: u64 = u32::MAX as u64;
@@ -23,7 +23,7 @@ const FOLIO_BYTES: usize = 16;
 const FLAGS_SHIFT: u32 = 52;
 const DIRTY: u64 = 1 << 0;
 const UPTODATE: u64 = 1 << 1;
-/// How the kernel had allocated the array of folios (`KHO_VMALLOC_ALLOC`).
+/// Flag: how the kernel had allocated the array of folios (`KHO_VMALLOC_ALLOC`).
 const VM_ALLOC: u16 = 1;
 
 /// A preserved memfd.
@@ -35,51 +35,51 @@ pub struct Memfd {
     pub size: u64,
     /// Its seals (`F_SEAL_*`).
     pub seals: u32,
-    /// In the order of the kernel's array.
+    /// Its folios, in the order of the kernel's array.
     pub folios: Vec<Folio>,
 }
 
-/// A run of pages of the file that are side by side in memory.
+/// A run of pages of the file that are contiguous in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Folio {
-    /// Page frame number of its first page, below 2^52. 0: the record is skipped.
+    /// Page frame number of its first page, below 2^52. The kernel skips a record with 0.
     pub frame: u64,
-    /// Whether it is marked dirty. Always, in Linux 7.3.
+    /// Whether it is marked dirty. Linux 7.3 marks every folio.
     pub dirty: bool,
-    /// Whether it is marked up to date. Always, in Linux 7.3.
+    /// Whether it is marked up to date. Linux 7.3 marks every folio.
     pub uptodate: bool,
-    /// Place of its first page in the file, in pages.
+    /// Offset of its first page in the file, in pages.
     pub index: u64,
 }
 
-/// Why a memfd cannot be read.
+/// Why the record of a memfd cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemfdError {
-    /// Its record is not there.
+    /// The page with its record cannot be read.
     #[error("cannot read the record of the memfd")]
     Record(#[source] BlockError),
-    /// A number that this build does not know.
+    /// A value that this build does not know.
     #[error("the record of the memfd says {what} {found:#x}, this build knows {known}")]
     Unknown {
         /// Which field.
         what: &'static str,
-        /// What it says.
+        /// The value.
         found: u64,
-        /// What it could say.
+        /// The values that this build knows.
         known: &'static str,
     },
-    /// Its folios are not there.
+    /// The array of its folios cannot be read.
     #[error("cannot read the {count} folios of the memfd")]
     Folios {
-        /// How many it says it has.
+        /// The number of folios in its record.
         count: u64,
-        /// What is wrong with them.
+        /// What is wrong with the array.
         source: VmallocError,
     },
 }
 
-/// Reads the memfd at `handle`.
+/// Decodes the memfd with this handle.
 pub fn decode(handle: u64, memory: &impl Memory) -> Result<Memfd, MemfdError> {
     let mut seen = HashSet::new();
     let page = block::fetch(handle, memory, &mut seen).map_err(MemfdError::Record)?;
@@ -88,7 +88,7 @@ pub fn decode(handle: u64, memory: &impl Memory) -> Result<Memfd, MemfdError> {
     let (pages, array_flags) = halves(u64_at(page, 40));
     expect("flags", u64::from(flags), flags == 0, "0")?;
     expect("folios", count, count <= MAX_PAGES, "at most 2^32 - 1")?;
-    // Above the flags: the order of the array's own pages.
+    // The upper 16 bits are the order of the array's pages; this build knows only 0.
     let known = array_flags <= u32::from(VM_ALLOC) | 2;
     expect("an array of kind", u64::from(array_flags), known, "order 0, allocated or huge")?;
     let first = u64_at(page, 32);
@@ -100,8 +100,8 @@ pub fn decode(handle: u64, memory: &impl Memory) -> Result<Memfd, MemfdError> {
     Ok(Memfd { position, size, seals, folios })
 }
 
-/// Writes a memfd into pages of `memory` and returns its handle. Fails if `memory` is full, or a
-/// frame number does not fit.
+/// Encodes a memfd into pages of `memory`, and returns its handle. Errors if `memory` is full, or a
+/// frame number has more than 52 bits.
 pub fn encode(memfd: &Memfd, memory: &mut impl Allocate) -> Result<u64, Error> {
     let Memfd { position, size, seals, folios } = memfd;
     let mut array = Vec::with_capacity(folios.len() * FOLIO_BYTES);
@@ -113,7 +113,7 @@ pub fn encode(memfd: &Memfd, memory: &mut impl Allocate) -> Result<u64, Error> {
         array.extend((flags << FLAGS_SHIFT | frame).to_le_bytes());
         array.extend(index.to_le_bytes());
     }
-    // A file without folios has no array either.
+    // A file without folios has no array.
     let (first, pages, kind) = match vmalloc_of(&array, memory)? {
         Some((first, pages)) => (first, pages, VM_ALLOC),
         None => (0, 0, 0),
@@ -156,7 +156,7 @@ fn expect(
     if known { Ok(()) } else { Err(MemfdError::Unknown { what, found, known: knows }) }
 }
 
-/// The low and the high half.
+/// Returns the low and the high half.
 fn halves(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)
 }

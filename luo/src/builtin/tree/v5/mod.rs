@@ -1,4 +1,4 @@
-//! The layout `luo-v5`: what Linux 7.3 leaves in memory for the next kernel.
+//! The layout `luo-v5`: the tree that Linux 7.3 leaves in memory for the next kernel.
 //!
 //! ```text
 //!  struct luo_ser, 32 bytes           0 compatible[8] "luo-v5"   8 liveupdate_num
@@ -8,15 +8,17 @@
 //!   flbs_pa -> one page               0 pages u64 (1), 8 count u64, 16 records of 64 bytes
 //! ```
 //!
-//! [`decode`] and [`encode`] do the tree, [`memfd`] what the kernel's memfd handler hangs below a
-//! file, [`radix`] the keys of the map of preserved pages. Addresses are physical, aligned to pages;
-//! 0 is none. No page is part of a tree twice: a chain that meets a page again is an error, so that
-//! reading ends and takes no more memory than the tree has pages.
+//! [`decode`] and [`encode`] read and write the tree; [`memfd`] the data of the kernel's memfd
+//! handler, to which a file's handle points; [`radix`] the keys of the map of preserved pages.
+//! Addresses are physical and page-aligned; 0 means none. No page occurs in a tree twice: a chain
+//! that comes to a page again is an error. So decoding ends, and takes no more memory than the tree
+//! has pages.
 //!
-//! The layout has no digest. A flipped byte of a name, token, number or handle reads as another
-//! tree; bytes behind a NUL or behind the last record of a block are not looked at. All else is
-//! an error. Sources: `include/linux/kho/abi/{luo,block}.h`, `kernel/liveupdate/kho_block.c`,
-//! `luo_core.c`, `luo_session.c`, `luo_file.c`, `luo_flb.c` (Linux 7.3).
+//! The layout has no digest. A flipped byte of a name, token, number or handle decodes as another
+//! tree. Bytes after a NUL, or after the last record of a block, are ignored. Any other flipped
+//! byte is an error. Sources: `include/linux/kho/abi/{luo,block}.h`,
+//! `kernel/liveupdate/kho_block.c`, `luo_core.c`, `luo_session.c`, `luo_file.c`, `luo_flb.c` (Linux
+//! 7.3).
 
 use std::collections::HashSet;
 
@@ -34,80 +36,80 @@ mod vmalloc;
 pub use block::{BlockError, MAX_BLOCKS};
 pub use vmalloc::{CHUNK_PAGES, VmallocError};
 
-/// What `luo_ser.compatible` says, with its NULs.
+/// The value of `luo_ser.compatible`, with its NULs.
 pub const COMPATIBLE: [u8; 8] = *b"luo-v5\0\0";
 /// Bytes of `struct luo_ser`.
 pub const SER_BYTES: usize = 32;
-/// Sessions in one block.
+/// Most sessions in one block.
 pub const SESSIONS_PER_BLOCK: usize = block::capacity(SESSION_BYTES);
-/// Files in one block.
+/// Most files in one block.
 pub const FILES_PER_BLOCK: usize = block::capacity(FILE_BYTES);
-/// Most shared objects: one page behind two numbers.
+/// Most shared objects: as many as fit into one page after the two numbers.
 pub const MAX_FLBS: usize = (PAGE_BYTES - FLB_HEADER_BYTES) / FLB_BYTES;
 
 const FLB_HEADER_BYTES: usize = 16;
 
-/// Why there is no tree of this layout, or why it cannot be written.
+/// Why a tree of this layout cannot be decoded or encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// `struct luo_ser` is cut off, or longer than it is.
-    #[error("the tree's first struct has {found} bytes, this build knows {SER_BYTES}")]
+    /// The bytes are not as many as `struct luo_ser` has.
+    #[error("the tree's `struct luo_ser` has {found} bytes, this build knows {SER_BYTES}")]
     Blob {
-        /// How many bytes there are.
+        /// The number of bytes.
         found: usize,
     },
-    /// Another format.
+    /// A tree of another format.
     #[error("the tree is `{found}`, this build knows `luo-v5`")]
     Incompatible {
-        /// What the tree says, escaped.
+        /// The format in the tree, escaped.
         found: String,
     },
     /// A chain of blocks that is not valid.
     #[error("the chain of {of} is damaged")]
     Chain {
-        /// Of what the chain is.
+        /// The records in the chain: sessions, or files of one session.
         of: String,
         /// What is wrong with it.
         source: BlockError,
     },
-    /// A record without a name.
+    /// A record without a valid name.
     #[error("record {index} of {of} is damaged: {problem}")]
     Record {
-        /// Of what it is a record.
+        /// The kind of record: sessions, files of one session, or shared objects.
         of: String,
-        /// Which one, from 0.
+        /// The index of the record, from 0.
         index: usize,
         /// What is wrong with it.
         problem: BadName,
     },
-    /// Not as many files as the session says.
+    /// A session with another number of files than its record has.
     #[error("session `{session}` says {count} files, its blocks have {found}")]
     FileCount {
         /// The session.
         session: String,
-        /// What its record says.
+        /// The number of files in its record.
         count: u64,
-        /// What its blocks have.
+        /// The number of files in its blocks.
         found: usize,
     },
     /// The page of shared objects is not valid.
     #[error("the page of shared objects at {address:#x} is damaged: {problem}")]
     Flbs {
-        /// Where it is.
+        /// The address of the page.
         address: u64,
         /// What is wrong with it.
         problem: String,
     },
-    /// No page left, or more of something than there can be.
+    /// No page is left, or the value has more records than the layout can hold.
     #[error("the tree cannot be written: {problem}")]
     Encode {
-        /// What there is not enough of, or too much.
+        /// The reason.
         problem: String,
     },
 }
 
-/// Reads a tree. `blob` is `struct luo_ser`, to the byte.
+/// Decodes a tree. `blob` must be exactly its `struct luo_ser`; the rest is in `memory`.
 pub fn decode(blob: &[u8], memory: &impl Memory) -> Result<Handover, Error> {
     let blob: &[u8; SER_BYTES] = blob.try_into().map_err(|_| Error::Blob { found: blob.len() })?;
     if !blob.starts_with(&COMPATIBLE) {
@@ -119,9 +121,9 @@ pub fn decode(blob: &[u8], memory: &impl Memory) -> Result<Handover, Error> {
     Ok(Handover { number: u64_at(blob, 8), sessions, flbs })
 }
 
-/// Writes a tree into pages of `memory`, and returns its `struct luo_ser`.
+/// Encodes a tree into pages of `memory`, and returns its `struct luo_ser`.
 ///
-/// Fails with [`Error::Encode`] if `memory` is full or there is more than the layout can hold.
+/// Fails with [`Error::Encode`] if `memory` is full or the layout cannot hold as many records.
 pub fn encode(handover: &Handover, memory: &mut impl Allocate) -> Result<[u8; SER_BYTES], Error> {
     let Handover { number, sessions, flbs } = handover;
     let mut records = Vec::with_capacity(sessions.len());

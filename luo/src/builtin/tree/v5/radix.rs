@@ -1,17 +1,17 @@
-//! Keys of the map of preserved memory.
+//! Keys of the kernel's map of preserved memory.
 //!
-//! Linux 7.3 knows what is preserved by a radix tree whose keys say both where a run of pages starts
-//! and how long it is: `1 << (52 - order) | address >> (12 + order)`, so that the top bit gives the
-//! order away. The tree has six levels of pages: 512 addresses in levels 5 to 1, 32768 bits in level
+//! The map of Linux 7.3 is a radix tree. A key encodes both the address and the length of a run of
+//! pages: `1 << (52 - order) | address >> (12 + order)`. The position of the highest set bit gives
+//! the order. The tree has six levels of pages: 512 addresses in levels 5 to 1, 32768 bits in level
 //! 0. Source: `include/linux/kho/abi/kexec_handover.h`, `kexec_handover.c`.
 
 /// Bits of an address within a base page.
 const PAGE_SHIFT: u32 = 12;
-/// The top bit of a key of order 0.
+/// The number of the highest set bit in a key of order 0.
 const ORDER_0: u32 = 64 - PAGE_SHIFT;
-/// Bits of a key that level 0 tells apart.
+/// Bits of a key that index level 0.
 const LEAF_BITS: u32 = 15;
-/// Bits of a key that each level above tells apart.
+/// Bits of a key that index each level above 0.
 const NODE_BITS: u32 = 9;
 /// Levels of the tree.
 pub const LEVELS: u32 = 6;
@@ -26,7 +26,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run's key; `None` if the address is not aligned to the length, or the order is above 52.
+    /// Returns the run's key; `None` if the address is not aligned to the length, or the order is
+    /// above 52.
     pub fn to_key(self) -> Option<u64> {
         let Self { address, order } = self;
         let shift = PAGE_SHIFT.checked_add(order).filter(|_| order <= ORDER_0)?;
@@ -35,7 +36,7 @@ impl Run {
         (back == address).then_some(1 << (ORDER_0 - order) | unit)
     }
 
-    /// The run that a key stands for; `None` if no run does.
+    /// Returns the run with this key; `None` if no run has the key.
     pub fn from_key(key: u64) -> Option<Self> {
         let order = ORDER_0.checked_sub(key.checked_ilog2()?)?;
         let unit = key & !(1 << (ORDER_0 - order));
@@ -44,8 +45,8 @@ impl Run {
     }
 }
 
-/// Where a key is in the page of a level: for level 0 a bit, above that an entry. `None` for a level
-/// that there is not.
+/// Returns the index of a key in its page of a level: of a bit in level 0, of an address in the
+/// levels above. `None` if `level` is not below [`LEVELS`].
 pub fn index_in_level(key: u64, level: u32) -> Option<usize> {
     let (shift, bits) = match level {
         0 => (0, LEAF_BITS),
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_has_its_order_in_its_top_bit() {
+    fn the_highest_bit_of_a_key_gives_its_order() {
         let key = |address, order| Run { address, order }.to_key();
         assert_eq!(key(0x1000, 0), Some(1 << 52 | 1));
         assert_eq!(key(0x20_0000, 9), Some(1 << 43 | 1));

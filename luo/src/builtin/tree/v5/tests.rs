@@ -1,4 +1,4 @@
-//! The layout of Linux 7.3: the golden pages, round trips, and every kind of damage.
+//! Tests of the layout of Linux 7.3: golden pages, round trips, and every kind of damage.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn with_u64(memory: &mut SimulatedMemory, address: u64, at: usize, value: u64) {
     memory.page_mut(address).unwrap()[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
-/// What decoding says after a number in a golden page was changed.
+/// Changes a number in a golden page, and returns the error of decoding.
 fn after(address: u64, at: usize, value: u64) -> String {
     let mut memory = pages(PAGES);
     with_u64(&mut memory, address, at, value);
@@ -53,7 +53,7 @@ fn the_golden_pages_are_decoded() {
 }
 
 #[test]
-fn what_linux_handed_over_is_decoded() {
+fn a_tree_that_linux_wrote_is_decoded() {
     let memory = pages(LINUX_PAGES);
     let handover = decode(LINUX_SER, &memory).unwrap();
     let [web, empty] = &handover.sessions[..] else { panic!("{handover}") };
@@ -117,7 +117,7 @@ fn another_version_or_length_is_refused() {
 }
 
 #[test]
-fn chains_that_are_none_are_refused() {
+fn damaged_chains_are_refused() {
     let chain = "the chain of sessions is damaged: ";
     for (at, value, says) in [
         (8, 0, "the block at 0x30000000 says 0 records, it can have 1 to 51"),
@@ -141,7 +141,7 @@ fn chains_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_session_has_as_many_files_as_it_says() {
+fn a_session_with_a_wrong_number_of_files_is_refused() {
     for count in [0, 1, 3] {
         let says = format!("session `web` says {count} files, its blocks have 2");
         assert_eq!(after(SESSIONS, 16 + 72, count), says);
@@ -192,7 +192,7 @@ fn a_chain_of_10000_blocks_is_the_longest() {
 }
 
 #[test]
-fn an_array_of_511_pages_ends_with_an_empty_chunk_and_is_read_without_it_too() {
+fn an_array_of_511_pages_is_read_with_and_without_its_empty_last_chunk() {
     // 256 folios to a page.
     for (pages, chunks) in [(1, 1), (510, 1), (511, 2), (512, 2)] {
         let folio = |index| memfd::Folio { frame: 1 + index, dirty: true, uptodate: false, index };
@@ -261,7 +261,7 @@ fn the_record_of_a_memfd_is_checked() {
     assert!(memfd::encode(&memfd, &mut SimulatedMemory::new()).is_err());
 }
 
-/// A byte that no record of the golden page uses: behind a NUL, or behind the last record.
+/// Whether no record of the golden page uses the byte: it is after a NUL, or after the last record.
 fn is_unused(address: u64, at: usize) -> bool {
     let tail = |labels: &[(usize, usize, usize)], end: usize| {
         at >= end
@@ -275,7 +275,7 @@ fn is_unused(address: u64, at: usize) -> bool {
         0x3000_2000 | 0x3000_3000 => tail(&[(16, 8, 48)], 80),
         0x3000_4000 => tail(&[(16, 14, 48)], 80),
         0x3000_5000 => tail(&[(16, 8, 48), (80, 6, 48)], 144),
-        // The memfd's own pages, which decoding the tree does not follow.
+        // The pages of the memfd, which decoding the tree does not read.
         _ => true,
     }
 }
@@ -302,7 +302,7 @@ fn every_flipped_byte_is_an_error_or_another_tree_unless_nothing_uses_it() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(handover in any_handover()) {
+    fn decoding_returns_what_was_encoded(handover in any_handover()) {
         let mut memory = SimulatedMemory::new();
         let blob = encode(&handover, &mut memory).unwrap();
         prop_assert_eq!(decode(&blob, &memory).unwrap(), handover);
@@ -320,7 +320,7 @@ proptest! {
         for (page, at, value) in damage {
             memory.page_mut(*page.get(&addresses)).unwrap()[at] = value;
         }
-        // What is accepted is a handover like any other.
+        // A damaged tree that is accepted can be encoded and decoded like any other.
         if let Ok(other) = decode(&blob, &memory) {
             let mut memory = SimulatedMemory::new();
             let blob = encode(&other, &mut memory).unwrap();

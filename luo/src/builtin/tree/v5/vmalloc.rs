@@ -1,48 +1,49 @@
-//! An array over pages that are not side by side: `struct kho_vmalloc` and its chunks.
+//! An array over pages that are not contiguous: `struct kho_vmalloc` and its chunks.
 //!
-//! A chunk is a page: where the next one is, and up to 511 addresses of the array's pages, ended by
-//! a 0 if there are fewer. Linux 7.3 begins a new chunk when one is full, so that an array of
-//! a multiple of 511 pages ends with an empty chunk; reading takes it or leaves it.
-//! Source: `kernel/liveupdate/kexec_handover.c`, `include/linux/kho/abi/kexec_handover.h`.
+//! A chunk is a page with the address of the next chunk, and up to 511 addresses of the array's
+//! pages, followed by a 0 if there are fewer. Linux 7.3 adds a new chunk as soon as one is full: an
+//! array of a multiple of 511 pages ends with an empty chunk. Reading accepts arrays with and
+//! without the empty chunk. Source: `kernel/liveupdate/kexec_handover.c`,
+//! `include/linux/kho/abi/kexec_handover.h`.
 
 use std::collections::HashSet;
 
 use super::{BlockError, Error, block};
 use crate::builtin::tree::memory::{Allocate, Memory, PAGE_BYTES, write_contiguous};
 
-/// Addresses in one chunk.
+/// Most addresses in one chunk.
 pub const CHUNK_PAGES: usize = PAGE_BYTES / 8 - 1;
 
 /// Why an array cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmallocError {
-    /// A page of it is not there, or there twice.
+    /// A page that cannot be read, or occurs twice.
     #[error(transparent)]
     Page(#[from] BlockError),
-    /// Not as many pages as it says.
+    /// Another number of pages than the array's record has.
     #[error("the array says {said} pages, its chunks have {found}{}", if *.more { " and more" } else { "" })]
     PageCount {
-        /// What it says.
+        /// The number of pages in its record.
         said: u32,
-        /// What its chunks have, as far as they were read.
+        /// The number of pages in its chunks, as far as they were read.
         found: usize,
-        /// Whether they go on.
+        /// Whether more chunks follow.
         more: bool,
     },
-    /// Not as many pages as its length needs.
+    /// Another number of pages than its length needs.
     #[error("the array says {said} pages, {bytes} bytes take {needed}")]
     Length {
-        /// What it says.
+        /// The number of pages in its record.
         said: u32,
-        /// Bytes of what is in it.
+        /// Length of its contents in bytes.
         bytes: u64,
-        /// Pages that they take.
+        /// The number of pages that the bytes need.
         needed: u64,
     },
 }
 
-/// Reads the `bytes` bytes of an array that says it has `said` pages.
+/// Reads the `bytes` bytes of an array whose record has `said` pages.
 pub(super) fn read(
     first: u64,
     said: u32,
@@ -59,12 +60,12 @@ pub(super) fn read(
     for address in pages {
         array.extend_from_slice(block::fetch(address, memory, seen)?);
     }
-    // As many pages as `bytes` takes, so that it is not more than a usize.
+    // `bytes` fits into a usize: the pages that it needs were read into `array`.
     array.truncate(bytes as usize);
     Ok(array)
 }
 
-/// The addresses of the array's pages.
+/// Reads the addresses of the array's pages.
 fn read_chunks(
     first: u64,
     said: u32,
@@ -93,7 +94,7 @@ fn read_chunks(
     }
 }
 
-/// Writes an array, and says where its first chunk is and how many pages it has.
+/// Writes an array. Returns the address of its first chunk, and its number of pages.
 pub(super) fn write(array: &[u8], memory: &mut impl Allocate) -> Result<(u64, u32), Error> {
     let full = || Error::Encode { problem: "there is no page left".to_owned() };
     let mut pages = Vec::new();
@@ -101,7 +102,7 @@ pub(super) fn write(array: &[u8], memory: &mut impl Allocate) -> Result<(u64, u3
         pages.push(block::store(page, memory)?.to_le_bytes());
     }
     let total = u32::try_from(pages.len()).map_err(|_| full())?;
-    // As the kernel does it: a full chunk is followed by another one, empty if need be.
+    // As in the kernel, another chunk follows a full one, even if it is empty.
     let mut next = 0_u64;
     for index in (0..=pages.len() / CHUNK_PAGES).rev() {
         let start = index * CHUNK_PAGES;
@@ -115,7 +116,7 @@ pub(super) fn write(array: &[u8], memory: &mut impl Allocate) -> Result<(u64, u3
     Ok((next, total))
 }
 
-/// The chunks of an array, for tests that damage them.
+/// Returns the addresses of an array's chunks, for tests that damage them.
 #[cfg(test)]
 pub(super) fn chunks(first: u64, memory: &impl Memory) -> Vec<u64> {
     let mut found = Vec::new();
