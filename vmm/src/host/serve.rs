@@ -23,8 +23,8 @@ use crate::live_update::UpdateError;
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;
-/// A control port whose other end is closed reports that on every poll; it is looked at again after
-/// this time, in nanoseconds.
+/// Nanoseconds between two attempts to read a control port whose other end is closed. Such a port is not
+/// polled, because every poll would return at once.
 const PORT_PAUSE_NS: i64 = 200_000_000;
 
 /// Listeners, clients and signals.
@@ -36,7 +36,7 @@ pub(super) struct Server {
     clients: Vec<Lines>,
 }
 
-/// The control port, which stays when its client goes.
+/// The control port, which stays open when its client disconnects.
 struct Port {
     name: String,
     lines: Lines,
@@ -58,7 +58,7 @@ enum After {
 }
 
 impl Server {
-    /// Installs the signal handlers, before any child can end.
+    /// Installs the signal handlers. To be called before the first child is started.
     pub(super) fn new() -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
@@ -89,14 +89,14 @@ impl Server {
                     let lines = Lines::new(file.into());
                     self.port = Some(Port { name: name.clone(), lines, hung_up: false });
                 }
-                // The VMs go on without it.
+                // A host without its control port still runs its VMs.
                 Err(error) => tracing::error!("{}", chain(&error).join(": ")),
             }
         }
         Ok(())
     }
 
-    /// Serves until the host is told to stop.
+    /// Serves until `power-off`, SIGTERM or SIGINT.
     pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
         let summary = summary(host);
         tracing::info!("ready: {summary}");
@@ -113,7 +113,7 @@ impl Server {
         }
     }
 
-    /// Waits until something is to be done, and says what.
+    /// Waits until at least one source is ready. Returns the sources that are ready.
     fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
         let mut sources = vec![Source::Children, Source::End];
         let mut fds =
@@ -179,7 +179,7 @@ impl Server {
         match source {
             Source::Children => reap(&self.children, host),
             Source::End => {
-                tracing::info!("told to stop");
+                tracing::info!("stopping: got SIGTERM or SIGINT");
                 let announce = |server: &mut Self| server.tell_port(&jumping());
                 host.leave_to_service(|| announce(self));
                 return After::Stop;
@@ -209,7 +209,7 @@ impl Server {
         let lines = port.lines.flush().and_then(|()| port.lines.read());
         match lines {
             Ok(lines) => {
-                // Nothing to read although poll said so: the other end is closed.
+                // No bytes although the port was ready: the other end is closed.
                 port.hung_up = lines.is_empty() && !port.lines.is_behind();
                 self.answer_all(lines, host, |server, line| server.tell_port(line))
             }
@@ -327,8 +327,8 @@ impl Drop for Server {
     }
 }
 
-/// The answer to a live update or a handover that did not take place. One that was told to stop before
-/// a step is a success.
+/// Returns the answer to a live update or a handover that did not take place. If it stopped before a step
+/// as requested, that is a success.
 fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, HostError> {
     match result {
         Ok(never) => match never {},
@@ -340,7 +340,8 @@ fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, 
     }
 }
 
-/// Listens at `path`, for root only. A socket that nobody listens at any more is replaced.
+/// Listens at `path`, accessible to root only. Replaces a socket of a process that has ended; errors if
+/// another host listens there.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another host listens there"));
@@ -355,7 +356,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Reaps every child that has ended, the VMs' and, as PID 1, everybody's.
+/// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
 fn reap(pipe: &UnixStream, host: &mut Host) {
     let mut bytes = [0; 64];
     while io::Read::read(&mut &*pipe, &mut bytes).is_ok_and(|count| count > 0) {}
@@ -365,7 +366,7 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
             .iter()
             .position(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
         if let Some(index) = ended {
-            // What it said last explains its end.
+            // The last event of the process explains its end.
             let last = match &host.vms[index].life {
                 Life::Live(live) => live.process.last_words(),
                 _ => None,
@@ -375,7 +376,7 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
     }
 }
 
-/// Reads what a VM's process said. Its end is noticed when it is reaped.
+/// Handles the events of a VM's process. An error on the link counts as the end of the process.
 fn hear(host: &mut Host, index: usize) {
     let vm = &host.vms[index];
     let Life::Live(live) = &vm.life else { return };

@@ -10,8 +10,8 @@ use super::Step;
 use super::UpdateError;
 use super::next_kernel::{self, NextKernel};
 
-/// Enters the next kernel with the same ticket. Returns only on an error, or if stopped before
-/// `stop_before`. Calls `announce` immediately before the jump.
+/// Enters the next kernel with the same ticket. Returns only on an error; stopping before the step
+/// `stop_before` is one too. Calls `announce` immediately before the jump.
 pub fn run(
     ticket: Ticket,
     next: &NextKernel,
