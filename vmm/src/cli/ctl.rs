@@ -80,7 +80,7 @@ enum Command {
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {
-        /// The next program [default: the path that the running one was started from]
+        /// The next program; by default, the path that the running one was started from
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Do everything before this step, then undo it: load, preserve-ram, pause, save,

@@ -67,9 +67,7 @@ pub enum HostError {
         source: NoteError,
     },
     /// The kernel or the initramfs of an update is not given.
-    #[error(
-        "no {0} to update to: name one in the command, or in [update] of the configuration"
-    )]
+    #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),
     /// The manifest of the last live update cannot be retrieved or decoded.
     #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]

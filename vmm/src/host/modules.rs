@@ -60,7 +60,9 @@ fn why(errno: Errno) -> String {
         Errno::NOEXEC => "it was built for another kernel, or is damaged",
         Errno::NOENT => "it needs a module that is not loaded: list that one before it",
         Errno::NODEV => "its hardware is missing",
-        Errno::OPNOTSUPP => "the CPU lacks the feature that it needs, or the firmware has disabled it",
+        Errno::OPNOTSUPP => {
+            "the CPU lacks the feature that it needs, or the firmware has disabled it"
+        }
         Errno::KEYREJECTED | Errno::NOKEY => "it is not signed with a key that the kernel trusts",
         Errno::PERM => "CAP_SYS_MODULE is missing, or kernel.modules_disabled is set",
         _ => return errno.to_string(),

@@ -41,7 +41,9 @@ pub enum IncomingError {
     #[error("cannot read the manifest or the index")]
     Read(#[source] io::Error),
     /// The manifest or the index is larger than any that this program writes.
-    #[error("the manifest or the index has {0} bytes, more than the largest possible {MAX_DOCUMENT}")]
+    #[error(
+        "the manifest or the index has {0} bytes, more than the largest possible {MAX_DOCUMENT}"
+    )]
     TooLarge(u64),
     /// The manifest or the index cannot be decoded.
     #[error("the manifest or the index cannot be decoded")]
