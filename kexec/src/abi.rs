@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_kernel_is_looked_into() {
+    fn versions_are_found_in_a_compressed_kernel() {
         let payload = gzip(&[vec![1; 1 << 19], b"\0kho-v4\0luo-v5\0".to_vec()].concat());
         assert_eq!(of_kernel(&payload).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
         // The build appends the unpacked size to the payload.
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_here_and_not_read_there_is_a_difference() {
+    fn only_known_versions_that_the_next_kernel_does_not_read_are_differences() {
         let here = abi(&["kho-v4"], &["luo-v5"], &[]);
         assert_eq!(differences(&here, &abi(&["kho-v4"], &["luo-v5", "luo-v6"], &[])), []);
         assert_eq!(differences(&Abi::default(), &Abi::default()), []);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_kernel_is_asked_as_far_as_it_tells() {
+    fn the_versions_of_a_running_kernel_are_read_where_it_shows_them() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(of_running(root.path()), Abi::default());
         let kho = root.path().join(KHO);

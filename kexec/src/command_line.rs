@@ -388,7 +388,7 @@ mod tests {
         ));
     }
 
-    /// Text made of what matters to the parser.
+    /// Texts of those pieces that the parser treats in a special way.
     fn texts() -> impl Strategy<Value = String> {
         prop::collection::vec(
             prop::sample::select(vec![

@@ -389,7 +389,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_kernel_tells_what_it_needs() {
+    fn the_fields_of_a_kernels_header_are_read() {
         let kernel = kernel(&bzimage(&[7; 60])).unwrap();
         assert_eq!(kernel.size, 3 * 512 + 64);
         assert_eq!((kernel.init_size, kernel.alignment), (15 << 20, 2 << 20));
@@ -478,7 +478,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn paths_that_lead_nowhere_or_to_no_file_are_named() {
+    fn a_path_without_a_regular_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let absent = dir.path().join("absent");
         for error in [Kernel::open(&absent).unwrap_err(), Initramfs::open(&absent).unwrap_err()] {
@@ -507,7 +507,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_scratch_that_is_proposed_holds_the_image() {
+    fn the_proposed_scratch_area_has_room_for_the_image() {
         let (_dir, path) = file(&bzimage(&[7; 64]));
         let image = Image::open(&path, None).unwrap();
         assert_eq!(image.scratch_parameter(), "kho_scratch=16M,32M,0");

@@ -233,7 +233,7 @@ mod tests {
         }
     }
 
-    /// A claim on an image that was never loaded.
+    /// A value for an image that was never loaded.
     fn nothing_loaded() -> LoadedImage {
         LoadedImage { number: 0, unloaded: true }
     }

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_stays_as_it_is() {
+    fn a_range_that_cannot_be_parsed_keeps_its_spelling() {
         for text in ["exactmap", "1G", "!", "1G!", "!1G", "010!1G", "1X!1G", "16777216T!1G", "ä!1G"]
         {
             assert_eq!(ranges(&format!("memmap={text}")), [text]);

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_order_is_not_refused() {
+    fn a_live_update_without_problems_is_not_refused() {
         let (_dir, image) = image(10 * MIB);
         assert_eq!(check(&running(&[(64, 16), (128, 64)]), &image, &live()), Ok(()));
         let mut silent = running(&[]);
@@ -299,7 +299,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_placed_lies_within_the_free_pieces_and_nothing_overlaps(
+        fn placed_pieces_lie_within_the_free_pieces_and_do_not_overlap(
             areas in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 30), 0..4),
             sizes in prop::collection::vec((1_u64..1 << 29, 0_u32..22), 0..6),
         ) {

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_tells_everything_is_understood() {
+    fn all_facts_of_a_kernel_are_read() {
         let root = root("console=ttyS0 kho=on");
         put(&root, "sys/kernel/kexec_loaded", "1\n");
         put(&root, "dev/liveupdate", "");
@@ -192,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_does_not_tell_is_unknown_and_not_guessed() {
+    fn a_fact_that_a_kernel_does_not_show_is_unknown_and_not_guessed() {
         let told = Running::read(root("quiet").path()).unwrap();
         assert_eq!((told.kexec_loaded, told.kho, told.scratch), (None, None, None));
         assert!(!told.luo);
-        // Switched on, but nothing shows that it worked.
+        // `kho=on` alone does not show that KHO works.
         assert_eq!(Running::read(root("kho=on").path()).unwrap().kho, None);
         assert_eq!(Running::read(root("kho=off").path()).unwrap().kho, Some(false));
     }

@@ -207,7 +207,7 @@ fn is_touched_does_not_move_the_position_of_another_open_file() {
     segment.file().write_all_at(b"guest", 0).unwrap();
     assert!(is_touched(&segment).unwrap());
     let mut bytes = [0; 5];
-    // Another open file, with a position of its own.
+    // This is another open file, with its own position.
     File::from(reopen(&segment)).read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"guest");
 }

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_has_a_path_or_none_and_bytes_become_two_digits_each() {
+    fn a_dump_may_have_a_path_and_bytes_become_two_digits_each() {
         let vm = VmName::new("web").unwrap();
         let parsed = |line| serde_json::from_str::<Call>(line).unwrap().command;
         let path = Some(PathBuf::from("/a"));

@@ -13,6 +13,9 @@ use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, R
 /// Most unread events. A VM sends only a few events in its whole life.
 const MAX_EVENTS: usize = 256;
 
+/// The request in errors that belong to no request.
+const NO_REQUEST: &str = "none";
+
 /// A VM's process could not be started, or did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -21,11 +24,11 @@ pub enum ProcessError {
     #[error("cannot start the VM's process")]
     Spawn(#[source] std::io::Error),
     /// The link to the process failed.
-    #[error("no answer to `{request}` from the VM's process")]
+    #[error("the link to the VM's process failed (request: {request})")]
     Link {
         /// The request, in words.
         request: &'static str,
-        /// Why there is no answer.
+        /// Why the link failed.
         #[source]
         source: LinkError,
     },
@@ -39,7 +42,7 @@ pub enum ProcessError {
         source: Reasons,
     },
     /// The process sent a reply of the wrong kind.
-    #[error("the VM's process answered {reply} to `{request}`")]
+    #[error("the VM's process sent {reply}, which is no answer to the request ({request})")]
     Unexpected {
         /// The request, in words.
         request: &'static str,
@@ -87,14 +90,14 @@ impl std::error::Error for Reasons {
 #[derive(Debug)]
 pub struct Conversation {
     channel: Channel,
-    asked: RefCell<VecDeque<&'static str>>,
+    unanswered: RefCell<VecDeque<&'static str>>,
     events: RefCell<VecDeque<Event>>,
 }
 
 impl Conversation {
     /// Begins a conversation over `channel`.
     pub fn new(channel: Channel) -> Self {
-        Self { channel, asked: RefCell::default(), events: RefCell::default() }
+        Self { channel, unanswered: RefCell::default(), events: RefCell::default() }
     }
 
     /// Sends a request; [`reply`](Self::reply) waits for its answer. To let several processes work at
@@ -109,18 +112,20 @@ impl Conversation {
         self.channel
             .send(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;
-        self.asked.borrow_mut().push_back(name);
+        self.unanswered.borrow_mut().push_back(name);
         Ok(())
     }
 
     /// Waits for the answer to the oldest unanswered request.
     pub fn reply(&self) -> Result<Reply, ProcessError> {
-        let request = self.asked.borrow_mut().pop_front().unwrap_or("nothing");
+        let request = self.unanswered.borrow_mut().pop_front().unwrap_or(NO_REQUEST);
         loop {
             let (message, _) =
                 self.channel.receive::<FromVm>().map_err(|source| link(request, source))?;
             match message {
-                FromVm::Event(event) => self.keep(event).map_err(|source| link(request, source))?,
+                FromVm::Event(event) => {
+                    self.queue_event(event).map_err(|source| link(request, source))?
+                }
                 FromVm::Reply(Reply::Failed(chain)) => {
                     return Err(ProcessError::Refused { request, source: Reasons::new(chain) });
                 }
@@ -132,7 +137,7 @@ impl Conversation {
     /// Sends a request without fds and waits for its answer. First reads and discards the answers to
     /// earlier requests: the caller stopped waiting for those when another VM failed.
     pub fn ask(&self, request: Request) -> Result<Reply, ProcessError> {
-        while !self.asked.borrow().is_empty() {
+        while !self.unanswered.borrow().is_empty() {
             let _ = self.reply();
         }
         self.send(request, &[])?;
@@ -148,7 +153,7 @@ impl Conversation {
     pub fn last_words(&self) -> Option<Event> {
         loop {
             let done = match self.channel.receive::<FromVm>() {
-                Ok((FromVm::Event(event), _)) => self.keep(event).is_err(),
+                Ok((FromVm::Event(event), _)) => self.queue_event(event).is_err(),
                 Ok((FromVm::Reply(_), _)) | Err(LinkError::Malformed(_)) => false,
                 Err(_) => true,
             };
@@ -161,10 +166,10 @@ impl Conversation {
     /// Takes the unread events, oldest first. Reads one more message from the link if `readable`.
     pub fn events(&self, readable: bool) -> Result<Vec<Event>, ProcessError> {
         if readable {
-            let request = "nothing";
+            let request = NO_REQUEST;
             match self.channel.receive::<FromVm>() {
                 Ok((FromVm::Event(event), _)) => {
-                    self.keep(event).map_err(|source| link(request, source))?;
+                    self.queue_event(event).map_err(|source| link(request, source))?;
                 }
                 Ok((FromVm::Reply(reply), _)) => return Err(unexpected(request, &reply)),
                 Err(source) => return Err(link(request, source)),
@@ -173,10 +178,10 @@ impl Conversation {
         Ok(self.events.borrow_mut().drain(..).collect())
     }
 
-    fn keep(&self, event: Event) -> Result<(), LinkError> {
+    fn queue_event(&self, event: Event) -> Result<(), LinkError> {
         let mut events = self.events.borrow_mut();
         if events.len() >= MAX_EVENTS {
-            let problem = format!("more than {MAX_EVENTS} events that nobody asked for");
+            let problem = format!("more than {MAX_EVENTS} events without being read");
             return Err(LinkError::Malformed(problem));
         }
         events.push_back(event);

@@ -374,7 +374,7 @@ impl Guest {
             return Err(self.wrong_state("only the RAM of a VM that runs or is paused can be read"));
         };
         let layout = ram_layout(self.machine.ram_bytes).map_err(|e| self.ram_error(e))?;
-        let (index, offset) = place(&layout, address, bytes)
+        let (index, offset) = locate(&layout, address, bytes)
             .filter(|_| bytes <= MOST_MEMORY_BYTES)
             .ok_or_else(|| GuestError::OutsideRam { name: self.name(), address, bytes })?;
         let mut memory = vec![0; bytes as usize];
@@ -456,7 +456,7 @@ impl Guest {
 
 /// Returns the index of the segment that contains the whole range of guest-physical addresses, and the
 /// offset of the range in that segment. `None` if no single segment contains it.
-fn place(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
+fn locate(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
     layout.segments().iter().enumerate().find_map(|(index, plan)| {
         let base = layout.slots()[plan.slot].guest_base + plan.offset_in_slot;
         let offset = address.checked_sub(base)?;
@@ -473,17 +473,17 @@ mod tests {
         let layout = ram_layout(4 << 30).unwrap();
         let plans = layout.segments();
         let segment = plans[0].len;
-        assert_eq!(place(&layout, 0, 8), Some((0, 0)));
-        assert_eq!(place(&layout, segment + 16, 8), Some((1, 16)));
-        assert_eq!(place(&layout, segment - 8, 8), Some((0, segment - 8)));
-        assert_eq!(place(&layout, segment - 8, 9), None, "it reaches into the next one");
+        assert_eq!(locate(&layout, 0, 8), Some((0, 0)));
+        assert_eq!(locate(&layout, segment + 16, 8), Some((1, 16)));
+        assert_eq!(locate(&layout, segment - 8, 8), Some((0, segment - 8)));
+        assert_eq!(locate(&layout, segment - 8, 9), None, "it reaches into the next one");
         // In the hole of the PCI devices, behind the hole, and beyond the end.
         let [low, high] = layout.slots() else { panic!("{:?}", layout.slots()) };
-        assert_eq!(place(&layout, low.len, 8), None);
+        assert_eq!(locate(&layout, low.len, 8), None);
         let first = plans.iter().position(|plan| plan.slot == 1).unwrap();
-        assert_eq!(place(&layout, high.guest_base, 8), Some((first, 0)));
-        assert_eq!(place(&layout, high.guest_base + high.len - 7, 8), None);
-        assert_eq!(place(&layout, u64::MAX, 8), None);
-        assert_eq!(place(&layout, 8, u64::MAX), None);
+        assert_eq!(locate(&layout, high.guest_base, 8), Some((first, 0)));
+        assert_eq!(locate(&layout, high.guest_base + high.len - 7, 8), None);
+        assert_eq!(locate(&layout, u64::MAX, 8), None);
+        assert_eq!(locate(&layout, 8, u64::MAX), None);
     }
 }

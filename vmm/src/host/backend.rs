@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_for_a_live_update_is_named() {
+    fn the_reason_names_what_a_live_update_lacks() {
         let none = refused(None, None);
         assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
         assert!(!none.holds);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn vms_that_came_through_a_pool_are_nowhere_else() {
+    fn a_host_with_a_ticket_uses_the_pool_or_no_luo() {
         let ticket = Some(Ticket::new([7; 16]));
         let directory = tempfile::tempdir().unwrap();
         // Whether this kernel has LUO makes no difference.
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_too_small_is_taken_for_the_vms_that_it_may_hold() {
+    fn a_pool_that_is_too_small_is_tried_again_without_a_least_size() {
         // Whatever the least size is, a pool without DAX is refused for the missing DAX, not for its size.
         let directory = tempfile::tempdir().unwrap();
         let why = open_pool(directory.path(), u64::MAX, Expect::Nothing).unwrap_err();

@@ -84,7 +84,7 @@ pub enum HostError {
         #[source]
         source: std::io::Error,
     },
-    /// The main loop cannot go on.
+    /// The main loop failed.
     #[error("the host's main loop failed")]
     Loop(#[source] std::io::Error),
 }

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_a_device_is_never_written_over() {
+    fn unknown_contents_of_a_device_are_never_overwritten() {
         for at in [0, MIB - 1, 5 * MIB - 1] {
             let mut used = vec![0; 5 * MIB];
             used[at] = 1;
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_over_from_another_boot_is_written_over() {
+    fn contents_of_another_boot_are_overwritten() {
         for left in [image(5 * MIB), vec![0xa5; 5 * MIB]] {
             let (_directory, device, from) = files(&left, &image(3 * MIB));
             assert!(format(&device, &from, Contents::OfAnotherBoot).unwrap());

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_redeemed_for_every_host_of_this_kernel_and_for_no_other_ticket() {
+    fn redeeming_a_ticket_holds_for_every_host_of_this_kernel_and_only_for_that_ticket() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
         let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
         assert!(kernel_entry.ticket().is_some());

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_those_of_the_process_and_of_no_other() {
+    fn page_counts_are_those_of_the_process_and_of_no_other() {
         let root = tempfile::tempdir().unwrap();
         let of = |pid| of_process(root.path(), Pid::from_raw(pid).unwrap());
         assert_eq!(of(12), None, "no debugfs");

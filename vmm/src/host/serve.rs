@@ -187,7 +187,7 @@ impl Server {
             Source::Listener => self.accept(),
             Source::Port => return self.serve_port(host),
             Source::Client(index) => return self.serve_client(index, host),
-            Source::Vm(index) => hear(host, index),
+            Source::Vm(index) => handle_events(host, index),
         }
         After::GoOn
     }
@@ -308,11 +308,11 @@ impl Server {
             }
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
-                return undone(host.update(call, || announce(self)));
+                return answer_unless_done(host.update(call, || announce(self)));
             }
             Command::Handover(call) => {
                 tracing::info!("the handover to another program begins");
-                return undone(host.hand_over(call, || announce(self)));
+                return answer_unless_done(host.hand_over(call, || announce(self)));
             }
         }
         Ok(json!({}))
@@ -329,7 +329,9 @@ impl Drop for Server {
 
 /// Returns the answer to a live update or a handover that did not take place. If it stopped before a step
 /// as requested, that is a success.
-fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Value, HostError> {
+fn answer_unless_done(
+    result: Result<std::convert::Infallible, HostError>,
+) -> Result<Value, HostError> {
     match result {
         Ok(never) => match never {},
         Err(
@@ -377,7 +379,7 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
 }
 
 /// Handles the events of a VM's process. An error on the link counts as the end of the process.
-fn hear(host: &mut Host, index: usize) {
+fn handle_events(host: &mut Host, index: usize) {
     let vm = &host.vms[index];
     let Life::Live(live) = &vm.life else { return };
     let readable = !live.process.has_events();

@@ -106,15 +106,15 @@ fn fds_needed(machines: &[Machine]) -> usize {
 
 /// Tells systemd that the host is ready, and its status line. Does nothing without systemd.
 pub fn ready(status: &str) {
-    tell(&format!("READY=1\nSTATUS={status}"));
+    send_to_systemd(&format!("READY=1\nSTATUS={status}"));
 }
 
 /// Tells systemd that the host is stopping.
 pub fn stopping(status: &str) {
-    tell(&format!("STOPPING=1\nSTATUS={status}"));
+    send_to_systemd(&format!("STOPPING=1\nSTATUS={status}"));
 }
 
-fn tell(message: &str) {
+fn send_to_systemd(message: &str) {
     match Notify::from_env() {
         Some(Err(errno)) => tracing::warn!("cannot reach the service manager: {errno}"),
         Some(Ok(notify)) => {

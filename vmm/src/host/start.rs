@@ -58,7 +58,7 @@ pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
 
 /// Retrieves the manifest from a keeper. An error is unlikely, because the last host has checked that
 /// this program can read it.
-fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
+fn retrieve_from_keeper(keeper: &Keeper) -> Option<Arrival> {
     incoming::arrive(keeper).unwrap_or_else(|error| {
         tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
         None
@@ -80,11 +80,11 @@ pub(super) fn find_vms(
         Ok(kernel_entry) => kernel_entry,
         Err(error) => {
             let none = holds(chain(&error).join(": "));
-            return (KernelEntry::unknown(), none, keeper.and_then(arrived_by));
+            return (KernelEntry::unknown(), none, keeper.and_then(retrieve_from_keeper));
         }
     };
     let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
-        (luo, Some(keeper)) => return (kernel_entry, luo, arrived_by(keeper)),
+        (luo, Some(keeper)) => return (kernel_entry, luo, retrieve_from_keeper(keeper)),
         (Ok(luo), None) => luo,
         (none, None) => return (kernel_entry, none, None),
     };

@@ -169,7 +169,7 @@ impl Schema for Index {
                 let problem = format!("{} sessions, at most {MAX_SESSIONS}", sessions.len());
                 Err(reader.invalid("session", problem))
             }
-            Some(name) => Err(reader.invalid("session", format!("two are called {name}"))),
+            Some(name) => Err(reader.invalid("session", format!("two sessions are called {name}"))),
             None => Ok(Self { sessions }),
         }
     }
@@ -205,12 +205,13 @@ impl Schema for IndexedSession {
         let mut files = Vec::with_capacity(kinds.len());
         for (((kind, token), bytes), digest) in kinds.iter().zip(tokens).zip(bytes).zip(digests) {
             let known = FileKind::parse(kind);
-            let kind = known.ok_or_else(|| reader.invalid("kinds", format!("`{kind}`")))?;
+            let kind =
+                known.ok_or_else(|| reader.invalid("kinds", format!("unknown kind `{kind}`")))?;
             let digest = u32::try_from(digest).map_err(|_| {
                 reader.invalid("digests", format!("{digest:#x} has more than 32 bits"))
             })?;
             if files.iter().any(|file: &IndexedFile| file.token == token) {
-                return Err(reader.invalid("tokens", format!("{token} stands there twice")));
+                return Err(reader.invalid("tokens", format!("two files have the token {token}")));
             }
             files.push(IndexedFile { token, kind, bytes, digest });
         }
@@ -284,7 +285,11 @@ mod tests {
     #[test]
     fn an_index_that_contradicts_itself_is_refused() {
         let refused = |change| refusal(sample(), change);
-        assert!(refused(|i| i.sessions.push(i.sessions[0].clone())).contains("two are called"));
-        assert!(refused(|i| i.sessions[1].files[1].token = 0).contains("0 stands there twice"));
+        assert!(
+            refused(|i| i.sessions.push(i.sessions[0].clone())).contains("two sessions are called")
+        );
+        assert!(
+            refused(|i| i.sessions[1].files[1].token = 0).contains("two files have the token 0")
+        );
     }
 }

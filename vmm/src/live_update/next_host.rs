@@ -245,7 +245,7 @@ pub enum InheritError {
         /// The variable's value.
         text: String,
     },
-    /// The text is not a ticket.
+    /// The variable's value is not a ticket.
     #[error("{VARIABLE} in the environment is not a valid ticket")]
     Ticket(#[source] TicketError),
     /// The keeper's tree cannot be read.

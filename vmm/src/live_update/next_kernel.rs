@@ -13,7 +13,7 @@ use luo::Ticket;
 /// module that it does not have, which is how it reads a name with a dot.
 pub const PARAMETER: &str = "perennial.ticket";
 
-/// The next kernel cannot be used, or would lose what is preserved.
+/// The next kernel cannot be used, or would lose preserved memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NextKernelError {

@@ -289,7 +289,7 @@ fn preserve_ram<'a>(
         machine,
         live,
         session,
-        segments: live.segments.iter().map(absent).collect(),
+        segments: live.segments.iter().map(unpreserved).collect(),
         verify_frames,
         ledger: Ledger::default(),
         last_exit_ticks: 0,
@@ -301,7 +301,7 @@ fn preserve_ram<'a>(
 }
 
 /// The entry of a segment that is not preserved yet.
-fn absent(segment: &Segment) -> SegmentEntry {
+fn unpreserved(segment: &Segment) -> SegmentEntry {
     SegmentEntry { bytes: segment.len(), preserved: false, frames: None }
 }
 
