@@ -22,7 +22,7 @@ pub enum CommandLineError {
         CommandLine::MAX_BYTES
     )]
     TooLong {
-        /// Its length in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
     /// The text has a NUL, a line break, another control character, or a character that is not ASCII. The
@@ -137,9 +137,9 @@ impl FromStr for CommandLine {
 /// One parameter of a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameter<'a> {
-    /// Its name, as written.
+    /// The name, as written.
     pub name: &'a str,
-    /// Its value without quotes; `None` if there is no `=`.
+    /// The value without quotes; `None` if there is no `=`.
     pub value: Option<&'a str>,
 }
 

@@ -52,7 +52,7 @@ pub struct Initramfs {
     pub(crate) file: File,
     /// Size of the file in bytes.
     pub size: u64,
-    /// Its format: `cpio`, `gzip`, and so on.
+    /// The format, such as `cpio` or `gzip`.
     pub format: &'static str,
 }
 
@@ -127,7 +127,7 @@ pub enum ImageError {
     NotAnInitramfs {
         /// The file.
         path: PathBuf,
-        /// Its first bytes.
+        /// The first bytes of the file.
         magic: Vec<u8>,
     },
 }

@@ -33,7 +33,7 @@ pub struct Running {
 pub struct ScratchArea {
     /// Physical address of its first byte.
     pub start: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 

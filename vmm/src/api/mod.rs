@@ -41,7 +41,7 @@ impl Call {
     }
 }
 
-/// What a client can ask for.
+/// The commands of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Command {
@@ -49,33 +49,33 @@ pub enum Command {
     Status,
     /// Boot a VM that is stopped.
     Boot {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// End a VM at once, as pulling its plug would.
     Stop {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Stop a VM's vCPUs and devices.
     Pause {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Resume a paused VM.
     Resume {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Try again to restore a VM whose restore failed after a live update.
     Restore {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Write a VM's state document to a new file, or return it in the reply. A running VM is paused
     /// meanwhile.
     Dump {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
         /// Path of the file, which must not exist. Without a path the reply has the document.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ pub enum Command {
     },
     /// Read a piece of a VM's RAM, to find out what its guest is doing.
     Memory {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
         /// Guest-physical address.
         address: u64,
@@ -94,7 +94,7 @@ pub enum Command {
     Update(UpdateCall),
     /// Replace the host's program under its VMs.
     Handover(HandoverCall),
-    /// Where the time of the last live update or handover went.
+    /// The report of the last live update or handover: when each phase began and ended.
     Report,
     /// Stop all VMs and switch the host off (PID 1), or end the host's process.
     PowerOff,

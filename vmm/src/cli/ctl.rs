@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The host, its kernel and its VMs
+    /// Print the state of the host, its kernel and its VMs
     Status,
     /// Boot a VM that is stopped
     Boot(Name),
@@ -88,7 +88,7 @@ enum Command {
         #[arg(long, value_name = "STEP", value_parser = step)]
         stop_before: Option<Step>,
     },
-    /// Where the time of the last live update or handover went
+    /// Print when each phase of the last live update or handover began and ended
     Report,
     /// Stop all VMs and the host
     PowerOff,

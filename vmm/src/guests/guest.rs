@@ -151,7 +151,7 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
-    /// There is no such VM.
+    /// The host has no VM of this name.
     #[error("there is no VM `{name}`; there is {known}")]
     Unknown {
         /// The name as given.

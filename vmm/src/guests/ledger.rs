@@ -10,7 +10,7 @@ use crate::state::{Node, Reader, Schema, StateError};
 /// Most phases of one ledger. A live update has about twenty.
 const MAX_PHASES: usize = 256;
 
-/// One named stretch of time, in ticks of the counter.
+/// A phase: a name with its begin and end in ticks of the counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
     /// Name of the phase, such as `pause`.

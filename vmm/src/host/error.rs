@@ -39,7 +39,7 @@ pub enum HostError {
     /// systemd could not be asked for the kexec.
     #[error("the live update did not take place")]
     Service(#[from] service::KexecError),
-    /// There is no LUO to update through.
+    /// This host has no LUO for a live update.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
     /// A handover is refused while VMs are withheld: the next program could not reach them either.

@@ -54,7 +54,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What became of a guest when a live update did not go as planned.
+/// What became of a guest after a live update that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
