@@ -1,15 +1,15 @@
-//! What can go wrong with guest RAM.
+//! Errors of guest RAM.
 
 use std::io;
 
-/// Guest RAM could not be planned, made, checked or mapped.
+/// Guest RAM could not be planned, created, checked or mapped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The layout was asked for impossible slots or segments.
+    /// The slots or the segment size do not make a layout.
     #[error("guest RAM cannot be laid out: {0}")]
     Layout(String),
-    /// /proc/meminfo does not say what is available.
+    /// `MemAvailable` is absent from /proc/meminfo or is not a number of kB.
     #[error("cannot tell how much memory the host has available: {0}")]
     Meminfo(String),
     /// A segment could not be created.
@@ -39,10 +39,10 @@ pub enum Error {
     Unfit {
         /// Index of the segment in the layout.
         index: usize,
-        /// What it is, and what it should be.
+        /// What the file is, and what it should be.
         problem: String,
     },
-    /// The segments that were given are not those of the layout.
+    /// The number of segments to map differs from the layout's.
     #[error("the layout has {planned} segments, {given} were given")]
     SegmentCount {
         /// Segments in the layout.
@@ -53,7 +53,7 @@ pub enum Error {
     /// Address space for a slot could not be reserved.
     #[error("cannot reserve {len} bytes of address space for the slot at {guest_base:#x}")]
     Reserve {
-        /// Where the slot starts for the guest.
+        /// First guest-physical address of the slot.
         guest_base: u64,
         /// Its length in bytes.
         len: u64,
@@ -74,17 +74,17 @@ pub enum Error {
     #[error("cannot present the mapping to the devices as guest memory")]
     Present(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The page frames of a segment could not be read.
-    #[error("cannot tell a segment's page frames: {attempt}")]
+    #[error("cannot find out which page frames hold a segment: cannot {attempt}")]
     Frames {
         /// The step that failed.
         attempt: &'static str,
         /// Why.
         source: io::Error,
     },
-    /// The kernel shows no page frame numbers to this process.
+    /// The kernel shows this process zeroes instead of page frame numbers.
     #[error("the kernel hides page frame numbers from this process: it needs CAP_SYS_ADMIN")]
     FramesHidden,
-    /// A page was in no frame although it had just been brought in.
+    /// A page was not in memory although MADV_POPULATE_READ had just brought it in.
     #[error("page {page} of the segment is in no page frame")]
     FrameAbsent {
         /// Index of the page in the segment.
@@ -102,7 +102,7 @@ pub enum Error {
     },
 }
 
-/// memfd_create(2): with `vm.memfd_noexec=2` executable memfds are refused.
+/// With `vm.memfd_noexec=2` the kernel refuses executable memfds with EACCES (memfd_create(2)).
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EACCES) => {

@@ -1,8 +1,8 @@
-//! Which page frames hold a segment: the proof that guest memory was not copied.
+//! Digests of the page frames that hold a segment: they prove that guest memory was not copied.
 //!
-//! The digest of the physical addresses of all pages, taken before a live update and after it, is the
-//! same only if every page stayed where it was. Not a byte of the guest's is read: the pages are mapped
-//! here a second time and `/proc/self/pagemap` is asked where they are.
+//! The digest of all page frame numbers, taken before a live update and after it, is the same only if
+//! every page stayed in its frame. No guest byte is read: this module maps the pages a second time and
+//! reads their frame numbers from `/proc/self/pagemap`.
 
 #![expect(unsafe_code, reason = "maps memory to ask the kernel where it is, and unmaps it")]
 
@@ -17,8 +17,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::{Error, HUGE_PAGE, PAGE, Segment};
 
-/// How much is mapped at a time. Bounds the page tables and the buffer that this needs, and is a
-/// multiple of the huge page size.
+/// Bytes mapped at a time, which bounds the page tables and the buffer. A multiple of the huge page
+/// size.
 const WINDOW: u64 = 32 * HUGE_PAGE;
 
 /// Linux `Documentation/admin-guide/mm/pagemap.rst`.
@@ -30,7 +30,7 @@ const ENTRY_FRAME: u64 = (1 << 55) - 1;
 pub struct FrameDigest {
     /// FNV-1a over index and frame of each page, each as 8 bytes, little-endian.
     pub hash: u64,
-    /// How many pages went in.
+    /// Number of pages in the digest.
     pub pages: u64,
 }
 
@@ -48,13 +48,12 @@ impl FrameDigest {
         Ok(digest)
     }
 
-    /// Adds all pages of `segment`, and brings in those that are swapped out. Holes are filled with
-    /// zero pages by this, as by a preservation: add only segments that are preserved anyway.
+    /// Adds all pages of `segment`. Swapped-out pages are read back, and holes are filled with zero
+    /// pages, as a preservation does: add only segments that are preserved anyway.
     ///
-    /// The frames stay the same from here on only if the pages cannot be migrated: while LUO preserves
-    /// them, or for a moment.
+    /// The kernel may migrate pages, so the digest stays valid only while LUO preserves the segment.
     ///
-    /// Fails with [`Error::FramesHidden`] without CAP_SYS_ADMIN.
+    /// Errors with [`Error::FramesHidden`] without CAP_SYS_ADMIN.
     pub fn add(&mut self, segment: &Segment) -> Result<(), Error> {
         let pagemap =
             File::open("/proc/self/pagemap").map_err(failed("open /proc/self/pagemap"))?;
@@ -68,19 +67,19 @@ impl FrameDigest {
         Ok(())
     }
 
-    /// Adds the digest of other pages, those of the next segment for example.
+    /// Adds the digest of further pages, for example those of the next segment.
     pub fn append(&mut self, other: Self) {
         self.fold(other.hash);
         self.pages += other.pages;
     }
 
-    /// Adds entries of the pagemap; the first is page `first_page` of its segment.
+    /// Adds entries of the pagemap. The first entry is page `first_page` of its segment.
     fn add_entries(&mut self, entries: &[u64], first_page: u64) -> Result<(), Error> {
         for (page, entry) in (first_page..).zip(entries) {
             if entry & ENTRY_PRESENT == 0 {
                 return Err(Error::FrameAbsent { page });
             }
-            // Without the capability the kernel shows zero. Frame 0 is never given to anyone.
+            // Without CAP_SYS_ADMIN the kernel shows 0 for every frame. It never allocates frame 0.
             let frame = entry & ENTRY_FRAME;
             if frame == 0 {
                 return Err(Error::FramesHidden);
@@ -103,7 +102,7 @@ fn failed(attempt: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Frames { attempt, source }
 }
 
-/// A read-only mapping of a part of a segment, all of it present.
+/// A read-only mapping of a part of a segment. All of its pages are present.
 struct Window {
     start: *mut c_void,
     len: usize,
@@ -115,7 +114,7 @@ impl Window {
             move |errno: rustix::io::Errno| Error::Frames { attempt, source: errno.into() }
         };
         let fd = segment.as_fd();
-        // SAFETY: the kernel chooses the place, so nothing that exists is mapped over.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let start = unsafe {
             rustix::mm::mmap(ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, fd, offset)
         }
@@ -139,7 +138,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nothing refers into it.
+        // SAFETY: this value owns the mapping, and no reference points into it.
         let unmapped = unsafe { rustix::mm::munmap(self.start, self.len) };
         debug_assert_eq!(unmapped, Ok(()));
     }
@@ -187,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_hash_is_fnv_1a() {
-        // The published test vector for the eight bytes "chongo w" would need text; zero bytes do.
+        // XOR with a zero byte changes nothing, so eight zero bytes are eight multiplications.
         let mut digest = FrameDigest::default();
         digest.fold(0);
         let expected =

@@ -1,9 +1,10 @@
-//! Whether the host has the memory that a guest is to get.
+//! How much memory the host has available.
 
 use crate::Error;
 
-/// Bytes that are available without swapping, from the text of `/proc/meminfo`: its `MemAvailable`
-/// (Linux `Documentation/filesystems/proc.rst`), which counts free memory and caches that can go.
+/// Returns the bytes that are available without swapping: `MemAvailable` in the text of
+/// `/proc/meminfo`, which counts free memory and caches that can be dropped (Linux
+/// `Documentation/filesystems/proc.rst`).
 pub fn available_bytes(meminfo: &str) -> Result<u64, Error> {
     let unreadable = |why: &str| Error::Meminfo(why.to_owned());
     let value = meminfo

@@ -1,8 +1,8 @@
 //! The host's setting for huge pages in shared memory.
 //!
 //! Every kernel starts with `never` unless its command line says
-//! `transparent_hugepage_shmem=advise`, so the host sets it on every boot, before it creates guest RAM
-//! *and* before it maps guest RAM that it took back: pages that are mapped small stay mapped small.
+//! `transparent_hugepage_shmem=advise`. So the host sets `advise` on every boot, before it creates guest
+//! RAM *and* before it maps retrieved guest RAM: pages that are mapped small stay mapped small.
 
 use std::fmt;
 use std::path::Path;
@@ -20,9 +20,9 @@ pub enum ShmemPolicy {
     WithinSize,
     /// Huge pages where MADV_HUGEPAGE asks for them, as this crate does.
     Advise,
-    /// None, whatever is asked for.
+    /// No huge pages, even where MADV_HUGEPAGE asks for them.
     Never,
-    /// None anywhere, for emergencies.
+    /// No huge pages anywhere, for emergencies.
     Deny,
     /// Huge pages everywhere, for testing.
     Force,
@@ -50,7 +50,7 @@ impl fmt::Display for ShmemPolicy {
     }
 }
 
-/// The setting, as it was read.
+/// The setting as read from sysfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HugePages {
     /// The policy in force.
@@ -58,7 +58,7 @@ pub struct HugePages {
 }
 
 impl HugePages {
-    /// Reads the setting from the sysfs that is mounted at `sysfs` (`/sys`).
+    /// Reads the setting from the sysfs mounted at `sysfs` (`/sys`).
     pub fn read(sysfs: &Path) -> Result<Self, Error> {
         let path = sysfs.join(SHMEM_ENABLED);
         let read = std::fs::read_to_string(&path).and_then(|text| {
@@ -69,9 +69,9 @@ impl HugePages {
         read.map(|shmem| Self { shmem }).map_err(|source| failed("read", &path, source))
     }
 
-    /// Changes `never` to `advise`, which costs nobody anything who does not ask for huge pages, and
-    /// returns what is in force then. Any other policy was chosen by someone, and stays: look at
-    /// [`ShmemPolicy::gives_huge_pages`].
+    /// Changes `never` to `advise`, which affects only memory whose owner asks for huge pages. Leaves
+    /// any other policy alone, because an administrator chose it. Returns the policy now in force; check
+    /// it with [`ShmemPolicy::gives_huge_pages`].
     pub fn set_advise(sysfs: &Path) -> Result<Self, Error> {
         let before = Self::read(sysfs)?;
         if before.shmem != ShmemPolicy::Never {
@@ -89,7 +89,7 @@ fn parse(text: &str) -> Option<ShmemPolicy> {
     ShmemPolicy::ALL.iter().find(|(_, name)| *name == chosen).map(|(policy, _)| *policy)
 }
 
-/// The word in brackets: `always within_size advise [never] deny force`.
+/// Returns the word in brackets, such as `never` in `always within_size advise [never] deny force`.
 pub(crate) fn chosen(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once('[')?;
     rest.split_once(']').map(|(chosen, _)| chosen)

@@ -1,11 +1,11 @@
-//! Keeping khugepaged away from guest RAM while it is preserved.
+//! Stops khugepaged while guest RAM is being preserved.
 //!
-//! khugepaged copies small pages into a huge one, and then puts that one in their place in the file. It
-//! looks at each small page's reference count first, but a page that is pinned after this look is
-//! replaced all the same: `memfd_pin_folios`, by which LUO preserves a memfd, does not ask again whether
-//! what it pinned is still part of the file (Linux 7.3.4, `collapse_file` in mm/khugepaged.c). LUO then
-//! hands over the old pages, and what the guest wrote since is lost. Once all is pinned, khugepaged finds
-//! that and lets go.
+//! khugepaged copies small pages of a file into a huge page and replaces them in the file by the huge
+//! page. It checks the reference count of each small page first, but also replaces a page that is pinned
+//! after this check: `memfd_pin_folios`, with which LUO preserves a memfd, does not check again whether
+//! the pinned page is still part of the file (Linux 7.3.4, `collapse_file` in mm/khugepaged.c). LUO then
+//! hands over the old pages, and the guest's later writes are lost. Pages that are already pinned when
+//! khugepaged checks them are safe.
 
 use std::fs;
 use std::io;
@@ -14,25 +14,25 @@ use std::path::{Path, PathBuf};
 use crate::Error;
 use crate::huge_pages::{chosen, failed};
 
-/// Where the settings are.
+/// Directory of the settings in sysfs.
 const DIRECTORY: &str = "kernel/mm/transparent_hugepage";
-/// Those that give khugepaged something to do, here and in each directory of a page size. The kernel
-/// ends its thread, and waits for the end, when all of them say no.
+/// The settings that give khugepaged work, in `DIRECTORY` and in each `hugepages-*` directory below it.
+/// When all of them switch it off, the kernel ends khugepaged's thread and waits for the end.
 const SETTINGS: [&str; 2] = ["enabled", "shmem_enabled"];
-/// What says no, or leaves it to the setting one level above.
+/// The values that switch khugepaged off, or leave the decision to the setting one level above.
 const IDLE: [&str; 3] = ["never", "deny", "inherit"];
 
-/// khugepaged does not run. Dropped: it may run again.
+/// khugepaged is stopped. Dropping this writes the previous settings back.
 #[derive(Debug)]
 #[must_use = "khugepaged runs again as soon as this is dropped"]
 pub struct KhugepagedStopped {
-    /// What to write into which file, in this order.
+    /// The files that were changed, each with the value to write back.
     before: Vec<(PathBuf, String)>,
 }
 
 impl KhugepagedStopped {
-    /// Stops it, by the settings in the sysfs that is mounted at `sysfs` (`/sys`). Does nothing where the
-    /// kernel has no huge pages.
+    /// Stops khugepaged through the settings in the sysfs mounted at `sysfs` (`/sys`). Does nothing on a
+    /// kernel without huge pages.
     pub fn stop(sysfs: &Path) -> Result<Self, Error> {
         let mut this = Self { before: Vec::new() };
         for path in settings(&sysfs.join(DIRECTORY)) {
@@ -58,7 +58,7 @@ impl KhugepagedStopped {
 impl Drop for KhugepagedStopped {
     fn drop(&mut self) {
         for (path, word) in &self.before {
-            // Pages stay small until somebody sets it again: slower, and no harm.
+            // A setting that cannot be written back only makes guests slower: their pages stay small.
             let _ = fs::write(path, word);
         }
     }

@@ -1,7 +1,7 @@
-//! The plan of a guest's RAM: which guest addresses, cut into which segments.
+//! The layout of a guest's RAM: its guest addresses (slots) and how they are cut into segments.
 //!
-//! A plan is plain numbers, made before anything is allocated. The same slots and the same segment
-//! size always give the same plan; both travel in the state document, and the plan is made again.
+//! A layout is plain numbers, computed before any memory is allocated. The same slots and the same
+//! segment size always give the same layout, so a restore computes it again from those numbers.
 
 use crate::Error;
 
@@ -10,13 +10,13 @@ pub const PAGE: u64 = 4096;
 /// Bytes of a huge page of x86-64, and of a huge folio.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
-/// The default size is chosen so that there are no more segments than this. Each is one token of a
-/// session and one fd in two processes.
+/// Most segments with the default segment size. Each segment costs one token of a session and one fd in
+/// each of two processes.
 const DEFAULT_MAX_SEGMENTS: u64 = 64;
-/// Smallest default size. Smaller ones preserve less of a sparsely used guest, but mean more folios
-/// that are cut off at a segment's end.
+/// Smallest default segment size, in bytes. With smaller segments, less of a sparsely used guest is
+/// preserved, but more folios are cut off at a segment's end.
 const DEFAULT_MIN_SEGMENT: u64 = 64 << 20;
-/// Most segments when the caller chooses the size.
+/// Most segments when the caller chooses the segment size.
 const MAX_SEGMENTS: u64 = 1024;
 /// Most slots. A PC has two: below and above the PCI hole.
 const MAX_SLOTS: usize = 16;
@@ -33,18 +33,18 @@ pub struct Slot {
     pub len: u64,
 }
 
-/// Where one segment goes.
+/// Place of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentPlan {
-    /// Index of the slot.
+    /// Index of the slot that the segment is part of.
     pub slot: usize,
-    /// Where the segment starts in the slot, in bytes.
+    /// Start of the segment within the slot, in bytes.
     pub offset_in_slot: u64,
     /// Length in bytes.
     pub len: u64,
 }
 
-/// A checked plan of a guest's RAM.
+/// A checked layout of a guest's RAM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     slots: Vec<Slot>,
@@ -54,11 +54,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Plans `slots`, which ascend and do not overlap, in segments of `segment_bytes` (a multiple of
-    /// [`PAGE`]; better one of [`HUGE_PAGE`]). The last segment of a slot takes what is left.
+    /// Cuts `slots` into segments of `segment_bytes`, a multiple of [`PAGE`] and preferably of
+    /// [`HUGE_PAGE`]. The last segment of a slot is the remainder. Errors unless the slots ascend and do
+    /// not overlap.
     ///
-    /// Without `segment_bytes`, segments are as small as makes sense: at least 64 MiB, a multiple of
-    /// 2 MiB, and no more than 64 of them.
+    /// Without `segment_bytes`, the size is the smallest multiple of 2 MiB that is at least 64 MiB and
+    /// is sure to give no more than 64 segments.
     pub fn new(slots: &[Slot], segment_bytes: Option<u64>) -> Result<Self, Error> {
         let total = check_slots(slots).map_err(Error::Layout)?;
         let segment_bytes = match segment_bytes {
@@ -94,8 +95,8 @@ impl Layout {
         &self.segments
     }
 
-    /// The size of every segment that is not the last of its slot, in bytes: what to give to
-    /// [`Layout::new`] to have the same plan again.
+    /// The size in bytes of every segment that is not the last of its slot. [`Layout::new`] with this
+    /// size gives the same layout again.
     pub fn segment_bytes(&self) -> u64 {
         self.segment_bytes
     }
@@ -106,7 +107,7 @@ impl Layout {
     }
 }
 
-/// The sum of the lengths, if every slot is sound.
+/// Returns the sum of the slots' lengths in bytes, or what is wrong with a slot.
 fn check_slots(slots: &[Slot]) -> Result<u64, String> {
     if slots.is_empty() || slots.len() > MAX_SLOTS {
         return Err(format!("there are {} slots, not 1 to {MAX_SLOTS}", slots.len()));
@@ -158,8 +159,8 @@ fn check_segment_bytes(bytes: u64, slots: &[Slot]) -> Result<u64, String> {
 }
 
 fn default_segment_bytes(total: u64, slots: u64) -> u64 {
-    // Every slot may end in a segment that is not full: n slots cut into segments of s bytes are
-    // fewer than total / s + n.
+    // The last segment of every slot may be smaller: n slots cut into segments of s bytes make fewer
+    // than total / s + n segments.
     let enough = total.div_ceil(DEFAULT_MAX_SEGMENTS - slots).next_multiple_of(HUGE_PAGE);
     enough.max(DEFAULT_MIN_SEGMENT)
 }

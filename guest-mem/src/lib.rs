@@ -1,10 +1,10 @@
 //! Guest RAM that outlives the process and the kernel.
 //!
 //! A guest's RAM is a few memfds, the *segments*, mapped side by side so that each KVM memory slot is
-//! one contiguous range of host addresses. The memfds are what is handed to a new process, or over a
-//! kexec by the Live Update Orchestrator; this crate makes them, checks those that came back, maps
-//! them, and tells which of them the guest has touched. It knows neither KVM nor sessions. On a
-//! kernel without that orchestrator they are files in memory that was reserved at boot ([`Backing`]).
+//! one contiguous range of host addresses. A new process gets the memfds as fds; over a kexec, the Live
+//! Update Orchestrator (LUO) carries them. On a kernel without LUO, the segments are files in memory
+//! that was reserved at boot ([`Backing`]). This crate creates segments, checks retrieved ones, maps
+//! them, and finds out which of them the guest has touched. It knows neither KVM nor sessions.
 //!
 //! ```text
 //!   guest:    0 ........................ 3 GiB    4 GiB ............. 5 GiB
@@ -12,9 +12,9 @@
 //!   segments: [ 0   ][ 1   ][ 2   ][ 3     ]      [ 4   ][ 5            ]
 //! ```
 //!
-//! The invariant: guest memory is never copied, and no page of it is touched by making, checking or
-//! mapping a segment. Whoever touches the first byte of a 2 MiB range decides whether it gets a huge
-//! page, and a segment that the guest never touched need not be preserved at all.
+//! The invariant: guest memory is never copied, and creating, checking or mapping a segment touches no
+//! page of it. This matters for two reasons: the first access to a 2 MiB range decides whether the range
+//! gets a huge page, and a segment that the guest never touched need not be preserved.
 
 mod error;
 pub mod frames;

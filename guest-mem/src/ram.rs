@@ -1,8 +1,8 @@
-//! Segments mapped side by side: what KVM and the devices see as guest memory.
+//! Maps segments side by side, as guest memory for KVM and the devices.
 //!
-//! Each slot gets its own reservation of address space, aligned so that huge pages fit, and the
-//! segments are mapped over it. A mapping lives until [`GuestRam`] is dropped and nobody holds a clone
-//! of its vm-memory any more.
+//! Each slot gets its own reservation of address space, aligned so that huge pages fit, and its
+//! segments are mapped over the reservation. A mapping that is still in use when [`GuestRam`] is dropped
+//! (a clone of its vm-memory exists) is never unmapped.
 
 #![expect(unsafe_code, reason = "maps memory at fixed addresses and unmaps it")]
 
@@ -16,18 +16,17 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::{Error, HUGE_PAGE, Layout, Segment, SegmentPlan, Slot};
 
-/// Bytes of a huge page of the next level. A reservation for a slot of this size or more starts at a
-/// multiple of it.
+/// Bytes of a 1 GiB page. The host address of a slot of this size or more is a multiple of it.
 const GIANT_PAGE: u64 = 1 << 30;
 
-/// What KVM needs to know of one slot.
+/// What KVM needs to know about one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MappedSlot {
     /// First guest-physical address.
     pub guest_base: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Where the slot starts in this process (`userspace_addr`).
+    /// First address of the slot in this process (KVM's `userspace_addr`).
     pub host_address: u64,
 }
 
@@ -48,11 +47,11 @@ struct Mapping {
 }
 
 impl GuestRam {
-    /// Maps `segments`, which are those of `layout` in its order, shared. Touches no page.
+    /// Maps `segments`, the segments of `layout` in its order, as shared memory. Touches no page.
     ///
-    /// Huge pages are asked for before anything can touch the memory; that the kernel does not want to
-    /// hear of it is no error, see [`advice_failure`](Self::advice_failure). The memory is left out of
-    /// core dumps.
+    /// The kernel is advised to use huge pages before anything can touch the memory, and to leave the
+    /// memory out of core dumps. If the kernel rejects the advice, that is no error: see
+    /// [`advice_failure`](Self::advice_failure).
     pub fn map(layout: &Layout, segments: Vec<Segment>) -> Result<Self, Error> {
         check_against(layout, &segments)?;
         let mut slots = Vec::new();
@@ -82,14 +81,14 @@ impl GuestRam {
         Ok(Self { memory, slots, segments, advice_failure })
     }
 
-    /// The memory as devices and loaders read and write it: one region for each slot. A clone keeps
+    /// The memory for devices and loaders to read and write: one region for each slot. A clone keeps
     /// the mapping alive.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 
-    /// The slots, for KVM_SET_USER_MEMORY_REGION, in ascending order. Their addresses are valid until
-    /// this value is dropped: close the VM first.
+    /// The slots in ascending order, for KVM_SET_USER_MEMORY_REGION. Their host addresses are valid
+    /// until this value is dropped: close the VM's KVM fds first.
     pub fn slots(&self) -> impl ExactSizeIterator<Item = MappedSlot> + '_ {
         self.slots.iter().map(|mapping| mapping.slot)
     }
@@ -99,8 +98,8 @@ impl GuestRam {
         &self.segments
     }
 
-    /// Why the kernel did not take the advice to use huge pages (or to leave the memory out of core
-    /// dumps). The guest runs, but slower, and live updates take longer.
+    /// Why the kernel rejected the advice to use huge pages or to leave the memory out of core dumps;
+    /// `None` if it did not. Without huge pages the guest is slower and live updates take longer.
     pub fn advice_failure(&self) -> Option<&io::Error> {
         self.advice_failure.as_ref()
     }
@@ -110,7 +109,8 @@ impl Drop for GuestRam {
     fn drop(&mut self) {
         self.memory = GuestMemoryMmap::new();
         for Mapping { slot: _, region, reservation } in self.slots.drain(..) {
-            // vm-memory does not unmap what it did not map, so a clone would dangle. Rather leak.
+            // vm-memory does not unmap regions that it did not map itself. If a clone of the memory
+            // still exists, unmapping here would leave it dangling, so the mapping is leaked.
             if Arc::try_unwrap(region).is_err() {
                 std::mem::forget(reservation);
             }
@@ -144,7 +144,7 @@ fn present(slots: &[Mapping]) -> Result<GuestMemoryMmap, Error> {
     GuestMemoryMmap::from_arc_regions(regions).map_err(|error| Error::Present(error.into()))
 }
 
-/// Address space for one slot. Unmapped when dropped, with whatever was mapped into it.
+/// Address space for one slot. Dropping it unmaps it together with the segments mapped into it.
 #[derive(Debug)]
 struct Reservation {
     slot: Slot,
@@ -152,12 +152,12 @@ struct Reservation {
     start: usize,
     /// Bytes reserved.
     len: usize,
-    /// First address of the slot: within the reservation, and aligned.
+    /// First address of the slot: aligned, within the reservation.
     usable: usize,
 }
 
 impl Reservation {
-    /// Reserves inaccessible address space. What remains of it around the slot stays inaccessible, so
+    /// Reserves inaccessible address space. The parts before and behind the slot stay inaccessible, so
     /// that an access beyond the slot faults.
     fn new(slot: Slot) -> Result<Self, Error> {
         let failed = |source| Error::Reserve { guest_base: slot.guest_base, len: slot.len, source };
@@ -168,7 +168,7 @@ impl Reservation {
             .and_then(|len| usize::try_from(len).ok())
             .ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses the place, so nothing that exists is mapped over.
+        // SAFETY: the kernel chooses the address, so no existing mapping is replaced.
         let mapped =
             unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) };
         let start = mapped.map_err(|errno| failed(errno.into()))? as usize;
@@ -183,8 +183,8 @@ impl Reservation {
         let place = (self.usable + plan.offset_in_slot as usize) as *mut c_void;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: the place is inside this reservation: a layout's segments lie within their slot, and
-        // the slot within the reservation. Nothing refers into the reservation yet.
+        // SAFETY: the range is inside this reservation: a layout's segments lie within their slot, and
+        // the slot within the reservation. No reference points into the reservation yet.
         unsafe { rustix::mm::mmap(place, plan.len as usize, protection, flags, segment.file(), 0) }
             .map_err(failed)?;
         Ok(())
@@ -193,14 +193,14 @@ impl Reservation {
     /// Gives the kernel advice about the whole slot.
     fn advise(&self, advice: Advice) -> io::Result<()> {
         debug_assert!(matches!(advice, Advice::LinuxHugepage | Advice::LinuxDontDump));
-        // SAFETY: the range is this reservation's, and the two advices change no contents.
+        // SAFETY: the range is inside this reservation, and neither kind of advice changes contents.
         unsafe { rustix::mm::madvise(self.usable as *mut c_void, self.slot.len as usize, advice) }?;
         Ok(())
     }
 
-    /// The slot as vm-memory wants it. [`GuestRam`] sees to it that the reservation lives longer.
+    /// The slot as a region of vm-memory. [`GuestRam`] keeps the reservation for longer than the region.
     fn region(&self) -> Result<MmapRegion, Error> {
-        // SAFETY: the slot is mapped readable and writable from `usable` on for `slot.len` bytes.
+        // SAFETY: `slot.len` bytes from `usable` on are mapped readable and writable.
         let region = unsafe {
             MmapRegion::build_raw(
                 self.usable as *mut u8,
@@ -215,8 +215,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the reservation is this value's own, and who holds references into it forgets it
-        // instead of dropping it.
+        // SAFETY: this value owns the reservation, and `GuestRam` forgets the value instead of dropping
+        // it while references into it exist.
         let unmapped = unsafe { rustix::mm::munmap(self.start as *mut c_void, self.len) };
         debug_assert_eq!(unmapped, Ok(()));
     }

@@ -1,10 +1,10 @@
-//! One piece of guest RAM: made once, or taken back and looked at like a stranger.
+//! A segment: one piece of guest RAM, created here, or received as an fd that is checked and not trusted.
 //!
-//! What a segment must be follows from what carries it over a kexec ([`Backing`]). LUO preserves a
-//! shmem file without a name in any directory (Linux `mm/memfd_luo.c`, `memfd_luo_can_preserve`), and
-//! executable, because a memfd sealed against execution comes back sealed against writing too. Without
-//! LUO a file does it whose pages are memory themselves: one on a filesystem with DAX in RAM that
-//! was reserved at boot. Which one it is the caller says; it is never guessed.
+//! The way a segment survives a kexec ([`Backing`]) decides what kind of file it must be. LUO preserves
+//! a shmem file that has no name in any directory (Linux `mm/memfd_luo.c`, `memfd_luo_can_preserve`). It
+//! must be executable, because a memfd sealed against execution comes back sealed against writing too.
+//! Without LUO, a segment is a file whose pages are themselves the memory: a file on a filesystem with
+//! DAX, in RAM that was reserved at boot. The caller names the backing; this module never guesses it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,22 +17,22 @@ use crate::Error;
 /// `f_type` of tmpfs and of the kernel's internal shmem mount (Linux `include/uapi/linux/magic.h`).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// `st_blocks` counts in these, whatever the filesystem (stat(2)).
+/// Bytes of one unit of `st_blocks`, on every filesystem (stat(2)).
 const BLOCK: u64 = 512;
 
-/// What a segment's file is, and so how it survives a kexec.
+/// Kind of a segment's file, which decides how it survives a kexec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backing {
-    /// A memfd, which LUO carries.
+    /// A memfd, carried over by LUO.
     Memfd,
-    /// A file on a filesystem with DAX, which stays where it is. All of it is allocated: a store for
-    /// which the filesystem had no room would be a SIGBUS.
+    /// A file on a filesystem with DAX, which stays where it is in memory. It is fully allocated,
+    /// because a store to a hole for which the filesystem has no room would raise SIGBUS.
     DaxFile,
-    /// The same on any filesystem. For tests: its memory does not survive a kexec.
+    /// A fully allocated file on any filesystem. For tests: its memory does not survive a kexec.
     AnyFile,
 }
 
-/// A memfd, or a file, that holds one piece of guest RAM.
+/// A memfd, or a file with DAX, that holds one piece of guest RAM.
 #[derive(Debug)]
 pub struct Segment {
     file: File,
@@ -45,12 +45,12 @@ impl Segment {
         self.len
     }
 
-    /// Whether it holds nothing, which no segment of a layout does.
+    /// Whether the length is 0. No segment of a layout is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The memfd, or file.
+    /// The memfd, or the file with DAX.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -73,16 +73,16 @@ impl From<Segment> for OwnedFd {
     }
 }
 
-/// Makes a segment of `len` bytes, all of it a hole. `name` is seen in `/proc/PID/maps` until the
-/// first live update, which does not carry it; it has at most 249 bytes.
+/// Creates a memfd of `len` bytes, all of it a hole. `name`, at most 249 bytes, is shown in
+/// `/proc/PID/maps` until the first live update, which does not carry it.
 ///
-/// It is sized here and never again: LUO freezes the size of what it preserves. Seals cannot be added
-/// to it, so nobody who is handed it can make it unwritable.
+/// The size is set here and never changed, because LUO freezes the size of what it preserves. The memfd
+/// does not allow sealing, so no process that receives it can make it unwritable.
 pub fn create_segment(name: &str, len: u64) -> Result<Segment, Error> {
     let failed =
         |attempt, source: io::Error| Error::Create { name: name.to_owned(), len, attempt, source };
     let fd = match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
-        // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
+        // Linux before 6.3 does not know MFD_EXEC and makes every memfd executable.
         Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC),
         made => made,
     }
@@ -91,16 +91,16 @@ pub fn create_segment(name: &str, len: u64) -> Result<Segment, Error> {
     Ok(Segment { file: fd.into(), len })
 }
 
-/// Takes `fd`, which came back from a session or from another process, as segment `index` of a layout
-/// that says it has `expected_len` bytes. It has to be a memfd. Touches no page.
+/// Checks `fd`, which came from a session or from another process, and returns it as segment `index` of
+/// a layout that gives it `expected_len` bytes. Errors if it is no suitable memfd. Touches no page.
 ///
-/// An fd that is refused is closed: who must not lose the memory keeps another fd of it.
+/// On an error the fd is closed. A caller that must not lose the memory keeps a duplicate.
 pub fn check_segment(index: usize, fd: OwnedFd, expected_len: u64) -> Result<Segment, Error> {
     check_segment_of(Backing::Memfd, index, fd, expected_len)
 }
 
-/// [`check_segment`] for a segment of any backing, and for a file that was just made. What is refused
-/// as one backing is not tried as another.
+/// [`check_segment`] for any backing, also for a file that was just created. Errors if `fd` does not fit
+/// `backing`, even where it would fit another backing.
 pub fn check_segment_of(
     backing: Backing,
     index: usize,
@@ -162,8 +162,8 @@ fn memfd_problem(
     Ok(named.then(|| "it has a name in a directory, so it is not a memfd".to_owned()))
 }
 
-/// Why a file is none that stays where it is, if it is none. A file that has no name any more is gone
-/// with the kernel.
+/// Returns why a file cannot hold guest RAM in place over a kexec; `None` if it can. A file without a
+/// name is one of the reasons: it ceases to exist when the kernel ends. DAX is required only `with_dax`.
 fn file_problem(
     index: usize,
     fd: &OwnedFd,
@@ -205,17 +205,18 @@ fn examined(index: usize, attempt: &'static str, errno: rustix::io::Errno) -> Er
     Error::Examine { index, attempt, source: errno.into() }
 }
 
-/// Whether any page of a segment exists, in memory or swapped out. If none does, it is all zero and
-/// can be created again instead of being preserved.
+/// Returns whether any page of a segment exists, in memory or swapped out. A segment without pages is
+/// all zero and can be created again instead of being preserved.
 ///
-/// `SEEK_DATA` asks the page cache itself, and counts pages in swap (Linux `mm/filemap.c`,
-/// `folio_seek_hole_data`), but takes pages that were only reserved with fallocate(2) for a hole.
-/// `st_blocks` counts those too, but is bookkeeping (`mm/shmem.c`, `shmem_recalc_inode`). A wrong "no"
-/// would lose memory and a wrong "yes" only costs time, so it is "no" only if both say so.
+/// Two sources are asked. `SEEK_DATA` looks into the page cache itself and counts pages in swap (Linux
+/// `mm/filemap.c`, `folio_seek_hole_data`), but takes pages that were only reserved with fallocate(2)
+/// for a hole. `st_blocks` counts those too, but is only bookkeeping (`mm/shmem.c`,
+/// `shmem_recalc_inode`). A wrong `false` would lose memory and a wrong `true` only costs time, so the
+/// result is `false` only if both sources say so.
 ///
-/// The answer holds only while nothing runs that could touch the segment: ask (again) when the vCPUs are
-/// paused and the devices drained. What the guest merely read counts as touched, and so does
-/// everything that LUO once preserved, as it fills holes, and every file that is allocated.
+/// The answer is final only while the vCPUs are paused and the devices drained. Pages that the guest only
+/// read count as touched. So do segments that LUO has preserved, because LUO fills holes, and files that
+/// are fully allocated.
 pub fn is_touched(segment: &impl AsFd) -> io::Result<bool> {
     let segment = segment.as_fd();
     if rustix::fs::fstat(segment)?.st_blocks != 0 {
@@ -228,17 +229,17 @@ pub fn is_touched(segment: &impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Bytes of a segment that have no memory yet, and will take it from the host once they are touched. As
-/// with [`is_touched`], a running guest makes the answer smaller at any time.
+/// Returns the bytes of a segment that have no memory yet and will take it from the host when they are
+/// touched. While the guest runs, the true number can shrink at any time.
 pub fn untouched_bytes(segment: &Segment) -> io::Result<u64> {
-    /// What `st_blocks` counts in, whatever the file system (stat(3type)).
+    /// Bytes of one unit of `st_blocks`, on every filesystem (stat(3type)).
     const BLOCK: u64 = 512;
     let blocks = rustix::fs::fstat(segment)?.st_blocks;
     let touched = u64::try_from(blocks).unwrap_or(0).saturating_mul(BLOCK);
     Ok(segment.len().saturating_sub(touched))
 }
 
-/// A file's type for an error.
+/// A file's type, displayed as words of an error text.
 struct Kind(libc::mode_t);
 
 impl fmt::Display for Kind {

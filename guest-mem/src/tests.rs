@@ -1,4 +1,4 @@
-//! Guest RAM as its users have it: planned, made, mapped, handed over and taken back.
+//! Tests of guest RAM through the crate's public functions: laid out, created, mapped and retrieved.
 
 mod backing;
 mod host;
@@ -13,17 +13,17 @@ use std::path::PathBuf;
 
 use super::*;
 
-/// The fd as another process sees it, to be opened anew.
+/// A path under which the file of `fd` can be opened again.
 fn path_of(fd: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
-/// The same memfd, opened anew: what a session or another process gives back.
+/// Opens the same memfd again, as a session or another process would return it.
 fn reopen(segment: &Segment) -> OwnedFd {
     File::options().read(true).write(true).open(path_of(segment.file())).unwrap().into()
 }
 
-/// Bytes of pages that a file has, whoever touched them.
+/// Bytes of the pages that a file has.
 fn allocated(segment: &Segment) -> u64 {
     segment.file().metadata().unwrap().blocks() * 512
 }
@@ -37,7 +37,7 @@ fn layout() -> Layout {
     Layout::new(&slots, Some(HUGE_PAGE)).unwrap()
 }
 
-/// New segments for `layout`, which say in `/proc/PID/maps` that they are `name`'s.
+/// New segments for `layout`, shown as `name` in `/proc/PID/maps`.
 fn segments(name: &str, layout: &Layout) -> Vec<Segment> {
     let plans = layout.segments().iter();
     plans.map(|plan| create_segment(name, plan.len).unwrap()).collect()

@@ -1,10 +1,10 @@
-//! Which handover formats a kernel speaks, told from the strings in it.
+//! Finds out which versions of the handover formats a kernel knows, from the strings in its image.
 //!
-//! A kernel whose KHO speaks another version drops silently what is handed over; one whose LUO does
-//! panics; one whose memfds do cannot open `/dev/liveupdate` until the next boot. Versions are
-//! compared as whole strings (`kho-v4`, `luo-v5`, `memfd-v2` in Linux 7.3), and there is no other
-//! way to ask a kernel that does not run yet. What is found is a heuristic, but what it avoids is
-//! the loss of everything.
+//! If the next kernel has another version of KHO's format, it silently drops everything that is handed
+//! over; with another version of LUO's format it panics; with another version of the memfd format it
+//! cannot open `/dev/liveupdate` until the next boot. Kernels compare versions as whole strings
+//! (`kho-v4`, `luo-v5`, `memfd-v2` in Linux 7.3). A kernel that does not run yet can be asked in no other
+//! way. Searching for strings is a heuristic, but it prevents the loss of everything.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,14 +17,14 @@ use flate2::bufread::GzDecoder;
 use crate::Kernel;
 use crate::status::KHO;
 
-/// The formats that a kernel speaks, or that are known of it.
+/// The versions of the handover formats that a kernel knows, as far as they could be found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Abi {
-    /// Of the handover itself: `kho-v4`.
+    /// Versions of KHO's format, such as `kho-v4`.
     pub kho: BTreeSet<String>,
-    /// Of LUO's sessions: `luo-v5`.
+    /// Versions of the format of LUO's sessions, such as `luo-v5`.
     pub luo: BTreeSet<String>,
-    /// Of a preserved memfd: `memfd-v2`.
+    /// Versions of the format of a preserved memfd, such as `memfd-v2`.
     pub memfd: BTreeSet<String>,
 }
 
@@ -36,11 +36,11 @@ pub struct Abi {
     list(there)
 )]
 pub struct Difference {
-    /// What the running kernel writes.
+    /// Versions that the running kernel writes.
     pub here: BTreeSet<String>,
-    /// What the next kernel reads.
+    /// Versions that the next kernel reads.
     pub there: BTreeSet<String>,
-    /// What would come of it.
+    /// What a live update would lead to.
     pub consequence: &'static str,
 }
 
@@ -49,8 +49,8 @@ fn list(versions: &BTreeSet<String>) -> String {
     if versions.is_empty() { "none".to_owned() } else { versions.join(" or ") }
 }
 
-/// What the next kernel (`there`) would not understand of the running one's (`here`). What is not
-/// known of the running kernel cannot differ.
+/// Returns the formats that the running kernel (`here`) writes and the next kernel (`there`) does not
+/// read. A format whose version in the running kernel is unknown counts as equal.
 pub fn differences(here: &Abi, there: &Abi) -> Vec<Difference> {
     [
         (&here.kho, &there.kho, "everything that is preserved would be dropped silently"),
@@ -67,8 +67,8 @@ pub fn differences(here: &Abi, there: &Abi) -> Vec<Difference> {
     .collect()
 }
 
-/// What `kernel` speaks: an empty set means that it has nothing of the kind. `None` if it is not
-/// compressed with gzip: then nothing is known. Unpacks the whole kernel, in pieces.
+/// Returns the versions that `kernel` knows; an empty set means that it lacks the format. `None` (unknown)
+/// if the kernel is not compressed with gzip. Unpacks the whole kernel, in pieces.
 pub fn of_image(kernel: &Kernel) -> io::Result<Option<Abi>> {
     let (offset, length) = kernel.payload;
     let payload = Section { kernel, position: offset, end: offset + length };
@@ -80,12 +80,13 @@ pub fn of_image(kernel: &Kernel) -> io::Result<Option<Abi>> {
     of_reader(GzDecoder::new(BufReader::new(payload))).map(Some)
 }
 
-/// What the running kernel below `root` tells: LUO's and, if it shows its tree, KHO's.
+/// Returns the versions that the running kernel shows in debugfs below `root`. Sets stay empty where it
+/// shows nothing.
 pub fn of_running(root: &Path) -> Abi {
     let kho = root.join(KHO);
     let mut abi = Abi::default();
-    // The incoming tree is there after a kexec, the outgoing one after a cold boot. The incoming
-    // kernel's was checked to be of this kernel's version.
+    // The incoming tree exists after a kexec, the outgoing one after a cold boot. The incoming tree has
+    // this kernel's version too, because the kernel checked it at boot.
     for tree in ["out/fdt", "in/fdt", "out/sub_fdts/LUO"] {
         if let Ok(bytes) = fs::read(kho.join(tree)) {
             abi.collect(&bytes);
@@ -95,7 +96,7 @@ pub fn of_running(root: &Path) -> Abi {
 }
 
 impl Abi {
-    /// Adds every `kho-v`, `luo-v` and `memfd-v` with a number and a NUL after it in `bytes`.
+    /// Adds every string in `bytes` that is `kho-v`, `luo-v` or `memfd-v` with a number and a NUL.
     fn collect(&mut self, bytes: &[u8]) {
         for (prefix, versions) in [
             (&b"kho-v"[..], &mut self.kho),
@@ -107,7 +108,8 @@ impl Abi {
     }
 }
 
-/// Longest string that is looked for, with the bytes before and after it.
+/// Bytes of a piece that are searched again with the next piece: at least the longest version string, the
+/// byte before it and the NUL after it.
 const OVERLAP: usize = 32;
 
 fn of_reader(mut reader: impl Read) -> io::Result<Abi> {
@@ -120,12 +122,12 @@ fn of_reader(mut reader: impl Read) -> io::Result<Abi> {
         if read == 0 {
             return Ok(abi);
         }
-        // What lies across two pieces is seen with the second.
+        // A string across two pieces is found with the second piece.
         buffer.drain(..buffer.len().saturating_sub(OVERLAP));
     }
 }
 
-/// Every whole string of `prefix`, one to four digits and NUL, that is not the end of a longer one.
+/// Finds every string of `prefix`, one to four digits and a NUL that is not the end of a longer string.
 fn versions_in<'a>(bytes: &'a [u8], prefix: &'a [u8]) -> impl Iterator<Item = String> + 'a {
     bytes.windows(prefix.len()).enumerate().filter(move |(_, found)| *found == prefix).filter_map(
         move |(start, _)| {
@@ -139,7 +141,7 @@ fn versions_in<'a>(bytes: &'a [u8], prefix: &'a [u8]) -> impl Iterator<Item = St
     )
 }
 
-/// A part of the kernel's file.
+/// A reader of a part of the kernel's file.
 struct Section<'a> {
     kernel: &'a Kernel,
     position: u64,
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_kernel_is_looked_into() {
+    fn versions_are_found_in_a_compressed_kernel() {
         let payload = gzip(&[vec![1; 1 << 19], b"\0kho-v4\0luo-v5\0".to_vec()].concat());
         assert_eq!(of_kernel(&payload).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
         // The build appends the unpacked size to the payload.
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_here_and_not_read_there_is_a_difference() {
+    fn only_known_versions_that_the_next_kernel_does_not_read_are_differences() {
         let here = abi(&["kho-v4"], &["luo-v5"], &[]);
         assert_eq!(differences(&here, &abi(&["kho-v4"], &["luo-v5", "luo-v6"], &[])), []);
         assert_eq!(differences(&Abi::default(), &Abi::default()), []);
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_kernel_is_asked_as_far_as_it_tells() {
+    fn the_versions_of_a_running_kernel_are_read_where_it_shows_them() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(of_running(root.path()), Abi::default());
         let kho = root.path().join(KHO);

@@ -1,18 +1,18 @@
-//! The command line of a kernel: how the kernel reads it, and how the next one's is composed.
+//! Kernel command lines: parses any, and composes that of the next kernel.
 //!
-//! Parameters are read as Linux's `lib/cmdline.c` and `kernel/params.c` read them: separated by
-//! white space outside of double quotes, `-` and `_` alike in names, nothing after `--`. Of an early
-//! parameter given twice the last value that makes sense wins. What an operator wrote is never
-//! overridden: a text that switches off what a live update needs is refused.
+//! Parameters are read as Linux's `lib/cmdline.c` and `kernel/params.c` read them: separated by white
+//! space outside of double quotes, with `-` and `_` equal in names, up to `--`. If an early parameter is
+//! given several times, the last valid value wins. The operator's text is never overridden: a text that
+//! switches off what a live update needs is refused.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A command line that `kexec_file_load` takes and the next kernel reads as it was meant.
+/// A command line that `kexec_file_load` accepts and the next kernel reads as the operator meant it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine(String);
 
-/// Why a text is no command line for the next kernel.
+/// Why a text cannot be the next kernel's command line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandLineError {
@@ -22,25 +22,26 @@ pub enum CommandLineError {
         CommandLine::MAX_BYTES
     )]
     TooLong {
-        /// Its length in bytes.
+        /// Length of the text in bytes.
         bytes: usize,
     },
-    /// A character that the kernel would take for something else: a NUL or a line break, another
-    /// control character, or anything that is not ASCII.
+    /// The text has a NUL, a line break, another control character, or a character that is not ASCII. The
+    /// kernel would misread it.
     #[error("the next kernel's command line has {character:?} at byte {position}; remove it")]
     Character {
         /// The character.
         character: char,
-        /// Where it is, in bytes from the start.
+        /// Its position, in bytes from the start.
         position: usize,
     },
-    /// A quote that is never closed, which would swallow whatever is added.
-    #[error("the next kernel's command line has a double quote that is never closed")]
+    /// The text has a quote that is never closed. Parameters added behind it would be part of the quoted
+    /// value.
+    #[error("the next kernel's command line has a double quote that is never closed; close it")]
     OpenQuote,
-    /// A parameter that a live update needs is switched off.
+    /// The text switches off a parameter that a live update needs.
     #[error(
         "the next kernel's command line says `{parameter}={value}`, with which everything that is \
-         preserved would be lost; remove it"
+         preserved would be lost; remove that parameter"
     )]
     SwitchedOff {
         /// The parameter.
@@ -51,18 +52,18 @@ pub enum CommandLineError {
 }
 
 impl CommandLine {
-    /// Longest command line in bytes. x86 takes 2048 with a terminating NUL (`COMMAND_LINE_SIZE`);
-    /// `kexec_file_load` counts that NUL against the image's limit of 2047 and keeps 30 bytes free
-    /// for `elfcorehdr=` (arch/x86/kernel/kexec-bzimage64.c).
+    /// Longest command line in bytes. x86 accepts 2048 bytes with the terminating NUL
+    /// (`COMMAND_LINE_SIZE`). `kexec_file_load` counts that NUL against the image's limit of 2047 and
+    /// keeps 30 bytes free for `elfcorehdr=` (arch/x86/kernel/kexec-bzimage64.c).
     pub const MAX_BYTES: usize = 2047 - Self::OVERHEAD;
 
-    /// What `kexec_file_load` adds to the length before it compares with the image's limit.
+    /// Bytes that `kexec_file_load` adds to the length before it compares with the image's limit.
     pub(crate) const OVERHEAD: usize = 1 + 30;
 
-    /// What the kernels on both sides of a live update need.
+    /// The parameters that a live update needs to be on in both kernels.
     const LIVE_UPDATE: [&str; 2] = ["liveupdate", "kho"];
 
-    /// Checks `text`; white space around it is dropped.
+    /// Checks `text`, without the blanks and tabs at its ends.
     pub fn new(text: &str) -> Result<Self, CommandLineError> {
         let text = text.trim_matches([' ', '\t']);
         let refused = |c: &(usize, char)| !matches!(c.1, ' '..='~' | '\t');
@@ -78,15 +79,15 @@ impl CommandLine {
         Ok(Self(text.to_owned()))
     }
 
-    /// The operator's `text` and what a live update needs: LUO and KHO switched on.
+    /// Returns the operator's `text` with LUO and KHO switched on, as a live update needs. Errors if `text`
+    /// switches one of them off.
     pub fn for_live_update(text: &str) -> Result<Self, CommandLineError> {
         Self::LIVE_UPDATE
             .iter()
             .try_fold(Self::new(text)?, |command_line, parameter| command_line.ensure_on(parameter))
     }
 
-    /// Adds `parameter=on` unless it has that effect already. A text by which the parameter is off
-    /// is an error.
+    /// Adds `parameter=on` unless the parameter is on already. Errors if the text switches it off.
     pub fn ensure_on(self, parameter: &str) -> Result<Self, CommandLineError> {
         match effective(&self.0, parameter) {
             Some((_, true)) => Ok(self),
@@ -98,8 +99,8 @@ impl CommandLine {
         }
     }
 
-    /// Adds `parameter=value` after all other parameters of the kernel, those of the same name
-    /// included. The value needs no quotes.
+    /// Adds `parameter=value` after all other parameters of the kernel, also after those of the same
+    /// name. `value` must be one that needs no quotes.
     pub fn with(self, parameter: &str, value: &str) -> Result<Self, CommandLineError> {
         let (kernels, inits) = self.0.split_at(end_of_parameters(&self.0));
         let kernels = kernels.trim_end();
@@ -113,7 +114,7 @@ impl CommandLine {
         &self.0
     }
 
-    /// Whether `parameter` is on or off; `None`: nothing said, or nothing that makes sense.
+    /// Whether `parameter` is on or off; `None` if the parameter is absent or has no valid value.
     pub fn switch(&self, parameter: &str) -> Option<bool> {
         switch(&self.0, parameter)
     }
@@ -136,14 +137,14 @@ impl FromStr for CommandLine {
 /// One parameter of a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameter<'a> {
-    /// Its name, as written.
+    /// The name, as written.
     pub name: &'a str,
-    /// Its value without quotes; `None` if there is no `=`.
+    /// The value without quotes; `None` if there is no `=`.
     pub value: Option<&'a str>,
 }
 
 impl Parameter<'_> {
-    /// Whether this is the parameter called `name`: `-` and `_` are the same to the kernel.
+    /// Whether this is the parameter called `name`. As in the kernel, `-` and `_` are equal.
     pub fn is(&self, name: &str) -> bool {
         let same = |a: u8, b: u8| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
         self.name.len() == name.len()
@@ -151,12 +152,14 @@ impl Parameter<'_> {
     }
 }
 
-/// The kernel's parameters in any command line, a running kernel's too, up to `--`.
+/// Returns the kernel's parameters in any command line, also that of the running kernel: those before
+/// `--`.
 pub fn parameters(text: &str) -> impl Iterator<Item = Parameter<'_>> {
     Parameters { text, position: 0 }.map(|(_, parameter)| parameter)
 }
 
-/// Whether `parameter` is on or off in any command line, by the rules for early parameters.
+/// Whether `parameter` is on or off in any command line, by the rules for early parameters; `None` if the
+/// parameter is absent or has no valid value.
 pub fn switch(text: &str, parameter: &str) -> Option<bool> {
     effective(text, parameter).map(|(_, on)| on)
 }
@@ -170,7 +173,7 @@ fn effective<'a>(text: &'a str, parameter: &str) -> Option<(&'a str, bool)> {
         .last()
 }
 
-/// What the kernel's `kstrtobool` makes of `value`: it looks at the first character, or two.
+/// Interprets `value` as the kernel's `kstrtobool` does: by the first character, or the first two.
 fn boolean(value: &str) -> Option<bool> {
     let mut letters = value.bytes().map(|byte| byte.to_ascii_lowercase());
     match (letters.next()?, letters.next()) {
@@ -180,20 +183,20 @@ fn boolean(value: &str) -> Option<bool> {
     }
 }
 
-/// Where the parameters for init begin (at `--`), or the end.
+/// Returns the position of `--`, where the parameters for init begin, or the length of the text.
 fn end_of_parameters(text: &str) -> usize {
     let mut walk = Parameters { text, position: 0 };
     walk.by_ref().for_each(drop);
     walk.position
 }
 
-/// Walks over parameters and where each begins; stops before `--`.
+/// Iterates over the parameters with their positions; stops before `--`.
 struct Parameters<'a> {
     text: &'a str,
     position: usize,
 }
 
-/// White space to the kernel, as far as ASCII goes.
+/// Whether the kernel takes an ASCII character for white space.
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | 0x09..=0x0d)
 }
@@ -220,7 +223,7 @@ impl<'a> Iterator for Parameters<'a> {
     }
 }
 
-/// The length of the first word of `text`: up to white space that is not quoted.
+/// Returns the length of the first word of `text`, which ends at unquoted white space.
 fn word_length(text: &str) -> usize {
     let mut quoted = false;
     text.bytes()
@@ -231,11 +234,12 @@ fn word_length(text: &str) -> usize {
         .unwrap_or(text.len())
 }
 
-/// Takes a word apart. Quotes go if they begin the word or the value, and then at its end.
+/// Splits a word into name and value. A quote at the beginning of the word or of the value is removed, and
+/// then also a quote at the end.
 fn parse(word: &str) -> Parameter<'_> {
     let unquoted = word.strip_prefix('"');
     let body = unquoted.unwrap_or(word);
-    // A `=` at the very beginning belongs to the name.
+    // A `=` as the first character is part of the name.
     let equals = body.bytes().skip(1).position(|byte| byte == b'=').map(|index| index + 1);
     let Some(equals) = equals else {
         let name = if unquoted.is_some() { body.strip_suffix('"').unwrap_or(body) } else { body };
@@ -384,7 +388,7 @@ mod tests {
         ));
     }
 
-    /// Text made of what matters to the parser.
+    /// Texts of those pieces that the parser treats in a special way.
     fn texts() -> impl Strategy<Value = String> {
         prop::collection::vec(
             prop::sample::select(vec![

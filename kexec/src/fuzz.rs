@@ -1,7 +1,7 @@
-//! Fuzz targets: functions of any bytes, which panic if the crate does not keep what it promises.
+//! Fuzz targets: functions that take any bytes and panic if one of the crate's guarantees is broken.
 //!
-//! They are there for tests and fuzzers only. `kexec/fuzz` runs them under libFuzzer (`make fuzz`);
-//! here each is a test over its seeds (`kexec/fuzz/seeds`) and inputs made from them.
+//! Only tests and fuzzers use them. `kexec/fuzz` runs them under libFuzzer (`make fuzz`). Here each is a
+//! test over its seeds (`kexec/fuzz/seeds`) and inputs derived from the seeds.
 #![expect(clippy::unwrap_used, reason = "a panic is how a target says that it found something")]
 
 use std::fs::File;
@@ -13,8 +13,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{CommandLine, Image, Initramfs, Kernel, abi, parameters};
 
-/// Looks at a file as at the next kernel, and as at an initramfs. A kernel that is taken is all in
-/// the file, and can be looked into.
+/// Opens a file as the next kernel and as an initramfs. A kernel that is accepted lies completely within
+/// the file, and searching it for versions does not panic.
 pub fn image(input: &[u8]) {
     let file = File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap());
     file.write_all_at(input, 0).unwrap();
@@ -34,7 +34,7 @@ pub fn image(input: &[u8]) {
     assert!(again.as_str().starts_with("kho_scratch=16M,"));
 }
 
-/// Composes a command line. What the operator wrote stays, and all that a live update needs is on.
+/// Composes a command line. The operator's parameters stay, and all that a live update needs is on.
 pub fn command_line(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let before: Vec<_> = parameters(&text).collect();

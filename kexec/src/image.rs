@@ -1,9 +1,8 @@
-//! The next kernel and its initramfs as files, looked at before anything is loaded.
+//! The files of the next kernel and its initramfs, checked before anything is loaded.
 //!
-//! Only headers are read. A kernel that the running one would refuse (`bzImage64_probe` in
-//! arch/x86/kernel/kexec-bzimage64.c), or that is cut short, is refused here with a sentence;
-//! `kexec_file_load` does not notice a kernel that lacks its end. Offsets are those of
-//! Documentation/arch/x86/boot.rst.
+//! Only headers are read. A kernel that the running kernel would refuse (`bzImage64_probe` in
+//! arch/x86/kernel/kexec-bzimage64.c) is refused here with an explanation. So is a truncated kernel, which
+//! `kexec_file_load` does not notice. Offsets are from Documentation/arch/x86/boot.rst.
 
 use std::fs::File;
 use std::io;
@@ -12,48 +11,48 @@ use std::path::{Path, PathBuf};
 
 use crate::mib;
 
-/// What is to be loaded.
+/// The files to load.
 #[derive(Debug)]
 pub struct Image {
     /// The kernel.
     pub kernel: Kernel,
-    /// Its initramfs, unless the kernel has one built in.
+    /// The initramfs; `None` if the kernel has one built in.
     pub initramfs: Option<Initramfs>,
 }
 
-/// A bzImage that has been looked at.
+/// An open bzImage whose header was checked.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Where it was opened, for messages.
+    /// Path with which it was opened, for messages.
     pub path: PathBuf,
     /// The open file.
     pub(crate) file: File,
     /// Size of the file in bytes.
     pub size: u64,
-    /// Memory that it needs in one piece until it has unpacked itself, in bytes.
+    /// Contiguous memory in bytes that the kernel needs until it has unpacked itself.
     pub init_size: u64,
-    /// Lowest physical address that it is loaded at.
+    /// Lowest physical address to load the kernel at.
     pub lowest_address: u64,
     /// Alignment of that memory in bytes, a power of two.
     pub alignment: u64,
-    /// Longest command line in bytes, without the NUL, by its own account.
+    /// Longest command line that the kernel accepts, in bytes, without the NUL.
     pub command_line_size: u64,
-    /// Where the compressed kernel is in the file: offset and length in bytes.
+    /// Offset and length in bytes of the compressed kernel in the file.
     pub payload: (u64, u64),
-    /// Its release and build, as `uname` will say, if it tells.
+    /// Release and build, as `uname` will show them, if the header has them.
     pub release: Option<String>,
 }
 
-/// An initramfs that has been looked at.
+/// An open initramfs whose format was recognized.
 #[derive(Debug)]
 pub struct Initramfs {
-    /// Where it was opened, for messages.
+    /// Path with which it was opened, for messages.
     pub path: PathBuf,
     /// The open file.
     pub(crate) file: File,
     /// Size of the file in bytes.
     pub size: u64,
-    /// Its format: `cpio`, `gzip`, and so on.
+    /// The format, such as `cpio` or `gzip`.
     pub format: &'static str,
 }
 
@@ -83,7 +82,7 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// The path is a directory, a device, or the like.
+    /// The path is not a regular file but, for example, a directory or a device.
     #[error("the {what} {} is not a regular file", path.display())]
     NotAFile {
         /// `kernel` or `initramfs`.
@@ -91,12 +90,12 @@ pub enum ImageError {
         /// The path.
         path: PathBuf,
     },
-    /// The file is too short to have a header, or has another one.
-    #[error("{} is not a bzImage: {reason}; give the kernel as its build leaves it in arch/x86/boot/bzImage", path.display())]
+    /// The file is too short for a bzImage's header, or has another header.
+    #[error("{} is not a bzImage: {reason}; give the file that a kernel build writes to arch/x86/boot/bzImage", path.display())]
     NotAKernel {
         /// The file.
         path: PathBuf,
-        /// What is missing.
+        /// What is missing in the header.
         reason: String,
     },
     /// The file is a kernel that cannot be loaded by kexec on x86-64.
@@ -112,23 +111,23 @@ pub enum ImageError {
     Truncated {
         /// The file.
         path: PathBuf,
-        /// The size in bytes by its header.
+        /// The size in bytes that the header tells.
         expected: u64,
         /// The size of the file in bytes.
         size: u64,
     },
-    /// The file has no bytes.
+    /// The initramfs is empty.
     #[error("the initramfs {} is empty; build or copy it again", path.display())]
     EmptyInitramfs {
         /// The file.
         path: PathBuf,
     },
-    /// The file begins like no initramfs.
+    /// The file does not begin as an initramfs in a known format.
     #[error("{} is not an initramfs: it begins with {magic:02x?}; give a cpio archive in the `newc` format, plain or compressed", path.display())]
     NotAnInitramfs {
         /// The file.
         path: PathBuf,
-        /// Its first bytes.
+        /// The first bytes of the file.
         magic: Vec<u8>,
     },
 }
@@ -142,8 +141,8 @@ impl Image {
         })
     }
 
-    /// A `kho_scratch=` with which this image can be loaded, with a quarter to spare. It counts
-    /// from the next cold boot of the running kernel.
+    /// Returns a `kho_scratch=` parameter with which this image can be loaded, with a quarter to spare. It
+    /// must be given to the running kernel, and takes effect at its next cold boot.
     pub fn scratch_parameter(&self) -> String {
         const STEP: u64 = 16 << 20;
         let initramfs = self.initramfs.as_ref().map_or(0, |initramfs| initramfs.size);
@@ -152,7 +151,7 @@ impl Image {
         format!("kho_scratch=16M,{}M,0", area >> 20)
     }
 
-    /// What it needs, for messages.
+    /// Describes the memory that the image needs, for messages.
     pub(crate) fn needs(&self) -> String {
         let kernel = format!("the kernel takes {} in one piece", mib(self.kernel.init_size));
         match &self.initramfs {
@@ -162,7 +161,7 @@ impl Image {
     }
 }
 
-/// What the setup header holds, from offset 0x1f1 on. Little-endian.
+/// The first bytes of a kernel's file, with the setup header at offset 0x1f1. Little-endian.
 struct Header<'a>(&'a [u8]);
 
 impl Header<'_> {
@@ -183,7 +182,7 @@ impl Header<'_> {
         u64::from_le_bytes(self.bytes(offset))
     }
 
-    /// Size of the part for real mode, which kexec skips: a boot sector and the setup sectors.
+    /// Size in bytes of the real-mode part, which kexec skips: a boot sector and the setup sectors.
     fn setup_size(&self) -> u64 {
         let sectors = match self.0[0x1f1] {
             0 => 4,
@@ -192,7 +191,7 @@ impl Header<'_> {
         (sectors + 1) * 512
     }
 
-    /// What makes it no bzImage.
+    /// Returns why the file is not a bzImage; `None` if it is.
     fn foreign(&self) -> Option<&'static str> {
         if self.u16(0x1fe) != 0xaa55 {
             Some("it has no boot sector (0xaa55 at 0x1fe)")
@@ -203,7 +202,7 @@ impl Header<'_> {
         }
     }
 
-    /// What makes it a kernel that kexec refuses.
+    /// Returns why kexec would refuse the kernel; `None` if it would not.
     fn unloadable(&self) -> Option<String> {
         let (version, loadflags, xloadflags) = (self.u16(0x206), self.0[0x211], self.u16(0x236));
         let alignment = self.u32(0x230);
@@ -227,7 +226,7 @@ impl Header<'_> {
 const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
-/// Where kexec loads kernels at the lowest (`MIN_KERNEL_LOAD_ADDR`).
+/// Lowest physical address at which kexec loads a kernel (`MIN_KERNEL_LOAD_ADDR`).
 const MIN_KERNEL_ADDRESS: u64 = 0x10_0000;
 
 impl Kernel {
@@ -250,7 +249,7 @@ impl Kernel {
         }
         let setup_size = header.setup_size();
         let payload = (setup_size + u64::from(header.u32(0x248)), u64::from(header.u32(0x24c)));
-        // The size is in paragraphs of 16 bytes.
+        // The header gives the size in units of 16 bytes.
         let expected = (setup_size + u64::from(header.u32(0x1f4)) * 16).max(payload.0 + payload.1);
         if size < expected {
             return Err(ImageError::Truncated { path, expected, size });
@@ -269,7 +268,8 @@ impl Kernel {
     }
 }
 
-/// The text that `offset` from the setup header leads to, if it is one.
+/// Reads the kernel's release. `offset` is the field of the setup header that points to it; the text is at
+/// 0x200 plus `offset`. `None` if there is no printable text.
 fn release(file: &File, offset: u16, setup_size: u64) -> Option<String> {
     const LONGEST: usize = 256;
     let start = u64::from(offset) + 0x200;
@@ -285,7 +285,7 @@ fn release(file: &File, offset: u16, setup_size: u64) -> Option<String> {
 }
 
 impl Initramfs {
-    /// How each format begins (init/initramfs.c, lib/decompress.c).
+    /// Each format's name and first bytes (init/initramfs.c, lib/decompress.c).
     const FORMATS: [(&'static str, &'static [u8]); 9] = [
         ("cpio", b"070701"),
         ("cpio with checksums", b"070702"),
@@ -315,7 +315,7 @@ impl Initramfs {
     }
 }
 
-/// Opens a regular file for reading, and tells its size in bytes.
+/// Opens a regular file for reading. Returns it with its size in bytes.
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), ImageError> {
     let error = |source| ImageError::Open { what, path: path.to_owned(), source };
     let file = File::open(path).map_err(error)?;
@@ -389,7 +389,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_kernel_tells_what_it_needs() {
+    fn the_fields_of_a_kernels_header_are_read() {
         let kernel = kernel(&bzimage(&[7; 60])).unwrap();
         assert_eq!(kernel.size, 3 * 512 + 64);
         assert_eq!((kernel.init_size, kernel.alignment), (15 << 20, 2 << 20));
@@ -478,7 +478,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn paths_that_lead_nowhere_or_to_no_file_are_named() {
+    fn a_path_without_a_regular_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let absent = dir.path().join("absent");
         for error in [Kernel::open(&absent).unwrap_err(), Initramfs::open(&absent).unwrap_err()] {
@@ -507,7 +507,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_scratch_that_is_proposed_holds_the_image() {
+    fn the_proposed_scratch_area_has_room_for_the_image() {
         let (_dir, path) = file(&bzimage(&[7; 64]));
         let image = Image::open(&path, None).unwrap();
         assert_eq!(image.scratch_parameter(), "kho_scratch=16M,32M,0");

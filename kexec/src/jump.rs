@@ -1,30 +1,29 @@
-//! The point of no return.
+//! The jump: enters the loaded kernel.
 //!
-//! `reboot(LINUX_REBOOT_CMD_KEXEC)` first freezes what LUO holds, for which it waits for every LUO
-//! call under way, then shuts down devices and CPUs and enters the loaded kernel. Up to the freeze
-//! a failure leaves everything as it was (kernel/kexec_core.c, `kernel_kexec`).
+//! `reboot(LINUX_REBOOT_CMD_KEXEC)` first freezes LUO's sessions, for which it waits for every LUO call
+//! in progress, then shuts down devices and CPUs and enters the loaded kernel. A failure up to and
+//! including the freeze leaves everything as it was (kernel/kexec_core.c, `kernel_kexec`).
 
 use rustix::io::Errno;
 use rustix::system::{RebootCommand, reboot};
 
 use crate::LoadedImage;
 
-/// The next kernel was not entered. Nothing has changed: sessions are usable, and the image, which
-/// is handed back, is as loaded as it was.
+/// The next kernel was not entered. Nothing has changed: the sessions are usable and the image, which is
+/// returned here, is still loaded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot enter the next kernel: {}", why(*errno))]
 pub struct JumpError {
-    /// The image.
+    /// The image, still loaded.
     pub image: LoadedImage,
-    /// What the kernel answered.
+    /// The kernel's answer.
     pub errno: Errno,
 }
 
 /// Enters the loaded kernel. **Returns only if that failed.**
 ///
-/// No destructor runs and no file system is synced. Every session that is to go over has to be
-/// held by a living process right now. Needs CAP_SYS_BOOT in the initial user namespace, and the
-/// initial pid namespace.
+/// No destructor runs and no file system is synced. A session survives only if a living process holds it
+/// open at this moment. Needs CAP_SYS_BOOT in the initial user namespace, and the initial pid namespace.
 pub fn jump(image: LoadedImage) -> JumpError {
     let errno = match reboot(RebootCommand::Kexec) {
         Err(errno) => errno,
@@ -42,7 +41,7 @@ fn why(errno: Errno) -> String {
         Errno::PERM => "not permitted: CAP_SYS_BOOT is missing",
         Errno::AGAIN => "the running kernel could not complete the handover; try again",
         Errno::NOSPC => "the running kernel could not record what is to be handed over",
-        Errno::CANCELED => "the running kernel came back instead",
+        Errno::CANCELED => "reboot(2) returned success without entering it",
         _ => "",
     };
     if known.is_empty() { errno.to_string() } else { known.to_owned() }

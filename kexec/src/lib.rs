@@ -1,20 +1,20 @@
-//! Load the next kernel and enter it, and know beforehand whether that can work.
+//! Loads the next kernel and enters it, and checks beforehand whether that can work.
 //!
 //! ```text
 //!   Image::open + CommandLine::for_live_update
 //!        |
-//!   preflight::check, abi::differences      refuse what would lose what is preserved
+//!   preflight::check, abi::differences      refuse a kernel that would lose preserved memory
 //!        |
 //!   load -> LoadedImage                     dropped: unloaded again
 //!        |
 //!   jump                                    returns only if it failed, with the image
 //! ```
 //!
-//! Only `kexec_file_load` is used: an image loaded by the older `kexec_load` carries no pointer to
-//! what was handed over, and all of it is lost silently. This crate knows the Kexec Handover (KHO)
-//! as far as it decides whether a kernel can be loaded and will find what was preserved, and memory
-//! that is reserved by `memmap=`, which needs no KHO ([`Survival`]); what is preserved is not its
-//! business. The images are those of x86-64 (`bzImage`).
+//! Only `kexec_file_load` is used: an image loaded by the older `kexec_load` carries no pointer to the
+//! preserved memory, and all of it would be lost silently. This crate knows only so much of Kexec Handover
+//! (KHO) as decides whether a kernel can be loaded and will find what was preserved. It also knows memory
+//! that is reserved by `memmap=`, which needs no KHO ([`Survival`]). It does not know what is preserved.
+//! Images are those of x86-64 (`bzImage`).
 
 pub mod abi;
 mod command_line;
@@ -36,16 +36,16 @@ pub use memmap::reserves;
 pub use rustix::io::Errno;
 pub use status::{Running, ScratchArea, StatusError};
 
-/// How what is preserved survives the jump, and so what the next kernel has to be told.
+/// How preserved memory survives the jump. Decides which parameters the next kernel needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Survival {
-    /// The running kernel hands it over (KHO, LUO).
+    /// The running kernel hands the memory over (KHO, LUO).
     HandedOver,
-    /// It lies in memory that both kernels are told to leave alone (`memmap=`).
+    /// The memory is reserved in both kernels by the same `memmap=`.
     Reserved,
 }
 
-/// A size for people: whole mebibytes, rounded up.
+/// Formats a size for messages, in whole mebibytes, rounded up.
 fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }

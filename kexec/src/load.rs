@@ -1,8 +1,7 @@
 //! Loading the next kernel (`kexec_file_load`), and unloading it.
 //!
-//! The kernel holds one image at a time: a load that succeeds replaces it, one that fails leaves
-//! it. A [`LoadedImage`] is this process's claim on it, and dropping the claim unloads what it
-//! stands for, but never an image that was loaded after it.
+//! The kernel holds one image at a time: a successful load replaces it, a failed load leaves it. Dropping
+//! a [`LoadedImage`] unloads its image, but never an image that this process loaded later.
 #![expect(unsafe_code, reason = "kexec_file_load has no safe wrapper")]
 
 use std::ffi::{CStr, CString};
@@ -19,10 +18,10 @@ use crate::{CommandLine, Image, Running};
 const UNLOAD: libc::c_ulong = 0x1;
 const NO_INITRAMFS: libc::c_ulong = 0x4;
 
-/// The number of the image that this process loaded last; held during every load and unload.
+/// The number of the image that this process loaded last. Locked during every load and unload.
 static LAST: Mutex<u64> = Mutex::new(0);
 
-/// A kernel that is loaded and can be entered by [`jump`](crate::jump()). Dropped: unloaded.
+/// A loaded kernel, which [`jump`](crate::jump()) can enter. Dropping this unloads it.
 #[derive(Debug)]
 #[must_use = "dropping a loaded image unloads it"]
 pub struct LoadedImage {
@@ -30,39 +29,39 @@ pub struct LoadedImage {
     unloaded: bool,
 }
 
-/// Why an image could not be loaded. Whatever was loaded before still is.
+/// Why an image could not be loaded. An image that was loaded before stays loaded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The image takes shorter command lines only.
+    /// The command line is longer than the image accepts.
     #[error(
-        "cannot load {}: it takes command lines of {limit} bytes, this one has {bytes}; shorten it",
+        "cannot load {}: it accepts command lines of {limit} bytes, this one has {bytes}; shorten it",
         kernel.display()
     )]
     CommandLine {
         /// The kernel.
         kernel: PathBuf,
-        /// The longest it takes, in bytes.
+        /// Length of the longest command line that the image accepts, in bytes.
         limit: u64,
-        /// The length of the one that was given, in bytes.
+        /// Length of the given command line, in bytes.
         bytes: u64,
     },
-    /// The running kernel refused.
+    /// The running kernel refused to load the image.
     #[error("cannot load {}: {}", kernel.display(), why(*errno, needs, scratch.as_deref()))]
     Load {
         /// The kernel.
         kernel: PathBuf,
-        /// What the image needs, in words.
+        /// The memory that the image needs, in words.
         needs: String,
-        /// The `kho_scratch=` that would do, if the running kernel loads into its scratch areas.
+        /// A sufficient `kho_scratch=`; `None` if the running kernel does not load into scratch areas.
         scratch: Option<String>,
-        /// What the kernel answered.
+        /// The kernel's answer.
         errno: Errno,
     },
 }
 
 impl LoadError {
-    /// The errno, if the kernel was asked.
+    /// The kernel's errno; `None` if the kernel was not asked.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::CommandLine { .. } => None,
@@ -71,20 +70,20 @@ impl LoadError {
     }
 }
 
-/// An image that could not be unloaded, which is handed back.
+/// An image could not be unloaded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot unload the next kernel: {}", why_not_unloaded(*errno))]
 pub struct UnloadError {
     /// The image, which is still loaded.
     pub image: LoadedImage,
-    /// What the kernel answered.
+    /// The kernel's answer.
     pub errno: Errno,
 }
 
-/// Loads `image` to be started with `command_line`. `running` is the kernel that is asked.
+/// Loads `image`, to be started with `command_line`. `running` is the kernel that loads it.
 ///
-/// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere (a memfd may). Takes the time to read and
-/// copy both. Sessions of LUO, before or after, do not matter to it.
+/// Needs CAP_SYS_BOOT. Neither file may be open for writing anywhere (a memfd may). Takes as long as it
+/// takes to read and copy both files. LUO's sessions may be created before or after.
 pub fn load(
     image: &Image,
     command_line: &CommandLine,
@@ -100,7 +99,7 @@ pub fn load(
         Some(initramfs) => (initramfs.file.as_raw_fd(), 0),
         None => (-1, NO_INITRAMFS),
     };
-    // Without KHO it loads into any memory that is free.
+    // Without KHO, the kernel loads the image into any free memory, not into scratch areas.
     let scratch = (running.kho == Some(true)).then(|| image.scratch_parameter());
     let text = CString::new(command_line.as_str()).unwrap_or_default();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +110,7 @@ pub fn load(
 }
 
 impl LoadedImage {
-    /// Unloads the image, as dropping it does, and tells if that failed.
+    /// Unloads the image, as dropping it does. Errors if that failed.
     pub fn unload(mut self) -> Result<(), UnloadError> {
         match self.unload_now() {
             Ok(()) => Ok(()),
@@ -131,7 +130,7 @@ impl LoadedImage {
 
 impl Drop for LoadedImage {
     fn drop(&mut self) {
-        // An image that stays loaded harms nobody: nothing enters it unasked.
+        // An image that stays loaded does no harm: only an explicit kexec enters it.
         let _ = self.unload_now();
     }
 }
@@ -143,7 +142,8 @@ fn kexec_file_load(
     flags: libc::c_ulong,
 ) -> Result<(), Errno> {
     let bytes = command_line.to_bytes_with_nul();
-    // SAFETY: the kernel reads the two files, which it checks, and `bytes`; it keeps neither.
+    // SAFETY: the kernel checks the two fds and reads their files and `bytes` during the call only; it
+    // keeps no reference to them.
     let result = unsafe {
         libc::syscall(
             libc::SYS_kexec_file_load,
@@ -169,13 +169,13 @@ fn why(errno: Errno, needs: &str, scratch: Option<&str>) -> String {
                      `{scratch}` or larger"
                 ),
                 None => format!(
-                    "no memory of the running kernel has room for it in one piece ({needs}); what \
-                     `memmap=` reserves is not used for it: leave the kernel more"
+                    "the running kernel has no free memory for it in one piece ({needs}), as memory \
+                     that `memmap=` reserves is not used for it; reserve less"
                 ),
             };
         }
         Errno::NOEXEC => {
-            "the running kernel does not take it: it is built for another architecture, for 32-bit \
+            "the running kernel does not accept it: it is built for another architecture, for 32-bit \
              firmware, or without the 5-level paging that is in use"
         }
         Errno::KEYREJECTED => {
@@ -183,7 +183,9 @@ fn why(errno: Errno, needs: &str, scratch: Option<&str>) -> String {
              the key"
         }
         Errno::NOKEY => "it is signed with a key that the running kernel does not have; enroll it",
-        Errno::NODATA => "it is not signed, and the running kernel takes signed kernels only",
+        Errno::NODATA => {
+            "it is not signed, and the running kernel loads only signed kernels; sign it"
+        }
         Errno::BADMSG => "its signature is damaged; sign it again",
         Errno::PERM => {
             "not permitted: CAP_SYS_BOOT is missing, kernel.kexec_load_disabled is set, \
@@ -231,7 +233,7 @@ mod tests {
         }
     }
 
-    /// A claim on an image that was never loaded.
+    /// A value for an image that was never loaded.
     fn nothing_loaded() -> LoadedImage {
         LoadedImage { number: 0, unloaded: true }
     }

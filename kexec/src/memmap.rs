@@ -1,12 +1,12 @@
-//! Memory that a kernel is told to leave alone (`memmap=`), as Linux's `arch/x86/kernel/e820.c` reads
-//! it (`parse_memmap_one`).
+//! Memory that a kernel's command line reserves (`memmap=`), parsed as in Linux's
+//! `arch/x86/kernel/e820.c` (`parse_memmap_one`).
 //!
-//! Two command lines reserve the same memory only if they say the same, in the same order: a later
-//! range overrides what an earlier one said of the same bytes.
+//! Two command lines reserve the same memory only if they have the same ranges in the same order, because
+//! a later range overrides an earlier range where they overlap.
 
 use crate::parameters;
 
-/// The ranges of a command line, each in one spelling. Empty: it has none.
+/// Returns the `memmap=` ranges of a command line, each in a uniform spelling.
 pub(crate) fn ranges(command_line: &str) -> Vec<String> {
     parameters(command_line)
         .filter(|parameter| parameter.is("memmap"))
@@ -16,8 +16,8 @@ pub(crate) fn ranges(command_line: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether `size` bytes from `start` on are memory that the command line makes a device of
-/// (`SIZE!START`): what is in them is nobody's but the kernels' that were told so.
+/// Whether `size` bytes from `start` on lie in one range that the command line turns into a device
+/// (`SIZE!START`). Kernels with this range on their command line use the memory for nothing else.
 pub fn reserves(command_line: &str, start: u64, size: u64) -> bool {
     let Some(end) = start.checked_add(size).filter(|_| size > 0) else { return false };
     ranges(command_line).iter().any(|range| {
@@ -29,7 +29,7 @@ pub fn reserves(command_line: &str, start: u64, size: u64) -> bool {
     })
 }
 
-/// The ranges in words.
+/// Describes the ranges, for messages.
 pub(crate) fn in_words(ranges: &[String]) -> String {
     match ranges {
         [] => "no `memmap=`".to_owned(),
@@ -37,7 +37,8 @@ pub(crate) fn in_words(ranges: &[String]) -> String {
     }
 }
 
-/// `1G!4G` for `1024M!0x100000000`. `None`: it is not of this form.
+/// Returns a range in the uniform spelling, such as `1G!4G` for `1024M!0x100000000`. `None` if it does not
+/// have the form of a range.
 fn normal(range: &str) -> Option<String> {
     let at = range.find(['!', '$', '@', '#', '%'])?;
     let (size, rest) = range.split_at(at);
@@ -45,7 +46,8 @@ fn normal(range: &str) -> Option<String> {
     Some(format!("{}{kind}{}", spelled(number(size)?), spelled(number(rest.get(1..)?)?)))
 }
 
-/// A number as the kernel's `memparse` reads it, if that is all there is.
+/// Parses a number with an optional suffix, as the kernel's `memparse` does. `None` if the whole text is
+/// not such a number.
 fn number(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
         b'K' => (&text[..text.len() - 1], 10),
@@ -57,7 +59,7 @@ fn number(text: &str) -> Option<u64> {
     let hexadecimal = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
     let number = match hexadecimal {
         Some(digits) => u64::from_str_radix(digits, 16).ok()?,
-        // A leading zero would make it octal, which nobody means.
+        // The kernel reads a leading zero as octal, which is not supported here.
         None if digits.len() > 1 && digits.starts_with('0') => return None,
         None => digits.parse().ok()?,
     };
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_stays_as_it_is() {
+    fn a_range_that_cannot_be_parsed_keeps_its_spelling() {
         for text in ["exactmap", "1G", "!", "1G!", "!1G", "010!1G", "1X!1G", "16777216T!1G", "ä!1G"]
         {
             assert_eq!(ranges(&format!("memmap={text}")), [text]);

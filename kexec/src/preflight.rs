@@ -1,7 +1,7 @@
-//! Refuses what would lose what is preserved, before anything is touched.
+//! Refuses a live update that would fail or lose preserved memory, before anything is changed.
 //!
-//! Only what is certain is refused: a fact that the running kernel does not tell is no reason.
-//! Loading the image is the last word on whether it fits.
+//! Only certain problems are a reason to refuse. If the running kernel does not tell a fact, the check of
+//! that fact is skipped. Whether the image fits is finally decided when it is loaded.
 
 use crate::{CommandLine, Image, Kernel, Running, ScratchArea, Survival, memmap, mib, switch};
 
@@ -11,7 +11,7 @@ use crate::{CommandLine, Image, Kernel, Running, ScratchArea, Survival, memmap, 
 pub enum Refusal {
     /// The running kernel has no KHO.
     #[error(
-        "the running kernel {release} hands nothing over: KHO is off; cold boot it with `kho=on \
+        "the running kernel {release} cannot hand anything over: KHO is off; cold boot it with `kho=on \
          liveupdate=on`"
     )]
     KhoOffHere {
@@ -21,44 +21,44 @@ pub enum Refusal {
     /// The running kernel has no LUO.
     #[error(
         "the running kernel {release} has no Live Update Orchestrator; cold boot it with `kho=on \
-         liveupdate=on`, or another one"
+         liveupdate=on`, or boot another kernel"
     )]
     LuoOffHere {
         /// The running kernel's release.
         release: String,
     },
-    /// The next kernel is not told to use KHO.
+    /// The next kernel's command line does not switch KHO on.
     #[error(
-        "the next kernel would not look for what is handed over: `kho=on` is missing on its command line"
+        "the next kernel would ignore the preserved memory: `kho=on` is missing on its command line"
     )]
     KhoOffThere,
-    /// The next kernel is not told to use LUO.
+    /// The next kernel's command line does not switch LUO on.
     #[error(
         "the next kernel could not retrieve anything: `liveupdate=on` is missing on its command line"
     )]
     LuoOffThere,
-    /// The next kernel would not leave the same memory alone.
+    /// The next kernel would reserve other memory than the running kernel.
     #[error(
-        "the next kernel would not find what is preserved: the running one was booted with {here}, \
-         its command line has {there}; give it the same"
+        "the next kernel would not find the preserved memory: the running kernel was booted with \
+         {here}, the next kernel's command line has {there}; give it the same"
     )]
     OtherMemory {
-        /// What the running kernel was told, in words.
+        /// `memmap=` of the running kernel, in words.
         here: String,
-        /// What the next one would be.
+        /// `memmap=` of the next kernel, in words.
         there: String,
     },
-    /// The command line is longer than the image takes.
+    /// The command line is longer than the image accepts.
     #[error(
-        "the next kernel takes a command line of {limit} bytes, this one has {bytes}; shorten it"
+        "the next kernel accepts a command line of {limit} bytes, this one has {bytes}; shorten it"
     )]
     CommandLineTooLong {
-        /// The longest it takes, in bytes.
+        /// Length of the longest command line that the image accepts, in bytes.
         limit: u64,
-        /// The length of the one that was given, in bytes.
+        /// Length of the given command line, in bytes.
         bytes: u64,
     },
-    /// The kernel or the initramfs does not fit.
+    /// The kernel or the initramfs does not fit into the scratch areas.
     #[error(
         "the {what} needs {} in one piece, and the scratch areas have no such piece left \
          ({areas}); cold boot with `{remedy}` or larger",
@@ -67,16 +67,16 @@ pub enum Refusal {
     NoRoom {
         /// `kernel` or `initramfs`.
         what: &'static str,
-        /// What it needs in bytes.
+        /// Memory that it needs, in bytes.
         bytes: u64,
-        /// The scratch areas, in words.
+        /// Sizes of the scratch areas, in words.
         areas: String,
-        /// A `kho_scratch=` that would do.
+        /// A sufficient `kho_scratch=`.
         remedy: String,
     },
 }
 
-/// Checks everything that can be known before `image` is loaded, and tells all that is wrong.
+/// Checks everything that can be known before `image` is loaded. Returns all problems, not only the first.
 pub fn check(
     running: &Running,
     image: &Image,
@@ -92,14 +92,14 @@ pub fn check(
     if bytes > limit {
         refusals.push(Refusal::CommandLineTooLong { limit, bytes });
     }
-    // With KHO on, the kernel loads into nothing else, whatever survives.
+    // With KHO on, the kernel loads images only into scratch areas, with either kind of survival.
     if let Some(areas) = &running.scratch {
         refusals.extend(no_room(areas, image));
     }
     if refusals.is_empty() { Ok(()) } else { Err(refusals) }
 }
 
-/// Whether the same memory is reserved on both sides.
+/// Returns a refusal if the two kernels do not reserve the same memory.
 fn other_memory(running: &Running, command_line: &CommandLine) -> Option<Refusal> {
     let here = memmap::ranges(&running.command_line);
     let there = memmap::ranges(command_line.as_str());
@@ -108,7 +108,7 @@ fn other_memory(running: &Running, command_line: &CommandLine) -> Option<Refusal
     (here != there).then(refusal)
 }
 
-/// Whether KHO and LUO are on, on both sides.
+/// Returns a refusal for each kernel in which KHO or LUO is off.
 fn nothing_handed_over(running: &Running, command_line: &CommandLine) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let release = || running.release.clone();
@@ -117,7 +117,7 @@ fn nothing_handed_over(running: &Running, command_line: &CommandLine) -> Vec<Ref
     } else if !running.luo {
         refusals.push(Refusal::LuoOffHere { release: release() });
     }
-    // Off by default, or by the kernel's configuration: saying nothing is not enough.
+    // The next kernel may have KHO and LUO off by default, so both must be switched on explicitly.
     if switch(command_line.as_str(), "kho") != Some(true) {
         refusals.push(Refusal::KhoOffThere);
     }
@@ -128,11 +128,12 @@ fn nothing_handed_over(running: &Running, command_line: &CommandLine) -> Vec<Ref
 }
 
 const PAGE: u64 = 4096;
-/// Where kexec loads an initramfs at the lowest (`MIN_INITRD_LOAD_ADDR`).
+/// Lowest physical address at which kexec loads an initramfs (`MIN_INITRD_LOAD_ADDR`).
 const MIN_INITRAMFS_ADDRESS: u64 = 0x100_0000;
 
-/// Places the image as the running kernel would: each part in the first area that has room, as high
-/// as possible. The few pages of boot parameters and purgatory are left out of account.
+/// Returns a refusal if the image does not fit into the scratch areas. Places kernel and initramfs as the
+/// running kernel would: each in the first area that has room, as high as possible. Ignores the few pages
+/// of boot parameters and purgatory.
 fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
     let refusal = |what, bytes| {
         let sizes: Vec<String> =
@@ -153,8 +154,8 @@ fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
     }
 }
 
-/// Takes `size` bytes, at `lowest` or higher, out of the first of the `free` pieces that has them,
-/// and tells where they are.
+/// Takes `size` bytes, at `lowest` or higher, out of the first of the `free` pieces with room for them.
+/// Returns their address.
 fn place(free: &mut Vec<(u64, u64)>, size: u64, lowest: u64, alignment: u64) -> Option<u64> {
     let size = size.next_multiple_of(PAGE);
     for index in 0..free.len() {
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_order_is_not_refused() {
+    fn a_live_update_without_problems_is_not_refused() {
         let (_dir, image) = image(10 * MIB);
         assert_eq!(check(&running(&[(64, 16), (128, 64)]), &image, &live()), Ok(()));
         let mut silent = running(&[]);
@@ -270,7 +271,7 @@ mod tests {
             (&[][..], "kernel"),
             (&[(64, 14)], "kernel"),
             (&[(64, 8), (128, 8)], "kernel"),
-            // 16 MiB below 16 MiB are of no use to a kernel.
+            // An area below 16 MiB cannot be used: the kernel's lowest address is 16 MiB.
             (&[(0, 16)], "kernel"),
             (&[(64, 64)], "initramfs"),
             (&[(64, 16), (128, 49)], "initramfs"),
@@ -298,7 +299,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_placed_lies_within_the_free_pieces_and_nothing_overlaps(
+        fn placed_pieces_lie_within_the_free_pieces_and_do_not_overlap(
             areas in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 30), 0..4),
             sizes in prop::collection::vec((1_u64..1 << 29, 0_u32..22), 0..6),
         ) {

@@ -1,7 +1,7 @@
-//! What the running kernel tells about itself.
+//! Reads facts about the running kernel from `/proc`, `/sys` and `/dev`.
 //!
-//! Everything is read below a root directory, `/` outside of tests. What the kernel does not tell,
-//! because debugfs is not mounted for example, is `None` and never a guess.
+//! Everything is read below a root directory, `/` outside of tests. A fact that the kernel does not show,
+//! for example because debugfs is not mounted, is `None` and never a guess.
 
 use std::fs;
 use std::io;
@@ -12,37 +12,37 @@ use crate::switch;
 /// Facts about the running kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// Its release, as `uname -r` says.
+    /// The release (`uname -r`).
     pub release: String,
-    /// Its build, as `uname -v` says.
+    /// The build (`uname -v`).
     pub version: String,
-    /// Its command line.
+    /// The command line.
     pub command_line: String,
-    /// Whether a kernel is loaded, by whatever call.
+    /// Whether a next kernel is loaded, by any program and either system call.
     pub kexec_loaded: Option<bool>,
-    /// Whether LUO is there (`/dev/liveupdate`).
+    /// Whether the kernel has LUO: `/dev/liveupdate` exists.
     pub luo: bool,
-    /// Whether KHO works, without which nothing is handed over.
+    /// Whether KHO works. Without KHO nothing can be handed over.
     pub kho: Option<bool>,
     /// The scratch areas, in the order in which the kernel searches them.
     pub scratch: Option<Vec<ScratchArea>>,
 }
 
-/// Memory that the next kernel is loaded into. Its size is fixed from cold boot to cold boot.
+/// Memory that the next kernel is loaded into. Its size is set at a cold boot and stays over every kexec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScratchArea {
     /// Physical address of its first byte.
     pub start: u64,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// The running kernel could not be asked.
+/// The facts about the running kernel could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StatusError {
     /// A file that every kernel has could not be read.
-    #[error("cannot read {} about the running kernel; is it mounted?", path.display())]
+    #[error("cannot read {} of the running kernel; is its file system mounted?", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -50,8 +50,8 @@ pub enum StatusError {
         #[source]
         source: io::Error,
     },
-    /// A file says something that makes no sense.
-    #[error("cannot make sense of {}: {problem}", path.display())]
+    /// A file does not have the expected format.
+    #[error("cannot parse {}: {problem}", path.display())]
     Nonsense {
         /// The file.
         path: PathBuf,
@@ -60,18 +60,18 @@ pub enum StatusError {
     },
 }
 
-/// KHO in debugfs, below the root.
+/// Directory of KHO in debugfs, below the root.
 pub(crate) const KHO: &str = "sys/kernel/debug/kho";
 
 impl Running {
-    /// Asks the kernel whose `/proc`, `/sys` and `/dev` are below `root`.
+    /// Reads the facts from `/proc`, `/sys` and `/dev` below `root`.
     pub fn read(root: &Path) -> Result<Self, StatusError> {
         let command_line = line(&root.join("proc/cmdline"))?;
         let luo = root.join("dev/liveupdate").exists();
         let kho = if luo || root.join(KHO).is_dir() {
             Some(true)
         } else {
-            // Switched on it may still have failed; switched off it is off.
+            // `kho=on` proves nothing, because KHO may have failed at boot; `kho=off` is certain.
             switch(&command_line, "kho").filter(|on| !on)
         };
         Ok(Self {
@@ -93,7 +93,7 @@ fn line(path: &Path) -> Result<String, StatusError> {
     }
 }
 
-/// [`line()`], or `None` if there is no such file or it is not for us.
+/// [`line()`], or `None` if the file does not exist or may not be read.
 fn optional_line(path: &Path) -> Result<Option<String>, StatusError> {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
     match line(path) {
@@ -118,7 +118,8 @@ fn kexec_loaded(path: &Path) -> Result<Option<bool>, StatusError> {
     }
 }
 
-/// The scratch areas from two lists with one hexadecimal number per line.
+/// Reads the scratch areas from two files, with one hexadecimal number per line. `None` if a file is
+/// missing.
 fn scratch(out: &Path) -> Result<Option<Vec<ScratchArea>>, StatusError> {
     let (starts_path, sizes_path) = (out.join("scratch_phys"), out.join("scratch_len"));
     let (Some(starts), Some(sizes)) = (optional_line(&starts_path)?, optional_line(&sizes_path)?)
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_tells_everything_is_understood() {
+    fn all_facts_of_a_kernel_are_read() {
         let root = root("console=ttyS0 kho=on");
         put(&root, "sys/kernel/kexec_loaded", "1\n");
         put(&root, "dev/liveupdate", "");
@@ -191,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_does_not_tell_is_unknown_and_not_guessed() {
+    fn a_fact_that_a_kernel_does_not_show_is_unknown_and_not_guessed() {
         let told = Running::read(root("quiet").path()).unwrap();
         assert_eq!((told.kexec_loaded, told.kho, told.scratch), (None, None, None));
         assert!(!told.luo);
-        // Switched on, but nothing shows that it worked.
+        // `kho=on` alone does not show that KHO works.
         assert_eq!(Running::read(root("kho=on").path()).unwrap().kho, None);
         assert_eq!(Running::read(root("kho=off").path()).unwrap().kho, Some(false));
     }

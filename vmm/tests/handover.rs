@@ -159,7 +159,7 @@ fn a_variable_that_no_host_wrote_costs_nothing_but_a_line_in_the_log() {
             .output()
             .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("no list of fds"), "{forged}: {said}");
+        assert!(said.contains("not a list of fds"), "{forged}: {said}");
         assert!(said.contains("cannot read") && !said.contains("panicked"), "{forged}: {said}");
     }
 }

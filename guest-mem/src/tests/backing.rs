@@ -1,4 +1,4 @@
-//! Files that hold guest RAM where the kernel has no LUO.
+//! Files that hold guest RAM on a kernel without LUO.
 
 use super::*;
 use rustix::fs::FallocateFlags;
@@ -52,7 +52,7 @@ fn a_file_without_dax_is_refused_where_it_has_to_survive() {
 }
 
 #[test]
-fn a_file_that_is_not_all_there_is_refused() {
+fn a_file_that_is_not_fully_allocated_is_refused() {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(LEN).unwrap();
     let error = refused(Backing::AnyFile, opened(&file), LEN);

@@ -1,4 +1,4 @@
-//! What the host has: memory, and a setting for huge pages.
+//! The host's available memory and its setting for huge pages.
 
 use super::*;
 use std::fs;
@@ -56,7 +56,7 @@ fn only_never_is_changed() {
     assert_eq!(HugePages::set_advise(chosen.path()).unwrap().shmem, ShmemPolicy::WithinSize);
     let off = sysfs("always within_size advise [never] deny force");
     let path = off.path().join("kernel/mm/transparent_hugepage/shmem_enabled");
-    // A file takes the word as it is written; the kernel would show it among the others.
+    // A plain file holds exactly the word written to it. The kernel's file would list all policies.
     let error = HugePages::set_advise(off.path()).unwrap_err();
     assert_eq!(fs::read_to_string(&path).unwrap(), "advise");
     assert_eq!(error.to_string(), format!("cannot read {}", path.display()));

@@ -1,4 +1,4 @@
-//! Segments mapped side by side, and the proof that they stay where they are.
+//! Mapped segments, and the proof that their pages stay in their frames.
 
 use super::*;
 use std::os::unix::fs::FileExt;
@@ -124,7 +124,7 @@ fn page_frames_are_the_same_however_often_ram_is_mapped() {
     let after = GuestRam::map(&layout, back).unwrap();
     assert_eq!(digest(&after).unwrap(), expected, "not a page has moved");
 
-    // The same bytes in other frames: a copy.
+    // A copy: the same bytes in other frames.
     let copy = map("frames-copy");
     copy.memory().write_obj(1u8, GuestAddress(0)).unwrap();
     let copied = digest(&copy).unwrap();
@@ -137,7 +137,7 @@ fn page_frames_are_the_same_however_often_ram_is_mapped() {
 
 #[test]
 fn a_segment_is_digested_to_its_end_however_long_it_is() {
-    // More than is mapped at a time.
+    // Longer than the window that is mapped at a time.
     let segment = create_segment("long", 32 * HUGE_PAGE + PAGE).unwrap();
     let digest = match FrameDigest::of(&segment) {
         Ok(digest) => digest,
@@ -164,7 +164,7 @@ fn segments_that_are_not_the_layouts_are_refused_with_both_sides() {
 }
 
 #[test]
-fn address_space_that_is_not_there_is_an_error_that_names_the_slot() {
+fn a_slot_larger_than_the_address_space_is_an_error_that_names_it() {
     let slots = [Slot { guest_base: PAGE, len: 1 << 47 }];
     let layout = Layout::new(&slots, Some(15 << 40)).unwrap();
     let error = GuestRam::map(&layout, segments("huge", &layout)).map(drop).unwrap_err();

@@ -1,4 +1,4 @@
-//! Segments that are made, and fds that come back and claim to be segments.
+//! Segments that are created, and fds that are checked before they become segments.
 
 use super::*;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -11,7 +11,7 @@ fn refused(index: usize, fd: OwnedFd, expected_len: u64) -> String {
     check_segment(index, fd, expected_len).map(drop).unwrap_err().to_string()
 }
 
-/// A memfd that can be sealed, as somebody else may have made it.
+/// A memfd that can be sealed, as another program may create it.
 fn sealable(more: MemfdFlags) -> rustix::io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("other", MemfdFlags::ALLOW_SEALING | more)?;
     rustix::fs::ftruncate(&fd, LEN)?;
@@ -66,7 +66,7 @@ fn a_host_that_forbids_executable_memfds_is_told_what_to_change() {
 }
 
 #[test]
-fn a_segment_that_comes_back_is_taken_and_not_touched() {
+fn checking_a_segment_accepts_it_and_touches_no_page() {
     let made = create_segment("vm-a-0", LEN).unwrap();
     made.file().write_all_at(b"guest", HUGE_PAGE).unwrap();
     let before = allocated(&made);
@@ -155,7 +155,7 @@ fn seals_that_would_stop_the_guest_are_refused_by_their_names() {
         let error = refused(4, fd, LEN);
         assert_eq!(error, format!("segment 4: it is sealed with {names}, guest RAM must not be"));
     }
-    // What LUO itself does to a memfd: its size is fixed.
+    // The seals that LUO itself sets, which fix the size of a memfd.
     let fd = sealable(plain).unwrap();
     let fixed = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, fixed).unwrap();
@@ -190,11 +190,11 @@ fn a_segment_whose_pages_were_given_back_is_untouched_again() {
 }
 
 #[test]
-fn what_was_not_touched_can_still_be_taken() {
+fn untouched_bytes_are_the_bytes_without_pages() {
     let segment = create_segment("test", 8 << 20).unwrap();
     assert_eq!(untouched_bytes(&segment).unwrap(), 8 << 20);
     segment.file().write_all_at(&[1], 3 << 20).unwrap();
-    // The host decides how large a folio it gives.
+    // The host's kernel decides how large the folio is.
     let left = untouched_bytes(&segment).unwrap();
     assert!([PAGE, HUGE_PAGE].contains(&((8 << 20) - left)), "{left}");
     segment.file().write_all_at(&vec![1; 8 << 20], 0).unwrap();
@@ -202,18 +202,18 @@ fn what_was_not_touched_can_still_be_taken() {
 }
 
 #[test]
-fn looking_whether_a_segment_is_touched_does_not_matter_to_who_reads_it() {
+fn is_touched_does_not_move_the_position_of_another_open_file() {
     let segment = create_segment("vm", LEN).unwrap();
     segment.file().write_all_at(b"guest", 0).unwrap();
     assert!(is_touched(&segment).unwrap());
     let mut bytes = [0; 5];
-    // Another open file, with a position of its own.
+    // This is another open file, with its own position.
     File::from(reopen(&segment)).read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"guest");
 }
 
 #[test]
-fn what_cannot_be_sought_cannot_be_told() {
+fn is_touched_errors_for_a_pipe() {
     let (pipe, _end) = std::io::pipe().unwrap();
     is_touched(&pipe).unwrap_err();
 }

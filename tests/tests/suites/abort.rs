@@ -39,9 +39,12 @@ fn refuse(host: &mut Host, luo: Luo) -> Result<(), Failure> {
             (with_cmdline("kho=off"), "kho=off"),
         ],
         Luo::Pool => [
-            (with_cmdline(""), "booted with `memmap=512M!1G`, its command line has no `memmap=`"),
-            (with_cmdline("memmap=512M!2G"), "its command line has `memmap=512M!2G`"),
-            (with_cmdline("memmap=512M$1G"), "its command line has `memmap=512M$1G`"),
+            (
+                with_cmdline(""),
+                "booted with `memmap=512M!1G`, the next kernel's command line has no `memmap=`",
+            ),
+            (with_cmdline("memmap=512M!2G"), "the next kernel's command line has `memmap=512M!2G`"),
+            (with_cmdline("memmap=512M$1G"), "the next kernel's command line has `memmap=512M$1G`"),
         ],
     };
     for (arguments, named) in files.into_iter().chain(of_the_luo) {

@@ -1,5 +1,5 @@
-//! The host's API: JSON lines over a Unix socket, or over a virtio-serial port of a host that has
-//! no network and no shell.
+//! The host's API: JSON lines over a Unix socket, or over a virtio-serial port if the host has no
+//! network and no shell.
 //!
 //! A request is `{"id":1,"do":"status"}`; its reply `{"id":1,"ok":{...}}` or `{"id":1,"error":[...],
 //! "outcome":"running"}` where `error` is the chain of causes, outermost first. See `docs/api.md`.
@@ -25,14 +25,14 @@ pub struct Call {
     /// Chosen by the client, repeated in the reply.
     #[serde(default)]
     pub id: u64,
-    /// What to do.
+    /// The command, with its arguments.
     #[serde(flatten)]
     pub command: Command,
 }
 
 impl Call {
-    /// Reads a line. For a line that is not a call it returns the answer: its sender waits for its number,
-    /// if it has one.
+    /// Parses a line. If the line is not a call, returns the error line to answer with. The answer repeats
+    /// the line's `id`, because the client waits for an answer with it; 0 if there is none.
     pub fn parse(line: &str) -> Result<Self, Line> {
         serde_json::from_str(line).map_err(|error| {
             let request = serde_json::from_str::<Value>(line).ok();
@@ -43,7 +43,7 @@ impl Call {
     }
 }
 
-/// What a client can ask for.
+/// The commands of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Command {
@@ -51,40 +51,41 @@ pub enum Command {
     Status,
     /// Boot a VM that is stopped.
     Boot {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// End a VM at once, as pulling its plug would.
     Stop {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Stop a VM's vCPUs and devices.
     Pause {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
-    /// Let a paused VM go on.
+    /// Resume a paused VM.
     Resume {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
     /// Try again to restore a VM whose restore failed after a live update.
     Restore {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
     },
-    /// Write a VM's state document to a new file, or give it in the reply.
+    /// Write a VM's state document to a new file, or return it in the reply. A running VM is paused
+    /// meanwhile.
     Dump {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
-        /// Where to; the file must not exist. Without a path the reply has the document.
+        /// Path of the file, which must not exist. Without a path the reply has the document.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<PathBuf>,
     },
     /// Read a piece of a VM's RAM, to find out what its guest is doing.
     Memory {
-        /// Which.
+        /// Name of the VM.
         vm: VmName,
         /// Guest-physical address.
         address: u64,
@@ -95,22 +96,22 @@ pub enum Command {
     Update(UpdateCall),
     /// Replace the host's program under its VMs.
     Handover(HandoverCall),
-    /// Where the time of the last live update or handover went.
+    /// The report of the last live update or handover: when each phase began and ended.
     Report,
     /// Stop all VMs and switch the host off (PID 1), or end the host's process.
     PowerOff,
 }
 
-/// The arguments of an update. What is not given comes from the configuration.
+/// The arguments of an update. `kernel`, `initramfs` and `cmdline` default to the configuration's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateCall {
     /// The next kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
-    /// Its initramfs.
+    /// The initramfs of the next kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
-    /// Its command line.
+    /// The command line of the next kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// Do everything before this step, then undo it.
@@ -124,7 +125,7 @@ pub struct UpdateCall {
 /// The arguments of a handover.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoverCall {
-    /// The next program, instead of what is now at the path of the running one.
+    /// Path of the next program. Default: the path that the running program was started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
     /// Do everything before this step, then undo it.
@@ -136,16 +137,16 @@ pub struct HandoverCall {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
-    /// It was done.
+    /// The reply to a command that was carried out.
     Ok {
-        /// Of the request.
+        /// The request's id.
         id: u64,
-        /// What there is to say.
+        /// The command's answer; an empty object if it has none.
         ok: Value,
     },
-    /// It was not done.
+    /// The reply to a command that failed.
     Error {
-        /// Of the request.
+        /// The request's id.
         id: u64,
         /// The chain of causes, outermost first.
         error: Vec<String>,
@@ -153,9 +154,9 @@ pub enum Line {
         #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
     },
-    /// Something happened.
+    /// An event, sent without a request.
     Event {
-        /// What: `ready`, `jumping`.
+        /// Its name: `ready` or `jumping`.
         event: String,
         /// The host's status, with `ready`.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,21 +167,23 @@ pub enum Line {
 /// The answer to `status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Of this program.
+    /// Version of this program.
     pub version: String,
     /// `uname -r`.
     pub kernel: String,
     /// `uname -v`.
     pub kernel_version: String,
-    /// The LUO backend. With `keeper`, no live update is possible, only handovers.
+    /// Name of the LUO backend. With `keeper`, only handovers are possible and no live updates. `none`
+    /// if the VMs may be preserved where this host cannot reach them.
     pub luo: String,
-    /// Why no live update is possible, if so.
+    /// Why no live update is possible; `None` if one is.
     pub luo_error: Option<String>,
     /// `cold`, `live-update` or `handover`: how this host came up.
     pub boot: String,
-    /// Live updates since the last cold boot.
+    /// Number of live updates since the last cold boot.
     pub live_updates: u32,
-    /// Sessions of the last live update that are not finished: another update would lose them.
+    /// Names of the sessions of the last live update that are not finished: another update would lose
+    /// them.
     pub unfinished: Vec<String>,
     /// Why the host's own configuration is not in use, or which of its modules and mounts failed.
     pub config_error: Option<Vec<String>>,
@@ -191,38 +194,39 @@ pub struct Status {
 /// One VM in [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
-    /// Its name.
+    /// The VM's name.
     pub name: VmName,
-    /// `running`, `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept),
-    /// or `withheld` (not started, as it may be preserved out of this host's reach).
+    /// `running`, `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept), or
+    /// `withheld` (not started, because it may be preserved where this host cannot reach it).
     pub state: String,
     /// Guest RAM, in bytes.
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// Its process.
+    /// Process id of the VM's process.
     pub pid: Option<i32>,
-    /// In which pages KVM has its RAM mapped by now, if the kernel tells.
+    /// Numbers of the pages with which KVM maps the VM's RAM at this moment; `None` if the kernel does
+    /// not show them.
     pub mapped: Option<MappedPages>,
-    /// Why it failed.
+    /// The chain of causes, if the VM is failed, preserved or withheld.
     pub error: Option<Vec<String>>,
 }
 
-/// Numbers of pages.
+/// Numbers of pages, by size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappedPages {
-    /// Of 4 KiB.
+    /// Pages of 4 KiB.
     #[serde(rename = "4k")]
     pub small: u64,
-    /// Of 2 MiB.
+    /// Pages of 2 MiB.
     #[serde(rename = "2m")]
     pub huge: u64,
-    /// Of 1 GiB.
+    /// Pages of 1 GiB.
     #[serde(rename = "1g")]
     pub giant: u64,
 }
 
-/// Bytes as the API's replies have them: two lower-case hexadecimal digits each, without a separator.
+/// Formats bytes for the API's replies: two lower-case hexadecimal digits each, without a separator.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
@@ -250,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_has_a_path_or_none_and_bytes_become_two_digits_each() {
+    fn a_dump_may_have_a_path_and_bytes_become_two_digits_each() {
         let vm = VmName::new("web").unwrap();
         let parsed = |line| serde_json::from_str::<Call>(line).unwrap().command;
         let path = Some(PathBuf::from("/a"));

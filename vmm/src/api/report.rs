@@ -1,4 +1,4 @@
-//! The report of a live update: where each millisecond went, in both kernels.
+//! The report of a live update or a handover: when each phase began and ended, in both kernels.
 
 use guest_mem::FrameDigest;
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,8 @@ pub struct Report {
     pub host: HostReport,
     /// The VMs, in the order in which they were resumed.
     pub vms: Vec<VmReport>,
-    /// Bytes of guest RAM that are not in the page frames that they were in. No step of an update
-    /// copies any: what is not compared (see `frames`) counts as 0.
+    /// Bytes of the segments that have a page in another page frame than before. No step of an update
+    /// copies guest RAM, so segments that were not compared (see `frames`) count as 0.
     pub guest_ram_bytes_copied: u64,
 }
 
@@ -31,13 +31,13 @@ pub struct HostReport {
     pub kernel_after: String,
     /// The LUO backend.
     pub luo: String,
-    /// How many live updates there have been since the last cold boot.
+    /// Number of live updates since the last cold boot.
     pub number: u32,
     /// From the last instruction of the old host to the first of the new one.
     pub reboot_to_init_ns: u64,
-    /// Rate of the host's TSC.
+    /// Rate of the host's TSC, in kHz.
     pub counter_khz: u32,
-    /// What the host did.
+    /// The phases of the host.
     pub phases: Vec<PhaseReport>,
 }
 
@@ -54,31 +54,31 @@ pub enum Replaced {
 /// One phase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseReport {
-    /// What was done.
+    /// Name of the phase.
     pub name: String,
-    /// When it began.
+    /// When the phase began.
     pub start_ns: u64,
-    /// When it ended.
+    /// When the phase ended.
     pub end_ns: u64,
 }
 
 /// One VM in [`Report`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmReport {
-    /// Its name.
+    /// The VM's name.
     pub name: VmName,
-    /// Guest RAM.
+    /// Guest RAM, in bytes.
     pub ram_bytes: u64,
     /// From the last vCPU leaving `KVM_RUN` to the first entering it again; `None` if the VM was
     /// not running or did not resume.
     pub blackout_ns: Option<u64>,
-    /// What became of it.
+    /// What became of the VM.
     pub outcome: Outcome,
-    /// What was done for it.
+    /// The phases of the VM.
     pub phases: Vec<PhaseReport>,
-    /// Which page frames its RAM was in, if that was asked for.
+    /// The comparison of the page frames of guest RAM, if `verify_frames` was given.
     pub frames: Option<FramesReport>,
-    /// Segments of its RAM.
+    /// Numbers of segments of guest RAM.
     pub segments: SegmentsReport,
 }
 
@@ -96,7 +96,7 @@ pub struct FramesReport {
 }
 
 impl FramesReport {
-    /// What the segments of one VM show.
+    /// Combines the digests of all compared segments of one VM.
     pub fn new(segments: &[Frames]) -> Self {
         let (mut before, mut after) = (FrameDigest::default(), FrameDigest::default());
         for segment in segments {
@@ -113,16 +113,16 @@ impl FramesReport {
     }
 }
 
-/// How RAM came over.
+/// Numbers of segments of guest RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentsReport {
     /// Segments that were preserved.
     pub preserved: u64,
-    /// Segments that the guest never touched. They were created again, all zero.
+    /// Segments that the guest never touched, and that were created again, all zero.
     pub recreated: u64,
 }
 
-/// A ledger's phases in nanoseconds from `origin`.
+/// Converts a ledger's phases to nanoseconds from `origin`, which is in ticks.
 pub fn phases(ledger: &Ledger, origin: u64, rate: TscRate) -> Vec<PhaseReport> {
     let ns = |tsc| rate.nanoseconds(origin, tsc);
     ledger

@@ -1,4 +1,4 @@
-//! Lines in and out of a non-blocking stream, with bounds on both.
+//! Reads and writes lines on a non-blocking stream, with a bound on the bytes in each direction.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,21 +6,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Longest line that a client may send, in bytes.
 const MAX_LINE: usize = 64 << 10;
-/// Most that waits for a client that does not read, in bytes; then it is dropped.
+/// Most unwritten bytes for a client that does not read. Above this, the client is dropped.
 const MAX_BACKLOG: usize = 4 << 20;
 
-/// Why a stream is of no use any more.
+/// Why a stream can no longer be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StreamError {
     /// The client hung up.
     #[error("the client hung up")]
     Closed,
-    /// The client sends one line without an end.
+    /// The client sent too many bytes without a line end.
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The client does not read what it asked for.
-    #[error("the client does not read: {MAX_BACKLOG} bytes wait for it")]
+    /// The client does not read its replies.
+    #[error("the client does not read: more than {MAX_BACKLOG} bytes wait for it")]
     Stuck,
     /// The stream failed.
     #[error("the stream failed")]
@@ -49,8 +49,8 @@ impl Lines {
         }
     }
 
-    /// Reads what is there and returns the complete lines; [`StreamError::Closed`] only once all of
-    /// them have been returned.
+    /// Reads all available bytes and returns the complete lines. Errors with [`StreamError::Closed`] only
+    /// after all complete lines have been returned.
     pub fn read(&mut self) -> Result<Vec<String>, StreamError> {
         let mut buffer = [0; 4096];
         loop {
@@ -108,18 +108,18 @@ impl Lines {
         }
     }
 
-    /// Gives the stream up.
+    /// Marks the stream as closed, and drops unwritten bytes.
     pub fn close(&mut self) {
         self.outgoing.clear();
         self.closed = true;
     }
 
-    /// Whether the stream has been given up.
+    /// Whether the stream is marked as closed.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether something waits to be written.
+    /// Whether there are unwritten bytes.
     pub fn is_behind(&self) -> bool {
         !self.outgoing.is_empty()
     }

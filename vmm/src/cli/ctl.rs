@@ -1,4 +1,4 @@
-//! `perennial ctl`: one request to a running host, one answer on standard output.
+//! `perennial ctl`: sends one request to a running host and prints the answer on standard output.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
 
-/// How long the next host may take to answer after a handover.
+/// How long the next host may take to answer `status` after a handover.
 const SUCCESSOR_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The host, its kernel and its VMs
+    /// Print the state of the host, its kernel and its VMs
     Status,
     /// Boot a VM that is stopped
     Boot(Name),
@@ -35,11 +35,11 @@ enum Command {
     Stop(Name),
     /// Stop a VM's vCPUs and devices
     Pause(Name),
-    /// Let a paused VM go on
+    /// Resume a paused VM
     Resume(Name),
     /// Try again to restore a VM whose restore failed after a live update
     Restore(Name),
-    /// Write a VM's state document to a new file of the host; a running VM pauses for it
+    /// Write a VM's state document to a new file of the host; a running VM is paused meanwhile
     Dump {
         /// The VM's name
         #[arg(value_parser = vm_name)]
@@ -52,10 +52,10 @@ enum Command {
         /// The VM's name
         #[arg(value_parser = vm_name)]
         vm: VmName,
-        /// Guest-physical address, decimal or 0x and hexadecimal
+        /// Guest-physical address, decimal or hexadecimal with 0x
         #[arg(value_parser = address)]
         address: u64,
-        /// How many bytes, at most 16384
+        /// Number of bytes, at most 16384
         #[arg(default_value_t = 256)]
         bytes: u64,
     },
@@ -67,7 +67,7 @@ enum Command {
         /// Its initramfs
         #[arg(long, value_name = "FILE")]
         initramfs: Option<PathBuf>,
-        /// Its command line; what the live update needs is added
+        /// Its command line; the parameters that a live update needs are added
         #[arg(long)]
         cmdline: Option<String>,
         /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
@@ -80,7 +80,7 @@ enum Command {
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {
-        /// The next program, instead of what is now at the path of the running one
+        /// The next program; by default, the path that the running one was started from
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
         /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
@@ -88,7 +88,7 @@ enum Command {
         #[arg(long, value_name = "STEP", value_parser = step)]
         stop_before: Option<Step>,
     },
-    /// Where the time of the last live update or handover went
+    /// Print when each phase of the last live update or handover began and ended
     Report,
     /// Stop all VMs and the host
     PowerOff,
@@ -116,7 +116,7 @@ fn step(text: &str) -> Result<Step, serde_json::Error> {
     serde_json::from_value(text.into())
 }
 
-/// The host did not do what was asked.
+/// The command failed: the host could not be reached, or refused it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CtlError {
     #[error("cannot reach a host at {}: is `perennial host` running?", socket.display())]
@@ -129,7 +129,7 @@ pub(super) enum CtlError {
     Broken(#[from] io::Error),
     #[error("the host hung up without an answer")]
     NoAnswer {
-        /// It was about to enter another kernel or program.
+        /// Whether the host had announced that it was about to enter another kernel or program.
         jumping: bool,
     },
     #[error("the host's answer cannot be read")]
@@ -166,7 +166,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
     let Arguments { socket, command } = arguments;
     let hands_over = matches!(command, Command::Handover { .. });
     let answer = match ask(&socket, command) {
-        // The host that was asked is no more: its successor answers for it.
+        // The host that got the request is replaced. Print the next host's status instead.
         Err(CtlError::NoAnswer { jumping: true }) if hands_over => successor(&socket)?,
         other => other?,
     };
@@ -193,7 +193,7 @@ fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
     Err(CtlError::NoAnswer { jumping })
 }
 
-/// What the next host says of itself, once it is there.
+/// Waits for the next host and returns its status.
 fn successor(socket: &Path) -> Result<Value, CtlError> {
     let deadline = Instant::now() + SUCCESSOR_WITHIN;
     loop {

@@ -32,7 +32,7 @@ enum Command {
     },
     /// Talk to a running host
     Ctl(ctl::Arguments),
-    /// Look into a state document
+    /// Print or check state documents
     #[command(subcommand)]
     State(state::Command),
     /// Use the Live Update Orchestrator without a kernel that has it
@@ -43,7 +43,8 @@ enum Command {
     Vmm,
 }
 
-/// Does what the command line says. `started` is the TSC at the start of the process.
+/// Runs the command of the command line; as PID 1, runs the host. `started` is the TSC at the start of the
+/// process.
 pub fn main(started: u64) -> ExitCode {
     let inherited = next_host::inherit();
     if init::is_pid_1() {

@@ -1,4 +1,4 @@
-//! `perennial state`: a state document for people.
+//! `perennial state`: prints and checks state documents.
 
 use std::fs;
 use std::io;
@@ -19,13 +19,13 @@ pub(super) enum Command {
     Show {
         /// The document
         file: PathBuf,
-        /// Print long byte arrays whole
+        /// Print long byte arrays completely
         #[arg(long)]
         full: bool,
     },
     /// Decode state documents completely, as a restore would, and say whether they are sound
     Check {
-        /// State documents of VMs, or manifests of hosts
+        /// State documents of VMs, manifests or indexes
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
@@ -72,7 +72,7 @@ fn state_error(file: &Path, source: StateError) -> Error {
     Error::State { file: file.to_owned(), source }
 }
 
-/// What a sound document is.
+/// Decodes a document completely, and returns a description of it.
 fn check(bytes: &[u8]) -> Result<String, StateError> {
     let root = document::decode(bytes)?;
     if Reader::new(&root, "")?.is_compatible(Manifest::COMPATIBLE[0]) {

@@ -1,8 +1,8 @@
 //! The conversation between the host and the process of one VM.
 //!
-//! The process parses what a guest controls, so it may one day say anything. Whatever it says, the
-//! host neither panics nor waits without end: every message has a bound (see [`Channel`]), and so have
-//! the causes of a failure and the events that nobody has looked at.
+//! The process parses guest-controlled bytes, so a guest may take it over and send any message.
+//! Whatever it sends, the host neither panics nor waits forever: the size of every message is bounded
+//! (see [`Channel`]), and so are the number of causes of a failure and the number of unread events.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,40 +10,43 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
-/// Most events that wait for somebody to look at them. A VM says very few in its whole life.
+/// Most unread events. A VM sends only a few events in its whole life.
 const MAX_EVENTS: usize = 256;
 
-/// A VM's process could not be started or did not do what it was asked.
+/// The request in errors that belong to no request.
+const NO_REQUEST: &str = "none";
+
+/// A VM's process could not be started, or did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
-    /// It cannot be started.
+    /// The process cannot be started.
     #[error("cannot start the VM's process")]
     Spawn(#[source] std::io::Error),
-    /// The link to it failed.
-    #[error("no answer to `{request}` from the VM's process")]
+    /// The link to the process failed.
+    #[error("the link to the VM's process failed (request: {request})")]
     Link {
-        /// What was asked.
+        /// The request, in words.
         request: &'static str,
-        /// Why there is no answer.
+        /// Why the link failed.
         #[source]
         source: LinkError,
     },
-    /// It answered that it cannot.
+    /// The process answered that it cannot carry out the request.
     #[error("the VM's process cannot {request}")]
     Refused {
-        /// What was asked.
+        /// The request, in words.
         request: &'static str,
-        /// Its reasons, outermost first.
+        /// The chain of causes that the process gave, outermost first.
         #[source]
         source: Reasons,
     },
-    /// It answered something else.
-    #[error("the VM's process answered {reply} to `{request}`")]
+    /// The process sent a reply of the wrong kind.
+    #[error("the VM's process sent {reply}, which is no answer to the request ({request})")]
     Unexpected {
-        /// What was asked.
+        /// The request, in words.
         request: &'static str,
-        /// What came.
+        /// The reply.
         reply: String,
     },
 }
@@ -56,8 +59,8 @@ pub struct Reasons {
 }
 
 impl Reasons {
-    /// Most causes that are kept. A process that is not what it should be may send any number, and
-    /// each is one level deeper.
+    /// Most causes that are kept. A compromised process may send any number of them, and each is one
+    /// more level of nesting.
     const MOST: usize = 32;
 
     fn new(mut chain: Vec<String>) -> Self {
@@ -87,18 +90,18 @@ impl std::error::Error for Reasons {
 #[derive(Debug)]
 pub struct Conversation {
     channel: Channel,
-    asked: RefCell<VecDeque<&'static str>>,
+    unanswered: RefCell<VecDeque<&'static str>>,
     events: RefCell<VecDeque<Event>>,
 }
 
 impl Conversation {
-    /// A conversation at its beginning, over `channel`.
+    /// Begins a conversation over `channel`.
     pub fn new(channel: Channel) -> Self {
-        Self { channel, asked: RefCell::default(), events: RefCell::default() }
+        Self { channel, unanswered: RefCell::default(), events: RefCell::default() }
     }
 
-    /// Sends a request; [`reply`](Self::reply) waits for its answer. Several processes work at the
-    /// same time when all are asked before the first is waited for.
+    /// Sends a request; [`reply`](Self::reply) waits for its answer. To let several processes work at
+    /// the same time, send to all of them before waiting for the first.
     pub fn send(
         &self,
         request: Request,
@@ -109,18 +112,20 @@ impl Conversation {
         self.channel
             .send(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;
-        self.asked.borrow_mut().push_back(name);
+        self.unanswered.borrow_mut().push_back(name);
         Ok(())
     }
 
-    /// Waits for the answer to the oldest request.
+    /// Waits for the answer to the oldest unanswered request.
     pub fn reply(&self) -> Result<Reply, ProcessError> {
-        let request = self.asked.borrow_mut().pop_front().unwrap_or("nothing");
+        let request = self.unanswered.borrow_mut().pop_front().unwrap_or(NO_REQUEST);
         loop {
             let (message, _) =
                 self.channel.receive::<FromVm>().map_err(|source| link(request, source))?;
             match message {
-                FromVm::Event(event) => self.keep(event).map_err(|source| link(request, source))?,
+                FromVm::Event(event) => {
+                    self.queue_event(event).map_err(|source| link(request, source))?
+                }
                 FromVm::Reply(Reply::Failed(chain)) => {
                     return Err(ProcessError::Refused { request, source: Reasons::new(chain) });
                 }
@@ -129,26 +134,26 @@ impl Conversation {
         }
     }
 
-    /// Sends a request without fds and waits for its answer. Answers to earlier requests that
-    /// nobody waited for, because another VM failed first, are discarded.
+    /// Sends a request without fds and waits for its answer. First reads and discards the answers to
+    /// earlier requests: the caller stopped waiting for those when another VM failed.
     pub fn ask(&self, request: Request) -> Result<Reply, ProcessError> {
-        while !self.asked.borrow().is_empty() {
+        while !self.unanswered.borrow().is_empty() {
             let _ = self.reply();
         }
         self.send(request, &[])?;
         self.reply()
     }
 
-    /// Whether the process has said something that nobody has looked at yet.
+    /// Whether there are unread events.
     pub fn has_events(&self) -> bool {
         !self.events.borrow().is_empty()
     }
 
-    /// The last thing that an ended process said unasked, whatever else it said.
+    /// Returns the last event of a process that has ended. Skips replies and malformed messages.
     pub fn last_words(&self) -> Option<Event> {
         loop {
             let done = match self.channel.receive::<FromVm>() {
-                Ok((FromVm::Event(event), _)) => self.keep(event).is_err(),
+                Ok((FromVm::Event(event), _)) => self.queue_event(event).is_err(),
                 Ok((FromVm::Reply(_), _)) | Err(LinkError::Malformed(_)) => false,
                 Err(_) => true,
             };
@@ -158,13 +163,13 @@ impl Conversation {
         }
     }
 
-    /// What the process said unasked, oldest first. Reads one more message if `readable`.
+    /// Takes the unread events, oldest first. Reads one more message from the link if `readable`.
     pub fn events(&self, readable: bool) -> Result<Vec<Event>, ProcessError> {
         if readable {
-            let request = "nothing";
+            let request = NO_REQUEST;
             match self.channel.receive::<FromVm>() {
                 Ok((FromVm::Event(event), _)) => {
-                    self.keep(event).map_err(|source| link(request, source))?;
+                    self.queue_event(event).map_err(|source| link(request, source))?;
                 }
                 Ok((FromVm::Reply(reply), _)) => return Err(unexpected(request, &reply)),
                 Err(source) => return Err(link(request, source)),
@@ -173,10 +178,10 @@ impl Conversation {
         Ok(self.events.borrow_mut().drain(..).collect())
     }
 
-    fn keep(&self, event: Event) -> Result<(), LinkError> {
+    fn queue_event(&self, event: Event) -> Result<(), LinkError> {
         let mut events = self.events.borrow_mut();
         if events.len() >= MAX_EVENTS {
-            let problem = format!("more than {MAX_EVENTS} events that nobody asked for");
+            let problem = format!("more than {MAX_EVENTS} events without being read");
             return Err(LinkError::Malformed(problem));
         }
         events.push_back(event);
@@ -194,7 +199,7 @@ fn link(request: &'static str, source: LinkError) -> ProcessError {
     ProcessError::Link { request, source }
 }
 
-/// The error for an answer that does not belong to its question.
+/// The error for a reply that does not fit its request.
 pub fn unexpected(request: &'static str, reply: &Reply) -> ProcessError {
     ProcessError::Unexpected { request, reply: format!("{reply:?}") }
 }
@@ -244,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_a_process_are_heard_behind_anything() {
+    fn the_last_event_is_found_behind_other_messages() {
         let (host, vm) = conversation();
         vm.send(&FromVm::Event(Event::Reset), &[]).unwrap();
         vm.send(&"garbage", &[]).unwrap();
@@ -257,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_only_tells_of_events_is_not_listened_to_for_ever() {
+    fn a_process_that_only_sends_events_does_not_keep_the_host_waiting() {
         let (host, vm) = conversation();
         let talker =
             std::thread::spawn(move || while vm.send(&FromVm::Event(Event::Reset), &[]).is_ok() {});

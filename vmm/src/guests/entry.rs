@@ -1,4 +1,4 @@
-//! What a host tells the next one of a VM besides its state document: an entry of the manifest.
+//! An entry of the manifest: what the next host needs to know about one VM besides its state document.
 
 use guest_mem::FrameDigest;
 
@@ -6,36 +6,37 @@ use super::ledger::Ledger;
 use crate::machine::Machine;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// Most segments of one VM; guest-mem makes at most 64.
+/// Most segments of one VM. With the default segment size, guest-mem makes at most 64.
 const MAX_SEGMENTS: usize = 64;
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmEntry {
-    /// Its description.
+    /// The VM's description.
     pub machine: Machine,
-    /// Whether it ran before the update; one that an operator had paused stays paused.
+    /// Whether the VM ran before the update. A VM that an operator had paused stays paused.
     pub running: bool,
-    /// Length of its state document, in bytes.
+    /// Length of the state document, in bytes.
     pub state_bytes: u64,
-    /// CRC-32 (IEEE 802.3) of its state document.
+    /// CRC-32 (IEEE 802.3) of the state document.
     pub state_digest: u32,
-    /// The ledger's counter when its last vCPU had left `KVM_RUN`.
+    /// The ledger's counter when the last vCPU left `KVM_RUN`.
     pub last_exit_ticks: u64,
-    /// What was done for it.
+    /// The phases of the live update that concern this VM.
     pub ledger: Ledger,
-    /// Its RAM.
+    /// The segments of guest RAM, in the order of the layout.
     pub segments: Vec<SegmentEntry>,
 }
 
 /// One segment of RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentEntry {
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Whether it is in the session. One that the guest never touched is not: it is all zeros.
+    /// Whether the segment is in the session. A segment that the guest never touched is not: it is all
+    /// zeros.
     pub preserved: bool,
-    /// Which page frames it lies in, if it is preserved and that was asked for.
+    /// Digest of the segment's page frames, if it is preserved and `--verify-frames` was given.
     pub frames: Option<FrameDigest>,
 }
 

@@ -1,4 +1,4 @@
-//! Opens what a VM needs by name, so that the VM's process needs no names.
+//! Opens the files that a VM needs, so that the VM's process gets fds and no names.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,12 +9,12 @@ use crate::devices::files::open;
 use crate::link::Role;
 use crate::machine::Machine;
 
-/// Open files with their roles, in the order of the machine.
+/// Open files with their roles, in the order of the machine's devices.
 #[derive(Debug, Default)]
 pub struct Files(Vec<(Role, OwnedFd)>);
 
 impl Files {
-    /// What every VM needs, booted or restored: KVM, and what its devices need.
+    /// Opens what a VM needs for a boot and for a restore: KVM and the files of its devices.
     pub fn for_machine(machine: &Machine) -> Result<Self, OpenError> {
         let mut files = Self::default();
         let kvm = open("KVM", Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))
@@ -30,7 +30,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Adds the images that only a boot needs.
+    /// Opens and adds the images that only a boot needs: the kernel and the initramfs.
     pub fn with_kernel(mut self, machine: &Machine) -> Result<Self, OpenError> {
         let mut options = OpenOptions::new();
         options.read(true);
@@ -46,7 +46,7 @@ impl Files {
         self.0.push((role, fd.into()));
     }
 
-    /// The files as a request takes them.
+    /// Borrows the files, to send with a request.
     pub fn borrow(&self) -> Vec<(Role, BorrowedFd<'_>)> {
         self.0.iter().map(|(role, fd)| (role.clone(), fd.as_fd())).collect()
     }

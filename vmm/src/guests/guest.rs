@@ -1,4 +1,4 @@
-//! One VM as the host holds it: its description, its RAM, its process, and where it is in its life.
+//! One VM as the host holds it: its description, its RAM, its process, and the state of its life.
 //!
 //! ```text
 //!   Stopped --boot--> Live --guest shuts down, stop--> Stopped
@@ -30,7 +30,7 @@ use crate::vm::ram_layout;
 /// Most bytes of a VM's RAM in one reply of the API.
 pub const MOST_MEMORY_BYTES: u64 = 16 << 10;
 
-/// What an operator asked of a VM cannot be done.
+/// A command for a VM cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestError {
@@ -39,12 +39,12 @@ pub enum GuestError {
     WrongState {
         /// The VM.
         name: VmName,
-        /// Its state.
+        /// The VM's state.
         state: &'static str,
-        /// What to do.
+        /// What to do, or which state the command needs.
         remedy: &'static str,
     },
-    /// More RAM than the host can give.
+    /// The VM's RAM is more than the host can give.
     #[error(
         "VM `{name}` has {} MiB of RAM, the host has {} MiB available, {} MiB of which are for other \
          VMs that have not touched them yet: give it less memory or stop another VM",
@@ -55,17 +55,17 @@ pub enum GuestError {
     NotEnoughRam {
         /// The VM.
         name: VmName,
-        /// Its RAM.
+        /// The VM's RAM, in bytes.
         wanted: u64,
         /// `MemAvailable`, in bytes.
         available: u64,
-        /// Bytes that other VMs have and did not touch yet.
+        /// Bytes of RAM that other VMs have not touched yet.
         promised: u64,
     },
-    /// How much RAM the host has cannot be found out.
+    /// /proc/meminfo cannot be read.
     #[error("cannot read /proc/meminfo")]
     Meminfo(#[source] io::Error),
-    /// An fd cannot be duplicated.
+    /// The fd of a RAM segment cannot be duplicated for the VM's process.
     #[error("VM `{name}`: cannot hand its RAM to its process")]
     Clone {
         /// The VM.
@@ -74,7 +74,7 @@ pub enum GuestError {
         #[source]
         source: io::Error,
     },
-    /// Its RAM cannot be made.
+    /// The VM's RAM cannot be created.
     #[error("VM `{name}`: cannot create its RAM")]
     Ram {
         /// The VM.
@@ -83,7 +83,7 @@ pub enum GuestError {
         #[source]
         source: RamError,
     },
-    /// A file that it needs cannot be opened.
+    /// A file that the VM needs cannot be opened.
     #[error("VM `{name}`")]
     Open {
         /// The VM.
@@ -92,7 +92,7 @@ pub enum GuestError {
         #[source]
         source: OpenError,
     },
-    /// Its process cannot do it.
+    /// The VM's process cannot be started or cannot carry out the request.
     #[error("VM `{name}`")]
     Process {
         /// The VM.
@@ -101,7 +101,7 @@ pub enum GuestError {
         #[source]
         source: ProcessError,
     },
-    /// Its state document cannot be fetched from its process.
+    /// The memfd for the state document cannot be created or read.
     #[error("VM `{name}`: cannot fetch its state document")]
     Document {
         /// The VM.
@@ -110,7 +110,7 @@ pub enum GuestError {
         #[source]
         source: io::Error,
     },
-    /// Its state document cannot be written to a file.
+    /// The state document cannot be written to a file.
     #[error("VM `{name}`: cannot write its state document to {}", path.display())]
     Dump {
         /// The VM.
@@ -121,7 +121,7 @@ pub enum GuestError {
         #[source]
         source: io::Error,
     },
-    /// The address range is not one that can be read from its RAM.
+    /// The address range is not in one segment of the VM's RAM, or is too long.
     #[error(
         "VM `{name}` has no RAM from {address:#x} on for {bytes} bytes that can be read at once: ask \
          for at most {MOST_MEMORY_BYTES} bytes of one segment"
@@ -134,7 +134,7 @@ pub enum GuestError {
         /// Length in bytes.
         bytes: u64,
     },
-    /// Its RAM cannot be read.
+    /// The VM's RAM cannot be read.
     #[error("VM `{name}`: cannot read its RAM")]
     ReadRam {
         /// The VM.
@@ -143,7 +143,7 @@ pub enum GuestError {
         #[source]
         source: io::Error,
     },
-    /// Its restore failed again.
+    /// The restore failed again.
     #[error("VM `{name}` cannot be restored; its memory is still preserved: {why}")]
     StillPreserved {
         /// The VM.
@@ -151,67 +151,66 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
-    /// There is no such VM.
+    /// The host has no VM of this name.
     #[error("there is no VM `{name}`; there is {known}")]
     Unknown {
         /// The name as given.
         name: VmName,
-        /// The VMs of the host.
+        /// The VMs of the host, in words.
         known: String,
     },
 }
 
-/// Where a VM is in its life.
+/// The state of a VM's life.
 #[derive(Debug)]
 pub enum Life {
-    /// It is switched off.
+    /// The VM is switched off.
     Stopped,
-    /// It ended by itself, for these reasons.
+    /// The VM failed. The value is the chain of causes.
     Failed(Vec<String>),
-    /// It has a process.
+    /// The VM has a process.
     Live(Live),
-    /// It came over a live update and could not be restored, for these reasons. The session keeps
-    /// its memory.
+    /// The VM came over a live update and could not be restored. The session keeps its memory.
     Preserved {
-        /// Holds the memory; never finished, so that a retry finds everything.
+        /// The session with the memory. It is not finished, so that a retry finds everything.
         session: Incoming,
-        /// What the manifest says of it.
+        /// The VM's entry in the manifest.
         entry: Box<VmEntry>,
-        /// Why the last attempt failed.
+        /// Why the last attempt to restore failed: the chain of causes.
         why: Vec<String>,
     },
-    /// It was not started, for these reasons: it may have come over a live update, to where this host
-    /// cannot reach.
+    /// The host did not start the VM, because the VM's state may be preserved where this host cannot
+    /// reach it. The value is the chain of causes.
     Withheld(Vec<String>),
 }
 
 /// A VM with a process.
 #[derive(Debug)]
 pub struct Live {
-    /// Its process.
+    /// The VM's process.
     pub process: VmProcess,
-    /// Its RAM, in the order of the layout.
+    /// The segments of guest RAM, in the order of the layout.
     pub segments: Vec<Segment>,
-    /// Whether its vCPUs run.
+    /// Whether the vCPUs run.
     pub running: bool,
 }
 
 /// One VM.
 #[derive(Debug)]
 pub struct Guest {
-    /// Its description.
+    /// The VM's description.
     pub machine: Machine,
-    /// Where it is in its life.
+    /// The state of the VM's life.
     pub life: Life,
 }
 
 impl Guest {
-    /// A VM that is switched off.
+    /// Returns a VM that is switched off.
     pub fn new(machine: Machine) -> Self {
         Self { machine, life: Life::Stopped }
     }
 
-    /// The state's name in the API.
+    /// Returns the name of the state in the API.
     pub fn state(&self) -> &'static str {
         match &self.life {
             Life::Stopped => "stopped",
@@ -223,33 +222,37 @@ impl Guest {
         }
     }
 
-    /// Does not start it, because its state may be somewhere that cannot be reached. `can_be_passed_on`:
-    /// a live update leaves it there for the next host.
+    /// Marks the VM as withheld: it is not started, because its state may be preserved where this host
+    /// cannot reach it. `can_be_passed_on` says whether a live update would leave the state to the next
+    /// host.
     pub fn withhold(&mut self, why: &str, can_be_passed_on: bool) {
         let name = &self.machine.name;
         let remedy = match can_be_passed_on {
             true => {
-                "mend that and start the host again, or `update` to a host that can, and it goes on"
+                "repair the cause and start the host again, or `update` to a kernel whose host can \
+                 reach it"
             }
-            false => "mend that and start the host again",
+            false => "repair the cause and start the host again",
         };
         let words = format!(
             "VM `{name}` is not started, because its state may be preserved where this host cannot \
-             reach it: {remedy}; or `stop` it to give its state up, and then `boot` it"
+             reach it: {remedy}; or give the state up with `stop` and then `boot` the VM"
         );
         tracing::error!("{words}: {why}");
         self.life = Life::Withheld(vec![words, why.to_owned()]);
     }
 
-    /// Bytes of its RAM that have no memory of the host yet, and may be touched at any time.
+    /// Returns the bytes of the VM's RAM that have no memory of the host yet and may be touched at any
+    /// time.
     pub fn untouched_bytes(&self) -> u64 {
         let Life::Live(live) = &self.life else { return 0 };
-        // What cannot be examined may be untouched as a whole.
+        // A segment that cannot be examined counts as wholly untouched, the most that it can be.
         let untouched = |segment| guest_mem::untouched_bytes(segment).unwrap_or(segment.len());
         live.segments.iter().map(untouched).sum()
     }
 
-    /// Creates the RAM, starts a process, boots the kernel and lets it run.
+    /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Errors unless the
+    /// VM is stopped or failed.
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) => {}
@@ -291,7 +294,7 @@ impl Guest {
 
     fn create_ram(&self, ram: RamSource<'_>) -> Result<Vec<Segment>, GuestError> {
         let wanted = self.machine.ram_bytes;
-        // A pool has memory of its own, and says itself how much is left.
+        // A pool has its own memory and itself errors when that is used up.
         if ram.kind() == Ram::Memfd {
             let available = ram::available_bytes().map_err(GuestError::Meminfo)?;
             let promised = ram.promised();
@@ -317,7 +320,7 @@ impl Guest {
         self.set_running(false, Request::Pause, "only a VM that runs can be paused")
     }
 
-    /// Lets the vCPUs and the devices go on.
+    /// Resumes the vCPUs and the devices.
     pub fn resume(&mut self) -> Result<(), GuestError> {
         self.set_running(true, Request::Resume, "only a VM that is paused can be resumed")
     }
@@ -339,7 +342,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Writes the state document to a new file at `path`. A running VM pauses for it.
+    /// Writes the state document to a new file at `path`. A running VM is paused meanwhile.
     pub fn dump(&mut self, path: &Path) -> Result<(), GuestError> {
         let document = self.dumped()?;
         let write = || -> io::Result<()> {
@@ -350,7 +353,7 @@ impl Guest {
         write().map_err(|source| GuestError::Dump { name: self.name(), path: path.into(), source })
     }
 
-    /// The state document. A running VM pauses for it.
+    /// Returns the state document. A running VM is paused meanwhile.
     pub fn dumped(&mut self) -> Result<Vec<u8>, GuestError> {
         let pauses = matches!(&self.life, Life::Live(live) if live.running);
         if pauses {
@@ -363,14 +366,15 @@ impl Guest {
         document
     }
 
-    /// Reads `bytes` of RAM at a guest-physical address. The VM goes on meanwhile, and its process is
-    /// not asked: the RAM of one that hangs can be read, too. The range must lie in one segment.
+    /// Reads `bytes` of RAM at a guest-physical address, from the host's own fds: the VM runs on, and its
+    /// process is not asked, so it may even hang. Errors unless the range lies in one segment and has at
+    /// most [`MOST_MEMORY_BYTES`].
     pub fn memory(&self, address: u64, bytes: u64) -> Result<Vec<u8>, GuestError> {
         let Life::Live(live) = &self.life else {
             return Err(self.wrong_state("only the RAM of a VM that runs or is paused can be read"));
         };
         let layout = ram_layout(self.machine.ram_bytes).map_err(|e| self.ram_error(e))?;
-        let (index, offset) = place(&layout, address, bytes)
+        let (index, offset) = locate(&layout, address, bytes)
             .filter(|_| bytes <= MOST_MEMORY_BYTES)
             .ok_or_else(|| GuestError::OutsideRam { name: self.name(), address, bytes })?;
         let mut memory = vec![0; bytes as usize];
@@ -381,7 +385,7 @@ impl Guest {
         Ok(memory)
     }
 
-    /// The state document of a VM that is paused.
+    /// Returns the state document of a paused VM.
     fn document(&self) -> Result<Vec<u8>, GuestError> {
         let Life::Live(live) = &self.life else {
             return Err(self.wrong_state("only a VM that runs or is paused has a state"));
@@ -401,12 +405,12 @@ impl Guest {
         Ok(bytes)
     }
 
-    /// Ends the VM at once. A preserved one loses its memory.
+    /// Ends the VM at once. A preserved VM loses its memory.
     pub fn stop(&mut self) {
         self.life = Life::Stopped;
     }
 
-    /// Reacts to what the VM's process said, or to its end (`None`).
+    /// Handles an event of the VM's process, or the end of the process (`None`).
     pub fn on_event(&mut self, event: Option<Event>, ram: RamSource<'_>) {
         let name = &self.machine.name;
         match event {
@@ -450,8 +454,9 @@ impl Guest {
     }
 }
 
-/// The segment that has all of a range of guest-physical addresses, and where in it the range begins.
-fn place(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
+/// Returns the index of the segment that contains the whole range of guest-physical addresses, and the
+/// offset of the range in that segment. `None` if no single segment contains it.
+fn locate(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
     layout.segments().iter().enumerate().find_map(|(index, plan)| {
         let base = layout.slots()[plan.slot].guest_base + plan.offset_in_slot;
         let offset = address.checked_sub(base)?;
@@ -468,17 +473,17 @@ mod tests {
         let layout = ram_layout(4 << 30).unwrap();
         let plans = layout.segments();
         let segment = plans[0].len;
-        assert_eq!(place(&layout, 0, 8), Some((0, 0)));
-        assert_eq!(place(&layout, segment + 16, 8), Some((1, 16)));
-        assert_eq!(place(&layout, segment - 8, 8), Some((0, segment - 8)));
-        assert_eq!(place(&layout, segment - 8, 9), None, "it reaches into the next one");
-        // The hole of the PCI devices, behind it, and beyond the end.
+        assert_eq!(locate(&layout, 0, 8), Some((0, 0)));
+        assert_eq!(locate(&layout, segment + 16, 8), Some((1, 16)));
+        assert_eq!(locate(&layout, segment - 8, 8), Some((0, segment - 8)));
+        assert_eq!(locate(&layout, segment - 8, 9), None, "it reaches into the next one");
+        // In the hole of the PCI devices, behind the hole, and beyond the end.
         let [low, high] = layout.slots() else { panic!("{:?}", layout.slots()) };
-        assert_eq!(place(&layout, low.len, 8), None);
+        assert_eq!(locate(&layout, low.len, 8), None);
         let first = plans.iter().position(|plan| plan.slot == 1).unwrap();
-        assert_eq!(place(&layout, high.guest_base, 8), Some((first, 0)));
-        assert_eq!(place(&layout, high.guest_base + high.len - 7, 8), None);
-        assert_eq!(place(&layout, u64::MAX, 8), None);
-        assert_eq!(place(&layout, 8, u64::MAX), None);
+        assert_eq!(locate(&layout, high.guest_base, 8), Some((first, 0)));
+        assert_eq!(locate(&layout, high.guest_base + high.len - 7, 8), None);
+        assert_eq!(locate(&layout, u64::MAX, 8), None);
+        assert_eq!(locate(&layout, 8, u64::MAX), None);
     }
 }

@@ -1,8 +1,8 @@
-//! The ledger: where the time of a live update went, in one clock across both kernels.
+//! The ledger: when each phase of a live update began and ended, in one clock across both kernels.
 //!
-//! Stamps are ticks of a counter that runs on over a kexec, which no kernel clock does; a ledger names
-//! it, because it depends on the architecture. On x86 it is the host's TSC. Ticks become nanoseconds
-//! only in the report.
+//! Timestamps are ticks of a counter that runs on over a kexec, which no kernel clock does. The counter
+//! depends on the architecture (on x86 it is the host's TSC), so a ledger names its counter. Ticks become
+//! nanoseconds only in the report.
 
 use crate::arch::x86_64::tsc;
 use crate::state::{Node, Reader, Schema, StateError};
@@ -10,14 +10,14 @@ use crate::state::{Node, Reader, Schema, StateError};
 /// Most phases of one ledger. A live update has about twenty.
 const MAX_PHASES: usize = 256;
 
-/// One named stretch of time, in ticks of the counter.
+/// A phase: a name with its begin and end in ticks of the counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
-    /// What was done.
+    /// Name of the phase, such as `pause`.
     pub name: String,
-    /// When it began.
+    /// Ticks at its beginning.
     pub start: u64,
-    /// When it ended, not before `start`.
+    /// Ticks at its end, at least `start`.
     pub end: u64,
 }
 
@@ -29,7 +29,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Enters a phase.
+    /// Appends a phase. An `end` before `start` counts as `start`.
     pub fn enter(&mut self, name: &str, start: u64, end: u64) {
         self.phases.push(Phase { name: name.to_owned(), start, end: end.max(start) });
     }
@@ -43,7 +43,7 @@ impl Schema for Ledger {
         let Self { phases } = self;
         node.put_str("counter", tsc::NAME);
         let names: Vec<&str> = phases.iter().map(|p| p.name.as_str()).collect();
-        // Without a phase it is empty: no string at all, not an empty one.
+        // Without phases the property has no bytes: a list of no strings, not of one empty string.
         node.put_strings("phases", &names);
         node.put_u64s("start-ticks", &phases.iter().map(|p| p.start).collect::<Vec<_>>());
         node.put_u64s("end-ticks", &phases.iter().map(|p| p.end).collect::<Vec<_>>());
@@ -89,7 +89,7 @@ pub struct TscRate {
 }
 
 impl TscRate {
-    /// A rate in kHz; 0 counts as 1, so that a broken host yields absurd numbers and no panic.
+    /// A rate in kHz. 0 counts as 1, so that a wrong rate gives absurd numbers instead of a panic.
     pub fn from_khz(khz: u32) -> Self {
         Self { khz: khz.max(1) }
     }

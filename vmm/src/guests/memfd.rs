@@ -6,15 +6,15 @@ use std::os::unix::fs::FileExt;
 
 use crate::state::document;
 
-/// A memfd with these bytes, as LUO can carry it.
+/// Creates a memfd that LUO can preserve, and writes `bytes` to it.
 pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
     let file = File::from(luo::memfd(name, bytes.len() as u64).map_err(io::Error::other)?);
     file.write_all_at(bytes, 0)?;
     Ok(file)
 }
 
-/// CRC-32 of the first `bytes` bytes of a document that another process may have written. Errors if
-/// there are fewer, or more than a document can have.
+/// Returns the CRC-32 of the first `bytes` bytes of a document that another process may have written.
+/// Errors if the file is shorter, or if `bytes` is more than the largest document.
 pub fn document_digest(file: &File, bytes: u64) -> io::Result<u32> {
     if bytes > document::MAX_BYTES as u64 {
         let problem = format!("{bytes} bytes, at most {} are possible", document::MAX_BYTES);

@@ -1,5 +1,5 @@
-//! VMs as the host holds them: each with its description, its files, its RAM, and a process that it asks
-//! and listens to. Both the host and the live update work with them, so they know of neither.
+//! VMs as the host holds them: each with its description, its open files, its RAM, and a process to which
+//! the host sends requests. Both `host` and `live_update` use this module, so it imports neither.
 
 pub mod conversation;
 pub mod entry;

@@ -1,4 +1,4 @@
-//! The process of one VM, as the host sees it: started, asked, and ended.
+//! The process of one VM, for the host: starts it, sends it requests, and ends it.
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,48 +15,48 @@ use rustix::time::Timespec;
 use super::conversation::{Conversation, ProcessError};
 use crate::link::Channel;
 
-/// How long a VM's process may take to answer. Generous: it bounds a process that hangs, on hosts
-/// that emulate their CPUs too.
+/// How long a VM's process may take to answer, before it counts as hung. Long enough for hosts whose
+/// CPUs are emulated.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How long a killed process may take to be gone. Only one that is stuck in the kernel, on a disk
-/// that does not answer, takes longer; it ends when it can.
+/// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
+/// example on a disk that does not answer, takes longer.
 const GONE_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// A running VM process. Dropping it ends the process: what it held (RAM, disks, ports) is free for
-/// the next one.
+/// A running VM process. Dropping this kills the process and waits for its end, so that its RAM, disks
+/// and ports are free for the next process.
 #[derive(Debug)]
 pub struct VmProcess {
     pid: Pid,
-    /// Names the process even when it has been reaped and its number given to another.
+    /// Refers to the process even after it was reaped and its pid given to another process.
     pidfd: OwnedFd,
     conversation: Conversation,
 }
 
 impl VmProcess {
-    /// Starts a process of this very binary. The link is its standard input.
+    /// Starts this program again as `perennial vmm`. The link is its standard input.
     pub fn spawn() -> Result<Self, ProcessError> {
         let (here, there) = Channel::pair().map_err(ProcessError::Spawn)?;
         here.set_timeout(Some(ANSWER_WITHIN)).map_err(ProcessError::Spawn)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("perennial").arg("vmm").stdin(Stdio::from(there.into_fd()));
-        // What is in the environment is for the host: where systemd listens, what the last host left.
+        // The environment is for the host only: systemd's sockets, and what the last host left.
         command.env_clear();
         let child = command.spawn().map_err(ProcessError::Spawn)?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
-            // Nobody else knows of it; it has been given nothing yet, and ends with its link.
+            // The process need not be killed: it has no VM yet, and ends when its link is closed.
             ProcessError::Spawn(errno.into())
         })?;
         Ok(Self { pid, pidfd, conversation: Conversation::new(here) })
     }
 
-    /// The process.
+    /// The process id.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 }
 
-/// What is said to the process and what it says.
+/// Gives access to the requests, replies and events of the process.
 impl Deref for VmProcess {
     type Target = Conversation;
 
@@ -73,7 +73,7 @@ impl AsFd for VmProcess {
 
 impl Drop for VmProcess {
     fn drop(&mut self) {
-        // That it has ended already is as good; then the main loop may have reaped it, too.
+        // Errors if the process has ended already. The host's main loop may even have reaped it.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut gone, Some(&GONE_WITHIN))) {

@@ -1,4 +1,4 @@
-//! Where guest RAM comes from: what it is follows from what carries it over a live update.
+//! Creates and checks guest RAM. The LUO backend that carries it decides what kind of file it is.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,19 +8,19 @@ use luo::Orchestrator;
 
 use crate::link::Ram;
 
-/// A segment cannot be made, or is not what it should be.
+/// A segment cannot be created, or a file cannot be used as a segment.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RamError {
-    /// There is no memory for it.
+    /// LUO cannot create the memory.
     #[error(transparent)]
     Create(#[from] luo::Error),
-    /// It does not do as guest RAM.
+    /// The file cannot be used as guest RAM, or the memfd cannot be created.
     #[error(transparent)]
     Unfit(#[from] guest_mem::Error),
 }
 
-/// Makes guest RAM that this host's LUO can carry, or plain memfds if it has none.
+/// Creates guest RAM that this host's LUO can carry, or plain memfds if the host has no LUO.
 #[derive(Clone, Copy)]
 pub struct RamSource<'a> {
     luo: Option<&'a dyn Orchestrator>,
@@ -28,22 +28,23 @@ pub struct RamSource<'a> {
 }
 
 impl<'a> RamSource<'a> {
-    /// The source that belongs to this LUO.
+    /// The source of guest RAM for this LUO.
     pub fn new(luo: Option<&'a dyn Orchestrator>) -> Self {
         Self { luo, promised: 0 }
     }
 
-    /// The same, with `bytes` of the host's memory promised to guests that have not touched them yet.
+    /// The same source, with `bytes` of the host's memory reserved for guests that have not touched
+    /// them yet.
     pub fn with_promised(self, bytes: u64) -> Self {
         Self { promised: bytes, ..self }
     }
 
-    /// What guests may still take of the host's memory without having been told so here.
+    /// Bytes of the host's memory that existing guests have not touched yet but may take at any time.
     pub fn promised(self) -> u64 {
         self.promised
     }
 
-    /// What its segments are.
+    /// Kind of file of the segments.
     pub fn kind(self) -> Ram {
         match self.luo.is_some_and(|luo| luo.backend().memory_is_dax_files()) {
             true => Ram::DaxFile,
@@ -51,7 +52,7 @@ impl<'a> RamSource<'a> {
         }
     }
 
-    /// A new segment, number `index` of the VM called `name`.
+    /// Creates segment `index` of the VM called `name`, of `len` bytes.
     pub fn create(self, name: &str, index: usize, len: u64) -> Result<Segment, RamError> {
         match self.luo {
             Some(luo) => Ok(self.take(index, luo.create_memory(name, len)?, len)?),
@@ -59,13 +60,13 @@ impl<'a> RamSource<'a> {
         }
     }
 
-    /// Takes what was retrieved as a segment.
+    /// Checks a retrieved fd and returns it as segment `index` of `len` bytes.
     pub fn take(self, index: usize, fd: OwnedFd, len: u64) -> Result<Segment, guest_mem::Error> {
         check_segment_of(self.kind().into(), index, fd, len)
     }
 }
 
-/// Bytes of this host's memory that are available without swapping.
+/// Returns the bytes of this host's memory that are available without swapping.
 pub fn available_bytes() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     guest_mem::available_bytes(&text).map_err(io::Error::other)
@@ -84,7 +85,7 @@ mod tests {
         let pool = Pool::start(directory.path(), &options).unwrap();
         let ram = RamSource::new(Some(&pool));
         assert_eq!(ram.kind(), Ram::DaxFile);
-        // This pool's files have no DAX, and so are not taken for guest RAM.
+        // The files of this pool have no DAX, so they are refused as guest RAM.
         let error = ram.create("web", 0, 2 << 20).unwrap_err().to_string();
         assert!(error.contains("without DAX"), "{error}");
 

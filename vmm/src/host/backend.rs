@@ -1,12 +1,12 @@
-//! Which LUO carries this host's VMs: the best one that is there.
+//! Chooses the LUO backend that carries this host's VMs: the best that is available.
 //!
 //! ```text
-//!   VMs came in through a pool --> that pool, or none: they are in nothing else
+//!   this kernel has a ticket --> that pool, or no LUO: the VMs are in no other backend
 //!   otherwise  an fd store of systemd, which owns the device
 //!   else       /dev/liveupdate --> the kernel's       else a pool --> the built-in one       else none
 //! ```
 //!
-//! The VMs do not know which. A host without LUO runs VMs as well, but cannot update under them.
+//! The VMs do not know which backend it is. A host without LUO also runs VMs, but cannot do live updates.
 
 use luo::builtin::pool::{Expect, Options, Pool, PoolError};
 use luo::kernel::Device;
@@ -18,25 +18,25 @@ use crate::config::HostSection;
 use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::Machine;
 
-/// The LUO of this host, or the reason why it has none.
+/// The LUO of this host, or the reason why it has no LUO.
 pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
 
-/// There is no LUO.
+/// This host has no LUO that it can use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoLuo {
-    /// Why.
+    /// The reason.
     pub why: String,
     /// Whether VMs of the last kernel may be preserved in the LUO that this host cannot reach.
     pub holds: bool,
 }
 
-/// Chooses the LUO. `machines` are the VMs of the configuration. `ticket` is that of the live update
-/// that led to this kernel, if VMs of the last kernel lie in a pool.
+/// Chooses the LUO. `machines` are the VMs of the configuration. `ticket` is the ticket of the live update
+/// that entered this kernel, if VMs of the last kernel are in a pool.
 pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> Chosen {
     if ticket.is_none()
         && let Some(store) = service::luo(machines)
     {
-        // What is in the pool stays there, whether this host can use the pool or not.
+        // Sessions stay in the fd store even if this host cannot use it, so VMs may be there.
         return store.map_err(|why| NoLuo { why, holds: true });
     }
     let ram_bytes = machines.iter().map(|machine| machine.ram_bytes).sum();
@@ -61,7 +61,7 @@ fn choose_from(
                 .to_owned(),
             Some(_) => format!(
                 "this kernel was entered by a live update through a pool (`{PARAMETER}=` on its \
-                 command line), and `[host]` of the configuration names no `pool`"
+                 command line), but `[host]` of the configuration names no `pool`: add it"
             ),
         });
     };
@@ -80,7 +80,7 @@ fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<P
     let pool = start(ram_bytes).or_else(|error| match error {
         // The pool may hold VMs of the last kernel, so it is used. A VM without room in it fails to boot.
         PoolError::TooSmall { .. } => {
-            tracing::error!("not all VMs have room: {error}");
+            tracing::error!("the pool has no room for all VMs of the configuration: {error}");
             start(0)
         }
         error => Err(error),
@@ -99,7 +99,7 @@ fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<P
 mod tests {
     use super::*;
 
-    /// What a kernel says that has this as its `/dev/liveupdate`.
+    /// Chooses a LUO on a kernel whose `/dev/liveupdate` is at `device`.
     fn chosen(device: &str, pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> Chosen {
         let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
         choose_from(Device::new(device), &section, 1 << 20, ticket)
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_for_a_live_update_is_named() {
+    fn the_reason_names_what_a_live_update_lacks() {
         let none = refused(None, None);
         assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
         assert!(!none.holds);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn vms_that_came_through_a_pool_are_nowhere_else() {
+    fn a_host_with_a_ticket_uses_the_pool_or_no_luo() {
         let ticket = Some(Ticket::new([7; 16]));
         let directory = tempfile::tempdir().unwrap();
         // Whether this kernel has LUO makes no difference.
@@ -144,8 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_too_small_is_taken_for_the_vms_that_it_may_hold() {
-        // Whatever the least is, a pool without DAX is refused for that and not for its size.
+    fn a_pool_that_is_too_small_is_tried_again_without_a_least_size() {
+        // Whatever the least size is, a pool without DAX is refused for the missing DAX, not for its size.
         let directory = tempfile::tempdir().unwrap();
         let why = open_pool(directory.path(), u64::MAX, Expect::Nothing).unwrap_err();
         assert!(why.contains("without DAX") && !why.contains("larger"), "{why}");

@@ -1,4 +1,4 @@
-//! Why a host cannot start, or cannot carry out a command.
+//! Errors of a host's start and of its commands.
 
 use std::path::PathBuf;
 
@@ -15,49 +15,49 @@ use crate::machine::VmName;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
-    /// The configuration is unusable.
+    /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A command for a VM failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// The live update did not happen.
+    /// The live update did not take place.
     #[error("the live update did not take place")]
     Update(#[from] UpdateError),
-    /// The handover did not happen.
+    /// The handover did not take place.
     #[error("the handover did not take place")]
     Handover(#[source] UpdateError),
     /// The path of this host's own program cannot be determined.
     #[error(transparent)]
     OwnProgram(#[from] next_host::OwnProgramError),
-    /// Page frames cannot be compared.
+    /// Page frames cannot be compared under systemd.
     #[error(
         "page frames cannot be verified under systemd: it pins guest RAM only after this host has \
-         ended, and may move it until then; update without it"
+         ended, and the kernel may move pages until then; update without `verify_frames`"
     )]
     FramesNotPinned,
-    /// systemd cannot be asked for the kexec.
+    /// systemd could not be asked for the kexec.
     #[error("the live update did not take place")]
     Service(#[from] service::KexecError),
-    /// There is no LUO to update through.
+    /// This host has no LUO for a live update.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
-    /// The host that a handover starts could not reach the VMs either.
+    /// A handover is refused while VMs are withheld: the next program could not reach them either.
     #[error(
-        "VMs are withheld, because what they were preserved in is out of reach: mend that and start \
-         this host again, or `update` to a kernel whose host can reach it"
+        "VMs are withheld, because this host cannot reach the place where they are preserved: repair \
+         the cause and start this host again, or `update` to a kernel whose host can reach it"
     )]
     Withheld,
-    /// A VM was given up, and its old state would come back if the next host found the others.
+    /// A VM was given up. A next host that can reach the pool would resume its old state.
     #[error(
-        "what is preserved cannot be passed on to the next host: VM `{0}` was given up here, and its \
-         old state would come back; switch the host off instead"
+        "the preserved VMs cannot be passed on to the next host: VM `{0}` was given up here, and the \
+         next host would resume its old state; switch the host off instead"
     )]
     GivenUp(String),
-    /// What is preserved out of reach was not passed on.
-    #[error("what is preserved was not passed on to the next host")]
+    /// VMs that are preserved where this host cannot reach them were not passed on.
+    #[error("the preserved VMs were not passed on to the next host")]
     PassOn(#[source] UpdateError),
-    /// A VM cannot be given up.
+    /// The decision to give a VM up cannot be recorded.
     #[error("VM `{name}` cannot be given up")]
     GiveUp {
         /// The VM.
@@ -66,16 +66,14 @@ pub enum HostError {
         #[source]
         source: NoteError,
     },
-    /// An argument of the update is missing.
-    #[error(
-        "no {0} for the next host: give one with the command, or in [update] of the configuration"
-    )]
+    /// The kernel or the initramfs of an update is not given.
+    #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),
-    /// What the last kernel left cannot be read.
+    /// The manifest of the last live update cannot be retrieved or decoded.
     #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
     Arrival(#[from] IncomingError),
-    /// There has been no live update.
-    #[error("there is no report: this host came up by a cold boot")]
+    /// This host was not started by a live update or a handover.
+    #[error("there is no report: this host was started by a cold boot")]
     NoReport,
     /// The API cannot be offered.
     #[error("cannot offer the API on {}", path.display())]
@@ -86,13 +84,13 @@ pub enum HostError {
         #[source]
         source: std::io::Error,
     },
-    /// The main loop cannot go on.
+    /// The main loop failed.
     #[error("the host's main loop failed")]
     Loop(#[source] std::io::Error),
 }
 
 impl HostError {
-    /// What became of the guests, if the error is about a live update.
+    /// Returns what became of the guests, if the error is about a live update or a handover.
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Update(error) | Self::Handover(error) => Some(error.outcome()),

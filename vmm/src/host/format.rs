@@ -1,11 +1,11 @@
-//! Puts a file system on a device: an image that was made elsewhere is copied onto it.
+//! Puts a file system on a device, by copying an image that was made elsewhere.
 //!
-//! A Perennial host has no mkfs, and the memory of a pool has nothing in it after a cold boot that
-//! could be relied on. But what is on a device is written over only if nobody can need it, which is so
-//! if it is memory that `memmap=` reserved, and this kernel was not entered by a live update.
+//! A Perennial host has no mkfs, and after a cold boot the contents of a pool's memory are undefined. A
+//! device with contents is overwritten only if nothing on it can be needed: it is memory that `memmap=`
+//! reserved, and this kernel was not entered by a live update.
 //!
 //! ```text
-//!   such memory               --> the image is copied, whatever is there
+//!   such memory               --> the image is copied, whatever the contents
 //!   else: superblock of ext4  --> left alone: there may be VMs of the last kernel
 //!         all zero            --> the image is copied
 //!         anything else       --> refused
@@ -16,13 +16,13 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// How much is copied at a time, and how much at either end of a device is looked at. The
-/// superblocks of all file systems in use are among it, and the backup of a partition table.
+/// Bytes copied at a time, and bytes examined at either end of a device. The ends contain the
+/// superblocks of all common file systems and the backup of a partition table.
 const PIECE: usize = 1 << 20;
-/// O_DIRECT: memory and offsets are aligned to this. Without it the page cache would hold a second
-/// copy of a device that is memory itself.
+/// Alignment of memory and offsets for O_DIRECT. Without O_DIRECT, the page cache would hold a second
+/// copy of a device that is itself memory.
 const ALIGN: usize = 4096;
-/// ext4's magic number, and where it stands (Linux `fs/ext4/ext4.h`).
+/// ext4's magic number and its offset in bytes (Linux `fs/ext4/ext4.h`).
 const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
 const EXT4_MAGIC_AT: usize = 1024 + 0x38;
 
@@ -33,9 +33,9 @@ pub enum FormatError {
     /// The device, or the image, cannot be opened, read or written.
     #[error("cannot {attempt} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The step that failed.
         attempt: &'static str,
-        /// With which file.
+        /// The device or the image.
         path: PathBuf,
         /// Why.
         #[source]
@@ -43,9 +43,9 @@ pub enum FormatError {
     },
     /// The device holds data that is not known to be unneeded.
     #[error(
-        "{} is neither empty nor has it an ext4 file system, and is not written over; if nothing on it \
+        "{} is neither empty nor has it an ext4 file system, and is not overwritten; if nothing on it \
          is needed, overwrite its first and last MiB with zeros, or, if it is memory that `memmap=` \
-         reserved, boot the host in another way than by a live update",
+         reserved, cold boot the host",
         device.display()
     )]
     NotEmpty {
@@ -62,11 +62,11 @@ pub enum FormatError {
     TooLarge {
         /// The image.
         image: PathBuf,
-        /// Its size.
+        /// The image's size.
         image_bytes: u64,
         /// The device.
         device: PathBuf,
-        /// Its size.
+        /// The device's size.
         device_bytes: u64,
     },
     /// The image is not an ext4 file system.
@@ -77,7 +77,7 @@ pub enum FormatError {
     },
 }
 
-/// What was found on a device.
+/// Contents found at the ends of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Ext4,
@@ -85,17 +85,18 @@ enum Found {
     Something,
 }
 
-/// What is known of what is on a device.
+/// What the caller knows about the contents of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
     /// Nothing is known: the contents may be needed.
     Unknown,
-    /// It is left over from a kernel that is gone, and nobody can need it.
+    /// The contents are left over from before a cold boot, and cannot be needed.
     OfAnotherBoot,
 }
 
-/// Whether a device is memory that the kernel whose `/proc` and `/sys` are below `root` was told to make
-/// a device of (`memmap=SIZE!START`). It holds nothing that was to outlast a power cut.
+/// Whether a device is memory that the kernel's command line turns into a device (`memmap=SIZE!START`).
+/// Such a device is RAM and holds nothing that has to survive a power cut. `/proc` and `/sys` are read
+/// below `root`.
 pub fn is_reserved_memory(root: &Path, device: &Path) -> bool {
     let read = |path: &Path| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let Some(name) = device.file_name() else { return false };
@@ -109,8 +110,8 @@ pub fn is_reserved_memory(root: &Path, device: &Path) -> bool {
     }
 }
 
-/// Copies `image` onto `device`, unless the device holds something that may be needed. Returns whether
-/// it was copied.
+/// Copies `image` onto `device`. Returns whether it was copied: with unknown contents, a device with ext4
+/// is left alone. Errors if a device with unknown contents is neither empty nor ext4.
 pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, FormatError> {
     let io = |attempt, path: &Path| {
         let path = path.to_owned();
@@ -136,8 +137,8 @@ pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, F
         return Err(FormatError::NoImage { image: image.to_owned() });
     }
     let target = open_direct(device, true).map_err(io("open", device))?;
-    // The first piece has the superblock, and comes last: a copy that is cut short is not taken for
-    // a file system, neither the new one nor one that was there.
+    // The first piece has the superblock. It is zeroed first and copied last, so that an interrupted copy
+    // is recognised neither as the new file system nor as the previous one.
     let nothing = piece.first(image_bytes.min(PIECE as u64) as usize);
     nothing.fill(0);
     target.write_all_at(nothing, 0).map_err(io("write", device))?;
@@ -151,8 +152,8 @@ pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, F
     Ok(true)
 }
 
-/// Exclusively for writing: a device that is mounted is busy. Regular files, in tests, may be on a
-/// file system without direct access.
+/// Opens a file with O_DIRECT. For writing also with O_EXCL, with which a mounted device is busy. Falls
+/// back to buffered I/O for the regular files of tests, whose file system may have no O_DIRECT.
 fn open_direct(path: &Path, write: bool) -> io::Result<File> {
     let exclusive = if write { libc::O_EXCL } else { 0 };
     let open = |flags| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
@@ -180,7 +181,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Reads a piece of the image. Its holes, which are most of it, are not read.
+/// Reads a piece of the image. A piece in a hole, as most of an image is, is zeroed without reading.
 fn read_or_hole(source: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
     let end = at + buffer.len() as u64;
     match rustix::fs::seek(source, rustix::fs::SeekFrom::Data(at)) {
@@ -193,7 +194,7 @@ fn read_or_hole(source: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
     }
 }
 
-/// A buffer that O_DIRECT takes.
+/// A buffer that is aligned for O_DIRECT.
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_a_device_is_never_written_over() {
+    fn unknown_contents_of_a_device_are_never_overwritten() {
         for at in [0, MIB - 1, 5 * MIB - 1] {
             let mut used = vec![0; 5 * MIB];
             used[at] = 1;
@@ -279,14 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_over_from_another_boot_is_written_over() {
+    fn contents_of_another_boot_are_overwritten() {
         for left in [image(5 * MIB), vec![0xa5; 5 * MIB]] {
             let (_directory, device, from) = files(&left, &image(3 * MIB));
             assert!(format(&device, &from, Contents::OfAnotherBoot).unwrap());
             let written = std::fs::read(&device).unwrap();
             assert!(written[..3 * MIB] == image(3 * MIB) && written[3 * MIB..] == left[3 * MIB..]);
         }
-        // It is the image that has to be right.
+        // The image must still be ext4.
         let (_directory, device, from) = files(&image(2 * MIB), &vec![0; MIB]);
         format(&device, &from, Contents::OfAnotherBoot).unwrap_err();
         assert!(std::fs::read(&device).unwrap() == image(2 * MIB));

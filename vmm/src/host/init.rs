@@ -1,4 +1,5 @@
-//! What only PID 1 does: mount, name the host, reap, and switch the machine off.
+//! The duties of PID 1: mounts file systems, sets the host name, switches the machine off. (The host's
+//! main loop reaps children.)
 
 use std::fs;
 use std::io;
@@ -11,7 +12,7 @@ use super::format::{self, Contents, FormatError};
 use crate::config::Mount;
 use crate::devices::files::wait_for_device;
 
-/// What every Perennial host has mounted: source, target, type.
+/// The mounts of every Perennial host: source, target, type.
 const ESSENTIAL: [(&str, &str, &str); 6] = [
     ("proc", "/proc", "proc"),
     ("sysfs", "/sys", "sysfs"),
@@ -25,23 +26,23 @@ const ESSENTIAL: [(&str, &str, &str); 6] = [
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MountError {
-    /// The kernel refuses.
+    /// The kernel refuses the mount.
     #[error("cannot mount {fs} {from} on {}", target.display())]
     Mount {
         /// The file system's name.
         fs: String,
-        /// What it is on.
+        /// The source, such as a device.
         from: String,
-        /// Where it was to be.
+        /// The mount point.
         target: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// Its device cannot be formatted.
-    #[error("cannot mount anything on {}", target.display())]
+    /// The device cannot be formatted.
+    #[error("cannot format the device to mount on {}", target.display())]
     Format {
-        /// Where it was to be.
+        /// The mount point.
         target: PathBuf,
         /// Why.
         #[source]
@@ -49,13 +50,13 @@ pub enum MountError {
     },
 }
 
-/// Whether this process is the first of the machine.
+/// Whether this process is PID 1.
 pub fn is_pid_1() -> bool {
     rustix::process::getpid().is_init()
 }
 
-/// Mounts what every host needs and gives this process a console. What cannot be mounted is
-/// reported: a host without debugfs still hosts.
+/// Mounts the file systems of `ESSENTIAL`. Only warns if a mount fails: a host without debugfs, for
+/// example, still runs VMs.
 pub fn set_up() {
     for (source, target, fs) in ESSENTIAL {
         let mount = Mount {
@@ -71,9 +72,9 @@ pub fn set_up() {
     }
 }
 
-/// Mounts what the configuration lists. Returns the mounts that failed. `fresh` says that no VM can be
-/// preserved in a pool. Where a file system is missing nothing can be written: it would go into the
-/// image, which is memory, and be gone with the kernel.
+/// Mounts the file systems that the configuration lists. Returns the mounts that failed. `fresh` says
+/// that no VM can be preserved in a pool. A mount point whose mount failed becomes read-only: data written
+/// there would be in the host's image, which is in memory, and be lost with the kernel.
 pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
     let mut failed = Vec::new();
     for entry in mounts {
@@ -82,10 +83,7 @@ pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
         }
         if let Err(error) = format(entry, fresh).and_then(|()| attach(entry)) {
             if let Err(errno) = mount("none", &entry.target, "tmpfs", MountFlags::RDONLY, None) {
-                tracing::warn!(
-                    "cannot keep {} from being written: {errno}",
-                    entry.target.display()
-                );
+                tracing::warn!("cannot make {} read-only: {errno}", entry.target.display());
             }
             failed.push(error);
         }
@@ -93,7 +91,8 @@ pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
     failed
 }
 
-/// Puts a file system on the device first, if it has none that counts and the configuration wants that.
+/// Copies the image `format_from`, if the configuration names one, onto the device, unless the device
+/// already has a file system that may be needed.
 fn format(entry: &Mount, fresh: bool) -> Result<(), MountError> {
     let Some(image) = &entry.format_from else { return Ok(()) };
     let error = |source| MountError::Format { target: entry.target.clone(), source };
@@ -103,7 +102,7 @@ fn format(entry: &Mount, fresh: bool) -> Result<(), MountError> {
         false => Contents::Unknown,
     };
     if format::format(device, image, contents).map_err(error)? {
-        tracing::info!("{} is a copy of {} now", entry.source, image.display());
+        tracing::info!("copied {} to {}", image.display(), entry.source);
     }
     Ok(())
 }
@@ -120,26 +119,26 @@ fn attach(entry: &Mount) -> Result<(), MountError> {
     let data = std::ffi::CString::new(options.as_str()).map_err(|e| error(e.into()))?;
     match mount(source.as_str(), target, fs.as_str(), MountFlags::empty(), Some(data.as_c_str())) {
         Ok(()) => Ok(()),
-        // The kernel has mounted it before us (devtmpfs), or a restarted host did.
+        // Already mounted: by the kernel (devtmpfs), or before this host was restarted.
         Err(rustix::io::Errno::BUSY) => Ok(()),
         Err(errno) => Err(error(errno.into())),
     }
 }
 
-/// Gives the host its name.
+/// Sets the host name. Only warns on an error.
 pub fn set_hostname(name: &str) {
     if let Err(error) = sethostname(name.as_bytes()) {
         tracing::warn!("cannot set the host's name to `{name}`: {error}");
     }
 }
 
-/// Switches the machine off, with everything written.
+/// Syncs all file systems and switches the machine off.
 pub fn power_off() -> ! {
     rustix::fs::sync();
     let error = reboot(RebootCommand::PowerOff).expect_err("power-off does not return");
     tracing::error!("cannot switch the machine off: {error}");
     loop {
-        // PID 1 must not return: the kernel would panic. There is nothing left to do.
+        // PID 1 must not return, because the kernel would panic.
         std::thread::park();
     }
 }

@@ -1,17 +1,17 @@
-//! How this kernel was entered, and what has been decided since about the VMs that came with it.
+//! How this kernel was entered, and the decisions since then about the VMs that came with it.
 //!
-//! A live update through a pool hands the next kernel a [`Ticket`] on its command line. From then on VMs
-//! lie in the pool, whether this host can reach it or not, and none of them may be booted as if
-//! they were not there: its disks would change, and the memory that is resumed later would not fit them.
+//! A live update through a pool passes a [`Ticket`] to the next kernel on its command line. With a ticket,
+//! VMs are in the pool even if this host cannot reach it. None of them may be booted afresh meanwhile: the
+//! boot would change the VM's disks, which would no longer fit the memory that is resumed later.
 //!
 //! ```text
-//!   no ticket: nothing is preserved anywhere, whatever lies in a pool is of another boot
-//!   a ticket --the manifest is read--> redeemed: the same as none
+//!   no ticket: no VM is preserved in a pool; the contents of any pool are from another boot
+//!   a ticket --the manifest is read--> redeemed: the same as no ticket
 //!       \--an operator gives up a VM that cannot be reached--> it is not restored in this boot
 //! ```
 //!
-//! What was decided is noted in `/run`, which lasts as long as the kernel does: a host whose service is
-//! started again goes by it.
+//! The decisions are recorded in `/run`, which lasts as long as the kernel, so that a restarted host
+//! service knows them.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -23,10 +23,10 @@ use luo::{Ticket, TicketError};
 use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::VmName;
 
-/// Where decisions are noted.
+/// Directory of the recorded decisions.
 const NOTES: &str = "/run/perennial";
 
-/// A VM's name alone could be `..`.
+/// Prefix of the file names of given-up VMs: a VM's name alone could be `..`.
 const PREFIX: &str = "vm-";
 
 /// How this kernel was entered cannot be found out.
@@ -36,20 +36,20 @@ pub enum KernelEntryError {
     /// The command line cannot be read.
     #[error("cannot read {}, which tells whether this kernel was entered by a live update", path.display())]
     CommandLine {
-        /// Where it is.
+        /// The file with the command line.
         path: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
     /// The parameter's value is not a ticket.
-    #[error("the parameter `{PARAMETER}` of this kernel makes no sense")]
+    #[error("the value of `{PARAMETER}=` on the command line of this kernel is not a ticket")]
     Ticket(#[from] TicketError),
 }
 
-/// A decision cannot be noted.
+/// The decision to give a VM up cannot be recorded.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot note in {} that the VM is given up: its old state might be resumed later", path.display())]
+#[error("cannot record in {} that the VM is given up: its old state might be resumed later", path.display())]
 pub struct NoteError {
     path: PathBuf,
     #[source]
@@ -60,14 +60,14 @@ pub struct NoteError {
 #[derive(Debug)]
 pub struct KernelEntry {
     ticket: Option<Ticket>,
-    /// The ticket is on the kernel's command line, where a host that is started again reads it, too.
+    /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
     of_kernel: bool,
     notes: PathBuf,
 }
 
 impl KernelEntry {
-    /// Asks the kernel whose `/proc` is below `root`, and the notes in `/run` there. `left` is the ticket
-    /// that the last host of this process has left, which counts alone.
+    /// Reads the kernel's command line and the recorded decisions, from `/proc` and `/run` below `root`.
+    /// `left` is a ticket from the last host of this process; if given, the command line is not read.
     pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, KernelEntryError> {
         let notes = root.join(NOTES.trim_start_matches('/'));
         if left.is_some() {
@@ -85,12 +85,13 @@ impl KernelEntry {
         Ok(Self { ticket, of_kernel: true, notes })
     }
 
-    /// For a kernel whose command line cannot be read.
+    /// The value for a kernel whose command line cannot be read.
     pub fn unknown() -> Self {
         Self { ticket: None, of_kernel: true, notes: NOTES.into() }
     }
 
-    /// The ticket of the live update that led to this kernel: VMs may lie in a pool. `None` if no VM can.
+    /// The ticket of the live update that entered this kernel, if VMs may be in a pool. `None` if there is
+    /// no ticket or it was redeemed.
     pub fn ticket(&self) -> Option<Ticket> {
         self.ticket
     }
@@ -106,14 +107,14 @@ impl KernelEntry {
             .and_then(|()| fs::write(self.notes.join("redeemed"), ticket.to_string()));
         if let Err(error) = noted {
             tracing::warn!(
-                "cannot note in {} that the VMs of the last kernel were taken: {error}; if this host \
-                 is started again, its VMs have to be started by hand",
+                "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
+                 host is restarted, its VMs have to be started by hand",
                 self.notes.display()
             );
         }
     }
 
-    /// A VM is given up: it is not restored even if it can be reached later.
+    /// Records that a VM is given up: no host restores it in this boot, even if it can be reached later.
     pub fn give_up(&self, vm: &VmName) -> Result<(), NoteError> {
         let path = self.given_up(vm);
         self.make_notes()
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_redeemed_for_every_host_of_this_kernel_and_for_no_other_ticket() {
+    fn redeeming_a_ticket_holds_for_every_host_of_this_kernel_and_only_for_that_ticket() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
         let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
         assert!(kernel_entry.ticket().is_some());

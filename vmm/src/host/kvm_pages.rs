@@ -1,7 +1,7 @@
 //! The page sizes with which KVM maps a guest's RAM, from KVM's files in debugfs.
 //!
-//! A guest's speed depends on them; huge folios and aligned files serve to make them large. The host's own
-//! page tables do not tell it for files with DAX: `/proc/PID/smaps` leaves their huge pages out of
+//! A guest is faster with larger pages; huge folios and aligned files make them possible. The host's page
+//! tables do not show the page sizes of files with DAX: `/proc/PID/smaps` leaves their huge pages out of
 //! `FilePmdMapped` (Linux `fs/proc/task_mmu.c`, `smaps_pmd_entry`).
 
 use std::fs;
@@ -11,9 +11,10 @@ use rustix::process::Pid;
 
 use crate::api::MappedPages;
 
-/// Asks the kernel whose debugfs is below `root` for the VM of this process. `None`: it does not say.
+/// Returns the page counts of the VM of process `pid`, from the debugfs below `root`. `None` if the kernel
+/// does not show them.
 pub fn of_process(root: &Path, pid: Pid) -> Option<MappedPages> {
-    // Named after the process that made the VM, and an fd (Linux `virt/kvm/kvm_main.c`).
+    // The directory is named PID-FD, after the process that created the VM (Linux `virt/kvm/kvm_main.c`).
     let prefix = format!("{}-", pid.as_raw_nonzero());
     let vms = fs::read_dir(root.join("sys/kernel/debug/kvm")).ok()?.flatten();
     let mut vms = vms.filter(|vm| vm.file_name().to_string_lossy().starts_with(&prefix));
@@ -31,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_those_of_the_process_and_of_no_other() {
+    fn page_counts_are_those_of_the_process_and_of_no_other() {
         let root = tempfile::tempdir().unwrap();
         let of = |pid| of_process(root.path(), Pid::from_raw(pid).unwrap());
         assert_eq!(of(12), None, "no debugfs");

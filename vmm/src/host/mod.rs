@@ -7,10 +7,10 @@
 //!   then:  serve the API, watch the VMs, reap; until power-off, or a live update that jumps
 //! ```
 //!
-//! A host that was put in the place of another by a handover comes up as after a live update: it finds
-//! the manifest with a keeper that it inherits, or in the pool.
+//! After a handover, the host starts as after a live update: it finds the manifest with the keeper that
+//! it inherits, or in the pool.
 //!
-//! One thread does all of it in one loop; a live update therefore meets no other command half-way.
+//! One thread does all of this in one loop, so no other command runs during a live update.
 
 pub mod backend;
 mod error;
@@ -49,11 +49,11 @@ use crate::machine::VmName;
 use backend::{Chosen, NoLuo};
 use kernel_entry::KernelEntry;
 
-/// Where the image of a Perennial host has its configuration.
+/// Path of the configuration in the image of a Perennial host.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
-/// Where a host listens whose configuration cannot be used.
+/// API socket of a host whose configuration cannot be used.
 pub const DEFAULT_SOCKET: &str = "/run/perennial.sock";
-/// The port on which a host speaks whose configuration cannot be used.
+/// Control port of a host whose configuration cannot be used.
 pub const DEFAULT_CONTROL_PORT: &str = "perennial.control";
 
 /// The host's state.
@@ -62,7 +62,7 @@ pub struct Host {
     config_text: String,
     config_error: Option<Vec<String>>,
     luo: Chosen,
-    /// The directory of the pool by this host's own configuration, also when `config` is the old host's.
+    /// Directory of the pool in this host's own configuration, even if `config` is the old host's.
     pool: Option<PathBuf>,
     kernel_entry: KernelEntry,
     vms: Vec<Guest>,
@@ -72,14 +72,16 @@ pub struct Host {
     report: Option<Report>,
     /// Sessions that could not be finished, and the host's own while a VM is preserved.
     unfinished: Vec<Incoming>,
-    /// The kernel that systemd was asked to enter. Its image stays loaded when this process ends.
+    /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
+    /// outlives this process.
     next: Option<LoadedImage>,
     started_ticks: u64,
 }
 
 impl Host {
-    /// Reads the configuration and looks for LUO and for what the last kernel, or the last host of this
-    /// process, left. As PID 1 it mounts what is needed first.
+    /// Reads the configuration, chooses a LUO, and resumes the VMs that the last kernel, or the last host
+    /// of this process, left; else boots those of the configuration. As PID 1, loads modules and mounts
+    /// file systems first.
     pub fn start(
         config_path: &Path,
         started_ticks: u64,
@@ -99,8 +101,8 @@ impl Host {
             Ok(text) => (text.clone(), Config::parse(&text)),
             Err(error) => (String::new(), Err(error)),
         };
-        // A pool has to be reached before anything can be known of its VMs, even by a host whose
-        // configuration is wrong elsewhere.
+        // The VMs of a pool can be found only through the pool, so `[host]` is used even if the rest of
+        // the configuration is wrong.
         let section = match &parsed {
             Ok(config) => config.host.clone(),
             Err(_) => HostSection::salvage(&text),
@@ -116,7 +118,7 @@ impl Host {
         if config_error.is_some() {
             unprepared = unprepared.or(start::prepare(&config.host, false));
         }
-        // The VMs matter more than a module or a mount: those that need it will say so.
+        // A missing module or mount does not stop the start. A VM that needs it reports an error.
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
         let mut host = Self {
@@ -153,7 +155,8 @@ impl Host {
         }
     }
 
-    /// Boots the VMs of the configuration, but none that may be preserved somewhere.
+    /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
+    /// withheld instead.
     fn boot_vms(&mut self) {
         let unreachable = self.luo.as_ref().err().filter(|none| none.holds);
         for machine in self.config.machines.iter().cloned() {
@@ -175,7 +178,7 @@ impl Host {
         }
     }
 
-    /// The new host's half of a live update, or of a handover by `keeper`.
+    /// The new host's half of a live update, or of a handover whose sessions are in `keeper`.
     fn resume_vms(&mut self, arrival: Arrival, keeper: Option<&Keeper>) {
         let Arrival { mut manifest, session } = arrival;
         let luo: &dyn Orchestrator = match (keeper, &self.luo) {
@@ -183,7 +186,8 @@ impl Host {
             (None, Ok(luo)) => luo.as_ref(),
             (None, Err(_)) => return,
         };
-        // A VM that was given up came in with this kernel. One of a handover came in later.
+        // "Given up" is a decision about the state that came with this kernel. A VM that a handover
+        // brings is newer than that decision.
         let since = self.replaced == Some(Replaced::Program);
         manifest.vms.retain(|vm| {
             let name = &vm.machine.name;
@@ -206,7 +210,7 @@ impl Host {
             self.unfinished.extend(vm.session.and_then(finish));
             self.vms.push(vm.vm);
         }
-        // The manifest is kept while a VM is: both or neither survive.
+        // The host's session, with the manifest, is kept unfinished as long as a VM's session is.
         match complete {
             true => self.unfinished.extend(finish(session)),
             false => self.unfinished.push(session),
@@ -241,7 +245,7 @@ impl Host {
             boot: match self.replaced {
                 Some(Replaced::Kernel) => "live-update",
                 Some(Replaced::Program) => "handover",
-                // There was a live update, although its VMs cannot be reached.
+                // A ticket shows that there was a live update, although its VMs cannot be reached.
                 None if self.kernel_entry.ticket().is_some() => "live-update",
                 None => "cold",
             }
@@ -265,7 +269,7 @@ impl Host {
         self.vms[index].boot(ram)
     }
 
-    /// Tells a VM what its process said, or that it ended (`None`).
+    /// Handles an event of the process of VM `index`, or the end of the process (`None`).
     fn on_event(&mut self, index: usize, event: Option<crate::link::Event>) {
         let ram = ram_source(&self.luo, &self.vms, index);
         self.vms[index].on_event(event, ram);
@@ -279,7 +283,7 @@ impl Host {
             let name = name.clone();
             return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
         }
-        // A VM that came by a keeper has memfds, as those of a keeper are.
+        // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
         let own = Keeper::start();
         let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
         let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
@@ -302,7 +306,7 @@ impl Host {
         }
     }
 
-    /// Finishes what could not be finished before, once no VM is preserved any more.
+    /// Tries again to finish the unfinished sessions, if no VM is preserved.
     fn finish_the_rest(&mut self) {
         if self.vms.iter().all(|vm| !matches!(vm.life, Life::Preserved { .. })) {
             let sessions = std::mem::take(&mut self.unfinished);
@@ -323,7 +327,8 @@ impl Host {
         Ok(())
     }
 
-    /// Hands VMs that this host cannot reach to the next host, without touching them.
+    /// Enters a next kernel whose host may reach the VMs that this host cannot reach. Leaves the VMs
+    /// untouched. Returns only on an error.
     fn pass_on(
         &self,
         none: &NoLuo,
@@ -340,7 +345,7 @@ impl Host {
         }
     }
 
-    /// Replaces the kernel. Returns only if it does not.
+    /// Replaces the kernel: a live update. Returns only if it did not take place.
     fn update(
         &mut self,
         call: UpdateCall,
@@ -372,7 +377,7 @@ impl Host {
         }
     }
 
-    /// The next kernel by the arguments of the call, completed by the configuration.
+    /// Returns the next kernel: the arguments of the call, completed from `[update]` of the configuration.
     fn next_kernel(&self, call: &UpdateCall) -> Result<NextKernel, HostError> {
         let defaults = &self.config.update;
         let kernel = call.kernel.as_ref().or(defaults.kernel.as_ref());
@@ -388,13 +393,12 @@ impl Host {
         self.luo.as_ref().is_ok_and(|luo| luo.backend().leaves_kexec_to_systemd())
     }
 
-    /// Whether systemd is to perform this update. It does not perform one that stops before a step.
+    /// Whether systemd performs the kexec of this update. An update that stops before a step is done here.
     fn is_left_to_systemd(&self, call: &UpdateCall) -> bool {
         self.is_in_fd_store() && call.stop_before.is_none()
     }
 
-    /// Loads the next kernel and has systemd enter it. The guests run until this host is told to
-    /// stop.
+    /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
@@ -407,11 +411,11 @@ impl Host {
         Ok(())
     }
 
-    /// Leaves the VMs in the fd store and ends the process. Returns only if there is none, or if it
-    /// cannot be done; then the VMs end with this host.
+    /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM
+    /// can be put there; then the VMs end with this host.
     ///
-    /// Being told to stop cannot be refused. So a VM that cannot be saved does not keep the others
-    /// from it.
+    /// systemd stops the host in any case. So a VM that cannot be saved is given up, and the others are
+    /// tried again without it.
     fn leave_to_service(&mut self, mut announce: impl FnMut()) {
         if !self.is_in_fd_store() {
             return;
@@ -435,13 +439,13 @@ impl Host {
                 tracing::error!("no VM can be kept: all of them end");
                 return;
             };
-            tracing::error!("VM `{}` ends here, so that the others can be kept", vm.machine.name);
+            tracing::error!("VM `{}` is ended, so that the others can be kept", vm.machine.name);
             vm.life = Life::Failed(why);
         }
     }
 
-    /// Replaces the program of this process, and with it those of the VMs. Returns only if it does
-    /// not.
+    /// Replaces the program of this process, and every VM's process: a handover. Returns only if it did
+    /// not take place.
     fn hand_over(
         &mut self,
         call: crate::api::HandoverCall,
@@ -452,7 +456,7 @@ impl Host {
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.holds => return Err(HostError::Withheld),
             Ok(luo) if luo.backend().survives_exec() => (luo.as_ref(), None),
-            // The kernel's LUO gives nothing back before a kexec.
+            // The kernel's LUO returns preserved files only after a kexec.
             _ => (&own, Some(&own)),
         };
         let plan = outgoing::Plan {
@@ -461,7 +465,7 @@ impl Host {
                 keeper,
             },
             stop_before: call.stop_before,
-            // The pages of a memfd that is not preserved may be moved by the kernel at any time.
+            // A keeper does not pin pages: the kernel may move the pages of a memfd at any time.
             verify_frames: false,
             number: self.number,
             config: self.config_text.clone(),
@@ -489,14 +493,15 @@ fn index_of(vms: &[Guest], name: &VmName) -> Result<usize, GuestError> {
     vms.iter().position(|vm| vm.machine.name == *name).ok_or(unknown)
 }
 
-/// Makes RAM for VM `index`. It reckons with the memory that the other VMs may still touch.
+/// Returns the source of RAM for VM `index`, which leaves memory for the RAM that the other VMs have not
+/// touched yet.
 fn ram_source<'a>(luo: &'a Chosen, vms: &[Guest], index: usize) -> RamSource<'a> {
     let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
     let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
     RamSource::new(luo.as_deref().ok()).with_promised(promised)
 }
 
-/// Finishes a session; one that cannot be is handed back.
+/// Finishes a session. Returns the session if that failed.
 fn finish(session: Incoming) -> Option<Incoming> {
     session
         .finish()
@@ -526,7 +531,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
     }
 }
 
-/// Runs the host until it is told to stop.
+/// Runs the host until `power-off`, SIGTERM or SIGINT.
 pub fn run(
     config_path: &Path,
     started_ticks: u64,

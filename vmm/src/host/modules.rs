@@ -1,6 +1,6 @@
 //! Loads the kernel modules that the configuration lists (PID 1 only).
 //!
-//! Nothing is looked up: the list has every module after those that it needs.
+//! Dependencies are not resolved: the list names every module after those that it needs.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// Where a host's image has its modules.
+/// Directory of the modules in a host's image.
 const DIRECTORY: &str = "/lib/modules";
 /// `MODULE_INIT_COMPRESSED_FILE` (Linux `include/uapi/linux/module.h`).
 const COMPRESSED_FILE: i32 = 4;
-/// How a module's file may end, and the flags that it is loaded with.
+/// Suffixes of module files, each with the flags for `finit_module`.
 const SUFFIXES: [(&str, i32); 4] = [
     (".ko", 0),
     (".ko.xz", COMPRESSED_FILE),
@@ -25,18 +25,18 @@ const SUFFIXES: [(&str, i32); 4] = [
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModuleError {
-    /// A text that cannot be the name of a module.
-    #[error("`{0}` is no name of a module: it has letters, digits, `-` and `_` only")]
+    /// The text cannot be the name of a module.
+    #[error("`{0}` is no name of a module: a name has letters, digits, `-` and `_` only")]
     Name(String),
-    /// It is not in the image.
+    /// The module is not in the image.
     #[error("there is no module `{name}` in {} (as {name}.ko, or with .xz, .zst, .gz)", directory.display())]
     Absent {
         /// The module.
         name: String,
-        /// Where it was looked for.
+        /// The directory that was searched.
         directory: PathBuf,
     },
-    /// Its file cannot be read.
+    /// The module's file cannot be read.
     #[error("cannot read the module {}", path.display())]
     Read {
         /// The file.
@@ -45,23 +45,25 @@ pub enum ModuleError {
         #[source]
         source: io::Error,
     },
-    /// The kernel does not take it.
+    /// The kernel refuses the module.
     #[error("the kernel refuses the module {}: {}", path.display(), why(*errno))]
     Refused {
         /// The file.
         path: PathBuf,
-        /// What it answered.
+        /// The kernel's answer.
         errno: Errno,
     },
 }
 
 fn why(errno: Errno) -> String {
     let known = match errno {
-        Errno::NOEXEC => "it is of another kernel, or damaged",
+        Errno::NOEXEC => "it was built for another kernel, or is damaged",
         Errno::NOENT => "it needs a module that is not loaded: list that one before it",
-        Errno::NODEV => "the hardware that it is for is not there",
-        Errno::OPNOTSUPP => "the CPU cannot do what it is for, or the firmware has switched it off",
-        Errno::KEYREJECTED | Errno::NOKEY => "it is not signed by anybody whom the kernel trusts",
+        Errno::NODEV => "its hardware is missing",
+        Errno::OPNOTSUPP => {
+            "the CPU lacks the feature that it needs, or the firmware has disabled it"
+        }
+        Errno::KEYREJECTED | Errno::NOKEY => "it is not signed with a key that the kernel trusts",
         Errno::PERM => "CAP_SYS_MODULE is missing, or kernel.modules_disabled is set",
         _ => return errno.to_string(),
     };
@@ -132,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_loaded_already_is_as_good() {
+    fn a_module_that_is_loaded_already_is_no_error() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("kvm.ko"), b"").unwrap();
         load(directory.path(), "kvm", |_, _| Err(Errno::EXIST)).unwrap();
     }
 
     #[test]
-    fn every_module_that_cannot_be_had_is_named_but_not_one_without_its_hardware() {
+    fn every_module_that_fails_is_returned_except_those_without_their_hardware() {
         let names = ["one", "intel", "two", "amd", "three"].map(str::to_owned);
         let failed = load_each(&names, |name| {
             let errno = match name {

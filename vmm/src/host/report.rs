@@ -1,4 +1,4 @@
-//! The report of a live update or a handover: what the ledgers of both hosts say together.
+//! Makes the report of a live update or a handover, from the ledgers of both hosts.
 
 use luo::Backend;
 
@@ -14,7 +14,8 @@ use crate::live_update::manifest::Manifest;
 use crate::live_update::{Outcome, kernel_name};
 
 impl Host {
-    /// The report of the arrival of `arrived`, between `opened` (the first look at LUO) and `resumed`.
+    /// Makes the report for the VMs `arrived`. `opened` is the TSC when their restore began, `resumed`
+    /// the TSC when all of them were resumed.
     pub(super) fn make_report(
         &self,
         manifest: &Manifest,
@@ -23,7 +24,10 @@ impl Host {
         (opened, resumed): (u64, u64),
     ) -> Report {
         let rate = TscRate::from_khz(crate::kvm::tsc_khz().unwrap_or_else(|error| {
-            tracing::warn!("times are in wrong units: {}", chain(&error).join(": "));
+            tracing::warn!(
+                "the rate of the TSC is unknown, so the report's times are wrong: {}",
+                chain(&error).join(": ")
+            );
             1_000_000
         }));
         let origin = manifest.ticks;
@@ -88,7 +92,7 @@ impl Host {
         }
     }
 
-    /// The phase between the last instruction of the old host and the first of this one.
+    /// Name of the phase between the last instruction of the old host and the first of this host.
     fn jump_name(&self) -> &'static str {
         match self.replaced {
             Some(Replaced::Program) => "exec",

@@ -22,8 +22,8 @@ use crate::live_update::{Outcome, UpdateError};
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;
-/// A control port whose other end is closed reports that on every poll; it is looked at again after
-/// this time, in nanoseconds.
+/// Nanoseconds between two attempts to read a control port whose other end is closed. Such a port is not
+/// polled, because every poll would return at once.
 const PORT_PAUSE_NS: i64 = 200_000_000;
 
 /// Listeners, clients and signals.
@@ -35,7 +35,7 @@ pub(super) struct Server {
     clients: Vec<Lines>,
 }
 
-/// The control port, which stays when its client goes.
+/// The control port, which stays open when its client disconnects.
 struct Port {
     name: String,
     lines: Lines,
@@ -57,7 +57,7 @@ enum After {
 }
 
 impl Server {
-    /// Installs the signal handlers, before any child can end.
+    /// Installs the signal handlers. To be called before the first child is started.
     pub(super) fn new() -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
@@ -88,14 +88,14 @@ impl Server {
                     let lines = Lines::new(file.into());
                     self.port = Some(Port { name: name.clone(), lines, hung_up: false });
                 }
-                // The VMs go on without it.
+                // A host without its control port still runs its VMs.
                 Err(error) => tracing::error!("{}", chain(&error).join(": ")),
             }
         }
         Ok(())
     }
 
-    /// Serves until the host is told to stop.
+    /// Serves until `power-off`, SIGTERM or SIGINT.
     pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
         let summary = summary(host);
         tracing::info!("ready: {summary}");
@@ -111,7 +111,7 @@ impl Server {
         }
     }
 
-    /// Waits until something is to be done, and says what.
+    /// Waits until at least one source is ready. Returns the sources that are ready.
     fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
         let mut sources = vec![Source::Children, Source::End];
         let mut fds =
@@ -177,7 +177,7 @@ impl Server {
         match source {
             Source::Children => reap(&self.children, host),
             Source::End => {
-                tracing::info!("told to stop");
+                tracing::info!("stopping: got SIGTERM or SIGINT");
                 let announce = |server: &mut Self| server.tell_port(&Line::jumping());
                 host.leave_to_service(|| announce(self));
                 return After::Stop;
@@ -185,7 +185,7 @@ impl Server {
             Source::Listener => self.accept(),
             Source::Port => return self.serve_port(host),
             Source::Client(index) => return self.serve_client(index, host),
-            Source::Vm(index) => hear(host, index),
+            Source::Vm(index) => handle_events(host, index),
         }
         After::GoOn
     }
@@ -207,7 +207,7 @@ impl Server {
         let lines = port.lines.flush().and_then(|()| port.lines.read());
         match lines {
             Ok(lines) => {
-                // Nothing to read although poll said so: the other end is closed.
+                // No bytes although the port was ready: the other end is closed.
                 port.hung_up = lines.is_empty() && !port.lines.is_behind();
                 self.answer_all(lines, host, |server, line| server.tell_port(line))
             }
@@ -310,11 +310,11 @@ impl Server {
             }
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
-                return undone(host.update(call, || announce(self)));
+                return answer_unless_done(host.update(call, || announce(self)));
             }
             Command::Handover(call) => {
                 tracing::info!("the handover to another program begins");
-                return undone(host.hand_over(call, || announce(self)));
+                return answer_unless_done(host.hand_over(call, || announce(self)));
             }
         }
         Ok(Answer::Done {})
@@ -329,9 +329,11 @@ impl Drop for Server {
     }
 }
 
-/// The answer to a live update or a handover that did not take place. One that was told to stop before
-/// a step is a success.
-fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Answer, HostError> {
+/// Returns the answer to a live update or a handover that did not take place. If it stopped before a step
+/// as requested, that is a success.
+fn answer_unless_done(
+    result: Result<std::convert::Infallible, HostError>,
+) -> Result<Answer, HostError> {
     match result {
         Ok(never) => match never {},
         Err(
@@ -342,7 +344,8 @@ fn undone(result: Result<std::convert::Infallible, HostError>) -> Result<Answer,
     }
 }
 
-/// Listens at `path`, for root only. A socket that nobody listens at any more is replaced.
+/// Listens at `path`, accessible to root only. Replaces a socket of a process that has ended; errors if
+/// another host listens there.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another host listens there"));
@@ -357,7 +360,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Reaps every child that has ended, the VMs' and, as PID 1, everybody's.
+/// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
 fn reap(pipe: &UnixStream, host: &mut Host) {
     let mut bytes = [0; 64];
     while io::Read::read(&mut &*pipe, &mut bytes).is_ok_and(|count| count > 0) {}
@@ -367,7 +370,7 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
             .iter()
             .position(|vm| matches!(&vm.life, Life::Live(l) if l.process.pid() == pid));
         if let Some(index) = ended {
-            // What it said last explains its end.
+            // The last event of the process explains its end.
             let last = match &host.vms[index].life {
                 Life::Live(live) => live.process.last_words(),
                 _ => None,
@@ -377,8 +380,8 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
     }
 }
 
-/// Reads what a VM's process said. Its end is noticed when it is reaped.
-fn hear(host: &mut Host, index: usize) {
+/// Handles the events of a VM's process. An error on the link counts as the end of the process.
+fn handle_events(host: &mut Host, index: usize) {
     let vm = &host.vms[index];
     let Life::Live(live) = &vm.life else { return };
     let readable = !live.process.has_events();

@@ -1,12 +1,12 @@
-//! The host as a systemd service: its fd store as LUO, readiness, and the kexec that systemd does.
+//! The host as a systemd service: the fd store as LUO, readiness, and the kexec by systemd.
 //!
 //! ```text
 //!   update:  load the next kernel -> `systemctl kexec` -> systemd stops every service, this one too
 //!   SIGTERM: the VMs into the fd store -> exit          whether for a kexec or for a restart
 //! ```
 //!
-//! systemd does not tell a service why it is stopped, and the host need not know: what is in the store
-//! comes back with the next start of the service, under the same kernel or another. `docs/systemd.md`.
+//! systemd does not tell a service why it is stopped, and the host need not know: the next start of the
+//! service gets the contents of the store, under the same kernel or another. See `docs/systemd.md`.
 
 use std::process::Command;
 
@@ -17,25 +17,26 @@ use crate::live_update::manifest::host_session;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
 
-/// systemd does not do the kexec.
+/// systemd could not be asked for the kexec.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KexecError {
     /// `systemctl` cannot be run.
     #[error("cannot run `systemctl kexec`")]
     Run(#[source] std::io::Error),
-    /// It failed.
+    /// `systemctl` failed.
     #[error("`systemctl kexec` failed ({status}): {said}")]
     Failed {
-        /// Its exit status.
+        /// The exit status.
         status: std::process::ExitStatus,
-        /// What it wrote to stderr.
+        /// The text on stderr.
         said: String,
     },
 }
 
-/// The fd store of this service as LUO, if systemd carries it over a kexec. `None`: there is none,
-/// and another LUO is to be found. `machines` are those that it should have room for.
+/// Returns the fd store of this service as LUO. `None` if there is no fd store or systemd does not carry
+/// it over a kexec: then the caller chooses another LUO. Logs an error if the store has too little room
+/// for `machines`.
 pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>> {
     let store = FdStore::from_env()?;
     let version = version();
@@ -60,14 +61,14 @@ pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>
 fn report_room(store: &FdStore, needed: usize) {
     if needed > store.capacity() {
         tracing::error!(
-            "the fd store takes {} fds, but the VMs of the configuration can need {needed}: some \
-             would be lost; set FileDescriptorStoreMax={needed} in the unit or give it fewer VMs",
+            "the fd store takes {} fds, but the VMs of the configuration can need {needed}, and some \
+             would be lost: set FileDescriptorStoreMax={needed} in the unit, or configure fewer VMs",
             store.capacity()
         );
     }
 }
 
-/// Warns of sessions in the store that no host will retrieve.
+/// Warns about contents of the store that no host will retrieve.
 fn report_contents(store: &FdStore) {
     let waiting = store.waiting();
     if !store.strangers().is_empty() {
@@ -77,27 +78,27 @@ fn report_contents(store: &FdStore) {
     if !waiting.is_empty() && !waiting.contains(&host_session()) {
         let names: Vec<String> = waiting.iter().map(ToString::to_string).collect();
         tracing::error!(
-            "the fd store holds `{}` but no manifest: no VM can be resumed from that, and its memory \
-             is taken until `systemctl stop` and `systemctl clean --what=fdstore`",
+            "the fd store holds `{}` but no manifest: no VM can be resumed from that, and the memory \
+             stays in use until `systemctl stop` and `systemctl clean --what=fdstore`",
             names.join("`, `")
         );
     }
 }
 
-/// The version of the systemd that runs.
+/// Returns the version of systemd; `None` if `systemctl --version` does not tell it.
 fn version() -> Option<u32> {
     let output = Command::new("systemctl").arg("--version").output().ok()?;
     parse_version(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// `systemd 262 (262.1-1)` and further lines.
+/// Parses the output of `systemctl --version`, which begins with `systemd 262 (262.1-1)`.
 fn parse_version(text: &str) -> Option<u32> {
     let number = text.strip_prefix("systemd ")?;
     number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// How many fds the VMs take when all of their memory was touched: their segments, a state document
-/// each, and the manifest.
+/// Returns the number of fds for the VMs when all of their memory was touched: each VM's segments and
+/// state document, and one for the manifest.
 fn fds_needed(machines: &[Machine]) -> usize {
     let segments = |ram_bytes| ram_layout(ram_bytes).map_or(0, |layout| layout.segments().len());
     1 + machines.iter().map(|machine| segments(machine.ram_bytes) + 1).sum::<usize>()
@@ -105,27 +106,27 @@ fn fds_needed(machines: &[Machine]) -> usize {
 
 /// Tells systemd that the host is ready, and its status line. Does nothing without systemd.
 pub fn ready(status: &str) {
-    tell(&format!("READY=1\nSTATUS={status}"));
+    send_to_systemd(&format!("READY=1\nSTATUS={status}"));
 }
 
 /// Tells systemd that the host is stopping.
 pub fn stopping(status: &str) {
-    tell(&format!("STOPPING=1\nSTATUS={status}"));
+    send_to_systemd(&format!("STOPPING=1\nSTATUS={status}"));
 }
 
-fn tell(message: &str) {
+fn send_to_systemd(message: &str) {
     match Notify::from_env() {
-        Some(Err(errno)) => tracing::warn!("the service manager cannot be reached: {errno}"),
+        Some(Err(errno)) => tracing::warn!("cannot reach the service manager: {errno}"),
         Some(Ok(notify)) => {
             if let Err(errno) = notify.send(message) {
-                tracing::warn!("the service manager cannot be told: {errno}");
+                tracing::warn!("cannot notify the service manager: {errno}");
             }
         }
         None => {}
     }
 }
 
-/// Has systemd enter the kernel that is loaded. It has only begun when this returns.
+/// Asks systemd to enter the loaded kernel. Returns as soon as systemd has accepted the request.
 pub fn ask_for_kexec() -> Result<(), KexecError> {
     let output = Command::new("systemctl")
         .args(["kexec", "--no-block"])

@@ -1,5 +1,5 @@
-//! The first steps of a host: modules and mounts, what the last kernel left, and which configuration to
-//! use. None of them starts or stops a VM.
+//! The first steps of a host: it loads modules and mounts file systems, looks for the VMs of the last
+//! kernel or host, and chooses the configuration. None of these steps starts or stops a VM.
 
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
@@ -14,7 +14,7 @@ use crate::live_update::next_host::{InheritError, Left};
 use crate::machine::Machine;
 
 /// Loads the modules and mounts the file systems of `[host]` (PID 1 only). `fresh` says that no VM can
-/// be preserved in a pool. Returns what failed; the rest is in place.
+/// be preserved in a pool. Returns the errors of those that failed; the rest is in place.
 pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>> {
     if !init::is_pid_1() {
         return None;
@@ -28,16 +28,16 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     (!missing.is_empty()).then_some(missing)
 }
 
-/// What the last host of this process has left, as far as it can be read.
+/// What the last host of this process left, as far as it can be read.
 #[derive(Default)]
 pub(super) struct Inheritance {
-    /// Holds the sessions.
+    /// The keeper with the sessions.
     pub keeper: Option<Keeper>,
-    /// For the sessions in the pool.
+    /// The ticket for the sessions in the pool.
     pub ticket: Option<Ticket>,
 }
 
-/// Takes what the last host of this process has left.
+/// Takes over what the last host of this process left. Logs an error if it cannot be read.
 pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
     let why = match left {
         None => return Inheritance::default(),
@@ -56,15 +56,16 @@ pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
     Inheritance::default()
 }
 
-/// Reads what a keeper brought. The last host has made sure that this program can read it.
-fn arrived_by(keeper: &Keeper) -> Option<Arrival> {
+/// Retrieves the manifest from a keeper. An error is unlikely, because the last host has checked that
+/// this program can read it.
+fn retrieve_from_keeper(keeper: &Keeper) -> Option<Arrival> {
     incoming::arrive(keeper).unwrap_or_else(|error| {
         tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
         None
     })
 }
 
-/// Chooses a LUO, and looks for what the last kernel left in it.
+/// Chooses a LUO, and retrieves the manifest from `keeper` or, without a keeper, from that LUO.
 pub(super) fn find_vms(
     section: &HostSection,
     machines: &[Machine],
@@ -79,18 +80,18 @@ pub(super) fn find_vms(
         Ok(kernel_entry) => kernel_entry,
         Err(error) => {
             let none = holds(chain(&error).join(": "));
-            return (KernelEntry::unknown(), none, keeper.and_then(arrived_by));
+            return (KernelEntry::unknown(), none, keeper.and_then(retrieve_from_keeper));
         }
     };
     let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
-        (luo, Some(keeper)) => return (kernel_entry, luo, arrived_by(keeper)),
+        (luo, Some(keeper)) => return (kernel_entry, luo, retrieve_from_keeper(keeper)),
         (Ok(luo), None) => luo,
         (none, None) => return (kernel_entry, none, None),
     };
     match incoming::arrive(luo.as_ref()) {
         Ok(None) if kernel_entry.ticket().is_some() => {
-            let why = "the pool is the right one, but its manifest is gone: a host that has ended \
-                       took it, and nothing else says what lies there";
+            let why = "the pool is the right one, but it has no manifest: another host of this kernel \
+                       retrieved it and ended, and without it the VMs in the pool cannot be restored";
             (kernel_entry, holds(why.to_owned()), None)
         }
         Ok(arrival) => {
@@ -101,9 +102,9 @@ pub(super) fn find_vms(
     }
 }
 
-/// Chooses the configuration. After a live update a configuration that cannot be used must not end the
-/// VMs: the old host's is used instead. PID 1 without any comes up without VMs, so that an operator can
-/// ask what is wrong; a daemon ends, and its service manager says so.
+/// Chooses the configuration. After a live update, a configuration that cannot be used must not end the
+/// VMs, so the old host's is used instead. Otherwise PID 1 starts without VMs, so that an operator can
+/// ask what is wrong with `status`, and a daemon errors, which its service manager reports.
 pub(super) fn choose_config(
     text: String,
     parsed: Result<Config, ConfigError>,
@@ -122,21 +123,24 @@ pub(super) fn choose_config(
                 Ok(config) => (config, text, Some(why)),
                 // The manifest has all that the VMs need.
                 Err(error) => {
-                    let olds = format!("nor that of the old host: {}", chain(&error).join(": "));
+                    let olds = format!(
+                        "the configuration of the old host cannot be used either: {}",
+                        chain(&error).join(": ")
+                    );
                     tracing::error!("{olds}");
                     (bare_config(), text, Some(why.into_iter().chain([olds]).collect()))
                 }
             })
         }
         None if init::is_pid_1() => {
-            tracing::error!("{}; this host comes up without VMs", why.join(": "));
+            tracing::error!("{}; this host starts without VMs", why.join(": "));
             Ok((bare_config(), text, Some(why)))
         }
         None => Err(error.into()),
     }
 }
 
-/// A host that can be asked what is wrong.
+/// The configuration of a host without VMs, whose API can be asked what is wrong.
 fn bare_config() -> Config {
     let host = HostSection {
         socket: Some(DEFAULT_SOCKET.into()),

@@ -1,12 +1,12 @@
-//! Makes the host's file systems durable, without the pool: its files are guest memory, and writing
-//! that out would take longer the more of it there is. The pool syncs what it needs itself.
+//! Syncs the host's file systems, except that of the pool: its files are guest memory, so syncing it
+//! would take time in proportion to guest RAM. The pool itself syncs what it needs.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What is mounted cannot be found out, or not written.
+/// A file system cannot be synced, or the list of mounts cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot sync {}", path.display())]
 pub struct SyncError {
@@ -15,7 +15,7 @@ pub struct SyncError {
     source: io::Error,
 }
 
-/// Syncs every file system but the one that `pool` is on. Without a pool: everything.
+/// Syncs every file system except the one that `pool` is on. Without a pool, syncs all of them.
 pub fn sync(pool: Option<&Path>) -> Result<(), SyncError> {
     let Some(pool) = pool else {
         rustix::fs::sync();
@@ -34,7 +34,8 @@ pub fn sync(pool: Option<&Path>) -> Result<(), SyncError> {
         }
         let synced = File::open(&path).and_then(|file| Ok(rustix::fs::syncfs(file)?));
         match synced {
-            // One of another user's, or one that keeps nothing: it cannot hold up a live update.
+            // A file system without a block device, such as another user's FUSE mount: an error there
+            // does not stop the live update.
             Err(failure) if !on_disk => {
                 tracing::debug!("cannot sync {}: {failure}", path.display())
             }
@@ -44,18 +45,19 @@ pub fn sync(pool: Option<&Path>) -> Result<(), SyncError> {
     Ok(())
 }
 
-/// A file system.
+/// A mounted file system.
 #[derive(Debug, PartialEq, Eq)]
 struct Mounted {
     device: u64,
-    /// One of the places where it is.
+    /// One of its mount points.
     path: PathBuf,
     /// Whether it is on a block device.
     on_disk: bool,
 }
 
-/// All file systems, each once (proc_pid_mountinfo(5)). Those of a network have files to sync, too; an
-/// automounter has none, and opening it would mount something.
+/// Returns all mounted file systems, each once (proc_pid_mountinfo(5)). Network file systems are
+/// included, because they have files to sync. autofs is left out: it has no files, and opening it would
+/// mount something.
 fn file_systems(mountinfo: &str) -> Vec<Mounted> {
     let mut found: Vec<Mounted> = Vec::new();
     for line in mountinfo.lines() {
@@ -79,7 +81,7 @@ fn file_systems(mountinfo: &str) -> Vec<Mounted> {
     found
 }
 
-/// Blanks and the like are written as three octal digits.
+/// Decodes white space and backslashes, which mountinfo writes as three octal digits.
 fn unescape(field: &str) -> PathBuf {
     let text = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     text.iter().fold(field.to_owned(), |field, (code, plain)| field.replace(code, plain)).into()

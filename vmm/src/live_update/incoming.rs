@@ -1,8 +1,8 @@
-//! The new host's half of a live update or a handover, from the first look at LUO to running guests.
+//! The new host's half of a live update or a handover, from the manifest to running guests.
 //!
-//! A VM that cannot be restored keeps its session, and with it its memory; the others go on. Nothing
-//! is finished before every guest that can run does run: finishing takes time, and until then a
-//! failed restore can be tried again.
+//! A VM that cannot be restored keeps its session, hence its memory, and can be tried again; the other
+//! VMs are resumed. Sessions are finished only after every guest that can be resumed runs, because
+//! finishing takes time and ends the possibility to try again.
 
 use std::fs::File;
 use std::io;
@@ -30,78 +30,80 @@ use crate::vm::ram_layout;
 /// Largest manifest or index, in bytes.
 const MAX_DOCUMENT: u64 = 16 << 20;
 
-/// Why a VM, or all of them, cannot be restored. What is in the session stays there.
+/// Why a VM, or all VMs, cannot be restored. The sessions keep their contents.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IncomingError {
-    /// LUO refused.
+    /// A session or a file cannot be retrieved from LUO.
     #[error(transparent)]
     Luo(#[from] luo::Error),
-    /// A document cannot be read from its memfd.
+    /// The manifest or the index cannot be read from its memfd.
     #[error("cannot read the manifest or the index")]
     Read(#[source] io::Error),
     /// The manifest or the index is larger than any that this program writes.
-    #[error("the manifest, or the index, has {0} bytes; at most {MAX_DOCUMENT} are possible")]
+    #[error(
+        "the manifest or the index has {0} bytes, more than the largest possible {MAX_DOCUMENT}"
+    )]
     TooLarge(u64),
-    /// The manifest or the index cannot be understood.
-    #[error("the manifest, or the index, cannot be read")]
+    /// The manifest or the index cannot be decoded.
+    #[error("the manifest or the index cannot be decoded")]
     Manifest(#[from] StateError),
-    /// The index is of another manifest.
-    #[error("the index and the manifest are not of one host")]
+    /// The index does not fit the manifest.
+    #[error("the index does not belong to the manifest")]
     Index(#[from] Disagreement),
     /// The state document cannot be read from its memfd.
     #[error("cannot read its state document")]
     ReadState(#[source] io::Error),
-    /// The state document is not the one that was left.
+    /// The state document differs from the one that the old host preserved.
     #[error("its state document has the digest {found:08x}, the manifest says {left:08x}")]
     State {
-        /// Of what was retrieved.
+        /// CRC-32 of the retrieved document.
         found: u32,
-        /// Of what was left.
+        /// CRC-32 in the manifest.
         left: u32,
     },
-    /// The RAM is not as the manifest says.
-    #[error("its RAM is not as it was")]
+    /// A retrieved segment is not the file that the manifest describes.
+    #[error("its RAM is not as the manifest says")]
     Ram(#[from] guest_mem::Error),
-    /// RAM that was never touched, and so not preserved, cannot be created again.
+    /// A segment that was not preserved, because the guest never touched it, cannot be created again.
     #[error("cannot create its RAM again")]
     Create(#[from] RamError),
-    /// The RAM that this build would lay out differs from what the manifest has.
+    /// This build would cut the RAM into other segments than the manifest lists.
     #[error("its RAM has {found} segments of {bytes:?} bytes, this build would make {expected}")]
     Segments {
         /// Segments in the manifest.
         found: usize,
-        /// Their sizes.
+        /// Sizes of the segments in the manifest.
         bytes: Vec<u64>,
-        /// What this build would make.
+        /// Number of segments that this build would make.
         expected: usize,
     },
-    /// An fd cannot be duplicated.
+    /// The fd of a RAM segment cannot be duplicated for the VM's process.
     #[error("cannot hand its RAM to the VM's process")]
     Clone(#[source] io::Error),
-    /// A file that the VM needs is gone.
+    /// A file that the VM needs cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The VM's process cannot do it.
+    /// The VM's process cannot be started or cannot restore the VM.
     #[error(transparent)]
     Process(#[from] ProcessError),
 }
 
-/// What the last kernel left.
+/// The manifest that the old host left, and the session that holds it.
 pub struct Arrival {
-    /// Its manifest.
+    /// The manifest.
     pub manifest: Manifest,
-    /// The session that the manifest came in.
+    /// The host's session.
     pub session: Incoming,
 }
 
-/// Looks for the manifest of a live update. `None`: this is a cold boot.
+/// Retrieves the manifest of a live update and checks it against the index. `None` after a cold boot.
 pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> {
     let session = match luo.retrieve_session(&host_session()) {
         Err(error) if error.is_not_found() => return Ok(None),
         other => other?,
     };
-    // The index first: its binding never changes.
+    // The index comes first: its binding never changes, so it can always be decoded.
     let index: Index = document::read_document(&retrieve_document(&session, INDEX_TOKEN)?)?;
     let bytes = retrieve_document(&session, MANIFEST_TOKEN)?;
     let manifest = document::read_document(&bytes)?;
@@ -127,48 +129,48 @@ struct Arriving {
     started: Result<Begun, IncomingError>,
 }
 
-/// A restore that is under way.
+/// A restore in progress.
 struct Begun {
     process: VmProcess,
     segments: Vec<Segment>,
     frames: Vec<Frames>,
 }
 
-/// Restores and resumes every VM of the manifest, in its order. Each VM comes with its session,
-/// which is to be finished when all is well, and with the VM's part of the ledger.
+/// Restores and resumes every VM of the manifest, in its order. Returns each VM with its session, which
+/// the caller finishes when all VMs are resumed, and with its ledger.
 pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<Arrived> {
-    // All processes work at the same time; the most urgent VM is asked, and waited for, first.
+    // The processes restore at the same time. The manifest lists the most urgent VM first, so it is
+    // started first and waited for first.
     let arriving: Vec<_> = entries.iter().cloned().map(|entry| start(luo, entry)).collect();
     arriving.into_iter().map(|vm| vm.map_or_else(|lost| *lost, complete)).collect()
 }
 
 /// A VM after a live update.
 pub struct Arrived {
-    /// What the manifest said of it, with the ledger going on.
+    /// The VM's entry in the manifest. Its ledger now also has the phases of the restore.
     pub entry: VmEntry,
-    /// The VM: live, preserved, or failed when not even its session is there.
+    /// The VM: live, preserved, or failed if its session cannot be retrieved.
     pub vm: Guest,
-    /// Its session, if the VM is live: finish it when all VMs are.
+    /// The session, if the VM is live. To be finished when all VMs are live.
     pub session: Option<Incoming>,
-    /// Host TSC when its first vCPU entered `KVM_RUN`, if it did.
+    /// Host TSC when the first vCPU entered `KVM_RUN`; `None` if the VM was not resumed.
     pub first_entry_ticks: Option<u64>,
-    /// Of the segments whose page frames were looked up before, those frames and the ones that the
-    /// segments came back in.
+    /// Page frames before and after the live update, of each segment for which the manifest has a digest.
     pub frames: Vec<Frames>,
 }
 
 /// The page frames of one segment in both kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct Frames {
-    /// Size of the segment.
+    /// Size of the segment in bytes.
     pub bytes: u64,
-    /// In the old kernel, while it was preserved.
+    /// Digest in the old kernel, when the segment was preserved.
     pub before: FrameDigest,
-    /// In this one.
+    /// Digest in this kernel.
     pub after: FrameDigest,
 }
 
-/// Retrieves a VM's session and memory and has its process begin the restore.
+/// Retrieves a VM's session and memory and lets its process begin the restore.
 fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arrived>> {
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
@@ -216,9 +218,9 @@ fn begin(
     Ok(Begun { process, segments, frames })
 }
 
-/// Looks up the page frames that were asked for. Now, although the guest waits: once its process has
-/// mapped them with the advice to use huge pages, the kernel moves small pages together behind
-/// everyone's back.
+/// Computes the digests of the page frames of those segments for which the manifest has a digest. Returns
+/// them with the TSC at the end. This happens in the blackout, because once the VM's process has mapped
+/// the segments with the advice to use huge pages, the kernel may merge small pages into huge ones.
 fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec<Frames>, u64) {
     let known = segments.iter().zip(&entry.segments);
     let known = known.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
@@ -227,7 +229,7 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec
     });
     let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
     let frames = frames.unwrap_or_else(|error| {
-        // No reason to keep the guest waiting, let alone to give it up.
+        // A failed comparison is only logged: the guest can still be resumed.
         let why = crate::causes::chain(&error).join(": ");
         tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
         Vec::new()
@@ -240,7 +242,7 @@ fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec
     (frames, end)
 }
 
-/// The VM's RAM: what was preserved comes from the session, what was never touched is created again.
+/// Returns the VM's RAM: preserved segments are retrieved from the session, the others created again.
 fn retrieve_ram(
     ram: RamSource<'_>,
     session: &Incoming,
@@ -264,7 +266,7 @@ fn retrieve_ram(
     Ok(segments)
 }
 
-/// Waits for the restore and lets the guest run.
+/// Waits for the restore, and resumes the guest if it ran before the update.
 fn complete(arriving: Arriving) -> Arrived {
     let Arriving { mut entry, session, started } = arriving;
     let mut vm = Guest::new(entry.machine.clone());
@@ -304,7 +306,7 @@ fn complete(arriving: Arriving) -> Arrived {
     }
 }
 
-/// Tries again to restore a VM whose memory is preserved. On failure it stays so.
+/// Tries again to restore a preserved VM. If that fails, the VM stays preserved.
 pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> Arrived {
     let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
     complete(Arriving { entry, session, started })

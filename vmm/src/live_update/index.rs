@@ -1,9 +1,9 @@
-//! The index: what lies in which session, in a form that every `perennial` can read.
+//! The index: a list of all sessions and their files, in a form that every `perennial` can read.
 //!
-//! LUO can list neither sessions nor tokens, and a manifest is only as readable as the newest binding in
-//! it. The index names sessions, tokens, kinds and sizes and nothing else, and its binding never
-//! changes: a host that understands nothing of a manifest can still carry on all that the index names.
-//! It stands beside the manifest in the host's session.
+//! LUO can list neither sessions nor tokens, and a host can read a manifest only if it knows the newest
+//! binding in it. The index has only sessions, tokens, kinds, sizes and digests, and its binding never
+//! changes: a host that cannot read a manifest can still carry everything that the index lists over its
+//! own live update. The index is in the host's session, beside the manifest.
 
 use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
@@ -26,26 +26,26 @@ pub struct Index {
 /// One session. `perennial,index-session-v1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexedSession {
-    /// Its name in LUO.
+    /// The session's name in LUO.
     pub name: String,
-    /// The files in it.
+    /// The files in the session.
     pub files: Vec<IndexedFile>,
 }
 
 /// One preserved file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexedFile {
-    /// Its token in the session.
+    /// The file's token in the session.
     pub token: u64,
-    /// What it is.
+    /// Kind of file.
     pub kind: FileKind,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// CRC-32 (IEEE 802.3) of its contents; 0 for RAM, whose contents nobody reads.
+    /// CRC-32 (IEEE 802.3) of the contents; 0 for RAM, whose contents the host does not read.
     pub digest: u32,
 }
 
-/// What a preserved file is.
+/// Kind of a preserved file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A segment of guest RAM.
@@ -78,7 +78,7 @@ impl FileKind {
     }
 }
 
-/// The index and what it is about do not agree.
+/// The index and the manifest disagree about a session.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the index says that session `{session}` has {index}, the manifest that it has {manifest}")]
 pub struct Disagreement {
@@ -88,7 +88,7 @@ pub struct Disagreement {
 }
 
 impl Index {
-    /// What a host leaves whose manifest is this, encoded as these bytes. The index does not list
+    /// Returns the index that belongs to `manifest`, whose encoding is `bytes`. An index does not list
     /// itself.
     pub fn of(manifest: &Manifest, bytes: &[u8]) -> Self {
         let file = IndexedFile {
@@ -102,7 +102,7 @@ impl Index {
         Self { sessions: std::iter::once(host).chain(vms).collect() }
     }
 
-    /// Checks that the index is of this manifest, encoded as these bytes.
+    /// Errors unless this is the index that belongs to `manifest`, whose encoding is `bytes`.
     pub fn check(&self, manifest: &Manifest, bytes: &[u8]) -> Result<(), Disagreement> {
         let expected = Self::of(manifest, bytes);
         let all = self.sessions.iter().chain(&expected.sessions).map(|session| &session.name);
@@ -169,7 +169,7 @@ impl Schema for Index {
                 let problem = format!("{} sessions, at most {MAX_SESSIONS}", sessions.len());
                 Err(reader.invalid("session", problem))
             }
-            Some(name) => Err(reader.invalid("session", format!("two are called {name}"))),
+            Some(name) => Err(reader.invalid("session", format!("two sessions are called {name}"))),
             None => Ok(Self { sessions }),
         }
     }
@@ -205,12 +205,13 @@ impl Schema for IndexedSession {
         let mut files = Vec::with_capacity(kinds.len());
         for (((kind, token), bytes), digest) in kinds.iter().zip(tokens).zip(bytes).zip(digests) {
             let known = FileKind::parse(kind);
-            let kind = known.ok_or_else(|| reader.invalid("kinds", format!("`{kind}`")))?;
+            let kind =
+                known.ok_or_else(|| reader.invalid("kinds", format!("unknown kind `{kind}`")))?;
             let digest = u32::try_from(digest).map_err(|_| {
                 reader.invalid("digests", format!("{digest:#x} has more than 32 bits"))
             })?;
             if files.iter().any(|file: &IndexedFile| file.token == token) {
-                return Err(reader.invalid("tokens", format!("{token} stands there twice")));
+                return Err(reader.invalid("tokens", format!("two files have the token {token}")));
             }
             files.push(IndexedFile { token, kind, bytes, digest });
         }
@@ -284,7 +285,11 @@ mod tests {
     #[test]
     fn an_index_that_contradicts_itself_is_refused() {
         let refused = |change| refusal(sample(), change);
-        assert!(refused(|i| i.sessions.push(i.sessions[0].clone())).contains("two are called"));
-        assert!(refused(|i| i.sessions[1].files[1].token = 0).contains("0 stands there twice"));
+        assert!(
+            refused(|i| i.sessions.push(i.sessions[0].clone())).contains("two sessions are called")
+        );
+        assert!(
+            refused(|i| i.sessions[1].files[1].token = 0).contains("two files have the token 0")
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! The host's own document: which VMs there are, how they were described, and where their parts lie.
+//! The manifest: the host's own document, with the description, RAM segments and ledger of every VM.
 //!
-//! It travels in the host's session beside the VMs' sessions, because LUO can list neither sessions
-//! nor tokens. Only the host writes and reads it: what a VM's process says of itself stands in its
-//! state document, and the host opens no path that it read there.
+//! It is preserved in the host's session, because LUO can list neither sessions nor tokens. Only hosts
+//! write and read it. A VM's process writes only the VM's state document, and the host opens no path
+//! from there.
 
 use luo::{SessionName, Token};
 
@@ -11,18 +11,18 @@ use crate::guests::ledger::Ledger;
 use crate::machine::VmName;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// Most VMs of one host: far beyond what has been tried, but a bound.
+/// Most VMs of one host. A bound for the decoder, far above any tested number.
 const MAX_VMS: usize = 4096;
 
-/// In a VM's session: the state document.
+/// Token of the state document in a VM's session.
 pub const STATE_TOKEN: Token = Token(0);
-/// In the host's session: the manifest.
+/// Token of the manifest in the host's session.
 pub const MANIFEST_TOKEN: Token = Token(0);
 
-/// In the host's session: the index.
+/// Token of the index in the host's session.
 pub const INDEX_TOKEN: Token = Token(1);
 
-/// In a VM's session: segment `index` of its RAM.
+/// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)
 }
@@ -42,17 +42,17 @@ pub fn vm_session(vm: &VmName) -> SessionName {
 pub struct Manifest {
     /// Release and version of the kernel that wrote it.
     pub kernel: String,
-    /// Which live update this is, counted from the last cold boot; the first is 1.
+    /// Number of this live update, counted from the last cold boot; the first is 1.
     pub number: u32,
-    /// The text of the host's configuration, for a new host whose own cannot be used.
+    /// Text of the old host's configuration, for a new host whose own configuration cannot be used.
     pub config: String,
-    /// The ledgers' counter and `CLOCK_REALTIME` in nanoseconds at one moment of the old kernel.
+    /// The ledgers' counter when the live update began.
     pub ticks: u64,
-    /// See `ticks`.
+    /// `CLOCK_REALTIME` in nanoseconds at the moment of `ticks`.
     pub realtime_ns: u64,
-    /// What the host did.
+    /// The phases of the host.
     pub ledger: Ledger,
-    /// The VMs, in the order in which they are to be resumed.
+    /// The VMs, in the order in which the next host resumes them.
     pub vms: Vec<VmEntry>,
 }
 

@@ -1,7 +1,8 @@
-//! The live update: a new host kernel under running VMs. And the handover: a new host program.
+//! The live update, which replaces the host's kernel under running VMs, and the handover, which replaces
+//! the host's program.
 //!
-//! Everything that happens while the guests stand still reads top to bottom in two files:
-//! [`outgoing`] ends in the jump, [`incoming`] begins after it.
+//! Everything that happens in the blackout reads top to bottom in two files: [`outgoing`] ends with the
+//! jump, [`incoming`] begins after it.
 
 pub mod file_systems;
 pub mod incoming;
@@ -19,21 +20,21 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The steps of the transaction up to the point of no return, in order.
+/// The steps of a live update or a handover up to the jump, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Check and load the next kernel, or the next host's program.
+    /// Check and load the next kernel, or open and check the next host's program.
     Load,
-    /// Create the sessions and preserve guest RAM; the guests run.
+    /// Create the sessions and preserve guest RAM. The guests still run.
     PreserveRam,
-    /// Stop all vCPUs and drain the devices: the blackout begins.
+    /// Pause all vCPUs and drain the devices. The blackout begins.
     Pause,
     /// Save the state of every VM as its state document, and check it.
     Save,
     /// Preserve the state documents.
     PreserveState,
-    /// Make the guests' writes durable; not in a handover, where no write is lost.
+    /// Make the guests' writes durable. A handover skips this: the kernel and its page cache stay.
     Sync,
     /// Preserve the manifest and enter the next kernel, or the next host's program.
     Jump,
@@ -53,15 +54,15 @@ impl fmt::Display for Step {
     }
 }
 
-/// What became of a guest when a live update did not go as planned.
+/// What became of a guest after a live update that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It runs where it was, with nothing lost.
+    /// The guest runs, and nothing is lost.
     Running,
-    /// It does not run; its memory and state are kept, and its restore can be tried again.
+    /// The guest does not run. Its memory and state are kept, and its restore can be tried again.
     Preserved,
-    /// It cannot be continued.
+    /// The guest cannot be continued.
     Lost,
 }
 
@@ -75,7 +76,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Release and version of the running kernel.
+/// Returns release and version of the running kernel (`uname -rv`).
 pub fn kernel_name() -> String {
     let uname = rustix::system::uname();
     format!("{} {}", uname.release().to_string_lossy(), uname.version().to_string_lossy())

@@ -1,8 +1,8 @@
-//! The next host program: everything that can be known about it before the guests are touched, the
-//! exec that makes it this process, and what it finds there.
+//! The next host program of a handover: checks it as far as is possible while the guests run, executes
+//! it in this process, and, in the new program, takes over what the old one left.
 //!
-//! The kernel stays, so nothing has to survive one: what a keeper holds are open files, which the
-//! successor inherits by their numbers. A pool needs not even that.
+//! The kernel stays the same. A keeper holds the sessions as open fds, which the next program inherits
+//! across the exec and finds by their numbers. With a pool, the next program needs only the ticket.
 
 #![expect(unsafe_code, reason = "an inherited fd is known by its number only")]
 
@@ -26,30 +26,30 @@ use rustix::time::Timespec;
 
 use crate::guests::memfd::document_memfd;
 
-/// Tells a host that another one was in this process before it, and what that one left: the fds of the
-/// keeper's tree and of the preserved files, in this order (`7,8,9`), or the ticket for what is in a
-/// pool (`ticket=...`).
+/// The environment variable with which a host passes on what it leaves to the next host in the same
+/// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
+/// the ticket for the sessions in a pool (`ticket=...`).
 pub const VARIABLE: &str = "PERENNIAL_HANDOVER";
-/// How a ticket is told from fds.
+/// Prefix of a ticket in the variable, which distinguishes it from fds.
 const TICKET: &str = "ticket=";
 
-/// How long the next program may take to answer a question. It is asked while the guests stand still.
+/// How long the next program may take to answer. Most of its answers are needed in the blackout.
 const ANSWER_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
-/// How long the last host's VM processes may take to be gone.
+/// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// Fds below this are nobody's to hand over.
+/// Lowest fd that can be handed over: those below are stdin, stdout and stderr.
 const FIRST_FD: RawFd = 3;
-/// Most of what a program said that an error repeats, in bytes.
+/// Most bytes of a program's output that an error text quotes.
 const MOST_SAID: u64 = 4096;
 
 /// The next program cannot take over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NextHostError {
-    /// It cannot be opened or started.
+    /// The program cannot be opened or started.
     #[error("cannot {attempt} {}", path.display())]
     Program {
-        /// What was tried.
+        /// The step that failed.
         attempt: &'static str,
         /// The program.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum NextHostError {
         #[source]
         source: io::Error,
     },
-    /// It is another program.
+    /// The file is some other program.
     #[error(
         "{} is not a `perennial` program: `--version` answered {said:?}. Give the path of one",
         path.display()
@@ -65,18 +65,18 @@ pub enum NextHostError {
     Stranger {
         /// The program.
         path: PathBuf,
-        /// The first line of what it said.
+        /// The first line of its output.
         said: String,
     },
-    /// It does not understand a document that it would have to go by.
+    /// The program cannot read a document that it would have to restore from.
     #[error("{} cannot take over: {said}", path.display())]
     Rehearsal {
         /// The program.
         path: PathBuf,
-        /// What it said.
+        /// Its output.
         said: String,
     },
-    /// It did not answer.
+    /// The program did not answer in time.
     #[error("{} did not answer within {} s, and was ended", path.display(), ANSWER_WITHIN.tv_sec)]
     Silent {
         /// The program.
@@ -84,21 +84,21 @@ pub enum NextHostError {
     },
 }
 
-/// What is now at the path that this program was started from cannot be told.
+/// The path that this program was started from cannot be found out.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot find this host's own program: name the next one with the command")]
 pub struct OwnProgramError(#[source] io::Error);
 
-/// What is now at the path that this program was started from: after a package was upgraded, the next
-/// version.
+/// Returns the path that this program was started from. After a package upgrade, the file at this path
+/// is the next version.
 pub fn own_program() -> Result<PathBuf, OwnProgramError> {
     let path = std::env::current_exe().map_err(OwnProgramError)?.into_os_string().into_vec();
     let path = path.strip_suffix(b" (deleted)").unwrap_or(&path).to_vec();
     Ok(OsString::from_vec(path).into())
 }
 
-/// A program that is to become this process. It is the file that was opened, whatever its name means
-/// later.
+/// A program that will be executed in this process. It is kept as an open file, so that a later change of
+/// the path has no effect.
 #[derive(Debug)]
 pub struct NextHost {
     program: File,
@@ -106,7 +106,7 @@ pub struct NextHost {
 }
 
 impl NextHost {
-    /// Opens a program and makes sure that it is a perennial.
+    /// Opens a program and checks that it is a `perennial` program.
     pub fn open(path: &Path) -> Result<Self, NextHostError> {
         let error = |attempt| {
             move |source| NextHostError::Program { attempt, path: path.to_owned(), source }
@@ -124,7 +124,8 @@ impl NextHost {
         }
     }
 
-    /// Has the program decode each document as it will have to, before there is no way back.
+    /// Lets the program decode each document, while the handover can still be undone. `documents` are
+    /// names for error texts and fds.
     pub fn rehearse(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<(), NextHostError> {
         let own = std::process::id();
         let path = |fd: BorrowedFd<'_>| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
@@ -138,8 +139,8 @@ impl NextHost {
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
     }
 
-    /// Becomes the program, and leaves it what it needs to find the VMs. Returns only if it does not,
-    /// and then nothing has changed.
+    /// Executes the program in this process, and passes `left` on to it. Returns only on an error; the
+    /// VMs are unchanged then.
     pub fn enter(&self, left: Left) -> NextHostError {
         let Handover { tree, mut fds } = match left {
             Left::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}")),
@@ -158,7 +159,7 @@ impl NextHost {
         self.exec(&numbers.join(","))
     }
 
-    /// The keeper's tree as a file that the program has been seen to understand.
+    /// Writes the keeper's tree to a memfd, and checks that the program can read it.
     fn write_tree(&self, tree: &[u8]) -> Result<File, NextHostError> {
         let file = document_memfd("tree", tree);
         let file = file.map_err(|source| self.error("write a tree for", source))?;
@@ -184,10 +185,11 @@ impl NextHost {
         Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
     }
 
-    /// Runs the program; whether it ended well, and the beginning of what it said.
+    /// Runs the program with `arguments`. Returns whether it succeeded, and the first `MOST_SAID` bytes
+    /// of its output. Kills it and errors if it takes longer than `ANSWER_WITHIN`.
     fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
         let error = |source| self.error("execute", source);
-        // Not a pipe: nothing that the program writes makes it wait for a reader.
+        // A memfd and not a pipe, so that the program never waits for a reader.
         let mut said = document_memfd("said", &[]).map_err(error)?;
         let output = || said.try_clone().map(Stdio::from).map_err(error);
         let mut child = self
@@ -217,7 +219,7 @@ impl NextHost {
     }
 }
 
-/// Whether a child ends in time.
+/// Waits up to `ANSWER_WITHIN` for a child to end. Returns whether it ended.
 fn wait_for(child: &Child) -> Result<bool, Errno> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
@@ -227,32 +229,32 @@ fn wait_for(child: &Child) -> Result<bool, Errno> {
 /// What a host leaves to the next one in its process.
 #[derive(Debug)]
 pub enum Left {
-    /// Everything.
+    /// The keeper's tree and all preserved files.
     Kept(Handover),
-    /// The ticket: all else is in the pool.
+    /// The ticket for the sessions in the pool.
     InPool(Ticket),
 }
 
-/// What was left cannot be taken.
+/// What the last host in this process left cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InheritError {
-    /// The variable is not what a host writes.
-    #[error("{VARIABLE}={text:?} in the environment: no list of fds that a host left here")]
+    /// The variable is not a list of open, inherited fds.
+    #[error("{VARIABLE}={text:?} in the environment is not a list of fds that a host left open")]
     Variable {
-        /// The variable.
+        /// The variable's value.
         text: String,
     },
-    /// The text is not a ticket.
-    #[error("{VARIABLE} in the environment has no ticket that a host left here")]
+    /// The variable's value is not a ticket.
+    #[error("{VARIABLE} in the environment is not a valid ticket")]
     Ticket(#[source] TicketError),
     /// The keeper's tree cannot be read.
-    #[error("cannot read what the last host kept")]
+    #[error("cannot read the tree of sessions that the last host left")]
     Tree(#[source] io::Error),
 }
 
-/// Takes what the last host left in this process; `None` if there was none. To be called once, before
-/// this process has opened any file.
+/// Takes over what the last host in this process left; `None` if there was no host. Must be called once,
+/// before this process opens any file.
 pub fn inherit() -> Option<Result<Left, InheritError>> {
     let text = std::env::var_os(VARIABLE)?.to_string_lossy().into_owned();
     if let Some(ticket) = text.strip_prefix(TICKET) {
@@ -273,18 +275,20 @@ pub fn inherit() -> Option<Result<Left, InheritError>> {
 fn take_fd(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: borrowed only to ask whether it is open, which is defined for any number but -1.
     let borrowed = (number >= FIRST_FD).then(|| unsafe { BorrowedFd::borrow_raw(number) })?;
-    // One that closes itself on exec was not left here: this process has opened it.
+    // The last host left only fds without FD_CLOEXEC. An fd with it was opened by this process.
     if fcntl_getfd(borrowed).ok()? != FdFlags::empty() {
         return None;
     }
     fcntl_setfd(borrowed, FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open, and nothing in this process owns it: std opens no file that outlives an
-    // exec, so it came with one. The flag that was just set keeps it from being taken twice.
+    // SAFETY: the fd is open, and nothing in this process owns it: std opens all files with FD_CLOEXEC,
+    // so an fd without it was inherited across the exec. FD_CLOEXEC, which was just set, prevents that
+    // the fd is taken twice.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Waits until the processes of the last host's VMs, which ended with their links, are gone: what they
-/// had open is free for the next ones. They are this process's children still.
+/// Waits until the processes of the last host's VMs have ended, so that their disks and ports are free
+/// for the next processes. They end because the exec closed their links. They are still children of this
+/// process.
 pub fn outlive_children() {
     let deadline = Instant::now() + GONE_WITHIN;
     loop {

@@ -1,5 +1,4 @@
-//! The next kernel: everything that can be known about it before the guests are touched, then its
-//! loading.
+//! Checks the next kernel as far as is possible while the guests run, then loads it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,26 +9,27 @@ use kexec::{
 };
 use luo::Ticket;
 
-/// The kernel parameter that carries a ticket. The kernel takes no notice of it, as of any with a dot.
+/// The kernel parameter that carries a ticket. The kernel ignores it: it ignores every parameter of a
+/// module that it does not have, which is how it reads a name with a dot.
 pub const PARAMETER: &str = "perennial.ticket";
 
-/// The next kernel cannot be used, or would lose what is preserved.
+/// The next kernel cannot be used, or would lose preserved memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NextKernelError {
-    /// An image cannot be used.
+    /// The kernel image or the initramfs cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The command line cannot be used.
-    #[error("the next kernel's command line")]
+    #[error("the next kernel's command line cannot be used")]
     CommandLine(#[from] CommandLineError),
-    /// What the running kernel is cannot be found out.
+    /// The facts about the running kernel cannot be read.
     #[error(transparent)]
     Running(#[from] kexec::StatusError),
     /// The preflight refuses it.
     #[error("{}", joined(.0))]
     Refused(Vec<Refusal>),
-    /// The image cannot be examined.
+    /// The handover formats of the image cannot be read.
     #[error("cannot examine {}: is the file damaged?", path.display())]
     Examine {
         /// The image.
@@ -38,15 +38,15 @@ pub enum NextKernelError {
         #[source]
         source: std::io::Error,
     },
-    /// It speaks other versions of the handover's formats.
+    /// The next kernel reads other versions of the handover formats than the running kernel writes.
     #[error("{} cannot take over: {}", path.display(), joined(differences))]
     Differs {
         /// The image.
         path: PathBuf,
-        /// In which formats.
+        /// The formats that differ.
         differences: Vec<abi::Difference>,
     },
-    /// The running kernel refuses to load it.
+    /// The running kernel refuses to load the image.
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -55,19 +55,19 @@ fn joined(reasons: &[impl ToString]) -> String {
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What is to be entered.
+/// The kernel to enter, with its initramfs and command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NextKernel {
-    /// The image.
+    /// Path of the kernel image.
     pub kernel: PathBuf,
-    /// Its initramfs.
+    /// Path of the initramfs.
     pub initramfs: PathBuf,
-    /// Its command line as the operator wrote it.
+    /// The command line as the operator wrote it.
     pub cmdline: String,
 }
 
-/// Checks and loads the next kernel, which gets the ticket for what lies in a pool. Without one the
-/// kernel's LUO hands everything over.
+/// Checks and loads the next kernel. With a `ticket`, preserved memory lies in a pool, and the ticket is
+/// added to the command line. Without a ticket, the kernel's LUO hands everything over.
 pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, NextKernelError> {
     let NextKernel { kernel, initramfs, cmdline } = next;
     let image = Image::open(kernel, Some(initramfs))?;
@@ -88,15 +88,16 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
     Ok(kexec::load(&image, &command_line, &running)?)
 }
 
-/// Whether the next kernel understands what this one hands over.
+/// Errors if the next kernel does not read the handover formats that this kernel writes. Only warns if
+/// the formats of the next kernel cannot be found out.
 fn compare_formats(root: &Path, image: &Image) -> Result<(), NextKernelError> {
     let path = || image.kernel.path.clone();
     let next = abi::of_image(&image.kernel)
         .map_err(|source| NextKernelError::Examine { path: path(), source })?;
     let Some(next) = next else {
         tracing::warn!(
-            "{} is not compressed with gzip (CONFIG_KERNEL_GZIP): whether it understands what this \
-             kernel hands over cannot be told beforehand",
+            "{} is not compressed with gzip (CONFIG_KERNEL_GZIP), so it is not checked whether it \
+             reads the handover formats of the running kernel",
             path().display()
         );
         return Ok(());

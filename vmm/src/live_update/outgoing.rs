@@ -1,9 +1,8 @@
 //! The old host's half of a live update or a handover, from the first check to the jump.
 //!
-//! Ownership undoes it: the loaded image unloads itself, an outgoing session abandons what it
-//! preserved, and `Paused` resumes every VM that it paused, whenever one of them is dropped. So
-//! every `?` below leaves all guests running where they were. Nothing between pause and jump costs
-//! more for a guest with more RAM.
+//! Dropping a value undoes its step: the loaded image unloads itself, an outgoing session abandons what
+//! it preserved, and `Paused` resumes every VM that it paused. So every `?` below leaves all guests
+//! running. No step between pause and jump takes longer for a guest with more RAM.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -34,34 +33,34 @@ use crate::link::{Reply, Request, Role};
 use crate::machine::Machine;
 use crate::state::document;
 
-/// What the VMs go to.
+/// The host that takes over the VMs.
 pub enum Destination<'a> {
-    /// A host on another kernel.
+    /// A host on another kernel: a live update.
     Kernel(NextKernel),
-    /// Another host on this kernel, in this very process.
+    /// Another host program on this kernel, in this process: a handover.
     Host {
-        /// The host's binary.
+        /// Path of the program.
         program: PathBuf,
-        /// Has the sessions, unless they are in a pool.
+        /// The keeper with the sessions; `None` if they are in a pool.
         keeper: Option<&'a Keeper>,
     },
-    /// The next process of this service, under whichever kernel. This one ends.
+    /// The next process of this systemd service, under this kernel or another. This process ends.
     Service,
 }
 
-/// What is to be done.
+/// The arguments of a live update or a handover.
 pub struct Plan<'a> {
-    /// What the VMs go to.
+    /// The host that takes over the VMs.
     pub destination: Destination<'a>,
     /// Undo everything before this step instead of doing it.
     pub stop_before: Option<Step>,
     /// Compare the page frames of guest RAM before and after.
     pub verify_frames: bool,
-    /// How many live updates there will have been.
+    /// Number of live updates since the last cold boot, including this one.
     pub number: u32,
     /// Text of the host's configuration.
     pub config: String,
-    /// Where the pool is, if the VMs live in one.
+    /// Directory of the pool, if guest RAM is in a pool.
     pub pool: Option<PathBuf>,
 }
 
@@ -73,13 +72,13 @@ enum Next<'a> {
 }
 
 impl Next<'_> {
-    /// Whether what is not on a disk by then is gone.
+    /// Whether written data that is not on a disk yet would be lost.
     fn loses_page_cache(&self) -> bool {
         matches!(self, Self::Kernel(_) | Self::Service)
     }
 }
 
-/// A VM on its way: what the transaction holds for it.
+/// A VM that is being handed over, with all that the transaction holds for it.
 struct Leaving<'a> {
     machine: &'a Machine,
     live: &'a Live,
@@ -91,15 +90,15 @@ struct Leaving<'a> {
     state: Option<SavedState>,
 }
 
-/// A state document that was written, and what the index says of it.
+/// A state document, with its size in bytes and its CRC-32 for the index.
 struct SavedState {
     file: File,
     bytes: u64,
     digest: u32,
 }
 
-/// Performs the live update or the handover. Returns only if it did not take place; `announce` is
-/// called immediately before the jump.
+/// Performs the live update or the handover. Returns only if it did not take place. Calls `announce`
+/// before the last step, the jump.
 pub fn run(
     luo: &dyn Orchestrator,
     vms: &[Guest],
@@ -115,7 +114,7 @@ pub fn run(
     };
 
     // While the guests run.
-    // A service leaves what the last kernel left where it is.
+    // Unfinished sessions of the last live update stay in the fd store of a systemd service.
     if !matches!(plan.destination, Destination::Service) {
         refuse_unfinished(vms, unfinished)?;
     }
@@ -124,8 +123,8 @@ pub fn run(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
-    // The kernel must not replace pages while its LUO pins them. Until the jump: a guest may still
-    // touch a segment that is pinned after the pause.
+    // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
+    // jump, because segments that a guest touches for the first time now are pinned after the pause.
     let _pages_stay = match luo.backend().pins_pages() {
         true => {
             refuse_too_many_holes(vms)?;
@@ -142,7 +141,7 @@ pub fn run(
             _ => None,
         })
         .collect::<Result<Vec<_>, _>>()?;
-    // What is dirty now need not be written during the blackout.
+    // A first sync while the guests run leaves less to write in the blackout.
     if next.loses_page_cache() {
         sync_host(plan, Step::PreserveRam)?;
     }
@@ -173,7 +172,7 @@ pub fn run(
     Err(jump(luo, next))
 }
 
-/// Finds out all that can be known of the destination, and makes it ready to be entered.
+/// Checks the destination as far as is possible now, and makes it ready for the jump.
 fn load<'a>(
     luo: &dyn Orchestrator,
     destination: &Destination<'a>,
@@ -185,7 +184,7 @@ fn load<'a>(
     })
 }
 
-/// A VM that waits for its restore, and for whose session nothing has to be done.
+/// Returns the manifest entry of a preserved VM, whose session is still in place.
 fn still_preserved(vm: &Guest) -> Option<VmEntry> {
     match &vm.life {
         Life::Preserved { entry, .. } => Some(VmEntry::clone(entry)),
@@ -193,7 +192,7 @@ fn still_preserved(vm: &Guest) -> Option<VmEntry> {
     }
 }
 
-/// Has the next host's program read every document that it will get.
+/// Lets the next host's program decode every document that it will get.
 fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<(), NextHostError> {
     let mut documents = vec![("the manifest".to_owned(), manifest.as_fd())];
     let states = vms.iter().filter_map(|vm| Some((vm.machine, &vm.state.as_ref()?.file)));
@@ -203,8 +202,8 @@ fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<
     program.rehearse(&documents)
 }
 
-/// Enters the next kernel, or the next host, with the sessions. What comes back undoes nothing before
-/// LUO has taken back what it handed over.
+/// Enters the next kernel or the next host program. Returns only on an error, and only after LUO has
+/// taken back the sessions.
 fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
     let mut failed = None;
     let switched = match next {
@@ -230,7 +229,7 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
                 }
             }
         }
-        // This process ends, at once: what is dropped would be given up.
+        // This process exits without dropping anything, because dropping sessions would abandon them.
         Next::Service => match luo.switch(&mut || ()) {
             Ok(()) => std::process::exit(0),
             refused => refused,
@@ -243,7 +242,8 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
     }
 }
 
-/// What the last kernel left and nobody has finished is not carried on by LUO.
+/// Errors if a VM is preserved or a session of the last live update is unfinished: LUO would not carry
+/// them over another live update.
 fn refuse_unfinished(vms: &[Guest], unfinished: &[Incoming]) -> Result<(), UpdateError> {
     if let Some(vm) = vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
         return Err(UpdateError::Unfinished(vm.machine.name.clone()));
@@ -254,8 +254,8 @@ fn refuse_unfinished(vms: &[Guest], unfinished: &[Incoming]) -> Result<(), Updat
     }
 }
 
-/// The kernel's LUO gives memory to every page of what it preserves. Where there is not enough, the
-/// kernel would end processes to get it, the VMs' first.
+/// Errors if the host has too little memory to preserve guest RAM: the kernel's LUO allocates every page
+/// of a preserved segment. With too little memory, the kernel would kill processes, VMs first.
 fn refuse_too_many_holes(vms: &[Guest]) -> Result<(), UpdateError> {
     let mut holes = 0;
     for vm in vms {
@@ -289,7 +289,7 @@ fn preserve_ram<'a>(
         machine,
         live,
         session,
-        segments: live.segments.iter().map(absent).collect(),
+        segments: live.segments.iter().map(unpreserved).collect(),
         verify_frames,
         ledger: Ledger::default(),
         last_exit_ticks: 0,
@@ -300,14 +300,14 @@ fn preserve_ram<'a>(
     Ok(leaving)
 }
 
-/// A segment that is not preserved yet.
-fn absent(segment: &Segment) -> SegmentEntry {
+/// The entry of a segment that is not preserved yet.
+fn unpreserved(segment: &Segment) -> SegmentEntry {
     SegmentEntry { bytes: segment.len(), preserved: false, frames: None }
 }
 
 impl Leaving<'_> {
-    /// Preserves the segments that the guest has touched and that are not preserved yet. They are
-    /// pinned to their page frames from then on.
+    /// Preserves the segments that the guest has touched and that are not preserved yet. The kernel's
+    /// LUO pins them to their page frames from then on.
     fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
         for (index, segment) in self.live.segments.iter().enumerate() {
             if self.segments[index].preserved
@@ -357,13 +357,14 @@ impl Leaving<'_> {
     }
 }
 
-/// VMs that stand still. Dropped: those that ran go on.
+/// Paused VMs. Dropping this resumes those that ran before.
 struct Paused<'t, 'a> {
     vms: &'t mut [Leaving<'a>],
 }
 
 impl<'t, 'a> Paused<'t, 'a> {
-    /// Asks all, then waits for all: the VMs stop side by side.
+    /// Pauses the running VMs at the same time: sends to all of them first, then waits for all answers.
+    /// Then preserves the segments that a guest touched since it was preserved.
     fn pause(vms: &'t mut [Leaving<'a>]) -> Result<Self, UpdateError> {
         let start = tsc::now();
         let paused = Self { vms };
@@ -388,7 +389,7 @@ impl<'t, 'a> Paused<'t, 'a> {
             }
         }
         for vm in &mut *paused.vms {
-            // What the guest touched between its preservation and its pause.
+            // Segments that the guest touched for the first time between `preserve_ram` and its pause.
             let late = vm.preserve_touched(step);
             first_error = first_error.or(late.err());
             if vm.live.process.has_events() {
@@ -466,7 +467,7 @@ fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
         vm.live.process.reply().map_err(vm.process_error(Step::Sync))?;
         vm.ledger.enter("sync", start, tsc::now());
     }
-    // The host's own files: logs and the like. The guests' disks are durable already.
+    // The host's own files, such as logs. The guests' disks are durable already.
     sync_host(plan, Step::Sync)
 }
 
@@ -494,7 +495,7 @@ fn manifest(
     }
 }
 
-/// Puts manifest and index into the host's session. Returns the manifest.
+/// Preserves the index and the manifest in the host's session. Returns the manifest's memfd.
 fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, UpdateError> {
     let step = Step::Jump;
     let preserve = |what: &'static str, bytes: &[u8], token| {

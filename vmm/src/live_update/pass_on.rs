@@ -1,6 +1,6 @@
-//! A live update of a host that cannot reach the pool in which its VMs are: it has nothing to pause and
-//! nothing to preserve. It enters a kernel whose host perhaps can, and hands it the ticket that it was
-//! given itself. Nothing in the pool is touched.
+//! A live update of a host that cannot reach the pool with its VMs. The host has nothing to pause and
+//! nothing to preserve. It passes its own ticket on to the next kernel, whose host may be able to reach
+//! the pool, and leaves the pool untouched.
 
 use std::convert::Infallible;
 
@@ -10,8 +10,8 @@ use super::Step;
 use super::UpdateError;
 use super::next_kernel::{self, NextKernel};
 
-/// Enters the next kernel with the same ticket. Returns only if it does not; `announce` is called
-/// immediately before the jump.
+/// Enters the next kernel with the same ticket. Returns only on an error; stopping before the step
+/// `stop_before` is one too. Calls `announce` immediately before the jump.
 pub fn run(
     ticket: Ticket,
     next: &NextKernel,
@@ -24,7 +24,7 @@ pub fn run(
     };
     before(Step::Load)?;
     let image = next_kernel::load(next, Some(ticket))?;
-    // No VM is in reach, so there is nothing to be done in the steps between.
+    // No VM is in reach, so these steps do nothing.
     for step in [Step::PreserveRam, Step::Pause, Step::Save, Step::PreserveState, Step::Sync] {
         before(step)?;
     }

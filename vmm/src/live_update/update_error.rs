@@ -1,4 +1,4 @@
-//! Why a live update or a handover did not take place.
+//! Errors of a live update or a handover that did not take place.
 
 use guest_mem::Error as MemoryError;
 
@@ -10,15 +10,15 @@ use crate::guests::conversation::ProcessError;
 use crate::machine::VmName;
 use crate::state::StateError;
 
-/// Why a live update did not happen. Every guest runs on, unless [`outcome`](Self::outcome) says
-/// otherwise.
+/// Why a live update or a handover did not take place. Every guest runs on, unless
+/// [`outcome`](Self::outcome) says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
-    /// The operator asked for it.
+    /// The operator asked to stop before this step.
     #[error("stopped before the step `{0}`, as asked")]
     Stopped(Step),
-    /// A VM of the last live update waits for its restore.
+    /// A VM of the last live update is preserved and not restored yet.
     #[error(
         "VM `{0}` is preserved but not restored, and would be lost by another update: `restore` it \
          or `stop` it first"
@@ -36,18 +36,18 @@ pub enum UpdateError {
     /// The next host's program cannot be used.
     #[error("the next host cannot take over")]
     NextHost(#[from] NextHostError),
-    /// LUO refused.
+    /// A LUO operation failed.
     #[error("step `{step}`{}", about(vm.as_ref()))]
     Luo {
-        /// During which step.
+        /// The step.
         step: Step,
-        /// For which VM.
+        /// The VM, unless the operation was for the host itself.
         vm: Option<VmName>,
         /// Why.
         #[source]
         source: luo::Error,
     },
-    /// Preserving would take more memory than there is.
+    /// Preserving guest RAM would take more memory than the host has.
     #[error(
         "preserving guest RAM fills its holes, which takes {} MiB, and the host has {} MiB available: \
          stop a VM, or free memory otherwise",
@@ -60,50 +60,50 @@ pub enum UpdateError {
         /// `MemAvailable`, in bytes.
         available: u64,
     },
-    /// The kernel may replace pages while they are preserved, and the guest's writes would be lost.
+    /// khugepaged may replace pages while they are preserved, and the guest's writes would be lost.
     #[error("step `preserve-ram`: khugepaged cannot be stopped while guest RAM is preserved")]
     Khugepaged(#[source] MemoryError),
-    /// How much memory the host has cannot be found out.
+    /// The host's available memory cannot be found out.
     #[error("cannot find out how much memory the host has available")]
     Meminfo(#[source] std::io::Error),
-    /// Which RAM was touched cannot be found out.
+    /// It cannot be found out which of the VM's segments were touched.
     #[error("VM `{vm}`: cannot examine its RAM")]
     Ram {
-        /// Which VM.
+        /// The VM.
         vm: VmName,
         /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// Which page frames its RAM lies in cannot be found out.
+    /// The page frames of the VM's RAM cannot be found out.
     #[error("VM `{vm}`: cannot verify its page frames")]
     Frames {
-        /// Which VM.
+        /// The VM.
         vm: VmName,
         /// Why.
         #[source]
         source: MemoryError,
     },
-    /// A VM's process did not do its part.
+    /// A VM's process did not carry out a request.
     #[error("step `{step}`: VM `{vm}`")]
     Process {
-        /// During which step.
+        /// The step.
         step: Step,
-        /// Which VM.
+        /// The VM.
         vm: VmName,
         /// Why.
         #[source]
         source: ProcessError,
     },
-    /// A guest switched itself off, or reset itself, at this very moment.
+    /// A guest switched itself off or reset itself while it was being paused.
     #[error("VM `{0}` is shutting down or resetting: try again when it has")]
     Ending(VmName),
     /// A document cannot be written.
     #[error("step `{step}`: cannot write the {what}")]
     Document {
-        /// During which step.
+        /// The step.
         step: Step,
-        /// Which document.
+        /// The document.
         what: &'static str,
         /// Why.
         #[source]
@@ -112,7 +112,7 @@ pub enum UpdateError {
     /// The host's file systems cannot be made durable.
     #[error("step `{step}`")]
     Sync {
-        /// During which step.
+        /// The step.
         step: Step,
         /// Why.
         #[source]
@@ -121,11 +121,11 @@ pub enum UpdateError {
     /// The manifest cannot be encoded.
     #[error("the manifest cannot be encoded")]
     Manifest(#[from] StateError),
-    /// The kernel did not jump.
-    #[error("the kernel did not jump")]
+    /// The running kernel did not enter the next one.
+    #[error("the running kernel did not enter the next one")]
     Jump(#[source] kexec::JumpError),
     /// The orchestrator returned success without calling `jump`.
-    #[error("nothing was told to jump: this is a bug, please report it")]
+    #[error("LUO reported a switch without a jump: this is a bug, please report it")]
     NoJump,
 }
 
@@ -134,7 +134,7 @@ fn about(vm: Option<&VmName>) -> String {
 }
 
 impl UpdateError {
-    /// Whose fault it is, if it is that of one VM.
+    /// Returns the VM that the error is about, if it is about one VM.
     pub fn vm(&self) -> Option<&VmName> {
         match self {
             Self::Luo { vm, .. } => vm.as_ref(),
@@ -144,7 +144,8 @@ impl UpdateError {
         }
     }
 
-    /// What became of the guests: every one of these errors comes before the point of no return.
+    /// Returns what became of the guests. All of these errors happen before the jump, so no guest is
+    /// lost.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Unfinished(_) => Outcome::Preserved,

@@ -1,4 +1,5 @@
-//! In a build without the feature `luo-tools`, such as that of a host's image: says so.
+//! Replaces `tools` in a build without the feature `luo-tools`, such as that of a host's image: every
+//! function errors with the name of the missing part.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// As `env` and `timeout` say it.
+    /// The exit status 125, with which `env` and `timeout` report their own failures.
     pub(super) fn code(&self) -> u8 {
         125
     }

@@ -1,4 +1,4 @@
-//! `perennial luo`: the Live Update Orchestrator for people, and for programs that have none.
+//! `perennial luo`: prints handover trees, and runs programs with an emulated `/dev/liveupdate`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,32 +21,32 @@ use left_out as tools;
 pub(super) enum Command {
     /// Run a program with a /dev/liveupdate that is served by the built-in orchestrator
     ///
-    /// The program runs as it is, also if it is static. When it calls reboot(2) for the next kernel,
-    /// it is started again as that kernel's first process, with its sessions handed over; with
-    /// --state this run ends there, preserved memory goes to a file in the directory, and the next run
-    /// with the same directory is the next kernel. A run that does not end so leaves it as it was.
-    /// PERENNIAL_LIVEUPDATE_NUMBER in its environment says how many live updates there were.
+    /// The program runs unmodified, even a static one. When it calls reboot(2) to kexec, it is started
+    /// again as the next kernel's first process, with its sessions handed over. With --state, the run
+    /// ends there instead: preserved memory goes to a file in the directory, and the next run with the
+    /// same directory is the next kernel. A run that ends without a kexec leaves the directory as it was.
+    /// PERENNIAL_LIVEUPDATE_NUMBER in the program's environment is the number of live updates so far.
     ///
-    /// The exit status is the program's, or 128 and the number of the signal that ended it; 0 after
-    /// a switch; 125 if it could not be supervised, 126 or 127 if it could not be started.
+    /// The exit status is the program's, or 128 plus the number of the signal that ended it; 0 after a
+    /// kexec; 125 if it could not be supervised, 126 or 127 if it could not be started.
     Emulate {
-        /// Where the previous kernel left its sessions, and where this one leaves them
+        /// The directory with the sessions of the previous run; this run leaves its sessions there
         #[arg(long, value_name = "DIR")]
         state: Option<PathBuf>,
-        /// Switch to the next kernel when the program ends with 0; what it leaves running holds its
-        /// sessions until then
+        /// Kexec when the program exits with 0; processes that it leaves running keep its sessions open
+        /// until then
         #[arg(long, requires = "state")]
         kexec: bool,
         /// The program, and its arguments
         #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
         program: Vec<OsString>,
     },
-    /// Print a handover tree: sessions, files, and what they are retrieved by
+    /// Print a handover tree: sessions, files and their tokens
     Show {
         /// The tree: `tree-N.dtb` of a state directory, or the 32 bytes of Linux's `struct luo_ser`
         file: PathBuf,
-        /// The memory that the addresses in the tree point to: pages, each behind its address (8
-        /// bytes, little-endian)
+        /// The memory that the addresses in the tree point to: a file of pages, each preceded by its
+        /// address (8 bytes, little-endian)
         #[arg(long, value_name = "FILE")]
         pages: Option<PathBuf>,
     },
@@ -95,10 +95,11 @@ fn show(file: &Path, pages: Option<&Path>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads a tree of any layout. What points to memory is read with `pages`.
+/// Reads a tree of any layout. `pages` is the file with the memory that the tree points to.
 fn tree(file: &Path, pages: Option<&Path>) -> Result<Handover, Error> {
     let bytes = read(file)?;
-    // The kernel's layout starts with its name, an FDT with a number; the seed's points to memory.
+    // The kernel's layout begins with `luo-`, an FDT with a magic number. Two layouts are FDTs; of these
+    // only the seed's points to memory.
     if bytes.starts_with(b"luo-") || pages.is_some() {
         let pages = pages.map(|pages| Ok::<_, Error>((pages, read(pages)?))).transpose()?;
         return Ok(tools::tree(file, &bytes, pages)?);
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_options_are_the_programs() {
+    fn options_after_the_program_are_passed_to_the_program() {
         for words in [
             "emulate --state here --kexec -- test -s 1 --state there",
             "emulate --state here --kexec test -s 1 --state there",
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_sense_is_refused() {
+    fn incomplete_arguments_are_refused() {
         for words in ["emulate", "emulate --kexec true", "emulate --state", "show"] {
             assert!(parse(words).is_err(), "{words}");
         }

@@ -1,4 +1,4 @@
-//! What a host does not need: the emulator, and trees of other kernels. The feature `luo-tools`.
+//! The feature `luo-tools`: the emulator, and handover trees of other layouts. A host needs neither.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,7 +13,11 @@ use ::luo::emulate::{self, Exit, Options, Program};
 pub(super) enum Error {
     #[error(transparent)]
     Emulate(#[from] emulate::Error),
-    #[error("{} is no row of pages: it has {bytes} bytes", file.display())]
+    #[error(
+        "{} is not a file of pages, each preceded by its address: {bytes} bytes are not a multiple of {}",
+        file.display(),
+        size_of::<u64>() + PAGE_BYTES
+    )]
     Pages { file: PathBuf, bytes: usize },
     #[error("{}", file.display())]
     V1 {
@@ -30,7 +34,8 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// As `env` and `timeout` say it.
+    /// The exit status, as `env` and `timeout` use it: 125 if the program could not be supervised, 127 if
+    /// it was not found, 126 if it could not be started. 1 for other errors.
     pub(super) fn code(&self) -> u8 {
         match self {
             Self::Emulate(emulate::Error::Start { source, .. }) => match source.kind() {
@@ -55,12 +60,12 @@ pub(super) fn emulate(
         Exit::Status(status) => status,
         Exit::Signal(signal) => 128 + signal,
     };
-    // A status has eight bits, and so has a signal above 128.
+    // An exit status has eight bits, and 128 plus a signal number fits them.
     Ok(ExitCode::from(code as u8))
 }
 
-/// Reads a tree of Linux, or of the seed's form, with the pages that it points to: the name of their
-/// file and its contents.
+/// Reads a tree in the layout of Linux or of the seed. `pages` are the path and the contents of the file
+/// with the memory that the tree points to.
 pub(super) fn tree(
     file: &Path,
     bytes: &[u8],
@@ -123,7 +128,8 @@ mod tests {
         }
         let pages = golden.join("luo-v5.ser");
         let error = tree(&golden.join("luo-v5.ser"), Some(&pages)).unwrap_err();
-        assert!(error.to_string().contains("is no row of pages: it has 32 bytes"));
+        assert!(error.to_string().contains("is not a file of pages"));
+        assert!(error.to_string().contains("32 bytes are not a multiple of 4104"));
     }
 
     #[test]
