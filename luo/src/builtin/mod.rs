@@ -62,10 +62,10 @@
 
 pub mod decode;
 mod device;
-mod direct;
 mod file;
 pub mod flb;
 pub mod handler;
+mod in_process;
 pub mod keeper;
 pub mod label;
 mod model;
@@ -78,11 +78,11 @@ mod session;
 mod show;
 pub mod tree;
 
-pub use direct::HandOverError;
 pub use flb::{Flb, FlbId};
 pub use handler::{File, Handle, Handler, HandlerId, Retrieval};
+pub use in_process::HandOverError;
 pub use label::{Compatible, Name};
 pub use model::{Disabled, Limits, Luo, Parameters};
 pub use open_file::OpenFile;
-pub use session::{Kind, SessionId};
+pub use session::{SessionId, SessionKind};
 pub use show::Status;

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use super::file::{Preserved, Registry};
 use super::handler::File;
 use super::model::Luo;
-use super::session::{Files, OutgoingSession};
+use super::session::{OutgoingSession, TokenFiles};
 use super::tree::{SessionRecord, v1};
 
 impl<F: File> Luo<F> {
@@ -102,6 +102,10 @@ fn freeze_files<F: File>(
 }
 
 /// Unfreezes the first `count` files, in their order.
-fn unfreeze_files<F: File>(registry: &mut Registry<F>, files: &Files<Preserved<F>>, count: usize) {
+fn unfreeze_files<F: File>(
+    registry: &mut Registry<F>,
+    files: &TokenFiles<Preserved<F>>,
+    count: usize,
+) {
     files.iter().take(count).for_each(|(_, file)| registry.unfreeze(file));
 }

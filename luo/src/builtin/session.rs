@@ -31,7 +31,7 @@ pub struct SessionId(pub(super) u64);
 
 /// Which side of the switch a session belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum SessionKind {
     /// Created in this kernel, for the next kernel.
     Outgoing,
     /// Created in the previous kernel, and retrieved in this one.
@@ -40,18 +40,18 @@ pub enum Kind {
 
 /// Files in the order in which they were added, each under a token.
 #[derive(Debug)]
-pub(super) struct Files<T> {
+pub(super) struct TokenFiles<T> {
     list: Vec<(Token, T)>,
     by_token: HashMap<Token, usize>,
 }
 
-impl<T> Default for Files<T> {
+impl<T> Default for TokenFiles<T> {
     fn default() -> Self {
         Self { list: Vec::new(), by_token: HashMap::new() }
     }
 }
 
-impl<T> Files<T> {
+impl<T> TokenFiles<T> {
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }
@@ -94,7 +94,7 @@ impl<T> Files<T> {
 #[derive(Debug)]
 pub(super) struct OutgoingSession<F> {
     pub(super) name: Name,
-    pub(super) files: Files<Preserved<F>>,
+    pub(super) files: TokenFiles<Preserved<F>>,
 }
 
 /// Whether an incoming session has a holder.
@@ -113,12 +113,12 @@ pub(super) enum Reach {
 pub(super) struct IncomingSession<F> {
     pub(super) name: Name,
     pub(super) reach: Reach,
-    pub(super) files: Files<Arrived<F>>,
+    pub(super) files: TokenFiles<Arrived<F>>,
 }
 
 impl<F> IncomingSession<F> {
     pub(super) fn new(name: Name) -> Self {
-        Self { name, reach: Reach::Waiting, files: Files::default() }
+        Self { name, reach: Reach::Waiting, files: TokenFiles::default() }
     }
 }
 
@@ -189,7 +189,7 @@ impl<F: File> Luo<F> {
             return Err(self.limits.sessions_errno);
         }
         let id = self.new_session_id();
-        self.outgoing.insert(id, name, OutgoingSession { name, files: Files::default() })?;
+        self.outgoing.insert(id, name, OutgoingSession { name, files: TokenFiles::default() })?;
         if let Err(errno) = open(id) {
             self.outgoing.remove(id, &name);
             return Err(errno);
@@ -230,12 +230,12 @@ impl<F: File> Luo<F> {
     }
 
     /// Returns the kind of a session. EBADF if there is no outgoing and no retrieved session `id`.
-    pub fn kind(&self, id: SessionId) -> Result<Kind, Errno> {
+    pub fn kind(&self, id: SessionId) -> Result<SessionKind, Errno> {
         if self.outgoing.get(id).is_some() {
-            return Ok(Kind::Outgoing);
+            return Ok(SessionKind::Outgoing);
         }
         match self.incoming.get(id) {
-            Some(session) if session.reach == Reach::Retrieved => Ok(Kind::Incoming),
+            Some(session) if session.reach == Reach::Retrieved => Ok(SessionKind::Incoming),
             _ => Err(Errno::BADF),
         }
     }
@@ -264,7 +264,7 @@ impl<F: File> Luo<F> {
         file: Option<F>,
     ) -> Result<(), Errno> {
         self.check_running()?;
-        self.expect_kind(id, Kind::Outgoing)?;
+        self.expect_kind(id, SessionKind::Outgoing)?;
         let session = self.outgoing.by_id.get_mut(&id).ok_or(Errno::BADF)?;
         if session.files.contains(token) {
             return Err(Errno::EXIST);
@@ -284,7 +284,7 @@ impl<F: File> Luo<F> {
     /// the session has no such token, or is finished.
     pub fn retrieve_fd(&mut self, id: SessionId, token: Token) -> Result<F, Errno> {
         self.check_running()?;
-        self.expect_kind(id, Kind::Incoming)?;
+        self.expect_kind(id, SessionKind::Incoming)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
         self.registry.retrieve(session.files.get_mut(token).ok_or(Errno::NOENT)?)
     }
@@ -297,7 +297,7 @@ impl<F: File> Luo<F> {
     /// finished.
     pub fn finish(&mut self, id: SessionId) -> Result<(), Errno> {
         self.check_running()?;
-        self.expect_kind(id, Kind::Incoming)?;
+        self.expect_kind(id, SessionKind::Incoming)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
         finish_files(&mut self.registry, session)
     }
@@ -328,7 +328,7 @@ impl<F: File> Luo<F> {
         Ok(())
     }
 
-    fn expect_kind(&self, id: SessionId, kind: Kind) -> Result<(), Errno> {
+    fn expect_kind(&self, id: SessionId, kind: SessionKind) -> Result<(), Errno> {
         if self.kind(id)? == kind { Ok(()) } else { Err(Errno::INVAL) }
     }
 

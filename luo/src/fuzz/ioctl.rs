@@ -19,7 +19,7 @@ use crate::Errno;
 use crate::builtin::decode::{Caller, Fault};
 use crate::builtin::scripted::{Callback, Script as Handlers, ScriptedFile};
 use crate::builtin::tree::v1;
-use crate::builtin::{Compatible, Kind, Limits, Luo, Parameters, SessionId};
+use crate::builtin::{Compatible, Limits, Luo, Parameters, SessionId, SessionKind};
 
 const LIMITS: Limits = Limits { sessions: 6, sessions_errno: Errno::NOSPC, files: 4 };
 /// Where the memory of the process is, and how much there is: the first half can only be read.
@@ -247,7 +247,7 @@ impl World {
         let name = &self.process.memory[Process::at(address + 8, 64).unwrap()];
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         self.sessions.iter().any(|session| {
-            self.luo.kind(*session) == Ok(Kind::Outgoing)
+            self.luo.kind(*session) == Ok(SessionKind::Outgoing)
                 && self.luo.session_name(*session).unwrap().as_bytes() == name
         })
     }

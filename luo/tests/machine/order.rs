@@ -2,7 +2,7 @@
 
 use luo::builtin::scripted::Callback::*;
 use luo::builtin::scripted::{Call, Script};
-use luo::builtin::{Kind, SessionId};
+use luo::builtin::{SessionId, SessionKind};
 use luo::{Errno, Token};
 
 use crate::support::{KIND, compatible, machine, machine_after, name, session, short, switch};
@@ -131,7 +131,7 @@ fn a_file_that_cannot_be_finished_keeps_the_whole_session() {
     script.mend(CanFinish, 2);
     luo.finish(id).unwrap();
     assert_eq!(luo.retrieve_fd(id, Token(3)), Err(Errno::NOENT));
-    assert_eq!(luo.kind(id), Ok(Kind::Incoming));
+    assert_eq!(luo.kind(id), Ok(SessionKind::Incoming));
 }
 
 #[test]

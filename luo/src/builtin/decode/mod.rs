@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use super::handler::File;
 use super::model::Luo;
-use super::session::{Kind, SessionId};
+use super::session::{SessionId, SessionKind};
 use crate::Token;
 use crate::uapi::{self, SESSION_NAME_LENGTH};
 
@@ -74,10 +74,10 @@ const DEVICE: [Request; 2] = [
 ];
 
 /// The requests on a session, each with the only kind of session that allows it; `None` for both.
-const SESSION: [(Request, Option<Kind>); 4] = [
-    (Request { number: uapi::SESSION_PRESERVE_FD, size: 16 }, Some(Kind::Outgoing)),
-    (Request { number: uapi::SESSION_RETRIEVE_FD, size: 16 }, Some(Kind::Incoming)),
-    (Request { number: uapi::SESSION_FINISH, size: 8 }, Some(Kind::Incoming)),
+const SESSION: [(Request, Option<SessionKind>); 4] = [
+    (Request { number: uapi::SESSION_PRESERVE_FD, size: 16 }, Some(SessionKind::Outgoing)),
+    (Request { number: uapi::SESSION_RETRIEVE_FD, size: 16 }, Some(SessionKind::Incoming)),
+    (Request { number: uapi::SESSION_FINISH, size: 8 }, Some(SessionKind::Incoming)),
     (Request { number: uapi::SESSION_GET_NAME, size: 72 }, None),
 ];
 

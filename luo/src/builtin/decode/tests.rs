@@ -329,11 +329,11 @@ fn expected_on_device(probe: &Probe) -> Result<(), Errno> {
     if probe.writable { Ok(()) } else { Err(Errno::FAULT) }
 }
 
-fn expected_on_session(probe: &Probe, kind: Kind) -> Result<(), Errno> {
+fn expected_on_session(probe: &Probe, kind: SessionKind) -> Result<(), Errno> {
     let known = [(0xba40, 16), (0xba41, 16), (0xba42, 8), (0xba43, 72)];
     let fits = match probe.command {
-        0xba40 => kind == Kind::Outgoing,
-        0xba41 | 0xba42 => kind == Kind::Incoming,
+        0xba40 => kind == SessionKind::Outgoing,
+        0xba41 | 0xba42 => kind == SessionKind::Incoming,
         _ => true,
     };
     let bytes = checked(probe, &known, fits)?;
@@ -391,7 +391,7 @@ proptest! {
         } else {
             luo.retrieve_session(&name(b"in"), |_| Ok(())).unwrap()
         };
-        let kind = if outgoing { Kind::Outgoing } else { Kind::Incoming };
+        let kind = if outgoing { SessionKind::Outgoing } else { SessionKind::Incoming };
         let mut process = probe.process(&script);
         let before = process.bytes.clone();
         let answer = session(&mut luo, &mut process, id, probe.command);

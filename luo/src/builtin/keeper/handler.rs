@@ -47,14 +47,14 @@ impl Carried {
 
 /// The kind of files that a handler preserves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FileKind {
     /// Memfds, which must have the same size at the switch as when they were preserved.
     Memfd,
     /// Any other regular file. The kernel's LUO preserves none of these.
     Regular,
 }
 
-impl Kind {
+impl FileKind {
     /// Both kinds, in the order in which their handlers are registered.
     pub(super) const ALL: [Self; 2] = [Self::Memfd, Self::Regular];
 
@@ -70,7 +70,7 @@ impl Kind {
 /// Preserves files of one kind.
 #[derive(Debug)]
 pub(super) struct FdHandler {
-    pub(super) kind: Kind,
+    pub(super) kind: FileKind,
     pub(super) carried: Carried,
     pub(super) compatible: Compatible,
 }
@@ -79,7 +79,7 @@ impl FdHandler {
     /// Returns the digest in the file's handle: of the inode and, for a memfd, of the size. The
     /// size of another file may change.
     fn digest(&self, look: &Look) -> u32 {
-        let bytes = if self.kind == Kind::Memfd { look.bytes } else { 0 };
+        let bytes = if self.kind == FileKind::Memfd { look.bytes } else { 0 };
         let mut digest = crc32fast::Hasher::new();
         digest.update(&look.inode.to_u128().to_le_bytes());
         digest.update(&bytes.to_le_bytes());
@@ -103,8 +103,8 @@ impl Handler<OpenFile> for FdHandler {
 
     fn can_preserve(&self, file: &OpenFile) -> bool {
         match self.kind {
-            Kind::Memfd => file.is_memfd(),
-            Kind::Regular => file.look().is_ok_and(|look| look.is_regular),
+            FileKind::Memfd => file.is_memfd(),
+            FileKind::Regular => file.look().is_ok_and(|look| look.is_regular),
         }
     }
 
@@ -124,7 +124,7 @@ impl Handler<OpenFile> for FdHandler {
         let (look, fd) = (file.look()?, file.duplicate()?);
         let mut fds = self.carried.fds();
         let preserved = fds.bytes.get(&look.inode.to_u128());
-        if self.kind == Kind::Memfd && preserved != Some(&look.bytes) {
+        if self.kind == FileKind::Memfd && preserved != Some(&look.bytes) {
             return Err(Errno::INVAL);
         }
         fds.outgoing.push(fd);

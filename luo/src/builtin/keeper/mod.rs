@@ -22,7 +22,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
-use super::direct::{Direct, NotHandedOver};
+use super::in_process::{InProcess, NotHandedOver};
 use super::open_file::OpenFile;
 use super::tree::{self, v1};
 use super::{Compatible, HandOverError, Luo, Parameters, SessionId};
@@ -30,7 +30,7 @@ use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
     memory,
 };
-use handler::{Carried, FdHandler, Kind};
+use handler::{Carried, FdHandler, FileKind};
 
 /// Everything that a keeper hands to the next one.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ pub struct SwitchError {
 /// them.
 #[derive(Debug, Clone)]
 pub struct Keeper {
-    direct: Direct,
+    in_process: InProcess,
     carried: Carried,
     number: u64,
 }
@@ -111,7 +111,7 @@ impl Keeper {
 
     fn with(carried: Carried, tree: Option<Vec<u8>>) -> Self {
         let mut luo = Luo::start(Parameters::default(), || tree.ok_or(Errno::NOENT));
-        for kind in Kind::ALL {
+        for kind in FileKind::ALL {
             if let Some(compatible) = Compatible::new(kind.format()) {
                 // Cannot fail: live update is enabled (the tree was checked), and the formats
                 // differ.
@@ -120,7 +120,7 @@ impl Keeper {
             }
         }
         let number = luo.liveupdate_number();
-        Self { direct: Direct::new(luo, None, Box::new(|_| Ok(()))), carried, number }
+        Self { in_process: InProcess::new(luo, None, Box::new(|_| Ok(()))), carried, number }
     }
 
     /// Hands over all outgoing sessions. Incoming sessions that are not finished are lost. After
@@ -141,7 +141,7 @@ impl Keeper {
         &self,
         take: impl FnOnce(Handover) -> Result<T, E>,
     ) -> Result<T, HandOverError<E>> {
-        let taken = self.direct.hand_over(|tree| {
+        let taken = self.in_process.hand_over(|tree| {
             take(Handover { tree: tree.to_vec(), fds: self.carried.take_outgoing() })
         });
         // If a file could not be frozen, the fds of the files before it are still in the list.
@@ -161,20 +161,20 @@ impl Keeper {
     /// Makes a session from a copy of its fd. Hands back an fd that represents no session of this
     /// keeper.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
-        self.direct.adopt(fd)
+        self.in_process.adopt(fd)
     }
 
     /// Calls `act` with the state machine, for a server that answers the requests of other
     /// processes. The keeper is locked meanwhile: `act` must not drop a session, and of the
     /// keeper's methods may call only [`open_session`](Self::open_session).
-    pub fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
-        self.direct.with_machine(act)
+    pub fn with_luo<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
+        self.in_process.with_luo(act)
     }
 
     /// Makes the fd that represents a session, while the session is created or retrieved. The
     /// session ends when the last copy of the fd is closed.
     pub fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
-        self.direct.open_session(session)
+        self.in_process.open_session(session)
     }
 }
 
@@ -182,7 +182,7 @@ impl Keeper {
 /// fds.
 fn check(handover: &Handover) -> Result<(), Problem> {
     let tree::Handover { sessions, .. } = v1::decode(&handover.tree)?;
-    let formats = Kind::ALL.map(Kind::format);
+    let formats = FileKind::ALL.map(FileKind::format);
     let kept = |file: &&tree::FileRecord| {
         formats.iter().any(|format| format.as_bytes() == file.compatible.as_bytes())
     };
@@ -201,11 +201,11 @@ impl Orchestrator for Keeper {
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
-        self.direct.create_session(name)
+        self.in_process.create_session(name)
     }
 
     fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
-        self.direct.retrieve_session(name)
+        self.in_process.retrieve_session(name)
     }
 
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {

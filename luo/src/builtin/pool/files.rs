@@ -28,14 +28,14 @@ use crate::mutex::lock;
 
 /// How a file is preserved in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Preservation {
     /// A file of the pool, which stays where it is.
     File,
     /// A small memfd, which is copied into the pool.
     Copy,
 }
 
-impl Kind {
+impl Preservation {
     /// Both kinds, in the order in which their handlers are registered.
     pub(super) const ALL: [Self; 2] = [Self::File, Self::Copy];
 
@@ -55,18 +55,18 @@ impl Kind {
 
 /// The files of this process's pool. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Files(Arc<Mutex<State>>);
+pub(super) struct PoolFiles(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) directory: Directory,
-    /// Files of sessions, by number.
+    /// PoolFiles of sessions, by number.
     pub(super) owned: BTreeMap<u64, Entry>,
     /// Numbers of files that were looked up before, by inode.
     numbers: HashMap<u64, u64>,
 }
 
-impl Files {
+impl PoolFiles {
     /// `owned` are the files of the incoming sessions.
     pub(super) fn new(directory: Directory, owned: BTreeMap<u64, Entry>) -> Self {
         let numbers = HashMap::new();

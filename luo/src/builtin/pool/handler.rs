@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::super::open_file::{Look, OpenFile};
 use super::super::{Compatible, Handle, Handler, Retrieval};
 use super::directory;
-use super::files::Files;
+use super::files::PoolFiles;
 use super::record::Entry;
 
 /// Largest memfd that is copied, in bytes.
@@ -24,7 +24,7 @@ pub const MOST_COPIED: u64 = 16 << 20;
 /// Preserves files of the pool, in place.
 #[derive(Debug)]
 pub(super) struct FileHandler {
-    pub(super) files: Files,
+    pub(super) files: PoolFiles,
     pub(super) compatible: Compatible,
 }
 
@@ -93,7 +93,7 @@ impl Handler<OpenFile> for FileHandler {
 /// Preserves memfds, as copies in the pool.
 #[derive(Debug)]
 pub(super) struct CopyHandler {
-    pub(super) files: Files,
+    pub(super) files: PoolFiles,
     pub(super) compatible: Compatible,
     /// The copies of preserved memfds, open for writing, by number.
     pub(super) copies: BTreeMap<u64, OwnedFd>,
@@ -168,7 +168,7 @@ impl Handler<OpenFile> for CopyHandler {
 /// Ends the ownership of an incoming session's file, and removes the file if it was never
 /// retrieved. A file that could not be retrieved may be another file, so it is not removed here: if
 /// it is not in use, it is a leftover.
-fn finish(files: &Files, retrieval: &Retrieval<'_, OpenFile>, handle: Handle) {
+fn finish(files: &PoolFiles, retrieval: &Retrieval<'_, OpenFile>, handle: Handle) {
     let mut state = files.state();
     match retrieval {
         Retrieval::Never if state.open_owned(handle.0).is_ok() => state.discard(handle.0),

@@ -39,14 +39,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::direct::{BeforeRetrieval, Direct, NotHandedOver};
+use super::in_process::{BeforeOpen, InProcess, NotHandedOver};
 use super::tree::v1;
 use super::{Compatible, Disabled, HandOverError, Luo, OpenFile, Parameters, SessionId};
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
 };
 use directory::{Directory, Place};
-use files::{Files, Kind};
+use files::{PoolFiles, Preservation};
 pub use handler::MOST_COPIED;
 use handler::{CopyHandler, FileHandler};
 pub use record::Error as TreeError;
@@ -159,8 +159,8 @@ pub enum PoolError {
 /// pool at a time.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    direct: Direct,
-    files: Files,
+    in_process: InProcess,
+    files: PoolFiles,
     number: u64,
     ticket: Ticket,
 }
@@ -192,7 +192,7 @@ impl Pool {
             v1::encode(&tree.tree.luo).map_err(|_| Errno::BADMSG)
         });
         let owned = arrived.as_ref().map_or_else(BTreeMap::new, |a| a.tree.files.clone());
-        let files = Files::new(directory, owned);
+        let files = PoolFiles::new(directory, owned);
         register_handlers(&mut luo, &files);
         if luo.is_enabled() {
             let mut state = files.state();
@@ -200,14 +200,14 @@ impl Pool {
             state.collect();
         }
         let number = luo.liveupdate_number();
-        let direct = Direct::new(luo, disabled, before_retrieval(files.clone(), arrived));
+        let in_process = InProcess::new(luo, disabled, before_open(files.clone(), arrived));
         let ticket = Ticket::new(number::random_bytes());
-        Ok(Self { direct, files, number, ticket })
+        Ok(Self { in_process, files, number, ticket })
     }
 
     /// Returns why live update is disabled; `None` if it is enabled.
     pub fn disabled(&self) -> Option<Disabled> {
-        self.direct.disabled()
+        self.in_process.disabled()
     }
 
     /// The number of live updates that led to this generation: 0 after a cold start.
@@ -218,7 +218,7 @@ impl Pool {
     /// Removes files that are no longer in use and that no session owns. Does nothing while live
     /// update is disabled. Each start and each [`Pool::create_memory`] does the same.
     pub fn collect(&self) {
-        if self.direct.disabled().is_none() {
+        if self.in_process.disabled().is_none() {
             self.files.state().collect();
         }
     }
@@ -226,7 +226,7 @@ impl Pool {
     /// Makes a session from a copy of its fd. Hands back an fd that represents no session of this
     /// pool.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
-        self.direct.adopt(fd)
+        self.in_process.adopt(fd)
     }
 
     /// Writes the tree of all outgoing sessions for the next generation, and calls `jump`.
@@ -239,7 +239,7 @@ impl Pool {
         &self,
         jump: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, HandOverError<E>> {
-        let taken = self.direct.hand_over(|luo| {
+        let taken = self.in_process.hand_over(|luo| {
             let refused = |errno| HandOverError::Refused(Error::Switch { errno });
             let luo = v1::decode(luo).map_err(|_| refused(Errno::AGAIN))?;
             let state = self.files.state();
@@ -261,14 +261,14 @@ impl Pool {
     /// Calls `act` with the state machine, for a server that answers the requests of other
     /// processes. The pool is locked meanwhile: `act` must not drop a session, and of the pool's
     /// methods may call only [`open_session`](Self::open_session).
-    pub fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
-        self.direct.with_machine(act)
+    pub fn with_luo<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
+        self.in_process.with_luo(act)
     }
 
     /// Makes the fd that represents a session, while the session is created or retrieved. The
     /// session ends when the last copy of the fd is closed.
     pub fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
-        self.direct.open_session(session)
+        self.in_process.open_session(session)
     }
 }
 
@@ -332,14 +332,14 @@ fn remaining(directory: &Directory, mut tree: Tree, digest: u32) -> Arrival {
     Arrival { tree, digest, places }
 }
 
-fn register_handlers(luo: &mut Luo<OpenFile>, files: &Files) {
-    for kind in Kind::ALL {
+fn register_handlers(luo: &mut Luo<OpenFile>, files: &PoolFiles) {
+    for kind in Preservation::ALL {
         let Some(compatible) = Compatible::new(kind.format()) else { continue };
         let files = files.clone();
         // Fails only while live update is disabled; then no handler is needed.
         let _ = match kind {
-            Kind::File => luo.register_handler(FileHandler { files, compatible }),
-            Kind::Copy => {
+            Preservation::File => luo.register_handler(FileHandler { files, compatible }),
+            Preservation::Copy => {
                 let copies = BTreeMap::new();
                 luo.register_handler(CopyHandler { files, compatible, copies })
             }
@@ -348,7 +348,7 @@ fn register_handlers(luo: &mut Luo<OpenFile>, files: &Files) {
 }
 
 /// Marks an incoming session on disk as retrieved, before any of its files is given out.
-fn before_retrieval(files: Files, arrived: Option<Arrival>) -> BeforeRetrieval {
+fn before_open(files: PoolFiles, arrived: Option<Arrival>) -> BeforeOpen {
     let (digest, places) = arrived.map_or((0, Vec::new()), |a| (a.digest, a.places));
     Box::new(move |session| {
         // The state machine numbers sessions from 1: first those of the tree, in its order.
@@ -371,11 +371,11 @@ impl Orchestrator for Pool {
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
-        self.direct.create_session(name)
+        self.in_process.create_session(name)
     }
 
     fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
-        self.direct.retrieve_session(name)
+        self.in_process.retrieve_session(name)
     }
 
     /// Creates a file in the pool, with all pages allocated and zeroed. So no store to the memory
@@ -383,7 +383,7 @@ impl Orchestrator for Pool {
     /// memory. After the last fd and mapping of the file are gone, [`Pool::collect`] removes the
     /// file.
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
-        let made = match self.direct.disabled() {
+        let made = match self.in_process.disabled() {
             None => self.files.state().create_memory(len),
             Some(_) => self.files.state().create_memory_only(len),
         };

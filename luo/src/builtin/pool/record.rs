@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use vm_fdt::FdtWriter;
 
 use super::super::tree::{FileRecord, Handover, record::u64_at, v1};
-use super::files::Kind;
+use super::files::Preservation;
 use crate::Ticket;
 
 /// The root's format.
@@ -135,7 +135,7 @@ pub(crate) struct Tree {
 /// Returns the records of the files that are in the pool.
 pub(crate) fn pool_files(luo: &Handover) -> impl Iterator<Item = &FileRecord> {
     let files = luo.sessions.iter().flat_map(|session| &session.files);
-    files.filter(|file| Kind::of(&file.compatible).is_some())
+    files.filter(|file| Preservation::of(&file.compatible).is_some())
 }
 
 /// Encodes a tree.

@@ -22,7 +22,7 @@ pub(crate) trait Backend: Sync {
     /// What it lacks, and does otherwise.
     const PROFILE: &'static Profile;
 
-    fn with_machine<T>(&self, act: Act<'_, T>) -> Result<T, Errno>;
+    fn with_luo<T>(&self, act: Act<'_, T>) -> Result<T, Errno>;
 
     fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno>;
 
@@ -48,8 +48,8 @@ impl KeeperBackend {
 impl Backend for KeeperBackend {
     const PROFILE: &'static Profile = &profile::KEEPER;
 
-    fn with_machine<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
-        self.0.with_machine(act)
+    fn with_luo<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
+        self.0.with_luo(act)
     }
 
     fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
@@ -104,8 +104,8 @@ impl PoolBackend {
 impl Backend for PoolBackend {
     const PROFILE: &'static Profile = &profile::POOL;
 
-    fn with_machine<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
-        self.pool().with_machine(act)
+    fn with_luo<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
+        self.pool().with_luo(act)
     }
 
     fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {
@@ -144,8 +144,8 @@ impl KexecPoolBackend {
 impl Backend for KexecPoolBackend {
     const PROFILE: &'static Profile = &profile::POOL;
 
-    fn with_machine<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
-        self.0.with_machine(act)
+    fn with_luo<T>(&self, act: Act<'_, T>) -> Result<T, Errno> {
+        self.0.with_luo(act)
     }
 
     fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno> {

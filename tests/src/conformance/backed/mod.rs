@@ -41,8 +41,7 @@ impl<B: Backend> Backed<B> {
 
     fn register(&mut self) {
         let handler = self.files.clone();
-        let registered =
-            self.backend.with_machine(&mut |luo| luo.register_handler(handler.clone()));
+        let registered = self.backend.with_luo(&mut |luo| luo.register_handler(handler.clone()));
         registered.expect("the machine is new");
     }
 
@@ -64,7 +63,7 @@ impl<B: Backend> Backed<B> {
             && Arc::into_inner(device).is_some()
         {
             self.backend
-                .with_machine(&mut |luo| {
+                .with_luo(&mut |luo| {
                     let _ = luo.close_device();
                     Ok(())
                 })
@@ -126,7 +125,7 @@ impl<B: Backend> System for Backed<B> {
                 Ok(Answer::default())
             }
             Call::OpenDevice { read_only: _ } => {
-                self.backend.with_machine(&mut Luo::open_device)?;
+                self.backend.with_luo(&mut Luo::open_device)?;
                 self.processes.install(process, Opened::Device(Arc::new(())))
             }
             Call::Open(what) => self.install_file(process, file::open(what)?),

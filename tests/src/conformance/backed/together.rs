@@ -31,7 +31,7 @@ pub(super) fn ioctl(
     let open = |id| backend.open_session(id);
     let mut request = Request::new(RealFiles(&open), table, &mut argument);
     let address = request.address();
-    let result = backend.with_machine(&mut |luo| match session {
+    let result = backend.with_luo(&mut |luo| match session {
         None => luo.device_ioctl(&mut request, command, address),
         Some(id) => luo.session_ioctl(&mut request, id, command, address),
     });
@@ -78,9 +78,9 @@ fn one(backend: &impl Backend, table: &mut Table, call: Call) -> Result<Answer, 
         Call::OpenAndClose(times) => {
             let mut opened = 0;
             for _ in 0..times {
-                match backend.with_machine(&mut Luo::open_device) {
+                match backend.with_luo(&mut Luo::open_device) {
                     Ok(()) => {
-                        backend.with_machine(&mut Luo::close_device)?;
+                        backend.with_luo(&mut Luo::close_device)?;
                         opened += 1;
                     }
                     Err(Errno::BUSY) => {}

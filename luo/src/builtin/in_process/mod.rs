@@ -1,11 +1,11 @@
 //! The state machine for calls from its own process: real files, and sessions that fds represent.
 //!
-//! The keeper and the pool share a [`Direct`]: a [`Luo`] behind a lock, with the methods of
+//! The keeper and the pool share a [`InProcess`]: a [`Luo`] behind a lock, with the methods of
 //! [`Orchestrator`](crate::Orchestrator). A session lives until the last copy of its fd is closed,
 //! in any process. Each call first closes, in the state machine, the sessions whose last fd was
 //! closed since the last call. So right after the last close the name can be used again, and the
 //! files can be preserved again. How files are preserved is left to the handlers, and where the
-//! tree goes is left to the caller of [`Direct::hand_over`].
+//! tree goes is left to the caller of [`InProcess::hand_over`].
 
 mod watch;
 
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::open_file::{OpenFile, duplicate};
-use super::{Disabled, Kind, Luo, SessionId};
+use super::{Disabled, Luo, SessionId, SessionKind};
 use crate::mutex::lock;
 use crate::{
     Error, FromFdError, Incoming, Outgoing, Preserve, Retrieve, Session, SessionName, Token,
@@ -25,11 +25,11 @@ use watch::Watch;
 
 /// Called with the number of each session before it is created or retrieved. An error cancels the
 /// call; an incoming session can then still be retrieved.
-pub(super) type BeforeRetrieval = Box<dyn Fn(SessionId) -> Result<(), Errno> + Send + Sync>;
+pub(super) type BeforeOpen = Box<dyn Fn(SessionId) -> Result<(), Errno> + Send + Sync>;
 
 /// The state machine of this process. Clones share it.
 #[derive(Clone)]
-pub(super) struct Direct {
+pub(super) struct InProcess {
     shared: Arc<Shared>,
 }
 
@@ -38,7 +38,7 @@ struct Shared {
     watch: Watch,
     /// A reason that replaces the state machine's own [`Luo::disabled`], if its owner has one.
     disabled: Option<Disabled>,
-    before_retrieval: BeforeRetrieval,
+    before_open: BeforeOpen,
 }
 
 /// Why sessions were not handed over. Nothing has changed.
@@ -64,31 +64,31 @@ pub enum HandOverError<E> {
     NotTaken(#[source] E),
 }
 
-impl fmt::Debug for Direct {
+impl fmt::Debug for InProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the state machine: the calling thread may hold its lock.
         let Shared { watch, disabled, .. } = &*self.shared;
-        let mut shown = f.debug_struct("Direct");
+        let mut shown = f.debug_struct("InProcess");
         shown.field("watch", watch).field("disabled", disabled).finish_non_exhaustive()
     }
 }
 
-impl Direct {
+impl InProcess {
     /// `disabled` is why the caller started the state machine without live update; `None` if it
     /// did not.
     pub(super) fn new(
         machine: Luo<OpenFile>,
         disabled: Option<Disabled>,
-        before_retrieval: BeforeRetrieval,
+        before_open: BeforeOpen,
     ) -> Self {
         let (machine, watch) = (Mutex::new(machine), Watch::default());
-        Self { shared: Arc::new(Shared { machine, watch, disabled, before_retrieval }) }
+        Self { shared: Arc::new(Shared { machine, watch, disabled, before_open }) }
     }
 
     /// Calls `act` with the state machine, after closing the sessions that have ended. The lock is
     /// held meanwhile: `act` must not drop a session, and of this type's methods may call only
     /// [`open_session`](Self::open_session).
-    pub(super) fn with_machine<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
+    pub(super) fn with_luo<T>(&self, act: impl FnOnce(&mut Luo<OpenFile>) -> T) -> T {
         let mut luo = lock(&self.shared.machine);
         for session in self.shared.watch.ended() {
             // Errors that change nothing here. EBUSY: the session cannot be finished and stays, as
@@ -103,13 +103,13 @@ impl Direct {
     /// session ends when the last copy of the fd is closed.
     pub(super) fn open_session(&self, id: SessionId) -> Result<OwnedFd, Errno> {
         let fd = self.shared.watch.open(id)?;
-        (self.shared.before_retrieval)(id)?;
+        (self.shared.before_open)(id)?;
         Ok(fd)
     }
 
     /// Returns why live update is disabled; `None` if it is enabled.
     pub(super) fn disabled(&self) -> Option<Disabled> {
-        let own = self.with_machine(|luo| luo.disabled().cloned());
+        let own = self.with_luo(|luo| luo.disabled().cloned());
         own.map(|own| self.shared.disabled.clone().unwrap_or(own))
     }
 
@@ -124,7 +124,7 @@ impl Direct {
         act: impl FnOnce(&mut Luo<OpenFile>) -> Result<T, Errno>,
         error: impl FnOnce(Errno) -> Error,
     ) -> Result<T, Error> {
-        self.with_machine(|luo| {
+        self.with_luo(|luo| {
             if let Some(refusal) = self.refusal(luo) {
                 return Err(refusal);
             }
@@ -170,16 +170,16 @@ impl Direct {
         let session = self.shared.watch.session_of(&fd).ok_or(error(Errno::NOTTY));
         let known = session.and_then(|id| {
             let look = |luo: &mut Luo<OpenFile>| Ok((luo.kind(id)?, luo.session_name(id)?));
-            let (kind, name) = self.with_machine(look).map_err(error)?;
+            let (kind, name) = self.with_luo(look).map_err(error)?;
             let name = SessionName::from_array(&name.to_field())
                 .map_err(|source| Error::ForeignName { fd: number, source })?;
             Ok((id, kind, name))
         });
         match known {
-            Ok((id, Kind::Outgoing, name)) => {
+            Ok((id, SessionKind::Outgoing, name)) => {
                 Ok(Session::Outgoing(Outgoing::new(name, Box::new(self.held_session(id, fd)))))
             }
-            Ok((id, Kind::Incoming, name)) => {
+            Ok((id, SessionKind::Incoming, name)) => {
                 Ok(Session::Incoming(Incoming::new(name, Box::new(self.held_session(id, fd)))))
             }
             Err(error) => Err(FromFdError { fd, error }),
@@ -194,7 +194,7 @@ impl Direct {
         take: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Result<T, NotHandedOver<E>> {
         let mut taken = None;
-        let machine = self.with_machine(|luo| {
+        let machine = self.with_luo(|luo| {
             luo.reboot(|tree| match taken.insert(take(tree)) {
                 Ok(_) => Ok(()),
                 Err(_) => Err(Errno::AGAIN),
@@ -213,26 +213,26 @@ impl Direct {
     }
 
     fn held_session(&self, id: SessionId, fd: OwnedFd) -> HeldSession {
-        HeldSession { fd, id, direct: ClosesEnded(self.clone()) }
+        HeldSession { fd, id, in_process: ClosesEnded(self.clone()) }
     }
 }
 
 /// A session that this process holds. Fields are dropped in their order: `fd` is closed before
-/// `direct` looks for sessions whose last fd is closed.
+/// `in_process` looks for sessions whose last fd is closed.
 #[derive(Debug)]
 struct HeldSession {
     fd: OwnedFd,
     id: SessionId,
-    direct: ClosesEnded,
+    in_process: ClosesEnded,
 }
 
-/// A [`Direct`] that closes, when dropped, the sessions that have ended.
+/// A [`InProcess`] that closes, when dropped, the sessions that have ended.
 #[derive(Debug)]
-struct ClosesEnded(Direct);
+struct ClosesEnded(InProcess);
 
 impl Drop for ClosesEnded {
     fn drop(&mut self) {
-        self.0.with_machine(|_| ());
+        self.0.with_luo(|_| ());
     }
 }
 
@@ -242,7 +242,7 @@ impl Preserve for HeldSession {
             Err(Errno::BADF) => None,
             file => file?,
         };
-        self.direct.0.with_machine(|luo| luo.preserve_fd(self.id, token, file))
+        self.in_process.0.with_luo(|luo| luo.preserve_fd(self.id, token, file))
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -252,7 +252,7 @@ impl Preserve for HeldSession {
 
 impl Retrieve for HeldSession {
     fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
-        self.direct.0.with_machine(|luo| {
+        self.in_process.0.with_luo(|luo| {
             // A file whose handler fails is lost, and a handler can fail because no fd is free. So
             // check that first, as the kernel does.
             drop(spare_fds(self.fd.as_fd())?);
@@ -261,7 +261,7 @@ impl Retrieve for HeldSession {
     }
 
     fn finish(&self) -> Result<(), Errno> {
-        self.direct.0.with_machine(|luo| luo.finish(self.id))
+        self.in_process.0.with_luo(|luo| luo.finish(self.id))
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
