@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guests::ledger::{Ledger, TscRate};
 use crate::live_update::Outcome;
-use crate::live_update::incoming::Frames;
+use crate::live_update::incoming::FrameComparison;
 use crate::machine::VmName;
 
 /// The answer to `report`. Times are in nanoseconds from the start of the live update.
@@ -97,7 +97,7 @@ pub struct FramesReport {
 
 impl FramesReport {
     /// Combines the digests of all compared segments of one VM.
-    pub fn new(segments: &[Frames]) -> Self {
+    pub fn new(segments: &[FrameComparison]) -> Self {
         let (mut before, mut after) = (FrameDigest::default(), FrameDigest::default());
         for segment in segments {
             before.append(segment.before);

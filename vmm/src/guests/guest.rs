@@ -344,7 +344,7 @@ impl Guest {
 
     /// Writes the state document to a new file at `path`. A running VM is paused meanwhile.
     pub fn dump(&mut self, path: &Path) -> Result<(), GuestError> {
-        let document = self.dumped()?;
+        let document = self.state_document()?;
         let write = || -> io::Result<()> {
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
@@ -354,7 +354,7 @@ impl Guest {
     }
 
     /// Returns the state document. A running VM is paused meanwhile.
-    pub fn dumped(&mut self) -> Result<Vec<u8>, GuestError> {
+    pub fn state_document(&mut self) -> Result<Vec<u8>, GuestError> {
         let pauses = matches!(&self.life, Life::Live(live) if live.running);
         if pauses {
             self.pause()?;

@@ -19,7 +19,7 @@ use crate::live_update::next_kernel::PARAMETER;
 use crate::machine::Machine;
 
 /// The LUO of this host, or the reason why it has no LUO.
-pub type Chosen = Result<Box<dyn Orchestrator>, NoLuo>;
+pub type ChosenLuo = Result<Box<dyn Orchestrator>, NoLuo>;
 
 /// This host has no LUO that it can use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,17 +27,17 @@ pub struct NoLuo {
     /// The reason.
     pub why: String,
     /// Whether VMs of the last kernel may be preserved in the LUO that this host cannot reach.
-    pub holds: bool,
+    pub may_hold_vms: bool,
 }
 
 /// Chooses the LUO. `machines` are the VMs of the configuration. `ticket` is the ticket of the live update
 /// that entered this kernel, if VMs of the last kernel are in a pool.
-pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> Chosen {
+pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> ChosenLuo {
     if ticket.is_none()
         && let Some(store) = service::luo(machines)
     {
         // Sessions stay in the fd store even if this host cannot use it, so VMs may be there.
-        return store.map_err(|why| NoLuo { why, holds: true });
+        return store.map_err(|why| NoLuo { why, may_hold_vms: true });
     }
     let ram_bytes = machines.iter().map(|machine| machine.ram_bytes).sum();
     choose_from(Device::default(), section, ram_bytes, ticket)
@@ -48,8 +48,8 @@ fn choose_from(
     section: &HostSection,
     ram_bytes: u64,
     ticket: Option<Ticket>,
-) -> Chosen {
-    let none = |why| Err(NoLuo { why, holds: ticket.is_some() });
+) -> ChosenLuo {
+    let none = |why| Err(NoLuo { why, may_hold_vms: ticket.is_some() });
     if ticket.is_none() && device.is_present() {
         tracing::info!("live updates go through the kernel's LUO");
         return Ok(Box::new(device));
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     /// Chooses a LUO on a kernel whose `/dev/liveupdate` is at `device`.
-    fn chosen(device: &str, pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> Chosen {
+    fn chosen(device: &str, pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> ChosenLuo {
         let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
         choose_from(Device::new(device), &section, 1 << 20, ticket)
     }
@@ -120,11 +120,11 @@ mod tests {
     fn the_reason_names_what_a_live_update_lacks() {
         let none = refused(None, None);
         assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
-        assert!(!none.holds);
+        assert!(!none.may_hold_vms);
         assert!(refused(Some("/nowhere".as_ref()), None).why.contains("/nowhere"));
         let directory = tempfile::tempdir().unwrap();
         let none = refused(Some(directory.path()), None);
-        assert!(none.why.contains("without DAX") && !none.holds, "{none:?}");
+        assert!(none.why.contains("without DAX") && !none.may_hold_vms, "{none:?}");
     }
 
     #[test]
@@ -135,10 +135,10 @@ mod tests {
         for device in ["/nowhere/liveupdate", "/dev/null"] {
             let refused = |pool| chosen(device, pool, ticket).err().expect("they are not there");
             let none = refused(None);
-            assert!(none.why.contains(PARAMETER) && none.holds, "{none:?}");
+            assert!(none.why.contains(PARAMETER) && none.may_hold_vms, "{none:?}");
             for pool in ["/nowhere".as_ref(), directory.path()] {
                 let none = refused(Some(pool));
-                assert!(none.why.contains(pool.to_str().unwrap()) && none.holds, "{none:?}");
+                assert!(none.why.contains(pool.to_str().unwrap()) && none.may_hold_vms, "{none:?}");
             }
         }
     }

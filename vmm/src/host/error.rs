@@ -94,7 +94,7 @@ impl HostError {
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Update(error) | Self::Handover(error) => Some(error.outcome()),
-            Self::NoLuo(NoLuo { holds: false, .. })
+            Self::NoLuo(NoLuo { may_hold_vms: false, .. })
             | Self::NothingToLoad(_)
             | Self::FramesNotPinned
             | Self::Service(_)

@@ -39,14 +39,14 @@ use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
-use crate::live_update::incoming::{self, Arrival, Arrived};
+use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
 use crate::live_update::manifest::vm_session;
-use crate::live_update::next_host::{self, InheritError, Left};
+use crate::live_update::next_host::{self, InheritError, Inherited};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::{Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
-use backend::{Chosen, NoLuo};
+use backend::{ChosenLuo, NoLuo};
 use kernel_entry::KernelEntry;
 
 /// Path of the configuration in the image of a Perennial host.
@@ -61,7 +61,7 @@ pub struct Host {
     config: Config,
     config_text: String,
     config_error: Option<Vec<String>>,
-    luo: Chosen,
+    luo: ChosenLuo,
     /// Directory of the pool in this host's own configuration, even if `config` is the old host's.
     pool: Option<PathBuf>,
     kernel_entry: KernelEntry,
@@ -85,14 +85,14 @@ impl Host {
     pub fn start(
         config_path: &Path,
         started_ticks: u64,
-        inherited: Option<Result<Left, InheritError>>,
+        inherited: Option<Result<Inherited, InheritError>>,
     ) -> Result<Self, HostError> {
         let replaced = match inherited {
             Some(_) => Replaced::Program,
             None => Replaced::Kernel,
         };
         if replaced == Replaced::Program {
-            next_host::outlive_children();
+            next_host::wait_for_old_vm_processes();
         }
         let inherited = start::inherit(inherited);
         let text = std::fs::read_to_string(config_path)
@@ -140,7 +140,7 @@ impl Host {
         Ok(host)
     }
 
-    fn populate(&mut self, arrival: Option<Arrival>, keeper: Option<&Keeper>) {
+    fn populate(&mut self, arrival: Option<RetrievedManifest>, keeper: Option<&Keeper>) {
         if init::is_pid_1()
             && let Some(name) = &self.config.host.hostname
         {
@@ -158,7 +158,7 @@ impl Host {
     /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
     /// withheld instead.
     fn boot_vms(&mut self) {
-        let unreachable = self.luo.as_ref().err().filter(|none| none.holds);
+        let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
         for machine in self.config.machines.iter().cloned() {
             let mut vm = Guest::new(machine);
             match unreachable {
@@ -179,8 +179,8 @@ impl Host {
     }
 
     /// The new host's half of a live update, or of a handover whose sessions are in `keeper`.
-    fn resume_vms(&mut self, arrival: Arrival, keeper: Option<&Keeper>) {
-        let Arrival { mut manifest, session } = arrival;
+    fn resume_vms(&mut self, arrival: RetrievedManifest, keeper: Option<&Keeper>) {
+        let RetrievedManifest { mut manifest, session } = arrival;
         let luo: &dyn Orchestrator = match (keeper, &self.luo) {
             (Some(keeper), _) => keeper,
             (None, Ok(luo)) => luo.as_ref(),
@@ -224,7 +224,7 @@ impl Host {
     fn luo_name(&self) -> String {
         match &self.luo {
             Ok(luo) => luo.backend().to_string(),
-            Err(none) if none.holds => "none".to_owned(),
+            Err(none) if none.may_hold_vms => "none".to_owned(),
             Err(_) => Backend::Keeper.to_string(),
         }
     }
@@ -290,7 +290,7 @@ impl Host {
         else {
             return Ok(());
         };
-        let Arrived { vm: restored, session, .. } = incoming::retry(luo, session, *entry);
+        let RestoredVm { vm: restored, session, .. } = incoming::retry(luo, session, *entry);
         let failed = match &restored.life {
             Life::Preserved { why, .. } => Some(why.clone()),
             _ => None,
@@ -454,7 +454,7 @@ impl Host {
         self.finish_the_rest();
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
-            Err(none) if none.holds => return Err(HostError::Withheld),
+            Err(none) if none.may_hold_vms => return Err(HostError::Withheld),
             Ok(luo) if luo.backend().survives_exec() => (luo.as_ref(), None),
             // The kernel's LUO returns preserved files only after a kexec.
             _ => (&own, Some(&own)),
@@ -495,7 +495,7 @@ fn index_of(vms: &[Guest], name: &VmName) -> Result<usize, GuestError> {
 
 /// Returns the source of RAM for VM `index`, which leaves memory for the RAM that the other VMs have not
 /// touched yet.
-fn ram_source<'a>(luo: &'a Chosen, vms: &[Guest], index: usize) -> RamSource<'a> {
+fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize) -> RamSource<'a> {
     let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
     let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
     RamSource::new(luo.as_deref().ok()).with_promised(promised)
@@ -535,7 +535,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
 pub fn run(
     config_path: &Path,
     started_ticks: u64,
-    inherited: Option<Result<Left, InheritError>>,
+    inherited: Option<Result<Inherited, InheritError>>,
 ) -> Result<(), HostError> {
     let mut server = serve::Server::new()?;
     let mut host = Host::start(config_path, started_ticks, inherited)?;

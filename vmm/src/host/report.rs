@@ -9,7 +9,7 @@ use crate::api::report::{
 use crate::causes::chain;
 use crate::guests::Life;
 use crate::guests::ledger::TscRate;
-use crate::live_update::incoming::Arrived;
+use crate::live_update::incoming::RestoredVm;
 use crate::live_update::manifest::Manifest;
 use crate::live_update::{Outcome, kernel_name};
 
@@ -20,7 +20,7 @@ impl Host {
         &self,
         manifest: &Manifest,
         backend: Backend,
-        arrived: &[Arrived],
+        arrived: &[RestoredVm],
         (opened, resumed): (u64, u64),
     ) -> Report {
         let rate = TscRate::from_khz(crate::kvm::tsc_khz().unwrap_or_else(|error| {
@@ -36,7 +36,7 @@ impl Host {
         ledger.enter(self.jump_name(), jumped, self.started_ticks);
         ledger.enter("start", self.started_ticks, opened);
         ledger.enter("resume-vms", opened, resumed);
-        let vm_report = |vm: &Arrived| self.vm_report(vm, origin, rate, (jumped, opened));
+        let vm_report = |vm: &RestoredVm| self.vm_report(vm, origin, rate, (jumped, opened));
         let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
         Report {
             host: HostReport {
@@ -60,7 +60,7 @@ impl Host {
 
     fn vm_report(
         &self,
-        vm: &Arrived,
+        vm: &RestoredVm,
         origin: u64,
         rate: TscRate,
         (jumped, opened): (u64, u64),

@@ -298,7 +298,7 @@ impl Server {
             Command::Restore { vm } => host.restore(&vm)?,
             Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
             Command::Dump { vm, path: None } => {
-                return Ok(Answer::Document { document: hex(&host.vm(&vm)?.dumped()?) });
+                return Ok(Answer::Document { document: hex(&host.vm(&vm)?.state_document()?) });
             }
             Command::Memory { vm, address, bytes } => {
                 return Ok(Answer::Memory { memory: hex(&host.vm(&vm)?.memory(address, bytes)?) });

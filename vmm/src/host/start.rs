@@ -4,13 +4,13 @@
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
 
-use super::backend::{self, Chosen, NoLuo};
+use super::backend::{self, ChosenLuo, NoLuo};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules};
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
-use crate::live_update::incoming::{self, Arrival};
-use crate::live_update::next_host::{InheritError, Left};
+use crate::live_update::incoming::{self, RetrievedManifest};
+use crate::live_update::next_host::{InheritError, Inherited};
 use crate::machine::Machine;
 
 /// Loads the modules and mounts the file systems of `[host]` (PID 1 only). `fresh` says that no VM can
@@ -38,13 +38,13 @@ pub(super) struct Inheritance {
 }
 
 /// Takes over what the last host of this process left. Logs an error if it cannot be read.
-pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
+pub(super) fn inherit(left: Option<Result<Inherited, InheritError>>) -> Inheritance {
     let why = match left {
         None => return Inheritance::default(),
-        Some(Ok(Left::InPool(ticket))) => {
+        Some(Ok(Inherited::InPool(ticket))) => {
             return Inheritance { ticket: Some(ticket), ..Inheritance::default() };
         }
-        Some(Ok(Left::Kept(handover))) => match Keeper::arrive(handover) {
+        Some(Ok(Inherited::Kept(handover))) => match Keeper::arrive(handover) {
             Ok(keeper) => {
                 return Inheritance { keeper: Some(keeper), ..Inheritance::default() };
             }
@@ -58,8 +58,8 @@ pub(super) fn inherit(left: Option<Result<Left, InheritError>>) -> Inheritance {
 
 /// Retrieves the manifest from a keeper. An error is unlikely, because the last host has checked that
 /// this program can read it.
-fn retrieve_from_keeper(keeper: &Keeper) -> Option<Arrival> {
-    incoming::arrive(keeper).unwrap_or_else(|error| {
+fn retrieve_from_keeper(keeper: &Keeper) -> Option<RetrievedManifest> {
+    incoming::retrieve_manifest(keeper).unwrap_or_else(|error| {
         tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
         None
     })
@@ -71,10 +71,10 @@ pub(super) fn find_vms(
     machines: &[Machine],
     kernel_entry: Result<KernelEntry, KernelEntryError>,
     keeper: Option<&Keeper>,
-) -> (KernelEntry, Chosen, Option<Arrival>) {
+) -> (KernelEntry, ChosenLuo, Option<RetrievedManifest>) {
     let holds = |why: String| {
         tracing::error!("{why}");
-        Err(NoLuo { why, holds: true })
+        Err(NoLuo { why, may_hold_vms: true })
     };
     let mut kernel_entry = match kernel_entry {
         Ok(kernel_entry) => kernel_entry,
@@ -88,7 +88,7 @@ pub(super) fn find_vms(
         (Ok(luo), None) => luo,
         (none, None) => return (kernel_entry, none, None),
     };
-    match incoming::arrive(luo.as_ref()) {
+    match incoming::retrieve_manifest(luo.as_ref()) {
         Ok(None) if kernel_entry.ticket().is_some() => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
                        retrieved it and ended, and without it the VMs in the pool cannot be restored";
@@ -108,7 +108,7 @@ pub(super) fn find_vms(
 pub(super) fn choose_config(
     text: String,
     parsed: Result<Config, ConfigError>,
-    arrival: Option<&Arrival>,
+    arrival: Option<&RetrievedManifest>,
 ) -> Result<(Config, String, Option<Vec<String>>), HostError> {
     let error = match parsed {
         Ok(config) => return Ok((config, text, None)),

@@ -90,7 +90,7 @@ pub enum IncomingError {
 }
 
 /// The manifest that the old host left, and the session that holds it.
-pub struct Arrival {
+pub struct RetrievedManifest {
     /// The manifest.
     pub manifest: Manifest,
     /// The host's session.
@@ -98,7 +98,9 @@ pub struct Arrival {
 }
 
 /// Retrieves the manifest of a live update and checks it against the index. `None` after a cold boot.
-pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> {
+pub fn retrieve_manifest(
+    luo: &dyn Orchestrator,
+) -> Result<Option<RetrievedManifest>, IncomingError> {
     let session = match luo.retrieve_session(&host_session()) {
         Err(error) if error.is_not_found() => return Ok(None),
         other => other?,
@@ -108,7 +110,7 @@ pub fn arrive(luo: &dyn Orchestrator) -> Result<Option<Arrival>, IncomingError> 
     let bytes = retrieve_document(&session, MANIFEST_TOKEN)?;
     let manifest = document::read_document(&bytes)?;
     index.check(&manifest, &bytes)?;
-    Ok(Some(Arrival { manifest, session }))
+    Ok(Some(RetrievedManifest { manifest, session }))
 }
 
 fn retrieve_document(session: &Incoming, token: Token) -> Result<Vec<u8>, IncomingError> {
@@ -133,12 +135,12 @@ struct Arriving {
 struct Begun {
     process: VmProcess,
     segments: Vec<Segment>,
-    frames: Vec<Frames>,
+    frames: Vec<FrameComparison>,
 }
 
 /// Restores and resumes every VM of the manifest, in its order. Returns each VM with its session, which
 /// the caller finishes when all VMs are resumed, and with its ledger.
-pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<Arrived> {
+pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<RestoredVm> {
     // The processes restore at the same time. The manifest lists the most urgent VM first, so it is
     // started first and waited for first.
     let arriving: Vec<_> = entries.iter().cloned().map(|entry| start(luo, entry)).collect();
@@ -146,7 +148,7 @@ pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<Arrived> {
 }
 
 /// A VM after a live update.
-pub struct Arrived {
+pub struct RestoredVm {
     /// The VM's entry in the manifest. Its ledger now also has the phases of the restore.
     pub entry: VmEntry,
     /// The VM: live, preserved, or failed if its session cannot be retrieved.
@@ -156,12 +158,12 @@ pub struct Arrived {
     /// Host TSC when the first vCPU entered `KVM_RUN`; `None` if the VM was not resumed.
     pub first_entry_ticks: Option<u64>,
     /// Page frames before and after the live update, of each segment for which the manifest has a digest.
-    pub frames: Vec<Frames>,
+    pub frames: Vec<FrameComparison>,
 }
 
 /// The page frames of one segment in both kernels.
 #[derive(Debug, Clone, Copy)]
-pub struct Frames {
+pub struct FrameComparison {
     /// Size of the segment in bytes.
     pub bytes: u64,
     /// Digest in the old kernel, when the segment was preserved.
@@ -171,7 +173,7 @@ pub struct Frames {
 }
 
 /// Retrieves a VM's session and memory and lets its process begin the restore.
-fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arrived>> {
+fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<RestoredVm>> {
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
         Ok(session) => {
@@ -182,7 +184,7 @@ fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<Arr
             let mut vm = Guest::new(entry.machine.clone());
             vm.life = Life::Failed(crate::causes::chain(&error));
             let (session, first_entry_ticks, frames) = (None, None, Vec::new());
-            Err(Box::new(Arrived { entry, vm, session, first_entry_ticks, frames }))
+            Err(Box::new(RestoredVm { entry, vm, session, first_entry_ticks, frames }))
         }
     }
 }
@@ -221,11 +223,15 @@ fn begin(
 /// Computes the digests of the page frames of those segments for which the manifest has a digest. Returns
 /// them with the TSC at the end. This happens in the blackout, because once the VM's process has mapped
 /// the segments with the advice to use huge pages, the kernel may merge small pages into huge ones.
-fn look_up_frames(segments: &[Segment], entry: &mut VmEntry, start: u64) -> (Vec<Frames>, u64) {
+fn look_up_frames(
+    segments: &[Segment],
+    entry: &mut VmEntry,
+    start: u64,
+) -> (Vec<FrameComparison>, u64) {
     let known = segments.iter().zip(&entry.segments);
     let known = known.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
     let frames = known.map(|(segment, before)| {
-        Ok(Frames { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
+        Ok(FrameComparison { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
     });
     let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
     let frames = frames.unwrap_or_else(|error| {
@@ -267,7 +273,7 @@ fn retrieve_ram(
 }
 
 /// Waits for the restore, and resumes the guest if it ran before the update.
-fn complete(arriving: Arriving) -> Arrived {
+fn complete(arriving: Arriving) -> RestoredVm {
     let Arriving { mut entry, session, started } = arriving;
     let mut vm = Guest::new(entry.machine.clone());
     let waiting = tsc::now();
@@ -295,19 +301,19 @@ fn complete(arriving: Arriving) -> Arrived {
                 entry.ledger.enter("resume", last.end, entered);
             }
             vm.life = Life::Live(live);
-            Arrived { entry, vm, session: Some(session), first_entry_ticks, frames }
+            RestoredVm { entry, vm, session: Some(session), first_entry_ticks, frames }
         }
         Err(error) => {
             let why = crate::causes::chain(&error);
             tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
             vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
-            Arrived { entry, vm, session: None, first_entry_ticks: None, frames }
+            RestoredVm { entry, vm, session: None, first_entry_ticks: None, frames }
         }
     }
 }
 
 /// Tries again to restore a preserved VM. If that fails, the VM stays preserved.
-pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> Arrived {
+pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> RestoredVm {
     let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
     complete(Arriving { entry, session, started })
 }

@@ -29,7 +29,7 @@ use crate::guests::memfd::document_memfd;
 /// The environment variable with which a host passes on what it leaves to the next host in the same
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
 /// the ticket for the sessions in a pool (`ticket=...`).
-pub const VARIABLE: &str = "PERENNIAL_HANDOVER";
+pub const HANDOVER_VARIABLE: &str = "PERENNIAL_HANDOVER";
 /// Prefix of a ticket in the variable, which distinguishes it from fds.
 const TICKET: &str = "ticket=";
 
@@ -141,10 +141,10 @@ impl NextHost {
 
     /// Executes the program in this process, and passes `left` on to it. Returns only on an error; the
     /// VMs are unchanged then.
-    pub fn enter(&self, left: Left) -> NextHostError {
+    pub fn enter(&self, left: Inherited) -> NextHostError {
         let Handover { tree, mut fds } = match left {
-            Left::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}")),
-            Left::Kept(handover) => handover,
+            Inherited::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}")),
+            Inherited::Kept(handover) => handover,
         };
         match self.write_tree(&tree) {
             Ok(file) => fds.insert(0, file.into()),
@@ -177,7 +177,7 @@ impl NextHost {
         for variable in luo::systemd::PASSED {
             command.env_remove(variable);
         }
-        let error = command.arg0(name).args(arguments).env(VARIABLE, left).exec();
+        let error = command.arg0(name).args(arguments).env(HANDOVER_VARIABLE, left).exec();
         self.error("execute", error)
     }
 
@@ -195,7 +195,7 @@ impl NextHost {
         let mut child = self
             .command()
             .args(arguments)
-            .env_remove(VARIABLE)
+            .env_remove(HANDOVER_VARIABLE)
             .stdin(Stdio::null())
             .stdout(output()?)
             .stderr(output()?)
@@ -228,7 +228,7 @@ fn wait_for(child: &Child) -> Result<bool, Errno> {
 
 /// What a host leaves to the next one in its process.
 #[derive(Debug)]
-pub enum Left {
+pub enum Inherited {
     /// The keeper's tree and all preserved files.
     Kept(Handover),
     /// The ticket for the sessions in the pool.
@@ -240,13 +240,15 @@ pub enum Left {
 #[non_exhaustive]
 pub enum InheritError {
     /// The variable is not a list of open, inherited fds.
-    #[error("{VARIABLE}={text:?} in the environment is not a list of fds that a host left open")]
+    #[error(
+        "{HANDOVER_VARIABLE}={text:?} in the environment is not a list of fds that a host left open"
+    )]
     Variable {
         /// The variable's value.
         text: String,
     },
     /// The variable's value is not a ticket.
-    #[error("{VARIABLE} in the environment is not a valid ticket")]
+    #[error("{HANDOVER_VARIABLE} in the environment is not a valid ticket")]
     Ticket(#[source] TicketError),
     /// The keeper's tree cannot be read.
     #[error("cannot read the tree of sessions that the last host left")]
@@ -255,10 +257,10 @@ pub enum InheritError {
 
 /// Takes over what the last host in this process left; `None` if there was no host. Must be called once,
 /// before this process opens any file.
-pub fn inherit() -> Option<Result<Left, InheritError>> {
-    let text = std::env::var_os(VARIABLE)?.to_string_lossy().into_owned();
+pub fn inherit() -> Option<Result<Inherited, InheritError>> {
+    let text = std::env::var_os(HANDOVER_VARIABLE)?.to_string_lossy().into_owned();
     if let Some(ticket) = text.strip_prefix(TICKET) {
-        return Some(ticket.parse().map(Left::InPool).map_err(InheritError::Ticket));
+        return Some(ticket.parse().map(Inherited::InPool).map_err(InheritError::Ticket));
     }
     let fds = text.split(',').map(|number| take_fd(number.parse().ok()?)).collect();
     let Some::<Vec<OwnedFd>>(mut fds) = fds else {
@@ -267,7 +269,7 @@ pub fn inherit() -> Option<Result<Left, InheritError>> {
     let mut tree = Vec::new();
     let read = File::from(fds.remove(0)).read_to_end(&mut tree);
     Some(match read {
-        Ok(_) => Ok(Left::Kept(Handover { tree, fds })),
+        Ok(_) => Ok(Inherited::Kept(Handover { tree, fds })),
         Err(error) => Err(InheritError::Tree(error)),
     })
 }
@@ -289,7 +291,7 @@ fn take_fd(number: RawFd) -> Option<OwnedFd> {
 /// Waits until the processes of the last host's VMs have ended, so that their disks and ports are free
 /// for the next processes. They end because the exec closed their links. They are still children of this
 /// process.
-pub fn outlive_children() {
+pub fn wait_for_old_vm_processes() {
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
         match wait(WaitOptions::NOHANG) {

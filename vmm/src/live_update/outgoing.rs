@@ -19,7 +19,7 @@ use super::index::Index;
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
-use super::next_host::{Left, NextHost, NextHostError};
+use super::next_host::{Inherited, NextHost, NextHostError};
 use super::next_kernel::{self, NextKernel};
 use super::{Step, UpdateError};
 use crate::arch::x86_64::tsc;
@@ -214,11 +214,11 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
             })
         }
         Next::Host(program, None) => luo.switch(&mut || {
-            failed = luo.ticket().map(|ticket| program.enter(Left::InPool(ticket)).into());
+            failed = luo.ticket().map(|ticket| program.enter(Inherited::InPool(ticket)).into());
         }),
         Next::Host(program, Some(keeper)) => {
             let entered = keeper.hand_over(|handover| {
-                Err::<std::convert::Infallible, _>(program.enter(Left::Kept(handover)))
+                Err::<std::convert::Infallible, _>(program.enter(Inherited::Kept(handover)))
             });
             match entered {
                 Ok(never) => match never {},
