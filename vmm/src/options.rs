@@ -46,8 +46,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Parses a size in bytes with an optional suffix K, M, G or T (powers of 1024). Errors if it is not
-/// a whole number or does not fit 64 bits.
+/// Parses a size in bytes with an optional suffix K, M, G or T (powers of 1024). Errors if it is
+/// not a whole number or does not fit 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K') => (&text[..text.len() - 1], 10),

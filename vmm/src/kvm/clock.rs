@@ -3,8 +3,9 @@
 //! If the guest's clocks stood still during the blackout, they would be late afterwards, and the
 //! guest would judge leases, tokens and certificates by a late clock until NTP has corrected it. So
 //! the guest's clocks advance: the TSC, because the host's TSC keeps counting and the vCPU's TSC
-//! offset is kept; kvmclock, because the restore sets it forward by the elapsed time. (This does not
-//! fit a snapshot that is restored a day later: there MONOTONIC must not jump, Firecracker #5809.)
+//! offset is kept; kvmclock, because the restore sets it forward by the elapsed time. (This does
+//! not fit a snapshot that is restored a day later: there MONOTONIC must not jump, Firecracker
+//! #5809.)
 //!
 //! The elapsed time is measured with the host's TSC, the only clock that a kexec does not reset.
 //! `CLOCK_REALTIME` of a freshly booted kernel comes from the RTC and is accurate to one second
@@ -64,7 +65,8 @@ impl ClockStateV1 {
     pub fn save(vm: &VmFd, tsc_khz: u32) -> Result<Self, KvmError> {
         let data = vm.get_clock().attempt("read kvmclock")?;
         // KVM returns all three values for one moment only while it derives kvmclock from the TSC
-        // (Documentation/virt/kvm/api.rst 4.29). Otherwise the host's two are read here, right after.
+        // (Documentation/virt/kvm/api.rst 4.29). Otherwise the host's two are read here, right
+        // after.
         let now = Moment::now();
         let together = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
         let (realtime_ns, host_tsc) = match data.flags & together == together {
@@ -89,8 +91,8 @@ impl ClockStateV1 {
         Passage { elapsed_ns, offset_change }
     }
 
-    /// Sets kvmclock forward by the elapsed time. Call when every vCPU has its TSC offset and before
-    /// any vCPU runs.
+    /// Sets kvmclock forward by the elapsed time. Call when every vCPU has its TSC offset and
+    /// before any vCPU runs.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         let now = Moment::now();
         let clock = self.clock_ns.saturating_add(self.passage(now).elapsed_ns);

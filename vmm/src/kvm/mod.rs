@@ -1,10 +1,12 @@
-//! KVM's in-kernel devices as state types, and what a host's KVM can do.
+//! State types of KVM's in-kernel devices, and the capabilities of a host's KVM.
 //!
-//! Order of a restore, of which each part explains its own step: memory slots, then GSI routes; every vCPU
-//! ([`crate::vcpu::VcpuStateV1::restore`]); [`irqchip`], whose IOAPIC may deliver into LAPICs;
-//! [`pit`], which may raise an interrupt line; [`clock`], once every vCPU's TSC offset stands. Order
-//! of a save: the reverse, so that an interrupt on its way from one part to the next is seen twice
-//! rather than not at all: [`pit`], [`irqchip`], the vCPUs, and [`clock`] anywhere.
+//! Order of a restore (each part explains its own step): memory slots, then GSI routes; every vCPU
+//! ([`crate::vcpu::VcpuStateV1::restore`]); [`irqchip`], whose I/O APIC may deliver into LAPICs;
+//! [`pit`], which may raise an interrupt line; [`clock`], when every vCPU's TSC offset is set.
+//!
+//! Order of a save: the reverse, [`pit`], [`irqchip`], the vCPUs. So an interrupt that moves from
+//! one part to the next during the save is saved twice rather than lost. [`clock`] can be saved at
+//! any point.
 
 pub mod clock;
 pub mod interrupts;
@@ -74,11 +76,11 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
 
 /// Creates vCPU `id`, whose TSC has the rate of the host's.
 ///
-/// Without [`prepare`] KVM would give it the rate that the kernel knew when KVM started. A kernel measures its TSC once
-/// more, a second later; on a CPU that cannot scale, a vCPU of more than 250 ppm less than the new rate
-/// is left without any, silently: its timers come at twice the uptime, then at twice that, and so on
-/// (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). A vCPU whose TSC rate is above the
-/// host's stays in catch-up mode permanently.
+/// Without [`prepare`] KVM would give it the rate that the kernel knew when KVM started. A kernel
+/// measures its TSC once more, a second later; on a CPU that cannot scale, a vCPU of more than 250
+/// ppm less than the new rate is left without any, silently: its timers come at twice the uptime,
+/// then at twice that, and so on (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). A vCPU whose TSC
+/// rate is above the host's stays in catch-up mode permanently.
 pub fn create_vcpu(vm: &VmFd, id: u32) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(id.into()).attempt("create a vCPU")?;
     // As `prepare` has said, and says whether it is so.

@@ -2,8 +2,8 @@
 //!
 //! The host knows all names (paths, sessions). The VM's process opens nothing by name and receives
 //! file descriptors instead, each with its [`Role`]. The host sends a [`Request`] and waits for its
-//! [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one per packet,
-//! and contain no bytes that a guest wrote.
+//! [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one per
+//! packet, and contain no bytes that a guest wrote.
 
 mod channel;
 

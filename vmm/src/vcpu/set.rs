@@ -104,8 +104,8 @@ impl VcpuSet {
         Ok(set)
     }
 
-    /// Resumes all vCPUs, which must be paused. Returns the host TSC at which the first was about to
-    /// enter `KVM_RUN`.
+    /// Resumes all vCPUs, which must be paused. Returns the host TSC at which the first was about
+    /// to enter `KVM_RUN`.
     pub fn resume(&mut self) -> Result<u64, VcpuError> {
         let (first_entry, stamps) = channel();
         for vcpu in &self.vcpus {
@@ -153,7 +153,8 @@ impl Drop for VcpuSet {
             let _ = vcpu.kick();
             let _ = vcpu.send(Command::Exit);
             if let Some(thread) = vcpu.thread.take() {
-                // The thread owns the vCPU's fd, so the shared page is mapped until the thread ends.
+                // The thread owns the vCPU's fd, so the shared page is mapped until the thread
+                // ends.
                 let _ = thread.join();
             }
         }

@@ -1,7 +1,8 @@
-//! What one vCPU is made of, and the order in which KVM gives and takes it.
+//! The state of one vCPU, and the order in which to read it from KVM and to set it.
 //!
-//! The order is knowledge: each step of [`VcpuStateV1::save`] and [`VcpuStateV1::restore`] says why
-//! it stands where it does. The sources are Documentation/virt/kvm/api.rst and arch/x86/kvm of Linux.
+//! The order matters: each step of [`VcpuStateV1::save`] and [`VcpuStateV1::restore`] has a comment
+//! that says why it is at its place. The sources are Documentation/virt/kvm/api.rst and
+//! arch/x86/kvm of Linux.
 
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
@@ -20,9 +21,10 @@ use crate::state::{Node, Raw, Reader, Schema, StateError};
 #[cfg(test)]
 mod tests;
 
-/// Two kernels that calibrate one crystal differ by less than this, in parts per million. Against a
-/// PIT they are off by some hundreds on real machines; 1040 was seen on an emulated one that was busy.
-/// Processors of different rates differ by more.
+/// Two TSC rates count as equal if they differ by less than this, in parts per million. Two kernels
+/// on one machine measure the rate differently: if they calibrate against a PIT, by some hundreds
+/// on real machines; 1040 was seen on a busy emulated machine. Processors of different rates differ
+/// by more.
 const SAME_CRYSTAL_PPM: u64 = 20_000;
 /// Largest XSAVE area that a document may have, in bytes: AMX needs 11 KiB.
 const MAX_XSAVE: usize = 64 << 10;
@@ -32,18 +34,18 @@ const LVT_TIMER: usize = 0x320;
 const LVT_TIMER_MODE: u32 = 0b11 << 17;
 const LVT_TIMER_DEADLINE: u32 = 0b10 << 17;
 
-/// The state of one vCPU. `perennial,vcpu-x86-v1`.
+/// The state of one vCPU. Binding `perennial,vcpu-x86-v1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VcpuStateV1 {
-    /// Its number, which is its APIC id.
+    /// The vCPU's number, which is also its APIC id.
     pub id: u32,
-    /// What the guest was told of its processor.
+    /// The CPUID entries that the guest sees.
     pub cpuid: Vec<kvm_cpuid_entry2>,
-    /// Rate of its TSC, in kHz.
+    /// Rate of the vCPU's TSC, in kHz.
     pub tsc_khz: u32,
-    /// What is added to the host's TSC to give its own, modulo 2^64.
+    /// The vCPU's TSC minus the host's TSC, modulo 2^64.
     pub tsc_offset: u64,
-    /// The TSC at which its LAPIC timer fires; 0 is disarmed.
+    /// The guest TSC at which the LAPIC timer fires; 0 if disarmed.
     pub tsc_deadline: u64,
     /// Model-specific registers, ascending.
     pub msrs: Vec<Msr>,
@@ -59,7 +61,7 @@ pub struct VcpuStateV1 {
     pub debugregs: Raw<kvm_debugregs>,
     /// Local APIC.
     pub lapic: Raw<kvm_lapic_state>,
-    /// Running, halted, waiting for INIT or SIPI.
+    /// Run state: running, halted, waiting for INIT or SIPI.
     pub mp_state: Raw<kvm_mp_state>,
     /// Pending exceptions, interrupts, NMIs and SMIs.
     pub events: Raw<kvm_vcpu_events>,
@@ -69,9 +71,9 @@ pub struct VcpuStateV1 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The host lacks what the guest was promised.
+    /// The host lacks CPU features that the guest's CPUID has.
     #[error(
-        "this host cannot give the guest the processor that it had: {}",
+        "this host lacks CPU features that the guest uses: {}",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Features(Vec<MissingFeature>),
@@ -102,7 +104,7 @@ pub enum RestoreError {
 }
 
 impl VcpuStateV1 {
-    /// Reads the state of a vCPU that stands still with no exit half handled. All vCPUs do.
+    /// Reads the state of a vCPU. All vCPUs must be paused, with no exit half handled.
     pub fn save(id: u32, vcpu: &VcpuFd, host: &Capabilities) -> Result<Self, KvmError> {
         // First: this makes KVM accept a pending INIT or SIPI, which changes everything below
         // (`kvm_arch_vcpu_ioctl_get_mpstate`).
