@@ -1,24 +1,24 @@
 //! Routes port I/O and MMIO of the guest to the part of the machine that claimed the range.
 //!
-//! The address and the data are the guest's; the range, and that an access lies within it, is
-//! checked here. An access that no part claimed reads as all ones, as on a real bus.
+//! The guest chooses address and data. The bus checks that an access lies within one claimed range,
+//! so a device can rely on its offset. An unclaimed address reads as all ones, as on a real bus.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::mutex::lock;
 
-/// A part of the machine with registers on a bus. Both calls are made on a vCPU's thread.
+/// A part of the machine with registers on a bus. A vCPU's thread makes both calls.
 pub trait BusDevice: Send {
-    /// The guest reads `data.len()` bytes at `offset` into the range. `data` arrives filled with
-    /// ones; what the device leaves is what the guest sees.
+    /// The guest reads `data.len()` bytes at `offset` into the range. `data` is filled with ones
+    /// before the call; the guest gets what `data` holds after it.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// The guest writes `data` at `offset` into the range.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A range that overlaps one that is claimed already.
+/// A range overlaps one that is already claimed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the bus range {base:#x}+{len:#x} overlaps {other_base:#x}+{other_len:#x}")]
 pub struct Overlap {
@@ -37,9 +37,9 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Gives `[base, base + len)` to `device`.
+    /// Claims `[base, base + len)` for `device`. Errors if it overlaps a claimed range.
     pub fn insert(&mut self, base: u64, len: u64, device: Shared) -> Result<(), Overlap> {
-        // By their last addresses: a range may reach the end of all addresses.
+        // Compares last addresses, because `base + len` may overflow.
         let last = |base: u64, len: u64| base.saturating_add(len.saturating_sub(1));
         let before = self.ranges.range(..=last(base, len)).next_back();
         if let Some((&other_base, &(other_len, _))) = before
@@ -51,7 +51,7 @@ impl Bus {
         Ok(())
     }
 
-    /// The guest reads at `address`.
+    /// Passes a guest's read at `address` to the device there, or fills `data` with ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
@@ -59,7 +59,7 @@ impl Bus {
         }
     }
 
-    /// The guest writes at `address`.
+    /// Passes a guest's write at `address` to the device there, if there is a device.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
             lock(device).write(offset, data);

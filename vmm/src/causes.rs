@@ -1,6 +1,6 @@
-//! The causes of an error, which every error keeps as its source until somebody is to read it.
+//! The chain of causes of an error, as texts to show to a user.
 
-/// An error with all its causes, outermost first, each in its own words.
+/// Returns the texts of an error and of all its causes, outermost first.
 pub fn chain(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
 }

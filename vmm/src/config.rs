@@ -1,8 +1,8 @@
-//! The host's configuration file as it is written: TOML, unknown keys refused.
+//! The host's configuration file: TOML; unknown keys are errors.
 //!
-//! The words for parts of a VM are Cloud Hypervisor's (`memory = "size=2G"`, `disk =
-//! ["path=..."]`). What is read here becomes a checked [`Machine`] for each VM, in which nothing is
-//! optional any more; the rest of the program sees only that.
+//! The options of a VM are written as for Cloud Hypervisor (`memory = "size=2G"`, `disk =
+//! ["path=..."]`). Each VM's section becomes a checked [`Machine`] in which all defaults are filled
+//! in; the rest of the program sees only that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::devices::catalog::{DeviceOptions, KINDS};
 use crate::machine::{self, KernelBoot, Machine, MachineError, VmName};
 use crate::options::{Options, parse_size};
 
-/// What is wrong with a configuration.
+/// A configuration that is not valid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -26,13 +26,13 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// Not TOML, or not of this shape.
+    /// The text is not TOML, or has unknown keys or values of wrong types.
     #[error("the configuration is not valid: {0}")]
     Parse(String),
-    /// Two VMs of one name.
+    /// Two VMs have one name.
     #[error("two VMs are called `{0}`: give one of them another name")]
     DuplicateName(VmName),
-    /// A word of the option dialect.
+    /// The value of a VM's key is not valid in the option dialect.
     #[error("{vm}: {key} = \"{value}\": {problem}")]
     Option {
         /// The VM as the file names it.
@@ -44,7 +44,7 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         problem: String,
     },
-    /// A key that nobody knows.
+    /// A VM's section has an unknown key.
     #[error("{vm}: `{key}` is not known; there is {known}")]
     UnknownKey {
         /// The VM as the file names it.
@@ -64,7 +64,7 @@ pub enum ConfigError {
 pub struct Config {
     /// The host's own settings.
     pub host: HostSection,
-    /// Defaults of `perennial ctl update`.
+    /// Defaults for `perennial ctl update`.
     pub update: UpdateSection,
     /// The VMs, in the order of the file.
     pub machines: Vec<Machine>,
@@ -74,24 +74,25 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct HostSection {
-    /// Set as the host's name when the host is PID 1.
+    /// Host name that the host sets if it is PID 1.
     pub hostname: Option<String>,
     /// Path of the API socket.
     pub socket: Option<PathBuf>,
-    /// Name of a virtio-serial port that speaks the API too.
+    /// Name of a virtio-serial port on which the host serves the API, too.
     pub control_port: Option<String>,
-    /// Kernel modules that PID 1 loads, in this order and before it mounts anything.
+    /// Kernel modules that PID 1 loads, in this order, before it mounts file systems.
     pub modules: Vec<String>,
     /// File systems that PID 1 mounts before it starts or resumes any VM.
     pub mounts: Vec<Mount>,
-    /// The directory of the pool, where the VMs live if the kernel has no LUO. A file system with
-    /// DAX in memory that survives a kexec.
+    /// The pool's directory, which holds the VMs' RAM and sessions if the kernel has no LUO: on a
+    /// file system with DAX, in memory that survives a kexec.
     pub pool: Option<PathBuf>,
 }
 
 impl HostSection {
-    /// What can still be read of a file that is wrong as a whole: what has to be loaded and mounted
-    /// before a host can reach the pool, and with it the VMs of the last kernel.
+    /// Returns `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
+    /// key that cannot be read is empty. A host needs these to reach the pool, and so the VMs that
+    /// the previous kernel left.
     pub fn salvage(text: &str) -> Self {
         fn key<T: serde::de::DeserializeOwned + Default>(host: &toml::Value, key: &str) -> T {
             host.get(key).and_then(|value| value.clone().try_into().ok()).unwrap_or_default()
@@ -113,17 +114,17 @@ impl HostSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Mount {
-    /// A block device, or whatever the file system takes.
+    /// A block device, or another source that the file system accepts.
     pub source: String,
-    /// Where; created if missing.
+    /// The directory to mount on; created if missing.
     pub target: PathBuf,
-    /// The file system's name, as mount(2) has it.
+    /// The file system's type, as for mount(2).
     #[serde(rename = "type")]
     pub fs: String,
     /// The file system's own options.
     #[serde(default)]
     pub options: String,
-    /// An image that is copied onto the device first, if nothing is on it yet.
+    /// An image to copy onto the device before the mount, if the device is empty.
     #[serde(default)]
     pub format_from: Option<PathBuf>,
 }
@@ -136,8 +137,8 @@ pub struct UpdateSection {
     pub kernel: Option<PathBuf>,
     /// Its initramfs.
     pub initramfs: Option<PathBuf>,
-    /// Its command line; what the kernel's LUO needs is added. For a pool it has to name the same
-    /// `memmap=` as the running kernel's.
+    /// Its command line; the host adds the parameters that the kernel's LUO needs. For a pool, it
+    /// must have the same `memmap=` as the running kernel's.
     pub cmdline: String,
 }
 
@@ -162,12 +163,12 @@ struct VmSection {
     initramfs: Option<PathBuf>,
     #[serde(default)]
     cmdline: String,
-    /// Keys of devices, which the catalog knows; and such as nobody knows.
+    /// All other keys: the keys of devices, and unknown keys, which [`parse_devices`] refuses.
     #[serde(flatten)]
     devices: BTreeMap<String, OneOrMore>,
 }
 
-/// The keys of a VM's section that are no device's.
+/// The keys of a VM's section that are not for devices.
 const VM_KEYS: [&str; 6] = ["name", "memory", "cpus", "kernel", "initramfs", "cmdline"];
 
 /// The value of a device's key.
@@ -206,7 +207,7 @@ impl Config {
     }
 }
 
-/// The parser's message with its line; its own text is a drawing over several lines.
+/// Returns the parser's message with its line number. The parser's own display has several lines.
 fn one_line(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', "; ");
     match error.span().and_then(|span| text.get(..span.start)) {
@@ -236,7 +237,7 @@ impl VmSection {
     }
 }
 
-/// The devices that a VM's section asks for. `option` makes an error about one text.
+/// Returns the devices of a VM's section. `option` makes an error about one value.
 fn parse_devices(
     vm: &str,
     keys: &BTreeMap<String, OneOrMore>,

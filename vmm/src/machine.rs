@@ -1,7 +1,7 @@
-//! What a VM is: its checked description, with nothing optional left to decide.
+//! The checked description of a VM, with all defaults filled in.
 //!
-//! The description comes from the configuration, travels in the host's manifest over a live update,
-//! and stands in every state document, so that a restore needs no other file.
+//! The description is made from the configuration. Over a live update, the host's manifest and the
+//! VM's state document carry it, so that a restore does not need the configuration.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,22 +14,24 @@ use crate::devices::catalog::{DeviceOptions, KINDS, KindInfo};
 use crate::devices::kind::Place;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// Most vCPUs of one VM. Bounded by xAPIC ids (8 bits, 255 is broadcast), and by what has been tried.
+/// Most vCPUs of one VM. The limit is the largest number that was tested; xAPIC ids (8 bits, 255 is
+/// broadcast) would allow more.
 pub const MAX_CPUS: u32 = 64;
-/// Least RAM of a VM, in bytes: below it no kernel finds room for itself and its tables.
+/// Least RAM of a VM, in bytes: with less, no kernel has room for itself and its tables.
 pub const MIN_RAM: u64 = 32 << 20;
 /// Most RAM of a VM, in bytes: 1 TiB stays below every CPU's physical address limit.
 pub const MAX_RAM: u64 = 1 << 40;
-/// RAM comes in units of huge folios, in bytes: a fragment of one would map with small pages.
+/// RAM is a multiple of this many bytes, the size of a huge folio: a smaller rest would be mapped
+/// with small pages.
 pub const RAM_UNIT: u64 = 2 << 20;
 /// First and last slot of the PCI bus for devices; slot 0 is the host bridge.
 pub const SLOTS: RangeInclusive<u16> = 1..=31;
 
-/// A description that no machine can have.
+/// A description that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MachineError {
-    /// A name that cannot name a session.
+    /// A name that cannot be part of a session's name.
     #[error(
         "VM name `{name}`: {problem}; a name has 1 to {} characters of a-z, A-Z, 0-9, `-`, `_` and `.`",
         VmName::MAX
@@ -78,7 +80,7 @@ pub enum MachineError {
         /// What was asked for.
         found: usize,
     },
-    /// A device where none of its kind can be, or where another one is.
+    /// A device at an address that its kind cannot have, or that another device has.
     #[error("VM `{name}`: there cannot be a device `{node}`: {problem}")]
     Place {
         /// The VM.
@@ -98,16 +100,16 @@ pub enum MachineError {
     },
 }
 
-/// The name of a VM, fit to be part of a session's name.
+/// The name of a VM, which is part of its session's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
 
 impl VmName {
-    /// Longest name, in bytes: a session's name has at most 63, and `perennial-vm-` stands before.
+    /// Longest name, in bytes: a session's name has at most 63, which include `perennial-vm-`.
     pub const MAX: usize = 50;
 
-    /// Checks a name.
+    /// Checks a name. Errors if it is empty, too long or has a character that is not allowed.
     pub fn new(name: &str) -> Result<Self, MachineError> {
         let error = |problem: String| {
             Err(MachineError::Name { name: name.escape_default().to_string(), problem })
@@ -149,7 +151,7 @@ impl From<VmName> for String {
     }
 }
 
-/// What a VM boots: a kernel of the host.
+/// The kernel that a VM boots, in files of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelBoot {
     /// Kernel image: bzImage or PVH ELF.
@@ -160,23 +162,23 @@ pub struct KernelBoot {
     pub cmdline: String,
 }
 
-/// One device of a machine: where it is, and what the configuration says of it.
+/// One device of a machine: its address and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSpec {
-    /// Its port or its slot on the PCI bus, as its kind is placed.
+    /// Its port, or its slot on the PCI bus; which of them depends on its kind.
     pub address: u16,
-    /// Its options, by which its kind is known.
+    /// Its options, which also tell its kind.
     pub options: DeviceOptions,
 }
 
 impl DeviceSpec {
-    /// The device's node in the state document, which is its name in the machine: `virtio-blk@1`.
+    /// Returns the name of the device's node in the state document, such as `virtio-blk@1`.
     pub fn node(&self) -> String {
         node_name(self.options.kind().name, self.address)
     }
 }
 
-/// The name of a device's node.
+/// Returns the name of a device's node.
 pub fn node_name(kind: &str, address: u16) -> String {
     format!("{kind}@{address:x}")
 }
@@ -190,14 +192,14 @@ pub struct Machine {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// What it boots.
+    /// The kernel that it boots.
     pub boot: KernelBoot,
     /// Its devices.
     pub devices: Vec<DeviceSpec>,
 }
 
 impl Machine {
-    /// Checks what the types alone do not.
+    /// Checks the limits that the types do not enforce: RAM, vCPUs, devices, NUL bytes.
     pub fn check(&self) -> Result<(), MachineError> {
         let name = || self.name.clone();
         if !(MIN_RAM..=MAX_RAM).contains(&self.ram_bytes)
@@ -252,8 +254,8 @@ impl KernelBoot {
     }
 }
 
-/// Gives devices their places: those of one kind in the order of `wanted`, the kinds in that of the
-/// catalog.
+/// Assigns addresses to devices: kinds in the order of the catalog, devices of one kind in the
+/// order of `wanted`.
 pub fn place(wanted: Vec<DeviceOptions>) -> Vec<DeviceSpec> {
     let rank =
         |options: &DeviceOptions| KINDS.iter().position(|kind| kind.name == options.kind().name);
@@ -286,7 +288,7 @@ impl Schema for Machine {
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        // Not `name`, which device tree tools keep for themselves.
+        // The property is not called `name`, because device tree tools reserve that name.
         let text = reader.str("vm-name")?;
         let name = VmName::new(&text).map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         let ram_bytes = reader.u64("ram-bytes")?;
@@ -307,11 +309,11 @@ impl Schema for Machine {
     }
 }
 
-/// The unit address of a device's node, which is called as its kind is.
+/// Returns the unit address of a device's node. Errors if the node is not named for its kind.
 pub fn address_of(node: &Node, kind: &KindInfo, parent: &str) -> Result<u16, StateError> {
     let address = node.name.split_once('@').and_then(|(name, address)| {
         let address = u16::from_str_radix(address, 16).ok()?;
-        // One way of writing it only: two nodes could have the same place otherwise.
+        // Only one spelling is accepted: otherwise two nodes could have the same address.
         (name == kind.name && node.name == node_name(kind.name, address)).then_some(address)
     });
     address.ok_or_else(|| StateError::Invalid {

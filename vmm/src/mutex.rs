@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks `mutex`, also if a thread panicked while it held the lock: what the mutexes of this crate guard
-/// is consistent whenever code that can panic runs.
+/// Locks `mutex`, even if a thread panicked while it held the lock. This is correct because the
+/// data behind this crate's mutexes is consistent whenever code that can panic runs.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

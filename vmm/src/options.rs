@@ -1,13 +1,13 @@
 //! The option dialect of the configuration and the command line, which is Cloud Hypervisor's:
 //! `key=value,key=value`, and sizes such as `512M`.
 
-/// The pairs of one option text, each key known and given once.
+/// The pairs of one option text. Each key is known and occurs once.
 #[derive(Debug)]
 pub struct Options<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Options<'a> {
-    /// Splits `text`, in which only keys of `known` may stand. The error says what is wrong with it,
-    /// and what would be right.
+    /// Splits `text` into pairs. Errors if a part has no `=`, a key is not in `known`, or a key
+    /// occurs twice; the error text says what is wrong and what is accepted.
     pub fn parse(text: &'a str, known: &[&str]) -> Result<Self, String> {
         let mut pairs = Vec::new();
         for part in text.split(',') {
@@ -25,18 +25,18 @@ impl<'a> Options<'a> {
         Ok(Self(pairs))
     }
 
-    /// The value of `key`, if it was given.
+    /// Returns the value of `key`, if it was given.
     pub fn get(&self, key: &str) -> Option<&'a str> {
         self.0.iter().find(|(k, _)| *k == key).map(|(_, value)| *value)
     }
 
-    /// The value of `key`, which must name a path.
+    /// Returns the value of `key`, a path. Errors if it is missing or empty.
     pub fn path(&self, key: &str) -> Result<&'a str, String> {
         let path = self.get(key).filter(|path| !path.is_empty());
         path.ok_or_else(|| format!("it must name a path: {key}=FILE"))
     }
 
-    /// Whether `key` is `on`; one that was not given is `off`.
+    /// Returns whether `key` is `on`; a missing key counts as `off`. Errors on other values.
     pub fn switch(&self, key: &str) -> Result<bool, String> {
         match self.get(key) {
             None | Some("off") => Ok(false),
@@ -46,7 +46,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// A size in bytes with an optional suffix K, M, G or T (powers of 1024).
+/// Parses a size in bytes with an optional suffix K, M, G or T (powers of 1024). Errors if it is
+/// not a whole number or does not fit 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K') => (&text[..text.len() - 1], 10),

@@ -1,5 +1,5 @@
-//! A host without VMs, as a process that is none of PID 1's kind, replaced by the same binary and by
-//! others. What becomes of VMs is tested where there is KVM.
+//! Handovers of a host without VMs that is not PID 1: to the same binary and to other programs. The
+//! end-to-end suites, which have KVM, test handovers with VMs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
 
-/// A running host. Ended when dropped.
+/// A running host. Killed when dropped.
 struct Host {
     child: Child,
     directory: tempfile::TempDir,
@@ -36,7 +36,7 @@ impl Host {
         host
     }
 
-    /// Reads the log up to the line that says that a host is there, which has to say how.
+    /// Reads the log up to the line with `ready:`, which must contain `how`.
     fn wait_until_ready(&mut self, how: &str) {
         let mut line = String::new();
         while !line.contains("ready:") {
@@ -63,7 +63,8 @@ impl Host {
         said
     }
 
-    /// A perennial that calls one of its formats otherwise, as another version may.
+    /// Writes a copy of `perennial` in which the name `format` is replaced by `called`, as another
+    /// version may have it.
     fn other_version(&self, format: &str, called: &str) -> std::path::PathBuf {
         assert_eq!(format.len(), called.len());
         let mut bytes = fs::read(PERENNIAL).unwrap();
@@ -106,7 +107,7 @@ fn the_next_program_answers_in_the_same_process() {
 
 #[test]
 fn a_binary_that_was_replaced_in_its_place_takes_over() {
-    // Not the test's own binary: that one must stay.
+    // A copy, because the test's own binary must not be replaced.
     let directory = tempfile::tempdir().unwrap();
     let installed = directory.path().join("perennial");
     fs::copy(PERENNIAL, &installed).unwrap();
@@ -115,7 +116,7 @@ fn a_binary_that_was_replaced_in_its_place_takes_over() {
     assert!(output.status.success(), "{output:?}");
     host.wait_until_ready("boot handover");
 
-    // As a package manager does it: another file takes the name.
+    // As a package manager replaces a program: another file is renamed over it.
     let next = directory.path().join("next");
     fs::copy(PERENNIAL, &next).unwrap();
     fs::rename(&next, &installed).unwrap();
@@ -144,7 +145,7 @@ fn a_program_that_does_not_understand_what_it_would_get_is_refused() {
     let host = Host::start();
     let said = host.refused(&host.other_version("perennial,host-v1", "perennial,host-v2"));
     assert!(said.contains("cannot take over: ") && said.contains("the manifest: "), "{said}");
-    // It knows the documents, and not the tree that says where they are.
+    // This program knows the documents, but not the tree that lists them.
     let said = host.refused(&host.other_version("luo-v1", "luo-v2"));
     assert!(said.contains("cannot take over: ") && said.contains("luo-v"), "{said}");
     assert!(host.ctl(&["handover"]).status.success(), "nothing was lost by the attempts");

@@ -1,4 +1,5 @@
-//! A client of the host's API. A script is the pieces in which its bytes arrive.
+//! Target `control`: a client of the host's API. A script is a list of pieces that the client
+//! sends.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -7,11 +8,11 @@ use perennial_fuzz::Script;
 
 use crate::api::{Call, Line, Lines};
 
-/// Most pieces, so that all of them fit in a socket.
+/// Most pieces of a script: so many fit in a socket's buffer.
 const MOST: usize = 200;
 
-/// Sends pieces. However they are cut, the same lines come out of them; and each line is a call, or
-/// gets an answer that says why it is none.
+/// Sends the pieces. The host must read the same lines however the bytes are cut into pieces, and
+/// each line must be a valid call or get an error as the answer.
 pub fn control(input: &[u8]) {
     let (mut client, host) = UnixStream::pair().unwrap();
     host.set_nonblocking(true).unwrap();

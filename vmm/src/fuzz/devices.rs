@@ -1,4 +1,4 @@
-//! Machines with devices of every kind, for targets: their files and wires, without a host and KVM.
+//! Machines with one device of every kind, with files and wires, without a host and KVM.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(super) fn machine() -> Machine {
     }
 }
 
-/// Wires into nowhere, and their other end.
+/// Returns wires that need no KVM, and the object that records what the devices send on them.
 pub(super) fn wires(memory: &GuestMemoryMmap) -> (Wires, Arc<FakeWires>) {
     let fake = Arc::new(FakeWires::default());
     let wires = Wires {
@@ -36,10 +36,10 @@ pub(super) fn wires(memory: &GuestMemoryMmap) -> (Wires, Arc<FakeWires>) {
     (wires, fake)
 }
 
-/// The files of each device of a machine, by its node.
+/// The files of each device of a machine, with the name of the device's node.
 pub(super) type Files = Vec<(String, Vec<Opened>)>;
 
-/// Files as the host would have opened them, and the other ends of those that have one.
+/// Opens files as the host would. Returns them and, for sockets, the other ends.
 pub(super) fn open(
     machine: &Machine,
     state: Option<&DevicesStateV1>,
@@ -54,7 +54,7 @@ pub(super) fn open(
     Some((files, peers))
 }
 
-/// The same files once more, as they travel to the VM's process.
+/// Returns duplicates of the files in the form in which the VM's process receives them.
 pub(super) fn send(files: &Files) -> Fds {
     let (mut roles, mut fds) = (Vec::new(), Vec::new());
     for (node, opened) in files {
@@ -67,7 +67,7 @@ pub(super) fn send(files: &Files) -> Fds {
     Fds::new(&roles, fds).unwrap()
 }
 
-/// Files for a machine, ready to be taken, and the other ends.
+/// Returns a machine's files as the VM's process receives them, and the other ends.
 pub(super) fn files_for(
     machine: &Machine,
     state: Option<&DevicesStateV1>,

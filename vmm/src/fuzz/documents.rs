@@ -1,4 +1,5 @@
-//! State documents and manifests: what is read is written again, to the byte.
+//! Targets for state documents and manifests: a document that can be read must encode to the same
+//! bytes.
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -10,11 +11,11 @@ use crate::state::document::{self, Detail};
 use crate::vm::VmStateV1;
 use crate::vm::board::Board;
 
-/// Where the digest stands: behind the header, an empty list of reservations, the root's beginning and
-/// the property's.
+/// Offset of the digest: after the header, an empty list of reservations, the root's begin token
+/// and the property's header.
 const DIGEST_AT: usize = 40 + 16 + 8 + 12;
 
-/// Reads the state document of a machine, and restores what of it needs no KVM.
+/// Reads the state document of a machine and restores the devices, which need no KVM.
 pub fn state_document(input: &[u8]) {
     for bytes in with_digest(input) {
         if let Some(state) = read::<VmStateV1>(&bytes) {
@@ -23,7 +24,7 @@ pub fn state_document(input: &[u8]) {
     }
 }
 
-/// Reads what the host leaves for itself: the manifest, and the index.
+/// Reads the manifest and the index, which the host writes for the next host.
 pub fn manifest(input: &[u8]) {
     for bytes in with_digest(input) {
         let _ = read::<Manifest>(&bytes);
@@ -31,8 +32,8 @@ pub fn manifest(input: &[u8]) {
     }
 }
 
-/// The bytes, and the bytes with a right digest: it keeps most inputs out, and what lies behind it is
-/// to be tried, too.
+/// Returns the bytes as they are and with a correct digest. With a wrong digest, an input does not
+/// reach the parser behind the digest's check.
 fn with_digest(input: &[u8]) -> [Vec<u8>; 2] {
     let mut right = input.to_vec();
     if let Some(digest) = right.get_mut(DIGEST_AT..DIGEST_AT + 4) {
@@ -43,7 +44,7 @@ fn with_digest(input: &[u8]) -> [Vec<u8>; 2] {
     [input.to_vec(), right]
 }
 
-/// The value of a document, which is written as that document and no other.
+/// Reads a document, if it is valid, and checks that its tree and its value encode repeatably.
 fn read<S: Schema>(bytes: &[u8]) -> Option<S> {
     let root = document::decode(bytes).ok()?;
     assert_eq!(document::encode(&root).unwrap(), bytes);
@@ -51,12 +52,13 @@ fn read<S: Schema>(bytes: &[u8]) -> Option<S> {
     let value: S = document::read_document(bytes).ok()?;
     let again = document::write_document(&value).unwrap();
     let value = document::read_document::<S>(&again).unwrap();
-    // An older binding may have been read; what is written is always the newest.
+    // Compared with `again`, not with `bytes`: `bytes` may have an older binding, `again` has the
+    // newest.
     assert_eq!(document::write_document(&value).unwrap(), again);
     Some(value)
 }
 
-/// Builds the devices again. A state that is taken is the state that they have then.
+/// Restores the devices. If the restore accepts the state, a save must return the same state.
 fn restore(state: VmStateV1) {
     let VmStateV1 { machine, devices, .. } = state;
     let ram = [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];

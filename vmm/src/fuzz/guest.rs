@@ -1,18 +1,18 @@
-//! Everything that a guest can do to the devices of its machine, one of every kind, and updates of the
-//! host in between.
+//! Target `guest`: a guest's accesses to the devices of its machine (one of every kind), with live
+//! updates in between.
 //!
-//! | step (mod 8) | what follows | what is done |
+//! | step (mod 8) | operands | action |
 //! |---|---|---|
 //! | 0 | port u16, size u8 | the guest reads a port |
-//! | 1 | port u16, size u8, value u64 | it writes one |
-//! | 2 | offset u16, size u8 | it reads a register of a PCI function |
-//! | 3 | offset u16, size u8, value u64 | it writes one |
-//! | 4 | address u32, a long piece | it writes to its RAM |
-//! | 5 | a piece | the devices' threads run, after input for those that take some, and a doorbell |
-//! | 6 | | a live update, if there were not many |
-//! | 7 | features u64 | a driver starts a function as it should |
+//! | 1 | port u16, size u8, value u64 | the guest writes a port |
+//! | 2 | offset u16, size u8 | the guest reads a register of a PCI function |
+//! | 3 | offset u16, size u8, value u64 | the guest writes a register of a PCI function |
+//! | 4 | address u32, a long piece | the guest writes to its RAM |
+//! | 5 | a piece | input for the devices that take some, a doorbell, then the devices' threads run |
+//! | 6 | | a live update, at most `MOST_UPDATES` times |
+//! | 7 | features u64 | a correct driver initializes a function |
 //!
-//! Which function is meant says the step, divided by 8.
+//! The step divided by 8 selects the PCI function.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -40,13 +40,13 @@ const DOORBELL: u64 = 0x3000;
 /// Two slots with a hole between them.
 const RAM: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
-/// Where a driver that starts as it should has its ring: descriptors, available, used.
+/// Addresses of the rings of a correct driver: descriptors, available, used.
 const RING: [u64; 3] = [0x4000, 0x5000, 0x6000];
 
-/// Most live updates in a script: they take long, and a fuzzer likes to repeat itself.
+/// Most live updates in a script: each takes long, and a fuzzer tends to repeat a step.
 const MOST_UPDATES: usize = 3;
 
-/// Plays a script.
+/// Runs a script.
 pub fn guest(input: &[u8]) {
     let mut script = Script::new(input);
     let mut machine = Machine::new();
@@ -64,13 +64,13 @@ pub fn guest(input: &[u8]) {
     machine.live_update();
 }
 
-/// The devices of a machine, without KVM. What is not on the board outlives updates.
+/// The devices of a machine, without KVM. A live update replaces board, wires and thread.
 struct Machine {
     description: Description,
     memory: GuestMemoryMmap,
     files: Files,
     peers: Vec<UnixStream>,
-    /// The slots in which there are functions.
+    /// The slots that have functions.
     slots: Vec<u16>,
     board: Board,
     wires: Arc<FakeWires>,
@@ -91,7 +91,7 @@ impl Machine {
         Self { description, memory, files, peers, slots, board, wires: fake, thread }
     }
 
-    /// The slot and the BAR of the function that a step means.
+    /// Returns the slot and the BAR's address of the function that a step selects.
     fn function(&self, step: u8) -> (u32, u64) {
         let slot = self.slots[usize::from(step / 8) % self.slots.len()];
         (slot.into(), layout::PCI_BARS.0 + u64::from(slot - 1) * u64::from(BAR_SIZE))
@@ -119,7 +119,7 @@ impl Machine {
             }
             4 => {
                 let (address, piece) = (script.u32(), script.long_piece());
-                // As far as there is RAM.
+                // Writes up to the end of the RAM at `address`.
                 let _ = self.memory.write(piece, GuestAddress(address.into()));
             }
             5 => {
@@ -133,17 +133,17 @@ impl Machine {
         }
     }
 
-    /// Lets the devices' threads do what there is to do, which comes to an end.
+    /// Runs the devices' threads until they are idle, which must happen within 100 rounds.
     fn run(&mut self) {
         let idle = (0..100).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
-        assert!(idle, "the devices' threads have no end of work");
+        assert!(idle, "the devices' threads do not become idle");
         let mut output = [0; 4096];
         for peer in &mut self.peers {
             while peer.read(&mut output).is_ok_and(|count| count > 0) {}
         }
     }
 
-    /// Saves every device and restores it, as another host would.
+    /// Saves every device and restores it, as a live update does.
     fn live_update(&mut self) {
         self.board.pause().unwrap();
         let state = self.board.save().unwrap();
@@ -185,7 +185,7 @@ impl Machine {
         write(0x14, 15, 1);
     }
 
-    /// What holds whatever the guest did.
+    /// Checks that every function still has its vendor ID, whatever the guest did.
     fn check(&mut self) {
         for slot in &self.slots {
             let name = 0x8000_0000 | u32::from(*slot) << 11;
@@ -197,7 +197,7 @@ impl Machine {
     }
 }
 
-/// One thread for all devices: a script is to mean the same each time.
+/// Runs all devices on one thread, so that a script gives the same result each time.
 fn thread(board: &mut Board) -> EventManager<Worker> {
     let mut thread = EventManager::new().unwrap();
     for (_, worker) in board.take_workers() {

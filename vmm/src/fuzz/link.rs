@@ -1,6 +1,7 @@
-//! The link between the host and a VM's process, in both directions, from its first byte.
+//! Targets for the link between the host and a VM's process, one for each direction.
 //!
-//! A script is a list of packets: how many fds (u8), what each one is (u8), and a long piece.
+//! A script is a list of packets: the number of fds (u8), the kind of each fd (u8), and a long
+//! piece.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,12 +17,12 @@ use crate::guests::conversation::Conversation;
 use crate::link::{Channel, FromVm, LinkError, Request};
 use crate::vm::serve::{ServeError, serve};
 
-/// Most packets and most fds beside one.
+/// Most packets of a script, and most fds of a packet.
 const MOST: usize = 6;
 /// A state document.
 const DOCUMENT: &[u8] = include_bytes!("../../golden/vm-v1.dtb");
 
-/// Sends packets to a VM's process. It answers each, or says that the link is broken.
+/// Sends packets to a VM's process, which must answer each or end with a link error.
 pub fn to_vm(input: &[u8]) {
     let (host, vm) = Channel::pair().unwrap();
     let sent = send_all(&host, input);
@@ -39,7 +40,7 @@ pub fn to_vm(input: &[u8]) {
     }
 }
 
-/// Sends packets to the host, which asks for something, looks at the events, and waits for the end.
+/// Sends packets to the host, which sends requests, reads the events and waits for the end.
 pub fn from_vm(input: &[u8]) {
     let (host, vm) = Channel::pair().unwrap();
     host.set_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -56,7 +57,7 @@ pub fn from_vm(input: &[u8]) {
     assert!(!conversation.has_events());
 }
 
-/// Sends the script's packets, and tells how many.
+/// Sends the script's packets. Returns their number.
 fn send_all(channel: &Channel, input: &[u8]) -> usize {
     let mut script = Script::new(input);
     let mut sent = 0;
@@ -64,7 +65,7 @@ fn send_all(channel: &Channel, input: &[u8]) -> usize {
         let count = usize::from(script.u8()) % (MOST + 1);
         let fds: Vec<OwnedFd> = (0..count).map(|_| fd(script.u8())).collect();
         let packet = script.long_piece();
-        // An empty packet is the end of the link.
+        // An empty packet looks like the end of the link to the receiver.
         if packet.is_empty() {
             break;
         }
@@ -80,7 +81,7 @@ fn send_all(channel: &Channel, input: &[u8]) -> usize {
     sent
 }
 
-/// Some file.
+/// Returns a file: `/dev/null`, a memfd with a state document, an empty memfd, or a pipe.
 fn fd(kind: u8) -> OwnedFd {
     let memfd = || memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap();
     match kind % 4 {

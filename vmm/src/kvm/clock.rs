@@ -1,15 +1,15 @@
-//! The guest's time over a live update: kvmclock and the TSC, carried on by one measurement.
+//! The guest's clocks over a live update: kvmclock and the TSC both advance by the elapsed time.
 //!
-//! A live update takes seconds, and meanwhile the world's time goes on. A guest whose clocks stood
-//! still would be wrong by the blackout: leases, tokens and certificates would be judged by a clock
-//! that is late until NTP has slewed it. So all clocks of the guest run on: the TSC, because the
-//! physical one does and its offset is kept; kvmclock, because it is set forward by as much. (A
-//! snapshot that is restored after a day is another matter: there MONOTONIC must not jump,
-//! Firecracker #5809.)
+//! If the guest's clocks stood still during the blackout, they would be late afterwards, and the
+//! guest would judge leases, tokens and certificates by a late clock until NTP has corrected it. So
+//! the guest's clocks advance: the TSC, because the host's TSC keeps counting and the vCPU's TSC
+//! offset is kept; kvmclock, because the restore sets it forward by the elapsed time. (This does
+//! not fit a snapshot that is restored a day later: there MONOTONIC must not jump, Firecracker
+//! #5809.)
 //!
-//! How much time has passed is told by the host's TSC, the one clock that a kexec leaves alone.
-//! `CLOCK_REALTIME` of a freshly booted kernel comes from the RTC and is right to a second only. It
-//! is used where the TSC has been reset after all, which shows by its running backward.
+//! The elapsed time is measured with the host's TSC, the only clock that a kexec does not reset.
+//! `CLOCK_REALTIME` of a freshly booted kernel comes from the RTC and is accurate to one second
+//! only. It is used only if the TSC was reset, which shows as a TSC below the saved one.
 
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::{Cap, VmFd};
@@ -19,7 +19,7 @@ use super::{Attempt, KvmError};
 use crate::arch::x86_64::tsc;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// The clocks at one moment while no vCPU ran. `perennial,clock-x86-v1`.
+/// The clocks at one moment while no vCPU runs. Binding `perennial,clock-x86-v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockStateV1 {
     /// The guest's kvmclock, in nanoseconds.
@@ -42,7 +42,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now.
+    /// Reads both clocks now.
     pub fn now() -> Self {
         let now = clock_gettime(ClockId::Realtime);
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -51,21 +51,22 @@ impl Moment {
     }
 }
 
-/// How the clocks go on.
+/// By how much the guest's clocks advance at a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passage {
-    /// Time that has passed since the save, in nanoseconds.
+    /// Time since the save, in nanoseconds.
     pub elapsed_ns: u64,
-    /// What is added to every vCPU's TSC offset, modulo 2^64; 0 where the TSC ran on.
+    /// Ticks to add to every vCPU's TSC offset, modulo 2^64; 0 unless the host's TSC was reset.
     pub offset_change: u64,
 }
 
 impl ClockStateV1 {
-    /// Reads kvmclock. No vCPU runs. `tsc_khz` is the rate of the host's TSC.
+    /// Reads kvmclock. Call while no vCPU runs. `tsc_khz` is the rate of the host's TSC.
     pub fn save(vm: &VmFd, tsc_khz: u32) -> Result<Self, KvmError> {
         let data = vm.get_clock().attempt("read kvmclock")?;
-        // KVM gives the three values of one moment only while it derives kvmclock from the TSC
-        // (Documentation/virt/kvm/api.rst 4.29); otherwise they are taken one after the other.
+        // KVM returns all three values for one moment only while it derives kvmclock from the TSC
+        // (Documentation/virt/kvm/api.rst 4.29). Otherwise the host's two are read here, right
+        // after.
         let now = Moment::now();
         let together = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
         let (realtime_ns, host_tsc) = match data.flags & together == together {
@@ -75,26 +76,27 @@ impl ClockStateV1 {
         Ok(Self { clock_ns: data.clock, realtime_ns, host_tsc, tsc_khz })
     }
 
-    /// How the clocks go on at `now`.
+    /// Returns by how much the clocks have to advance if they are restored at `now`.
     pub fn passage(&self, now: Moment) -> Passage {
         if now.tsc >= self.host_tsc {
             let elapsed_ns = tsc::ns(now.tsc - self.host_tsc, self.tsc_khz);
             return Passage { elapsed_ns, offset_change: 0 };
         }
-        // The TSC was reset: guest TSC = host TSC + offset must go on by the time that passed
-        // (Documentation/virt/kvm/devices/vcpu.rst 4.1). A clock never goes backward.
+        // The TSC was reset: guest TSC = host TSC + offset must advance by the elapsed time
+        // (Documentation/virt/kvm/devices/vcpu.rst 4.1). A time of day that went backward counts as
+        // no elapsed time, so that no guest clock goes backward.
         let elapsed_ns = now.realtime_ns.saturating_sub(self.realtime_ns);
         let elapsed_ticks = tsc::ticks(elapsed_ns, self.tsc_khz);
         let offset_change = self.host_tsc.wrapping_add(elapsed_ticks).wrapping_sub(now.tsc);
         Passage { elapsed_ns, offset_change }
     }
 
-    /// Sets kvmclock forward. After every vCPU has its TSC offset, before any vCPU runs.
+    /// Sets kvmclock forward by the elapsed time. Call when every vCPU has its TSC offset and
+    /// before any vCPU runs.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         let now = Moment::now();
         let clock = self.clock_ns.saturating_add(self.passage(now).elapsed_ns);
-        // With the time of day beside it KVM adds what passes until it takes the value; this leaves
-        // nothing between `now` and the ioctl out.
+        // Given the time of day, KVM also adds the time between `now` and the ioctl.
         let known = u32::try_from(vm.check_extension_int(Cap::AdjustClock)).unwrap_or(0);
         let flags = known & KVM_CLOCK_REALTIME;
         let data = kvm_clock_data { clock, flags, realtime: now.realtime_ns, ..Default::default() };
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     fn kvmclock_goes_on_in_another_vm_and_never_backward() {
         let (Some(before), Some(after)) = (TestVm::new(), TestVm::new()) else { return };
-        // An hour that every run can tell from the nanoseconds that it takes.
+        // One hour: far longer than the test runs.
         let hour = Duration::from_secs(3600).as_nanos() as u64;
         let khz = before.vcpu.get_tsc_khz().unwrap();
         before.vm.set_clock(&kvm_clock_data { clock: 3 * hour, ..Default::default() }).unwrap();
@@ -181,10 +183,10 @@ mod tests {
         assert!(restored.clock_ns >= saved.clock_ns, "{saved:?}, then {restored:?}");
         assert!(restored.host_tsc >= saved.host_tsc, "{saved:?}, then {restored:?}");
 
-        // The same, saved an hour ago: the clock is set forward by it.
+        // The same state, saved an hour ago: the clock is set forward by an hour.
         let hours_ticks = tsc::ticks(hour, khz);
         let old = ClockStateV1 { host_tsc: saved.host_tsc.wrapping_sub(hours_ticks), ..saved };
-        // A TSC that has not counted for an hour yet goes by the time of day.
+        // If the host's TSC has counted for less than an hour, the time of day is used.
         let old = ClockStateV1 { realtime_ns: saved.realtime_ns - hour, ..old };
         old.restore(&after.vm).unwrap();
         let restored = ClockStateV1::save(&after.vm, khz).unwrap();
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_tsc_that_ran_on_tells_the_time_and_offsets_stay() {
-        // The time of day is off by most of a second, as after a boot, and does not matter.
+        // The time of day is wrong by most of a second, as after a boot. It is not used.
         let now = Moment { tsc: 9_000_000 + 4_000_000_000, realtime_ns: 1_001_100_000_000 };
         let passage = SAVED.passage(now);
         assert_eq!(passage, Passage { elapsed_ns: 2_000_000_000, offset_change: 0 });

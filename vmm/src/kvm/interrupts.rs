@@ -1,11 +1,12 @@
-//! Wires between devices and KVM: interrupts into the guest, doorbells out of it.
+//! Connections between devices and KVM: interrupts into the guest, doorbells out of the guest.
 //!
-//! A device owns [`MsiLine`]s and legacy edge lines, which it pulls by an eventfd write, and
-//! doorbells, which the guest rings without leaving KVM. Where a line leads is the routing table,
-//! which KVM takes only as a whole: [`KvmInterrupts`] keeps the truth and hands over all of it on
-//! each change. Devices know the traits only, so that they can be tested without KVM.
+//! A device owns [`MsiLine`]s and legacy edge lines, which it triggers by writing to an eventfd,
+//! and doorbells (ioeventfds), which the guest rings without an exit to this process. The routing
+//! table says where each line leads. KVM accepts the table only as a whole, so [`KvmInterrupts`]
+//! keeps a copy and sends all of it on each change. Devices use only the traits [`Interrupts`] and
+//! [`Doorbells`], so that they can be tested without KVM.
 //!
-//! Invariant: the table that KVM has is the table kept here; a change that KVM refuses is undone.
+//! Invariant: KVM's table equals the table kept here; a change that KVM refuses is not made here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -22,20 +23,21 @@ use crate::mutex::lock;
 /// GSIs below this one are the pins of the PICs and the I/O APIC; message-signalled ones follow.
 pub const FIRST_MSI_GSI: u32 = 24;
 
-/// One past the last GSI that is ever allocated. KVM takes 4096 routes (`KVM_MAX_IRQ_ROUTES`), of
-/// which the pins use 40, and GSIs below the same number.
+/// One past the last GSI that can be allocated. KVM accepts 4096 routes (`KVM_MAX_IRQ_ROUTES`), of
+/// which the pins use 40, and only GSIs below 4096.
 const MSI_GSI_END: u32 = 4000;
 
 /// A message-signalled interrupt, as the guest wrote it into an MSI-X table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiMessage {
-    /// Where the message is written: on x86, the local APIC window with the destination.
+    /// The address that the message is written to: on x86, the local APIC window with the
+    /// destination.
     pub address: u64,
-    /// What is written: on x86, vector and delivery mode.
+    /// The value that is written: on x86, vector and delivery mode.
     pub data: u32,
 }
 
-/// Where a GSI leads from now on: to a message, or nowhere.
+/// A GSI and its new target: a message, or nothing.
 pub type Route = (u32, Option<MsiMessage>);
 
 /// An interrupt line whose interrupts travel as messages.
@@ -46,29 +48,29 @@ pub struct MsiLine {
 }
 
 impl MsiLine {
-    /// A line that is fed by `event`. The caller has connected the two.
+    /// Wraps `event`, which the caller has connected to line `gsi`.
     pub fn new(gsi: u32, event: EventFd) -> Self {
         Self { gsi, event }
     }
 
-    /// The number of the line, at least [`FIRST_MSI_GSI`].
+    /// Returns the number of the line, at least [`FIRST_MSI_GSI`].
     pub fn gsi(&self) -> u32 {
         self.gsi
     }
 
-    /// Sends the message that the line leads to. A line that leads nowhere swallows it.
+    /// Sends the message that the line leads to. Without effect on a line that has no message.
     pub fn trigger(&self) {
         pull(&self.event);
     }
 }
 
-/// Adds one to `event`. The only failure of a non-blocking eventfd is a counter at its limit, and
-/// then the other end has a wake-up pending already.
+/// Adds one to `event`. A write to a non-blocking eventfd fails only if the counter is at its
+/// limit, and then the reader has a wake-up pending already.
 pub fn pull(event: &EventFd) {
     let _ = event.write(1);
 }
 
-/// Why a wire could not be laid.
+/// Why an interrupt line or a doorbell could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InterruptError {
@@ -78,28 +80,28 @@ pub enum InterruptError {
     /// An eventfd could not be created.
     #[error("cannot create an eventfd for {0}")]
     Event(String, #[source] std::io::Error),
-    /// KVM would not connect an eventfd to an interrupt line.
+    /// KVM refused to connect an eventfd to an interrupt line.
     #[error("cannot connect an eventfd to GSI {0} (KVM_IRQFD)")]
     Line(u32, #[source] kvm_ioctls::Error),
-    /// KVM would not take the routing table.
+    /// KVM refused the routing table.
     #[error("cannot route {0} (KVM_SET_GSI_ROUTING)")]
     Routing(String, #[source] kvm_ioctls::Error),
-    /// KVM would not watch an address.
+    /// KVM refused to watch an address.
     #[error("cannot watch guest address {0:#x} (KVM_IOEVENTFD)")]
     Doorbell(u64, #[source] kvm_ioctls::Error),
 }
 
-/// Gives out interrupt lines and decides where they lead.
+/// Allocates interrupt lines and sets where they lead.
 pub trait Interrupts: Send + Sync {
-    /// A new line that leads nowhere yet.
+    /// Allocates a line, which leads nowhere at first.
     fn allocate(&self) -> Result<MsiLine, InterruptError>;
 
-    /// Changes where lines lead, all of `routes` or none of them. One call for many lines: a
-    /// change costs the kernel a grace period, however many lines it touches.
+    /// Sets where lines lead: applies all of `routes` or, on an error, none. Pass many lines in one
+    /// call: each call costs the kernel an RCU grace period, however many lines it changes.
     fn program(&self, routes: &[Route]) -> Result<(), InterruptError>;
 
-    /// An eventfd that pulses pin `gsi` (below [`FIRST_MSI_GSI`]) of the interrupt controllers:
-    /// an edge, as ISA devices make them.
+    /// Returns an eventfd that raises and lowers pin `gsi` (below [`FIRST_MSI_GSI`]) of the
+    /// interrupt controllers: an edge-triggered interrupt, as of an ISA device.
     fn edge(&self, gsi: u32) -> Result<EventFd, InterruptError>;
 }
 
@@ -123,8 +125,8 @@ struct Table {
 }
 
 impl KvmInterrupts {
-    /// The wiring of `vm`, on which KVM_CREATE_IRQCHIP was called: KVM has its default table now,
-    /// and nothing is sent to it until a first message is routed.
+    /// Creates the wiring of `vm`, on which KVM_CREATE_IRQCHIP was called. KVM has its default
+    /// table then, and keeps it until the first message is routed.
     pub fn new(vm: Arc<VmFd>) -> Self {
         let table = Table { next_gsi: FIRST_MSI_GSI, messages: BTreeMap::new() };
         Self { vm, table: Mutex::new(table) }
@@ -137,7 +139,7 @@ impl KvmInterrupts {
     }
 }
 
-/// A non-blocking eventfd that is closed on exec.
+/// Creates a non-blocking eventfd that is closed on exec. `purpose` is for the error's text.
 pub fn event(purpose: &str) -> Result<EventFd, InterruptError> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
         .map_err(|e| InterruptError::Event(purpose.to_owned(), e))
@@ -167,8 +169,8 @@ impl Interrupts for KvmInterrupts {
         if messages == table.messages {
             return Ok(());
         }
-        // The guest chose the message. KVM refuses some (`kvm_msi_route_invalid`), and then keeps
-        // the table that it has; so does this one.
+        // The guest chose the message. KVM refuses some messages (`kvm_msi_route_invalid`) and then
+        // keeps its table; so the copy here is changed only after KVM accepted the new table.
         set_routing(&self.vm, &messages)
             .map_err(|e| InterruptError::Routing(format!("{routes:x?}"), e))?;
         table.messages = messages;
@@ -190,7 +192,7 @@ impl Doorbells for KvmInterrupts {
     }
 }
 
-/// The whole table as KVM wants it: the pins as KVM itself lays them when it creates the
+/// Returns the whole routing table. First the pins, as KVM itself routes them when it creates the
 /// controllers (`default_routing` in arch/x86/kvm/irq.c: GSI n to I/O APIC pin n, without an
 /// exception for the timer, and the first 16 to the PICs as well), then the messages.
 fn entries(messages: &BTreeMap<u32, MsiMessage>) -> Vec<kvm_irq_routing_entry> {
@@ -232,7 +234,7 @@ fn set_routing(vm: &VmFd, messages: &BTreeMap<u32, MsiMessage>) -> Result<(), kv
     vm.set_gsi_routing(&table)
 }
 
-/// Wiring without KVM, for tests of devices: it remembers routes, and lines count what was sent.
+/// Wiring without KVM, for tests of devices: records the routes and counts interrupts per line.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fake {
     #![expect(clippy::unwrap_used, reason = "a test or fuzz target that cannot go on has failed")]

@@ -1,4 +1,4 @@
-//! The PICs and the I/O APIC, which KVM emulates.
+//! State of the two PICs and the I/O APIC, which KVM emulates.
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip,
@@ -9,14 +9,14 @@ use kvm_ioctls::VmFd;
 use super::{Attempt, KvmError};
 use crate::state::{Node, Raw, Reader, Schema, StateError};
 
-/// Vectors of the PICs' first lines as a PC's firmware sets them, and which of their lines can be
-/// level-triggered (`PIC_ELCR_MASK`s in arch/x86/kvm/i8259.c).
+/// For each PIC: its chip id, the vector of its first line as a PC's firmware sets it, and a mask
+/// of the lines that can be level-triggered (`PIC_ELCR_MASK`s in arch/x86/kvm/i8259.c).
 const PICS: [(u32, u8, u8); 2] =
     [(KVM_IRQCHIP_PIC_MASTER, 0x08, 0xf8), (KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xde)];
 
-/// Leaves the PICs of a machine that starts as firmware does: every line masked. KVM creates them
-/// unmasked and with vectors from 0 on; a kernel on a hardware-reduced platform never looks at
-/// them, and would take the first interrupt of COM1, IRQ 4, for the exception with that vector.
+/// Masks every line of the PICs of a new machine, as firmware does. KVM creates the PICs unmasked
+/// and with vectors from 0 on. A kernel on a hardware-reduced platform never configures the PICs
+/// and would take the first interrupt of COM1, IRQ 4, for the exception with that vector.
 pub fn mask_pics(vm: &VmFd) -> Result<(), KvmError> {
     for (chip_id, irq_base, elcr_mask) in PICS {
         let pic = kvm_pic_state { imr: 0xff, irq_base, elcr_mask, ..Default::default() };
@@ -27,7 +27,7 @@ pub fn mask_pics(vm: &VmFd) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// The three chips as `struct kvm_irqchip` has them. `perennial,irqchip-x86-v1`.
+/// The three chips, each as a `struct kvm_irqchip`. Binding `perennial,irqchip-x86-v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IrqchipStateV1 {
     pic_master: Raw<kvm_irqchip>,
@@ -36,7 +36,7 @@ pub struct IrqchipStateV1 {
 }
 
 impl IrqchipStateV1 {
-    /// Reads the chips. No vCPU runs.
+    /// Reads the chips. Call while no vCPU runs.
     pub fn save(vm: &VmFd) -> Result<Self, KvmError> {
         let chip = |chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -50,7 +50,8 @@ impl IrqchipStateV1 {
         })
     }
 
-    /// Sets the chips. After the LAPICs: an I/O APIC with a pending level line delivers at once.
+    /// Sets the chips. Call after the LAPICs are set: an I/O APIC with a pending level-triggered
+    /// line delivers its interrupt at once.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         let Self { pic_master, pic_slave, ioapic } = self;
         for chip in [pic_master, pic_slave, ioapic] {
@@ -75,7 +76,8 @@ impl Schema for IrqchipStateV1 {
             let chip = Raw::<kvm_irqchip>::take(reader, property)?;
             match chip.0.chip_id == id {
                 true => Ok(chip),
-                // A chip under another's name would overwrite it without an error.
+                // KVM sets the chip that the id names: with a wrong id this chip would overwrite
+                // another one, without an error.
                 false => Err(reader.invalid(property, format!("chip id {}", chip.0.chip_id))),
             }
         };

@@ -1,10 +1,12 @@
-//! KVM's in-kernel devices as state types, and what a host's KVM can do.
+//! State types of KVM's in-kernel devices, and the capabilities of a host's KVM.
 //!
-//! Order of a restore, of which each part explains its own step: memory slots, then GSI routes; every vCPU
-//! ([`crate::vcpu::VcpuStateV1::restore`]); [`irqchip`], whose IOAPIC may deliver into LAPICs;
-//! [`pit`], which may raise an interrupt line; [`clock`], once every vCPU's TSC offset stands. Order
-//! of a save: the reverse, so that an interrupt on its way from one part to the next is seen twice
-//! rather than not at all: [`pit`], [`irqchip`], the vCPUs, and [`clock`] anywhere.
+//! Order of a restore (each part explains its own step): memory slots, then GSI routes; every vCPU
+//! ([`crate::vcpu::VcpuStateV1::restore`]); [`irqchip`], whose I/O APIC may deliver into LAPICs;
+//! [`pit`], which may raise an interrupt line; [`clock`], when every vCPU's TSC offset is set.
+//!
+//! Order of a save: the reverse, [`pit`], [`irqchip`], the vCPUs. So an interrupt that moves from
+//! one part to the next during the save is saved twice rather than lost. [`clock`] can be saved at
+//! any point.
 
 pub mod clock;
 pub mod interrupts;
@@ -27,14 +29,14 @@ use crate::arch::x86_64::{cpuid, layout, msr};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {attempt}")]
 pub struct KvmError {
-    /// What was attempted, as in `read the vCPU's registers`.
+    /// The failed operation, such as `read the vCPU's registers`.
     pub attempt: &'static str,
-    /// What KVM answered.
+    /// KVM's error.
     #[source]
     pub source: kvm_ioctls::Error,
 }
 
-/// Names the attempt that a KVM error came from.
+/// Adds the name of the failed operation to a KVM error.
 pub(crate) trait Attempt<T> {
     fn attempt(self, attempt: &'static str) -> Result<T, KvmError>;
 }
@@ -45,11 +47,11 @@ impl<T> Attempt<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
-/// As a TSC rate: the one of the host's TSC, as the kernel knows it now.
+/// As a TSC rate: the rate of the host's TSC, as the kernel knows it now.
 const AS_THE_HOST: u32 = 0;
 
-/// Gives a new VM its in-kernel devices and options. To be called once, before the first vCPU is
-/// created and, on Intel, before the first memory slot.
+/// Creates the in-kernel devices of a new VM and sets its options. Call once, before the first vCPU
+/// is created and, on Intel, before the first memory slot.
 pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
     // Both are for Intel without unrestricted guest; the identity map must come before any vCPU
     // (Documentation/virt/kvm/api.rst 4.47), and neither may lie in a memory slot (4.32).
@@ -61,8 +63,8 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
     if vm.check_extension_raw(KVM_CAP_VM_TSC_CONTROL.into()) > 0 {
         uapi::set_vm_tsc_khz(vm, AS_THE_HOST).attempt("set the rate of the vCPUs' TSCs")?;
     }
-    // With these, what a vCPU has pending is saved as it is, not flattened: a #DB or #PF that was
-    // not delivered yet keeps its payload out of DR6 and CR2 (api.rst 7.18, 8.?: VCPU_EVENTS).
+    // With these, pending events are saved exactly: the payload of a #DB or #PF that was not
+    // delivered yet is saved separately from DR6 and CR2 (api.rst 7.18, 8.?: VCPU_EVENTS).
     for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
         if vm.check_extension_raw(cap.into()) > 0 {
             let enable = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
@@ -74,29 +76,30 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
 
 /// Creates vCPU `id`, whose TSC has the rate of the host's.
 ///
-/// Without [`prepare`] KVM would give it the rate that the kernel knew when KVM started. A kernel measures its TSC once
-/// more, a second later; on a CPU that cannot scale, a vCPU of more than 250 ppm less than the new rate
-/// is left without any, silently: its timers come at twice the uptime, then at twice that, and so on
-/// (Linux 7.3 arch/x86/kvm/x86.c, `set_tsc_khz`). A vCPU whose TSC rate is above the
-/// host's stays in catch-up mode permanently.
+/// Without [`prepare`], KVM would give the vCPU the rate that the kernel knew when KVM started. A
+/// kernel measures its TSC once more, a second later. On a CPU that cannot scale the TSC, a vCPU
+/// whose rate is more than 250 ppm below the new rate then silently gets no rate at all: its timers
+/// fire at twice the uptime, then at twice that, and so on (Linux 7.3 arch/x86/kvm/x86.c,
+/// `set_tsc_khz`). A vCPU whose TSC
+/// rate is above the host's stays in catch-up mode permanently.
 pub fn create_vcpu(vm: &VmFd, id: u32) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(id.into()).attempt("create a vCPU")?;
-    // As `prepare` has said, and says whether it is so.
+    // The same rate as in `prepare`; here KVM returns an error if it cannot be set.
     vcpu.set_tsc_khz(AS_THE_HOST).attempt("set the rate of the TSC")?;
     Ok(vcpu)
 }
 
-/// Rate of this host's TSC, in kHz, as KVM knows it. Asks a vCPU of a VM made for that.
+/// Returns the rate of this host's TSC, in kHz, as KVM knows it. Creates a temporary VM to ask KVM.
 pub fn tsc_khz() -> Result<u32, KvmError> {
     let vm = Kvm::new().attempt("open /dev/kvm")?.create_vm().attempt("create a VM")?;
     let vcpu = create_vcpu(&vm, 0)?;
     vcpu.get_tsc_khz().attempt("read the rate of the TSC")
 }
 
-/// What this host's KVM offers a VM, asked once for all vCPUs.
+/// The capabilities of this host's KVM, read once for all vCPUs of a VM.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
-    /// CPUID that a fresh guest would be given ([`cpuid::template`]).
+    /// CPUID entries of a new guest ([`cpuid::template`]).
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// MSRs that make up a vCPU's state ([`msr::indices_to_save`]).
     pub msrs: Vec<u32>,
@@ -107,10 +110,11 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Asks the host. After [`uapi::permit_amx`], if that is wanted: it changes the answers.
+    /// Reads the capabilities. To give guests AMX, call [`uapi::permit_amx`] before: it changes the
+    /// result.
     pub fn probe(kvm: &Kvm, vm: &VmFd) -> Result<Self, KvmError> {
-        // On the VM, not the system: the answer depends on what this process may use
-        // (api.rst 4.140). 0 is a kernel before 5.17, where the area had one size.
+        // Asked of the VM, not of /dev/kvm: the answer depends on the features that this process
+        // may use (api.rst 4.140). 0 means a kernel before 5.17, where the area has a fixed size.
         let xsave2 = vm.check_extension_int(Cap::Xsave2);
         Ok(Self {
             cpuid: cpuid::template(kvm).attempt("read the CPUID that KVM supports")?,

@@ -1,5 +1,5 @@
-//! What a machine has of x86 besides its vCPUs: interrupt controllers, timer, clocks. All of it is KVM's.
-//! Another architecture has another platform, with a binding of its own.
+//! The x86 parts of a machine besides its vCPUs: interrupt controllers, timer, clocks. KVM emulates
+//! all of them. Another architecture has another platform with another binding.
 
 use kvm_ioctls::VmFd;
 
@@ -9,32 +9,32 @@ use super::irqchip::IrqchipStateV1;
 use super::pit::PitStateV1;
 use crate::state::{Node, Reader, Schema, StateError};
 
-/// The platform. `perennial,platform-x86-v1`.
+/// State of the platform. Binding `perennial,platform-x86-v1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformStateV1 {
     /// The guest's clocks.
     pub clock: ClockStateV1,
     /// The PICs and the I/O APIC.
     pub irqchip: IrqchipStateV1,
-    /// The 8254.
+    /// The 8254 timer.
     pub pit: PitStateV1,
 }
 
 impl PlatformStateV1 {
-    /// Reads the controllers. No vCPU runs. The clock comes last, by [`ClockStateV1::save`]: what is
-    /// saved after it costs the guest time that it does not see.
+    /// Reads the timer and the interrupt controllers. Call while no vCPU runs. Save the clock last,
+    /// by [`ClockStateV1::save`].
     pub fn save_controllers(vm: &VmFd) -> Result<(PitStateV1, IrqchipStateV1), KvmError> {
         Ok((PitStateV1::save(vm)?, IrqchipStateV1::save(vm)?))
     }
 
-    /// Sets everything, when every vCPU has its state and none has run.
+    /// Sets all parts. Call when every vCPU has its state and none has run.
     pub fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
         let Self { clock, irqchip, pit } = self;
-        // After the LAPICs: the I/O APIC may deliver into them.
+        // After the LAPICs, into which the I/O APIC may deliver interrupts.
         irqchip.restore(vm)?;
         pit.restore(vm)?;
-        // After the TSC offsets, from which kvmclock is derived; before any vCPU runs, or the guest
-        // would read a clock that jumps.
+        // After the TSC offsets, from which kvmclock is derived, and before any vCPU runs:
+        // otherwise the guest would see its clock jump.
         clock.restore(vm)
     }
 }

@@ -1,6 +1,6 @@
-//! The few KVM calls that kvm-ioctls leaves out or leaves unsafe on x86.
+//! The few KVM calls that kvm-ioctls lacks or has only as unsafe functions on x86.
 //!
-//! Each is one ioctl (or syscall) in one private step; nothing here interprets what it carries.
+//! Each function makes one ioctl or syscall and does not interpret the data.
 
 #![expect(unsafe_code, reason = "ioctls that kvm-ioctls does not wrap safely")]
 
@@ -29,10 +29,10 @@ const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_long = 0x1025;
 /// The tile data of AMX, the one feature that must be asked for (Intel SDM 1, 13.1).
 const XFEATURE_XTILE_DATA: libc::c_long = 18;
 
-/// Asks that guests of this process may use AMX, whose 8 KiB of tile data Linux gives only on request
-/// (Linux Documentation/arch/x86/xstate.rst). Must precede the first vCPU and
-/// [`Capabilities::probe`](super::Capabilities::probe). Answers whether it was granted: not on a
-/// processor without AMX.
+/// Requests AMX for the guests of this process: Linux allows its 8 KiB of tile data only on request
+/// (Linux Documentation/arch/x86/xstate.rst). Call before the first vCPU is created and before
+/// [`Capabilities::probe`](super::Capabilities::probe). Returns whether Linux granted the request;
+/// on a processor without AMX it does not.
 pub fn permit_amx() -> bool {
     // SAFETY: this arch_prctl takes two integers and touches no memory.
     let result = unsafe {
@@ -50,8 +50,8 @@ fn tsc_offset_attribute(value: &u64) -> kvm_device_attr {
     }
 }
 
-/// Sets the rate in kHz that the TSCs of the VM's vCPUs will have when they are created; 0 is the rate
-/// of the host's TSC as the kernel knows it now (Documentation/virt/kvm/api.rst 4.55). Needs
+/// Sets the rate in kHz that the TSCs of the VM's vCPUs will have when they are created; 0 is the
+/// rate of the host's TSC as the kernel knows it now (Documentation/virt/kvm/api.rst 4.55). Needs
 /// `KVM_CAP_VM_TSC_CONTROL`.
 pub fn set_vm_tsc_khz(vm: &VmFd, khz: u32) -> Result<(), Error> {
     // SAFETY: a VM's fd; this ioctl takes a number and touches no memory.

@@ -14,7 +14,7 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Largest packet, in bytes. A machine with 24 disks at the longest paths stays below it.
+/// Largest packet, in bytes: enough for a machine with 24 disks at paths of the greatest length.
 const MAX_PACKET: usize = 128 << 10;
 /// Most fds in one packet: Linux's `SCM_MAX_FD`.
 const MAX_FDS: usize = 253;
@@ -26,10 +26,10 @@ pub enum LinkError {
     /// The other end is gone.
     #[error("the other process has closed the link")]
     Closed,
-    /// No packet came in time.
+    /// No packet arrived within the time set by [`Channel::set_timeout`].
     #[error("the other process did not answer in time")]
     TimedOut,
-    /// A packet that is not of the protocol.
+    /// A packet is too large, was cut off or does not follow the protocol.
     #[error("a message on the link cannot be read: {0}")]
     Malformed(String),
     /// The socket failed.
@@ -44,29 +44,29 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Two connected ends.
+    /// Creates two connected ends.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self { socket: a }, Self { socket: b }))
     }
 
-    /// The end that this process was started with.
+    /// Wraps the socket that this process was started with.
     pub fn from_fd(socket: OwnedFd) -> Self {
         Self { socket }
     }
 
-    /// The socket, to hand it to a child.
+    /// Returns the socket, to pass it to a child process.
     pub fn into_fd(self) -> OwnedFd {
         self.socket
     }
 
-    /// Bounds how long [`receive`](Self::receive) waits; `None` waits for ever.
+    /// Bounds how long [`receive`](Self::receive) waits; `None` removes the bound.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         Ok(sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, timeout)?)
     }
 
-    /// Sends one message with fds beside it.
+    /// Sends one message and the fds that go with it.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
         let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Malformed(e.to_string()))?;
         if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
@@ -86,7 +86,7 @@ impl Channel {
         }
     }
 
-    /// Waits for one message and the fds beside it.
+    /// Waits for one message and the fds that come with it.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), LinkError> {
         let mut bytes = vec![0; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -113,7 +113,7 @@ impl Channel {
             return Err(LinkError::Closed);
         }
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            return Err(LinkError::Malformed("it was cut off".to_owned()));
+            return Err(LinkError::Malformed("the message was cut off".to_owned()));
         }
         let message = serde_json::from_slice(&bytes[..received.bytes])
             .map_err(|e| LinkError::Malformed(e.to_string()))?;

@@ -1,9 +1,9 @@
 //! The protocol between the host and the process of one VM.
 //!
-//! The host holds every name (paths, sessions); the VM's process holds none and is handed what it
-//! needs as file descriptors, each with its [`Role`]. The host sends a [`Request`] and waits for
-//! its [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one to a
-//! packet: neither side ever parses bytes that a guest wrote.
+//! The host knows all names (paths, sessions). The VM's process opens nothing by name and receives
+//! file descriptors instead, each with its [`Role`]. The host sends a [`Request`] and waits for its
+//! [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one per
+//! packet, and contain no bytes that a guest wrote.
 
 mod channel;
 
@@ -18,7 +18,7 @@ use crate::devices::files::{DeviceFiles, Opened};
 use crate::devices::identity::Identity;
 use crate::machine::Machine;
 
-/// What a file descriptor that travels with a request is for.
+/// The purpose of a file descriptor that is sent with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -32,27 +32,27 @@ pub enum Role {
     Device {
         /// The device's node in the state document.
         node: String,
-        /// What the device needs it for, in its own words.
+        /// The purpose of the file; each kind of device defines its own names.
         role: String,
-        /// What the host has opened, if the device cares.
+        /// The identity of the file that the host opened, if the device checks it.
         identity: Option<Identity>,
     },
-    /// A segment of guest RAM; they come in the layout's order.
+    /// A segment of guest RAM. Segments are sent in the layout's order.
     Segment,
     /// The memfd of the state document.
     State,
 }
 
 impl Role {
-    /// The role of a file that was opened for the device at `node`, and the file.
+    /// Returns the role of a file that was opened for the device at `node`, and the file.
     pub fn of_device(node: &str, opened: Opened) -> (Self, OwnedFd) {
         let Opened { role, fd, identity } = opened;
         (Self::Device { node: node.to_owned(), role: role.to_owned(), identity }, fd)
     }
 }
 
-/// What the segments of guest RAM are. The host knows what carries them over a live update; the VM's
-/// process is told, so that it takes nothing else.
+/// The kind of file that holds guest RAM. It depends on the backend, which only the host knows; the
+/// host sends it so that the VM's process refuses segments of the other kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ram {
@@ -71,34 +71,33 @@ impl From<Ram> for Backing {
     }
 }
 
-/// What the host asks of a VM's process.
+/// A request of the host to a VM's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Build the machine and load its kernel; it stays paused.
     Boot {
-        /// The machine.
+        /// The description of the machine.
         machine: Machine,
-        /// What its segments are.
+        /// The kind of its RAM segments.
         ram: Ram,
     },
-    /// Build the machine from the state document; it stays paused. Its `bytes` are what the
-    /// document has, which may be less than the memfd holds.
+    /// Build the machine from the state document; it stays paused.
     Restore {
-        /// What the host knows of the machine; the document must agree.
+        /// The host's description of the machine, which must equal that in the document.
         machine: Machine,
-        /// What its segments are.
+        /// The kind of its RAM segments.
         ram: Ram,
-        /// Length of the document.
+        /// Length of the document in bytes. The memfd may be longer.
         bytes: u64,
     },
-    /// Let the guest run.
+    /// Resume the guest.
     Resume,
     /// Stop the vCPUs, then drain the devices.
     Pause,
-    /// Write the state document into the memfd that comes with this, and check it.
+    /// Write the state document into the memfd that comes with this request, and check it.
     Save,
-    /// Make what the guest wrote to its disks durable.
+    /// Make durable what the guest wrote to its disks.
     Sync,
 }
 
@@ -120,52 +119,52 @@ pub enum Reply {
     },
     /// To [`Request::Save`].
     Saved {
-        /// Length of the document.
+        /// Length of the document in bytes.
         bytes: u64,
     },
     /// To [`Request::Sync`].
     Synced,
-    /// What was asked could not be done: the chain of causes, outermost first. A VM that ran goes
-    /// on running, one that was paused stays paused.
+    /// The request failed: the chain of causes, outermost first. A running VM keeps running, a
+    /// paused one stays paused.
     Failed(Vec<String>),
 }
 
-/// What a VM's process says unasked.
+/// A message that a VM's process sends without a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// The guest switched its machine off.
+    /// The guest powered its machine off.
     Shutdown,
     /// The guest asked for a reset.
     Reset,
-    /// A vCPU cannot go on.
+    /// A vCPU cannot continue; the text says why.
     Crashed(String),
 }
 
-/// Everything that a VM's process sends.
+/// Any message that a VM's process sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FromVm {
     /// The answer to the oldest unanswered request.
     Reply(Reply),
-    /// Something that happened.
+    /// An event.
     Event(Event),
 }
 
-/// A request as it travels: with the roles of the fds beside it, in their order.
+/// A request as it is sent, with the roles of its fds.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Envelope {
-    /// What is asked.
+    /// The request.
     pub request: Request,
-    /// One role for each fd of the packet.
+    /// One role for each fd of the packet, in the order of the fds.
     pub roles: Vec<Role>,
 }
 
-/// The file descriptors that came with a request, each to be taken once.
+/// The file descriptors that came with a request. Each can be taken once.
 #[derive(Debug, Default)]
 pub struct Fds(Vec<(Role, OwnedFd)>);
 
-/// The descriptors beside a request are not those that it needs.
+/// The file descriptors that came with a request are not those that it needs.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FdsError {
     /// The packet has more or fewer fds than roles.
@@ -176,9 +175,9 @@ pub enum FdsError {
         /// Descriptors received.
         fds: usize,
     },
-    /// Fewer or more of one role than the machine has.
+    /// The number of descriptors for one role is not the number that the machine needs.
     #[error(
-        "the request came with {found} file descriptors for {role:?}, the machine has {wanted}"
+        "the request came with {found} file descriptors for {role:?}, the machine needs {wanted}"
     )]
     Role {
         /// The role.
@@ -188,8 +187,8 @@ pub enum FdsError {
         /// How many are needed.
         wanted: usize,
     },
-    /// One that nothing in the machine needs.
-    #[error("the request came with a file descriptor for {0:?}, which the machine does not have")]
+    /// A descriptor that nothing in the machine needs.
+    #[error("the request came with a file descriptor for {0:?}, which the machine does not need")]
     Leftover(Role),
 }
 
@@ -202,7 +201,7 @@ impl Fds {
         Ok(Self(roles.iter().cloned().zip(fds).collect()))
     }
 
-    /// Takes all of `role`, of which there must be `wanted`.
+    /// Takes all descriptors of `role`. Errors unless there are exactly `wanted`.
     pub fn take(&mut self, role: Role, wanted: usize) -> Result<Vec<OwnedFd>, FdsError> {
         let (taken, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.0).into_iter().partition(|(r, _)| *r == role);
@@ -213,7 +212,7 @@ impl Fds {
         Ok(taken.into_iter().map(|(_, fd)| fd).collect())
     }
 
-    /// Takes those of the device at `node`.
+    /// Takes all descriptors of the device at `node`.
     pub fn take_device(&mut self, node: &str) -> DeviceFiles {
         let mut files = DeviceFiles::default();
         for (role, fd) in std::mem::take(&mut self.0) {
@@ -227,7 +226,7 @@ impl Fds {
         files
     }
 
-    /// Ends the taking: what nobody took is an error.
+    /// Errors if a descriptor was not taken.
     pub fn finish(self) -> Result<(), FdsError> {
         match self.0.into_iter().next() {
             Some((role, _)) => Err(FdsError::Leftover(role)),
@@ -235,7 +234,7 @@ impl Fds {
         }
     }
 
-    /// Takes the only one of `role`.
+    /// Takes the descriptor of `role`. Errors unless there is exactly one.
     pub fn take_one(&mut self, role: Role) -> Result<OwnedFd, FdsError> {
         let mut fds = self.take(role.clone(), 1)?;
         fds.pop().ok_or(FdsError::Role { role, found: 0, wanted: 1 })

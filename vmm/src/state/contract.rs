@@ -1,27 +1,27 @@
-//! The tests that every state type owes: what a binding promises, checked through real documents.
+//! Contract tests, which every state type must have: they check a binding through real documents.
 //!
 //! ```ignore
 //! #[cfg(test)]
 //! mod tests {
 //!     crate::state::contract::contract_tests! {
 //!         SerialStateV1,
-//!         // A fn() -> SerialStateV1 whose value is nowhere all zero: zero hides a field not written.
-//!         sample: sample,
-//!         // One change for each field. A field without one is a field whose loss nobody notices.
+//!         // A fn() -> SerialStateV1. No field is zero: zero would hide a field that is not
+//! written.         sample: sample,
+//!         // One change for each field. Without it, no test notices if the field is lost.
 //!         changes: [|s| s.divisor = 12, |s| s.fifo.push(0x41)],
 //!         // What may be absent (optional_bytes), as "path:property". Usually left out.
 //!         optional: ["/:input"],
-//!         // Also hold against golden/serial-v1.dtb. Left out until the binding is complete.
+//!         // Compare with golden/serial-v1.dtb, too. Left out until the binding is complete.
 //!         golden: "serial-v1",
 //!     }
 //! }
 //! ```
 //!
-//! The type needs `PartialEq` and `Debug`. The value is tested as the root of a document of its own, so
-//! paths start there: `/` is its own node, `/fifo` a child.
+//! The type needs `PartialEq` and `Debug`. The tests write the value as the root of a document, so
+//! `/` is the value's node and `/fifo` a child.
 //!
-//! A golden document is written by running its test once with `PERENNIAL_WRITE_GOLDEN=1` and is then
-//! committed; an existing one is never overwritten. After the release of its binding it never
+//! A golden document is written by running its test once with `PERENNIAL_WRITE_GOLDEN=1` and is
+//! then committed; an existing one is never overwritten. After the release of its binding it never
 //! changes again: a state type that cannot read it any more needs a new binding.
 
 use std::fmt::Debug;
@@ -165,7 +165,7 @@ pub(crate) fn missing_nodes_are_noticed<S: Schema + PartialEq + Debug>(value: &S
         let mut cut = root.clone();
         at_mut(&mut cut, parent).children.remove(*index);
         match read::<S>(&cut) {
-            // One of a list, such as a disk: only what refers to it can miss it.
+            // An element of a list, such as a disk, may be missing without an error in this type.
             Ok(found) => assert_ne!(&found, value, "{path} can go missing unnoticed"),
             Err(error) => assert!(error.to_string().starts_with('/'), "without {path}: {error}"),
         }
@@ -183,7 +183,7 @@ pub(crate) fn leftovers_are_named<S: Schema + PartialEq + Debug>(value: &S) {
 
         let mut more = root.clone();
         at_mut(&mut more, &place).push(Node::new("stray-node@0", &["perennial,stray-v1"]));
-        // A list reads every child by its binding, and so names what it does not know itself.
+        // A type that reads all children as a list refuses the node by its binding.
         let stray = format!("{}/stray-node@0", path.trim_end_matches('/'));
         match read::<S>(&more) {
             Err(StateError::Leftover { path: named, what }) => {
@@ -214,8 +214,8 @@ pub(crate) fn unknown_bindings_are_named<S: Schema + PartialEq + Debug>(value: &
     }
 }
 
-/// Wrong lengths and extreme values, each in an otherwise sound document. Some are right by accident
-/// (a register may well hold all ones); what is refused must say where.
+/// Tries wrong lengths and extreme values, each in an otherwise valid document. Some are valid
+/// values (a register may hold all ones); the error for the others must name the node.
 pub(crate) fn hostile_values_do_not_panic<S: Schema + PartialEq + Debug>(value: &S) {
     let twists: [fn(&mut Vec<u8>); 7] = [
         |v| v.fill(0),
@@ -236,7 +236,7 @@ pub(crate) fn hostile_values_do_not_panic<S: Schema + PartialEq + Debug>(value: 
                     continue;
                 }
                 match read::<S>(&twisted) {
-                    // A reader looks for its bindings and leaves the others to later builds.
+                    // A reader accepts a list that has one of its bindings, and ignores the others.
                     Ok(_) if property == "compatible" => {}
                     Ok(found) => {
                         assert_ne!(
@@ -302,7 +302,7 @@ pub(crate) fn golden_document_reads<S: Schema + PartialEq + Debug>(value: &S, na
     assert_eq!(bytes, golden, "{name} is written differently now");
 }
 
-/// What a reader says of a document of `value` with a change, which it must refuse.
+/// Returns the error text for a document of `value` after `change`. Panics if it is not refused.
 pub(crate) fn refusal<S: Schema>(mut value: S, change: fn(&mut S)) -> String {
     change(&mut value);
     match read::<S>(&value.to_node("")) {
@@ -311,7 +311,7 @@ pub(crate) fn refusal<S: Schema>(mut value: S, change: fn(&mut S)) -> String {
     }
 }
 
-/// A file among the golden documents.
+/// Returns the path of a golden document.
 pub(crate) fn golden_path(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "golden", name].iter().collect()
 }
@@ -321,7 +321,7 @@ fn read<S: Schema>(root: &Node) -> Result<S, StateError> {
     read_node(&decode(&encode(root).unwrap()).unwrap(), "")
 }
 
-/// Every node as a list of child indices, with its path.
+/// Returns every node as a list of child indices, with its path.
 fn places(root: &Node) -> Vec<(Vec<usize>, String)> {
     let mut places = vec![(Vec::new(), "/".to_owned())];
     let mut next = 0;

@@ -1,5 +1,5 @@
-//! Holds `docs/state-document.md` and `docs/state-versioning.md` against the code: against the
-//! bindings in the sources and the nodes of the golden documents.
+//! Checks `docs/state-document.md` and `docs/state-versioning.md` against the bindings in the
+//! sources and the nodes of the golden documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         match path.is_dir() {
             true => sources(&path, found),
-            // Types that tests make up for themselves are nobody's binding.
+            // Test files define types whose bindings are not part of the format.
             false if path.ends_with("tests.rs") || path.ends_with("contract.rs") => {}
             false if path.ends_with("documented.rs") => {}
             false => found.push(path),
@@ -78,7 +78,7 @@ fn golden(binding: &str) -> Node {
     document::decode(&bytes).unwrap()
 }
 
-/// What stands below the heading of `binding`, up to the next heading.
+/// Returns the text below the heading of `binding`, up to the next heading.
 fn section(binding: &str) -> &'static str {
     let heading = format!("\n### `{binding}`\n");
     let (_, rest) = DOCUMENT.split_once(&heading).unwrap_or_else(|| panic!("no {heading:?}"));
@@ -143,7 +143,7 @@ fn every_property_has_the_type_that_is_documented() {
     }
 }
 
-/// The contract tests try without each property that they call optional, and fail without any other.
+/// The contract tests check that exactly the properties of their `optional` list can be missing.
 #[test]
 fn what_is_marked_as_optional_is_what_the_contract_tests_leave_out() {
     let tried: BTreeSet<String> = texts_of_the_code()

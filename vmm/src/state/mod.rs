@@ -16,7 +16,8 @@ mod raw;
 pub use node::{Node, Reader, StateError};
 pub use raw::Raw;
 
-/// A part of the machine whose state outlives the kernel. No default methods: every part answers.
+/// A part of the machine whose state outlives the kernel. The trait has no default methods, so that
+/// every part has to say how it saves and restores.
 pub trait Persist: Sized {
     /// The plain, versioned value (`SerialStateV1`).
     type State: Schema;
@@ -25,10 +26,10 @@ pub trait Persist: Sized {
     /// Why a restore failed.
     type Error: std::error::Error;
 
-    /// Reads the state. Changes nothing, and repeated calls give equal values while paused.
+    /// Returns the state and changes nothing. While paused, repeated calls return equal values.
     fn save(&self) -> Result<Self::State, Self::Error>;
 
-    /// Builds the part from its state: a restored part is constructed, never patched.
+    /// Builds the part from its state. There is no restore into an existing part.
     fn restore(state: Self::State, resources: Self::Resources) -> Result<Self, Self::Error>;
 }
 
@@ -40,10 +41,10 @@ pub trait Schema: Sized {
     /// Writes every field into `node` (whose `compatible` has been set).
     fn encode(&self, node: &mut Node);
 
-    /// Reads every field. What it leaves unread is an error that the caller raises.
+    /// Reads every field. The caller returns an error for properties and nodes that were not read.
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError>;
 
-    /// This value as a node called `name`, for example `serial@3f8`.
+    /// Returns this value as a node called `name`, for example `serial@3f8`.
     fn to_node(&self, name: &str) -> Node {
         let mut node = Node::new(name, Self::COMPATIBLE);
         self.encode(&mut node);

@@ -1,4 +1,4 @@
-//! A struct of the kernel's interface as it is: KVM's own layout, carried as bytes.
+//! Structs of KVM's interface (uapi), saved as their bytes.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::node::{Node, Reader, StateError};
 
-/// A uapi struct. Two are equal when their bytes are. The kernel's layout is part of its interface
-/// and does not change, so it needs no version of its own.
+/// A uapi struct, compared by its bytes. The struct's layout is part of the kernel's interface and
+/// does not change, so the layout needs no version.
 #[derive(Clone, Copy)]
 pub struct Raw<T>(pub T);
 
@@ -19,7 +19,7 @@ impl<T: IntoBytes + Immutable> Raw<T> {
 }
 
 impl<T: FromBytes> Raw<T> {
-    /// Takes a property that must have exactly the struct's size.
+    /// Reads the struct from a property. Errors unless the property has exactly the struct's size.
     pub fn take(reader: &mut Reader<'_>, property: &str) -> Result<Self, StateError> {
         let bytes = reader.bytes(property)?;
         T::read_from_bytes(bytes).map(Self).map_err(|_| {
@@ -45,7 +45,7 @@ impl<T> fmt::Debug for Raw<T> {
 
 #[cfg(test)]
 impl<T: FromBytes> Raw<T> {
-    /// A struct with no byte zero, for samples. Seeds that differ give structs that differ.
+    /// Returns a struct without a zero byte, for samples. Different seeds give different structs.
     pub(crate) fn pattern(seed: u8) -> Self {
         let byte = |at: usize| (at as u8).wrapping_mul(31).wrapping_add(seed.wrapping_mul(2)) | 1;
         let bytes: Vec<u8> = (0..size_of::<T>()).map(byte).collect();

@@ -1,6 +1,6 @@
 //! vCPUs: their threads and their state.
 //!
-//! [`VcpuSet`] runs them, [`VcpuStateV1`] is what one of them is made of.
+//! [`VcpuSet`] runs the vCPUs of a machine; [`VcpuStateV1`] is the saved state of one vCPU.
 
 mod run;
 mod run_page;

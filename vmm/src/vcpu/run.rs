@@ -1,11 +1,12 @@
-//! The thread of one vCPU: it runs, or it stands still and does what it is asked.
+//! The thread of one vCPU: either runs the vCPU, or is paused and answers commands.
 //!
 //! ```text
-//!   standing still --Run--> KVM_RUN, exit, KVM_RUN, exit ... --EINTR and told to stop--> standing still
+//!   paused --Run--> KVM_RUN, exit, KVM_RUN, exit ... --EINTR and `stop` is set--> paused
 //! ```
 //!
-//! An exit that was handled is completed only by the next `KVM_RUN`. So the thread never stops after
-//! an exit, only after an EINTR: then nothing is half done, and the registers are the whole truth.
+//! KVM completes an exit that was handled only in the next `KVM_RUN`. So the thread pauses after an
+//! EINTR, never directly after an exit that it handled: no exit is half done, and the registers are
+//! complete. A vCPU that cannot continue ([`VcpuEvent`]) pauses without an EINTR.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
@@ -19,34 +20,34 @@ use crate::arch::x86_64::tsc;
 use crate::bus::Bus;
 use crate::kvm::{Capabilities, KvmError};
 
-/// Why a vCPU cannot go on by itself.
+/// Why a vCPU cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VcpuEvent {
-    /// A triple fault, or KVM's own reset event: the machine resets, as real ones do.
+    /// A triple fault or a KVM system event: the machine has to be reset, as a real one would be.
     Reset,
-    /// KVM cannot run it.
+    /// KVM cannot run the vCPU. The text names the vCPU and the reason.
     Failed(String),
 }
 
-/// What a vCPU's thread is asked. Answers go to the sender that comes with it.
+/// A command to a vCPU's thread. The thread answers through the sender in the command.
 pub(super) enum Command {
-    /// Run until told to stop. Answered with the host TSC before the first `KVM_RUN`.
+    /// Run until `Control::stop` is set. The answer is the host TSC before the first `KVM_RUN`.
     Run(Sender<u64>),
-    /// Read the state.
+    /// Read and return the vCPU's state.
     Save(Sender<Result<VcpuStateV1, KvmError>>),
     /// End the thread.
     Exit,
 }
 
-/// What the other threads share with a vCPU's.
+/// The data that a vCPU's thread shares with the thread that controls it.
 pub(super) struct Control {
     pub(super) page: RunPage,
     pub(super) stop: AtomicBool,
-    /// Where the thread reports the host TSC at which it left the last `KVM_RUN`.
+    /// Receives the host TSC at each pause, read after the last `KVM_RUN` returned.
     pub(super) stopped: Sender<u64>,
 }
 
-/// One vCPU with all that its thread needs.
+/// One vCPU and everything that its thread needs.
 pub(super) struct Runner {
     pub(super) id: u32,
     pub(super) vcpu: VcpuFd,
@@ -59,19 +60,19 @@ pub(super) struct Runner {
 }
 
 enum Next {
-    Enter,
-    StandStill,
+    Run,
+    Pause,
 }
 
 impl Runner {
-    /// The thread's life.
+    /// Runs the thread: handles commands until `Exit` or until the sender is gone.
     pub(super) fn run(mut self) {
         while let Ok(command) = self.commands.recv() {
             match command {
-                Command::Run(entered) => self.run_until_stopped(entered),
+                Command::Run(first_entry) => self.run_until_stopped(first_entry),
                 Command::Save(reply) => {
                     let state = VcpuStateV1::save(self.id, &self.vcpu, &self.capabilities);
-                    // Nobody waits any more: the machine is going down.
+                    // Fails only if nobody waits any more, because the machine is going down.
                     let _ = reply.send(state);
                 }
                 Command::Exit => return,
@@ -79,42 +80,42 @@ impl Runner {
         }
     }
 
-    fn run_until_stopped(&mut self, entered: Sender<u64>) {
-        let _ = entered.send(tsc::now());
-        // Who asked waits until no vCPU has anything more to say.
-        drop(entered);
-        while let Next::Enter = self.step() {}
+    fn run_until_stopped(&mut self, first_entry: Sender<u64>) {
+        let _ = first_entry.send(tsc::now());
+        // The receiver waits until all senders are dropped.
+        drop(first_entry);
+        while let Next::Run = self.step() {}
         let _ = self.control.stopped.send(tsc::now());
     }
 
     fn step(&mut self) -> Next {
         let event = match self.vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
-                // A string instruction is many accesses to one port.
+                // A string instruction gives several accesses to one port in one exit.
                 for access in data.chunks_mut(self.control.page.io_size()) {
                     self.pio.read(port.into(), access);
                 }
-                return Next::Enter;
+                return Next::Run;
             }
             Ok(VcpuExit::IoOut(port, data)) => {
                 for access in data.chunks(self.control.page.io_size()) {
                     self.pio.write(port.into(), access);
                 }
-                return Next::Enter;
+                return Next::Run;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.mmio.read(address, data);
-                return Next::Enter;
+                return Next::Run;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.mmio.write(address, data);
-                return Next::Enter;
+                return Next::Run;
             }
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Next::Enter,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Next::Run,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 return match self.control.stop.load(Ordering::SeqCst) {
-                    true => Next::StandStill,
-                    false => Next::Enter,
+                    true => Next::Pause,
+                    false => Next::Run,
                 };
             }
             Ok(VcpuExit::Shutdown) => {
@@ -131,8 +132,8 @@ impl Runner {
         self.wait_for_stop()
     }
 
-    /// A triple fault is how some kernels reset their machine, and how others die: the log says
-    /// where, for the message about it.
+    /// Logs the registers after a triple fault. Some kernels reset the machine by a triple fault,
+    /// others crash with one: the log shows where.
     fn describe_triple_fault(&self) {
         if let (Ok(regs), Ok(sregs)) = (self.vcpu.get_regs(), self.vcpu.get_sregs()) {
             tracing::warn!(
@@ -149,12 +150,12 @@ impl Runner {
         }
     }
 
-    /// A vCPU that cannot go on stands until it is told to stop, like the others.
+    /// Waits until `stop` is set: a vCPU that cannot continue pauses together with the others.
     fn wait_for_stop(&self) -> Next {
         while !self.control.stop.load(Ordering::SeqCst) {
-            // The kick's signal ends the park as well as a KVM_RUN; unpark comes with it.
+            // `Handle::kick` sets `stop` and then unparks this thread.
             std::thread::park();
         }
-        Next::StandStill
+        Next::Pause
     }
 }

@@ -1,4 +1,5 @@
-//! The two bytes of a vCPU's shared page that other threads, or a held exit, need.
+//! Access to two bytes of the page that KVM shares for a vCPU (`struct kvm_run`): `immediate_exit`,
+//! which other threads write, and `io.size`, which is read while kvm-ioctls' exit borrows the vCPU.
 
 #![expect(unsafe_code, reason = "fields of the page that KVM shares are accessed in place")]
 
@@ -6,8 +7,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_ioctls::VcpuFd;
 
-/// Fields of a vCPU's `struct kvm_run`. Valid as long as the vCPU's fd is open, which the owner of
-/// both sees to.
+/// Pointers to fields of a vCPU's `struct kvm_run`. They are valid while the vCPU's fd is open; the
+/// owner of both ensures that.
 pub(super) struct RunPage {
     immediate_exit: *mut u8,
     io_size: *mut u8,
@@ -19,23 +20,26 @@ unsafe impl Send for RunPage {}
 unsafe impl Sync for RunPage {}
 
 impl RunPage {
-    /// The page of `vcpu`.
+    /// Returns the pointers into the page of `vcpu`.
     pub(super) fn new(vcpu: &mut VcpuFd) -> Self {
         let page = vcpu.get_kvm_run();
         let immediate_exit = &raw mut page.immediate_exit;
-        // SAFETY: a place in the mapped page; no value is read, whatever the union holds.
+        // SAFETY: takes the address of a field in the mapped page. No value is read, so it does not
+        // matter which member the union holds.
         let io_size = unsafe { &raw mut page.__bindgen_anon_1.io.size };
         Self { immediate_exit, io_size }
     }
 
-    /// Makes the next `KVM_RUN` complete what is pending and return EINTR, or lets it run.
+    /// If `value`, the next `KVM_RUN` completes the pending exit and returns EINTR without running
+    /// the guest; otherwise it runs the guest.
     pub(super) fn set_immediate_exit(&self, value: bool) {
         // SAFETY: a byte of the page, which is mapped as long as the vCPU is open.
         let byte = unsafe { AtomicU8::from_ptr(self.immediate_exit) };
         byte.store(value.into(), Ordering::SeqCst);
     }
 
-    /// After a port I/O exit: the size of each access, 1, 2 or 4 bytes.
+    /// Returns the size of each access of the last port I/O exit: 1, 2 or 4 bytes. Call only after
+    /// such an exit.
     pub(super) fn io_size(&self) -> usize {
         // SAFETY: a byte of the page, which is mapped as long as the vCPU is open.
         let byte = unsafe { AtomicU8::from_ptr(self.io_size) };

@@ -1,4 +1,4 @@
-//! All vCPUs of a machine, each on its thread.
+//! All vCPUs of a machine, each on its own thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,11 +14,11 @@ use super::state::VcpuStateV1;
 use crate::bus::Bus;
 use crate::kvm::{Capabilities, KvmError};
 
-/// The vCPUs could not do what was asked.
+/// An operation on the vCPUs failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VcpuError {
-    /// No thread for it.
+    /// The thread could not be started.
     #[error("cannot start the thread of vCPU {id}")]
     Thread {
         /// Which vCPU.
@@ -27,13 +27,13 @@ pub enum VcpuError {
         #[source]
         source: std::io::Error,
     },
-    /// Its thread is gone, which is a bug.
+    /// The vCPU's thread has ended, which is a bug.
     #[error("the thread of vCPU {id} has ended")]
     Gone {
         /// Which vCPU.
         id: u32,
     },
-    /// A thread cannot be interrupted.
+    /// The signal that interrupts the thread could not be sent.
     #[error("cannot interrupt vCPU {id}")]
     Kick {
         /// Which vCPU.
@@ -42,8 +42,8 @@ pub enum VcpuError {
         #[source]
         source: vmm_sys_util::errno::Error,
     },
-    /// KVM does not tell its state.
-    #[error("vCPU {id}")]
+    /// KVM did not return the vCPU's state.
+    #[error("cannot save vCPU {id}")]
     Save {
         /// Which vCPU.
         id: u32,
@@ -53,7 +53,7 @@ pub enum VcpuError {
     },
 }
 
-/// The vCPUs. Created standing still.
+/// The vCPUs of a machine. Paused when created.
 pub struct VcpuSet {
     vcpus: Vec<Handle>,
     _events: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
@@ -68,8 +68,8 @@ struct Handle {
 }
 
 impl VcpuSet {
-    /// Starts a thread for each of `vcpus`, whose index is their id. `events` is called on the
-    /// threads.
+    /// Starts a thread for each of `vcpus`; the index of a vCPU is its id. The vCPUs' threads call
+    /// `events`.
     pub fn spawn(
         vcpus: Vec<VcpuFd>,
         capabilities: &Arc<Capabilities>,
@@ -104,21 +104,21 @@ impl VcpuSet {
         Ok(set)
     }
 
-    /// Lets all run. Returns the host TSC at which the first was about to enter `KVM_RUN`. They
-    /// stand still.
+    /// Resumes all vCPUs, which must be paused. Returns the host TSC at which the first was about
+    /// to enter `KVM_RUN`.
     pub fn resume(&mut self) -> Result<u64, VcpuError> {
-        let (entered, stamps) = channel();
+        let (first_entry, stamps) = channel();
         for vcpu in &self.vcpus {
             vcpu.control.stop.store(false, Ordering::SeqCst);
             vcpu.control.page.set_immediate_exit(false);
-            vcpu.send(Command::Run(entered.clone()))?;
+            vcpu.send(Command::Run(first_entry.clone()))?;
         }
-        drop(entered);
+        drop(first_entry);
         Ok(stamps.iter().min().unwrap_or(0))
     }
 
-    /// Has all stand still, with no exit half handled. Returns the host TSC at which the last had
-    /// left `KVM_RUN`. They run.
+    /// Pauses all vCPUs, which must be running, with no exit half handled. Returns the host TSC at
+    /// which the last had left `KVM_RUN`.
     pub fn pause(&mut self) -> Result<u64, VcpuError> {
         for vcpu in &self.vcpus {
             vcpu.kick()?;
@@ -131,13 +131,13 @@ impl VcpuSet {
         Ok(last)
     }
 
-    /// Reads the state of all, in the order of their ids. They stand still.
+    /// Returns the state of all vCPUs in the order of their ids. They must be paused.
     pub fn save(&self) -> Result<Vec<VcpuStateV1>, VcpuError> {
         let ask = |vcpu: &Handle| {
             let (reply, state) = channel();
             vcpu.send(Command::Save(reply)).map(|()| (vcpu.id, state))
         };
-        // All are asked before the first is waited for.
+        // All threads get the command before the first answer is awaited: they save in parallel.
         let asked = self.vcpus.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
         let take = |(id, state): (u32, Receiver<_>)| {
             let state: Result<_, _> = state.recv().map_err(|_| VcpuError::Gone { id })?;
@@ -153,7 +153,8 @@ impl Drop for VcpuSet {
             let _ = vcpu.kick();
             let _ = vcpu.send(Command::Exit);
             if let Some(thread) = vcpu.thread.take() {
-                // Its vCPU's page is mapped until here.
+                // The thread owns the vCPU's fd, so the shared page is mapped until the thread
+                // ends.
                 let _ = thread.join();
             }
         }
@@ -165,8 +166,8 @@ impl Handle {
         self.commands.send(command).map_err(|_| VcpuError::Gone { id: self.id })
     }
 
-    /// Gets the vCPU out of `KVM_RUN`. The order matters: whatever the thread does meanwhile, it
-    /// sees the byte at its next `KVM_RUN`, and the signal ends one that has begun.
+    /// Makes the vCPU leave `KVM_RUN`. The order matters: a `KVM_RUN` that begins after the byte
+    /// `immediate_exit` is set returns at once, and the signal ends one that began before.
     fn kick(&self) -> Result<(), VcpuError> {
         self.control.stop.store(true, Ordering::SeqCst);
         self.control.page.set_immediate_exit(true);
@@ -179,7 +180,7 @@ impl Handle {
     }
 }
 
-/// A handler that does nothing: the signal's only effect is that `KVM_RUN` returns EINTR.
+/// Installs a signal handler that does nothing: the signal only makes `KVM_RUN` return EINTR.
 fn install_kick() {
     static ONCE: Once = Once::new();
     extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -1,7 +1,8 @@
-//! What one vCPU is made of, and the order in which KVM gives and takes it.
+//! The state of one vCPU, and the order in which to read it from KVM and to set it.
 //!
-//! The order is knowledge: each step of [`VcpuStateV1::save`] and [`VcpuStateV1::restore`] says why
-//! it stands where it does. The sources are Documentation/virt/kvm/api.rst and arch/x86/kvm of Linux.
+//! The order matters: each step of [`VcpuStateV1::save`] and [`VcpuStateV1::restore`] has a comment
+//! that says why it is at its place. The sources are Documentation/virt/kvm/api.rst and
+//! arch/x86/kvm of Linux.
 
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
@@ -20,9 +21,10 @@ use crate::state::{Node, Raw, Reader, Schema, StateError};
 #[cfg(test)]
 mod tests;
 
-/// Two kernels that calibrate one crystal differ by less than this, in parts per million. Against a
-/// PIT they are off by some hundreds on real machines; 1040 was seen on an emulated one that was busy.
-/// Processors of different rates differ by more.
+/// Two TSC rates count as equal if they differ by less than this, in parts per million. Two kernels
+/// on one machine measure the rate differently: if they calibrate against a PIT, by some hundreds
+/// on real machines; 1040 was seen on a busy emulated machine. Processors of different rates differ
+/// by more.
 const SAME_CRYSTAL_PPM: u64 = 20_000;
 /// Largest XSAVE area that a document may have, in bytes: AMX needs 11 KiB.
 const MAX_XSAVE: usize = 64 << 10;
@@ -32,18 +34,18 @@ const LVT_TIMER: usize = 0x320;
 const LVT_TIMER_MODE: u32 = 0b11 << 17;
 const LVT_TIMER_DEADLINE: u32 = 0b10 << 17;
 
-/// The state of one vCPU. `perennial,vcpu-x86-v1`.
+/// The state of one vCPU. Binding `perennial,vcpu-x86-v1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VcpuStateV1 {
-    /// Its number, which is its APIC id.
+    /// The vCPU's number, which is also its APIC id.
     pub id: u32,
-    /// What the guest was told of its processor.
+    /// The CPUID entries that the guest sees.
     pub cpuid: Vec<kvm_cpuid_entry2>,
-    /// Rate of its TSC, in kHz.
+    /// Rate of the vCPU's TSC, in kHz.
     pub tsc_khz: u32,
-    /// What is added to the host's TSC to give its own, modulo 2^64.
+    /// The vCPU's TSC minus the host's TSC, modulo 2^64.
     pub tsc_offset: u64,
-    /// The TSC at which its LAPIC timer fires; 0 is disarmed.
+    /// The guest TSC at which the LAPIC timer fires; 0 if disarmed.
     pub tsc_deadline: u64,
     /// Model-specific registers, ascending.
     pub msrs: Vec<Msr>,
@@ -59,7 +61,7 @@ pub struct VcpuStateV1 {
     pub debugregs: Raw<kvm_debugregs>,
     /// Local APIC.
     pub lapic: Raw<kvm_lapic_state>,
-    /// Running, halted, waiting for INIT or SIPI.
+    /// Run state: running, halted, waiting for INIT or SIPI.
     pub mp_state: Raw<kvm_mp_state>,
     /// Pending exceptions, interrupts, NMIs and SMIs.
     pub events: Raw<kvm_vcpu_events>,
@@ -69,9 +71,9 @@ pub struct VcpuStateV1 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The host lacks what the guest was promised.
+    /// The host lacks CPU features that the guest's CPUID has.
     #[error(
-        "this host cannot give the guest the processor that it had: {}",
+        "this host lacks CPU features that the guest uses: {}",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
     Features(Vec<MissingFeature>),
@@ -102,17 +104,17 @@ pub enum RestoreError {
 }
 
 impl VcpuStateV1 {
-    /// Reads the state of a vCPU that stands still with no exit half handled. All vCPUs do.
+    /// Reads the state of a vCPU. All vCPUs must be paused, with no exit half handled.
     pub fn save(id: u32, vcpu: &VcpuFd, host: &Capabilities) -> Result<Self, KvmError> {
-        // First: this makes KVM accept a pending INIT or SIPI, which changes everything below
-        // (`kvm_arch_vcpu_ioctl_get_mpstate`).
+        // First: this makes KVM process a pending INIT or SIPI, which changes the state that all
+        // calls below read (`kvm_arch_vcpu_ioctl_get_mpstate`).
         let mp_state = vcpu.get_mp_state().attempt("read the run state")?;
         let regs = vcpu.get_regs().attempt("read the general registers")?;
         let sregs = vcpu.get_sregs().attempt("read the special registers")?;
         let xsave = uapi::xsave(vcpu, host.xsave_size).attempt("read the XSAVE area")?;
         let xcrs = vcpu.get_xcrs().attempt("read the extended control registers")?;
         let debugregs = vcpu.get_debug_regs().attempt("read the debug registers")?;
-        // Brings the LAPIC's registers up to date with its timer (`kvm_apic_get_state`).
+        // This call updates the LAPIC's registers from its timer (`kvm_apic_get_state`).
         let lapic = vcpu.get_lapic().attempt("read the LAPIC")?;
         let msrs = msr::read(vcpu, &host.msrs).attempt("read the MSRs")?;
         let deadline = msr::read(vcpu, &[IA32_TSC_DEADLINE]).attempt("read the TSC deadline")?;
@@ -140,7 +142,8 @@ impl VcpuStateV1 {
         })
     }
 
-    /// Sets the state of a fresh vCPU, of which no instruction has run.
+    /// Sets the state of a new vCPU, which has not run any instruction. `passage` says by how much
+    /// the clocks advance. Errors if the host lacks something that the state needs.
     pub fn restore(
         &self,
         vcpu: &VcpuFd,
@@ -167,17 +170,18 @@ impl VcpuStateV1 {
         if !missing.is_empty() {
             return Err(RestoreError::Features(missing));
         }
-        // First: what registers, MSRs and XSAVE components there are follows from it.
+        // First: the CPUID decides which registers, MSRs and XSAVE components the vCPU has.
         let entries = cpuid::to_kvm(cpuid).attempt("set the CPUID")?;
         vcpu.set_cpuid2(&entries).attempt("set the CPUID")?;
         restore_tsc_rate(vcpu, *tsc_khz, host.tsc_scaling)?;
         // Before the MSRs: kvmclock's MSR derives the guest's clock page from the TSC.
         uapi::set_tsc_offset(vcpu, tsc_offset.wrapping_add(passage.offset_change))
             .attempt("set the offset of the TSC")?;
-        // Before the LAPIC: the APIC base decides between xAPIC and x2APIC, and EFER between modes.
+        // Before the LAPIC: the APIC base selects xAPIC or x2APIC. EFER selects the processor's
+        // mode.
         vcpu.set_sregs(&sregs.0).attempt("set the special registers")?;
         vcpu.set_regs(&regs.0).attempt("set the general registers")?;
-        // Before the MSRs: IA32_XSS and the like are checked against it.
+        // Before the MSRs: KVM checks IA32_XSS and similar MSRs against XCR0.
         vcpu.set_xcrs(&xcrs.0).attempt("set the extended control registers")?;
         if xsave.len() > host.xsave_size {
             let (document, host) = (xsave.len(), host.xsave_size);
@@ -187,18 +191,18 @@ impl VcpuStateV1 {
         vcpu.set_debug_regs(&debugregs.0).attempt("set the debug registers")?;
         vcpu.set_lapic(&lapic.0).attempt("set the LAPIC")?;
         msr::write(vcpu, msrs)?;
-        // After the LAPIC, which says whether there is a deadline at all, and after the TSC.
+        // After the LAPIC, whose timer mode decides whether a deadline is used, and after the TSC.
         msr::write(vcpu, &self.deadline(*tsc_deadline))?;
         vcpu.set_mp_state(mp_state.0).attempt("set the run state")?;
-        // Last: setting registers drops what is pending (`kvm_arch_vcpu_ioctl_set_regs`).
+        // Last: setting registers drops pending exceptions (`kvm_arch_vcpu_ioctl_set_regs`).
         vcpu.set_vcpu_events(&events.0).attempt("set the pending events")?;
         Ok(())
     }
 
-    /// The deadline to arm. One that has fired, or fired while the vCPU was stopped, reads as 0,
-    /// and its interrupt may not have reached the LAPIC yet: in deadline mode the timer is then
-    /// armed in the past, so that it fires at once. A tick too many does no harm, a lost one stops
-    /// the guest's clock events for ever.
+    /// Returns the MSR that arms the LAPIC timer, or nothing if the timer is not in deadline mode.
+    /// A deadline that passed, also while the vCPU was paused, reads as 0, and its interrupt may
+    /// not have reached the LAPIC yet. So a deadline of 0 is armed as 1, in the past, and fires at
+    /// once: an extra tick does no harm, but a lost one stops the guest's clock events permanently.
     fn deadline(&self, saved: u64) -> Vec<Msr> {
         let register = self.lapic.0.regs[LVT_TIMER..LVT_TIMER + 4].as_bytes();
         let timer = u32::read_from_bytes(register).unwrap_or(0);
@@ -209,8 +213,9 @@ impl VcpuStateV1 {
     }
 }
 
-/// One machine keeps its crystal: kernels that calibrated it a little differently mean the same
-/// rate, and scaling one into the other would make time run wrong.
+/// Sets the vCPU's TSC rate to that of the document, unless both rates are nearly equal: then they
+/// are two measurements of one machine's rate, and scaling one to the other would make the guest's
+/// time run wrong. Errors if the rates differ and the host cannot scale.
 fn restore_tsc_rate(vcpu: &VcpuFd, document: u32, scaling: bool) -> Result<(), RestoreError> {
     let host = vcpu.get_tsc_khz().attempt("read the rate of the TSC")?;
     if is_same_crystal(document, host) {
@@ -290,7 +295,7 @@ fn decode_id(reader: &mut Reader<'_>) -> Result<u32, StateError> {
     }
 }
 
-/// KVM takes a rate of 0 for its own, without an error.
+/// Refuses a rate of 0, which KVM would silently take for the host's rate.
 fn decode_tsc_khz(reader: &mut Reader<'_>) -> Result<u32, StateError> {
     match reader.u32("tsc-khz")? {
         0 => Err(reader.invalid("tsc-khz", "a TSC of 0 kHz does not count")),

@@ -1,7 +1,7 @@
-//! The guest's physical address space and ports: every number that two parts must agree on.
+//! The guest's physical address space and ports: the numbers that several parts of the VMM share.
 //!
-//! These addresses are visible to the guest, so a VM that was saved by one build must find them
-//! unchanged in the next: they are part of the machine, not of the code.
+//! The guest sees these addresses. They must not change between builds, because a VM that one build
+//! saved must find them unchanged when the next build restores it.
 //!
 //! ```text
 //!  0x0000_0500  GDT, 0x6000 PVH start info, 0x7000 zero page, 0x9000 page tables, 0x2_0000 cmdline
@@ -18,7 +18,7 @@ use super::e820::{Kind, Region};
 /// Size of a page.
 pub const PAGE_SIZE: u64 = 0x1000;
 
-/// Where the GDT is for the first instructions; below the BIOS data that Linux never reads here.
+/// The GDT for the guest's first instructions; in low memory that Linux does not read as BIOS data.
 pub const GDT: GuestAddress = GuestAddress(0x500);
 /// `struct hvm_start_info` of the PVH protocol (Linux `include/xen/interface/hvm/start_info.h`),
 /// with its module list and memory map behind it.
@@ -32,20 +32,20 @@ pub const BOOT_PAGE_TABLE_PAGES: u64 = 6;
 /// The kernel's command line, NUL-terminated.
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// Longest command line, without its NUL. Linux x86: `COMMAND_LINE_SIZE` is 2048; newer or patched
-/// kernels may take more, and the kernel's own limit is checked beside this one.
+/// kernels may accept more, and the kernel's own limit is checked as well.
 pub const CMDLINE_MAX: usize = 4095;
-/// Where memory that firmware would own ends for Linux: the VGA window starts.
+/// End of low memory and start of the legacy VGA window.
 pub const LOW_MEMORY_END: u64 = 0xa_0000;
 /// The RSDP, and behind it every other ACPI table (the area where ACPI 6.5, 5.2.5.1 has OSPM look).
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// End of the area for ACPI tables.
 pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0x10_0000);
-/// Where a kernel goes: `code32_start` of every bzImage.
+/// Load address of a kernel: `code32_start` of every bzImage.
 pub const KERNEL: GuestAddress = GuestAddress(0x10_0000);
 
-/// End of low RAM at most, and start of the PCI hole.
+/// Highest end of low RAM, and start of the PCI hole.
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
-/// Where RAM goes on above the hole.
+/// Start of the RAM above the PCI hole.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x1_0000_0000);
 
 /// Window of 32-bit BARs.
@@ -84,13 +84,13 @@ pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 pub const PCI_CONFIG_LEN: u16 = 8;
 /// The reset register that the FADT names; inside the PCI configuration ports, one byte wide.
 pub const RESET_PORT: u16 = 0xcf9;
-/// What the FADT says is to be written there.
+/// The value that the FADT says to write to the reset register.
 pub const RESET_VALUE: u8 = 0x0e;
-/// The keyboard controller: only its command to reset the processor is there.
+/// The keyboard controller's data port. Only the command to reset the processor is emulated.
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// The keyboard controller's command port.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
-/// Pulse the reset line.
+/// The keyboard controller's command that pulses the reset line.
 pub const I8042_RESET_COMMAND: u8 = 0xfe;
 /// ACPI sleep control register (ACPI 6.5, 4.8.3.7); one byte.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
@@ -98,15 +98,15 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// SLP_TYP of S5, soft off.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// What the guest writes to the sleep control register to power off: SLP_TYP in bits 2 to 4,
-/// SLP_EN in bit 5.
+/// The value that the guest writes to the sleep control register to power off: SLP_TYP in bits 2 to
+/// 4, SLP_EN in bit 5.
 pub const SLEEP_POWER_OFF: u8 = SLEEP_TYPE_S5 << 2 | 1 << 5;
 
 /// Most vCPUs of one VM: xAPIC ids are bytes, and 0xff is the broadcast.
 pub const VCPUS_MAX: u32 = 254;
 
-/// Where `size` bytes of RAM lie: one range below the PCI hole, and one above 4 GiB if that does
-/// not hold them. The index is the memslot's number.
+/// Returns the ranges of `size` bytes of RAM: one below the PCI hole and, if that is too small, one
+/// from 4 GiB on. A range's index is the number of its memory slot.
 pub fn ram(size: u64) -> Vec<(GuestAddress, u64)> {
     let low = size.min(LOW_RAM_MAX);
     let mut ranges = vec![(GuestAddress(0), low)];
@@ -116,7 +116,7 @@ pub fn ram(size: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// The memory map that the guest is told, for a machine of `ram_size` bytes, ordered by address.
+/// Returns the guest's memory map for `ram_size` bytes of RAM, ordered by address.
 ///
 /// Everything between 640 KiB and 1 MiB is reserved, with the ACPI tables in it.
 pub fn memory_map(ram_size: u64) -> Vec<Region> {

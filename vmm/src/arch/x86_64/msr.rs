@@ -92,10 +92,10 @@ pub struct Msr {
     pub data: u64,
 }
 
-/// Reads those of `indices` that the vCPU has, in their order.
+/// Returns those of `indices` that the vCPU has, in the order of `indices`.
 ///
-/// KVM reads in bulk and stops at the first that it refuses (by the guest's CPUID, or because the
-/// list is wider than the vCPU): that one is left out, and the rest is asked again.
+/// KVM reads in bulk and stops at the first MSR that it refuses (because of the guest's CPUID, or
+/// because the vCPU does not have the MSR). This function skips that MSR and continues after it.
 pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, kvm_ioctls::Error> {
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
@@ -106,13 +106,13 @@ pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, kvm_ioctls::Erro
         let mut msrs = wrap(&entries)?;
         let read = vcpu.get_msrs(&mut msrs)?;
         found.extend(msrs.as_slice()[..read].iter().map(|e| Msr { index: e.index, data: e.data }));
-        // The one at `read` was refused, unless all were read.
+        // KVM refused the MSR at index `read`, unless it read all.
         rest = &rest[(read + 1).min(batch.len())..];
     }
     Ok(found)
 }
 
-/// An MSR that KVM did not take.
+/// KVM refused the value of an MSR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the document has MSR {:#x} = {:#x}, which this host's KVM does not take", .0.index, .0.data)]
 pub struct Refused(pub Msr);
@@ -120,7 +120,7 @@ pub struct Refused(pub Msr);
 /// Why MSRs could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The register has a value that means something and is not known here.
+    /// KVM refused a value that is not 0.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The ioctl failed as a whole.
@@ -128,12 +128,12 @@ pub enum WriteError {
     Kvm(#[source] kvm_ioctls::Error),
 }
 
-/// Writes those of `values` that the vCPU does not have yet, in order.
+/// Writes those of `values` that the vCPU does not have yet, in order. Errors if this host refuses a value
+/// that is not 0. A refused 0 is skipped: a register at its reset value is the same as a missing register.
 ///
-/// A value that is there already is not written: KVM logs a line in the host's kernel log for some
-/// registers that it does not emulate, whatever is written (AMD: DEBUGCTL, `arch/x86/kvm/svm/svm.c`,
-/// `svm_set_msr`). A register that this host refuses is an error only if its value is not 0: a register
-/// at its reset value is the same as one that does not exist.
+/// A value that the vCPU has already is not written, because KVM logs a line in the host's kernel log for
+/// some registers that it does not emulate, whatever the value (AMD: DEBUGCTL, `svm_set_msr` in
+/// `arch/x86/kvm/svm/svm.c`).
 pub fn write(vcpu: &VcpuFd, values: &[Msr]) -> Result<(), WriteError> {
     let indices: Vec<u32> = values.iter().map(|msr| msr.index).collect();
     let present = read(vcpu, &indices).map_err(WriteError::Kvm)?;

@@ -1,7 +1,8 @@
-//! The registers of a vCPU that starts from nothing.
+//! The first registers of the vCPUs of a machine that boots.
 //!
-//! The first vCPU stands at the kernel's entry point, in the mode that its boot protocol asks for. The
-//! others wait for INIT and SIPI, as KVM makes them; they get what a processor's firmware would set.
+//! The first vCPU starts at the kernel's entry point, in the mode that the boot protocol requires.
+//! The others wait for INIT and SIPI, as KVM creates them. All get the settings that firmware
+//! makes.
 
 use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -26,7 +27,7 @@ const RFLAGS: u64 = 1 << 1;
 /// Page table entry: present, writable; in a directory, a large page.
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE: u64 = 1 << 7;
-/// Boot page tables map this many bytes one to one: more than any boot structure's address.
+/// The boot page tables map this many GiB one to one, which includes every boot structure.
 const MAPPED_GIB: u64 = 4;
 const GIB: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;
@@ -42,22 +43,22 @@ const LVT_LINT1: usize = 0x360;
 const DELIVERY_EXTINT: u32 = 0b111 << 8;
 const DELIVERY_NMI: u32 = 0b100 << 8;
 
-/// A vCPU cannot be given its first registers.
+/// The first registers of a vCPU could not be set.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetUpError {
-    /// KVM refused.
+    /// A KVM call failed.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// An MSR.
+    /// An MSR could not be written.
     #[error(transparent)]
     Msr(#[from] msr::WriteError),
-    /// Tables cannot be written.
+    /// The boot tables could not be written.
     #[error("cannot write the boot tables to guest memory")]
     Memory(#[from] GuestMemoryError),
 }
 
-/// Gives vCPU `id`, which has its CPUID, what it starts with.
+/// Sets the first registers of vCPU `id`, whose CPUID must be set.
 pub fn set_up_boot_vcpu(
     vcpu: &VcpuFd,
     id: u32,
@@ -68,7 +69,7 @@ pub fn set_up_boot_vcpu(
     let mut lapic = vcpu.get_lapic().attempt("read the LAPIC")?;
     connect_pins(&mut lapic);
     vcpu.set_lapic(&lapic).attempt("set the LAPIC")?;
-    // As FNINIT leaves it, with SSE's default control word.
+    // The state after FNINIT, with SSE's default control word.
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).attempt("set the floating point registers")?;
     if id == 0 {
@@ -88,13 +89,13 @@ pub fn set_up_boot_vcpu(
 }
 
 const MSRS: [Msr; 2] = [
-    // Linux takes this bit for the promise that `rep movsb` is fast.
+    // Linux uses fast `rep movsb` if this bit is set.
     Msr { index: msr::IA32_MISC_ENABLE, data: msr::MISC_ENABLE_FAST_STRING },
     // All memory is write-back unless a page table says otherwise, as firmware would set it.
     Msr { index: msr::MTRR_DEF_TYPE, data: msr::MTRR_WRITE_BACK },
 ];
 
-/// As firmware connects them: the PICs to LINT0, NMI to LINT1.
+/// Connects the LAPIC's pins as firmware does: the PICs to LINT0, NMI to LINT1.
 fn connect_pins(lapic: &mut kvm_lapic_state) {
     for (offset, mode) in [(LVT_LINT0, DELIVERY_EXTINT), (LVT_LINT1, DELIVERY_NMI)] {
         for (register, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(mode.to_le_bytes()) {
@@ -106,7 +107,7 @@ fn connect_pins(lapic: &mut kvm_lapic_state) {
 fn regs(entry: &Entry) -> kvm_regs {
     let regs = kvm_regs { rflags: RFLAGS, rip: entry.rip, ..Default::default() };
     match entry.protocol {
-        // No stack is asked for; this one is below the zero page, where nothing lies.
+        // The protocol requires no stack. This one is in the unused memory below the zero page.
         Protocol::Linux64 => {
             let stack = layout::ZERO_PAGE.0;
             kvm_regs { rsi: layout::ZERO_PAGE.0, rsp: stack, rbp: stack, ..regs }
@@ -132,7 +133,7 @@ fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
     }
 }
 
-/// A task segment: type 11, busy 32-bit or 64-bit; VM entry on Intel demands one.
+/// Returns a task segment: type 11, busy 32-bit or 64-bit. VM entry on Intel requires one.
 fn task() -> kvm_segment {
     kvm_segment {
         limit: 0x67,
@@ -175,10 +176,10 @@ fn protected_mode(sregs: kvm_sregs) -> kvm_sregs {
     sregs
 }
 
-/// Null, unused, code, data, task (which takes two in long mode).
+/// Null, unused, code, data, task (which has two entries in long mode).
 const GDT_ENTRIES: usize = 6;
 
-/// The table that the segment registers were loaded from, for a kernel that loads them again.
+/// Writes the GDT that matches the segment registers, for a kernel that loads them again.
 fn write_gdt(memory: &GuestMemoryMmap, sregs: &kvm_sregs) -> Result<(), GuestMemoryError> {
     let mut table = [0u64; GDT_ENTRIES];
     for segment in [&sregs.cs, &sregs.ds, &sregs.tr] {
@@ -190,7 +191,7 @@ fn write_gdt(memory: &GuestMemoryMmap, sregs: &kvm_sregs) -> Result<(), GuestMem
     Ok(())
 }
 
-/// A segment descriptor (Intel SDM 3A, figure 3-8).
+/// Returns the descriptor of a segment (Intel SDM 3A, figure 3-8).
 fn descriptor(segment: &kvm_segment) -> u64 {
     let bit = |value: u8, at: u32| u64::from(value) << at;
     let limit = if segment.g == 1 { segment.limit >> 12 } else { segment.limit };
@@ -208,7 +209,8 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | bit(segment.g, 55)
 }
 
-/// The first 4 GiB one to one, by large pages: PML4, PDPT, four directories.
+/// Writes page tables that map the first 4 GiB one to one with large pages: PML4, PDPT, four
+/// directories.
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     let page = |index: u64| layout::BOOT_PAGE_TABLES.0 + index * layout::PAGE_SIZE;
     debug_assert_eq!(2 + MAPPED_GIB, layout::BOOT_PAGE_TABLE_PAGES);

@@ -1,7 +1,7 @@
-//! The host's time stamp counter: the one clock that runs on across a kexec.
+//! The host's time stamp counter: the only clock that a kexec does not reset.
 //!
-//! Nothing resets the TSC between two kernels of one machine, so its reading is comparable on
-//! both sides, which no clock of either kernel is. It counts at a fixed rate on every processor
+//! Nothing resets the TSC between two kernels of one machine, so readings before and after a kexec
+//! can be compared. The kernels' own clocks cannot. It counts at a fixed rate on every processor
 //! that KVM calls stable (Intel SDM 3B 18.17; AMD APM 2, 13.2.4).
 
 #![expect(unsafe_code, reason = "rdtsc is an unsafe intrinsic")]
@@ -9,11 +9,11 @@
 /// The counter's name in documents.
 pub const NAME: &str = "x86-tsc";
 
-/// Nanoseconds of a millisecond: a TSC in kHz counts so many times in as many nanoseconds.
+/// Nanoseconds of a millisecond. A TSC of `k` kHz counts `k` ticks in this time.
 const NS_PER_MS: u128 = 1_000_000;
 
-/// The TSC of the CPU that this thread runs on, in ticks. Not serializing: the error is some
-/// dozens of ticks.
+/// Reads the TSC of the CPU that this thread runs on, in ticks. The read is not serializing: its
+/// error is some dozens of ticks.
 pub fn now() -> u64 {
     // SAFETY: every x86-64 processor has RDTSC, and Linux does not set CR4.TSD for this process.
     unsafe { core::arch::x86_64::_rdtsc() }
