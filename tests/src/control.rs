@@ -2,8 +2,7 @@
 //!
 //! The port is the same before and after a live update, so this is one stream over all kernels of
 //! a test. A reply is matched by its id; every other message is an event. A line that is not a JSON
-//! object is an error of the host and is reported: the client ignores no line, except in
-//! [`Control::ask`].
+//! object is an error of the host, which every method but [`Control::ask`] reports.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
