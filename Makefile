@@ -1,34 +1,36 @@
-# Everything a person or CI does with this repository, in one word each. The work
-# is done by cargo and by the scripts in resources/; this only puts it in order.
+# One target for each task of a person or of CI. cargo and the scripts in resources/
+# do the work; the Makefile calls them in the right order.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-# The targets share cargo's lock and the machine's cores: side by side they would
-# only be slower and harder to read. `make test` overlaps by itself what gains by it.
+# The targets share cargo's lock and the computer's cores, so running them in parallel
+# would only be slower and harder to read. `make test` overlaps the steps that gain by it.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
-# Survives `make clean`: what is in it takes long to make, and is keyed by content.
+# The cache survives `make clean`: its contents take long to make. A hash of the inputs
+# is in their names, so they cannot be out of date.
 CACHE := $(or $(PERENNIAL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/perennial)
 
-# A cargo-deny that `make deny` has installed is found like one that was there before.
+# The path lets this Makefile find a cargo-deny that `make deny` has installed.
 CARGO_DENY_VERSION := 0.20.2
 export PATH := $(PATH):$(CACHE)/tools/bin
 
-# How long each test of the last `make test` took that ran on a machine: seconds and name.
+# Seconds and name of each test of the last `make test` that ran on a machine in QEMU.
 TIMES := target/test-times
-# What making the kernels said during the last `make test`.
+# The output of the kernel builds and downloads during the last `make test`.
 KERNELS_LOG := target/kernels.log
 
-# The suite that `make suites` runs: all, or those whose names have this in them.
+# `make suites` runs the tests whose names contain this: all if it is empty.
 SUITE :=
 
-# What carries the VMs of the demo: `pool` under Debian's kernels as they are, or
-# `kernel` under kernels with the Live Update Orchestrator, which are built first.
+# The LUO that carries the demo's VMs: `pool`, under Debian's unchanged kernels, or
+# `kernel`, under kernels with the Live Update Orchestrator, which are built first.
 LUO := pool
 
-# How the end-to-end suites, the demo and the benchmark find their kernels. The
-# targets `kernels` and `stock` have got them by then, so this only looks them up.
+# Environment variables that tell the end-to-end suites, the demo and the benchmark
+# where their kernels are. The targets `kernels` and `stock` run before, so the scripts
+# only find the kernels in the cache here.
 WITH_STOCK = \
 	PERENNIAL_KERNEL_STOCK_A="$$(resources/kernel/stock.sh stock-a)" \
 	PERENNIAL_KERNEL_STOCK_B="$$(resources/kernel/stock.sh stock-b)"
@@ -46,13 +48,13 @@ help: ## This list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 .PHONY: demo
-demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## A live update under two running VMs, to watch (LUO=pool|kernel)
+demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## Show a live update under two running VMs (LUO=pool|kernel)
 	$(STEP) "demo (first run: some minutes to compile)"
 	@$(if $(filter kernel,$(LUO)),$(WITH_KERNELS),$(WITH_STOCK)) \
 		cargo run --release -p perennial-tests --bin demo -- $(LUO)
 
 .PHONY: check
-check: ## Formatting, clippy, unit tests and documentation: for every edit
+check: ## Formatting, clippy, unit tests and documentation: after every edit
 	$(STEP) "formatting"
 	@cargo fmt --all --check
 	$(STEP) "clippy (first run: a minute)"
@@ -62,14 +64,14 @@ check: ## Formatting, clippy, unit tests and documentation: for every edit
 	$(STEP) "documentation (first run: half a minute)"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 
-# Kernels are built and fetched while the code is checked and compiled: each leaves cores
-# idle at times, and waits for the network at others. The machines of the tests come after
-# both, because they need the cores to themselves.
+# Kernels are built and fetched while the code is checked and compiled, because each of
+# the two at times leaves cores idle or waits for the network. The tests run after both,
+# because their machines need all cores.
 .PHONY: test
 test: setup ## All checks and all tests, as CI runs them
 	@mkdir -p target
 	@rm -f $(TIMES)
-	$(STEP) "kernels, meanwhile (first run: 10 to 20 minutes on 2 cores; the log is $(KERNELS_LOG))"
+	$(STEP) "kernels, in the background (first run: 10 to 20 minutes on 2 cores; log: $(KERNELS_LOG))"
 	@$(MAKE) --no-print-directory kernels stock systemd >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
 	trap 'kill $$kernels 2>/dev/null || true' EXIT; \
 	$(MAKE) --no-print-directory lint; \
@@ -88,7 +90,7 @@ test: setup ## All checks and all tests, as CI runs them
 	exit $$status
 
 .PHONY: suites
-suites: setup kernels stock systemd ## The end-to-end suites alone; SUITE=name for one of them
+suites: setup kernels stock systemd ## Only the end-to-end suites; SUITE=name for one of them
 	$(STEP) "end-to-end suites $(SUITE) (first run: some minutes to compile)"
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
 
@@ -103,22 +105,22 @@ fuzz: ## Fuzz every parser and device for a minute each
 	@resources/fuzz.sh
 
 .PHONY: lint
-lint: ## Formatting, clippy, documentation, and cargo-deny where it is installed
+lint: ## Formatting, clippy, documentation, and cargo-deny if it is installed
 	$(STEP) "formatting"
 	@cargo fmt --all --check
 	$(STEP) "clippy (first run: a minute or two)"
 	@cargo clippy --workspace --all-targets -- -D warnings
-# What an image is built without is not in the way of what it is built with.
+# The `perennial` in images is built without default features, so that is checked too.
 	@cargo clippy --package vmm --no-default-features -- -D warnings
 	$(STEP) "documentation (first run: a minute)"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
-# A unit test (tests/src/dependencies.rs) checks licences, bans and sources on every machine.
+# A unit test (tests/src/dependencies.rs) checks licences, bans and sources without cargo-deny.
 	$(STEP) "dependencies"
 	@if command -v cargo-deny >/dev/null; then \
 		$(MAKE) --no-print-directory deny; \
 	else \
-		echo "SKIPPED: cargo-deny is not installed, so advisories are not looked at (\`make deny\`" \
-			"installs it); licences, bans and sources are checked by the unit tests"; \
+		echo "SKIPPED: cargo-deny is not installed, so advisories are not checked (\`make deny\`" \
+		"installs it); the unit tests check licences, bans and sources"; \
 	fi
 
 .PHONY: deny
@@ -129,8 +131,8 @@ deny: ## Dependencies by cargo-deny: licences, bans, sources and advisories
 	fi
 	$(STEP) "dependencies: licences, bans, sources"
 	@cargo deny check licenses bans sources
-# The advisories are not in the registry but in a git repository, which some networks
-# do not let through. Not being able to ask is not an answer, so it is said.
+# The advisories are in a git repository, which some networks do not let through. In that
+# case the check is reported as skipped, not as passed.
 	$(STEP) "dependencies: advisories"
 	@if timeout 20 git ls-remote --quiet --exit-code https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then \
 		cargo deny check advisories; \
@@ -154,8 +156,8 @@ systemd: ## Fetch the systemd of the tests, or find it in the cache
 	@resources/systemd/image.sh
 
 .PHONY: setup
-setup: ## Install what is missing to build and test (Debian 12 or 13)
-	$(STEP) "what this machine needs (first run: a minute)"
+setup: ## Install missing packages for building and testing (Debian 12 or 13)
+	$(STEP) "packages for building and testing (first run: a minute)"
 	@resources/setup.sh
 
 .PHONY: clean

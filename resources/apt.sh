@@ -1,20 +1,19 @@
 # shellcheck shell=bash
 #
-# A private view of apt, to be sourced.
+# Runs apt with a private configuration. To be sourced.
 #
-# Two things come from Debian's backports: a recent QEMU on Debian 12, and the
-# kernel's source. A suite that is added to the machine's apt for that would
-# stay there and surprise its owner. So apt is run on a temporary directory of its
-# own, which holds the machine's sources plus the one suite, and leaves nothing
-# behind. Signatures are checked as always; nothing here turns that off.
+# A recent QEMU on Debian 12 and the kernel's source, for example, come from Debian's
+# backports. A suite that a script added to the computer's apt would stay there and
+# surprise its owner. So apt runs with a temporary directory, which has the computer's
+# sources plus the one suite, and is removed afterwards. apt still checks signatures.
 #
-#   apt_open SUITE    prepare the view; sets apt_dir and apt_options
+#   apt_open SUITE    make the configuration; sets apt_dir and apt_options
 #   apt_close         remove it
 #
 # Then: apt-get "${apt_options[@]}" ...
 #
-# Environment: PERENNIAL_DEBIAN_MIRROR, the mirror to take SUITE from. Unset, it is
-# the one that this machine's own Debian packages come from.
+# Environment: PERENNIAL_DEBIAN_MIRROR, the mirror for SUITE; by default the mirror of
+# this computer's Debian packages.
 
 debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -23,7 +22,7 @@ apt_open() {
 
     apt_dir=$(mktemp -d "${TMPDIR:-/tmp}/perennial-apt.XXXXXX")
     mkdir -p "$apt_dir"/{sources.list.d,lists/partial,cache/archives/partial}
-    # Not `_apt`: that user may not enter a temporary directory of ours.
+    # Not the user `_apt`, who may not enter this temporary directory.
     apt_options=(
         -o "Dir::Etc::sourcelist=$apt_dir/sources.list"
         -o "Dir::Etc::sourceparts=$apt_dir/sources.list.d"
@@ -43,8 +42,8 @@ apt_open() {
         if [[ -e $source ]]; then cp "$source" "$apt_dir/sources.list.d/"; fi
     done
 
-    # One source out of order (a third party's, say) must not stop the rest: what
-    # counts is whether the packages can be had, and that shows later.
+    # Ignores errors: a broken source, for example a third party's, must not stop the
+    # others. If a package is not available, a later step fails.
     apt-get "${apt_options[@]}" -q update || true
 
     if [[ -z $mirror ]]; then
@@ -62,8 +61,8 @@ apt_open() {
         return 1
     fi
 
-    # apt refuses one suite with two different Signed-By, so ours is added only
-    # where the machine does not have it already.
+    # apt refuses a suite with two different Signed-By, so the suite is added only if the
+    # computer's sources do not have it.
     if [[ -z $(apt-get "${apt_options[@]}" indextargets "Release: $suite") ]]; then
         echo "deb [signed-by=$debian_keyring] $mirror $suite main" >"$apt_dir/sources.list"
         apt-get "${apt_options[@]}" -q update || true

@@ -2,13 +2,13 @@
 #
 # Runs the fuzz targets under libFuzzer, one after the other: fuzz.sh [CRATE [TARGET]]
 #
-# Every target has PERENNIAL_FUZZ_SECONDS (60). What it learns is kept in
-# target/fuzz/corpus, and it starts from that and from the seeds in the repository.
-# An input that fails ends the run; it is left in target/fuzz/failures, and belongs
-# among the seeds of its target once it is understood.
+# Every target runs for PERENNIAL_FUZZ_SECONDS (default 60). It starts from the seeds in
+# the repository and from target/fuzz/corpus, to which it adds new inputs. A failing
+# input ends the run and is left in target/fuzz/failures. When the failure is
+# understood, add the input to the seeds of its target.
 #
-# Needed: a C++ compiler for libFuzzer itself. cargo-fuzz is installed if it is not
-# there. No nightly compiler is: the stable one is told to take the flags.
+# Needs a C++ compiler, for libFuzzer. Installs cargo-fuzz if it is missing. Needs no
+# nightly compiler: RUSTC_BOOTSTRAP lets the stable one accept the flags.
 
 set -euo pipefail
 
@@ -27,7 +27,7 @@ die() {
 }
 
 PATH=$PATH:$cache/tools/bin
-command -v c++ >/dev/null || die "there is no C++ compiler (c++; Debian: g++)"
+command -v c++ >/dev/null || die "no C++ compiler found (c++; Debian: g++)"
 if ! command -v cargo-fuzz >/dev/null; then
     say "installing cargo-fuzz $version into $cache/tools (once; a minute or two)"
     cargo install --quiet --locked --root "$cache/tools" "cargo-fuzz@$version"
@@ -42,7 +42,7 @@ fuzz() {
         "$corpus" "$here/$1/fuzz/seeds/$2" -- -max_total_time="$seconds" -max_len="$longest" \
         -timeout=20 -print_final_stats=1 -artifact_prefix="$failures/") >"$log" 2>&1; then
         tail -n 40 "$log" >&2
-        die "$1 $2 failed; the input is in $failures, all that was said in $log"
+        die "$1 $2 failed; the input is in $failures, the whole output in $log"
     fi
     awk -v name="$1 $2" '
         /^stat::number_of_executed_units/ { executed = $2 }
@@ -51,8 +51,8 @@ fuzz() {
 }
 
 for crate in ${1:-luo kexec vmm}; do
-    [[ -d $here/$crate/fuzz ]] || die "there is nothing to fuzz in $crate"
-    # The versions that are tried are those of the workspace.
+    [[ -d $here/$crate/fuzz ]] || die "$crate has no fuzz targets"
+    # The fuzz package uses the same versions of dependencies as the workspace.
     cp "$here/Cargo.lock" "$here/$crate/fuzz/Cargo.lock"
     for source in "$here/$crate/fuzz/targets/"${2:-*}.rs; do
         [[ -f $source ]] || die "$crate has no fuzz target called $2"

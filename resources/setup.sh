@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 #
-# Makes a Debian 12 or 13 machine able to build and test Perennial.
+# Installs what a Debian 12 or 13 computer lacks to build and test Perennial.
 #
-# It looks for what is needed and installs what is not there, so it may be run
-# again at any time and takes no noticeable time when nothing is missing. It needs
-# root, or sudo, only if there is something to install. On another distribution it
-# says what to install by hand.
+# The script installs only missing packages, so it can be run again at any time and
+# is fast if nothing is missing. It needs root or sudo only to install. On another
+# distribution it prints what to install by hand.
 #
-# The machine's apt configuration stays as it is; see apt.sh.
+# The computer's apt configuration stays unchanged; see apt.sh.
 
 set -euo pipefail
 
@@ -15,9 +14,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=resources/apt.sh
 . "$here/apt.sh"
 
-# The workspace says which Rust it needs.
+# The Rust version that the workspace needs.
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../Cargo.toml")
-# The first QEMU whose emulation has what the tests lean on: x2APIC for the host,
+# The first QEMU whose emulation suffices for the tests: it has x2APIC for the host,
 # and SVM with nested paging that is complete enough for KVM.
 qemu_needed=8
 
@@ -27,7 +26,7 @@ die() {
     exit 1
 }
 
-# Package, and the command or header that shows it is there.
+# Each package, and a command or file that shows whether it is installed.
 required='
 gcc             gcc
 make            make
@@ -48,7 +47,7 @@ util-linux      flock
 '
 
 have() {
-    # mkfs.ext4 and other tools for root are outside an ordinary user's PATH.
+    # mkfs.ext4 and other tools for root are not in an ordinary user's PATH.
     case $1 in
     /*) [[ -e $1 ]] ;;
     *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
@@ -95,7 +94,7 @@ say "missing: ${wanted[*]}${qemu_from[*]:+ (QEMU $qemu_needed or newer, from boo
 
 case $codename in
 bookworm | trixie) ;;
-*) die "this is neither Debian 12 nor 13: please install these, or what they are called here, by hand" ;;
+*) die "this is neither Debian 12 nor 13: install these packages, or their equivalents, by hand" ;;
 esac
 
 as_root=()
@@ -110,7 +109,7 @@ if ((EUID != 0)); then
         if [[ $qemu_missing == true ]]; then
             say "  apt-get install --no-install-recommends ${qemu_from[*]:+${qemu_from[*]} }qemu-system-x86"
         fi
-        say "or this script, which brings its own sources for apt."
+        say "or this script, which adds the sources for apt that it needs."
         exit 1
     fi
 fi
@@ -127,16 +126,16 @@ install_packages() {
             -o DPkg::Lock::Timeout=120 -y --no-install-recommends "$@" >>"$log" 2>&1; then
             return 0
         fi
-        # A mirror that is being updated, or a network that stumbled.
+        # The mirror may be in an update, or the network may have failed for a moment.
         say "apt failed (attempt $attempt of 3)"
         sleep "$((attempt * 3))"
     done
     tail -n 5 "$log" >&2
-    die "the packages could not be installed; apt's own words are in $log"
+    die "the packages could not be installed; apt's output is in $log"
 }
 
 say "reading the package lists (some seconds)"
-# `sudo apt-get` leaves files of root's in the directory, hence sudo for its removal.
+# `sudo apt-get` leaves root's files in the directory, so its removal needs sudo as well.
 trap '"${as_root[@]}" rm -rf "${apt_dir:-}"' EXIT
 apt_open "$codename-backports" >>"$log" 2>&1 || die "apt could not be prepared; see $log"
 

@@ -7,14 +7,14 @@
 #   build.sh guest      the kernel inside the VMs
 #   build.sh all        all three, in this order
 #
-# No distribution ships a kernel with the Live Update Orchestrator switched on yet,
-# so these are built from Debian's kernel source, whose signature apt checks, and
-# the two configuration fragments beside this file.
+# No distribution ships a kernel with the Live Update Orchestrator enabled yet. So these
+# kernels are built from Debian's kernel source, whose signature apt checks, and from the
+# two configuration fragments beside this file.
 #
-# stdout is one directory a line, holding bzImage, vmlinux (ELF, for PVH boot),
-# config and release; all else goes to stderr. The directory's name has a hash of
-# what went into it, so a kernel that is there is used as it is and this returns at
-# once. The cache is outside the checkout and outlives it:
+# Prints one directory a line on stdout, each with bzImage, vmlinux (ELF, for PVH boot),
+# config and release; everything else goes to stderr. The directory's name has a hash of
+# the build's inputs, so a kernel in the cache is used without a build. The cache is
+# outside the checkout and outlives it:
 #
 #   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/
 #       downloads/                   the source package
@@ -39,7 +39,7 @@ die() {
 
 work=$kernels/work
 
-# Fixed, so that the same input gives the same kernel wherever it is built.
+# Fixed values, so that the same input gives the same kernel on every computer.
 make_flags=(
     KBUILD_BUILD_USER=perennial
     KBUILD_BUILD_HOST=perennial
@@ -56,7 +56,7 @@ all) wanted=(host-a host-b guest) ;;
     ;;
 esac
 
-# The lines of a fragment without its comments: those may change without a rebuild.
+# The lines of a fragment without its comments, which may change without a rebuild.
 options() { grep -E '^CONFIG_[A-Za-z0-9_]+=' "$1"; }
 
 fragment() { echo "$here/${1%-[ab]}.config"; }
@@ -79,7 +79,7 @@ directory() {
     echo "$kernels/$1-${hash:0:12}"
 }
 
-# Kconfig drops, without a word, an option whose dependencies are not met.
+# Errors if Kconfig silently dropped an option, because of unmet dependencies.
 check_config() {
     local option lost=()
     while read -r option; do
@@ -97,7 +97,7 @@ build() {
     local name=$1 target log tree image
     target=$(directory "$name")
     log=$kernels/$name.log
-    # The two hosts share a tree: the second is the first relinked.
+    # The two hosts share a build tree: the second is the first one linked again.
     tree=$work/${name%-[ab]}
     image=$work/image
 
@@ -108,7 +108,7 @@ build() {
         unpack_source "$work/source"
     fi
 
-    # `nice`, so that other work on this machine goes first.
+    # `nice` gives other work on this computer precedence.
     local make=(nice -n 5 make -C "$work/source" "O=$tree" "LOCALVERSION=$(local_version "$name")"
         "${make_flags[@]}")
 
@@ -132,7 +132,7 @@ build() {
     strip --strip-debug -o "$image/vmlinux" "$tree/vmlinux"
     cp "$tree/.config" "$image/config"
     cp "$tree/include/config/kernel.release" "$image/release"
-    # A directory under its final name is a finished one.
+    # The directory gets its final name only when it is complete.
     mv "$image" "$target"
     say "built $name: $(cat "$target/release")"
 }
@@ -147,7 +147,7 @@ all_there() {
 trap apt_close EXIT
 find_source
 if ! all_there; then
-    # One build at a time; a second one waits and then finds the work done.
+    # One build at a time: a second one waits and then finds the kernels in the cache.
     exec 9>"$kernels/lock"
     if ! flock --nonblock 9; then
         say "waiting for another build"
@@ -157,7 +157,7 @@ if ! all_there; then
     rm -rf "$work"
     for name in "${wanted[@]}"; do
         case $name in
-        # A test needs both hosts, and the second is cheap in the tree of the first.
+        # Tests need both hosts, and the second is quickly built in the first one's tree.
         host-*)
             build host-a
             build host-b

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 #
-# Builds Linux's own tests of the Live Update Orchestrator, as they are, and prints
-# where they are: one directory, with `liveupdate` and the tests in two stages.
+# Builds Linux's unchanged selftests of the Live Update Orchestrator and prints their
+# directory, which has `liveupdate` and the tests in two stages.
 #
-# They come from the same source package as the kernels (see build.sh) and are built
-# like kselftest builds them, but static, so that nothing stands between them and the
-# system calls. They are GPL-2.0 and no part of this project.
+# The sources are from the same package as the kernels (see build.sh). They are built as
+# kselftest builds them, but static, so that the tests depend on no shared library. They
+# are GPL-2.0 and no part of this project.
 #
-# The directory's name has a hash of what went into it; one that is there is used as
-# it is. stdout is its path; all else goes to stderr.
+# The directory's name has a hash of the build's inputs; an existing directory is used as
+# it is. Its path goes to stdout, everything else to stderr.
 #
 #   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/
 #       selftests/liveupdate-<hash>/
@@ -33,7 +33,7 @@ selftests=tools/testing/selftests
 cc=${CC:-cc}
 flags=(-static -O2 -Wall -Wno-unused-function -D_GNU_SOURCE=)
 
-command -v "$cc" >/dev/null || die "there is no C compiler ($cc; Debian: gcc)"
+command -v "$cc" >/dev/null || die "no C compiler found ($cc; Debian: gcc)"
 
 trap apt_close EXIT
 find_source
@@ -47,7 +47,7 @@ if [[ ! -d $directory ]]; then
     say "building Linux $version's tests (15 seconds; most of it is unpacking)"
     unpack_source "$work" "*/$selftests/liveupdate" "*/$selftests/kselftest*.h" \
         '*/include/uapi/linux/liveupdate.h'
-    # Of the kernel's interface only the header in question: the rest is the system's.
+    # Only this header is the kernel source's; all others are the system's.
     mkdir -p "$work/headers/linux" "$work/bin"
     mv "$work/include/uapi/linux/liveupdate.h" "$work/headers/linux/"
     cd "$work/$selftests/liveupdate"
@@ -57,7 +57,8 @@ if [[ ! -d $directory ]]; then
             die "$test could not be built (a static C library is needed; Debian: libc6-dev)"
     done
     mkdir -p "${directory%/*}"
-    # A directory under its final name is a finished one. Another run may have been faster.
+    # The directory gets its final name only when it is complete. Another run may have made it
+    # meanwhile.
     mv -T "$work/bin" "$directory" 2>/dev/null || [[ -d $directory ]]
 fi
 echo "$directory"

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 #
-# Debian's kernel source, to be sourced: which series, where it is kept, what is in it.
+# Finds, downloads and unpacks Debian's kernel source. To be sourced.
 #
-#   find_source                   sets `package`, which may not exist yet, and `version`
-#   fetch_source                  downloads it unless it is there
-#   unpack_source DIR [PATTERN]   unpacks all of it, or what matches, to DIR
+#   find_source                   sets `version`, and `package`, the file, which may not exist yet
+#   fetch_source                  downloads the package unless the file exists
+#   unpack_source DIR [PATTERN]   unpacks the source, or the matching files, to DIR
 #
-# Before: `here` is this directory, `say` and `die` report to a person. Sets `series`, `cache`,
-# `downloads` and `kernels`, and makes the last two.
+# The sourcing script must set `here` to this directory and define `say` and `die` for messages.
+# Sets `series`, `cache`, `downloads` and `kernels`, and makes the last two directories.
 
-# The one place that says which kernel. LUO's interface is young: another series is
-# a change to be tested, not a matter of course.
+# The only place with the kernel's series. LUO's interface is young, so a change to another
+# series needs tests.
 series=${PERENNIAL_LINUX_SERIES:-7.3}
 suite=trixie-backports
 
@@ -22,8 +22,7 @@ downloads=$cache/downloads
 kernels=$cache/kernels
 mkdir -p "$downloads" "$kernels"
 
-# What was downloaded once stays in use, so that a point release does not rebuild
-# everything.
+# A downloaded package stays in use, so that a new point release does not rebuild everything.
 find_source() {
     local found=("$downloads/linux-source-${series}"_*.deb)
     if [[ -e ${found[-1]} ]]; then
@@ -33,8 +32,8 @@ find_source() {
     fi
     say "looking for Linux $series in Debian's $suite"
     apt_open "$suite" >"$kernels/apt.log" 2>&1 || die "apt could not be prepared; see $kernels/apt.log"
-    # The whole output is read each time: apt-cache must not see a closed pipe.
-    # For a package it does not know apt-cache fails, and `version` stays empty.
+    # Reads the whole output, because apt-cache fails on a closed pipe. It also fails for an
+    # unknown package, and `version` is then empty.
     version=$(apt-cache "${apt_options[@]}" show --no-all-versions "linux-source-$series" 2>/dev/null |
         sed -n 's/^Version: //p') || true
     if [[ -z $version ]]; then
@@ -56,7 +55,7 @@ fetch_source() {
         rm -rf "$part"
         die "the download failed; see $kernels/apt.log"
     }
-    # apt has checked it by now; only a whole file gets the name.
+    # apt has checked the file. It gets its final name only when it is complete.
     mv "$part"/linux-source-*.deb "$package"
     rmdir "$part"
 }

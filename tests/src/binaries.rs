@@ -10,7 +10,7 @@ use crate::paths::{self, Lock};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What goes into the images.
+/// The directory with the static binaries.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     directory: PathBuf,
@@ -27,20 +27,20 @@ impl Binaries {
         self.directory.join("guest-init")
     }
 
-    /// PID 1 of the machines of the conformance suite, and a process on them.
+    /// PID 1 of the conformance suite's machines, and every process that a case starts on them.
     pub fn conformance_agent(&self) -> PathBuf {
         self.directory.join("conformance-agent")
     }
 
-    /// PID 1 of the machine that finds out what an accelerator can do.
+    /// PID 1 of the machine that checks whether an accelerator offers nested KVM.
     pub fn probe_init(&self) -> PathBuf {
         self.directory.join("probe-init")
     }
 }
 
-/// Builds them, or says what cargo said.
+/// Builds the binaries, once for each process. The error has cargo's messages.
 ///
-/// `PERENNIAL_STATIC_BINARIES` may name a directory that has them already.
+/// If `PERENNIAL_STATIC_BINARIES` names a directory, the binaries in it are used instead.
 pub fn build() -> Result<&'static Binaries, &'static str> {
     static BUILT: OnceLock<Result<Binaries, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| match std::env::var_os("PERENNIAL_STATIC_BINARIES") {
@@ -52,8 +52,8 @@ pub fn build() -> Result<&'static Binaries, &'static str> {
     built.as_ref().map_err(String::as_str)
 }
 
-/// A `perennial` with all its features, among them the emulator, for this machine: built with the same
-/// profile as this program, so that a build of the workspace has left nothing to do.
+/// Builds `perennial` with all its features, the LUO emulator included, for this computer, and returns
+/// its path. The profile is that of the running program, so that cargo reuses the workspace's build.
 pub fn with_tools() -> Result<&'static Path, &'static str> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
@@ -76,12 +76,13 @@ pub fn with_tools() -> Result<&'static Path, &'static str> {
     built.as_deref().map_err(String::as_str)
 }
 
-/// A target directory of its own: other flags than the workspace's would rebuild everything there,
-/// back and forth.
+/// Builds in a separate target directory: these flags differ from the workspace's, and in a shared
+/// directory each of the two builds would discard the other's results.
 fn cargo_build() -> io::Result<Binaries> {
     let _lock = Lock::acquire("static-build")?;
     let target = paths::target().join("static");
-    // Apart from the others, which want features of `luo` that a host's image leaves out.
+    // A separate build: cargo would unify the features, and the other binaries need features of
+    // `luo` that the host's binary must not have.
     cargo(&target, &["--package", "vmm", "--no-default-features", "--bin", "perennial"])?;
     let bins = ["guest-init", "probe-init", "conformance-agent"];
     let bins: Vec<&str> = bins.iter().flat_map(|bin| ["--bin", bin]).collect();
@@ -105,7 +106,7 @@ fn cargo(target: &Path, what: &[&str]) -> io::Result<()> {
     }
 }
 
-/// Copies a binary to where an image is being put together.
+/// Reads a file that goes into an image. The error names the file.
 pub(crate) fn contents(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))

@@ -1,9 +1,9 @@
-//! Judges, from a guest's heartbeats alone, whether it went on as if nothing had happened.
+//! Judges, from a guest's heartbeats alone, whether the guest ran on undisturbed.
 //!
-//! Every heartbeat is compared with the one before it. What must never happen is kept as a
-//! [`Fault`]; what must happen (a count that moves, memory verified completely, records written) is
-//! counted from a mark on, which the harness sets when it starts an update. The checks are the
-//! faults sorted by name, with evidence either way.
+//! Every heartbeat is compared with the one before it. An event that must never happen is recorded as a
+//! [`Fault`]. Progress that must happen (counters, memory passes, disk records, entropy) is counted from
+//! a mark, which the harness sets when it starts an update. Each [`Check`] combines the faults and the
+//! progress of one kind, with evidence for success or failure.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,54 +14,54 @@ use serde::Serialize;
 use crate::workload::Heartbeat;
 use crate::workload::heartbeat::LineError;
 
-/// How far the wall clock of a guest may move against its monotonic clock: nobody sets it, so only
-/// rounding and a hypervisor that gets it wrong can move it.
+/// How far a guest's wall clock may move against its monotonic clock. Nothing in the guest sets the wall
+/// clock, so only rounding or an error of the hypervisor can move it.
 const CLOCK_OFFSET: Duration = Duration::from_millis(100);
 
-/// How far a guest's monotonic clock may move against the time outside over a live update. It is
-/// judged by the lines that arrived with the least delay, of some on each side.
+/// How far a guest's monotonic clock may move against the harness's clock over a live update. Compared
+/// are the lines with the least delay before the update and after it.
 const CLOCK_STEP: Duration = Duration::from_millis(500);
 
-/// So many lines, the last ones, tell how a guest's clock stands now.
+/// Number of last lines from which the current offset of a guest's clock is computed.
 const RECENT: usize = 20;
 
-/// Lines that must have come since the guest was resumed: some that were still on their way, and then
-/// [`RECENT`].
+/// Lines that must have arrived since the guest was resumed: [`RECENT`], and before these some that may
+/// have been sent before the resume.
 const SETTLED_LINES: u64 = 30;
 
-/// Something that must never happen.
+/// An event that must never happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// A line arrived damaged.
     Damaged(LineError),
-    /// Another boot: the guest did not go on, but was started again.
+    /// The boot id changed: the guest was started again instead of resumed.
     Rebooted {
         /// The boot id before and after.
         boots: [String; 2],
     },
-    /// The lines between these two are missing.
+    /// The heartbeats between these two are missing.
     Gap {
         /// Numbers of the lines on both sides.
         seqs: [u64; 2],
     },
-    /// A line came again, or an older one: the guest was set back.
+    /// The same heartbeat or an older one arrived again: the guest was set back.
     Repeat {
         /// Numbers of the two lines.
         seqs: [u64; 2],
     },
-    /// A number that only grows went down.
+    /// A number that must never decrease went down.
     WentBack {
         /// Its name.
         what: &'static str,
         /// Before and after.
         values: [u64; 2],
     },
-    /// vCPUs came or went.
+    /// The number of vCPUs changed.
     Vcpus {
-        /// How many there were before and after.
+        /// Numbers of vCPUs before and after.
         counts: [usize; 2],
     },
-    /// A number that must stay zero did not.
+    /// A count of errors grew.
     Counted {
         /// Its name.
         what: &'static str,
@@ -70,7 +70,7 @@ pub enum Fault {
     },
     /// The wall clock moved against the monotonic clock.
     Offset {
-        /// By how much since the first heartbeat, in microseconds.
+        /// The movement since the first heartbeat, in microseconds.
         drift_us: i64,
     },
 }
@@ -92,39 +92,39 @@ impl fmt::Display for Fault {
     }
 }
 
-/// One thing that was checked.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Its name, in kebab-case.
     pub name: &'static str,
-    /// Whether it held.
+    /// Whether it passed.
     pub ok: bool,
-    /// What says so.
+    /// The reason for the result.
     pub evidence: String,
 }
 
-/// What one guest said so far.
+/// The record of one guest's heartbeats.
 #[derive(Debug, Default)]
 pub struct Continuity {
     first: Option<Heartbeat>,
     last: Option<(Heartbeat, Duration)>,
     mark: Option<Heartbeat>,
-    /// Number of the last line that had come when the guest was said to run again, or at the mark.
+    /// Number of the last heartbeat before the resume, or before the mark.
     resumed: u64,
     lines: u64,
     longest_silence: Duration,
-    /// When each of the last lines came, less the time by the guest's clock in it, in microseconds.
-    /// Only differences mean something.
+    /// For each of the last heartbeats: the arrival time minus the guest's monotonic time in it, in
+    /// microseconds. The clocks have different origins, so only differences have a meaning.
     recent_lags: VecDeque<i64>,
-    /// The least lag of any line before the mark.
+    /// The least lag of any heartbeat so far.
     least_lag: Option<i64>,
     lag_before_mark: Option<i64>,
     faults: Vec<Fault>,
 }
 
 impl Continuity {
-    /// Takes a line that arrived `at` this time, by any clock that only goes forward. Lines that
-    /// are no heartbeats are passed over.
+    /// Takes a line that arrived `at` this time, by any monotonic clock. Ignores lines that are not
+    /// heartbeats.
     pub fn observe(&mut self, line: &str, at: Duration) {
         match Heartbeat::parse(line) {
             None => {}
@@ -157,8 +157,8 @@ impl Continuity {
         self.last = Some((beat, at));
     }
 
-    /// By how much the guest's monotonic clock fell behind the time outside since the mark, in
-    /// microseconds; negative if it ran ahead. `None` as long as too few lines came.
+    /// How much the guest's monotonic clock fell behind the harness's clock since the mark, in
+    /// microseconds; negative if it ran ahead. `None` until enough heartbeats have arrived.
     fn clock_step(&self) -> Option<i64> {
         let enough = self.recent_lags.len() == RECENT;
         let now = self.recent_lags.iter().min().filter(|_| enough)?;
@@ -207,20 +207,20 @@ impl Continuity {
         self.faults.append(&mut faults);
     }
 
-    /// From here on, progress counts: the harness is about to do something to the host.
+    /// Sets the mark: progress is counted from here on. Called before a request to the host.
     pub fn mark(&mut self) {
         self.mark = self.last.as_ref().map(|(beat, _)| beat.clone());
         self.lag_before_mark = self.least_lag;
         self.resumed();
     }
 
-    /// The guest runs again after an update: lines that come from now on tell how it goes on.
+    /// Notes that the guest was resumed: only later lines show its state after the resume.
     pub fn resumed(&mut self) {
         self.resumed = self.last.as_ref().map_or(0, |(beat, _)| beat.seq);
     }
 
-    /// Whether since the mark every vCPU counted on, all memory was verified from end to end, and
-    /// records were written and entropy was drawn time after time.
+    /// Whether, since the mark, every vCPU counted, all memory was verified, at least 10 records were
+    /// written and entropy was drawn at least 10 times; and enough lines arrived since the resume.
     pub fn has_settled(&self) -> bool {
         let Some((mark, last)) = self.since_mark() else { return false };
         let heard = last.seq >= self.resumed.saturating_add(SETTLED_LINES);
@@ -246,12 +246,12 @@ impl Continuity {
         self.lines
     }
 
-    /// All that must never happen and did.
+    /// All faults so far.
     pub fn faults(&self) -> &[Fault] {
         &self.faults
     }
 
-    /// Everything that was checked, in a fixed order.
+    /// The results of all checks, in a fixed order.
     pub fn checks(&self) -> Vec<Check> {
         let (Some(first), Some((mark, last))) = (&self.first, self.since_mark()) else {
             let evidence = "no heartbeat arrived".to_owned();
@@ -319,7 +319,8 @@ impl Continuity {
         ]
     }
 
-    /// Time that passed outside passed inside, too: the blackout is not lost, and not counted twice.
+    /// Checks that the guest's clock advanced as the harness's clock did: that it neither lost the
+    /// blackout nor counted it twice.
     fn clock_step_check(&self) -> Check {
         let name = "clock-step";
         match self.clock_step() {
@@ -360,7 +361,7 @@ fn counted(mark: &Heartbeat, last: &Heartbeat) -> bool {
     mark.counters.iter().zip(&last.counters).all(|(before, after)| after > before)
 }
 
-/// Two passes more: one of them began after the mark.
+/// Two more passes: at least one of them began after the mark.
 fn verified(mark: &Heartbeat, last: &Heartbeat) -> bool {
     last.memory_passes >= mark.memory_passes + 2
 }

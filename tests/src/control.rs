@@ -1,8 +1,8 @@
 //! A client of the host's API on the control port: one JSON object a line, in both directions.
 //!
 //! The port is the same before and after a live update, so this is one stream over all kernels of
-//! a test. A reply is matched by its id, everything else is an event. A line that is no JSON object
-//! is an error of the host, and is reported as one: nothing on this stream is passed over.
+//! a test. A reply is matched by its id; every other message is an event. A line that is not a JSON
+//! object is an error of the host, which every method but [`Control::ask`] reports.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Characters of a message that an error repeats.
+/// Most characters of a message that an error repeats.
 const MOST_REPEATED: usize = 200;
 
-/// Why there is no good reply.
+/// Why a request or an event failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The host refused or failed.
@@ -26,20 +26,20 @@ pub enum ControlError {
         /// What became of the guests, for a live update.
         outcome: Option<String>,
     },
-    /// Nothing came in time.
+    /// The host did not send the expected message in time.
     #[error("the host sent no {waited_for} within {timeout:?}; the last that it sent was {last}")]
     Timeout {
         /// What was waited for.
         waited_for: String,
         /// How long.
         timeout: Duration,
-        /// What came last. `jumping` tells a host that is gone from one that does not go.
+        /// The last message. If it is `jumping`, the host has started the jump.
         last: String,
     },
-    /// The machine is gone.
+    /// The machine has ended.
     #[error("the control port was closed while waiting for {0}")]
     Closed(String),
-    /// Not this protocol.
+    /// A line that breaks the protocol.
     #[error("the control port carried {line:?}: {problem}")]
     Protocol {
         /// The line.
@@ -53,7 +53,7 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// What the host said became of the guests.
+    /// What became of the guests, as the host reported it.
     pub fn outcome(&self) -> Option<&str> {
         match self {
             Self::Refused { outcome, .. } => outcome.as_deref(),
@@ -62,7 +62,7 @@ impl ControlError {
     }
 }
 
-/// Fails unless a request was refused with this outcome and `named` in its error.
+/// Errors unless the request was refused with this outcome and with `named` in its error.
 pub fn expect_refusal(
     reply: &Result<Value, ControlError>,
     outcome: &str,
@@ -74,7 +74,9 @@ pub fn expect_refusal(
         {
             Ok(())
         }
-        other => Err(format!("`{named}` and `{outcome}` are not said: {other:?}")),
+        other => Err(format!(
+            "expected a refusal with outcome `{outcome}` and `{named}` in its error, got {other:?}"
+        )),
     }
 }
 
@@ -103,14 +105,14 @@ impl Control {
         Ok(Self { port, lines, events: Vec::new(), last: "nothing".to_owned(), next_id: 1 })
     }
 
-    /// Sends `request` (an object with `do`) and waits for what it gives.
+    /// Sends `request` (an object with `do`) and waits for its result.
     pub fn request(&mut self, request: Value, timeout: Duration) -> Result<Value, ControlError> {
         let (id, name) = self.send(request)?;
         self.reply(id, &name, timeout)
     }
 
-    /// As [`Control::request`], of a host that may have been left in the middle of anything: what
-    /// arrives meanwhile and is not the reply is passed over.
+    /// As [`Control::request`], for a host in an unknown state after a failed test: ignores every
+    /// message that is not the reply.
     pub fn ask(&mut self, request: Value, timeout: Duration) -> Result<Value, ControlError> {
         let (id, name) = self.send(request)?;
         let deadline = Instant::now() + timeout;
@@ -123,7 +125,7 @@ impl Control {
         }
     }
 
-    /// Sends `request` without waiting. Gives its id and name.
+    /// Sends `request` without waiting. Returns its id and name.
     pub fn send(&mut self, mut request: Value) -> Result<(u64, String), ControlError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -164,8 +166,8 @@ impl Control {
                 return Ok(message);
             }
             if message.get("id").is_some() {
-                // The late reply to a request whose sender did not wait for it: an update's error
-                // is what explains that the event does not come.
+                // A reply to a request that was sent without waiting. If it is an update's error, it
+                // explains why the event does not come.
                 let mut message = message;
                 outcome_of(&mut message)?;
             }
@@ -202,7 +204,7 @@ impl Control {
     }
 }
 
-/// `ok` or `error` of a reply.
+/// Returns `ok` of a reply, or its `error` as an error.
 fn outcome_of(reply: &mut Value) -> Result<Value, ControlError> {
     if let Some(ok) = reply.get_mut("ok") {
         return Ok(ok.take());

@@ -1,8 +1,8 @@
-//! What may come into the build: licences, bans and sources, as `deny.toml` says.
+//! Checks the build's dependencies against the licences, bans and sources in `deny.toml`.
 //!
-//! cargo-deny checks the same and more, but takes minutes to compile. This check reads what `cargo
-//! metadata` prints, and so runs with the unit tests on every machine. A rule in `deny.toml` that it does
-//! not know is an error: no rule is passed over.
+//! cargo-deny checks the same and more, but takes minutes to compile. This check reads the output of
+//! `cargo metadata`, so that it runs with the unit tests on every computer. A rule in `deny.toml` that
+//! it does not know is an error, so that no rule is silently ignored.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -17,7 +17,7 @@ use crate::paths;
 /// Cargo's name for crates.io.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// The rules that are checked here, and those that are cargo-deny's alone, by section.
+/// The rules that are checked here, and those that only cargo-deny checks, by section.
 const KNOWN: [(&str, &[&str]); 5] = [
     ("graph", &["targets"]),
     ("advisories", &["ignore"]),
@@ -26,14 +26,14 @@ const KNOWN: [(&str, &[&str]); 5] = [
     ("sources", &["unknown-registry", "unknown-git"]),
 ];
 
-/// Checks the workspace against its `deny.toml`. Returns what is wrong, a line each.
+/// Checks the workspace against its `deny.toml`. Returns one line for each problem.
 pub fn problems() -> io::Result<Vec<String>> {
     let text = std::fs::read_to_string(paths::workspace().join("deny.toml"))?;
     let rules: Table = text.parse().map_err(io::Error::other)?;
     Ok(check(&rules, &metadata(&rules)?))
 }
 
-/// The packages that come into the build for the targets of `deny.toml`.
+/// The packages of a build for the targets of `deny.toml`.
 fn metadata(rules: &Table) -> io::Result<Value> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -91,7 +91,7 @@ fn check(rules: &Table, metadata: &Value) -> Vec<String> {
     problems
 }
 
-/// Rules that are not known here, and known ones with a value that asks for something else.
+/// Rules that this check does not know, and rules that must be `deny` but are not.
 fn unknown(rules: &Table) -> Vec<String> {
     let mut problems = Vec::new();
     for (section, content) in rules {
@@ -112,7 +112,7 @@ fn unknown(rules: &Table) -> Vec<String> {
     problems
 }
 
-/// Whether a licence expression can be met with the allowed licences. `None` if it cannot be read.
+/// Whether the allowed licences satisfy a licence expression. `None` if it cannot be parsed.
 ///
 /// The grammar is SPDX 2.3, annex D, with the `/` of older packages for OR:
 /// `or = and { "OR" and }`, `and = one { "AND" one }`, `one = "(" or ")" | ID [ "WITH" ID ]`.

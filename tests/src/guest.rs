@@ -1,8 +1,8 @@
 //! The harness's end of one guest's serial port.
 //!
-//! A thread reads it from before the host boots until the machine is gone, so that nothing is lost
-//! over any number of updates. What the guest announced ([`Note`]) and the last lines that were not
-//! heartbeats are kept for the error that may follow.
+//! A thread reads the port from before the host boots until the machine ends, so that no line is lost
+//! over any number of updates. Notes of the guest ([`Note`]) and the last lines that were not
+//! heartbeats are kept for error messages.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Write};
@@ -18,10 +18,10 @@ use crate::paths;
 use crate::workload::Heartbeat;
 use crate::workload::heartbeat::{NOTE_MARKER, unseal};
 
-/// Lines kept of what the guest's kernel printed.
+/// Number of the guest's last lines that are kept, without heartbeats and notes.
 const KEPT_LINES: usize = 40;
 
-/// Something the guest said once: its kind stands under `note`.
+/// An announcement of the guest. The member `note` is its kind.
 pub type Note = Value;
 
 #[derive(Debug, Default)]
@@ -30,11 +30,11 @@ struct Heard {
     notes: Vec<Note>,
     other: VecDeque<String>,
     closed: bool,
-    /// What was waited for in vain, at last.
+    /// What the last wait that timed out was for.
     missed: Option<String>,
 }
 
-/// A guest as heard from outside.
+/// A guest, observed through its serial port.
 #[derive(Debug)]
 pub struct Guest {
     name: String,
@@ -42,7 +42,7 @@ pub struct Guest {
     port: UnixStream,
 }
 
-/// A guest did not do what was waited for.
+/// A guest did not do what the harness waited for.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "guest {name}: {waited_for} did not happen {until}; last heartbeat: {last}; last lines:\n{lines}"
@@ -74,12 +74,12 @@ impl Guest {
         (&self.port).write_all(format!("{order}\n").as_bytes())
     }
 
-    /// From here on, progress counts.
+    /// Sets the mark: progress is counted from here on.
     pub fn mark(&self) {
         self.lock().continuity.mark();
     }
 
-    /// It runs again: what it says from here on tells how it goes on.
+    /// Notes that the guest was resumed: only later lines show its state after the resume.
     pub fn resumed(&self) {
         self.lock().continuity.resumed();
     }
@@ -92,7 +92,8 @@ impl Guest {
         })
     }
 
-    /// Waits until since the mark every vCPU counted, all memory was verified, records written.
+    /// Waits until the guest has, since the mark, made progress in each kind of work: counters, memory,
+    /// disk and entropy ([`Continuity::has_settled`]).
     pub fn wait_until_settled(&self, timeout: Duration) -> Result<(), GuestError> {
         self.wait("progress of all of its work", timeout, |heard| heard.continuity.has_settled())
     }
@@ -104,7 +105,7 @@ impl Guest {
         Ok(find(&self.lock()).unwrap_or_default())
     }
 
-    /// Everything that was checked about this guest, in a fixed order.
+    /// The results of all checks of this guest, in a fixed order.
     pub fn checks(&self) -> Vec<Check> {
         self.lock().continuity.checks()
     }
@@ -119,7 +120,7 @@ impl Guest {
         self.lock().continuity.last().cloned()
     }
 
-    /// What was waited for until there was no more time, if that has happened.
+    /// What the last wait that timed out was for. `None` if none has.
     pub fn missed(&self) -> Option<String> {
         self.lock().missed.clone()
     }
@@ -143,7 +144,7 @@ impl Guest {
                 heard.missed = (!heard.closed).then(|| waited_for.to_owned());
                 return Err(self.error(&heard, waited_for, timeout));
             }
-            // Woken by every line; looks by itself in case the machine is gone.
+            // Every line wakes this thread. Without lines it looks once a second.
             let slice = left.min(Duration::from_secs(1));
             let waited = self.heard.1.wait_timeout(heard, slice);
             heard = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -1,8 +1,8 @@
 //! A host in QEMU with its VMs, from boot to power-off, over any number of live updates.
 //!
-//! The harness talks to the host by its control port and listens to each guest by a port of its
-//! own. A host that is dropped before [`Host::power_off`] or [`Host::done`] was called belongs to a test
-//! that failed: its console's last lines, and what it and its silent guests hang on, are told.
+//! The harness sends requests to the control port, and reads each guest's serial output from a separate
+//! port. If a host is dropped before [`Host::power_off`] or [`Host::done`], its test has failed: the
+//! failure then includes the last lines of the console and a diagnosis of the host and its silent guests.
 
 use std::error::Error;
 use std::fs::File;
@@ -24,8 +24,8 @@ use crate::suite;
 use crate::systemd::ORDERS_PORT;
 use crate::workload::disk::{self, Contents};
 
-/// Longest time from power-on to `ready`, and from an update's request to the next `ready`. Under
-/// emulation, on a machine with other things to do; what hangs takes for ever.
+/// Longest time from power-on to `ready`, and from an update's request to the next `ready`. The time
+/// suffices under emulation on a busy computer.
 pub const BOOT: Duration = Duration::from_secs(240);
 
 /// Longest time for an answer of a host that runs.
@@ -34,7 +34,7 @@ pub const ANSWER: Duration = Duration::from_secs(60);
 /// Longest time for a guest to boot, and to verify all of its memory twice.
 pub const WORK: Duration = Duration::from_secs(240);
 
-/// The steps of a live update and of a handover, in order.
+/// The steps of a live update, and of a handover, in order.
 pub const STEPS: [&str; 7] =
     ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 
@@ -46,13 +46,13 @@ pub type Failure = Box<dyn Error>;
 pub struct Host {
     qemu: Qemu,
     control: Control,
-    /// Takes commands for a shell, if the host is under systemd.
+    /// The port for the commands of a shell, if the host is under systemd.
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<(String, PathBuf)>,
     /// Name of each VM and its number of vCPUs.
     vcpus: Vec<(String, u32)>,
-    /// Where the symbols are of the host's kernels and of the guests', if they have any.
+    /// Paths of the symbols of the host's kernels, and of the guests' kernel, if available.
     kernels: [Option<PathBuf>; 2],
     done: bool,
 }
@@ -88,7 +88,7 @@ impl Host {
     fn wait_until_ready(&mut self) -> Result<Status, Failure> {
         let deadline = Instant::now() + BOOT;
         loop {
-            // In slices, to notice a machine that is gone: its ports close only then.
+            // Waits in slices, to notice between them that the machine has ended.
             let slice = Duration::from_secs(2).min(deadline.duration_since(Instant::now()));
             match self.control.event("ready", slice) {
                 Ok(mut event) => {
@@ -109,19 +109,21 @@ impl Host {
         &self.guests
     }
 
-    /// No longer expects anything of a guest: the test took it away.
+    /// Removes a guest from all checks: the test has removed its VM.
     pub fn forget_guest(&mut self, name: &str) {
         self.guests.retain(|guest| guest.name() != name);
         self.vm_disks.retain(|(guest, _)| guest != name);
     }
 
-    /// Waits until every guest works: has booted, and done each kind of work at least once.
+    /// Waits until every guest has booted and made progress in each kind of work.
     pub fn wait_for_guests(&self) -> Result<(), Failure> {
         for guest in &self.guests {
             let booted = guest.wait_for_note("boot", WORK)?;
             let expected = self.vcpus.iter().find(|(name, _)| name == guest.name());
             if expected.is_some_and(|(_, vcpus)| booted["vcpus"] != *vcpus) {
-                return Err(format!("guest {} has other vCPUs: {booted}", guest.name()).into());
+                let error =
+                    format!("guest {} booted with a wrong number of vCPUs: {booted}", guest.name());
+                return Err(error.into());
             }
         }
         for guest in &self.guests {
@@ -135,7 +137,7 @@ impl Host {
         self.control.request(request, ANSWER)
     }
 
-    /// What the host says of itself.
+    /// The host's status.
     pub fn status(&mut self) -> Result<Status, Failure> {
         Ok(serde_json::from_value(self.request(json!({"do": "status"}))?)?)
     }
@@ -145,14 +147,14 @@ impl Host {
         Ok(serde_json::from_value(self.request(json!({"do": "report"}))?)?)
     }
 
-    /// A live update that is to succeed: `arguments` are those of the API's `update`. Returns when
+    /// Runs a live update that must succeed; `arguments` are those of the API's `update`. Returns when
     /// the next host is ready.
     pub fn update(&mut self, arguments: Value) -> Result<Status, Failure> {
         self.replace("update", arguments, "live-update")
     }
 
-    /// A handover that is to succeed: `arguments` are those of the API's `handover`. Returns when the
-    /// next host is ready.
+    /// Runs a handover that must succeed; `arguments` are those of the API's `handover`. Returns when
+    /// the next host is ready.
     pub fn hand_over(&mut self, arguments: Value) -> Result<Status, Failure> {
         self.replace("handover", arguments, "handover")
     }
@@ -162,45 +164,50 @@ impl Host {
         self.control.send(with_command(command, arguments))?;
         let status = self.wait_until_ready()?;
         if status.boot != boot {
-            return Err(format!("the host came back by a `{}` boot", status.boot).into());
+            return Err(
+                format!("the host's status has boot `{}`, not `{boot}`", status.boot).into()
+            );
         }
         Ok(status)
     }
 
-    /// Has a shell of the host run a command. What it prints goes to the console.
+    /// Runs a command in the host's shell, under systemd. Its output goes to the console.
     pub fn order(&self, command: &str) -> Result<(), Failure> {
-        let mut port = self.orders.as_ref().ok_or("there is a shell under systemd only")?;
+        let mut port = self.orders.as_ref().ok_or("a host without systemd has no shell")?;
         Ok(port.write_all(format!("{command}\n").as_bytes())?)
     }
 
-    /// A command that makes systemd stop the host's service and start it again, under this kernel.
-    /// Returns when the next host is ready.
+    /// Runs a command that makes systemd restart the host's service under the same kernel. Returns when
+    /// the next host is ready.
     pub fn restart_service(&mut self, command: &str) -> Result<Status, Failure> {
         self.mark();
         self.order(command)?;
         self.wait_until_ready()
     }
 
-    /// A live update that must not happen: returns the reply, whichever it is.
+    /// Requests a live update that must not happen. Returns the reply, whether success or error.
     pub fn try_update(&mut self, arguments: Value) -> Result<Value, ControlError> {
         self.try_to("update", arguments)
     }
 
-    /// Has a live update or a handover (`command`) undone before each of its steps: every guest has to
-    /// run on.
+    /// Requests a live update or a handover (`command`) that stops before a step and is undone, for each
+    /// step. Errors unless every guest then runs on.
     pub fn stop_before_each_step(&mut self, command: &str) -> Result<(), Failure> {
         for step in STEPS {
             let reply = self.try_to(command, json!({"stop_before": step}))?;
             if reply["outcome"] != "running" || reply["stopped_before"] != step {
-                return Err(format!("stopped before {step}, the host says {reply}").into());
+                return Err(format!(
+                    "the host should have stopped before {step}, it replied {reply}"
+                )
+                .into());
             }
             self.check_guests().map_err(|error| format!("stopped before {step}: {error}"))?;
         }
         Ok(())
     }
 
-    /// A live update or a handover (`command`) that has to be refused with the guests running and
-    /// `named` in the error.
+    /// Requests a live update or a handover (`command`). Errors unless the host refuses it with the
+    /// guests running and `named` in the error.
     pub fn expect_refusal(
         &mut self,
         command: &str,
@@ -221,8 +228,8 @@ impl Host {
         self.guests.iter().for_each(Guest::mark);
     }
 
-    /// Waits until every guest has, since the last update was asked for, done all of its work
-    /// again, and fails if anything that was checked did not hold.
+    /// Waits until every guest has made progress in each kind of work since the last update was
+    /// requested. Errors if a guest did not, or if one of its checks failed.
     pub fn check_guests(&self) -> Result<(), Failure> {
         let mut failed = Vec::new();
         for guest in &self.guests {
@@ -235,7 +242,7 @@ impl Host {
             let before = failed.len();
             failed.extend(wrong);
             if failed.len() > before {
-                // What its kernel complained of, in its own words.
+                // Adds the warnings of the guest's kernel.
                 let said = guest.notes().into_iter().filter(|note| note["note"] == "kernel");
                 failed.extend(said.map(|note| format!("{}: {note}", guest.name())));
             }
@@ -255,24 +262,24 @@ impl Host {
 
     /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
     pub fn freeze(&mut self) -> Result<(), Failure> {
-        // QEMU says nothing when it has obeyed; whether it has, it says when asked.
+        // QEMU answers `stop` with nothing if it succeeded, so the status is read as a check.
         let refused = self.qemu.ask("stop");
         let status = self.qemu.ask("info status");
         if status.contains("paused") {
             return Ok(());
         }
-        Err(format!("the machine does not stop: {refused}{status}").into())
+        Err(format!("QEMU does not stop the machine: {refused}{status}").into())
     }
 
-    /// Ends the machine at once: the test has seen what it wanted.
+    /// Ends the machine at once, at the end of a successful test.
     pub fn done(mut self) {
         self.done = true;
     }
 
-    /// Powers the host off by its API, and reads the disks that the guests wrote to, from outside.
+    /// Powers the host off, and then reads the contents of the guests' disks from their image files.
     pub fn power_off(mut self) -> Result<Vec<(String, Contents)>, Failure> {
         match self.orders {
-            // There the API's command ends the service only.
+            // Under systemd, the API's `power-off` ends only the service.
             Some(_) => self.order("systemctl poweroff")?,
             None => drop(self.control.send(json!({"do": "power-off"}))?),
         }
@@ -292,18 +299,18 @@ impl Host {
         Ok(contents)
     }
 
-    /// Powers off, and fails unless each guest's disk holds every record that the guest's last
-    /// heartbeat says was written, all of them by the same boot.
+    /// Powers off. Errors unless each guest's disk holds every record that the guest's last heartbeat
+    /// reports as written, all of them from the same boot.
     pub fn power_off_and_check_disks(self) -> Result<(), Failure> {
         let said: Vec<_> = self.guests.iter().map(|g| (g.name().to_owned(), g.last())).collect();
         for (name, contents) in self.power_off()? {
             let Some((_, Some(last))) = said.iter().find(|(guest, _)| *guest == name) else {
-                return Err(format!("{name}: never said what it wrote").into());
+                return Err(format!("{name}: sent no heartbeat").into());
             };
             let whole = contents.bad.is_empty() && contents.missing.is_empty();
             if !whole || contents.newest < last.disk_seq || contents.newest_boot != last.boot {
                 return Err(format!(
-                    "{name}: said record {} of boot {}, its disk holds: {contents:?}",
+                    "{name}: the last heartbeat has record {} of boot {}, the disk holds {contents:?}",
                     last.disk_seq, last.boot
                 )
                 .into());
@@ -319,8 +326,8 @@ fn with_command(command: &str, mut arguments: Value) -> Value {
 }
 
 impl Host {
-    /// Where the machine, its host and the guests that were waited for in vain are now. The last lines
-    /// say what each of these guests hangs on, as far as can be told.
+    /// Describes where the machine, its host and its silent guests (a wait for them timed out) are now.
+    /// The last lines say what each silent guest hangs on, as far as known.
     pub fn diagnosis(&mut self) -> String {
         let missed = |guest: &Guest| {
             let name = guest.name().to_owned();
@@ -338,7 +345,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if !self.done {
-            // Whatever is wrong with the machine, the test's own failure has to be told.
+            // A panic in the diagnosis must not replace the test's own failure.
             let found = catch_unwind(AssertUnwindSafe(|| self.diagnosis()));
             suite::explain(found.unwrap_or_else(|_| "the diagnosis itself failed".to_owned()));
         }

@@ -1,7 +1,7 @@
-//! The images that the machines boot and hold: initramfs archives, ext4 disks, raw disks.
+//! Makes the machines' images: initramfs archives, ext4 disks, raw disks.
 //!
-//! All of them are made without privileges: archives are written entry by entry, device nodes
-//! included, and `mke2fs -d` fills a file system from a directory.
+//! This needs no privileges: archives are written entry by entry, device nodes included, and
+//! `mke2fs -d` fills a file system from a directory.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use flate2::write::GzEncoder;
 use crate::kernels::Kernel;
 use crate::{binaries, modules};
 
-/// An initramfs in the making: a cpio archive in the `newc` format, compressed with gzip.
+/// A writer for an initramfs: a cpio archive in the `newc` format, compressed with gzip.
 ///
 /// (Linux, Documentation/driver-api/early-userspace/buffer-format.rst.)
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Initramfs {
 impl Initramfs {
     /// An archive with the directories and the console that every PID 1 needs.
     pub fn new() -> io::Result<Self> {
-        // Fast: the kernel's decompression is what counts, and hardly depends on the level.
+        // Fast compression: the kernel's decompression dominates, and hardly depends on the level.
         let archive = GzEncoder::new(Vec::new(), Compression::fast());
         let mut initramfs = Self { archive, entries: 0 };
         for directory in ["dev", "proc", "sys", "run", "tmp", "etc", "data"] {
@@ -51,7 +51,7 @@ impl Initramfs {
         self.append(entry, contents)
     }
 
-    /// Adds modules of a kernel, and the list of them, for [`crate::modules::load_all`] or a host.
+    /// Adds modules of a kernel, and the list that [`crate::modules::load_all`] and hosts read.
     pub fn modules<'a>(
         &mut self,
         kernel: &Kernel,
@@ -74,8 +74,8 @@ impl Initramfs {
         self.append(entry, target.as_bytes())
     }
 
-    /// Adds what is in `directory`, to the root of the archive, except what `is_left_out` (with all
-    /// that is in it). Directories that are there already stay.
+    /// Adds the contents of `directory` to the root of the archive, except the paths for which
+    /// `is_left_out` is true, and everything below them.
     pub fn tree(
         &mut self,
         directory: &Path,
@@ -92,7 +92,7 @@ impl Initramfs {
     ) -> io::Result<()> {
         let mut paths: Vec<PathBuf> =
             fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
-        // In an order that does not depend on the file system.
+        // The order must not depend on the file system.
         paths.sort();
         for path in paths.iter().filter(|path| !is_left_out(path)) {
             let name = path.strip_prefix(root).map_err(io::Error::other)?;
@@ -142,12 +142,12 @@ pub struct Ext4 {
 }
 
 impl Ext4 {
-    /// An empty tree, put together inside `directory`.
+    /// An empty tree, assembled in a temporary directory inside `directory`.
     pub fn new(directory: &Path) -> io::Result<Self> {
         Ok(Self { staging: tempfile::tempdir_in(directory)? })
     }
 
-    /// The path of `name` in the tree; its parents are made.
+    /// Returns the path of `name` in the tree, and creates its parent directories.
     pub fn path(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.staging.path().join(name.trim_start_matches('/'));
         if let Some(parent) = path.parent() {
@@ -169,7 +169,7 @@ impl Ext4 {
         fs::create_dir_all(self.path(name)?)
     }
 
-    /// Makes the file system, with `free` bytes beyond what the tree takes.
+    /// Makes the file system, with at least `free` bytes beyond the size of the tree.
     pub fn write(self, image: &Path, free: u64) -> io::Result<()> {
         let size = (tree_size(self.staging.path())? * 5 / 4 + free + (16 << 20)) >> 20;
         let output = Command::new("mke2fs")

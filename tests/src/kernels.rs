@@ -1,10 +1,10 @@
 //! The kernels: the host before an update, the host after it, and the guests'.
 //!
-//! There are two pairs of hosts: built ones with LUO, and a distribution's as they are. Each kernel
-//! is a directory with `bzImage` and `release`; a built one has `vmlinux` and `config`, a stock one
-//! its modules (`modules/NAME.ko`, and `order`). An environment variable may name it
-//! (`PERENNIAL_KERNEL_HOST_A`, `_HOST_B`, `_GUEST`, `_STOCK_A`, `_STOCK_B`); else the recipe in
-//! `resources/kernel` is asked, which makes it only if its cache has none.
+//! There are two pairs of host kernels: one pair built with LUO, and one pair of a distribution's
+//! unchanged kernels. Each kernel is a directory with `bzImage` and `release`; a built kernel also has
+//! `vmlinux` and `config`, a stock kernel its modules (`modules/NAME.ko`, and `order`). An environment
+//! variable may name the directory (`PERENNIAL_KERNEL_HOST_A`, `_HOST_B`, `_GUEST`, `_STOCK_A`,
+//! `_STOCK_B`); otherwise the recipe in `resources/kernel` makes it, or finds it in its cache.
 
 use std::env;
 use std::fs;
@@ -41,7 +41,7 @@ impl Role {
         }
     }
 
-    /// The script that makes it, and files that it must have.
+    /// The script that makes the kernel, and files that its directory must have.
     fn recipe(self) -> (&'static str, [&'static str; 2]) {
         match self {
             Self::HostA | Self::HostB | Self::Guest => ("build.sh", ["bzImage", "vmlinux"]),
@@ -54,14 +54,14 @@ impl Role {
     }
 }
 
-/// A kernel that is there.
+/// An available kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     /// The directory that holds it.
     pub directory: PathBuf,
-    /// What it calls itself (`uname -r`).
+    /// Its release (`uname -r`).
     pub release: String,
-    /// Its modules that a host needs, each after those that it needs.
+    /// The modules that a host needs, each after the modules that it depends on.
     pub modules: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ impl Kernel {
     }
 }
 
-/// Why there is no kernel.
+/// Why a kernel is not available.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "no {role} kernel: {problem} (set {variable} to a directory that has it, or see resources/kernel/{recipe})"
@@ -94,7 +94,7 @@ pub struct KernelError {
     problem: String,
 }
 
-/// Whether a variable names this kernel, so that nothing has to be asked or made.
+/// Whether an environment variable names this kernel, so that no recipe has to run.
 pub fn is_named(role: Role) -> bool {
     env::var_os(role.variable()).is_some()
 }
@@ -120,13 +120,13 @@ fn look_for(role: Role) -> Result<Kernel, KernelError> {
     }
     let release = fs::read_to_string(directory.join("release"))
         .map_err(|problem| error(format!("{}/release: {problem}", directory.display())))?;
-    // A kernel that is built for the tests has no modules.
+    // A kernel that was built for the tests has no modules.
     let order = fs::read_to_string(directory.join("order")).unwrap_or_default();
     let modules = order.lines().map(str::to_owned).collect();
     Ok(Kernel { directory, release: release.trim().to_owned(), modules })
 }
 
-/// Asks the recipe, whose last line on stdout is the directory.
+/// Runs the recipe, whose last line on stdout is the directory.
 fn build(role: Role) -> io::Result<PathBuf> {
     let script = paths::workspace().join("resources/kernel").join(role.recipe().0);
     if !script.is_file() {

@@ -1,5 +1,5 @@
-//! The two-kernel harness: builds images, boots a host in QEMU, updates it, and judges from outside
-//! whether the VMs on it noticed.
+//! The two-kernel harness: builds images, boots a host in QEMU, runs live updates on it, and checks
+//! from outside whether its VMs went on undisturbed.
 
 pub mod binaries;
 pub mod conformance;

@@ -1,15 +1,16 @@
-//! Loads the modules of an image, in a PID 1 of the harness.
+//! Loads the kernel modules of an image. Used by the harness's PID 1 programs.
 
 use std::fs::{self, File};
 
 use rustix::io::Errno;
 
-/// Where an image has its modules, and a list of them in the order in which they are loaded.
+/// Directory of an image with the modules, and with a list of them in loading order.
 pub const DIRECTORY: &str = "lib/modules";
-/// The name of the list.
+/// File name of the list.
 pub const ORDER: &str = "order";
 
-/// Loads all; an image without a list has none. Says what went wrong.
+/// Loads all modules of the list; an image without a list has no modules. Returns one text for each
+/// module that failed.
 pub fn load_all() -> Vec<String> {
     let order = fs::read_to_string(format!("/{DIRECTORY}/{ORDER}")).unwrap_or_default();
     order.lines().filter_map(|name| load(name).err().map(|why| format!("{name}: {why}"))).collect()

@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its build output, the locks that runs share.
+//! Paths of the workspace and its build output, and locks between test runs.
 
 use std::env;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Time between two looks for a free place.
+/// Time between two attempts to lock a place.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// The root of the workspace.
@@ -27,13 +27,12 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Whether the kernels, the hosts' and the guests', are to say all that they have to say
-/// (`PERENNIAL_VERBOSE`).
+/// Whether the kernels of hosts and guests print all their messages (`PERENNIAL_VERBOSE` is set).
 pub fn verbose() -> bool {
     env::var_os("PERENNIAL_VERBOSE").is_some()
 }
 
-/// Where a command leaves its results (`demo`, `bench`); made if absent.
+/// Directory for the results of a command (`demo`, `bench`). Created if absent.
 pub fn results(command: &str) -> io::Result<PathBuf> {
     let directory = workspace().join("target").join(command);
     fs::create_dir_all(&directory)?;
@@ -70,7 +69,7 @@ impl Lock {
                     Err(error) => return Err(error.into()),
                 }
             }
-            // There is no waiting for whichever of several locks is free first.
+            // flock(2) cannot wait for the first free one of several locks.
             thread::sleep(BETWEEN_LOOKS);
         }
     }

@@ -1,8 +1,8 @@
-//! What a test wants to run: a host with its VMs, and the images and configuration that follow.
+//! Describes a host with its VMs, and makes the images and configuration files for it.
 //!
-//! A host has two sides, `a` and `b`: each a kernel and an initramfs whose configuration names the
-//! other side as what to update to, so that updates can go back and forth. Both lie on the host's
-//! data disk, with everything that the VMs need.
+//! A host has two sides, `a` and `b`. Each is a kernel and an initramfs whose configuration names the
+//! other side as the target of updates, so that updates can go back and forth. Both sides are on the
+//! host's data disk, with everything that the VMs need.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -20,10 +20,10 @@ use crate::systemd::{self, ORDERS_PORT};
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
 
-/// RAM that the host itself needs, with the scratch area of the kernel handover.
+/// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
 
-/// Time between two heartbeats of a guest. A check waits for some dozens of them.
+/// Time between two heartbeats of a guest, in milliseconds. A check waits for dozens of them.
 const HEARTBEAT_MS: u64 = 100;
 
 /// Which image of the kernel a guest boots from.
@@ -35,7 +35,7 @@ pub enum GuestKernel {
     Pvh,
 }
 
-/// Where a guest has its root file system.
+/// Where a guest's root file system is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestRoot {
     /// In an initramfs.
@@ -44,10 +44,10 @@ pub enum GuestRoot {
     Disk,
 }
 
-/// Where a guest's disk lies.
+/// Where the contents of a guest's disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backing {
-    /// A disk of the host, which the harness can look into afterwards.
+    /// A disk of the host, which the harness can read afterwards.
     Device,
     /// A file on the host's data disk.
     File,
@@ -66,11 +66,11 @@ pub struct VmPlan {
     pub kernel: GuestKernel,
     /// Its root file system.
     pub root: GuestRoot,
-    /// Memory under the workload's checksums: MiB, or `all` that is free.
+    /// Memory that the workload fills and verifies, in MiB, or `all` for all free memory.
     pub checksummed: String,
-    /// How much of each vCPU the counter takes, in percent.
+    /// Share of each vCPU that the counter uses, in percent.
     pub busy: u32,
-    /// Where its disk lies.
+    /// Where the contents of its disk are.
     pub backing: Backing,
     /// Size of its disk in MiB.
     pub disk_mib: u64,
@@ -86,8 +86,8 @@ impl VmPlan {
             kernel: GuestKernel::BzImage,
             root: GuestRoot::Initramfs,
             checksummed: (memory_mib / 4).to_string(),
-            // Host and guests may have one emulated CPU between them, and a distribution's kernels
-            // tick 250 times a second: guests that ask for more than there is get nowhere for minutes.
+            // Host and guests may share one emulated CPU, and a distribution's kernels tick 250
+            // times a second: guests that use more make no progress for minutes.
             busy: 10,
             backing: Backing::Device,
             disk_mib: 16,
@@ -100,12 +100,12 @@ impl VmPlan {
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
         };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
-        // The workqueue watchdog is the only one that cannot be told that a guest was paused. After
-        // 30 s, which an update of an emulated host can take, it would complain.
+        // The workqueue watchdog is the only one that does not learn that a guest was paused. It
+        // would warn after 30 s, and an update of an emulated host can take so long.
         let patient = "workqueue.watchdog_thresh=240";
         // Linux compares the TSC with kvm-clock twice a second. On an emulated host kvm-clock jumps by
-        // milliseconds whenever the emulator loses its CPU, which Linux 7.3 calls a skewed TSC; and
-        // while it boots it can hang for ever in a check of one vCPU's TSC against another's, with
+        // milliseconds whenever the emulator loses its CPU, and Linux 7.3 then reports a skewed TSC.
+        // During boot, Linux can also hang forever in a comparison of two vCPUs' TSCs, with
         // interrupts off on both (kernel/time/clocksource.c, `watchdog_wait_seq`). The guest's PID 1
         // compares the vCPUs' TSCs instead.
         let unwatched = "tsc=nowatchdog";
@@ -122,10 +122,10 @@ impl VmPlan {
     }
 }
 
-/// What carries the VMs of a host over a live update, and so which kernels it has.
+/// The LUO that carries a host's VMs over a live update. It determines the host's kernels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Luo {
-    /// The kernel's LUO, in kernels that are built for it.
+    /// The kernel's LUO, in kernels that are built with it.
     #[default]
     Kernel,
     /// A pool, under a distribution's kernels.
@@ -136,7 +136,7 @@ impl Luo {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Kernel, Self::Pool];
 
-    /// The host before an update, and after it.
+    /// The kernels of the host before an update and after it.
     pub fn hosts(self) -> [Role; 2] {
         match self {
             Self::Kernel => [Role::HostA, Role::HostB],
@@ -144,7 +144,7 @@ impl Luo {
         }
     }
 
-    /// What the host calls it.
+    /// The host's name for the backend.
     pub fn backend(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -156,19 +156,19 @@ impl Luo {
 /// A host.
 #[derive(Debug, Clone, Default)]
 pub struct HostPlan {
-    /// What carries its VMs.
+    /// The LUO that carries its VMs.
     pub luo: Luo,
-    /// Its guests run a distribution's kernel, which has to be booted as a bzImage with an initramfs.
+    /// Whether its guests run a distribution's kernel, which boots only as a bzImage with an initramfs.
     pub stock_guests: bool,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
-    /// The host is a service of systemd instead of PID 1.
+    /// Whether the host is a service of systemd instead of PID 1.
     pub under_systemd: bool,
-    /// RAM of the machine in MiB, where it should not follow from the VMs.
+    /// RAM of the machine in MiB. `None` computes it from the VMs.
     pub memory_mib: Option<u64>,
-    /// A file that is the machine's RAM, for tests that write to it beforehand or keep it afterwards.
+    /// A file for the machine's RAM, for tests that write to it beforehand or keep it afterwards.
     pub ram_file: Option<PathBuf>,
-    /// Lines put into `[host]` of both sides' configuration.
+    /// Lines added to `[host]` in both sides' configuration.
     pub extra_host: String,
     /// Replaces the configuration of side `a`, which boots first.
     pub config_a: Option<String>,
@@ -176,18 +176,18 @@ pub struct HostPlan {
     pub edit_a: Option<fn(String) -> String>,
     /// Changes the configuration of side `b`.
     pub edit_b: Option<fn(String) -> String>,
-    /// The machine's CPU cannot virtualise.
+    /// Whether the machine's CPU lacks virtualisation.
     pub without_kvm: bool,
-    /// LUO and KHO are not switched on for the first kernel.
+    /// Whether the first kernel boots without LUO and KHO.
     pub without_luo: bool,
 }
 
-/// Everything that a plan became.
+/// A plan's machine, with all files made.
 #[derive(Debug)]
 pub struct Prepared {
     /// The machine to start.
     pub machine: Machine,
-    /// The outer files of the disks that VMs have directly: name of the VM and path.
+    /// Image files of the VMs' disks that are disks of the host: name of the VM and path.
     pub vm_disks: Vec<(String, PathBuf)>,
 }
 
@@ -197,12 +197,12 @@ impl HostPlan {
         Self { vms, ..Self::default() }
     }
 
-    /// The same with this LUO, and the kernels that have it.
+    /// The same host with this LUO and its kernels.
     pub fn on(self, luo: Luo) -> Self {
         Self { luo, ..self }
     }
 
-    /// The same under systemd.
+    /// The same host under systemd.
     pub fn under_systemd(self) -> Self {
         Self { under_systemd: true, ..self }
     }
@@ -219,12 +219,12 @@ impl HostPlan {
         })
     }
 
-    /// The pool, if the VMs live in one.
+    /// The pool, if the VMs' RAM is in one.
     pub fn pool(&self) -> Option<Pool> {
         (self.luo == Luo::Pool).then(|| Pool::new(self.vms_mib()))
     }
 
-    /// The same machine without VMs.
+    /// The same machine without VMs. Other settings have their defaults.
     pub fn without_vms(&self) -> Self {
         Self {
             memory_mib: Some(self.memory_mib()),
@@ -234,8 +234,8 @@ impl HostPlan {
         }
     }
 
-    /// The files with the symbols of the kernels: of the host's two, which are the same code, and of the
-    /// guests'. A distribution's kernel has none.
+    /// Paths of the files with the symbols of the host's kernels (the two have the same code), and of the
+    /// guests' kernel. `None` for a distribution's kernel.
     pub fn symbols(&self) -> [Option<PathBuf>; 2] {
         let [host, _] = self.luo.hosts();
         let guest = if self.stock_guests { Role::StockB } else { Role::Guest };
@@ -243,19 +243,19 @@ impl HostPlan {
         [host, guest].map(|role| vmlinux(role).filter(|path| path.exists()))
     }
 
-    /// What both sides' kernels are told.
+    /// The command line of both sides' kernels.
     pub fn cmdline(&self) -> String {
         let quiet = if paths::verbose() { "" } else { " quiet" };
         let memory = match self.pool() {
             Some(pool) => pool.parameter(),
-            // The scratch area holds the next kernel and initramfs and no more: preservation has to
-            // migrate every guest page out of it.
+            // The scratch area is just large enough for the next kernel and initramfs, because a
+            // preservation has to migrate every guest page out of it.
             None => "kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise".to_owned(),
         };
         format!("console=ttyS0 panic=-1 {memory}{quiet}")
     }
 
-    /// The configuration of one side; `host_lines` belong to its kernel.
+    /// The configuration of one side. `host_lines` are the lines in `[host]` for the side's kernel.
     pub fn config(&self, side: char, host_lines: &str) -> String {
         let other = if side == 'a' { 'b' } else { 'a' };
         let pool = self.pool().map_or(String::new(), |_| format!(", {}", pool::mount()));
@@ -388,7 +388,7 @@ fn host_initramfs(binaries: &Binaries, config: &str) -> std::io::Result<Initramf
 fn guest_files(role: Role, binaries: &Binaries, tree: &Ext4) -> Result<(), Box<dyn Error>> {
     let kernel = kernels::find(role)?;
     tree.copy("guest/bzImage", &kernel.bzimage())?;
-    // A distribution ships no ELF image.
+    // A distribution's kernel package has no ELF image.
     if kernel.vmlinux().exists() {
         tree.copy("guest/vmlinux", &kernel.vmlinux())?;
     }
@@ -417,7 +417,7 @@ fn bad_files(tree: &Ext4, bzimage: &Path) -> std::io::Result<()> {
     fs::write(tree.path("bad/header-only")?, &kernel[..512])?;
     fs::write(tree.path("bad/no-kernel")?, vec![0x55; 1 << 20])?;
     raw_disk(&tree.path("bad/no-initramfs")?, 1 << 20)?;
-    // Larger than the scratch area that the next kernel must be loaded into; takes no space.
+    // Larger than the scratch area that the next kernel must be loaded into; a sparse file.
     let huge = tree.path("bad/huge-initramfs")?;
     fs::write(&huge, b"070701")?;
     File::options().write(true).open(huge)?.set_len(300 << 20)

@@ -1,10 +1,11 @@
-//! A host without LUO: a stock kernel, its modules, and a pool in memory that it leaves alone.
+//! A host without the kernel's LUO: a stock kernel, its modules, and a pool in memory that the kernel
+//! does not use as RAM.
 //!
 //! ```text
 //!   0 ... 1 GiB   the host's own        1 GiB ... the pool: /dev/pmem0, ext4 with DAX      firmware
 //! ```
 //!
-//! A pool that would reach the hole below 4 GiB begins behind it.
+//! A pool that would reach into the hole below 4 GiB starts at 4 GiB instead.
 
 use std::io;
 use std::path::Path;
@@ -14,19 +15,19 @@ use crate::kernels::Kernel;
 
 /// RAM that a stock host needs for itself.
 const HOST_MIB: u64 = 1024;
-/// Where QEMU's machine has its hole, and where RAM goes on behind it.
+/// Start of the hole in the physical addresses of QEMU's machine, and of the RAM above the hole.
 const HOLE_MIB: u64 = 3072;
 const BEHIND_HOLE_MIB: u64 = 4096;
-/// At the end of RAM the firmware has its tables.
+/// Space for the firmware's tables at the end of RAM.
 const FIRMWARE_MIB: u64 = 32;
-/// What a pool needs beyond the VMs' RAM: documents, and ext4's own.
+/// What a pool needs beyond the VMs' RAM: state documents, and the metadata of ext4.
 const OVERHEAD_MIB: u64 = 96;
-/// Pools come in units of what Linux adds memory in.
+/// Unit of a pool's size: the unit in which Linux adds memory.
 const UNIT_MIB: u64 = 128;
 
 /// Where a pool is mounted.
 pub const PATH: &str = "/pool";
-/// Its image on the host's data disk.
+/// Name of the pool's image on the host's data disk.
 pub const IMAGE: &str = "pool.ext4";
 
 /// A pool and the machine around it, in MiB.
@@ -56,19 +57,19 @@ impl Pool {
         self.start.min(HOLE_MIB) + self.size + FIRMWARE_MIB
     }
 
-    /// What every kernel of the machine is told.
+    /// The parameter on the command line of every kernel of the machine.
     pub fn parameter(self) -> String {
         format!("memmap={}M!{}M", self.size, self.start)
     }
 
-    /// Makes its image, empty.
+    /// Makes the image of the empty pool.
     pub fn make_image(self, image: &Path) -> io::Result<()> {
         make_image(image, self.size, 1024)
     }
 }
 
-/// Makes the image of an empty pool of this size and with room for so many files: its extents are
-/// aligned for huge pages.
+/// Makes the image of an empty pool: an ext4 file system of `mib` MiB with `files` inodes, whose
+/// extents are aligned for huge pages.
 pub fn make_image(image: &Path, mib: u64, files: u32) -> io::Result<()> {
     let output = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", &files.to_string()])
@@ -83,13 +84,13 @@ pub fn make_image(image: &Path, mib: u64, files: u32) -> io::Result<()> {
     Err(io::Error::other(format!("mke2fs: {}: {}", output.status, said.trim())))
 }
 
-/// The lines in `[host]` that make a host one with a pool; the data disk is mounted first.
+/// The lines in `[host]` that give a host its pool and the modules for it.
 pub fn host_lines(kernel: &Kernel) -> String {
     let modules: Vec<_> = kernel.modules.iter().map(|name| format!("\"{name}\"")).collect();
     format!("modules = [{}]\npool = \"{PATH}\"\n", modules.join(", "))
 }
 
-/// The entry in `mounts`.
+/// The pool's entry in `mounts`. It must follow the data disk's, which holds the image.
 pub fn mount() -> String {
     format!(
         "{{ source = \"/dev/pmem0\", target = \"{PATH}\", type = \"ext4\", options = \

@@ -1,14 +1,13 @@
 //! One machine in QEMU: the level-1 host of every test.
 //!
-//! QEMU connects to sockets that the harness listens on, one for each virtio port, so that no byte
-//! of a port is ever sent while nobody listens. The console goes to a file. No more machines run at a
-//! time than there are CPUs and memory for ([`machines_at_a_time`]), over all processes ([`Lock`]). A
-//! machine is killed when it is dropped.
+//! QEMU connects to sockets on which the harness already listens, one for each virtio port, so that no
+//! byte of a port is lost. The console goes to a file. All processes together run at most
+//! [`machines_at_a_time`] machines in parallel ([`Lock`]). A machine is killed when it is dropped.
 //!
-//! An emulated machine is nudged twice a second. When QEMU 10.0 emulates a CPU that leaves a guest,
-//! it changes the set of pending interrupts without a lock; an interrupt that another thread adds to
-//! it at that moment is forgotten until the next one comes. For a host that has gone to sleep until
-//! its timer rings, this may be never.
+//! An emulated machine gets an extra interrupt twice a second, a nudge. When QEMU 10.0 emulates a CPU
+//! that leaves a guest, it changes the set of pending interrupts without a lock, and can lose an
+//! interrupt that another thread adds at that moment, until the next interrupt arrives. A host that
+//! sleeps until a lost timer interrupt would otherwise sleep forever.
 
 use std::collections::HashMap;
 use std::env;
@@ -31,24 +30,24 @@ use crate::image::Initramfs;
 use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
 
-/// What `probe-init` prints where `/dev/kvm` can be opened.
+/// What `probe-init` prints if it can open `/dev/kvm`.
 pub const PROBE_KVM: &str = "perennial-probe: kvm";
-/// What it prints, with the reason, where not.
+/// What `probe-init` prints, with the reason, if it cannot.
 pub const PROBE_NO_KVM: &str = "perennial-probe: no kvm";
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// How long the probe may take: several times what hardware needs, far less than emulation of
-/// instruction after instruction would.
+/// Longest time of the probe: several times as long as hardware virtualisation needs, and far shorter
+/// than an outer KVM that emulates every instruction would need.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Lines that tell of a reset in QEMU's log: a headline, and the CPU's registers.
+/// Number of lines for a reset in QEMU's log: a headline, and the CPU's registers.
 const RESET_LINES: usize = 48;
 
-/// Memory that a machine may take, in KiB.
+/// Most memory that a machine uses, in KiB.
 const MACHINE_KIB: usize = 4 << 20;
 
-/// Most machines that run side by side.
+/// Most machines that run in parallel.
 const MOST_MACHINES: usize = 8;
 
 /// Time from one nudge to the next.
@@ -57,19 +56,19 @@ const NUDGES: Duration = Duration::from_millis(500);
 /// How long QEMU's monitor may take for a line of its answer.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Lines of the monitor among which the answer has to be.
+/// Most lines of the monitor that are read in search of the answer.
 const MOST_MONITOR_LINES: usize = 100;
 
-/// What marks the answer to a question among the monitor's other lines.
+/// The id that distinguishes the answer from the monitor's other lines.
 const ANSWER_ID: &str = "answer";
 
-/// Time between two looks at a machine's CPUs: a CPU that runs is somewhere else by then.
+/// Time between two looks at a machine's CPUs, long enough for a running CPU to move on.
 const A_MOMENT: Duration = Duration::from_millis(300);
 
 /// What runs the machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
-    /// Hardware virtualisation that can be nested.
+    /// Nested hardware virtualisation.
     Kvm,
     /// QEMU's emulation, which offers AMD SVM with nested paging.
     Tcg,
@@ -79,13 +78,13 @@ impl Accelerator {
     fn arguments(self) -> [&'static str; 6] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
-            // One CPU: with two, QEMU 10.0 emulates SVM so that now and then a host or a guest dies
-            // of a triple fault (four VMs on two CPUs: most runs of a minute; on one: none).
+            // One CPU: with two, errors in QEMU 10.0's emulation of SVM sometimes cause a triple
+            // fault of a host or a guest (four VMs on two CPUs: most runs of a minute; on one: none).
             //
-            // A small translation cache, which is emptied when it is full: after a kexec most of the
-            // old kernel's code is data, and as long as the cache knows code on a page, every write
-            // to the page is slow. With QEMU's 1 GiB a kernel starts two to four times slower after
-            // a kexec than after power-on.
+            // A small translation cache, which QEMU empties when it is full: after a kexec most pages
+            // of the old kernel's code become data, and as long as the cache has code of a page, every
+            // write to the page is slow. With QEMU's default of 1 GiB a kernel starts two to four
+            // times slower after a kexec than after power-on.
             Self::Tcg => ["-accel", "tcg,tb-size=64", "-cpu", "max", "-smp", "1"],
         }
     }
@@ -111,28 +110,28 @@ pub struct Machine {
     pub cmdline: String,
     /// RAM in MiB.
     pub memory_mib: u64,
-    /// A file that is this RAM. It is made if absent.
+    /// A file that backs this RAM. Created if absent.
     pub ram_file: Option<PathBuf>,
     /// Raw images, in the order of `/dev/vda`, `/dev/vdb`, ...
     pub disks: Vec<PathBuf>,
     /// Names of virtio ports.
     pub ports: Vec<String>,
-    /// Its CPU cannot virtualise, so its kernel has no KVM.
+    /// Whether its CPU lacks virtualisation, so that its kernel has no KVM.
     pub without_kvm: bool,
-    /// A reset starts it again; without this a reset ends it.
+    /// Whether a reset restarts the machine; otherwise a reset ends it.
     pub may_reset: bool,
 }
 
-/// Why there is no machine, or no longer.
+/// Why a machine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
     /// QEMU is not installed.
     #[error("{PROGRAM} is not installed (Debian: qemu-system-x86)")]
     Absent,
-    /// Something on this machine failed.
+    /// A system call on this computer failed.
     #[error("{0}")]
     Io(String, #[source] io::Error),
-    /// QEMU ended while it was starting.
+    /// QEMU ended during its start.
     #[error("QEMU ended at once ({status}): {said}")]
     Ended {
         /// Its exit status.
@@ -146,8 +145,8 @@ fn io_error(what: impl fmt::Display) -> impl FnOnce(io::Error) -> QemuError {
     move |error| QemuError::Io(format!("{what}: {error}"), error)
 }
 
-/// How many machines may run side by side on this computer: each needs a CPU and up to 4 GiB.
-/// `PERENNIAL_MACHINES` says another number.
+/// How many machines may run in parallel on this computer: each needs a CPU and up to 4 GiB, and at
+/// most 8 run. `PERENNIAL_MACHINES` overrides the number.
 pub fn machines_at_a_time() -> usize {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -170,22 +169,22 @@ pub struct Qemu {
     child: Child,
     directory: Option<TempDir>,
     ports: HashMap<String, UnixStream>,
-    /// A crash of QEMU is one of the expected results, so it is not reported.
+    /// Whether a crash of QEMU is an expected result, which is not reported.
     may_crash: bool,
-    /// Ends the nudges, if there are any, when it is dropped.
+    /// Ends the nudges when dropped. `None` if the machine gets none.
     _nudges: Option<Sender<()>>,
     _lock: Lock,
 }
 
 impl Qemu {
-    /// Whether QEMU is there.
+    /// Whether QEMU is installed.
     pub fn is_installed() -> bool {
         let found = Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status();
         found.is_ok_and(|status| status.success())
     }
 
-    /// Waits for its turn and starts `machine`. Its files live in `directory`, which goes when the
-    /// machine goes (but not if `PERENNIAL_KEEP` is set).
+    /// Waits for a free place and starts `machine`. Its files are in `directory`, which is deleted with
+    /// the machine unless `PERENNIAL_KEEP` is set.
     pub fn start(
         machine: &Machine,
         accelerator: Accelerator,
@@ -240,7 +239,7 @@ impl Qemu {
         last_lines(&self.console(), count)
     }
 
-    /// If QEMU has ended: how, and with which last words.
+    /// If QEMU has ended: its exit status and the end of its log.
     pub fn end_of_process(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok().flatten()?;
         let log = self.directory.as_ref().map(|directory| log_path(directory.path()));
@@ -249,8 +248,8 @@ impl Qemu {
         Some(format!("QEMU has ended: {status}; its log ends with\n{last}"))
     }
 
-    /// What QEMU says of the machine's CPUs and of their local APICs, as text for a person, and the same
-    /// a moment later: where a machine that no longer answers has stopped.
+    /// QEMU's description of the machine's CPUs and local APICs, as text for people, now and a moment
+    /// later: shows where a machine that no longer answers has stopped.
     pub fn cpus(&mut self) -> [String; 2] {
         let looked = |qemu: &mut Self| {
             let said = qemu.ask("info registers -a") + &qemu.ask("info lapic");
@@ -263,8 +262,7 @@ impl Qemu {
         [first, looked(self)]
     }
 
-    /// Puts a question for people to QEMU's monitor. The answer is text for a person, even if there is
-    /// none.
+    /// Runs a command of QEMU's human monitor and returns its output. A failure is also returned as text.
     pub fn ask(&mut self, question: &str) -> String {
         let Some(directory) = &self.directory else { return String::new() };
         let asked = UnixStream::connect(monitor_path(directory.path())).and_then(|monitor| {
@@ -275,7 +273,7 @@ impl Qemu {
         asked.unwrap_or_else(|error| format!("QEMU's monitor: {error}"))
     }
 
-    /// Whether QEMU has ended, by the machine's power-off for example.
+    /// Whether QEMU has ended, for example after the machine's power-off.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
@@ -285,7 +283,7 @@ impl Qemu {
         self.wait_until(timeout, |_| false)
     }
 
-    /// Waits until `condition` holds or QEMU ends; false at the end of `timeout`.
+    /// Waits until `condition` holds or QEMU ends; false after `timeout`.
     fn wait_until(&mut self, timeout: Duration, condition: impl Fn(&Self) -> bool) -> bool {
         let start = Instant::now();
         loop {
@@ -299,14 +297,14 @@ impl Qemu {
         }
     }
 
-    /// Kills the machine, and gives back the directory of its files.
+    /// Kills the machine, and returns the directory of its files.
     pub fn kill(mut self) -> Option<TempDir> {
         self.end();
         self.directory.take()
     }
 
     fn end(&mut self) {
-        // A machine that was switched off is one thing, a QEMU that crashed another.
+        // Reports a crash of QEMU. A QEMU whose machine powered off has exit status 0.
         if let Ok(Some(status)) = self.child.try_wait()
             && !status.success()
             && !self.may_crash
@@ -336,8 +334,8 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Interrupts the machine from time to time, whatever runs in it: a connection to a port that nobody
-/// uses comes and goes, of which the kernel's driver is told.
+/// Interrupts the machine every [`NUDGES`] until the returned sender is dropped: opens and closes a
+/// connection to an unused port, which interrupts the kernel's driver.
 fn nudge(directory: &Path) -> Sender<()> {
     let path = nudge_path(directory);
     let (sender, ended) = channel::<()>();
@@ -365,8 +363,8 @@ fn monitor_path(directory: &Path) -> PathBuf {
     directory.join("monitor")
 }
 
-/// Puts a question for people to QEMU's monitor, and gives what it answers. Every message is a line:
-/// its greeting, the end of the greeting, events, and the answer.
+/// Runs a command of QEMU's human monitor over QMP, and returns its output. Every message of QMP is a
+/// line: the greeting, the reply to `qmp_capabilities`, events, and the answer.
 fn ask_monitor(mut monitor: &UnixStream, question: &str) -> io::Result<String> {
     let begin = json!({"execute": "qmp_capabilities"});
     let arguments = json!({"command-line": question});
@@ -402,8 +400,8 @@ fn listen(machine: &Machine, directory: &Path) -> Result<Vec<(String, UnixListen
         .collect()
 }
 
-/// QEMU connects while it reads its arguments, so an accepted connection also says that these
-/// were good. The error is how QEMU ended instead.
+/// Accepts QEMU's connection. QEMU connects while it reads its arguments, so an accepted connection
+/// also shows that QEMU accepted these. The error is QEMU's exit status.
 fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, String> {
     loop {
         if let Ok((stream, _)) = listener.accept() {
@@ -420,7 +418,7 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, Stri
     }
 }
 
-/// In memory, if there is a place for such files: the machine writes to it all the time.
+/// The command that starts QEMU for `machine`, with its files in `directory`.
 fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command
@@ -440,7 +438,7 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .args(["-append", &machine.cmdline])
         .args(["-device", "virtio-rng-pci"])
         .args(["-device", "virtio-serial-pci,max_ports=31"]);
-    // What made a machine reset, if it was not told to: a triple fault leaves nothing on the console.
+    // Logs the cause of a reset: a triple fault leaves nothing on the console.
     command.args(["-d", "cpu_reset", "-D"]).arg(log_path(directory));
     if accelerator == Accelerator::Tcg {
         let path = nudge_path(directory);
@@ -464,7 +462,8 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
             .args(["-device", &format!("virtserialport,chardev=port{index},name={name}")]);
     }
     for (index, disk) in machine.disks.iter().enumerate() {
-        // The outer page cache outlives the machine: its flushes need not reach this machine's disk.
+        // Unsafe caching suffices: this computer's page cache outlives the machine, so that the
+        // machine's flushes need not reach this computer's disk.
         let drive =
             format!("if=none,id=disk{index},format=raw,cache=unsafe,file={}", disk.display());
         command
@@ -474,18 +473,18 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
     command
 }
 
-/// A directory for one machine's files, in the build output.
+/// Makes a temporary directory for one machine's files.
 pub fn scratch_directory() -> io::Result<TempDir> {
     // Short: the path of a socket has at most 107 bytes.
     let _ = fs::create_dir_all(paths::target());
     tempfile::Builder::new().prefix("perennial-").tempdir()
 }
 
-/// Finds the best accelerator, once for each process: the outer KVM if a host kernel that is
-/// booted on it comes up in time and finds `/dev/kvm` for its own guests; else TCG.
+/// Finds the best accelerator, once for each process: KVM if a host kernel boots on it in time and can
+/// open `/dev/kvm` for its own guests; otherwise TCG.
 ///
-/// `PERENNIAL_ACCELERATOR` (`kvm` or `tcg`) decides without trying. The answer is kept in the
-/// build output for this boot of this machine.
+/// `PERENNIAL_ACCELERATOR` (`kvm` or `tcg`) decides without a probe. The result of a probe is kept in
+/// the build output until this computer reboots.
 pub fn accelerator() -> Accelerator {
     static FOUND: OnceLock<Accelerator> = OnceLock::new();
     *FOUND.get_or_init(|| match env::var("PERENNIAL_ACCELERATOR").as_deref() {
@@ -510,7 +509,8 @@ fn remembered_probe() -> Accelerator {
     let found = match probe() {
         Ok(true) => Accelerator::Kvm,
         Ok(false) => Accelerator::Tcg,
-        // This says nothing about KVM. The test that needs a machine names what is missing.
+        // The probe could not run, which says nothing about KVM, so the result is not kept. The
+        // test that needs the machine names what is missing.
         Err(_) => return Accelerator::Tcg,
     };
     let _ = fs::write(memory, format!("{boot}{found}"));
@@ -522,7 +522,7 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
     let initramfs = directory.path().join("initramfs");
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries::build()?.probe_init())?)?;
-    // Whichever is at hand: none is built or fetched for this alone.
+    // A kernel that the environment names is preferred: it needs no build or download.
     let role = if kernels::is_named(Role::StockB) { Role::StockB } else { Role::HostA };
     let kernel = kernels::find(role)?;
     archive.modules(kernel, &kernel.modules)?;
@@ -539,7 +539,7 @@ fn probe() -> Result<bool, Box<dyn std::error::Error>> {
         Err(QemuError::Ended { .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    // QEMU fails with an assertion where the outer KVM does not know all that QEMU sets.
+    // QEMU fails with an assertion if the outer KVM does not support all that QEMU sets.
     qemu.may_crash = true;
     let says = |qemu: &Qemu, what| qemu.console().contains(what);
     qemu.wait_until(PROBE_DEADLINE, |qemu| says(qemu, PROBE_KVM) || says(qemu, PROBE_NO_KVM));

@@ -1,4 +1,4 @@
-//! What the host reports of itself and of a live update, as far as the harness reads it.
+//! The parts of the host's status and of a live update's report that the harness reads.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 pub struct Phase {
     /// Its name.
     pub name: String,
-    /// Where it begins.
+    /// Its start.
     pub start_ns: u64,
-    /// Where it ends.
+    /// Its end.
     pub end_ns: u64,
 }
 
@@ -33,7 +33,7 @@ pub struct HostReport {
     pub kernel_after: String,
     /// The LUO backend.
     pub luo: String,
-    /// From `reboot()` to the first instruction of PID 1.
+    /// Time from `reboot()` to the first instruction of PID 1.
     pub reboot_to_init_ns: u64,
     /// Phases that belong to no VM.
     #[serde(default)]
@@ -50,12 +50,12 @@ pub struct VmReport {
     /// From the last vCPU out of KVM_RUN to the first back in; `None` if it did not run before or
     /// does not run after.
     pub blackout_ns: Option<u64>,
-    /// What became of it.
+    /// What became of the guest: `running`, `preserved` or `lost`.
     pub outcome: String,
-    /// Where the time went.
+    /// The phases of its live update.
     #[serde(default)]
     pub phases: Vec<Phase>,
-    /// Page frames, if they were asked for.
+    /// Digests of its page frames, if the update's request asked for them.
     #[serde(default)]
     pub frames: Option<Frames>,
 }
@@ -67,16 +67,16 @@ pub struct Frames {
     pub before: String,
     /// In the new kernel.
     pub after: String,
-    /// Pages that went into it.
+    /// Number of pages in each digest.
     pub pages: u64,
 }
 
-/// What the host says of itself.
+/// The host's status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// `uname -r`.
     pub kernel: String,
-    /// The LUO backend; `keeper` where there is no other.
+    /// The LUO backend; `keeper` if no other is available.
     pub luo: String,
     /// Why no live update is possible.
     #[serde(default)]
@@ -88,7 +88,7 @@ pub struct Status {
     /// Sessions that are not finished.
     #[serde(default)]
     pub unfinished: Vec<String>,
-    /// What is wrong with the configuration.
+    /// The errors in the configuration.
     #[serde(default)]
     pub config_error: Option<Vec<String>>,
     /// The VMs.
@@ -96,7 +96,7 @@ pub struct Status {
     pub vms: Vec<VmStatus>,
 }
 
-/// What the host says of one VM.
+/// The status of one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
     /// Its name.
@@ -105,7 +105,7 @@ pub struct VmStatus {
     pub state: String,
     /// Its RAM.
     pub ram_bytes: u64,
-    /// In which pages KVM has its RAM mapped.
+    /// Numbers of the pages in which KVM maps its RAM, by size.
     #[serde(default)]
     pub mapped: Option<MappedPages>,
     /// Why it failed.

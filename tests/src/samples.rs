@@ -1,10 +1,10 @@
-//! A few measurements of the same thing.
+//! Statistics of repeated measurements.
 
 use serde::Serialize;
 
 use crate::timeline::human;
 
-/// Measurements in nanoseconds, with what is worth saying about them.
+/// Measurements in nanoseconds, with their minimum, median and maximum.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Samples {
     min: u64,
@@ -27,12 +27,12 @@ impl Samples {
         Self { min: *min.unwrap_or(&0), median, max: *max.unwrap_or(&0), all }
     }
 
-    /// The middle one; the mean of the two in the middle for an even number; 0 for none.
+    /// The median: for an even number of measurements the mean of the two in the middle, for none 0.
     pub fn median(&self) -> u64 {
         self.median
     }
 
-    /// The median of these divided by that of `other`. `None` if there is nothing to divide by.
+    /// This median divided by that of `other`. `None` if either is 0.
     pub fn ratio(&self, other: &Self) -> Option<f64> {
         (other.median > 0 && self.median > 0).then(|| self.median as f64 / other.median as f64)
     }

@@ -1,7 +1,7 @@
-//! What the end-to-end suites have in common: their tests run on hosts with the kernel's LUO and on hosts
-//! with a pool, say why they were skipped if they were, and how long they took.
+//! Runs the end-to-end suites: each test on hosts with the kernel's LUO, on hosts with a pool, or on
+//! both. Reports the reason of each skip, and how long the tests took.
 //!
-//! `PERENNIAL_LUO` (`kernel` or `pool`) leaves only the tests of those hosts.
+//! `PERENNIAL_LUO` (`kernel` or `pool`) selects the tests on one kind of host.
 
 use std::cell::RefCell;
 use std::env;
@@ -17,7 +17,7 @@ use crate::plan::Luo;
 use crate::qemu::{self, Qemu};
 use crate::times;
 
-/// A test: what it is called, on which hosts it runs, and what it does.
+/// A test: its name, the kinds of host it runs on, its function, and what may be a reason to skip it.
 #[derive(Debug, Clone, Copy)]
 pub struct Test {
     name: &'static str,
@@ -27,13 +27,13 @@ pub struct Test {
 }
 
 impl Test {
-    /// The same test, skipped with the reason that `lacks` returns, if it returns one.
+    /// The same test, which is skipped if `lacks` returns a reason.
     pub const fn unless(self, lacks: fn() -> Option<String>) -> Self {
         Self { lacks, ..self }
     }
 }
 
-/// For tests that need nothing beyond a host with guests: there is no reason to skip them.
+/// For tests that need nothing beyond a host with guests: returns no reason to skip.
 const fn nothing() -> Option<String> {
     None
 }
@@ -43,7 +43,7 @@ pub const fn both(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Te
     Test { name, on: &Luo::ALL, run, lacks: nothing }
 }
 
-/// A test for hosts with the kernel's LUO: it is about that LUO, or does not depend on which LUO it is.
+/// A test for hosts with the kernel's LUO: it tests that LUO, or does not depend on the backend.
 pub const fn kernel(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
     Test { name, on: &[Luo::Kernel], run, lacks: nothing }
 }
@@ -62,7 +62,7 @@ pub struct Suite {
     pub tests: &'static [Test],
 }
 
-/// Runs suites, as many tests at a time as there may be machines.
+/// Runs suites, with as many tests in parallel as machines may run ([`qemu::machines_at_a_time`]).
 pub fn run(suites: &[Suite]) -> ExitCode {
     let wanted = match env::var("PERENNIAL_LUO").as_deref() {
         Err(_) => &Luo::ALL[..],
@@ -112,11 +112,11 @@ fn run_one(luo: Luo, test: Test) -> Result<Completion, Failed> {
 }
 
 thread_local! {
-    /// What is known about the failure of the test that this thread runs; `None` while it runs none.
+    /// Explanations of a failure of the test on this thread; `None` while no test runs on it.
     static EXPLANATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Says more about why the test on this thread fails. Outside a test it is printed.
+/// Adds an explanation to the failure of the test on this thread. Without a test, prints it.
 pub fn explain(text: String) {
     EXPLANATION.with_borrow_mut(|explanation| match explanation {
         Some(before) => *before = format!("{before}\n{text}"),
@@ -124,7 +124,7 @@ pub fn explain(text: String) {
     });
 }
 
-/// Runs a test. Its failure, also that of an assertion, comes with all that is known about it.
+/// Runs a test. Its failure, by an error or a panic, includes the texts given to [`explain`].
 fn explained(test: impl FnOnce() -> Result<(), Failure>) -> Result<Completion, Failed> {
     EXPLANATION.set(Some(String::new()));
     let result = catch_unwind(AssertUnwindSafe(test));
@@ -140,7 +140,7 @@ fn explained(test: impl FnOnce() -> Result<(), Failure>) -> Result<Completion, F
     Err(format!("{failure}\n{explanation}").trim_end().into())
 }
 
-/// What this machine lacks to boot a host with guests of this kernel, if anything.
+/// What this computer lacks to boot a host with guests of this kernel. `None` if nothing is missing.
 pub fn missing(luo: Luo, guest: Role) -> Option<String> {
     if !Qemu::is_installed() {
         return Some("qemu-system-x86_64 is not installed (Debian: qemu-system-x86)".into());

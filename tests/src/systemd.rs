@@ -1,8 +1,9 @@
 //! A host under systemd: Debian's systemd in an initramfs, with `perennial.service` as it is shipped.
 //!
 //! The recipe in `resources/systemd/image.sh` unpacks systemd; `PERENNIAL_SYSTEMD` may name a directory
-//! that it printed before. This module makes a system of it: the units below are all that it starts.
-//! There is no udev and no journal. A shell takes orders from a virtio port, one command a line.
+//! that the recipe printed before. This module adds the files of a minimal system: systemd starts the
+//! units below and no others, no udev and no journal. A shell runs commands from a virtio port, one on
+//! each line.
 
 use std::env;
 use std::io;
@@ -14,18 +15,18 @@ use crate::binaries::{self, Binaries};
 use crate::image::Initramfs;
 use crate::paths;
 
-/// Name of the port that takes orders.
+/// Name of the virtio port that takes commands for the shell.
 pub const ORDERS_PORT: &str = "systemd.orders";
 
-/// Files of the system, beyond those of the packages.
+/// Files of the system that are not from packages.
 const FILES: [(&str, u32, &str); 9] = [
     ("etc/os-release", 0o644, "ID=perennial-test\nNAME=\"Perennial's test host\"\n"),
-    // One that exists is not made, and not mounted over.
+    // If the file exists, systemd neither generates it nor mounts over it.
     ("etc/machine-id", 0o444, "65726e6e69616c2d746573742d686f73\n"),
     ("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n"),
     ("etc/group", 0o644, "root:x:0:\n"),
-    // What services say is to be found on the console. (To the kernel's log it goes through the
-    // journal, and there is none.)
+    // The output of services goes to the console. (It cannot go to the kernel's log, because it
+    // would pass through the journal, which does not run.)
     (
         "etc/systemd/system.conf",
         0o644,
@@ -36,7 +37,7 @@ const FILES: [(&str, u32, &str); 9] = [
         0o644,
         "[Unit]\nWants=perennial.service orders.service sys-kernel-debug.mount\nAfter=perennial.service\n",
     ),
-    // Without udev no unit stands for a block device, so this cannot be a mount unit.
+    // Not a mount unit: without udev, systemd has no device units, and a mount unit needs one.
     (
         "etc/systemd/system/data.service",
         0o644,
@@ -51,7 +52,7 @@ const FILES: [(&str, u32, &str); 9] = [
     ("usr/bin/take-orders", 0o755, TAKE_ORDERS),
 ];
 
-/// What `perennial.service` needs on these machines.
+/// Drop-in for `perennial.service`: what the service needs on these machines.
 const DROP_IN: &str = "[Unit]\nRequires=data.service\nAfter=data.service sys-kernel-debug.mount\n";
 
 const TAKE_ORDERS: &str = r#"#!/bin/sh
@@ -65,7 +66,7 @@ while read -r order; do
 done
 "#;
 
-/// Where the recipe has unpacked systemd.
+/// The directory into which the recipe unpacked systemd.
 pub fn tree() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     FOUND
@@ -76,12 +77,12 @@ pub fn tree() -> Result<PathBuf, String> {
         .clone()
 }
 
-/// Why systemd is not available for the tests on this computer, if so.
+/// Why the tests have no systemd on this computer. `None` if they have one.
 pub fn missing() -> Option<String> {
     tree().err()
 }
 
-/// Asks the recipe, whose last line on stdout is the directory.
+/// Runs the recipe, whose last line on stdout is the directory.
 fn unpack() -> io::Result<PathBuf> {
     let script = paths::workspace().join("resources/systemd/image.sh");
     let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
@@ -96,7 +97,7 @@ fn unpack() -> io::Result<PathBuf> {
 pub fn initramfs(binaries: &Binaries, config: &str) -> io::Result<Initramfs> {
     let mut archive = Initramfs::new()?;
     archive.tree(&tree().map_err(io::Error::other)?, &|path| {
-        // Whatever systemd would start by itself.
+        // Leaves out the units and generators that systemd would start by default.
         let name = path.to_string_lossy();
         name.ends_with(".wants") || name.ends_with("system-generators")
     })?;

@@ -1,16 +1,16 @@
-//! Draws where the blackout of each VM went: as text for a terminal, as SVG for everything else.
+//! Draws the phases of a live update, by VM: as text for a terminal, and as SVG.
 //!
-//! Both show the same: one block for each VM, from the earliest to the latest phase of any, with
-//! the jump between the kernels marked.
+//! Both have one block for each VM, with a bar for each of its phases. The text scales each block to
+//! the VM's own phases; the SVG has one scale for all VMs.
 
 use std::fmt::Write as _;
 
 use crate::report::{Phase, Report, VmReport};
 
-/// Columns of a bar in text.
+/// Width of a bar in the text, in columns.
 const COLUMNS: usize = 60;
 
-/// Nanoseconds for people: three or four digits and a unit.
+/// Formats nanoseconds for people: with the unit that suits, from ns to s.
 pub fn human(ns: u64) -> String {
     let ns = ns as f64;
     match ns {
@@ -21,12 +21,12 @@ pub fn human(ns: u64) -> String {
     }
 }
 
-/// The blackout of a VM for people.
+/// Formats the blackout of a VM for people.
 pub fn blackout(vm: &VmReport) -> String {
     vm.blackout_ns.map_or_else(|| "unknown".to_owned(), human)
 }
 
-/// The stretch that a drawing covers; never empty.
+/// Start and end of a drawing, from the earliest start to the latest end of a phase. Never empty.
 fn span<'a>(phases: impl Iterator<Item = &'a Phase>) -> (u64, u64) {
     let (start, end) = phases.fold((u64::MAX, 0), |(start, end), phase| {
         (start.min(phase.start_ns), end.max(phase.end_ns))
@@ -34,7 +34,7 @@ fn span<'a>(phases: impl Iterator<Item = &'a Phase>) -> (u64, u64) {
     if start < end { (start, end) } else { (0, 1) }
 }
 
-/// First and last column of a phase: at least one column wide, never outside.
+/// The first column of a phase and the column after its last: at least one column, within the bar.
 fn columns(phase: &Phase, (start, end): (u64, u64)) -> (usize, usize) {
     let column = |ns: u64| {
         let part = ns.clamp(start, end) - start;
@@ -99,7 +99,7 @@ pub fn svg(report: &Report) -> String {
     out
 }
 
-/// One VM's rows from `y` on; returns where the next begin.
+/// Draws one VM's rows from `y` down. Returns the `y` of the next VM.
 fn svg_vm(out: &mut String, vm: &VmReport, (start, end): (u64, u64), mut y: u64) -> u64 {
     let title = format!(
         "{} ({} MiB): blackout {}, {}",

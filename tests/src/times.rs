@@ -1,7 +1,7 @@
-//! How long tests took: what each suite came to, and the slowest tests.
+//! Run times of tests: the sum for each suite, and the slowest tests.
 //!
-//! `PERENNIAL_TIMES` may name a file that gets a line for each test, seconds and name, so that a run of
-//! several programs can list the slowest of all (`make test`).
+//! If `PERENNIAL_TIMES` names a file, a line with seconds and name of each test is appended to it, so
+//! that `make test`, which runs several programs, can list the slowest tests of all.
 
 use std::env;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Tests that are listed.
+/// Number of tests in the list of the slowest.
 const SLOWEST: usize = 10;
 
 /// Suite, test and time.
@@ -18,7 +18,7 @@ type Time = (&'static str, String, Duration);
 
 static TIMES: Mutex<Vec<Time>> = Mutex::new(Vec::new());
 
-/// Takes down how long a test of a suite took.
+/// Records how long a test of a suite took.
 pub(crate) fn record(suite: &'static str, test: &str, took: Duration) {
     if let Some(path) = env::var_os("PERENNIAL_TIMES") {
         let line = format!("{:.1} {test}\n", took.as_secs_f64());
@@ -31,7 +31,7 @@ pub(crate) fn record(suite: &'static str, test: &str, took: Duration) {
     times.push((suite, test.to_owned(), took));
 }
 
-/// Prints what was taken down.
+/// Prints the recorded times.
 pub(crate) fn print() {
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
     print!("{}", text(&mut times));
@@ -46,7 +46,8 @@ fn text(times: &mut [Time]) -> String {
         }
     }
     let mut out =
-        "seconds of each suite (of tests that ran side by side, each its own):\n".to_owned();
+        "seconds of each suite (the sum over its tests, also of those that ran in parallel):\n"
+            .to_owned();
     // Writing to a String cannot fail.
     for (suite, tests, sum) in suites {
         let _ = writeln!(out, "{:8.1} {suite}, {tests} tests", sum.as_secs_f64());

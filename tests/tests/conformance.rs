@@ -1,4 +1,4 @@
-//! The conformance table: how a LUO behaves, one case a row, run against every one that there is.
+//! Runs the conformance suite: a table of cases, on every implementation of LUO.
 
 use std::process::ExitCode;
 

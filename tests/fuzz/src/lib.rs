@@ -1,12 +1,12 @@
-//! What fuzz targets are made of, and how they run without a fuzzer.
+//! Support for fuzz targets, and a way to run them without a fuzzer.
 //!
-//! A target is a function of bytes that panics if it finds something wrong. It lies in the crate
-//! that it tries (`luo::fuzz`, `vmm::fuzz`, `kexec::fuzz`, there for tests and fuzzers only), and is
-//! run in two ways: by libFuzzer (`make fuzz`, from the package in the crate's `fuzz/`), and by
-//! [`replay()`] as an ordinary test, which needs nothing but a stable compiler. What a fuzzer found
-//! once stands among the target's seeds and is tried by every test run.
+//! A target is a function of bytes that panics if it finds an error. It is in the crate under test
+//! (`luo::fuzz`, `vmm::fuzz`, `kexec::fuzz`, compiled for tests and fuzzers only), and runs in two ways:
+//! under libFuzzer (`make fuzz`, from the package in the crate's `fuzz/`), and by [`replay()`] as an
+//! ordinary test, which needs only a stable compiler. Inputs for which a fuzzer found errors are added to
+//! the target's seeds, so that every test run repeats them.
 //!
-//! Nothing here knows what is tried.
+//! This crate knows nothing about the code under test.
 
 mod mutate;
 mod replay;

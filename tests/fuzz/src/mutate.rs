@@ -1,21 +1,21 @@
-//! Changes to an input, as a fuzzer makes them, the same ones every time.
+//! Deterministic changes to an input, like those of a fuzzer.
 
-/// Longest input that is made, in bytes.
+/// Most bytes of an input.
 const LONGEST: usize = 1 << 15;
 /// Most changes to one input.
 const MOST_CHANGES: u64 = 8;
 
-/// Makes inputs from other inputs. Two of the same seed make the same ones.
+/// Makes inputs from other inputs. Mutators with the same seed make the same inputs.
 #[derive(Debug, Clone)]
 pub struct Mutator(u64);
 
 impl Mutator {
-    /// A mutator whose choices follow from `seed`.
+    /// A mutator whose choices are determined by `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// One of `seeds`, changed in a few places. There is at least one seed.
+    /// One of `seeds`, changed in a few places. `seeds` must not be empty.
     pub fn input(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
         let mut input = self.pick(seeds).clone();
         for _ in 0..=self.below(MOST_CHANGES) {
@@ -35,7 +35,7 @@ impl Mutator {
                 self.put(input, at, &[byte]);
             }
             3 => {
-                // A few bytes more, of which many are alike.
+                // Inserts up to 16 equal bytes.
                 let more = vec![self.next() as u8; self.below(16) as usize + 1];
                 input.splice(at..at, more);
             }
@@ -64,7 +64,7 @@ impl Mutator {
         }
     }
 
-    /// Overwrites with a number at which arithmetic goes wrong.
+    /// Overwrites bytes with a number near a limit of an integer type, where arithmetic may overflow.
     fn put_a_number(&mut self, input: &mut [u8], at: usize) {
         const BASES: [u64; 9] =
             [0, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX >> 1];
@@ -80,7 +80,7 @@ impl Mutator {
         input.iter_mut().skip(at).zip(bytes).for_each(|(old, new)| *old = *new);
     }
 
-    /// Where a piece ends that starts at `at`: most are short.
+    /// The end of a piece that starts at `at`. Most pieces are short.
     fn end_of_a_piece(&mut self, length: usize, at: usize) -> usize {
         let longest = 1 << self.below(10);
         length.min(at + self.below(longest) as usize + 1)
@@ -90,7 +90,7 @@ impl Mutator {
         &from[self.below(from.len() as u64) as usize]
     }
 
-    /// A number below `end`, which is not 0.
+    /// A number below `end`. `end` must not be 0.
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

@@ -1,4 +1,4 @@
-//! A fuzz target as an ordinary test.
+//! Runs a fuzz target as an ordinary test.
 
 use std::env;
 use std::fs;
@@ -8,15 +8,15 @@ use std::path::Path;
 
 use crate::Mutator;
 
-/// Inputs for each target, unless `PERENNIAL_FUZZ_INPUTS` says otherwise.
+/// Number of inputs for each target, unless `PERENNIAL_FUZZ_INPUTS` sets another.
 const INPUTS: usize = 2000;
 
-/// Calls `target` with every seed in the directory `seeds`, and with as many inputs as wanted that
-/// are made from them. An input that fails is left in a file, to be looked into.
+/// Calls `target` with every seed in the directory `seeds`, and with 2000 inputs made from the seeds
+/// (`PERENNIAL_FUZZ_INPUTS` sets another number). A failing input is written to a temporary file.
 ///
 /// # Panics
 ///
-/// If the target does, or there are no seeds.
+/// If the target panics, or the directory has no seeds.
 pub fn replay(seeds: impl AsRef<Path>, target: fn(&[u8])) {
     let directory = seeds.as_ref();
     let seeds = read_all(directory);
@@ -51,14 +51,16 @@ fn try_one(directory: &Path, input: &[u8], target: fn(&[u8])) {
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let file = env::temp_dir().join(format!("perennial-fuzz-{name}"));
         match fs::write(&file, input) {
-            Ok(()) => eprintln!("the input that fails is in {}", file.display()),
-            Err(error) => eprintln!("the input that fails is {input:x?} ({error})"),
+            Ok(()) => eprintln!("the failing input is in {}", file.display()),
+            Err(error) => {
+                eprintln!("the failing input is {input:x?} ({}: {error})", file.display())
+            }
         }
         resume_unwind(panic);
     }
 }
 
-/// A number for each directory's name, so that targets do not all see the same changes.
+/// A number computed from a directory's name, so that targets get different changes.
 fn number_of(directory: &Path) -> u64 {
     let name = directory.file_name().unwrap_or_default().as_encoded_bytes();
     name.iter().fold(0, |number: u64, byte| number.wrapping_mul(257).wrapping_add((*byte).into()))

@@ -1,7 +1,7 @@
-//! Bytes read as a script: numbers, choices, and pieces of text.
+//! Reads bytes as a script: numbers, choices, and pieces of text.
 
-/// The rest of a script. Past its end every number is 0 and every piece is empty, so that a script
-/// that is cut off is a script, too.
+/// The unread rest of a script. After the end every number is 0 and every piece is empty, so that every
+/// prefix of a script is a valid script.
 #[derive(Debug, Clone, Copy)]
 pub struct Script<'a>(&'a [u8]);
 
@@ -11,12 +11,12 @@ impl<'a> Script<'a> {
         Self(bytes)
     }
 
-    /// Whether there is nothing left.
+    /// Whether all bytes are read.
     pub fn is_at_end(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is next to be done, unless the script has ended.
+    /// The next byte. `None` at the end of the script.
     pub fn step(&mut self) -> Option<u8> {
         (!self.is_at_end()).then(|| self.u8())
     }
@@ -28,24 +28,24 @@ impl<'a> Script<'a> {
         bytes
     }
 
-    /// All that is left.
+    /// All remaining bytes.
     pub fn rest(&mut self) -> &'a [u8] {
         self.bytes(usize::MAX)
     }
 
-    /// A piece that stands behind its length, a byte.
+    /// A piece that is preceded by its length in one byte.
     pub fn piece(&mut self) -> &'a [u8] {
         let count = self.u8().into();
         self.bytes(count)
     }
 
-    /// A piece that stands behind its length, two bytes.
+    /// A piece that is preceded by its length in two bytes.
     pub fn long_piece(&mut self) -> &'a [u8] {
         let count = self.u16().into();
         self.bytes(count)
     }
 
-    /// A byte as a yes or no.
+    /// The lowest bit of a byte.
     pub fn bool(&mut self) -> bool {
         self.u8() & 1 != 0
     }

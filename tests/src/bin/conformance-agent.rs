@@ -1,5 +1,5 @@
-//! PID 1 of the machines of the conformance suite; or, with `--agent SOCKET`, a process on them, or
-//! below `perennial luo emulate`.
+//! PID 1 of the conformance suite's machines. With `--agent SOCKET`, an agent: a process on such a
+//! machine, or under `perennial luo emulate`.
 
 use std::process::ExitCode;
 

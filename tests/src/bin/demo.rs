@@ -1,7 +1,7 @@
 //! `make demo`: replaces a host's kernel under two running VMs, and shows that they went on.
 //!
-//! Its argument says what carries them: `pool` (the default), under a distribution's kernels, or
-//! `kernel`, under kernels with LUO that are built for it.
+//! Its argument selects the LUO: `pool` (the default), under a distribution's kernels, or `kernel`,
+//! under kernels that are built with LUO.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use perennial_tests::report::{Report, Status, VmReport};
 use perennial_tests::{binaries, paths, qemu, suite, timeline};
 use serde_json::{Value, json};
 
-/// How long the guests are watched before the update and after it.
+/// Number of heartbeats for which each guest is watched before the update and after it.
 const WATCHED: u64 = 30;
 
 fn main() -> ExitCode {
@@ -25,17 +25,17 @@ fn main() -> ExitCode {
         None | Some("pool") => Luo::Pool,
         Some("kernel") => Luo::Kernel,
         Some(other) => {
-            narrator.say(&format!("`{other}` is neither `pool` nor `kernel`."));
+            narrator.say(&format!("The argument is `{other}`, neither `pool` nor `kernel`."));
             return ExitCode::FAILURE;
         }
     };
     match demo(&narrator, luo) {
         Ok(true) => {
-            narrator.say("All of it held: the VMs outlived their host's kernel.");
+            narrator.say("All checks passed: the VMs outlived their host's kernel.");
             ExitCode::SUCCESS
         }
         Ok(false) => {
-            narrator.say("NOT all of it held; see the table above.");
+            narrator.say("Some checks FAILED; see the table above.");
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what happens, and how long after the start.
+/// Prints what happens, with the time since the start.
 struct Narrator(Instant);
 
 impl Narrator {
@@ -57,7 +57,7 @@ impl Narrator {
 
 fn plan(luo: Luo) -> HostPlan {
     let vms = vec![VmPlan::new("web", 512, 2), VmPlan::new("db", 256, 1)];
-    // With a pool the guests' kernel need not be built either.
+    // With a pool, guests run a distribution's kernel too, so that no kernel has to be built.
     HostPlan { luo, stock_guests: luo == Luo::Pool, ..HostPlan::new(vms) }
 }
 
@@ -74,7 +74,8 @@ fn demo(narrator: &Narrator, luo: Luo) -> Result<bool, Failure> {
     let accelerator = qemu::accelerator();
     narrator.say(&format!("The host is a machine in QEMU on {accelerator}."));
 
-    narrator.say("The floor first: the same host without VMs, from reboot() to the next PID 1.");
+    narrator
+        .say("Measuring the floor: the same host without VMs, from reboot() to the next PID 1.");
     let floor_ns = floor(luo)?;
     narrator.say(&format!("Floor: {}.", timeline::human(floor_ns)));
 
@@ -84,17 +85,17 @@ fn demo(narrator: &Narrator, luo: Luo) -> Result<bool, Failure> {
     host.wait_for_guests()?;
     show_guests(narrator, &host)?;
 
-    narrator.say(&format!("Live update: {} is to be replaced under them.", before.kernel));
+    narrator.say(&format!("Live update: replacing {} under the running VMs.", before.kernel));
     let start = Instant::now();
     let after = host.update(json!({"verify_frames": true}))?;
     narrator.say(&format!(
-        "Host is up again: Linux {}, {:.1} s after the order.",
+        "Host is up again: Linux {}, {:.1} s after the request.",
         after.kernel,
         start.elapsed().as_secs_f64()
     ));
     show_guests(narrator, &host)?;
-    narrator.say("Waiting until all memory has been verified again from end to end.");
-    // What did not hold is in the table; the demo goes on to show it.
+    narrator.say("Waiting until each guest has verified all of its memory again.");
+    // The demo continues after a failure, which the table shows.
     let settled = host.check_guests();
     let report = host.report()?;
     let checks = all_checks(&host, &report);
@@ -105,12 +106,13 @@ fn demo(narrator: &Narrator, luo: Luo) -> Result<bool, Failure> {
         problem.iter().for_each(|problem| narrator.say(&format!("PROBLEM: {problem}")));
     }
     if disks.is_ok() {
-        narrator.say("Read from outside, both disks hold every record the guests say they wrote.");
+        narrator
+            .say("Both disks, read from the outside, hold every record that the guests reported.");
     }
     Ok(held && disks.is_ok())
 }
 
-/// From `reboot()` to PID 1 of the next kernel, with nothing else to do.
+/// Measures the time from `reboot()` to PID 1 of the next kernel, on a host without VMs.
 fn floor(luo: Luo) -> Result<u64, Failure> {
     let (mut host, _) = Host::boot(&plan(luo).without_vms())?;
     host.update(json!({}))?;
@@ -119,7 +121,7 @@ fn floor(luo: Luo) -> Result<u64, Failure> {
     Ok(report.host.reboot_to_init_ns)
 }
 
-/// Lets each guest speak for itself.
+/// Prints each guest's latest heartbeat.
 fn show_guests(narrator: &Narrator, host: &Host) -> Result<(), Failure> {
     for guest in host.guests() {
         guest.wait_for_heartbeats(WATCHED, perennial_tests::host::WORK)?;
@@ -132,7 +134,7 @@ fn show_guests(narrator: &Narrator, host: &Host) -> Result<(), Failure> {
 
 type Checks = BTreeMap<String, Vec<Check>>;
 
-/// What the guests showed and what the host measured, by name of the VM.
+/// The checks of the guests' heartbeats and of the host's report, by name of the VM.
 fn all_checks(host: &Host, report: &Report) -> Checks {
     let mut all = Checks::new();
     for guest in host.guests() {
@@ -148,7 +150,7 @@ fn all_checks(host: &Host, report: &Report) -> Checks {
 fn frames_check(vm: Option<&VmReport>) -> Check {
     let frames = vm.and_then(|vm| vm.frames.as_ref());
     let ok = frames.is_some_and(|f| f.before == f.after && f.pages > 0);
-    let evidence = frames.map_or("the host did not report them".to_owned(), |f| {
+    let evidence = frames.map_or("not in the host's report".to_owned(), |f| {
         format!("{} pages, digest {} then {}", f.pages, f.before, f.after)
     });
     Check { name: "page-frames", ok, evidence }
@@ -171,7 +173,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Prints everything, writes the files, and says whether all of it held.
+    /// Prints the results and writes them to files. Returns whether all checks passed.
     fn show(&self, narrator: &Narrator) -> Result<bool, Failure> {
         let mut held = true;
         for (vm, checks) in &self.checks {

@@ -1,5 +1,5 @@
-//! PID 1 of the machine that finds out what an accelerator of QEMU can do: says whether this
-//! machine, booted to user space, could itself run VMs, and powers off.
+//! PID 1 of the machine that probes an accelerator of QEMU: prints whether this machine has a usable
+//! `/dev/kvm`, and powers off.
 
 use std::fs::OpenOptions;
 

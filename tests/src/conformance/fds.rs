@@ -1,4 +1,4 @@
-//! Processes that are not there: their tables of fds, and what they send each other.
+//! Simulated processes: their fd tables, and the fds that they send each other.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,17 @@ use luo::Errno;
 
 use super::system::{Answer, Fd, Letter, Process};
 
-/// An fd: what is open, and whether exec closes it.
+/// An fd: the open file, and whether exec closes the fd.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry<T> {
     pub(crate) opened: T,
     pub(crate) closes_on_exec: bool,
 }
 
-/// The fds of a process. No number is given twice.
+/// The fds of a process, by number.
 #[derive(Debug, Clone)]
 pub(crate) struct Table<T> {
-    /// `None`: reserved.
+    /// `None` for a number that is reserved and not open yet.
     entries: BTreeMap<i32, Option<Entry<T>>>,
     most: Option<usize>,
 }
@@ -32,12 +32,12 @@ impl<T> Table<T> {
         self.entries.get(&number).and_then(Option::as_ref).ok_or(Errno::BADF)
     }
 
-    /// The number of the next fd, above all that there are.
+    /// The number of the next fd, above all present ones.
     pub(crate) fn next(&self) -> i32 {
         self.entries.keys().next_back().map_or(0, |last| last + 1)
     }
 
-    /// Reserves it.
+    /// Reserves the next number. EMFILE if the table is limited and full.
     pub(crate) fn reserve(&mut self) -> Result<i32, Errno> {
         if self.most.is_some_and(|most| self.entries.len() >= most) {
             return Err(Errno::MFILE);
@@ -47,12 +47,12 @@ impl<T> Table<T> {
         Ok(number)
     }
 
-    /// What a request opened is there under the number that it reserved; exec closes it.
+    /// Puts an open file at a reserved number. Exec closes the fd.
     pub(crate) fn put(&mut self, number: i32, opened: T) {
         self.entries.insert(number, Some(Entry { opened, closes_on_exec: true }));
     }
 
-    /// An fd that the process opened itself, which exec leaves open.
+    /// Adds an fd that the process opened itself. Exec leaves it open.
     pub(crate) fn open(&mut self, opened: T) -> Result<i32, Errno> {
         let number = self.reserve()?;
         self.entries.insert(number, Some(Entry { opened, closes_on_exec: false }));
@@ -67,13 +67,13 @@ impl<T> Table<T> {
         self.most = limited.then_some(self.entries.len());
     }
 
-    /// All that is open.
+    /// All open files.
     pub(crate) fn into_opened(self) -> impl Iterator<Item = T> {
         self.entries.into_values().flatten().map(|entry| entry.opened)
     }
 }
 
-/// The processes of a system, and letters between them with an fd in each.
+/// The processes of a system, and the letters between them: fds that were sent and not yet received.
 #[derive(Debug)]
 pub(crate) struct Processes<T> {
     tables: BTreeMap<Process, Table<T>>,
@@ -96,7 +96,7 @@ impl<T: Clone> Processes<T> {
         self.tables.get(&fd.process).ok_or(Errno::SRCH)?.get(fd.number)
     }
 
-    /// Opens something in a process; the answer is the fd's number.
+    /// Adds an open file to a process. The answer is the fd's number.
     pub(crate) fn install(&mut self, process: Process, opened: T) -> Result<Answer, Errno> {
         Ok(Answer::number(self.table(process)?.open(opened)?))
     }
@@ -115,7 +115,7 @@ impl<T: Clone> Processes<T> {
         child
     }
 
-    /// Ends a process; what it had open is to be dropped.
+    /// Ends a process and returns its open files, which the caller drops.
     pub(crate) fn kill(&mut self, process: Process) -> impl Iterator<Item = T> + use<T> {
         self.tables.remove(&process).unwrap_or_default().into_opened()
     }
@@ -127,7 +127,8 @@ impl<T: Clone> Processes<T> {
         Ok(Letter(number))
     }
 
-    /// Opens a letter in a process, or takes out what nobody receives, which is to be dropped.
+    /// Receives a letter in a process. Without a process the letter is lost: its file is returned as the
+    /// error, and the caller drops it.
     pub(crate) fn receive(&mut self, letter: Letter, by: Option<Process>) -> Result<Option<Fd>, T> {
         let Some(opened) = self.letters.remove(&letter.0) else { return Ok(None) };
         let Some(process) = by else { return Err(opened) };
@@ -135,7 +136,7 @@ impl<T: Clone> Processes<T> {
         Ok(number.map(|answer| Fd { process, number: answer.number as i32 }))
     }
 
-    /// All end at once, and what they had open with them.
+    /// Ends all processes and closes all their files.
     pub(crate) fn clear(&mut self) {
         self.tables.clear();
         self.letters.clear();

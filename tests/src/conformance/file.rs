@@ -1,6 +1,6 @@
-//! Real files: how each kind is opened, and what is done with one that is open.
+//! Real files: opens each kind of file, and performs operations on open ones.
 //!
-//! Shared by every system whose files are a kernel's, wherever its processes are.
+//! Shared by every system with a kernel's files, in this process and in others.
 #![expect(unsafe_code, reason = "mappings, and fds that have no owner")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -15,16 +15,16 @@ use super::system::Answer;
 /// A directory in shared memory.
 const TMPFS: &str = "/dev/shm";
 
-/// What can be opened.
+/// The kinds of file that a case can open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum What {
     /// A memfd that can be sealed.
     Memfd,
-    /// One that cannot.
+    /// A memfd that cannot be sealed.
     UnsealableMemfd,
-    /// One that cannot be executed (`MFD_NOEXEC_SEAL`).
+    /// A memfd that cannot be executed (`MFD_NOEXEC_SEAL`).
     NoexecMemfd,
-    /// One of huge pages.
+    /// A memfd of huge pages (`MFD_HUGETLB`).
     HugeMemfd,
     /// memfd_secret(2).
     Secret,
@@ -35,31 +35,31 @@ pub(crate) enum What {
     Eventfd,
     Timerfd,
     Epoll,
-    /// A file of a disk, or of what stands in for one.
+    /// A file of an ordinary file system: the running program.
     DiskFile,
     Directory,
-    /// A virtual machine of KVM.
+    /// A VM's fd of KVM.
     Vm,
     /// A file of tmpfs that has a name.
     Tmpfs,
-    /// One that never had one (O_TMPFILE).
+    /// A file of tmpfs that never had a name (O_TMPFILE).
     NamelessTmpfs,
 }
 
-/// What is done with an open file.
+/// An operation on an open file, and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FileCall {
-    /// Up to so many bytes from the position on, which moves.
+    /// Reads up to so many bytes at the position, and advances it.
     Read(usize),
-    /// Up to so many bytes from an offset on.
+    /// Reads up to so many bytes at an offset.
     ReadAt(u64, usize),
-    /// How many bytes were written from an offset on.
+    /// Writes at an offset. Answers the number of bytes written.
     WriteAt(u64, Vec<u8>),
     /// write(2), at the position.
     Write(Vec<u8>),
-    /// Moves the position.
+    /// Sets the position.
     Seek(u64),
-    /// Where the first hole is.
+    /// Answers the offset of the first hole.
     SeekHole,
     Truncate(u64),
     /// fallocate(2): mode, offset, length.
@@ -73,9 +73,9 @@ pub(crate) enum FileCall {
     Blocks,
     Mode,
     Owner,
-    /// What `/proc` says that it is.
+    /// The target of its link in `/proc/self/fd`.
     Link,
-    /// Removes the name by which it was opened.
+    /// Removes its name in the file system.
     Unlink,
     /// Stores one byte through a mapping.
     Store(u64, u8),
@@ -83,11 +83,11 @@ pub(crate) enum FileCall {
     Map,
     /// MADV_REMOVE of so many bytes at the start of a mapping.
     Remove(usize),
-    /// Maps so many bytes with huge pages if there are any, touches them, and tells how many KiB are.
+    /// Maps so many bytes with MADV_HUGEPAGE and touches them. Answers how many KiB are huge pages.
     HugeKib(usize),
-    /// An fd that tells when the file is gone.
+    /// Opens an inotify fd that reports when the file is deleted.
     Watch,
-    /// Waits until that fd tells. ETIMEDOUT: it does not.
+    /// Waits until the fd of [`FileCall::Watch`] reports. ETIMEDOUT after 30 s.
     Gone,
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn open(what: What) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// A number that no other process has, nor this one a second time.
+/// A text that is unique among all processes and calls.
 fn unique() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static LAST: AtomicU32 = AtomicU32::new(0);
@@ -141,7 +141,7 @@ fn owned(result: libc::c_long) -> Result<OwnedFd, Errno> {
     if result < 0 {
         return Err(last_errno());
     }
-    // SAFETY: the call that gave this number made the fd, for us alone.
+    // SAFETY: the call that returned this number created the fd, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
@@ -150,7 +150,7 @@ fn last_errno() -> Errno {
 }
 
 fn secret() -> Result<OwnedFd, Errno> {
-    // SAFETY: it makes an fd.
+    // SAFETY: the call only creates an fd.
     owned(unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) })
 }
 
@@ -158,28 +158,29 @@ fn virtual_machine() -> Result<OwnedFd, Errno> {
     const KVM_CREATE_VM: u32 = 0xae01;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let kvm = rustix::fs::open("/dev/kvm", flags, Mode::empty())?;
-    // SAFETY: the request takes a number, the kind of machine, and makes an fd.
+    // SAFETY: the request takes a number, the machine type, and only creates an fd.
     owned(unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM as _, 0) }.into())
 }
 
-/// The fd with a number, for as long as this process leaves it open.
+/// Borrows the fd with a number. Errors if it is not open.
 pub(crate) fn borrow(number: RawFd) -> Result<BorrowedFd<'static>, Errno> {
-    // SAFETY: it only asks.
+    // SAFETY: F_GETFD changes nothing.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return Err(last_errno());
     }
-    // SAFETY: it is open, hence not -1. Who closes it meanwhile gets EBADF for what it does.
+    // SAFETY: the fd is open, hence not -1. If another thread closes it meanwhile, calls with it
+    // return EBADF.
     Ok(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// The fd that a call just made, which gave its number.
+/// Takes ownership of the fd that a call just created and whose number it returned.
 pub(crate) fn take(number: RawFd) -> OwnedFd {
     use std::os::fd::FromRawFd;
-    // SAFETY: the caller has the number from the call that made it, and nobody else does.
+    // SAFETY: the caller has the number from the call that created the fd; nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// Does something with an open file.
+/// Performs an operation on an open file.
 pub(crate) fn operate(fd: impl AsFd, call: FileCall) -> Result<Answer, Errno> {
     let fd = fd.as_fd();
     let stat = || rustix::fs::fstat(fd);
@@ -245,7 +246,7 @@ pub(crate) fn operate(fd: impl AsFd, call: FileCall) -> Result<Answer, Errno> {
         }
         FileCall::Gone => {
             use rustix::event::{PollFd, PollFlags, Timespec, poll};
-            // Far longer than it takes: a test that waits in vain is to end.
+            // Far longer than needed, so that a failing test ends.
             let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
             match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit))? {
                 0 => Err(Errno::TIMEDOUT),
@@ -277,37 +278,38 @@ impl Mapping {
         advice: Option<Advice>,
     ) -> Result<Self, Errno> {
         let (protection, null) = (ProtFlags::READ | and, std::ptr::null_mut());
-        // SAFETY: a new mapping, anywhere, to which nothing refers yet.
+        // SAFETY: this creates a new mapping at a free address, to which nothing refers yet.
         let start = unsafe { rustix::mm::mmap(null, length, protection, MapFlags::SHARED, fd, 0) }?;
         let mapping = Self { start, length };
         if let Some(advice) = advice {
-            // SAFETY: the mapping is this one; no reference to its contents is ever made.
+            // SAFETY: the range is this mapping; no reference to its contents is ever made.
             unsafe { rustix::mm::madvise(start, length, advice) }?;
         }
         Ok(mapping)
     }
 
     fn store(&self, offset: usize, byte: u8) {
-        assert!(offset < self.length, "it is in the mapping");
-        // SAFETY: it is in the mapping, which can be written. Others see it change, as they should.
+        assert!(offset < self.length, "the offset is in the mapping");
+        // SAFETY: the byte is in the mapping, which is writable. Other mappings of the file see the
+        // change, as intended.
         unsafe { self.start.cast::<u8>().wrapping_add(offset).write_volatile(byte) };
     }
 
     fn load(&self, offset: usize) -> u8 {
-        assert!(offset < self.length, "it is in the mapping");
-        // SAFETY: it is in the mapping, which can be read.
+        assert!(offset < self.length, "the offset is in the mapping");
+        // SAFETY: the byte is in the mapping, which is readable.
         unsafe { self.start.cast::<u8>().wrapping_add(offset).read_volatile() }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one, and nothing refers to it any more.
+        // SAFETY: the range is this mapping, and nothing refers to it any more.
         let _ = unsafe { rustix::mm::munmap(self.start, self.length) };
     }
 }
 
-/// How much of a mapping is huge pages (`Documentation/filesystems/proc.rst`, smaps).
+/// KiB of a mapping of the file that are huge pages (`Documentation/filesystems/proc.rst`, smaps).
 fn huge_kib(fd: BorrowedFd<'_>, length: usize) -> Result<i64, Errno> {
     let mapping = Mapping::new(fd, length, ProtFlags::WRITE, Some(Advice::LinuxHugepage))?;
     for offset in (0..length).step_by(4096) {

@@ -1,8 +1,8 @@
-//! What Linux itself hands over, read by this project's reader.
+//! Reads a handover tree that Linux wrote with this project's decoder, and compares its contents.
 //!
-//! `struct luo_ser` and all that it points to lie in the machine's RAM, from the moment when the old
-//! kernel has written them until the new one has read them. Nothing inside shows them; the harness looks
-//! from outside, while neither runs.
+//! `struct luo_ser` and all that it points to are in the machine's RAM from the time when the old
+//! kernel has written them until the new kernel has read them. No interface inside the machine shows
+//! them, so the harness reads them from the file that is the machine's RAM.
 
 use std::cell::RefCell;
 use std::fs;
@@ -22,15 +22,15 @@ use crate::binaries;
 use crate::host::Failure;
 use crate::paths;
 
-/// What `struct luo_ser` begins with, and its fields.
+/// The start of `struct luo_ser`, and offsets of its fields.
 const COMPATIBLE: &[u8] = b"luo-v5\0\0";
 const NUMBER: u64 = 8;
 const SESSIONS: u64 = 16;
 
-/// How long the old kernel may take to write it down.
+/// Longest time for the old kernel to write the tree.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// A handover as it lay in memory.
+/// A handover, as read from the machine's RAM.
 struct Dump {
     ser: [u8; v5::SER_BYTES],
     pages: SimulatedMemory,
@@ -39,8 +39,8 @@ struct Dump {
     contents: Vec<(u64, Vec<u8>)>,
 }
 
-/// Has the machine hand over, looks at that, and fails unless it is what was handed over. Leaves it in
-/// the build output.
+/// Makes the machine switch with two sessions, reads the handover tree meanwhile, and errors unless the
+/// tree has these sessions. Leaves the tree in the build output.
 pub(crate) fn check(guest: &Shared) -> Result<(), Failure> {
     let found: Rc<RefCell<Option<Result<Dump, Failure>>>> = Rc::default();
     let ram = lock(guest).ram()?;
@@ -61,7 +61,8 @@ pub(crate) fn check(guest: &Shared) -> Result<(), Failure> {
     show(&dump)
 }
 
-/// Where the running kernel will write it: of this number, and without sessions so far.
+/// Addresses at which the running kernel may write the handover: every `struct luo_ser` with this
+/// number and without sessions so far.
 fn unwritten(ram: &Ram, number: u64) -> Result<Vec<u64>, Failure> {
     let mut places = ram.find(0, COMPATIBLE)?;
     let mut fields = Vec::new();
@@ -71,7 +72,7 @@ fn unwritten(ram: &Ram, number: u64) -> Result<Vec<u64>, Failure> {
     let mut fields = fields.into_iter();
     places.retain(|_| fields.next() == Some((number, 0)));
     if places.is_empty() {
-        return Err(format!("no page of RAM is the handover with number {number}").into());
+        return Err(format!("no page of RAM has a `struct luo_ser` with number {number}").into());
     }
     Ok(places)
 }
@@ -80,8 +81,8 @@ fn u64_at(ram: &Ram, address: u64) -> Result<u64, Failure> {
     Ok(u64::from_le_bytes(ram.read(address)?))
 }
 
-/// Waits until it is written: no event tells of that, and it stays for as long as a kernel takes to
-/// start.
+/// Waits until the handover is written, and reads it. No event reports the write, so this polls; the
+/// handover stays as long as the next kernel takes to start.
 fn wait_for(ram: &Ram, places: &[u64]) -> Result<Dump, Failure> {
     let deadline = Instant::now() + WITHIN;
     while Instant::now() < deadline {
@@ -95,7 +96,7 @@ fn wait_for(ram: &Ram, places: &[u64]) -> Result<Dump, Failure> {
     Err("the kernel wrote no handover".into())
 }
 
-/// Memory of which every page that is asked for, and is not there, is noted.
+/// Memory that records the last page that was read and is not present.
 struct Noting<'a> {
     pages: &'a SimulatedMemory,
     missing: RefCell<Option<u64>>,
@@ -111,7 +112,7 @@ impl Memory for Noting<'_> {
     }
 }
 
-/// Reads with the pages that it takes, which are put into `pages`.
+/// Runs `read` until it has every page that it needs: each missing page is read from RAM into `pages`.
 fn with_pages<T, E: std::error::Error + 'static>(
     ram: &Ram,
     pages: &mut SimulatedMemory,
@@ -136,7 +137,7 @@ fn dump(ram: &Ram, place: u64) -> Result<Dump, Failure> {
     let ser = ram.read(place)?;
     let mut pages = SimulatedMemory::new();
     let handover = with_pages(ram, &mut pages, |memory| v5::decode(&ser, memory))?;
-    let first = handover.sessions.first().ok_or("there is no session in it")?;
+    let first = handover.sessions.first().ok_or("the handover has no session")?;
     let mut contents = Vec::new();
     for FileRecord { data, token, .. } in &first.files {
         let file = with_pages(ram, &mut pages, |memory| memfd::decode(*data, memory))?;
@@ -159,7 +160,8 @@ fn compare(dump: &Dump, number: u64, file: &[u8]) -> Result<(), Failure> {
     let formats = handover.sessions.iter().flat_map(|session| &session.files);
     let is_memfd = |file: &FileRecord| file.compatible.as_bytes() == memfd::COMPATIBLE.as_bytes();
     if handover.number != number || names != expected || *contents != files {
-        return Err(format!("{handover:?} with {contents:?} is not number {number}").into());
+        let expected = format!("number {number}, sessions {expected:?}");
+        return Err(format!("found {handover:?} with {contents:?}, not {expected}").into());
     }
     if !formats.clone().all(is_memfd) {
         return Err(format!("{handover:?} has files that are no memfds").into());
@@ -167,7 +169,7 @@ fn compare(dump: &Dump, number: u64, file: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Has `perennial luo show` print it.
+/// Errors unless `perennial luo show` prints the tree as expected.
 fn show(dump: &Dump) -> Result<(), Failure> {
     let directory = paths::results("conformance")?;
     let (ser, pages) = (directory.join("luo-v5.ser"), directory.join("luo-v5.pages"));
@@ -176,7 +178,7 @@ fn show(dump: &Dump) -> Result<(), Failure> {
     let output = printed(binaries::with_tools()?, &ser, &pages)?;
     let expected = dump.handover.to_string();
     if output != expected {
-        return Err(format!("it prints:\n{output}where it should print:\n{expected}").into());
+        return Err(format!("`luo show` printed:\n{output}expected:\n{expected}").into());
     }
     Ok(())
 }
@@ -194,7 +196,7 @@ fn printed(perennial: &Path, ser: &Path, pages: &Path) -> Result<String, Failure
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Pages as a file has them: each behind its address.
+/// Pages in the format of `luo show --pages`: each page after its address.
 fn rows(pages: &SimulatedMemory) -> Vec<u8> {
     let rows = pages.pages();
     rows.flat_map(|(address, page)| address.to_le_bytes().into_iter().chain(*page)).collect()

@@ -1,21 +1,21 @@
-//! The memory of a process during one request: its argument, and nothing around it.
+//! The simulated memory of a process during a request: the argument, and nothing around it.
 
 use luo::builtin::decode::Fault;
 
 use crate::conformance::system::{Argument, Place};
 
-/// The argument where it is said to be.
+/// Memory with an argument at its [`Place`].
 pub(crate) struct Memory<'a>(&'a mut Argument);
 
 impl<'a> Memory<'a> {
-    /// Where memory ends.
+    /// End of the memory: the address of the first missing byte.
     const END: u64 = 1 << 20;
 
     pub(crate) fn new(argument: &'a mut Argument) -> Self {
         Self(argument)
     }
 
-    /// How many bytes of the argument are there.
+    /// Number of the argument's bytes that are in memory.
     fn length(&self) -> usize {
         match self.0.place {
             Place::Null => 0,
@@ -24,7 +24,7 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// Where the argument is.
+    /// Address of the argument.
     pub(crate) fn address(&self) -> u64 {
         let length = self.length() as u64;
         match self.0.place {

@@ -1,11 +1,11 @@
-//! The conformance suite: how a LUO behaves, one case a row, told on every one that there is.
+//! The conformance suite: runs a table of cases against every implementation of LUO.
 //!
-//! A case (`rows`) is a few words of `world`, which are made of the calls of `system`. A system is
-//! the state machine of the built-in LUO with files that are simulated (`simulated`); one of its
-//! backends, keeper and pool, with real ones (`backed`); real processes that ask the emulator or
-//! Linux (`processes`); or one of these in a machine of its own, whose switch is a kexec
-//! (`machine`). What a system lacks or does otherwise is written down in `profile`. The results are
-//! the table in `docs/conformance.md` (`table`).
+//! A case (`rows`) uses the operations of `world`, which are built from the calls of `system`. A system
+//! is the state machine of the built-in LUO with simulated files (`simulated`); one of its backends,
+//! keeper and pool, with real files (`backed`); real processes that use the emulator or Linux
+//! (`processes`); or one of these in a QEMU machine, whose switch is a kexec (`machine`). `profile` lists
+//! what each system lacks and where it deviates. The results are the table in `docs/conformance.md`
+//! (`table`).
 
 mod backed;
 mod fds;
@@ -40,7 +40,7 @@ pub fn suite() -> ExitCode {
     let arguments = Arguments::from_args();
     raise_fd_limit();
     let of_subject = |subject: &'static Subject| rows::all().map(move |row| trial(subject, row));
-    // First what boots the machine with Linux: the other subjects have their turn meanwhile.
+    // The first trial boots the machine with Linux, while other threads run the other subjects.
     let mut trials = vec![Trial::ignorable_test(
         "Linux: what it hands over is read by `perennial luo show`",
         || verdict_of(subject::handover()),
@@ -49,7 +49,7 @@ pub fn suite() -> ExitCode {
     let start = Instant::now();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        times::record("conformance", "conformance, all of it", start.elapsed());
+        times::record("conformance", "conformance, all cases", start.elapsed());
     }
     if arguments.list || arguments.filter.is_some() || conclusion.has_failed() {
         return conclusion.exit_code();
@@ -63,7 +63,7 @@ pub fn suite() -> ExitCode {
     )
 }
 
-/// What runs in a machine or below an emulator: `main` of `conformance-agent`.
+/// The program in a machine or under an emulator: `main` of `conformance-agent`.
 pub fn inside() -> ExitCode {
     raise_fd_limit();
     let arguments: Vec<_> = env::args_os().skip(1).collect();
@@ -86,7 +86,7 @@ fn trial(subject: &'static Subject, row: &'static Row) -> Trial {
         .with_kind(format!("{class:?}"))
 }
 
-/// `Err`: there is none, for want of something on this computer.
+/// The result of a trial. `Err`: what this computer lacks to run the case.
 fn verdict_of(verdict: Result<Verdict, String>) -> Result<Completion, Failed> {
     match verdict {
         Ok(Verdict::Passed | Verdict::Deviates(_)) => Ok(Completion::Completed),
@@ -102,13 +102,13 @@ fn verdict_of(verdict: Result<Verdict, String>) -> Result<Completion, Failed> {
     }
 }
 
-/// Some cases have thousands of sessions, each of which is two fds where they are real.
+/// Raises the limit of fds: some cases have thousands of sessions, each with two real fds.
 fn raise_fd_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const ENOUGH: u64 = 1 << 16;
     let limit = getrlimit(Resource::Nofile);
     let maximum = limit.maximum.map(|maximum| maximum.max(ENOUGH));
-    // Who may not have more has as many as allowed.
+    // A process that may not raise the hard limit raises the soft limit to it.
     if setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err() {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     }

@@ -1,29 +1,30 @@
-//! What each system lacks, and what it does otherwise: the reasons in the table of results.
+//! What each system lacks, and where it deviates from Linux on purpose, with the reasons that the table
+//! of results prints.
 
-/// What a case needs that not every system has.
+/// A feature that a case needs and not every system has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Need {
-    /// Files that are a kernel's.
+    /// Real files of a kernel.
     Files,
-    /// Files that fail when they are told to.
+    /// Scripted files, whose handlers fail on request.
     Script,
-    /// Calls at the same time.
+    /// Calls from several threads at the same time.
     Threads,
-    /// A call that goes on while another is made.
+    /// A call that continues in the background during other calls.
     Background,
-    /// Processes and fds of a kernel: exec, read(2) of the device, `/proc`.
+    /// Real processes and fds: exec, read(2) of the device, `/proc`.
     Processes,
-    /// A kernel's LUO: its boot, its memory management.
+    /// The kernel's own LUO, with its boot and memory management.
     Kernel,
     /// A loader that uses kexec_load(2).
     OldLoad,
-    /// Somebody who sees a kernel that has let go of everything.
+    /// An observer that still runs after the kernel has frozen all sessions for the switch.
     Witness,
-    /// The reader and the writer of handover trees.
+    /// Direct access to the encoder and decoder of handover trees.
     Trees,
 }
 
-/// What a system does otherwise on purpose, or cannot help.
+/// A known deviation of a system from the case, intended or unavoidable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Deviation {
     /// Case 130.
@@ -45,43 +46,47 @@ pub(crate) enum Deviation {
 }
 
 impl Deviation {
-    /// What is done otherwise, and why.
+    /// The deviation and its reason, for the table of results.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::SessionIsReturned => {
-                "A session whose answer cannot be written can be retrieved again. Linux closes it, and \
-                 what it holds is lost: a defect that is not copied."
+                "If RETRIEVE_SESSION cannot write its answer, the session can be retrieved again. \
+                 Linux closes the session, and its files are lost: a defect that the built-in LUO \
+                 does not copy."
             }
             Self::RefusedNameEndsNextKernel => {
-                "A name that is refused when there are exactly 51 sessions leaves an empty block in \
-                 Linux's list, over which the next kernel panics (`The incoming tree failed to \
-                 initialize properly [-22]`): a defect of 7.3.4. Perennial's host gives every session a name of its own, \
-                 and so is refused none."
+                "A name that Linux refuses when exactly 51 sessions exist leaves an empty block in \
+                 its list, and the next kernel panics (`The incoming tree failed to initialize \
+                 properly [-22]`): a defect of 7.3.4. Perennial's host never uses a name twice, so \
+                 none is refused."
             }
             Self::SizeIsFrozen => {
-                "The case is told for implementations that compare sizes at the switch. Linux freezes \
-                 the size of what is preserved: changing it is refused at once (EPERM)."
+                "The case describes implementations that compare sizes at the switch. Linux \
+                 freezes the size of a preserved file: changing it fails at once (EPERM)."
             }
             Self::SealsStay => {
-                "The file itself crosses, with the seals that it has at the switch. Linux makes a new \
-                 file, with those that it had when it was preserved."
+                "The file itself is carried over, with its seals at the switch. Linux creates a \
+                 new file, with the seals that the file had when it was preserved."
             }
-            Self::NameStays => "A file keeps a name, `memfd:...`. On Linux it comes back as `/`.",
+            Self::NameStays => {
+                "A memfd keeps its name, `memfd:...`. On Linux its name after the switch is `/`."
+            }
             Self::RegularFiles => {
-                "A keeper hands over fds, so any regular file can be preserved. Linux takes memfds only."
+                "A keeper hands over fds, so it can preserve any regular file. Linux preserves \
+                 only memfds."
             }
             Self::WriteIsNotConnected => {
-                "The fd is the end of a socket: writing is answered ENOTCONN, on Linux EINVAL."
+                "The fd is one end of a socket: a write fails with ENOTCONN, on Linux with EINVAL."
             }
             Self::SessionIsSocket => {
-                "The fd is the end of a socket, and so `/proc/self/fd` says `socket:[...]`, on Linux \
-                 `anon_inode:[luo_session] NAME`."
+                "The fd is one end of a socket, so its link in `/proc/self/fd` is `socket:[...]`, \
+                 on Linux `anon_inode:[luo_session] NAME`."
             }
         }
     }
 }
 
-/// A kind of system.
+/// The missing features and the deviations of a kind of system.
 #[derive(Debug)]
 pub(crate) struct Profile {
     pub(crate) lacks: &'static [(&'static [Need], &'static str)],
@@ -89,7 +94,7 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
-    /// Why it does not have what a case needs, if so.
+    /// Why the system lacks a feature. `None` if the system has it.
     pub(crate) fn lacks(&self, need: Need) -> Option<&'static str> {
         let found = self.lacks.iter().find(|(needs, _)| needs.contains(&need));
         found.map(|(_, reason)| *reason)
@@ -97,17 +102,17 @@ impl Profile {
 }
 
 const OF_A_KERNEL: &[Need] = &[Need::Kernel, Need::OldLoad, Need::Witness];
-const KERNELS_OWN: &str = "class K: only a kernel has it";
-const NOT_PROCESSES: &str = "the device is a library here, which no file layer and no exec see";
-const BYTES: &str = "about bytes: told once, of the reader and the writer";
+const KERNELS_OWN: &str = "class K: tests the boot and memory management of a kernel";
+const NOT_PROCESSES: &str = "the device is a library here, without a kernel's file layer and exec";
+const BYTES: &str = "tests bytes: runs once, on the encoder and the decoder";
 
-/// The state machine alone.
+/// The state machine, without files and processes.
 pub(crate) const MACHINE: Profile = Profile {
     lacks: &[
         (OF_A_KERNEL, KERNELS_OWN),
         (&[Need::Processes], NOT_PROCESSES),
-        (&[Need::Files], "the machine has no files: what a file is, its handlers decide"),
-        (&[Need::Threads, Need::Background], "the machine is called by one at a time"),
+        (&[Need::Files], "the state machine has no real files; its handlers define the files"),
+        (&[Need::Threads, Need::Background], "only one caller at a time can use the state machine"),
     ],
     deviations: &[Deviation::SessionIsReturned],
 };
@@ -117,7 +122,7 @@ pub(crate) const KEEPER: Profile = Profile {
     lacks: &[
         (OF_A_KERNEL, KERNELS_OWN),
         (&[Need::Processes], NOT_PROCESSES),
-        (&[Need::Background], "calls take turns: none goes on while another is made"),
+        (&[Need::Background], "calls are serialized: none continues in the background"),
         (&[Need::Trees], BYTES),
     ],
     deviations: &[
@@ -128,7 +133,7 @@ pub(crate) const KEEPER: Profile = Profile {
     ],
 };
 
-/// The pool, in this process or in a machine of its own.
+/// The pool, in this process or in a QEMU machine.
 pub(crate) const POOL: Profile = Profile {
     lacks: KEEPER.lacks,
     deviations: &[Deviation::SessionIsReturned, Deviation::NameStays],
@@ -138,7 +143,7 @@ pub(crate) const POOL: Profile = Profile {
 pub(crate) const EMULATOR: Profile = Profile {
     lacks: &[
         (OF_A_KERNEL, KERNELS_OWN),
-        (&[Need::Script], "no file of a real process fails when it is told to"),
+        (&[Need::Script], "files of a real process cannot fail on request"),
         (&[Need::Trees], BYTES),
     ],
     deviations: &[
@@ -150,13 +155,13 @@ pub(crate) const EMULATOR: Profile = Profile {
     ],
 };
 
-/// Linux.
+/// The LUO of Linux.
 pub(crate) const KERNEL: Profile = Profile {
     lacks: &[
-        (&[Need::Script], "no file of Linux fails when it is told to"),
+        (&[Need::Script], "files of Linux cannot fail on request"),
         (&[Need::Trees], BYTES),
         (&[Need::OldLoad], "nothing in this project can load a kernel by kexec_load(2)"),
-        (&[Need::Witness], "nobody is left to see it: the machine goes down meanwhile"),
+        (&[Need::Witness], "no process is left to observe it: the machine shuts down meanwhile"),
     ],
     deviations: &[Deviation::RefusedNameEndsNextKernel, Deviation::SizeIsFrozen],
 };

@@ -1,6 +1,6 @@
-//! A process while it makes a request to the state machine: its fds, its memory, and the sessions that
-//! are being opened for it. What is behind an fd, and how a file of the machine is made of it, is the
-//! system's ([`Opens`]).
+//! A process during a request to the state machine: its fds, its memory, and the sessions that are being
+//! opened for it. The system's [`Opens`] defines the object behind an fd, and translates between these
+//! objects and files of the state machine.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use super::fds::Table;
 use super::memory::Memory;
 use super::system::Argument;
 
-/// What a system has behind its fds.
+/// Translates between a system's open objects and files of the state machine.
 pub(super) trait Opens {
-    /// What is behind an fd.
+    /// The object behind an fd.
     type Opened;
-    /// A file as the state machine takes and gives it.
+    /// A file of the state machine.
     type File;
-    /// What stands for a session before it has an fd.
+    /// A session that has no fd number yet.
     type Session;
 
-    /// The file that a request can preserve, if this is one.
+    /// The file that a request can preserve. `None` if the object is no such file.
     fn file(&self, opened: &Self::Opened) -> Option<Self::File>;
-    /// Makes what stands for a session.
+    /// Opens a session.
     fn open_session(&self, session: SessionId) -> Result<Self::Session, Errno>;
-    /// What is behind the fd of a session.
+    /// The object for the fd of a session.
     fn of_session(&self, session: SessionId, opened: Self::Session) -> Self::Opened;
-    /// What is behind the fd of a file that was retrieved.
+    /// The object for the fd of a retrieved file.
     fn of_file(&self, file: Self::File) -> Self::Opened;
 }
 
-/// A process while it makes a request.
+/// A process during a request.
 pub(super) struct Request<'a, S: Opens> {
     system: S,
     table: &'a mut Table<S::Opened>,
@@ -48,7 +48,7 @@ impl<'a, S: Opens> Request<'a, S> {
         Self { system, table, memory: Memory::new(argument), opened: BTreeMap::new() }
     }
 
-    /// Where the argument is.
+    /// Address of the argument.
     pub(super) fn address(&self) -> u64 {
         self.memory.address()
     }

@@ -1,7 +1,8 @@
-//! Telling cases: each on a system of its own, or all of them on one machine.
+//! Runs cases: each on a new system, or all of them on one machine.
 //!
-//! On one machine cases take turns. One that asks for the switch waits until all others have ended or
-//! wait, too; then there is one switch for all. Cases that cannot share it come last, one by one.
+//! On one machine the cases take turns. A case that requests the switch waits until every other case
+//! has ended or waits as well; then one switch serves all of them. Cases that cannot share a switch run
+//! last, one after the other.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,14 +21,14 @@ use super::world::World;
 use crate::host::Failure;
 use crate::paths;
 
-/// What became of a case.
+/// The result of a case on a system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The system did as Linux is said to do.
+    /// The system behaved as the list of cases says of Linux.
     Passed,
-    /// It did otherwise, as is known of it.
+    /// The system showed deviations that its profile lists.
     Deviates(BTreeSet<Deviation>),
-    /// It lacks what the case needs.
+    /// The system lacks what the case needs, with the reason.
     Lacks(&'static str),
     Failed(String),
 }
@@ -35,15 +36,15 @@ pub(crate) enum Verdict {
 /// Verdicts by the numbers of their cases.
 pub(crate) type Verdicts = BTreeMap<u16, Verdict>;
 
-/// Why a system cannot take part in a case, if so.
+/// Why a system cannot run a case. `None` if it can.
 pub(crate) fn lacking(row: &Row, profile: &Profile) -> Option<&'static str> {
     let mut needs: Vec<_> = row.needs().collect();
-    // What the whole class needs says most.
+    // The need of the case's class, the last one, has the most general reason.
     needs.reverse();
     needs.into_iter().find_map(|need| profile.lacks(need))
 }
 
-/// Tells a case on a system that nobody else uses.
+/// Runs a case on a new system.
 pub(crate) fn alone<S: System + 'static>(
     row: &Row,
     profile: &Profile,
@@ -69,7 +70,7 @@ fn tell(row: &Row, world: impl FnOnce() -> Result<World, String>) -> Verdict {
     }
 }
 
-/// Calls something that may panic.
+/// Calls a function and returns its panic, if any, as an error.
 pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, String> {
     let result = catch_unwind(AssertUnwindSafe(call));
     result.map_err(|panic| words(&*panic))?.map_err(|failure| failure.to_string())
@@ -80,7 +81,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
 }
 
-/// Tells all these cases on one machine.
+/// Runs all these cases on one machine.
 pub(crate) fn on_one_machine(guest: &Shared, rows: &[&'static Row]) -> Verdicts {
     let profile = lock(guest).profile();
     let lack = |row: &&'static Row| lacking(row, profile).map(|reason| (row.number, reason));
@@ -91,7 +92,8 @@ pub(crate) fn on_one_machine(guest: &Shared, rows: &[&'static Row]) -> Verdicts 
         .collect();
     let told = rows.iter().copied().filter(|row| !verdicts.contains_key(&row.number));
     let (last, mut together): (Vec<_>, Vec<_>) = told.partition(|row| row.alone);
-    // Those that never switch end before anything is left in the machine by one that waits.
+    // Cases without a switch run first, so that they end before a waiting case leaves sessions in the
+    // machine.
     together.sort_by_key(|row| row.class == Class::G);
     let told = in_turns(guest, &together);
     verdicts.extend(told);
@@ -103,23 +105,24 @@ pub(crate) fn on_one_machine(guest: &Shared, rows: &[&'static Row]) -> Verdicts 
     verdicts
 }
 
-/// Cases of one machine are told before the first of their results is: for who watches.
+/// Prints a verdict at once if `PERENNIAL_VERBOSE` is set: the harness prints results only after all
+/// cases of the machine have run.
 fn report(number: u16, verdict: &Verdict) {
     if paths::verbose() {
         eprintln!("case {number:03}: {verdict:?}");
     }
 }
 
-/// What a case says when its turn is over.
+/// Why a case's turn is over.
 enum Event {
     Waits,
     Ended(Verdict),
 }
 
-/// A case in a thread of its own, which runs only when it is its turn.
+/// A case in a separate thread, which runs only during its turns.
 struct Lane {
     number: u16,
-    /// Its turn: what the switch came to that it waited for.
+    /// Starts a turn, with the result of the switch that the case waited for.
     turn: Sender<Result<(), Errno>>,
 }
 
@@ -143,7 +146,7 @@ fn in_turns(guest: &Shared, rows: &[&'static Row]) -> Verdicts {
         });
         if !lanes.is_empty() {
             let switch = || lock(guest).switch(Next::Kernel, || ());
-            // The machine may be gone: those who wait for it find out themselves.
+            // If the machine has ended, the waiting cases fail with this errno.
             switched = catch_unwind(AssertUnwindSafe(switch)).unwrap_or(Err(Errno::IO));
         }
     }

@@ -1,4 +1,4 @@
-//! What the cases are told on: the columns of the table.
+//! The systems on which the cases run: the columns of the table.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -14,10 +14,10 @@ use super::run::{self, Verdict, Verdicts};
 use super::simulated::Simulated;
 use crate::binaries;
 
-/// A column.
+/// A system under test, which is a column of the table.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
-    /// What it is, for the head of the table.
+    /// Its description, for the head of the table.
     pub(crate) what: &'static str,
     place: Place,
     known: Mutex<BTreeMap<u16, Verdict>>,
@@ -25,15 +25,15 @@ pub(crate) struct Subject {
 
 /// Where a system is.
 enum Place {
-    /// In this process: a new one for every case.
+    /// In this process: a new system for every case.
     Here(fn(&Row) -> Verdict),
-    /// Below the emulator, likewise.
+    /// Processes under the emulator: a new system for every case.
     Emulated,
-    /// In a machine: one for all.
+    /// In a QEMU machine: one for all cases.
     Machine(Owner, OnceLock<Result<Machine, String>>),
 }
 
-/// What a machine came to.
+/// The results from one machine.
 struct Machine {
     verdicts: Verdicts,
     handover: Verdict,
@@ -69,7 +69,7 @@ impl Subject {
         Self { name, what, place, known: Mutex::new(BTreeMap::new()) }
     }
 
-    /// What becomes of a case. `Err`: why it cannot be told on this computer.
+    /// The verdict of a case. `Err`: the reason why it cannot run on this computer.
     pub(crate) fn verdict(&self, row: &'static Row) -> Result<Verdict, String> {
         let verdict = match &self.place {
             Place::Here(tell) => tell(row),
@@ -85,7 +85,7 @@ impl Subject {
             Place::Machine(owner, machine) => {
                 let machine = machine.get_or_init(|| tell_all(*owner)).as_ref()?;
                 let verdict = machine.verdicts.get(&row.number).cloned();
-                verdict.unwrap_or_else(|| Verdict::Failed("it never had its turn".to_owned()))
+                verdict.unwrap_or_else(|| Verdict::Failed("the case did not run".to_owned()))
             }
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,19 +93,19 @@ impl Subject {
         Ok(verdict)
     }
 
-    /// What became of all cases so far.
+    /// The verdicts of all cases so far.
     pub(crate) fn known(&self) -> BTreeMap<u16, Verdict> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// What became of reading what Linux hands over.
+/// The verdict of reading the handover that Linux writes.
 pub(crate) fn handover() -> Result<Verdict, String> {
     let machines = SUBJECTS.iter().filter_map(|subject| match &subject.place {
         Place::Machine(Owner::Kernel, machine) => Some(machine),
         _ => None,
     });
-    let machine = machines.last().ok_or("there is no machine with Linux")?;
+    let machine = machines.last().ok_or("no subject runs the kernel's LUO")?;
     Ok(machine.get_or_init(|| tell_all(Owner::Kernel)).as_ref()?.handover.clone())
 }
 
@@ -130,7 +130,7 @@ fn tell_all(owner: Owner) -> Result<Machine, String> {
     Ok(Machine { verdicts: run::on_one_machine(&guest, &rows), handover })
 }
 
-/// What keeps programs from being run below the emulator here, if anything does.
+/// Errors with the reason if programs cannot run under the emulator on this computer.
 fn emulator_missing() -> Result<(), String> {
     static MISSING: OnceLock<Result<(), String>> = OnceLock::new();
     let look = || {

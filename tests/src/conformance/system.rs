@@ -1,9 +1,9 @@
-//! What a system has to offer so that the table of conformance cases can be run against it.
+//! The interface that a system must provide for the conformance cases.
 //!
-//! A [`System`] is a running kernel with a LUO, real or not: processes with fds and memory, files
-//! that can be preserved, and a switch to the next kernel. What a process does by itself is a
-//! [`Call`], which can be sent to a process that is elsewhere. Cases only use [`super::world`], which
-//! is built on this.
+//! A [`System`] is a running kernel with a LUO, real or simulated: processes with fds and memory, files
+//! that can be preserved, and a switch to the next kernel. An action of one process is a [`Call`], plain
+//! data that can be sent to a process elsewhere. Cases use only [`super::world`], which is built on
+//! this.
 
 use luo::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::profile::Profile;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Process(pub(crate) u32);
 
-/// An fd of a process. It is a number: it may be closed already, or never have been open.
+/// The number of an fd of a process. The fd need not be open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fd {
     pub(crate) process: Process,
@@ -26,18 +26,18 @@ pub(crate) struct Fd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Letter(pub(crate) usize);
 
-/// Where the argument of a request is. All of it is just in front of memory that is not there.
+/// Where the argument of a request is. The argument ends at an inaccessible page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Place {
     /// In memory that can be read and written.
     Writable,
-    /// The same, at an odd address: one byte further from the end.
+    /// In writable memory, one byte further from the end, so that its address is odd.
     Unaligned,
     /// In memory that can only be read.
     ReadOnly,
-    /// Nowhere: the address is NULL.
+    /// At no address: the pointer is NULL.
     Null,
-    /// Only so many of its bytes are there.
+    /// Only so many of its bytes are accessible.
     CutAfter(usize),
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Argument {
 }
 
 impl Argument {
-    /// What a request comes to. EUCLEAN: it was refused, and changed its argument all the same.
+    /// The answer to a request. EUCLEAN if the request failed and still changed its argument.
     pub(crate) fn answer(self, result: Result<(), Errno>, sent: &[u8]) -> Result<Answer, Errno> {
         match result {
             Err(_) if self.bytes != sent => Err(Errno::UCLEAN),
@@ -58,7 +58,7 @@ impl Argument {
     }
 }
 
-/// How the file behind an fd is opened once more.
+/// How the file behind an fd is opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reopen {
     ReadWrite,
@@ -67,85 +67,85 @@ pub(crate) enum Reopen {
     Path,
 }
 
-/// What a process can do. Fds are numbers of its own.
+/// An action of a process. Fds are the process's numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Call {
-    /// Has no more fds than now; or as many as it wants again.
+    /// Forbids further fds (`true`), or allows them again (`false`).
     LimitFds(bool),
     /// Opens the device, for reading only or for both.
     OpenDevice { read_only: bool },
     /// Opens a new file.
     Open(What),
-    /// Opens a file that fails as the script says, of an object.
+    /// Opens a scripted file with an object number.
     OpenScripted(u32),
-    /// Opens the file behind an fd once more.
+    /// Opens the file behind an fd again.
     Reopen(i32, Reopen),
     /// Copies an fd.
     Dup(i32),
     /// Closes an fd.
     Close(i32),
-    /// Makes a request. The answer has what is in its memory afterwards.
+    /// Makes a request. The answer is the contents of its argument afterwards.
     Ioctl(i32, u32, Argument),
     /// Makes a request as a 32-bit program does.
     Ioctl32(i32, u32, Vec<u8>),
-    /// Enters a memory cgroup of its own.
+    /// Creates a memory cgroup and enters it.
     EnterCgroup,
-    /// How many bytes are charged to it.
+    /// Number of bytes that are charged to this cgroup.
     ChargedBytes,
     /// Whether an fd has FD_CLOEXEC.
     ClosesOnExec(i32),
-    /// Whether two fds are of one open file.
+    /// Whether two fds refer to the same open file.
     IsSameOpenFile(i32, i32),
-    /// Does something with an open file.
+    /// Performs an operation on an open file.
     File(i32, FileCall),
-    /// Does all of it at the same time, each in a thread of its own.
+    /// Makes all these calls at the same time, each in a separate thread.
     Together(Vec<Call>),
-    /// Opens the device and closes it again, so often, and tells how often it was not busy.
+    /// Opens and closes the device so many times. The answer is how often it was not busy.
     OpenAndClose(u32),
-    /// Begins something that goes on while the process does other things.
+    /// Begins a call in the background.
     Begin(Box<Call>),
-    /// How much of what was begun still goes on.
+    /// Number of background calls that still run.
     Running,
-    /// Runs its program once more in its place.
+    /// Replaces the process's program by the same program (exec).
     Exec,
-    /// Goes on as another user.
+    /// Changes the process's user.
     BecomeUser(u32),
-    /// Mode and owner of what is at a path.
+    /// Mode and owner of the file at a path.
     Stat(String),
     /// Loads the next kernel.
     Load(Load),
-    /// Asks for the switch, where it is to be refused.
+    /// Requests the switch by reboot(2), in cases that expect a refusal.
     Reboot(Who),
 }
 
 /// How the next kernel is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Load {
-    /// As for any switch.
+    /// As for a normal switch.
     Next,
-    /// With an initramfs that no scratch area has room for.
+    /// With an initramfs that is larger than the scratch area.
     TooLarge,
-    /// Not at all: what is loaded is unloaded.
+    /// Loads a kernel and unloads it again, so that none is loaded.
     Nothing,
 }
 
-/// Who asks for a switch.
+/// Who requests a switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Who {
     Root,
     /// A user without CAP_SYS_BOOT.
     Nobody,
-    /// Root in a pid namespace of its own.
+    /// Root in another pid namespace than the first.
     OtherNamespace,
 }
 
-/// What comes of a call.
+/// The result of a call.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Answer {
-    /// An fd, or what else is a number.
+    /// A result that is a number, for example an fd.
     pub(crate) number: i64,
     pub(crate) bytes: Vec<u8>,
-    /// Of calls that were made together, each one's: an errno or its answer.
+    /// For calls that were made together: the answer or the errno of each.
     pub(crate) each: Vec<Result<Answer, i32>>,
 }
 
@@ -164,36 +164,36 @@ impl Answer {
     }
 }
 
-/// What the next kernel is.
+/// The kernel to which a switch goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Next {
-    /// One that finds what was handed over.
+    /// A kernel with LUO, which finds the handover.
     Kernel,
-    /// One that was told to have no LUO.
+    /// A kernel with `liveupdate=off`.
     WithoutLuo,
-    /// The first one: the machine is reset instead of updated.
+    /// The first kernel: the machine is reset instead of updated.
     Reset,
 }
 
-/// What a switch comes to whose next kernel did not start.
+/// The errno of a switch whose next kernel panicked.
 pub(crate) const NEXT_KERNEL_DIED: Errno = Errno::HOSTDOWN;
 
-/// A callback of files that do as they are told; see [`luo::builtin::scripted`].
+/// Scripted files and their callbacks; see [`luo::builtin::scripted`].
 pub(crate) use luo::builtin::scripted::{Callback, Script};
 
-/// What is said to the script of such files.
+/// An instruction to the script of these files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Direction {
     /// A callback fails for an object from now on.
     Fail(#[serde(with = "by_place")] Callback, u32, i32),
-    /// It succeeds again.
+    /// The callback succeeds again for an object.
     Mend(#[serde(with = "by_place")] Callback, u32),
-    /// What was called since the last time?
+    /// Returns the callbacks since the last `Tell`.
     Tell,
 }
 
 impl Direction {
-    /// Gives it to the script.
+    /// Applies it to the script.
     pub(crate) fn give(self, script: &Script) -> Vec<Called> {
         match self {
             Self::Fail(callback, object, errno) => {
@@ -212,59 +212,59 @@ impl Direction {
     }
 }
 
-/// What was called, and for which object.
+/// A callback that was called, and the object for which it was.
 pub(crate) type Called = (Callback, u32);
 
 /// A kernel with a LUO, and processes on it.
 pub(crate) trait System {
-    /// What it lacks, and does otherwise.
+    /// What the system lacks, and where it deviates.
     fn profile(&self) -> &'static Profile;
 
-    /// A process without fds.
+    /// Starts a process without fds.
     fn spawn(&mut self) -> Process;
 
-    /// A process with the same fds.
+    /// Starts a process with copies of another's fds.
     fn fork(&mut self, process: Process) -> Process;
 
     /// Ends a process, as SIGKILL does.
     fn kill(&mut self, process: Process);
 
-    /// Sends a copy of an fd away.
+    /// Sends a copy of an fd.
     fn send(&mut self, fd: Fd) -> Result<Letter, Errno>;
 
-    /// Receives what was sent; `None` loses it.
+    /// Receives a sent fd in a process. Without a process the fd is closed.
     fn receive(&mut self, letter: Letter, by: Option<Process>) -> Option<Fd>;
 
-    /// Has a process do something.
+    /// Makes a call in a process.
     fn call(&mut self, process: Process, call: Call) -> Result<Answer, Errno>;
 
-    /// Directs the files that do as they are told.
+    /// Gives an instruction to the script of the scripted files.
     fn direct(&mut self, direction: Direction) -> Result<Vec<Called>, Errno>;
 
-    /// Switches to the next kernel. No process and no fd is left. A failure leaves all as it was.
+    /// Switches to the next kernel, after which no process and no fd is left. A failure changes nothing.
     fn switch(&mut self, next: Next) -> Result<(), Errno>;
 
-    /// How many live updates led to this kernel.
+    /// Number of live updates that led to this kernel.
     fn liveupdate_number(&self) -> u64;
 
-    /// With which words the last kernel died that did.
+    /// The last panic message of a kernel, if one panicked.
     fn last_words(&self) -> Option<String> {
         None
     }
 
-    /// Changes what every page of the machine's memory has at an offset from `old` to `new`, which are
-    /// of one length, and tells how many had it.
+    /// Replaces `old` by `new` (of equal length) at an offset of every page of the machine's memory that
+    /// has `old` there. Returns the number of pages.
     fn change_memory(&mut self, _offset: usize, _old: &[u8], _new: &[u8]) -> Result<usize, Errno> {
         Err(Errno::OPNOTSUPP)
     }
 }
 
-/// Callbacks as numbers: their places in a list.
+/// Serializes callbacks as their indexes in a list.
 pub(crate) mod by_place {
     use luo::builtin::scripted::Callback;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// Those that cases are about.
+    /// The callbacks that cases use.
     const ALL: [Callback; 6] = [
         Callback::Freeze,
         Callback::Unfreeze,

@@ -1,7 +1,7 @@
-//! `docs/conformance.md`: the results as a table, made by the run.
+//! Generates `docs/conformance.md`, the table of results.
 //!
-//! A run that told every case on every system compares what it saw with the file, and fails if that is
-//! something else. With `PERENNIAL_WRITE_TABLE` set it writes the file instead.
+//! A run of every case on every system compares its results with the file, and fails if they differ.
+//! With `PERENNIAL_WRITE_TABLE` set it writes the file instead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -21,23 +21,23 @@ const WRITE: &str = "PERENNIAL_WRITE_TABLE";
 const HEAD: &str = "\
 # Conformance
 
-How each implementation of the Live Update Orchestrator answers the project's list of 190 cases. This file is \
-written by the run that it tells of, and every run of `make test` fails if it sees anything else: see \
-`tests/src/conformance`. Each case stands once, in `rows/`, and is told in the same words to all.
+Results of the project's list of 190 cases for each implementation of the Live Update Orchestrator. The \
+conformance suite (`tests/src/conformance`) generates this file, and every run of `make test` fails if its results \
+differ. The code of each case is in `rows/` and is the same for all implementations.
 
 - Class U needs one kernel, class G a switch to the next, class K the kernel's own boot and memory management.
-- ✓: it answers as Linux is said to do. D and a number: it deviates, as is written below; what it does instead \
-is tested, too. – and a letter: it lacks what the case is about.
+- ✓: behaves as the list says of Linux. D and a number: deviates as described below; the suite also tests the \
+deviating behaviour. – and a letter: lacks what the case needs.
 ";
 
 type Column = BTreeMap<u16, Verdict>;
 
-/// Compares the file with what was seen. `Err` says what to do.
+/// Compares the file with the results. The error names the first difference and the remedy.
 pub(crate) fn check() -> Result<(), String> {
     let columns: Vec<Column> = SUBJECTS.iter().map(|subject| subject.known()).collect();
     for (subject, column) in SUBJECTS.iter().zip(&columns) {
         if column.len() < rows::CASES.into() {
-            println!("{FILE} is not compared: not every case was told on {}", subject.name);
+            println!("{FILE} is not compared: not every case ran on {}", subject.name);
             return Ok(());
         }
     }
@@ -54,12 +54,12 @@ pub(crate) fn check() -> Result<(), String> {
     let mut lines = seen.lines().zip(committed.lines().chain(std::iter::repeat("nothing")));
     let (seen, committed) = lines.find(|(a, b)| a != b).unwrap_or(("nothing", "more lines"));
     Err(format!(
-        "{FILE} is not what this run saw; set {WRITE} to have it written, and look at the \
-         difference\n  seen: {seen}\n  file: {committed}"
+        "{FILE} differs from the results of this run; set {WRITE} to write it, and review the \
+        difference\n  run: {seen}\n  file: {committed}"
     ))
 }
 
-/// What the marks in the table mean, in the order in which they are given.
+/// The deviations and reasons behind the marks in the table, in the order of the marks.
 #[derive(Default)]
 struct Notes {
     deviations: BTreeSet<Deviation>,
@@ -109,7 +109,7 @@ fn text(columns: &[Column], version: &str) -> String {
 
 fn write(out: &mut String, columns: &[Column], version: &str) -> std::fmt::Result {
     let notes = Notes::of(columns);
-    writeln!(out, "\n| on | what it is | ✓ | D | – |\n|---|---|--:|--:|--:|")?;
+    writeln!(out, "\n| name | implementation | ✓ | D | – |\n|---|---|--:|--:|--:|")?;
     for (subject, column) in SUBJECTS.iter().zip(columns) {
         let count = |is: fn(&Verdict) -> bool| column.values().filter(|v| is(v)).count();
         let passed = count(|verdict| *verdict == Verdict::Passed);
@@ -122,7 +122,7 @@ fn write(out: &mut String, columns: &[Column], version: &str) -> std::fmt::Resul
     for (at, deviation) in notes.deviations.iter().enumerate() {
         writeln!(out, "- **D{}**: {}", at + 1, deviation.reason())?;
     }
-    writeln!(out, "\n## What is lacking\n")?;
+    writeln!(out, "\n## Lacking features\n")?;
     for (at, reason) in notes.lacks.iter().enumerate() {
         writeln!(out, "- **–{}**: {reason}.", letter(at))?;
     }

@@ -1,9 +1,9 @@
-//! The words in which the cases are told.
+//! The operations from which the cases are built.
 //!
-//! A [`World`] is a system and one process on it, which does what no case says another does.
-//! Every request of the protocol is one method; what comes back is held against what should, and
-//! the first difference ends the case. Where several cases share one system, each has names of its own
-//! for its sessions: [`World::scoped`].
+//! A [`World`] is a system and one process on it, which makes every call for which a case names no other
+//! process. Every request of the protocol is one method. [`same`] and [`refused`] compare the result
+//! with the expected one; the first difference ends the case. If several cases share one system, each
+//! adds its own suffix to the names of its sessions ([`World::scoped`]).
 
 use std::collections::BTreeSet;
 
@@ -23,35 +23,37 @@ pub(crate) struct Failure(pub(crate) String);
 
 impl From<Errno> for Failure {
     fn from(errno: Errno) -> Self {
-        Self(format!("it answered {errno:?} where it should have succeeded"))
+        Self(format!("the call failed with {errno:?}, it should succeed"))
     }
 }
 
-/// How a case ends.
+/// The result of a case.
 pub(crate) type Outcome = Result<(), Failure>;
 
-/// A request that was answered by an errno.
+/// Errors unless a request failed with this errno.
 #[track_caller]
 pub(crate) fn refused<T>(answer: Result<T, Errno>, errno: Errno) -> Outcome {
     let line = std::panic::Location::caller();
     match answer {
         Err(found) if found == errno => Ok(()),
-        Err(found) => Err(Failure(format!("{line}: it answered {found:?}, not {errno:?}"))),
-        Ok(_) => Err(Failure(format!("{line}: it succeeded, it should answer {errno:?}"))),
+        Err(found) => {
+            Err(Failure(format!("{line}: the call failed with {found:?}, not {errno:?}")))
+        }
+        Ok(_) => Err(Failure(format!("{line}: the call succeeded, it should fail with {errno:?}"))),
     }
 }
 
-/// Two values that should be the same.
+/// Errors unless the two values are equal.
 #[track_caller]
 pub(crate) fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Outcome {
     let line = std::panic::Location::caller();
     if found == expected {
         return Ok(());
     }
-    Err(Failure(format!("{line}: it is {found:?}, it should be {expected:?}")))
+    Err(Failure(format!("{line}: found {found:?}, expected {expected:?}")))
 }
 
-/// A system and a process.
+/// A system and the process that runs a case.
 pub(crate) struct World {
     system: Box<dyn System>,
     pub(crate) me: Process,
@@ -64,13 +66,13 @@ impl World {
         Self::scoped(system, String::new())
     }
 
-    /// The same, with this added to every name of a session.
+    /// A world that appends `scope` to every session name.
     pub(crate) fn scoped(mut system: Box<dyn System>, scope: String) -> Self {
         let me = system.spawn();
         Self { system, me, scope, deviated: BTreeSet::new() }
     }
 
-    /// Whether the system does otherwise; that is noted.
+    /// Whether the system has this deviation. If it has, that is recorded for the table of results.
     pub(crate) fn deviates(&mut self, deviation: Deviation) -> bool {
         let deviates = self.system.profile().deviations.contains(&deviation);
         if deviates {
@@ -79,12 +81,12 @@ impl World {
         deviates
     }
 
-    /// In what the system was found to do otherwise.
+    /// The deviations that the case found.
     pub(crate) fn deviated(self) -> BTreeSet<Deviation> {
         self.deviated
     }
 
-    /// Whether the system has what only some have.
+    /// Whether the system has a feature.
     pub(crate) fn has(&self, need: Need) -> bool {
         self.system.profile().lacks(need).is_none()
     }
@@ -167,33 +169,33 @@ impl World {
         self.call_for_fd(self.me, Call::Open(what))
     }
 
-    /// A file that does as the script says.
+    /// A scripted file with this object number ([`World::fail`]).
     pub(crate) fn scripted(&mut self, object: u32) -> Result<Fd, Errno> {
         self.call_for_fd(self.me, Call::OpenScripted(object))
     }
 
-    /// Does something with a file that gives a number.
+    /// Performs an operation on a file and returns its number.
     pub(crate) fn on(&mut self, fd: Fd, call: FileCall) -> Result<i64, Errno> {
         Ok(self.system.call(fd.process, Call::File(fd.number, call))?.number)
     }
 
-    /// Does something with a file that gives bytes.
+    /// Performs an operation on a file and returns its bytes.
     pub(crate) fn bytes_of(&mut self, fd: Fd, call: FileCall) -> Result<Vec<u8>, Errno> {
         Ok(self.system.call(fd.process, Call::File(fd.number, call))?.bytes)
     }
 
-    /// Reads from the position on, and moves it.
+    /// Reads up to `length` bytes at the file position, and advances the position.
     pub(crate) fn read(&mut self, fd: Fd, length: usize) -> Result<Vec<u8>, Errno> {
         self.bytes_of(fd, FileCall::Read(length))
     }
 
-    /// What is in a file from its position on.
+    /// The contents of a file from its position, at most 4096 bytes.
     pub(crate) fn contents(&mut self, fd: Fd) -> Result<String, Errno> {
         let bytes = self.read(fd, 4096)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Writes all of it.
+    /// Writes the whole text at an offset.
     pub(crate) fn write_at(&mut self, fd: Fd, offset: u64, text: &str) -> Result<(), Errno> {
         let written = self.on(fd, FileCall::WriteAt(offset, text.as_bytes().to_vec()))?;
         if written == text.len() as i64 { Ok(()) } else { Err(Errno::IO) }
@@ -205,7 +207,7 @@ impl World {
     }
 
     pub(crate) fn is_same_open_file(&mut self, one: Fd, other: Fd) -> Result<bool, Errno> {
-        assert_eq!(one.process, other.process, "no case compares fds of two processes");
+        assert_eq!(one.process, other.process, "fds of different processes cannot be compared");
         let call = Call::IsSameOpenFile(one.number, other.number);
         Ok(self.system.call(one.process, call)?.number != 0)
     }
@@ -221,7 +223,7 @@ impl World {
         Ok(self.system.direct(Direction::Mend(callback, object)).map(drop)?)
     }
 
-    /// What was called since the last time, of a few kinds.
+    /// The callbacks of these kinds since the last call of this method, in their order.
     pub(crate) fn calls(&mut self, kinds: &[Callback]) -> Result<Vec<Called>, Errno> {
         let mut calls = self.system.direct(Direction::Tell)?;
         calls.retain(|(callback, _)| kinds.contains(callback));
@@ -230,7 +232,7 @@ impl World {
 
     // --- requests ------------------------------------------------------------------------------
 
-    /// Makes a request and gives back the memory of its argument.
+    /// Makes a request and returns the contents of its argument afterwards.
     pub(crate) fn ioctl(
         &mut self,
         fd: Fd,
@@ -242,7 +244,7 @@ impl World {
         Ok(self.system.call(fd.process, call)?.bytes)
     }
 
-    /// A name of a session as the system gets it. What is no name stays as it is.
+    /// A session name with this world's suffix, as the system receives it. Invalid names stay unchanged.
     pub(crate) fn full_name(&self, name: &[u8]) -> Vec<u8> {
         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         let scoped = [&name[..end], self.scope.as_bytes(), &name[end..]].concat();
@@ -320,7 +322,7 @@ impl World {
         self.ioctl(session, uapi::SESSION_FINISH, words(8, reserved), place).map(drop)
     }
 
-    /// The name of a session, without what this world adds to it.
+    /// The name of a session, without this world's suffix.
     pub(crate) fn name(&mut self, session: Fd) -> Result<Vec<u8>, Errno> {
         let sent = [words(72, 0), vec![0; 64]].concat();
         let answer = self.ioctl(session, uapi::SESSION_GET_NAME, sent, Place::Writable)?;
@@ -329,9 +331,9 @@ impl World {
         Ok(name.strip_suffix(self.scope.as_bytes()).unwrap_or(name).to_vec())
     }
 
-    // --- what cases begin with -----------------------------------------------------------------
+    // --- common first steps of cases -----------------------------------------------------------
 
-    /// A session of this process, made with a device that is closed again.
+    /// Creates a session of this process; opens the device for it and closes it again.
     pub(crate) fn session(&mut self, name: &str) -> Result<Fd, Errno> {
         self.session_in(self.me, name)
     }
@@ -343,7 +345,7 @@ impl World {
         session
     }
 
-    /// A session with a memfd under each token, which holds what is said.
+    /// Creates a session with a memfd of the given contents under each token.
     pub(crate) fn session_with(&mut self, name: &str, files: &[(u64, &str)]) -> Result<Fd, Errno> {
         let session = self.session(name)?;
         for (token, contents) in files {
@@ -354,14 +356,14 @@ impl World {
         Ok(session)
     }
 
-    /// A session "web" with one file under token 1.
+    /// Creates a session "web" with this file under token 1.
     pub(crate) fn session_of(&mut self, file: Fd) -> Result<Fd, Errno> {
         let session = self.session("web")?;
         self.preserve(session, file, 1)?;
         Ok(session)
     }
 
-    /// A session with scripted files, each under its object as token.
+    /// Creates a session with scripted files, each under its object number as token.
     pub(crate) fn scripted_session(&mut self, name: &str, objects: &[u32]) -> Result<Fd, Errno> {
         let session = self.session(name)?;
         for object in objects {
@@ -371,7 +373,7 @@ impl World {
         Ok(session)
     }
 
-    /// The incoming session of this name, made with a device that is closed again.
+    /// Retrieves the incoming session of this name; opens the device for it and closes it again.
     pub(crate) fn incoming(&mut self, name: &str) -> Result<Fd, Errno> {
         let device = self.open()?;
         let session = self.retrieve_session(device, name.as_bytes());
@@ -379,14 +381,14 @@ impl World {
         session
     }
 
-    /// A session "web" with such files, after the switch and retrieved.
+    /// Creates a session "web" with these files, switches, and retrieves the session.
     pub(crate) fn arrived(&mut self, files: &[(u64, &str)]) -> Result<Fd, Errno> {
         self.session_with("web", files)?;
         self.switch()?;
         self.incoming("web")
     }
 
-    /// A file after the switch.
+    /// Preserves a file, switches, and retrieves the file.
     pub(crate) fn carried(&mut self, file: Fd) -> Result<Fd, Errno> {
         self.session_of(file)?;
         self.switch()?;
@@ -394,7 +396,7 @@ impl World {
         self.retrieve(session, 1)
     }
 
-    /// Switches; the process after that is another one.
+    /// Switches to the next kernel. Afterwards [`World::me`] is a new process.
     pub(crate) fn switch(&mut self) -> Result<(), Errno> {
         self.switch_to(Next::Kernel)
     }
@@ -409,14 +411,14 @@ impl World {
         self.system.liveupdate_number()
     }
 
-    /// A switch whose next kernel cannot take what is handed over: it dies, and says so.
+    /// Switches, and errors unless the next kernel rejects the handover with a panic.
     #[track_caller]
     pub(crate) fn switch_to_death(&mut self) -> Outcome {
         refused(self.switch(), NEXT_KERNEL_DIED)?;
         let words = self.system.last_words().unwrap_or_default();
         match words.contains("The incoming tree failed to initialize properly [-22]") {
             true => Ok(()),
-            false => Err(Failure(format!("its last words are {words:?}"))),
+            false => Err(Failure(format!("the next kernel ended with another panic: {words:?}"))),
         }
     }
 
@@ -429,7 +431,7 @@ impl World {
         self.system.change_memory(offset, old.as_bytes(), new.as_bytes())
     }
 
-    /// Whether a file is preserved: another session cannot have it.
+    /// Whether a file is preserved: then a second session cannot preserve it.
     pub(crate) fn is_preserved(&mut self, fd: Fd) -> Result<bool, Errno> {
         let probe = self.session_in(fd.process, "is it preserved?")?;
         let answer = self.preserve(probe, fd, 0);
@@ -441,7 +443,7 @@ impl World {
         }
     }
 
-    /// What each of these calls of this process is answered, all made at the same time.
+    /// Makes these calls of this process at the same time, and returns the answer of each.
     pub(crate) fn together(
         &mut self,
         calls: Vec<Call>,
@@ -451,24 +453,24 @@ impl World {
     }
 }
 
-/// A request of a process.
+/// The call that makes a request with a writable argument.
 pub(crate) fn request(fd: Fd, command: u32, bytes: Vec<u8>) -> Call {
     Call::Ioctl(fd.number, command, Argument { bytes, place: Place::Writable })
 }
 
-/// Two words: the size and what follows it.
+/// The first two words of an argument: its size, and the word after it.
 pub(crate) fn words(size: u32, second: i32) -> Vec<u8> {
     [size.to_le_bytes(), second.to_le_bytes()].concat()
 }
 
-/// An argument with a name field, 72 bytes, whatever its size says.
+/// An argument with a name field: always 72 bytes, even if `size` differs.
 pub(crate) fn named(size: u32, name: &[u8]) -> Vec<u8> {
     let mut field = [0; 64];
     field[..name.len()].copy_from_slice(name);
     [&words(size, -1)[..], &field].concat()
 }
 
-/// An argument with a token, 16 bytes, whatever its size says.
+/// An argument with a token: always 16 bytes, even if `size` differs.
 pub(crate) fn tokened(size: u32, fd: i32, token: u64) -> Vec<u8> {
     [&words(size, fd)[..], &token.to_le_bytes()].concat()
 }

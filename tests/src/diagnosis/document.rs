@@ -1,8 +1,8 @@
-//! What a state document tells of a guest, as far as it explains why the guest stands still.
+//! Reads from a state document what may explain why a guest makes no progress.
 //!
-//! Parts are found by their properties wherever they stand in the tree, so that a document whose
-//! nodes were moved can still be read. The documents' own decoder (`vmm/src/state`) checks them
-//! completely; here what is missing or damaged is left out, because the rest still helps.
+//! Parts are found by their properties anywhere in the tree, so that documents with other nodes can be
+//! read too. This reader ignores missing and damaged parts, because the rest still helps; the strict
+//! decoder is in `vmm/src/state`.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ const NOP: u32 = 4;
 /// Deepest nesting that is read.
 const DEEPEST: usize = 32;
 
-/// Places in `struct kvm_regs`, counted in registers (Linux `arch/x86/include/uapi/asm/kvm.h`).
+/// Indexes of registers in `struct kvm_regs` (Linux `arch/x86/include/uapi/asm/kvm.h`).
 const RSP: usize = 6;
 const RIP: usize = 16;
 const RFLAGS: usize = 17;
@@ -37,7 +37,7 @@ pub(crate) struct Snapshot {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) serial: Option<Serial>,
-    /// The host's TSC when the document was made.
+    /// The host's TSC when the state was saved.
     pub(crate) host_tsc: Option<u64>,
 }
 
@@ -87,14 +87,14 @@ pub(crate) struct Apic {
     pub(crate) current_count: u32,
     /// Vectors in service.
     pub(crate) in_service: Vec<u8>,
-    /// Vectors that were requested and not taken yet.
+    /// Vectors that were requested and are not in service yet.
     pub(crate) requested: Vec<u8>,
 }
 
 /// A virtqueue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Queue {
-    /// Of which device, and which one: names of nodes.
+    /// The names of the queue's node and of its device's node.
     pub(crate) name: String,
     pub(crate) is_ready: bool,
     pub(crate) next_avail: u16,
@@ -114,12 +114,12 @@ pub(crate) struct Serial {
     pub(crate) mcr: u32,
     /// Bytes that the guest has not read.
     pub(crate) input: usize,
-    /// Bytes that nobody has taken from the guest.
+    /// Bytes from the guest that the host has not written yet.
     pub(crate) output: usize,
 }
 
 impl Snapshot {
-    /// Reads a state document. `None` if the bytes are no device tree.
+    /// Reads a state document. `None` if the bytes are not a device tree.
     pub(crate) fn read(document: &[u8]) -> Option<Self> {
         let root = tree(document)?;
         let mut snapshot = Self::default();
@@ -133,7 +133,8 @@ impl Snapshot {
         self.queues.extend(queue(node, parent));
         self.serial = serial(node).or(self.serial.take());
         self.host_tsc = node.u64("host-tsc").or(self.host_tsc);
-        // The transport of a virtio device is called for what it is, its parent for the device.
+        // The node of a virtio transport is always called `transport`; its parent is named for the
+        // device.
         let of = if node.name == "transport" { parent } else { &node.name };
         node.children.iter().for_each(|child| self.collect(child, of));
     }
@@ -168,7 +169,7 @@ fn vcpu(node: &Node) -> Option<Vcpu> {
     })
 }
 
-/// The vectors whose bits are set: 32 of them in every 16 bytes.
+/// The vectors whose bits are set, in registers of 32 bits at a distance of 16 bytes.
 fn vectors(lapic: &[u8], start: usize) -> Vec<u8> {
     let is_set = |vector: &u8| {
         let (word, bit) = (usize::from(vector / 32), vector % 32);
@@ -221,7 +222,7 @@ impl Node {
     }
 }
 
-/// The root of a flattened device tree. What is damaged ends the reading, without an error.
+/// The root of a flattened device tree. `None` if the tree is damaged.
 fn tree(document: &[u8]) -> Option<Node> {
     let header = |at| usize::try_from(be32(document, at)?).ok();
     if be32(document, 0)? != MAGIC {
@@ -348,7 +349,7 @@ mod tests {
         for end in (0..golden.len()).step_by(37) {
             assert_eq!(Snapshot::read(&golden[..end]), None, "{end}");
         }
-        // Whatever is read from a damaged document, it is read without a panic.
+        // A damaged document may give any result, but no panic.
         for at in (0..golden.len()).step_by(37).chain(0..200) {
             let mut changed = golden.clone();
             changed[at] ^= 0xff;

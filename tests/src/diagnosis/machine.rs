@@ -1,14 +1,14 @@
-//! Where the machine itself has stopped: its CPUs as QEMU's monitor shows them, twice.
+//! Shows where the machine's CPUs are, from two looks by QEMU's monitor.
 
 use super::symbols::Symbols;
 use crate::qemu::Qemu;
 
-/// Words of the stack that are looked at.
+/// Number of words of a stack that are read.
 const STACK_WORDS: usize = 256;
-/// Calls that are told.
+/// Most calls that are listed.
 const MOST_CALLS: usize = 16;
 
-/// What QEMU's monitor prints of one CPU (`info registers`), as far as it is read.
+/// One CPU, from the output of QEMU's monitor (`info registers`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cpu {
     rip: u64,
@@ -17,7 +17,7 @@ struct Cpu {
     halted: bool,
 }
 
-/// Looks at the machine: all that was seen, and one line that says what its CPUs do.
+/// Looks at the machine. Returns the monitor's output, and one line that says what the CPUs do.
 pub(super) fn look(qemu: &mut Qemu, symbols: Option<&Symbols>) -> (String, String) {
     let [first, second] = qemu.cpus();
     let mut text = format!("{first}\n--- a moment later:\n{second}");
@@ -39,7 +39,7 @@ fn does(before: Option<&Cpu>, cpu: Cpu, symbols: Option<&Symbols>) -> String {
     if cpu.halted {
         return format!("sleeps with interrupts {interrupts}");
     }
-    // Host and guests have their kernels at the same addresses.
+    // The kernels of host and guests are at the same addresses, so the name may be wrong.
     let place = |rip: u64| match symbols.and_then(|symbols| symbols.name(rip)) {
         Some(name) => format!("{rip:#x} ({name} if that is the host's kernel)"),
         None => format!("{rip:#x}"),
@@ -52,7 +52,7 @@ fn does(before: Option<&Cpu>, cpu: Cpu, symbols: Option<&Symbols>) -> String {
     }
 }
 
-/// The CPUs in what the monitor says.
+/// Parses the CPUs in the monitor's output.
 fn cpus(text: &str) -> Vec<Cpu> {
     let blocks = text.split("CPU#").skip(1);
     blocks
@@ -67,14 +67,14 @@ fn cpus(text: &str) -> Vec<Cpu> {
         .collect()
 }
 
-/// The hexadecimal number behind `name`.
+/// The hexadecimal number after `name`.
 fn field(text: &str, name: &str) -> Option<u64> {
     let digits = text.split_once(name)?.1;
     let end = digits.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(digits.len());
     u64::from_str_radix(&digits[..end], 16).ok()
 }
 
-/// The calls in a piece of memory as the monitor prints it: `address: 0x... 0x...`.
+/// The functions whose addresses are in a memory dump of the monitor (`address: 0x... 0x...`).
 fn calls(memory: &str, symbols: Option<&Symbols>) -> Vec<String> {
     let Some(symbols) = symbols else { return Vec::new() };
     let words = memory

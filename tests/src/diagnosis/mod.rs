@@ -1,11 +1,11 @@
-//! What a silent guest or host hangs on, found out at the moment at which a test gives up waiting.
+//! Finds out what a silent guest or host hangs on, when a test's wait has timed out.
 //!
-//! The host is asked for its status. If it does not answer, QEMU's monitor shows the CPUs of the
-//! machine. If it does, the host gives each silent guest's state document twice and pieces of its RAM,
-//! and from these come registers, timers, rings, the serial port and the calls on the stack, named with
-//! the guest kernel's symbols. The last line says what the guest hangs on, as far as can be told.
+//! First the host is asked for its status. If the host does not answer, QEMU's monitor shows the CPUs of
+//! the machine. If it answers, the host dumps the state document of each silent guest twice, and parts of
+//! its RAM. These show registers, timers, rings, the serial port and the calls on the stack, with names
+//! from the guest kernel's symbols. The last line says what the guest hangs on, as far as known.
 //!
-//! The machine may be in any state: everything has a deadline, and what cannot be had is said.
+//! The machine may be in any state, so every request has a deadline, and the text reports failures.
 
 mod document;
 mod machine;
@@ -26,13 +26,13 @@ use document::{Queue, Snapshot};
 use symbols::Symbols;
 use verdict::Findings;
 
-/// Longest time for all that the host is asked about its guests.
+/// Longest time for all requests to the host about its guests.
 const WITHIN: Duration = Duration::from_secs(90);
-/// Longest time for one answer of a host that runs. Under emulation a state document takes a second.
+/// Longest time for an answer of a running host. Under emulation a state document takes a second.
 const ANSWER: Duration = Duration::from_secs(20);
-/// Longest time for the answer of a host that may be gone.
+/// Longest time for the first answer, of a host that may hang.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
-/// Time between two looks at a guest: long enough for every timer and watchdog of a kernel to have fired.
+/// Time between two looks at a guest. In this time every timer and watchdog of a kernel should fire.
 const BETWEEN: Duration = Duration::from_secs(3);
 /// Where in a ring the driver's or the device's index is (Virtio 1.2, 2.7.6 and 2.7.8).
 const RING_INDEX: u64 = 2;
@@ -42,12 +42,12 @@ const RING_INDEX: u64 = 2;
 pub struct Silent {
     /// Name of the VM.
     pub name: String,
-    /// What was waited for.
+    /// What the test waited for.
     pub waited_for: String,
 }
 
-/// Finds out where the machine, its host and these guests are. `host_kernel` and `guest_kernel` are
-/// `vmlinux` files, which give names to addresses.
+/// Describes the state of the machine, its host and these guests. `host_kernel` and `guest_kernel` are
+/// `vmlinux` files with the symbols for addresses.
 pub fn diagnose(
     qemu: &mut Qemu,
     control: &mut Control,
@@ -76,7 +76,7 @@ pub fn diagnose(
     let deadline = Instant::now() + WITHIN;
     let mut last_lines = String::new();
     for Silent { name, waited_for } in silent {
-        text += &format!("\n--- guest {name}, of which was waited for {waited_for}:\n");
+        text += &format!("\n--- guest {name}; the test waited for {waited_for}:\n");
         let said = match state(&status, name).as_deref() {
             Some("running") => {
                 let mut host = Asked { control, name, deadline };
@@ -85,18 +85,18 @@ pub fn diagnose(
                         text += &findings.text();
                         findings.verdict()
                     }
-                    Err(problem) => format!("cannot be looked into: {problem}"),
+                    Err(problem) => format!("its state cannot be read: {problem}"),
                 }
             }
             Some(state) => format!("the host says that it is {state}"),
-            None => "the host does not know it".to_owned(),
+            None => "the host's status has no such VM".to_owned(),
         };
         last_lines += &format!("\nguest {name}: {said}");
     }
     text.trim_end().to_owned() + &last_lines
 }
 
-/// Where a machine without a host stands, whose kernel is one of those that are built.
+/// Describes the state of a machine of the conformance suite, with the symbols of a host's kernel.
 pub(crate) fn machine(qemu: &mut Qemu) -> String {
     if let Some(end) = qemu.end_of_process() {
         return end;
@@ -107,13 +107,13 @@ pub(crate) fn machine(qemu: &mut Qemu) -> String {
     format!("{seen}\nthe machine: {said}")
 }
 
-/// What the host says that a VM is.
+/// The state of a VM in the host's status.
 fn state(status: &Value, name: &str) -> Option<String> {
     let vm = status["vms"].as_array()?.iter().find(|vm| vm["name"] == name)?;
     Some(vm["state"].as_str()?.to_owned())
 }
 
-/// A host that is asked about one of its guests.
+/// A connection to a host for requests about one of its guests.
 struct Asked<'a> {
     control: &'a mut Control,
     name: &'a str,
@@ -123,14 +123,14 @@ struct Asked<'a> {
 impl Asked<'_> {
     fn look(&mut self, symbols: Option<Symbols>) -> Result<Findings, String> {
         let before = self.document()?;
-        // Nothing tells of what does not happen.
+        // No event would show a lack of progress, so this waits for a fixed time.
         thread::sleep(BETWEEN);
         let after = self.document()?;
         let rings = after.queues.iter().map(|queue| self.indexes(queue)).collect();
         let mut calls = Vec::new();
         if let Some(symbols) = &symbols {
             for vcpu in &after.vcpus {
-                // A program's stack has no names.
+                // No symbols are known for a program's stack.
                 let found = match vcpu.privilege {
                     3 => (Vec::new(), None),
                     _ => {
@@ -148,7 +148,8 @@ impl Asked<'_> {
     fn document(&mut self) -> Result<Snapshot, String> {
         let answer = self.ask(json!({"do": "dump", "vm": self.name}))?;
         let document = bytes_of(&answer["document"])?;
-        Snapshot::read(&document).ok_or_else(|| "its state document is no device tree".to_owned())
+        Snapshot::read(&document)
+            .ok_or_else(|| "its state document is not a device tree".to_owned())
     }
 
     fn memory(&mut self, address: u64, bytes: u64) -> Result<Vec<u8>, String> {
@@ -156,11 +157,11 @@ impl Asked<'_> {
         let memory = bytes_of(&self.ask(request)?["memory"])?;
         match memory.len() as u64 == bytes {
             true => Ok(memory),
-            false => Err(format!("{} bytes of memory came, not {bytes}", memory.len())),
+            false => Err(format!("the host sent {} bytes of memory, not {bytes}", memory.len())),
         }
     }
 
-    /// The driver's index and the device's, as they stand in the rings.
+    /// The indexes in the rings in the guest's memory: the driver's and the device's.
     fn indexes(&mut self, queue: &Queue) -> Option<(u16, u16)> {
         let mut index = |ring: u64| {
             let bytes = self.memory(ring.checked_add(RING_INDEX)?, 2).ok()?;
@@ -173,13 +174,13 @@ impl Asked<'_> {
     fn ask(&mut self, request: Value) -> Result<Value, String> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(format!("{WITHIN:?} are over"));
+            return Err(format!("the time for requests, {WITHIN:?}, has passed"));
         }
         self.control.ask(request, left.min(ANSWER)).map_err(|error| error.to_string())
     }
 }
 
-/// Hexadecimal digits as bytes.
+/// Parses bytes in hexadecimal.
 fn bytes_of(text: &Value) -> Result<Vec<u8>, String> {
     let problem = || format!("not bytes in hexadecimal: {text}");
     let digits = text.as_str().ok_or_else(problem)?.as_bytes();

@@ -1,28 +1,28 @@
-//! A guest's stack: its memory, found through its page tables, and the calls that stand on it.
+//! Reads a guest's stack through the guest's page tables, and lists the calls on it.
 
 use super::symbols::Symbols;
 
 /// Bytes of a page, and of a kernel stack of Linux on x86-64 (`THREAD_SIZE` and `IRQ_STACK_SIZE`).
 const PAGE: u64 = 4096;
 const STACK: u64 = 16384;
-/// Most calls that are told.
+/// Most calls that are listed.
 const MOST_CALLS: usize = 40;
-/// Most stacks that are followed: of an interrupt, and of what it interrupted.
+/// Most stacks that are followed: an interrupt's stack, and the stacks that were interrupted.
 const MOST_STACKS: usize = 3;
-/// Where addresses of the kernel begin.
+/// The lowest address of the kernel's half.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 
 /// Bits of a page table's entry (Intel SDM 3A, 4.5).
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// The bit of CR4 that says that there are five levels.
+/// The bit of CR4 for page tables of five levels.
 const LA57: u64 = 1 << 12;
 
-/// Reads so many bytes at a guest-physical address.
+/// A function that reads guest memory: takes a guest-physical address and a number of bytes.
 pub(crate) type Read<'a> = dyn FnMut(u64, u64) -> Result<Vec<u8>, String> + 'a;
 
-/// The guest-physical address of a virtual one.
+/// Translates a virtual address to a guest-physical one.
 pub(crate) fn physical(
     read: &mut Read<'_>,
     cr3: u64,
@@ -43,12 +43,12 @@ pub(crate) fn physical(
         }
         table = entry & ADDRESS;
     }
-    Err("there is no page table".to_owned())
+    Err("the page tables have no last level".to_owned())
 }
 
-/// The functions whose addresses stand on the stack from `rsp` on, innermost first. These are the
-/// calls that led there; an address that an earlier call left behind can be among them. The second
-/// part says why nothing more could be read, if that is so.
+/// The functions whose addresses are on the stack from `rsp` on, innermost first. These are the
+/// current calls, and possibly some addresses that earlier calls left behind. The second value is the
+/// reason why the rest of the stack could not be read, if so.
 pub(crate) fn calls(
     read: &mut Read<'_>,
     (cr3, cr4): (u64, u64),
@@ -76,7 +76,7 @@ pub(crate) fn calls(
             }
             top += part;
         }
-        // The last word of an interrupt's stack is where the interrupted one goes on
+        // The last word of an interrupt's stack is the stack pointer of the interrupted stack
         // (Linux `arch/x86/include/asm/irq_stack.h`).
         if last < KERNEL || symbols.name(last).is_some() || last / STACK == (end - 1) / STACK {
             break;

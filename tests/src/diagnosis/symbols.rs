@@ -1,8 +1,8 @@
 //! Names of a kernel's functions, read from the symbol table of its `vmlinux`.
 //!
-//! The kernels of the tests are built without address randomisation, so that an address of the
-//! running kernel is one of the file. A kernel that a distribution built has no `vmlinux`; addresses
-//! in it stay numbers.
+//! The kernels of the tests are built without address randomisation, so that addresses in the running
+//! kernel equal those in the file. A distribution's kernel has no `vmlinux`, so its addresses are shown
+//! as numbers.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ const SYMTAB: u32 = 2;
 const SYMBOL: usize = 24;
 const SECTION: usize = 64;
 
-/// Where the code of a kernel is, and what it is called.
+/// The functions of a kernel, by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Symbols {
     /// Address and name, ascending.
@@ -26,29 +26,29 @@ impl Symbols {
     /// Reads the symbols of an ELF file.
     pub(crate) fn read(vmlinux: &Path) -> io::Result<Self> {
         let file = fs::read(vmlinux)?;
-        let problem = || io::Error::other(format!("{}: no symbols in it", vmlinux.display()));
+        let problem = || io::Error::other(format!("{}: no symbols found", vmlinux.display()));
         let all = symbols(&file).ok_or_else(problem)?;
         Self::new(all).ok_or_else(problem)
     }
 
-    /// The symbols between `_stext` and `_etext`; `None` without these two.
+    /// The symbols between `_stext` and `_etext`. `None` if one of these is missing.
     fn new(mut all: Vec<(u64, String)>) -> Option<Self> {
         let address = |name: &str| all.iter().find(|(_, n)| n == name).map(|(at, _)| *at);
         let (start, end) = (address("_stext")?, address("_etext")?);
         all.retain(|(at, name)| (start..end).contains(at) && name != "_stext");
         all.sort();
-        // Of several names for one address the first one does.
+        // If an address has several names, the first one is kept.
         all.dedup_by_key(|(at, _)| *at);
         Some(Self { functions: all, end })
     }
 
-    /// The function that an address lies in, and how far: `name+0x12`.
+    /// The function that contains an address, and the offset in it: `name+0x12`.
     pub(crate) fn name(&self, address: u64) -> Option<String> {
         let (start, name) = self.function(address)?;
         Some(format!("{name}+{:#x}", address - start))
     }
 
-    /// The function that an address lies in: where it begins, and its name.
+    /// The function that contains an address: its start and its name.
     pub(crate) fn function(&self, address: u64) -> Option<(u64, &str)> {
         if address >= self.end {
             return None;

@@ -1,25 +1,26 @@
-//! Words for what was found: a guest's vCPUs, timers, rings and serial port, and in one line what it
-//! hangs on.
+//! Describes the findings about a guest: its vCPUs, timers, rings and serial port, and in one line what
+//! the guest hangs on.
 
 use std::fmt::Write as _;
 
 use super::document::{Apic, Queue, Serial, Snapshot, Vcpu};
 use super::symbols::Symbols;
 
-/// Calls that the last line repeats.
+/// Most calls in the verdict's line.
 const CALLS_IN_VERDICT: usize = 4;
 
 /// `KVM_MP_STATE_RUNNABLE` and `KVM_MP_STATE_HALTED`.
 const RUNNABLE: u32 = 0;
 const HALTED: u32 = 3;
 
-/// What was found out about one guest.
+/// The findings about one guest.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Two documents, some seconds apart.
+    /// Two state documents, some seconds apart.
     pub(crate) before: Snapshot,
     pub(crate) after: Snapshot,
-    /// The calls on the stack of each vCPU, at the second document, and what kept one from more.
+    /// The calls on the stack of each vCPU at the time of the second document, and the error that ended
+    /// each list, if one did.
     pub(crate) calls: Vec<(Vec<String>, Option<String>)>,
     /// The indexes in the guest's memory, for each queue: available and used. `None` if unreadable.
     pub(crate) rings: Vec<Option<(u16, u16)>>,
@@ -43,7 +44,7 @@ impl Findings {
         a.rip() == b.rip() || (function(a).is_some() && function(a) == function(b))
     }
 
-    /// Everything, a line each.
+    /// All findings, one on each line.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         for (when, snapshot) in [("at first", &self.before), ("then", &self.after)] {
@@ -90,7 +91,7 @@ impl Findings {
         )
     }
 
-    /// What the guest hangs on, as far as can be told.
+    /// One line about what the guest hangs on, as far as known.
     pub(crate) fn verdict(&self) -> String {
         let mut said: Vec<String> = Vec::new();
         for (index, vcpu) in self.after.vcpus.iter().enumerate() {
@@ -157,7 +158,7 @@ fn mp_state(state: u32) -> String {
     }
 }
 
-/// `struct kvm_vcpu_events`: what is pending (Linux `arch/x86/include/uapi/asm/kvm.h`).
+/// The pending events in `struct kvm_vcpu_events` (Linux `arch/x86/include/uapi/asm/kvm.h`).
 fn events(events: &[u8]) -> String {
     let byte = |at: usize| events.get(at).copied().unwrap_or(0);
     let is_set = |at: usize| byte(at) != 0;
@@ -198,7 +199,7 @@ fn timer_registers(apic: &Apic) -> String {
     )
 }
 
-/// When the timer of the LAPIC fires.
+/// The state of the LAPIC's timer, and when it fires.
 fn timer(snapshot: &Snapshot, vcpu: &Vcpu) -> String {
     let is_deadline = vcpu.apic.timer >> 17 & 3 == 2;
     if vcpu.apic.timer & 1 << 16 != 0 {

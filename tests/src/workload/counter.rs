@@ -1,20 +1,20 @@
-//! A count that notices when a vCPU's registers were not kept.
+//! A counter that detects a change of a vCPU's registers.
 //!
-//! Beside the count itself run a linear congruential generator and a floating-point sum. Both have
-//! closed forms, so after each stretch the thread can tell whether integer and vector registers
-//! still hold what they held, however often the thread was interrupted, paused or moved to another
-//! kernel in between.
+//! With each step the counter also advances a linear congruential generator and a floating-point sum.
+//! Both have closed forms, so after any number of steps the thread can check whether integer and vector
+//! registers kept their values, even if the thread was interrupted or paused or the host's kernel was
+//! replaced meanwhile.
 
 const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
 const INCREMENT: u64 = 1_442_695_040_888_963_407;
 const SEED: u64 = 0x5045_5245_4e4e_4941;
 
-/// The count of one thread, with what must go along with it.
+/// The counter of one thread, with the generator and the sum.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counter {
     steps: u64,
     generator: u64,
-    /// Twice as many halves as steps: exact up to 2^53.
+    /// Half the number of steps, exact up to 2^53 steps.
     sum: f64,
 }
 
@@ -30,7 +30,7 @@ impl Counter {
         let (mut generator, mut sum) = (self.generator, self.sum);
         for _ in 0..steps {
             generator = generator.wrapping_mul(MULTIPLIER).wrapping_add(INCREMENT);
-            // Hidden, or the compiler computes the closed form itself.
+            // Without `black_box` the compiler could compute the closed form itself.
             generator = std::hint::black_box(generator);
             sum = std::hint::black_box(sum) + 0.5;
         }
@@ -44,13 +44,13 @@ impl Counter {
         self.steps
     }
 
-    /// Whether generator and sum are what they must be after this many steps.
+    /// Whether generator and sum have the values that follow from the number of steps.
     pub fn is_consistent(&self) -> bool {
         self.generator == generator_after(self.steps) && self.sum == self.steps as f64 / 2.0
     }
 }
 
-/// The generator after `steps` steps, by squaring the affine map.
+/// The generator's value after `steps` steps, computed by repeated squaring of the affine map.
 fn generator_after(mut steps: u64) -> u64 {
     let (mut multiplier, mut increment) = (MULTIPLIER, INCREMENT);
     let mut state = SEED;

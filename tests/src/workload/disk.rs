@@ -1,8 +1,8 @@
-//! The ring of records that a guest keeps on its disk, and how its content is judged.
+//! The ring of records on a guest's disk, and the check of its contents.
 //!
-//! Record `n` goes to slot `n % slots`; a slot is one block of 4 KiB. Each record names itself (its
-//! number, the boot that wrote it) and is sealed with a CRC over the whole block, so that a torn,
-//! lost, misplaced or stale write is told from a good one, by the guest and from outside.
+//! Record `n` goes to slot `n % slots`; a slot is one block of 4 KiB. Each record has its number, the id
+//! of the boot that wrote it, and a CRC over the whole block. These reveal a torn, lost, misplaced or
+//! stale write, to the guest and to the harness.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -50,13 +50,13 @@ impl Record {
         block
     }
 
-    /// Reads a block back. `Ok(None)` for one of zeroes, which nothing was written to.
+    /// Decodes a block. `Ok(None)` for a block of zeroes, which was never written.
     pub fn from_block(block: &Block) -> Result<Option<Self>, &'static str> {
         if block.0.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
         if block.0[..8] != MAGIC {
-            return Err("no record's magic");
+            return Err("the magic number of a record is missing");
         }
         let (body, crc) = block.0.split_at(BLOCK - 4);
         if crc32fast::hash(body).to_le_bytes() != *crc {
@@ -70,23 +70,23 @@ impl Record {
     }
 }
 
-/// What a whole ring holds.
+/// The contents of a whole ring.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Slots that hold a good record in its right place.
+    /// Number of slots with a valid record that belongs there.
     pub records: u64,
-    /// The highest number.
+    /// The highest number of a record.
     pub newest: u64,
-    /// Who wrote the record with the highest number.
+    /// The boot that wrote the record with the highest number.
     pub newest_boot: String,
-    /// Slot and problem of each that holds something else.
+    /// Each slot with invalid contents, and the problem.
     pub bad: Vec<(u64, String)>,
-    /// Numbers up to the newest that the ring should still hold and does not, or holds in an
-    /// older version.
+    /// Numbers of records that the ring should hold, given the newest, and whose slots hold an older
+    /// record or none.
     pub missing: Vec<u64>,
 }
 
-/// Reads all of a ring of `slots` slots.
+/// Reads and checks a ring of `slots` slots.
 pub fn read_ring(disk: &impl FileExt, slots: u64) -> io::Result<Contents> {
     let mut contents = Contents::default();
     let mut found = vec![0; slots as usize];
@@ -115,7 +115,8 @@ pub fn read_ring(disk: &impl FileExt, slots: u64) -> io::Result<Contents> {
     Ok(contents)
 }
 
-/// Slots on a disk of `bytes` bytes: all of it, up to 1,024 slots, so that a ring goes round often.
+/// Number of slots on a disk of `bytes` bytes: as many as fit, but at most 1,024, so that the ring is
+/// often overwritten.
 pub fn slots(bytes: u64) -> u64 {
     (bytes / BLOCK as u64).min(1024)
 }

@@ -1,16 +1,16 @@
-//! The line that a guest sends about ten times a second, and how it is read back.
+//! The heartbeat: a line that a guest sends about ten times a second, and its decoder.
 //!
 //! `@perennial {"boot":"7d3f09a1c2b4e5f6","seq":12,...} 1f2e3d4c`: a marker, one JSON object, and
-//! the CRC-32 of the object's text in hex. The marker finds the line among what the guest's kernel
-//! prints; the checksum tells a line that lost a byte from one that never lost any. A serial port
-//! costs one exit for each byte, so the keys are short and the line stays below 200 bytes.
+//! the CRC-32 of the object's text in hex. The marker distinguishes the line from the messages of the
+//! guest's kernel; the checksum detects a line that lost a byte. A serial port causes one VM exit for
+//! each byte, so the keys are short and the line stays below 200 bytes.
 
 use serde::{Deserialize, Serialize};
 
-/// What every heartbeat starts with.
+/// The start of every heartbeat.
 pub const MARKER: &str = "@perennial ";
 
-/// What a one-off announcement (start-up facts, a kernel warning, an answer) starts with.
+/// The start of every note: start-up facts, a kernel warning, an answer.
 pub const NOTE_MARKER: &str = "@perennial-note ";
 
 /// The state of the workload in one guest at one moment.
@@ -19,18 +19,18 @@ pub const NOTE_MARKER: &str = "@perennial-note ";
 pub struct Heartbeat {
     /// The first 16 hex digits of the guest kernel's boot id.
     pub boot: String,
-    /// Number of this line; each line has its predecessor's plus one.
+    /// Number of this line, from 1; each line has its predecessor's number plus one.
     pub seq: u64,
     /// One counter for each vCPU that is online: steps of the thread pinned to it, in thousands.
     #[serde(rename = "cpu")]
     pub counters: Vec<u64>,
-    /// Times that a counter thread found its registers other than it had left them.
+    /// Times that a counter thread found changed registers.
     #[serde(rename = "ce")]
     pub cpu_errors: u64,
     /// Complete passes over the checksummed memory.
     #[serde(rename = "mem")]
     pub memory_passes: u64,
-    /// Pages that did not hold what was written.
+    /// Pages whose contents were not those last written.
     #[serde(rename = "me")]
     pub memory_errors: u64,
     /// Records written to the disk and acknowledged by it.
@@ -39,7 +39,7 @@ pub struct Heartbeat {
     /// Disk requests that failed and records that read back wrong.
     #[serde(rename = "de")]
     pub disk_errors: u64,
-    /// Times that entropy came from the device of the machine, each time another.
+    /// Times that the machine's entropy device returned new bytes.
     #[serde(rename = "rng")]
     pub entropy_draws: u64,
     /// CLOCK_MONOTONIC in microseconds.
@@ -48,10 +48,10 @@ pub struct Heartbeat {
     /// CLOCK_REALTIME in microseconds since the epoch.
     #[serde(rename = "r")]
     pub realtime_us: u64,
-    /// Times that a clock was seen to go backward inside the guest.
+    /// Times that the guest saw one of its clocks go backward.
     #[serde(rename = "bk")]
     pub clock_backward: u64,
-    /// Complaints of the guest's kernel: lockups, stalls, hung tasks, I/O errors, unstable clocks.
+    /// Warnings of the guest's kernel: lockups, stalls, hung tasks, I/O errors, unstable clocks.
     #[serde(rename = "wn")]
     pub kernel_warnings: u64,
 }
@@ -67,22 +67,22 @@ pub enum LineError {
     Checksum {
         /// As written in the line.
         stated: String,
-        /// Over the text that arrived.
+        /// Computed over the text that arrived.
         computed: String,
         /// The whole line.
         line: String,
     },
-    /// The text is not the object that this build knows.
+    /// The text is not a heartbeat of the format that this build knows.
     #[error("the line is not a heartbeat ({problem}): {line:?}")]
     Json {
-        /// The parser's words.
+        /// The parser's error.
         problem: String,
         /// The whole line.
         line: String,
     },
 }
 
-/// `payload` between `marker` and its checksum, with a newline.
+/// A line of `marker`, `payload` and the payload's checksum, with a newline.
 pub fn sealed(marker: &str, payload: &str) -> String {
     format!("{marker}{payload} {:08x}\n", crc32fast::hash(payload.as_bytes()))
 }
@@ -90,7 +90,7 @@ pub fn sealed(marker: &str, payload: &str) -> String {
 /// The payload of a line that starts with `marker`. `None` for any other line.
 pub fn unseal<'a>(marker: &str, line: &'a str) -> Option<Result<&'a str, LineError>> {
     let line = line.trim_end_matches(['\r', '\n']);
-    // The kernel may have left the cursor in the middle of a line of its own.
+    // An unfinished line of the kernel may precede the marker.
     let rest = &line[line.find(marker)? + marker.len()..];
     let Some((payload, stated)) = rest.rsplit_once(' ') else {
         return Some(Err(LineError::NoChecksum(line.to_owned())));
@@ -104,7 +104,7 @@ pub fn unseal<'a>(marker: &str, line: &'a str) -> Option<Result<&'a str, LineErr
 }
 
 impl Heartbeat {
-    /// The line as it goes over the wire, with its newline.
+    /// The line as it is sent, with its newline.
     pub fn to_line(&self) -> String {
         // A struct of strings and numbers always serializes.
         let json = serde_json::to_string(self).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Tells which lines of the guest kernel's log are complaints that a live update may have caused.
+//! Recognises lines of the guest kernel's log that report a problem which a live update may cause.
 
-/// Parts of messages, in lower case, that mean the guest's kernel noticed something wrong.
+/// Parts of messages, in lower case, by which the guest's kernel reports a problem.
 /// From Linux's kernel/watchdog.c, kernel/hung_task.c, kernel/rcu/tree_stall.h,
 /// kernel/workqueue.c, kernel/time/clocksource.c, arch/x86/kernel/tsc_sync.c, block/blk-core.c,
 /// fs/ext4/super.c, lib/bug.c.
@@ -29,10 +29,10 @@ const COMPLAINTS: &[&str] = &[
     "mce:",
 ];
 
-/// Levels above this (info, debug) never complain.
+/// The highest level that is checked: messages of higher levels (info, debug) report no problem.
 const HIGHEST_LEVEL: u32 = 5;
 
-/// The message of a record of `/dev/kmsg`, if it is a complaint.
+/// The message of a record of `/dev/kmsg`, if it reports a problem.
 ///
 /// The record's form is `prefix,sequence,timestamp,flags;message`, where the prefix's low three
 /// bits are the level (Documentation/ABI/testing/dev-kmsg).

@@ -1,16 +1,16 @@
-//! Memory that is filled with a pattern, verified without end, and changed in a verifiable way.
+//! Memory that is filled with a pattern, and then continuously verified and changed.
 //!
-//! Every word of a page follows from the page's number and its generation, and the generations are
-//! kept apart from the pages. So a page that is lost, mixed up with another, or brought back in an
-//! older version is seen, not only one that is damaged.
+//! Every word of a page is computed from the page's number and its generation, and the generations are
+//! stored separately from the pages. This detects damaged pages, and also pages that were lost, swapped,
+//! or replaced by an older version.
 
 /// Words of 64 bits in a page of 4 KiB.
 pub const WORDS: usize = 512;
 
-/// One page in this many gets a new generation in each pass.
+/// Each pass gives one page in this many a new generation.
 const CHANGED_IN: usize = 16;
 
-/// Pages under watch.
+/// The pages, their generations, and the position of the verification.
 #[derive(Debug)]
 pub struct Memory {
     words: Vec<u64>,
@@ -19,10 +19,10 @@ pub struct Memory {
     next: usize,
 }
 
-/// What a stretch of verification found.
+/// The result of verifying some pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
-    /// Pages that did not hold their pattern. They are written again, so each counts once.
+    /// Number of pages without their pattern. Each is written again, so that it counts once.
     pub errors: u64,
     /// Complete passes so far.
     pub passes: u64,
@@ -86,12 +86,12 @@ impl Memory {
 /// Odd, so that 512 consecutive words of a page are all different.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Scatters page and generation over 64 bits (the finalizer of SplitMix64).
+/// The first word of a page: a hash of page number and generation (the finalizer of SplitMix64).
 fn first_word(page: usize, generation: u32) -> u64 {
     let mut x = (page as u64) << 32 | u64::from(generation);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    // Never zero: a page of zeroes is what lost memory looks like.
+    // Never zero, because lost memory reads as zeroes.
     (x ^ (x >> 31)) | 1
 }
 

@@ -1,9 +1,8 @@
-//! What the guests do, so that a live update has something to break.
+//! The guests' workload, which exercises what a live update could break.
 //!
-//! One thread for each vCPU counts, one verifies and changes memory, one writes and verifies
-//! records on a disk, one watches the clocks and one the kernel's log; ten times a second their
-//! state goes out as one [`heartbeat`]. The formats are shared with the harness, which judges
-//! them from outside.
+//! One thread for each vCPU counts; others verify and change memory, write and verify records on a
+//! disk, draw entropy, and watch the clocks and the kernel's log. Ten times a second the guest sends
+//! their state as one [`heartbeat`]. Guest and harness share these formats.
 
 pub mod counter;
 pub mod disk;

@@ -20,7 +20,7 @@ fn fails(luo: Luo) -> Result<(), Failure> {
     host.power_off_and_check_disks()
 }
 
-/// Updates to what cannot be loaded.
+/// Requests updates to kernels and initramfs files that cannot be loaded, and with bad command lines.
 fn refuse(host: &mut Host, luo: Luo) -> Result<(), Failure> {
     let with_cmdline = |words: &str| json!({"cmdline": format!("console=ttyS0 {words}")});
     let files: [(Value, &str); 7] = [

@@ -1,5 +1,4 @@
-//! Configurations and requests that cannot be obeyed: one clear error, and nothing that runs is
-//! harmed.
+//! Invalid configurations and requests: each gives one clear error and leaves running VMs unharmed.
 
 use perennial_tests::control::ControlError;
 use perennial_tests::host::{Failure, Host};
@@ -38,7 +37,7 @@ fn requests(luo: Luo) -> Result<(), Failure> {
     host.power_off_and_check_disks()
 }
 
-/// Each configuration and what the error must name.
+/// Wrong configurations, each with a text that the error must contain.
 const WRONG: [(&str, &str); 6] = [
     ("[host]\ncontrol-port = \"perennial.control\"\nhostnaem = \"a\"\n", "hostnaem"),
     ("[[vm]]\nname = \"web\"\nmemory = \"size=0\"\nkernel = \"/k\"\n", "0 bytes of RAM"),
@@ -62,7 +61,7 @@ const WRONG: [(&str, &str); 6] = [
 
 fn first_configuration(_: Luo) -> Result<(), Failure> {
     for (wrong, named) in WRONG {
-        // The control port has its default name where the configuration cannot be read.
+        // If the configuration cannot be read, the host uses the default name of the control port.
         let plan = HostPlan { config_a: Some(wrong.to_owned()), ..HostPlan::default() };
         let (host, status) = Host::boot(&plan)?;
         let said = status.config_error.clone().unwrap_or_default().join(": ")
@@ -76,7 +75,7 @@ fn first_configuration(_: Luo) -> Result<(), Failure> {
 }
 
 fn too_much_together(_: Luo) -> Result<(), Failure> {
-    // Each has room alone, and for a moment both would: a guest that has just started has touched little.
+    // Each VM alone would fit. Both would fit only at first, while they have touched little of their RAM.
     let vms = vec![VmPlan::new("web", 512, 1), VmPlan::new("db", 512, 1)];
     let (mut host, status) =
         Host::boot(&HostPlan { memory_mib: Some(1024), ..HostPlan::new(vms) })?;
@@ -102,7 +101,7 @@ fn next_configuration(luo: Luo) -> Result<(), Failure> {
     host.wait_for_guests()?;
     let status = host.update(json!({}))?;
     if !status.config_error.clone().unwrap_or_default().join(": ").contains("hostnaem") {
-        return Err(format!("what is wrong is not named: {status:?}").into());
+        return Err(format!("the status does not name `hostnaem`: {status:?}").into());
     }
     host.check_guests()?;
     host.power_off_and_check_disks()
@@ -112,7 +111,7 @@ fn disk_gone(luo: Luo) -> Result<(), Failure> {
     let file_backed = VmPlan { backing: Backing::File, ..VmPlan::new("log", 128, 1) };
     let plan = HostPlan {
         luo,
-        // The file system that held the disk is not there for the next host.
+        // The next host does not find the file system with the disk's file.
         edit_b: Some(|config| config.replace("target = \"/data\"", "target = \"/elsewhere\"")),
         ..HostPlan::new(vec![VmPlan::new("web", 128, 1), file_backed])
     };
@@ -130,9 +129,9 @@ fn disk_gone(luo: Luo) -> Result<(), Failure> {
     host.check_guests()?;
     match host.try_update(json!({})) {
         Err(error) if error.outcome() == Some("preserved") => {}
-        other => return Err(format!("an update that would lose memory: {other:?}").into()),
+        other => return Err(format!("an update was not refused as `preserved`: {other:?}").into()),
     }
-    // Given up, it stands in nobody's way any more.
+    // After the VM is given up, it no longer prevents updates.
     host.request(json!({"do": "stop", "vm": "log"}))?;
     let (kernel, initramfs) = ("/elsewhere/a/bzImage", "/elsewhere/a/initramfs");
     let status = host.update(json!({"kernel": kernel, "initramfs": initramfs}))?;
@@ -160,7 +159,7 @@ fn no_luo(_: Luo) -> Result<(), Failure> {
     let plan = HostPlan { without_luo: true, ..HostPlan::new(vec![VmPlan::new("web", 128, 1)]) };
     let (mut host, status) = Host::boot(&plan)?;
     if status.luo != "keeper" {
-        return Err(format!("there is no LUO here: {status:?}").into());
+        return Err(format!("the backend should be `keeper`: {status:?}").into());
     }
     host.wait_for_guests()?;
     match host.try_update(json!({})) {

@@ -1,4 +1,4 @@
-//! Handovers: another program takes the host's place under its VMs, on the same kernel.
+//! Handovers: another program replaces the host's program under its VMs, on the same kernel.
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
@@ -23,7 +23,8 @@ fn two(luo: Luo) -> HostPlan {
     HostPlan::new(vec![VmPlan::new("web", 256, 2), file]).on(luo)
 }
 
-/// One handover that has to show everything: the same kernel, and what carried the VMs.
+/// Runs a handover and checks that the kernel is the same, which backend carried the VMs, and that they
+/// run.
 fn hand_over(host: &mut Host, before: &Status) -> Result<Status, Failure> {
     let after = host.hand_over(json!({}))?;
     let same = after.kernel == before.kernel && after.live_updates == before.live_updates;
@@ -32,7 +33,7 @@ fn hand_over(host: &mut Host, before: &Status) -> Result<Status, Failure> {
     }
     host.check_guests()?;
     let report = host.report()?;
-    // The kernel's LUO gives nothing back before a kexec.
+    // The kernel's LUO returns preserved files only after a kexec.
     let carrier = if before.luo == "pool" { "pool" } else { "keeper" };
     if report.host.luo != carrier || report.guest_ram_bytes_copied != 0 {
         return Err(format!("the report says: {report:?}").into());
@@ -66,7 +67,7 @@ fn in_turn(luo: Luo) -> Result<(), Failure> {
 fn without_luo(luo: Luo) -> Result<(), Failure> {
     let (mut host, status) = boot(&HostPlan { without_luo: true, ..two(luo) })?;
     if status.luo != "keeper" {
-        return Err(format!("what carries the VMs: {status:?}").into());
+        return Err(format!("the backend should be `keeper`: {status:?}").into());
     }
     let status = hand_over(&mut host, &status)?;
     hand_over(&mut host, &status)?;

@@ -1,6 +1,6 @@
-//! The end-to-end suites, in one program: a machine that is free takes the next test, of whichever suite.
+//! The end-to-end suites, in one program: each free machine takes the next test, of any suite.
 //!
-//! The suites with the longest tests come first, so that no machine stands idle for long at the end.
+//! The suites with the longest tests come first, so that no machine is idle for long at the end.
 
 mod abort;
 mod bad_input;

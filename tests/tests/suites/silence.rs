@@ -1,4 +1,4 @@
-//! A guest that falls silent on purpose: the harness has to say what it hangs on.
+//! Guests that are made silent on purpose: the harness's diagnosis must say what each hangs on.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
-/// Long enough for a guest that lives to be heard of, many times over.
+/// Time in which a working guest sends many heartbeats.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Most heartbeats of a guest that are on their way.
+/// Most heartbeats that may still arrive from a guest that was stopped.
 const MOST_LATE: usize = 50;
 
 pub(crate) const TESTS: &[Test] = &[both("what_a_silent_guest_hangs_on_is_told_by_name", told)];
@@ -21,11 +21,11 @@ fn told(luo: Luo) -> Result<(), Failure> {
     let (mut host, _) = Host::boot(&HostPlan::new(vms).on(luo))?;
     host.wait_for_guests()?;
 
-    // One spins in its kernel's panic, the other is paused: both are silent, each for its own reason.
+    // One guest spins in its kernel's panic, the other is paused, so both are silent.
     host.guests()[0].order("hang")?;
     host.request(json!({"do": "pause", "vm": "db"}))?;
     for guest in host.guests() {
-        // What it had sent before may still be on its way.
+        // Heartbeats from before may still arrive.
         let mut late = (0..MOST_LATE).map(|_| guest.wait_for_heartbeats(1, SILENCE));
         if late.all(|heard| heard.is_ok()) {
             return Err(format!("guest {} is not silent", guest.name()).into());
@@ -38,18 +38,18 @@ fn told(luo: Luo) -> Result<(), Failure> {
     let mut last = told.lines().rev();
     let (db, web) = (last.next().unwrap_or_default(), last.next().unwrap_or_default());
     let spins = web.starts_with("guest web: vCPU 0 spins with interrupts ");
-    // The call that led there is told by its name.
+    // The diagnosis must name the calls that led to the panic.
     if !spins || !web.contains("panic+0x") || !told.contains("sysrq_handle_crash+0x") {
         return Err(format!("`{web}` does not name the panic").into());
     }
     if db != "guest db: the host says that it is paused" {
         return Err(format!("`{db}` does not say that it is paused").into());
     }
-    // Nobody is told to hang by being looked at.
+    // The diagnosis must not have stopped the paused guest for good.
     host.request(json!({"do": "resume", "vm": "db"}))?;
     host.guests()[1].wait_for_heartbeats(10, SILENCE)?;
 
-    // A host that answers nothing is told from one whose guests are silent.
+    // The diagnosis must distinguish a silent host from a host with silent guests.
     host.freeze()?;
     let told = host.diagnosis();
     let last = told.lines().last().unwrap_or_default();

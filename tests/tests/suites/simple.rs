@@ -1,4 +1,4 @@
-//! One live update, once for each way in which a guest can be booted.
+//! One live update, for each way to boot a guest.
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};

@@ -1,5 +1,5 @@
-//! What is only about hosts without LUO, whose VMs live in a pool: a distribution's kernels, huge pages,
-//! and a pool that is not there, not reached, or not the right one.
+//! Tests only for hosts with a pool: a distribution's kernels, huge pages, and a pool that is missing,
+//! out of reach, or left by another boot.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -44,7 +44,7 @@ fn there_and_back(luo: Luo) -> Result<(), Failure> {
         host.check_guests()?;
         let vm = host.report()?.vms.remove(0);
         match &vm.frames {
-            // All of its RAM: in a pool there are no holes.
+            // The digest covers all of the VM's RAM, because RAM in a pool has no holes.
             Some(frames) if frames.before == frames.after && frames.pages == vm.ram_bytes >> 12 => {
             }
             frames => return Err(format!("page frames: {frames:?}").into()),
@@ -55,7 +55,8 @@ fn there_and_back(luo: Luo) -> Result<(), Failure> {
     host.power_off_and_check_disks()
 }
 
-/// The pool's start, its files and their mappings are aligned, so no small page is needed.
+/// Errors unless KVM maps the VM's RAM in huge pages only: the pool's start, its files and their mappings
+/// are aligned for that.
 fn expect_huge_pages(vm: &VmStatus) -> Result<(), Failure> {
     match vm.mapped {
         Some(mapped) if mapped.small == 0 && mapped.huge > 0 => Ok(()),
@@ -64,7 +65,7 @@ fn expect_huge_pages(vm: &VmStatus) -> Result<(), Failure> {
 }
 
 fn reset(luo: Luo) -> Result<(), Failure> {
-    // Twice its memory would not fit.
+    // The pool has no room for twice the VM's memory.
     let (host, _) = boot(&HostPlan::new(vec![vm("web", 256)]).on(luo))?;
     let boot_id = |host: &Host| Ok::<_, Failure>(boots(host, "web")?.pop());
     let first = boot_id(&host)?;
@@ -76,7 +77,7 @@ fn reset(luo: Luo) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The boots of a guest that were heard of so far, in order.
+/// The boot ids in the guest's notes so far, in order.
 fn boots(host: &Host, guest: &str) -> Result<Vec<Value>, Failure> {
     let guest = host.guests().iter().find(|g| g.name() == guest).ok_or("no such guest")?;
     let notes = guest.notes().into_iter().filter(|note| note["note"] == "boot");
@@ -89,7 +90,9 @@ fn no_pool(luo: Luo) -> Result<(), Failure> {
     let said = status.config_error.clone().unwrap_or_default().join(": ");
     let why = status.luo_error.clone().unwrap_or_default();
     if !said.contains("`nd_gone`") || status.luo != "keeper" || !why.contains("/pool") {
-        return Err(format!("what is missing is not named: {status:?}").into());
+        return Err(
+            format!("the status does not name the missing module and pool: {status:?}").into()
+        );
     }
     host.wait_for_guests()?;
     expect_refusal(&host.try_update(json!({})), "running", "/pool")?;
@@ -98,7 +101,7 @@ fn no_pool(luo: Luo) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A host that cannot see its pool.
+/// Changes a configuration so that the host does not load the pool's driver.
 fn without_driver(config: String) -> String {
     config.replace("\"nd_pmem\"", "\"nd_gone\"")
 }
@@ -120,7 +123,7 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
     expect_states(&status, ["withheld", "withheld"])?;
     let error = status.vms[0].error.clone().unwrap_or_default().join(": ");
     if status.luo != "none" || !error.contains("`stop`") || !error.contains("/pool") {
-        return Err(format!("what is wrong, and what helps, is not said: {status:?}").into());
+        return Err(format!("the status names neither cause nor remedy: {status:?}").into());
     }
     match host.request(json!({"do": "boot", "vm": "web"})) {
         Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains("withheld") => {}
@@ -152,7 +155,7 @@ fn another_boot(luo: Luo) -> Result<(), Failure> {
     let plan = HostPlan::new(vec![vm("web", 192)]).on(luo);
     let plan = HostPlan { edit_b: Some(without_driver), ram_file: Some(path.clone()), ..plan };
 
-    // Memory in which something is, to begin with.
+    // The pool's memory has other contents at first.
     let ram = File::create(&path)?;
     ram.set_len(plan.memory_mib() << 20)?;
     let pool = plan.pool().ok_or("no pool")?.in_ram_file();
@@ -164,14 +167,14 @@ fn another_boot(luo: Luo) -> Result<(), Failure> {
     if status.vms[0].state != "withheld" {
         return Err(format!("the VM is not in the pool: {status:?}").into());
     }
-    // The machine is reset, and keeps what is in its memory: a whole pool with a VM in it, which the
-    // host is not told to write over.
+    // A new machine starts with the same memory: a complete pool with a VM, which this host's
+    // configuration does not format again.
     host.done();
     let edit_a: fn(String) -> String =
         |config| config.replace(", format-from = \"/data/pool.ext4\"", "");
     let (host, status) = boot(&HostPlan { edit_a: Some(edit_a), ..plan })?;
     if status.live_updates != 0 || !status.unfinished.is_empty() {
-        return Err(format!("what another boot left was taken: {status:?}").into());
+        return Err(format!("the host resumed state of another boot: {status:?}").into());
     }
     if boots(&host, "web")?.len() != 1 {
         return Err("the guest did not boot again".into());

@@ -25,11 +25,11 @@ fn boot(vm: VmPlan) -> Result<(Host, Status), Failure> {
 
 fn kexec(_: Luo) -> Result<(), Failure> {
     let (mut host, before) = boot(VmPlan::new("web", 256, 1))?;
-    // Tried out, with everything in the fd store and taken out again.
+    // This update puts everything into the fd store, stops before the jump, and takes it out again.
     host.try_update(json!({"stop_before": "jump"}))?;
     match host.try_update(json!({"verify_frames": true})) {
         Err(error) if error.outcome() == Some("running") => {}
-        answer => return Err(format!("page frames to be verified: {answer:?}").into()),
+        answer => return Err(format!("`verify_frames` was not refused: {answer:?}").into()),
     }
     let after = host.update(json!({}))?;
     if before.kernel == after.kernel || after.luo != "systemd" || after.live_updates != 1 {
@@ -49,7 +49,7 @@ fn restart(_: Luo) -> Result<(), Failure> {
     host.power_off_and_check_disks()
 }
 
-/// Its disk has another size for a while.
+/// The VM cannot be restored while its disk has another size.
 fn preserved(_: Luo) -> Result<(), Failure> {
     let (mut host, _) = boot(VmPlan { backing: Backing::File, ..VmPlan::new("log", 256, 1) })?;
     let state = |status: &Status| status.vms.first().map(|vm| vm.state.clone());
@@ -60,7 +60,7 @@ fn preserved(_: Luo) -> Result<(), Failure> {
             return Err(format!("after a restart: {status:?}").into());
         }
     }
-    // The next kernel mounts nothing over the disk.
+    // Under the next kernel nothing is mounted over the disk, so the VM is restored.
     let status = host.update(json!({}))?;
     if state(&status).as_deref() != Some("running") || status.live_updates != 3 {
         return Err(format!("after the kexec: {status:?}").into());

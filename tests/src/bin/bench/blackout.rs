@@ -1,6 +1,6 @@
-//! How long the blackout is, against the floor of the same host without VMs.
+//! Measures the blackout, and compares it with the floor: an update of the same host without VMs.
 //!
-//! Every case has the same pair of kernels.
+//! Every case uses the same pair of kernels.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,22 +17,22 @@ use serde_json::{Value, json};
 
 use crate::target::{self, Target};
 
-/// RAM of the host in every case: what four VMs of 512 MiB, or one of 2 GiB, need.
+/// RAM of the host in every case, in MiB: enough for four VMs of 512 MiB, or one of 2 GiB.
 const HOST_MIB: u64 = 4096;
 
-/// Updates in each case, unless `PERENNIAL_BENCH_ROUNDS` says otherwise.
+/// Number of updates in each case, unless `PERENNIAL_BENCH_ROUNDS` sets another.
 const ROUNDS: u64 = 5;
 
-/// What was measured of one set of VMs.
+/// The measurements with one set of VMs.
 #[derive(Debug, Serialize)]
 struct Case {
     name: &'static str,
     vms: usize,
     ram_bytes_each: u64,
-    /// Of the VM that was away longest in each update.
+    /// The longest blackout of any VM in each update.
     blackout_ns: Samples,
     reboot_to_init_ns: Samples,
-    /// Of each phase, the longest of any VM in each update.
+    /// For each phase, the longest time of any VM in each update.
     phases: BTreeMap<String, Samples>,
     guest_ram_bytes_copied: u64,
     page_frames_unchanged: bool,
@@ -43,7 +43,9 @@ pub(crate) fn bench() -> Result<Value, Failure> {
         return Err(reason.into());
     }
     let rounds = match env::var("PERENNIAL_BENCH_ROUNDS") {
-        Ok(text) => text.parse().map_err(|_| format!("PERENNIAL_BENCH_ROUNDS={text}"))?,
+        Ok(text) => {
+            text.parse().map_err(|_| format!("PERENNIAL_BENCH_ROUNDS is `{text}`, not a number"))?
+        }
         Err(_) => ROUNDS,
     };
     let accelerator = qemu::accelerator();
@@ -87,7 +89,7 @@ fn measure(name: &'static str, vms: Vec<VmPlan>, rounds: u64) -> Result<Case, Fa
     let plan = HostPlan { memory_mib: Some(HOST_MIB), ..HostPlan::new(vms) };
     let ram_bytes_each = plan.vms.first().map_or(0, |vm| vm.memory_mib << 20);
     let (mut host, _) = Host::boot(&plan)?;
-    // One emulated CPU fills the memory of all guests.
+    // A single emulated CPU may have to fill the memory of all guests.
     let filled = WORK * plan.vms.len() as u32;
     for guest in host.guests() {
         guest.wait_for_note("memory", filled)?;
@@ -100,7 +102,7 @@ fn measure(name: &'static str, vms: Vec<VmPlan>, rounds: u64) -> Result<Case, Fa
             guest.wait_for_heartbeats(10, WORK)?;
         }
     }
-    // Once more, and not among the samples: the look at the page frames takes time of its own.
+    // One more update, which is not a sample, because the digest of the page frames takes time.
     host.update(json!({"verify_frames": true}))?;
     let verified = host.report()?;
     host.check_guests()?;
@@ -159,7 +161,7 @@ fn targets(cases: &[Case; 4]) -> Vec<Target> {
 
 /// Medians of every phase, one column for each case.
 fn print_phases(cases: &[Case]) {
-    println!("\nMedian of each phase, of the VM that took longest");
+    println!("\nMedian of each phase, for the VM with the longest one");
     let names: std::collections::BTreeSet<&String> =
         cases.iter().flat_map(|case| case.phases.keys()).collect();
     print!("  {:20}", "");

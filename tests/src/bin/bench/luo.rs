@@ -1,8 +1,8 @@
-//! What the built-in LUO's calls cost, and whether that grows with what there is already.
+//! Measures the built-in LUO's calls, and whether their cost grows with the number of sessions and files.
 //!
-//! A client measures its own calls under `perennial luo emulate`: it is this program once more. What
-//! happens at a switch is measured in this process, on a keeper; what an arriving VM's memory
-//! costs, on a pool in `/dev/shm`, which has the pool's code and no DAX.
+//! A client, which is this program again, measures its own calls under `perennial luo emulate`. The
+//! switch is measured in this process, on a keeper. The arrival of a VM's memory is measured on a pool
+//! in `/dev/shm`, which runs the pool's code without DAX.
 
 use std::env;
 use std::ffi::OsStr;
@@ -27,35 +27,35 @@ use serde_json::{Value, json};
 
 use crate::target::{self, Target};
 
-/// The argument that makes this program the client that measures its calls.
+/// The argument that makes this program the client which measures its calls.
 pub(crate) const CALLER: &str = "luo-caller";
-/// The argument that makes this program the client that fills a kernel and calls for the next.
+/// The argument that makes this program the client which preserves many files and then switches.
 pub(crate) const FILLER: &str = "luo-filler";
 
-/// How many there are already, in the two cases of each call.
+/// Number of existing sessions or files, in the two cases of each call.
 const FEW_AND_MANY: [usize; 2] = [100, 2000];
-/// Calls in each case.
+/// Number of calls in each case.
 const CALLS: usize = 200;
-/// What is serialized: sessions, and files in each.
+/// Numbers of sessions, and of files in each, that are serialized.
 const SERIALIZED: (usize, usize) = (1000, 8);
-/// Switches, and runs of the selftest.
+/// Number of switches, and of runs of the selftest.
 const ROUNDS: usize = 9;
-/// Memory of the VMs that arrive.
+/// Memory of the arriving VMs, in MiB.
 const VM_MIB: [u64; 2] = [256, 2048];
 
-/// What the client says that has filled a kernel.
+/// The line that the client prints when it has preserved all files.
 const FULL: &str = "full\n";
 
-/// What the client found out, in nanoseconds for each call.
+/// The client's measurements, in nanoseconds for each call.
 #[derive(Debug, Serialize, Deserialize)]
 struct Calls {
-    /// Creating a session and closing it, beside few and many others.
+    /// Times to create and close a session, with few and with many other sessions.
     sessions: [Vec<u64>; 2],
-    /// Preserving one more file in a session of few and of many.
+    /// Times to preserve a file, in a session with few and with many files.
     files: [Vec<u64>; 2],
 }
 
-/// Measures all of it.
+/// Runs all measurements of the built-in LUO and prints them.
 pub(crate) fn bench() -> Result<Value, Failure> {
     allow_many_fds()?;
     println!("The built-in LUO; min / median / max\n");
@@ -76,7 +76,7 @@ pub(crate) fn bench() -> Result<Value, Failure> {
     print("retrieve 256 MiB from a pool", &small);
     print("retrieve 2048 MiB from a pool", &large);
     let selftest = selftest(perennial).unwrap_or_else(|error| {
-        println!("Linux's selftest `liveupdate` has no number: {error}");
+        println!("Linux's selftest `liveupdate` could not be measured: {error}");
         Samples::default()
     });
     print("Linux's selftest `liveupdate`", &selftest);
@@ -103,7 +103,8 @@ fn print(name: &str, samples: &Samples) {
     println!("{name:36} {}", samples.text());
 }
 
-/// As many fds as this process may have: a preserved file takes one, and two at the switch.
+/// Raises this process's limit of fds as far as allowed: a preserved file needs one fd, and two at the
+/// switch.
 fn allow_many_fds() -> Result<(), Failure> {
     let now = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: Some(40_000), maximum: Some(40_000) };
@@ -125,7 +126,7 @@ fn name(text: &str) -> Result<SessionName, Failure> {
     Ok(SessionName::new(text)?)
 }
 
-/// A session of this name with `files` new memfds.
+/// Creates a session of this name with `files` new memfds.
 fn session(luo: &impl Orchestrator, text: &str, files: usize) -> Result<Outgoing, Failure> {
     let session = luo.create_session(&name(text)?)?;
     for token in 0..files {
@@ -138,7 +139,7 @@ fn memory(luo: &impl Orchestrator) -> Result<OwnedFd, Failure> {
     Ok(luo.create_memory("bench", 4096)?)
 }
 
-/// A command that runs this program under the emulator, as the client that `what` says.
+/// A command that runs this program under the emulator, with `what` as its argument.
 fn emulated(perennial: &Path, options: &[&OsStr], what: &str) -> Result<Command, Failure> {
     let mut command = Command::new(perennial);
     command.args(["luo", "emulate"]).args(options).arg("--").arg(env::current_exe()?).arg(what);
@@ -149,13 +150,13 @@ fn emulated(perennial: &Path, options: &[&OsStr], what: &str) -> Result<Command,
 fn calls(perennial: &Path) -> Result<Calls, Failure> {
     let output = emulated(perennial, &[], CALLER)?.output()?;
     if !output.status.success() {
-        return Err(format!("the client under the emulator: {}", output.status).into());
+        return Err(format!("the client `{CALLER}` failed: {}", output.status).into());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// From the last word of a program that preserved everything, which is followed by reboot(2), to the end
-/// of the run that wrote it into a directory.
+/// Measures the emulator's switch into a state directory: from the filler's last line, before its
+/// reboot(2), to the end of the emulator.
 fn into_a_state_directory(perennial: &Path) -> Result<Samples, Failure> {
     let mut samples = Vec::new();
     for _ in 0..ROUNDS {
@@ -164,28 +165,29 @@ fn into_a_state_directory(perennial: &Path) -> Result<Samples, Failure> {
         let options = ["--state".as_ref(), state.as_os_str()];
         let mut run = emulated(perennial, &options, FILLER)?.spawn()?;
         let mut words = String::new();
-        BufReader::new(run.stdout.take().ok_or("it has no output")?).read_line(&mut words)?;
+        BufReader::new(run.stdout.take().ok_or("the client has no output")?)
+            .read_line(&mut words)?;
         let (status, took) = timed(|| run.wait());
         let status = status?;
         if words != FULL || !status.success() {
-            return Err(format!("the client that fills a kernel: {status}").into());
+            return Err(format!("the client `{FILLER}` under the emulator failed: {status}").into());
         }
         samples.push(took);
     }
     Ok(Samples::new(samples))
 }
 
-/// Preserves everything, says so, and calls for the next kernel.
+/// Preserves many files, prints [`FULL`], and switches by reboot(2).
 pub(crate) fn filler() -> Result<(), Failure> {
     if env::var_os(NUMBER_VARIABLE).is_none() {
-        return Err("not under the emulator, where this would restart the machine".into());
+        return Err("not under the emulator: reboot(2) would restart this computer".into());
     }
     allow_many_fds()?;
     let _sessions = fill(&Device::default())?;
     print!("{FULL}");
     stdout().flush()?;
     reboot(RebootCommand::Kexec)?;
-    Err("reboot(2) came back".into())
+    Err("reboot(2) returned".into())
 }
 
 fn fill(luo: &impl Orchestrator) -> Result<Vec<Outgoing>, Failure> {
@@ -193,7 +195,7 @@ fn fill(luo: &impl Orchestrator) -> Result<Vec<Outgoing>, Failure> {
     (0..sessions).map(|number| session(luo, &format!("session-{number}"), files)).collect()
 }
 
-/// Measures calls, and prints what they took.
+/// Measures calls, and prints their times.
 pub(crate) fn caller() -> Result<(), Failure> {
     allow_many_fds()?;
     let luo = Device::default();
@@ -222,7 +224,7 @@ fn sessions(luo: &Device) -> Result<[Vec<u64>; 2], Failure> {
 fn files(luo: &Device) -> Result<[Vec<u64>; 2], Failure> {
     let session = session(luo, "files", 0)?;
     let mut measured = [const { Vec::new() }; 2];
-    // Around the number, half before and half behind.
+    // Half of the calls are before the number, half after it.
     let near = |number: usize, wanted: usize| number.abs_diff(wanted) <= CALLS / 4;
     for number in 0..FEW_AND_MANY[1] + CALLS / 4 {
         let memory = memory(luo)?;
@@ -237,7 +239,7 @@ fn files(luo: &Device) -> Result<[Vec<u64>; 2], Failure> {
     Ok(measured)
 }
 
-/// How long it takes to freeze and write down everything, until the successor could have it.
+/// Measures the time to freeze and serialize all sessions, until a successor could take them.
 fn serializing() -> Result<Samples, Failure> {
     let keeper = Keeper::start();
     let _sessions = fill(&keeper)?;
@@ -245,7 +247,7 @@ fn serializing() -> Result<Samples, Failure> {
     for _ in 0..ROUNDS {
         let start = Instant::now();
         let mut took = None;
-        // Nobody takes it, and everything is as it was.
+        // The successor refuses the handover, which leaves the keeper unchanged.
         let taken: Result<(), _> = keeper.hand_over(|handover| {
             took = Some(nanoseconds(start.elapsed()));
             drop(handover);
@@ -257,8 +259,8 @@ fn serializing() -> Result<Samples, Failure> {
     Ok(Samples::new(samples))
 }
 
-/// How long a host that comes up takes to have a VM's memory: opening the pool, retrieving the session
-/// and the memory.
+/// Measures how long a starting host takes to get a VM's memory: to open the pool and to retrieve the
+/// session and the memory.
 fn arrival(mib: u64) -> Result<Samples, Failure> {
     let directory = tempfile::tempdir_in("/dev/shm")?;
     let options = Options { without_dax: true, ..Options::default() };
@@ -285,7 +287,7 @@ fn arrival(mib: u64) -> Result<Samples, Failure> {
     Ok(Samples::new(samples))
 }
 
-/// How long Linux's own test of its LUO takes under the emulator.
+/// Measures how long Linux's selftest of LUO takes under the emulator.
 fn selftest(perennial: &Path) -> Result<Samples, Failure> {
     let recipe = paths::workspace().join("resources/kernel/selftests.sh");
     let built = Command::new(recipe).stderr(Stdio::inherit()).output()?;

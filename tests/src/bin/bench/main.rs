@@ -1,8 +1,8 @@
-//! `make bench`: how long the blackout is, and what the built-in LUO's calls cost.
+//! `make bench`: measures the blackout, and the cost of the built-in LUO's calls.
 //!
-//! Every number of one run comes from one machine and one set of binaries, so their ratios mean
-//! something where the numbers alone do not. Nothing here fails for being slow: the targets are
-//! printed beside what was measured. `bench blackout` and `bench luo` measure one part.
+//! All numbers of one run come from one computer and one set of binaries, so that their ratios are
+//! meaningful even where the absolute numbers are not. Slowness is no failure: the targets are printed
+//! beside the results. `bench blackout` and `bench luo` measure only one part.
 
 mod blackout;
 mod luo;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         None => bench(&["luo", "blackout"]),
         Some("luo") => bench(&["luo"]),
         Some("blackout") => bench(&["blackout"]),
-        Some(other) => Err(format!("there is no part `{other}`: luo, blackout").into()),
+        Some(other) => Err(format!("unknown part `{other}`; the parts are luo, blackout").into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,9 @@
-//! What a measurement should be at most.
+//! Upper limits for measurements.
 
 use perennial_tests::samples::Samples;
 use serde::Serialize;
 
-/// A ratio, what it should be at most, and whether it is.
+/// A measured ratio and its upper limit.
 #[derive(Debug, Serialize)]
 pub(crate) struct Target {
     name: &'static str,
@@ -13,12 +13,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// How much longer `one` takes than `other`.
+    /// A limit for the ratio of the medians of `one` and `other`.
     pub(crate) fn ratio(name: &'static str, one: &Samples, other: &Samples, at_most: f64) -> Self {
         Self::new(name, one.ratio(other), at_most)
     }
 
-    /// A time as a multiple of another one, which was not measured.
+    /// A limit of `nanoseconds` for a measured time.
     pub(crate) fn time(name: &'static str, measured: &Samples, nanoseconds: u64) -> Self {
         let wanted = Samples::new(vec![nanoseconds]);
         Self::new(name, measured.ratio(&wanted), 1.0)
@@ -29,7 +29,7 @@ impl Target {
     }
 }
 
-/// Prints what was to be and what is.
+/// Prints each ratio with its limit.
 pub(crate) fn print(targets: &[Target]) {
     println!("\nTargets");
     for target in targets {

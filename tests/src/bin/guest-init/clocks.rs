@@ -1,4 +1,4 @@
-//! The guest's clocks, read so that they can be compared with each other.
+//! Reads the guest's clocks so that their values can be compared.
 
 #![expect(unsafe_code, reason = "the TSC has no other way to be read")]
 
@@ -6,22 +6,22 @@ use core::arch::x86_64::_rdtsc;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// So close in time, in microseconds, two readings count as one. Unless the thread is interrupted
-/// in between they take a few.
+/// Most microseconds between readings that count as simultaneous. Readings that are not interrupted
+/// take a few.
 const CLOSE_US: u64 = 1000;
 
-/// A thread that is interrupted in this many attempts makes do with the closest.
+/// Most attempts. After these, the attempt with the closest readings is used.
 const ATTEMPTS: usize = 100;
 
 /// The TSC of the vCPU that this thread runs on.
 pub(crate) fn tsc() -> u64 {
-    // SAFETY: the instruction only reads a counter, and Linux leaves it to every program.
+    // SAFETY: the instruction only reads a counter, and Linux lets every program execute it.
     unsafe { _rdtsc() }
 }
 
-/// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds, of the same moment: on a busy vCPU the
-/// thread may lose it for a tenth of a second between the two, and the wall clock would then seem
-/// to have moved.
+/// CLOCK_MONOTONIC and CLOCK_REALTIME in microseconds, at the same time. On a busy vCPU the thread may
+/// be preempted for a tenth of a second between two readings, and the wall clock would then seem to
+/// have moved.
 pub(crate) fn now() -> (u64, u64) {
     of_one_moment(|id| {
         let now = clock_gettime(id);
@@ -29,13 +29,13 @@ pub(crate) fn now() -> (u64, u64) {
     })
 }
 
-/// Brackets the wall clock between two looks at the monotonic one, which tell how long it took.
+/// Reads the wall clock between two readings of the monotonic clock, which show how long that took.
 fn of_one_moment(mut read: impl FnMut(ClockId) -> u64) -> (u64, u64) {
     let mut closest = (u64::MAX, (0, 0));
     for _ in 0..ATTEMPTS {
         let monotonic = read(ClockId::Monotonic);
         let realtime = read(ClockId::Realtime);
-        // Back it can go only if the guest's clocks are broken, which others watch for.
+        // Saturates if the clock went backward, which `watch_clocks` detects.
         let apart = read(ClockId::Monotonic).saturating_sub(monotonic);
         if apart < closest.0 {
             closest = (apart, (monotonic, realtime));

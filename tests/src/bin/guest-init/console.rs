@@ -1,4 +1,4 @@
-//! The console: whole lines out, one writer at a time.
+//! The console: writes whole lines, from one thread at a time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -11,13 +11,14 @@ use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcdrain, tcgetat
 pub(crate) struct Console(Mutex<Option<File>>);
 
 impl Console {
-    /// Opens the console. Without one the guest works on, unheard.
+    /// Opens the console. If that fails, the guest works without output.
     pub(crate) fn open() -> Self {
         let file = OpenOptions::new().write(true).open("/dev/console").ok();
         if let Some(file) = &file
             && let Ok(mut modes) = tcgetattr(file)
         {
-            // No echo of orders into the heartbeats, no carriage returns: each byte costs an exit.
+            // Disables the echo of orders, which would mix with heartbeats, and carriage returns,
+            // because each byte causes a VM exit.
             modes.local_modes.remove(LocalModes::ECHO);
             modes.output_modes.remove(OutputModes::OPOST);
             let _ = tcsetattr(file, OptionalActions::Now, &modes);
@@ -25,24 +26,24 @@ impl Console {
         Self(Mutex::new(file))
     }
 
-    /// Writes one line, which ends in a newline, and waits until it is out. Lines that queue up would say
-    /// late what time it was; and while there is a queue, the vCPU that the serial port interrupts does
-    /// nothing else on a host that is slow.
+    /// Writes one line, which ends in a newline, and waits until it is sent. Otherwise lines could
+    /// queue up, and their times would be old when they arrive. On a slow host, the vCPU that handles
+    /// the serial port's interrupts would do nothing else while lines are queued.
     pub(crate) fn write(&self, line: &str) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = file.as_mut() {
-            // Nobody could be told of a failure but the console itself.
+            // A failure could be reported only on the console itself.
             let _ = file.write_all(line.as_bytes());
             let _ = tcdrain(file);
         }
     }
 
-    /// Says something of a kind once.
+    /// Writes a note of a kind, with a text.
     pub(crate) fn note(&self, kind: &str, text: &str) {
         self.note_json(&serde_json::json!({ "note": kind, "text": text }));
     }
 
-    /// Says something once, as an object whose `note` is its kind.
+    /// Writes a note: an object whose member `note` is its kind.
     pub(crate) fn note_json(&self, note: &serde_json::Value) {
         self.write(&sealed(NOTE_MARKER, &note.to_string()));
     }

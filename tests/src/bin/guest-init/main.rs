@@ -1,9 +1,8 @@
-//! PID 1 of the guests: mounts what it needs, works, and says on the console how that goes.
+//! PID 1 of the guests: mounts file systems, runs the workload, and reports on the console.
 //!
-//! It is the only program in a guest. It never gives up on an error that the harness should see:
-//! errors become numbers in the heartbeat or notes on the console. What it is to do stands on the
-//! kernel's command line ([`settings`]), what it does in [`workers`], and lines that arrive on the
-//! console are orders ([`orders`]).
+//! It is the only program in a guest. It never stops at an error: errors become numbers in the
+//! heartbeat, or notes on the console. The kernel's command line has its [`settings`], [`workers`] has
+//! the workload, and lines that arrive on the console are [`orders`].
 
 mod clocks;
 mod console;
@@ -25,7 +24,7 @@ use workers::Progress;
 fn main() {
     let mut problems = mount_all();
     problems.extend(perennial_tests::modules::load_all());
-    // Only what is about to kill the kernel may still cut into a heartbeat.
+    // Only emergency messages go to the console, so that others cannot interrupt a heartbeat.
     let _ = fs::write("/proc/sys/kernel/printk", "1");
     let _ = fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always");
 
@@ -58,7 +57,7 @@ fn main() {
     beat(&settings, &boot, &progress, &console)
 }
 
-/// Sends heartbeats for as long as the guest lives.
+/// Sends heartbeats without end.
 fn beat(settings: &Settings, boot: &str, progress: &Progress, console: &Console) -> ! {
     for seq in 1.. {
         console.write(&heartbeat(seq, boot, progress).to_line());
@@ -86,8 +85,8 @@ fn heartbeat(seq: u64, boot: &str, progress: &Progress) -> Heartbeat {
     }
 }
 
-/// Mounts the kernel's own file systems; returns what went wrong. Who booted from a disk finds
-/// `/dev` mounted already.
+/// Mounts the kernel's file systems and returns the errors. In a guest that booted from a disk, `/dev`
+/// is mounted already.
 fn mount_all() -> Vec<String> {
     [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")]
         .into_iter()
@@ -101,12 +100,12 @@ fn mount_all() -> Vec<String> {
         .collect()
 }
 
-/// A small file without its last newline, or nothing.
+/// Reads a small file, without its last newline. Empty if the file cannot be read.
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim_end().to_owned()
 }
 
-/// Waits for something that nothing tells about.
+/// Sleeps for a moment between two actions of a worker.
 fn pause() {
     thread::sleep(Duration::from_millis(20));
 }

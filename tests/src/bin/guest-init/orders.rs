@@ -1,4 +1,4 @@
-//! Orders that arrive on the console, one on a line.
+//! Executes orders that arrive on the console, one on each line.
 
 use std::fs;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::console::{self, Console};
 
-/// Listens for as long as the guest lives.
+/// Starts the thread that reads and executes orders.
 pub(crate) fn start(console: &Arc<Console>) {
     let console = Arc::clone(console);
     thread::spawn(move || {
@@ -29,11 +29,13 @@ fn obey(order: &str, console: &Console) {
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
-        // A kernel that panics and is not to reboot spins for ever.
+        // A kernel that panics and does not reboot (`panic=0`) spins forever.
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => Err("no such order; there are say TEXT, poweroff, reboot, panic, hang".to_owned()),
+        _ => {
+            Err("unknown order; the orders are say TEXT, poweroff, reboot, panic, hang".to_owned())
+        }
     };
     if let Err(problem) = done {
         console.note("problem", &format!("{order}: {problem}"));

@@ -1,18 +1,18 @@
-//! What the kernel's command line asks of the workload.
+//! The workload's settings on the kernel's command line.
 
 use std::fs;
 use std::time::Duration;
 
-/// The words that start with `perennial.`.
+/// The parameters that start with `perennial.`.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `perennial.memory=MIB`, or `all` for what is free but a reserve. In bytes.
+    /// `perennial.memory=MIB`, or `all` for the free memory except a reserve. In bytes.
     pub(crate) memory: usize,
     /// `perennial.disk=PATH`, or `off`.
     pub(crate) disk: Option<String>,
-    /// `perennial.busy=PERCENT`: how much of each vCPU its counter takes.
+    /// `perennial.busy=PERCENT`: the share of each vCPU that its counter uses.
     pub(crate) busy: u32,
-    /// `perennial.interval=MS` between heartbeats.
+    /// `perennial.interval=MS`: the time between two heartbeats.
     pub(crate) interval: Duration,
 }
 
@@ -28,7 +28,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads a command line. Words of others are theirs; an unknown one of ours is an error.
+    /// Parses a command line. Ignores other parameters; an unknown one that starts with `perennial.` is an
+    /// error.
     pub(crate) fn parse(cmdline: &str) -> Result<Self, String> {
         let mut settings = Self::default();
         for word in cmdline.split_whitespace() {
@@ -48,14 +49,14 @@ impl Settings {
     }
 }
 
-/// What the kernel can give without reclaiming from itself, in bytes.
+/// The memory that the kernel reports as available, minus a reserve, in bytes.
 fn free_memory() -> usize {
     let available = meminfo("MemAvailable") << 10;
     let reserve = (available / 32).max(16 << 20);
     available.saturating_sub(reserve)
 }
 
-/// A line of `/proc/meminfo` in KiB; 0 if there is none.
+/// A value in `/proc/meminfo` in KiB; 0 if it is missing.
 pub(crate) fn meminfo(key: &str) -> usize {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     text.lines()

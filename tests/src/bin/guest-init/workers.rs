@@ -1,4 +1,4 @@
-//! The threads that work, and the numbers they leave for the heartbeat.
+//! The threads of the workload, and the numbers that they report in the heartbeat.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,13 +19,13 @@ use crate::clocks;
 use crate::console::Console;
 use crate::settings::Settings;
 
-/// Steps between two looks at the registers: about a millisecond under emulation.
+/// Steps between two checks of the registers: about a millisecond under emulation.
 const STRETCH: u64 = 50_000;
 
-/// The entropy device that the guest's kernel has found.
+/// The file of the entropy device.
 const ENTROPY: &str = "/dev/hwrng";
 
-/// Pages verified between two looks at the rest of the world.
+/// Number of pages that are verified before the thread yields.
 const PAGES: usize = 256;
 
 /// A number that one thread sets and the heartbeat reads.
@@ -44,7 +44,7 @@ impl Gauge {
     }
 }
 
-/// How far the workers are.
+/// The progress and the errors of all workers.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     counters: Vec<Gauge>,
@@ -119,7 +119,7 @@ fn pin(vcpu: usize) {
     let _ = sched_setaffinity(None, &cpus);
 }
 
-/// The other threads go first: a vCPU that only counts would starve the heartbeat.
+/// Lowers this thread's priority: otherwise counting would starve the heartbeat.
 fn yield_to_others() {
     let _ = rustix::process::nice(19);
 }
@@ -138,7 +138,7 @@ fn count(vcpu: usize, busy: u32, progress: &Progress) {
         }
         progress.counters[vcpu].set(counter.steps());
         if busy < 100 {
-            // A pause of the whole guest inside the stretch must not become a longer one here.
+            // The bound keeps a pause of the whole guest from causing a long sleep here.
             let worked = start.elapsed().min(Duration::from_millis(50));
             thread::sleep(worked * (100 - busy) / busy);
         }
@@ -160,7 +160,8 @@ fn watch_memory(bytes: usize, progress: &Progress, console: &Console) {
     }
 }
 
-/// Writes records and reads older ones back, until the disk cannot be used at all.
+/// Writes records and reads older ones back, without end. Errors if the disk cannot be opened or read
+/// at the start.
 fn use_disk(path: &str, boot: &str, progress: &Progress, console: &Console) -> io::Result<()> {
     let flags = OFlags::DIRECT | OFlags::DSYNC;
     let disk =
@@ -206,7 +207,8 @@ fn read_record(disk: &File, slots: u64, seq: u64) -> io::Result<()> {
     }
 }
 
-/// Reads from the machine's entropy device for as long as it gives other bytes each time.
+/// Reads from the machine's entropy device. Errors if a read fails, or returns the same bytes as the
+/// last one or only zeroes.
 fn draw_entropy(progress: &Progress) -> io::Result<()> {
     let mut device = File::open(ENTROPY)?;
     let mut last = [0; 32];
@@ -222,10 +224,10 @@ fn draw_entropy(progress: &Progress) -> io::Result<()> {
     }
 }
 
-/// Looks at the clocks from every vCPU in turn, so that one which runs behind the others is seen.
+/// Reads the clocks on every vCPU in turn, to detect a vCPU whose clocks are behind the others'.
 ///
-/// The TSC is read right before and right after the move, so that a difference which is smaller
-/// than the pause shows as well.
+/// The TSC is read directly before and after the change of vCPU, to detect differences that are
+/// smaller than the pause as well.
 fn watch_clocks(progress: &Progress) {
     let mut last = clocks::now();
     for vcpu in (0..progress.counters.len()).cycle() {
@@ -254,7 +256,7 @@ fn watch_kernel_log(progress: &Progress, console: &Console) -> io::Result<()> {
                     console.note("kernel", message);
                 }
             }
-            // Records were overwritten before they were read: go on with the next.
+            // Records were overwritten before they were read: continues with the next one.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! The backends: how each is asked, and how it gets from one generation to the next.
+//! The backends: how each takes requests, and how it switches from one generation to the next.
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -14,19 +14,19 @@ use crate::conformance::machine::kernel;
 use crate::conformance::profile::{self, Profile};
 use crate::conformance::system::Next;
 
-/// What a request does to the machine.
+/// The effect of a request on the state machine.
 pub(crate) type Act<'a, T> = &'a mut dyn FnMut(&mut Luo<OpenFile>) -> Result<T, Errno>;
 
 /// One backend.
 pub(crate) trait Backend: Sync {
-    /// What it lacks, and does otherwise.
+    /// What the backend lacks, and where it deviates.
     const PROFILE: &'static Profile;
 
     fn with_luo<T>(&self, act: Act<'_, T>) -> Result<T, Errno>;
 
     fn open_session(&self, session: SessionId) -> Result<OwnedFd, Errno>;
 
-    /// Hands over, lets everything else end, and arrives.
+    /// Hands over, calls `end` to end all processes, and starts the next generation.
     fn switch(&mut self, end: &mut dyn FnMut()) -> Result<(), Errno>;
 
     fn liveupdate_number(&self) -> u64;
@@ -36,7 +36,7 @@ fn errno(error: &Error) -> Errno {
     error.errno().expect("live update is enabled")
 }
 
-/// A process that keeps the fds.
+/// The keeper.
 pub(crate) struct KeeperBackend(Keeper);
 
 impl KeeperBackend {
@@ -59,7 +59,7 @@ impl Backend for KeeperBackend {
     fn switch(&mut self, end: &mut dyn FnMut()) -> Result<(), Errno> {
         let handover = self.0.clone().switch().map_err(|refused| errno(&refused.error))?;
         end();
-        self.0 = Keeper::arrive(handover).expect("nothing happened to it on its way");
+        self.0 = Keeper::arrive(handover).expect("the handover is unchanged");
         Ok(())
     }
 
@@ -77,7 +77,7 @@ pub(crate) struct PoolBackend {
 impl PoolBackend {
     pub(crate) fn new() -> Self {
         let directory = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new());
-        let directory = directory.expect("there is room for a pool");
+        let directory = directory.expect("a temporary directory can be created");
         let pool = Some(Self::start(&directory));
         Self { directory, pool }
     }
@@ -86,10 +86,10 @@ impl PoolBackend {
         let options = Options { reserve_bytes: 0, without_dax: true, ..Options::default() };
         let pool = loop {
             match Pool::start(directory.path(), &options) {
-                // A process that another test has just forked has the last pool's lock until it
-                // execs.
+                // A process that another test has just forked holds the last pool's lock until its
+                // exec.
                 Err(PoolError::InUse { .. }) => std::thread::yield_now(),
-                pool => break pool.expect("it is a good directory"),
+                pool => break pool.expect("the directory can hold a pool"),
             }
         };
         assert_eq!(pool.disabled(), None);
@@ -97,7 +97,7 @@ impl PoolBackend {
     }
 
     fn pool(&self) -> &Pool {
-        self.pool.as_ref().expect("there is one between switches")
+        self.pool.as_ref().expect("the pool is absent only during a switch")
     }
 }
 
@@ -128,7 +128,7 @@ impl Backend for PoolBackend {
     }
 }
 
-/// A pool in memory that a kexec leaves alone; the switch is one.
+/// A pool in memory that survives a kexec. Its switch is a kexec.
 pub(crate) struct KexecPoolBackend(Pool);
 
 impl KexecPoolBackend {

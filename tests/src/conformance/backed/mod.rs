@@ -1,9 +1,9 @@
-//! A backend of the built-in LUO with real files, and processes around it that are not there.
+//! A backend of the built-in LUO with real files and simulated processes.
 //!
-//! What a process has are real fds: memfds, and the fds that stand for sessions. Their copies, in other
-//! processes and in letters, are copies that the kernel counts, so that it is the kernel which says
-//! when a session ends. Only the numbers of fds, their limit, and the memory of requests are made
-//! up. The backend itself is asked as by who serves its protocol to others.
+//! Each fd of a simulated process is a real fd: a memfd, or the backend's fd of a session. Copies in
+//! other processes and in letters are real duplicates, so that the kernel counts them and reports when
+//! a session's last fd is closed. Only fd numbers, their limit, and the memory of requests are
+//! simulated. Requests enter the backend where a server of its protocol would make them.
 
 mod backend;
 mod process;
@@ -42,7 +42,7 @@ impl<B: Backend> Backed<B> {
     fn register(&mut self) {
         let handler = self.files.clone();
         let registered = self.backend.with_luo(&mut |luo| luo.register_handler(handler.clone()));
-        registered.expect("the machine is new");
+        registered.expect("a new machine has no such handler");
     }
 
     fn file(&self, fd: Fd) -> Result<&OwnedFd, Errno> {
@@ -56,8 +56,8 @@ impl<B: Backend> Backed<B> {
         self.processes.install(process, Opened::File(file))
     }
 
-    /// Drops a reference. The last one to the device is told to the machine; of a session's the
-    /// kernel tells.
+    /// Drops a reference. If it was the last one to the device, closes the device in the machine. The
+    /// kernel reports the last close of a session.
     fn put(&mut self, opened: Opened) {
         if let Opened::Device(device) = opened
             && Arc::into_inner(device).is_some()
@@ -77,7 +77,7 @@ impl<B: Backend> Backed<B> {
         self.install_file(fd.process, file)
     }
 
-    /// They are if they have one position.
+    /// Whether two fds refer to the same open file: whether they share a file position.
     fn is_same_open_file(&self, one: Fd, other: Fd) -> Result<bool, Errno> {
         use rustix::fs::{SeekFrom, seek, tell};
         let (one, other) = (self.file(one)?, self.file(other)?);
@@ -189,7 +189,7 @@ impl<B: Backend> System for Backed<B> {
     }
 }
 
-/// An open file of the machine as an fd of a process.
+/// Duplicates the fd of an open file of the machine.
 fn fd_of(file: &OpenFile) -> OwnedFd {
-    file.as_fd().try_clone_to_owned().expect("the test may have that many fds")
+    file.as_fd().try_clone_to_owned().expect("the limit of fds suffices")
 }

@@ -1,4 +1,4 @@
-//! What is behind a process's fds, which are real ones under made-up numbers.
+//! The open files of a simulated process: real fds under simulated numbers.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::fd_of;
 use crate::conformance::fds;
 use crate::conformance::request::Opens;
 
-/// What is behind an fd.
+/// The object to which an fd of a process refers.
 #[derive(Debug)]
 pub(super) enum Opened {
     Device(Arc<()>),
@@ -19,9 +19,9 @@ pub(super) enum Opened {
 }
 
 impl Clone for Opened {
-    /// Another fd of the same open file.
+    /// Duplicates the real fd: the copy refers to the same open file.
     fn clone(&self) -> Self {
-        let copy = |fd: &OwnedFd| fd.try_clone().expect("the test may have that many fds");
+        let copy = |fd: &OwnedFd| fd.try_clone().expect("the limit of fds suffices");
         match self {
             Self::Device(device) => Self::Device(Arc::clone(device)),
             Self::Session(id, fd) => Self::Session(*id, copy(fd)),
@@ -33,10 +33,10 @@ impl Clone for Opened {
 /// The fds of a process.
 pub(super) type Table = fds::Table<Opened>;
 
-/// Makes the fd that stands for a session.
+/// Creates the real fd of a session.
 pub(super) type OpenSession<'a> = &'a dyn Fn(SessionId) -> Result<OwnedFd, Errno>;
 
-/// Real files.
+/// Translates between fds of a process and real files.
 pub(super) struct RealFiles<'a>(pub(super) OpenSession<'a>);
 
 impl Opens for RealFiles<'_> {
@@ -44,11 +44,11 @@ impl Opens for RealFiles<'_> {
     type File = OpenFile;
     type Session = OwnedFd;
 
-    /// The device has no open file here: something stands in for it that nobody preserves.
+    /// The device has no real file here. A pipe, which no handler preserves, stands in for it.
     fn file(&self, opened: &Opened) -> Option<OpenFile> {
         match opened {
             Opened::Session(_, file) | Opened::File(file) => {
-                OpenFile::of(file.as_fd()).expect("the test may have that many fds")
+                OpenFile::of(file.as_fd()).expect("the limit of fds suffices")
             }
             Opened::Device(_) => {
                 let (nothing, _) = std::io::pipe().ok()?;

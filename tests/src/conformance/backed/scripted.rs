@@ -1,4 +1,4 @@
-//! Files that fail as a script says, as real fds: ends of sockets, which no other handler takes.
+//! Scripted files as real fds. Each is one end of a socket pair, which no other handler accepts.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,11 +11,11 @@ use luo::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
 
 use crate::conformance::system::Script;
 
-/// The handler of such files. Clones have one script, and know the same files.
+/// The handler of scripted files. Clones share the script and the known files.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ScriptedFiles {
     script: Script,
-    /// By the inode of the socket. The other end keeps it open.
+    /// The files by the inode of their socket, with the other end of the pair, which is kept open.
     known: Arc<Mutex<BTreeMap<u64, (ScriptedFile, OwnedFd)>>>,
 }
 
@@ -24,7 +24,7 @@ impl ScriptedFiles {
         self.script.clone()
     }
 
-    /// A file of an object.
+    /// Opens a file with an object number.
     pub(super) fn open(&self, object: u32) -> Result<OpenFile, Errno> {
         self.socket(self.script.open(1, object))
     }
@@ -49,7 +49,7 @@ impl ScriptedFiles {
         self.script.handler(self.compatible(), &[1], true)
     }
 
-    /// Calls back with the retrieval as the script's handler knows it.
+    /// Calls `end` with the script's handler and with the retrieval translated to scripted files.
     fn at_end<T>(
         &self,
         retrieval: &Retrieval<'_, OpenFile>,
@@ -66,7 +66,7 @@ impl ScriptedFiles {
 
 impl Handler<OpenFile> for ScriptedFiles {
     fn compatible(&self) -> Compatible {
-        Compatible::new("scripted-v1").expect("it is short")
+        Compatible::new("scripted-v1").expect("the name is short")
     }
 
     fn can_preserve(&self, file: &OpenFile) -> bool {

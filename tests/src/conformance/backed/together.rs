@@ -1,7 +1,8 @@
-//! Requests to a backend, one at a time or many at once.
+//! Makes requests to a backend, one at a time or several at the same time.
 //!
-//! Who makes requests at the same time has copies of the process's fds meanwhile, as threads that
-//! share a table have one each in hand. What a request opened is in the process's table afterwards.
+//! Each of several threads has a copy of the process's fds during its request, as the kernel holds a
+//! reference to an fd during a system call. Afterwards the files that the requests opened are moved to
+//! the process's table.
 
 use std::sync::Barrier;
 use std::thread;
@@ -14,7 +15,7 @@ use super::process::{Opened, RealFiles, Table};
 use crate::conformance::request::Request;
 use crate::conformance::system::{Answer, Argument, Call};
 
-/// Makes a request of the process with these fds.
+/// Makes a request of the process with this fd table.
 pub(super) fn ioctl(
     backend: &impl Backend,
     table: &mut Table,
@@ -38,7 +39,7 @@ pub(super) fn ioctl(
     argument.answer(result, &sent)
 }
 
-/// What each call is answered.
+/// Makes all calls at the same time, and returns the answer of each.
 pub(super) fn together(
     backend: &impl Backend,
     table: &mut Table,
@@ -46,7 +47,7 @@ pub(super) fn together(
 ) -> Vec<Result<Answer, Errno>> {
     let (barrier, first) = (Barrier::new(calls.len()), table.next());
     let copies: Vec<(Call, Table)> = calls.into_iter().map(|call| (call, table.clone())).collect();
-    // What is closed is closed here, while the others go on.
+    // This thread closes the fds of `Call::Close`, while the other calls run.
     let closed = copies.iter().filter_map(|(call, _)| match call {
         Call::Close(number) => Some(*number),
         _ => None,
@@ -93,7 +94,8 @@ fn one(backend: &impl Backend, table: &mut Table, call: Call) -> Result<Answer, 
     }
 }
 
-/// Gives the process what a request opened, from `first` on, under a number that is free by now.
+/// Moves an fd that a request opened (a number from `first` on) from the thread's copy to the process's
+/// table, under the next free number, and changes the number in the answer.
 fn adopt(
     table: &mut Table,
     first: i32,

@@ -1,7 +1,7 @@
-//! The machine as the test outside sees it, and a turn on it: a [`System`] for one case.
+//! The machine from outside, and a turn on it: a [`System`] for one case.
 //!
-//! Cases that cross a switch share it: [`Turn`] makes one wait for the others. Whatever goes wrong with
-//! the machine itself is a panic of the case whose turn it is, with the last lines of the console.
+//! Cases that cross a switch share the switch: each [`Turn`] waits there for the others. A failure of
+//! the machine itself panics in the case that uses it then, with the last lines of the console.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -24,27 +24,27 @@ use tempfile::NamedTempFile;
 
 use crate::qemu::{self, Qemu};
 
-/// Longest time for an answer, and for a kernel to start: what hangs takes for ever.
+/// Longest time for an answer, and for a kernel to start.
 const WITHIN: Duration = Duration::from_secs(240);
 
-/// How the kernel says that it cannot go on.
+/// The start of the kernel's message before it stops.
 const PANIC: &str = "Kernel panic";
 
 /// A machine.
 pub(crate) struct Guest {
     owner: Owner,
     qemu: Qemu,
-    /// Its RAM, if that is looked at.
+    /// The file of its RAM, if cases access the RAM.
     ram: Option<NamedTempFile>,
     line: UnixStream,
     said: Receiver<String>,
     hello: Hello,
-    /// It failed before: nobody need wait for it any more.
+    /// Whether it failed in an earlier case, so that waiting for it is useless.
     failed: bool,
 }
 
 impl Guest {
-    /// Boots it.
+    /// Boots the machine and waits until it serves.
     pub(crate) fn boot(owner: Owner) -> Result<Self, Failure> {
         let directory = qemu::scratch_directory()?;
         let mut machine = prepare(owner, directory.path())?;
@@ -56,7 +56,7 @@ impl Guest {
         };
         machine.ram_file = ram.as_ref().map(|file| file.path().to_owned());
         let mut qemu = Qemu::start(&machine, qemu::accelerator(), directory)?;
-        let line = qemu.take_port(PORT).ok_or("there is one port")?;
+        let line = qemu.take_port(PORT).ok_or("the machine has no control port")?;
         let (sender, said) = channel();
         let reader = BufReader::new(line.try_clone()?);
         thread::spawn(move || {
@@ -70,24 +70,24 @@ impl Guest {
         let mut guest = Self { owner, qemu, ram, line, said, hello, failed: false };
         match guest.listen() {
             Say::Hello(hello) => guest.hello = hello,
-            said => guest.fail(&format!("it began with {said:?}")),
+            said => guest.fail(&format!("its first message is {said:?}, not a hello")),
         }
         Ok(guest)
     }
 
-    /// Ends the case, and with it all that come after it on this machine.
+    /// Panics, and makes all later cases on this machine fail too.
     fn fail(&mut self, what: &str) -> ! {
         self.failed = true;
         let (console, state) = (self.qemu.last_lines(40), diagnosis::machine(&mut self.qemu));
         panic!("the machine: {what}; its console:\n{console}\n{state}")
     }
 
-    /// What it says next.
+    /// Waits for the machine's next message.
     fn listen(&mut self) -> Say {
         assert!(!self.failed, "the machine failed in another case");
         let deadline = Instant::now() + WITHIN;
         loop {
-            // In slices, to notice a machine that is gone: its ports close only then.
+            // Waits in slices, to notice between them that the machine has ended.
             match self.said.recv_timeout(Duration::from_secs(2)) {
                 Ok(line) => match serde_json::from_str(&line) {
                     Ok(said) => return said,
@@ -103,7 +103,7 @@ impl Guest {
     }
 
     fn tell(&mut self, ask: &Ask) {
-        let line = serde_json::to_string(ask).expect("questions can be written down");
+        let line = serde_json::to_string(ask).expect("a request can be serialized");
         if let Err(error) = self.line.write_all(format!("{line}\n").as_bytes()) {
             self.fail(&error.to_string());
         }
@@ -113,11 +113,12 @@ impl Guest {
         self.tell(ask);
         match self.listen() {
             Say::Answer(answer) => answer.map_err(Errno::from_raw_os_error),
-            said => self.fail(&format!("to {ask:?} it said {said:?}")),
+            said => self.fail(&format!("it replied {said:?} to {ask:?}")),
         }
     }
 
-    /// Has it go to its next kernel, and calls `meanwhile` when it is on its way.
+    /// Makes the machine switch to its next kernel. Calls `meanwhile` after the request is sent, before
+    /// the next kernel is awaited.
     pub(crate) fn switch(&mut self, next: Next, meanwhile: impl FnOnce()) -> Result<(), Errno> {
         let (panics, expected) = (self.panics(), self.hello.generation + 1);
         self.tell(&Ask::Switch(next));
@@ -136,11 +137,11 @@ impl Guest {
                 Ok(())
             }
             (Next::Kernel, 0) if self.panics() > panics => Err(NEXT_KERNEL_DIED),
-            _ => self.fail(&format!("after {release} came {:?}", self.hello)),
+            _ => self.fail(&format!("kernel {release} was followed by {:?}", self.hello)),
         }
     }
 
-    /// How often a kernel of it has panicked.
+    /// Number of panics of its kernels.
     fn panics(&self) -> usize {
         self.qemu.console().matches(PANIC).count()
     }
@@ -151,34 +152,34 @@ impl Guest {
         console.lines().rfind(|line| line.contains(PANIC)).map(str::to_owned)
     }
 
-    /// What it lacks, and does otherwise.
+    /// What its system lacks, and where it deviates.
     pub(crate) fn profile(&self) -> &'static Profile {
         self.owner.profile()
     }
 
-    /// How many live updates led to its kernel.
+    /// Number of live updates that led to its kernel.
     pub(crate) fn liveupdate_number(&self) -> u64 {
         self.hello.number
     }
 
-    /// Its RAM.
+    /// Access to its RAM. ENOENT for a machine without a RAM file.
     pub(crate) fn ram(&self) -> Result<Ram, Errno> {
         let ram = self.ram.as_ref().ok_or(Errno::NOENT)?;
         Ok(Ram::new(ram.reopen().map_err(|_| Errno::IO)?))
     }
 }
 
-/// What the cases of one machine share.
+/// A machine that several cases share.
 pub(crate) type Shared = Arc<Mutex<Guest>>;
 
-/// One case's use of the machine. It leaves no process behind.
+/// One case's use of the machine. Dropping it ends the processes of the case.
 pub(crate) struct Turn {
     guest: Shared,
     profile: &'static Profile,
     processes: Vec<Process>,
-    /// Waits for the switch that is made for several. Without it a switch is made at once.
+    /// Waits until the shared switch has been made. `None` if the case switches by itself.
     wait: Option<Box<dyn FnMut() -> Result<(), Errno>>>,
-    /// Looks at the machine while it switches for the first time.
+    /// Called during the case's first switch.
     look: Option<Box<dyn FnOnce()>>,
 }
 
@@ -189,13 +190,13 @@ impl Turn {
         Self { guest: Arc::clone(guest), profile, processes: Vec::new(), wait, look }
     }
 
-    /// The same, where others make the switch.
+    /// The same turn, whose switch is shared: `wait` waits for it.
     pub(crate) fn waiting(mut self, wait: impl FnMut() -> Result<(), Errno> + 'static) -> Self {
         self.wait = Some(Box::new(wait));
         self
     }
 
-    /// The same, with somebody who looks at the machine while it switches.
+    /// The same turn, with `look` called during the first switch.
     pub(crate) fn looking(mut self, look: impl FnOnce() + 'static) -> Self {
         self.look = Some(Box::new(look));
         self
@@ -206,7 +207,7 @@ impl Turn {
     }
 
     fn process(&mut self, ask: &Ask) -> Process {
-        let answer = self.guest().ask(ask).expect("there is room for a process");
+        let answer = self.guest().ask(ask).expect("the machine can start a process");
         let process = Process(answer.number as u32);
         self.processes.push(process);
         process
@@ -260,7 +261,7 @@ impl System for Turn {
     fn switch(&mut self, next: Next) -> Result<(), Errno> {
         match &mut self.wait {
             Some(wait) => {
-                assert_eq!(next, Next::Kernel, "who wants another next kernel has it alone");
+                assert_eq!(next, Next::Kernel, "a shared switch goes to the next kernel with LUO");
                 wait()?;
             }
             None => {
@@ -287,7 +288,7 @@ impl System for Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // After a panic the machine may be gone, and nobody's turn comes after it.
+        // After a panic the machine may have ended, and no other case uses it.
         if !thread::panicking() {
             std::mem::take(&mut self.processes).into_iter().for_each(|process| self.kill(process));
         }

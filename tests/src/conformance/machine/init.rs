@@ -1,4 +1,4 @@
-//! PID 1 of the machine: a system, and the line by which the test outside has it do things.
+//! PID 1 of the machine: runs a system, and executes the requests that the test sends over a virtio port.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -21,14 +21,15 @@ type Problem = Box<dyn std::error::Error>;
 /// Serves for as long as the machine runs.
 pub(crate) fn main() -> ! {
     let ended = serve();
-    // What PID 1 says last is the kernel's panic; this comes before it.
+    // The kernel panics when PID 1 ends; this line precedes the panic on the console.
     eprintln!("conformance: {ended:?}");
     std::process::exit(1);
 }
 
 fn serve() -> Result<(), Problem> {
     mount_essentials()?;
-    // That of another vendor's processor is refused; what is missing otherwise, the cases will say.
+    // Errors are ignored: a module for another vendor's processor is refused, and the cases show
+    // if another one is missing.
     crate::modules::load_all();
     let line = open_line()?;
     let result = mount_data().and_then(|()| answer(&line));
@@ -104,7 +105,7 @@ fn mount_essentials() -> Result<(), Problem> {
         mount(fs, target, fs, MountFlags::empty(), None)
             .map_err(|errno| format!("cannot mount {fs} on {target}: {errno}"))?;
     }
-    // Only what is about to kill the kernel is to be on the console.
+    // Only emergency messages go to the console.
     Ok(fs::write("/proc/sys/kernel/printk", "1")?)
 }
 
@@ -115,7 +116,7 @@ fn mount_data() -> Result<(), Problem> {
         .map_err(|errno| format!("cannot mount {} on {DATA}: {errno}", device.display()).into())
 }
 
-/// Mounts the pool; the first kernel makes its file system there.
+/// Mounts the pool. The first kernel copies the image of an empty pool into it before.
 fn mount_pool() -> Result<(), Problem> {
     const DEVICE: &str = "/dev/pmem0";
     wait_until(|| Path::new(DEVICE).exists());
@@ -127,7 +128,7 @@ fn mount_pool() -> Result<(), Problem> {
         .map_err(|errno| format!("cannot mount {DEVICE} on {POOL}: {errno}").into())
 }
 
-/// Copies what is not zero: the memory is new.
+/// Copies the chunks that are not zero. The rest is zero already, because the memory is new.
 fn copy_image(image: &Path, device: &Path) -> Result<(), Problem> {
     const CHUNK: usize = 1 << 20;
     let (from, to) = (File::open(image)?, File::options().write(true).open(device)?);
@@ -144,7 +145,7 @@ fn copy_image(image: &Path, device: &Path) -> Result<(), Problem> {
 
 fn open_line() -> Result<File, Problem> {
     wait_until(|| find_port().is_some());
-    let device = find_port().ok_or_else(|| format!("there is no virtio port `{PORT}`"))?;
+    let device = find_port().ok_or_else(|| format!("no virtio port is called `{PORT}`"))?;
     Ok(File::options().read(true).write(true).open(device)?)
 }
 
@@ -156,7 +157,8 @@ fn find_port() -> Option<PathBuf> {
     Some(Path::new("/dev").join(named.next()?.file_name()))
 }
 
-/// Waits for a driver, within some seconds: nothing tells a process without netlink when it is done.
+/// Waits at most 10 s for a driver to create a device. Polls, because a process without netlink gets no
+/// event.
 fn wait_until(condition: impl Fn() -> bool) {
     for _ in 0..1000 {
         if condition() {
@@ -169,9 +171,8 @@ fn wait_until(condition: impl Fn() -> bool) {
 impl Owner {
     fn of_this_machine() -> Result<Self, Problem> {
         let word = kernel::word(ROLE).unwrap_or_default();
-        Self::ALL
-            .into_iter()
-            .find(|owner| owner.word() == word)
-            .ok_or_else(|| format!("the command line says `{ROLE}={word}`").into())
+        Self::ALL.into_iter().find(|owner| owner.word() == word).ok_or_else(|| {
+            format!("unknown owner of the LUO on the command line: `{ROLE}={word}`").into()
+        })
     }
 }

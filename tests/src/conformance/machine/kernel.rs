@@ -1,5 +1,4 @@
-//! What a process inside the machine does with its kernel: load the next one, enter it, and ask how
-//! often that was done.
+//! The machine's kernels, from inside: loads the next kernel, enters it, and counts the kernels so far.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,42 +9,42 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::conformance::system::{Load, Next};
 
-/// Where the machine's data disk is.
+/// Mount point of the machine's data disk.
 pub(super) const DATA: &str = "/data";
-/// The directories that are there, each with a kernel.
+/// The directories on the data disk, each with a kernel.
 pub(super) const SIDES: [&str; 2] = ["a", "b"];
 pub(super) const KERNEL: &str = "bzImage";
 pub(super) const INITRAMFS: &str = "initramfs";
-/// An initramfs that no scratch area has room for.
+/// An initramfs that is larger than the scratch area.
 pub(super) const LARGE_INITRAMFS: &str = "large-initramfs";
 
-/// The word of the command line that counts the kernels since the machine was reset.
+/// The kernel parameter that counts the switches since the machine was reset.
 pub(super) const GENERATION: &str = "conformance.generation";
 
-/// What the kernel is told when it is to have its LUO, and when not.
+/// The kernel parameter that switches LUO on or off.
 const LUO: &str = "liveupdate";
 
-/// The value of a word of this kernel's command line.
+/// The value of a parameter on this kernel's command line.
 pub(super) fn word(name: &str) -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
     let mut words = line.split_whitespace().filter_map(|word| word.split_once('='));
     words.rfind(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
 }
 
-/// How many kernels there were since the machine was reset.
+/// Number of switches since the machine was reset.
 pub(super) fn generation() -> u64 {
     word(GENERATION).and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-/// How many live updates led to this kernel, as it says itself: what it will hand over has one more
-/// (`struct luo_ser` in KHO's debugfs). 0 where it has no LUO.
+/// Number of live updates that led to this kernel: one less than in the handover that it will write
+/// (`struct luo_ser` in KHO's debugfs). 0 for a kernel without LUO.
 pub(crate) fn liveupdate_number() -> u64 {
     let handover = fs::read("/sys/kernel/debug/kho/out/sub_fdts/LUO").unwrap_or_default();
     let number = handover.get(8..16).and_then(|field| field.try_into().ok());
     number.map_or(0, |number| u64::from_le_bytes(number) - 1)
 }
 
-/// This kernel's command line for the next.
+/// The next kernel's command line: this kernel's, with the generation advanced and LUO on or off.
 fn command_line(luo: bool) -> Result<CommandLine, Errno> {
     let line = fs::read_to_string("/proc/cmdline").map_err(|_| Errno::IO)?;
     let is_own = |word: &&str| {
@@ -61,12 +60,12 @@ fn command_line(luo: bool) -> Result<CommandLine, Errno> {
     CommandLine::new(&words.join(" ")).map_err(|_| Errno::INVAL)
 }
 
-/// Whether this machine is one with LUO at all.
+/// Whether this machine's kernels have LUO, on or off.
 fn has_luo() -> bool {
     word(LUO).is_some()
 }
 
-/// The files of the side that does not run. A reset starts side `a`, and each switch the other one.
+/// The directory of the side that does not run. A reset starts side `a`; each switch changes the side.
 fn other_side() -> PathBuf {
     let side = if generation().is_multiple_of(2) { SIDES[1] } else { SIDES[0] };
     Path::new(DATA).join(side)
@@ -84,12 +83,12 @@ fn load_with(initramfs: &Path, luo: bool) -> Result<LoadedImage, Errno> {
         .map_err(|error| error.errno().unwrap_or(Errno::INVAL))
 }
 
-/// Loads the next kernel, for as long as nobody unloads it.
+/// Loads a kernel for kexec as the case needs it. [`Load::Next`] stays loaded after this returns.
 pub(crate) fn load(how: Load) -> Result<(), Errno> {
     match how {
         Load::Next => load_next(true).map(std::mem::forget),
         Load::TooLarge => load_with(&Path::new(DATA).join(LARGE_INITRAMFS), true).map(drop),
-        // What unloads is the drop.
+        // Dropping the loaded image unloads it.
         Load::Nothing => load_next(true).map(drop),
     }
 }
@@ -100,7 +99,8 @@ fn is_loaded() -> bool {
         .is_ok_and(|text| text.trim() == "1")
 }
 
-/// Leaves this kernel; what it returns is why not. A kernel that is loaded is entered as it is.
+/// Leaves this kernel; returns only if that failed, with the errno. Loads the next kernel unless one is
+/// loaded already.
 pub(crate) fn enter(next: Next) -> Errno {
     let loaded = match next {
         Next::Kernel if is_loaded() => Ok(()),

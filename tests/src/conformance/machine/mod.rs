@@ -1,4 +1,4 @@
-//! A system in a machine of its own, in QEMU: its kernel's LUO, or a pool on a kernel without.
+//! A system in a QEMU machine: its kernel's LUO, or a pool on a kernel without LUO.
 //!
 //! ```text
 //!   test: rows, World, Guest --- virtio port, a JSON value a line --- init (PID 1): a System
@@ -6,8 +6,8 @@
 //!                                                                       | pool: this process
 //! ```
 //!
-//! A row is told outside, where it goes on over every switch; each call of it is made inside. The
-//! switch is a kexec, from one of two kernels to the other.
+//! A case runs outside the machine, so that it continues over every switch; the machine makes each of
+//! its calls. The switch is a kexec, from one of two kernels to the other.
 
 mod guest;
 pub(crate) mod init;
@@ -39,7 +39,7 @@ const POOL_MIB: u64 = 128;
 /// Cases preserve hundreds of files at a time.
 const POOL_FILES: u32 = 4096;
 
-/// Who has the LUO.
+/// The owner of the LUO that the cases use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     Kernel,
@@ -49,7 +49,7 @@ pub(crate) enum Owner {
 impl Owner {
     const ALL: [Self; 2] = [Self::Kernel, Self::Pool];
 
-    /// How the command line says it.
+    /// The owner's name on the kernel command line.
     fn word(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -76,8 +76,8 @@ impl Owner {
         }
     }
 
-    /// The scratch area holds the next kernel and initramfs and little more: what is preserved is
-    /// migrated out of it.
+    /// The kernels' command line. The scratch area is little larger than the next kernel and
+    /// initramfs, because preserved memory has to be migrated out of it.
     fn command_line(self) -> String {
         let quiet = if paths::verbose() { "" } else { " quiet" };
         let own = match self {
@@ -91,9 +91,9 @@ impl Owner {
     }
 }
 
-/// What this computer lacks for such a machine, if anything.
+/// What this computer lacks for such a machine. `None` if nothing is missing.
 pub(crate) fn missing(owner: Owner) -> Option<String> {
-    // No guest runs there.
+    // The machine has no VM, so no guest kernel is needed.
     let [kernel, _] = owner.kernels();
     suite::missing(owner.luo(), kernel)
 }
@@ -109,7 +109,7 @@ fn prepare(owner: Owner, directory: &Path) -> Result<Machine, Box<dyn Error>> {
     }
     let initramfs = directory.join("initramfs");
     fs::copy(tree.path(&format!("{}/{}", kernel::SIDES[0], kernel::INITRAMFS))?, &initramfs)?;
-    // It takes no space.
+    // A sparse file.
     let large = tree.path(kernel::LARGE_INITRAMFS)?;
     fs::write(&large, b"070701")?;
     File::options().write(true).open(large)?.set_len(200 << 20)?;
@@ -130,7 +130,7 @@ fn prepare(owner: Owner, directory: &Path) -> Result<Machine, Box<dyn Error>> {
     })
 }
 
-/// PID 1, and the modules of a kernel that has some.
+/// An initramfs with PID 1, and the kernel's modules if it has any.
 fn initramfs_of(kernel: &Kernel) -> Result<Initramfs, Box<dyn Error>> {
     let mut archive = Initramfs::new()?;
     let agent = binaries::build()?.conformance_agent();

@@ -1,22 +1,22 @@
-//! What goes over the line between a test and its machine: one JSON value a line.
+//! The protocol between a test and its machine over a virtio port: one JSON value a line.
 
 use serde::{Deserialize, Serialize};
 
 use crate::conformance::system::{Answer, Call, Direction, Fd, Letter, Next, Process};
 
-/// The name of the line.
+/// The name of the virtio port.
 pub(super) const PORT: &str = "conformance";
-/// The word of the command line that says who has the LUO.
+/// The kernel parameter that names the owner of the LUO.
 pub(super) const ROLE: &str = "conformance";
 
-/// What the machine is asked.
+/// A request to the machine.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
     Spawn,
     Fork(Process),
     Kill(Process),
     Send(Fd),
-    /// What was sent is received, or lost.
+    /// A process receives a sent fd; without a process the fd is lost.
     Receive(Letter, Option<Process>),
     Call(Process, Call),
     Direct(Direction),
@@ -24,23 +24,23 @@ pub(super) enum Ask {
     Switch(Next),
 }
 
-/// What the machine says.
+/// A message of the machine.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Say {
-    /// A kernel is up.
+    /// A kernel has started.
     Hello(Hello),
-    /// An answer, or an errno.
+    /// The answer to a request, or an errno.
     Answer(Result<Answer, i32>),
-    /// It cannot go on.
+    /// An error after which the machine serves no further request.
     Problem(String),
 }
 
-/// A kernel.
+/// A kernel's description of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) release: String,
-    /// How many kernels there were since the machine was reset.
+    /// Number of switches since the machine was reset.
     pub(super) generation: u64,
-    /// How many live updates led to it.
+    /// Number of live updates that led to this kernel.
     pub(super) number: u64,
 }

@@ -1,7 +1,7 @@
-//! The machine's RAM as it is seen from outside: a file of QEMU's.
+//! The machine's RAM, accessed from outside through the file that QEMU uses for it.
 //!
-//! So a test can look at what a kernel hands over, which no interface of the kernel shows, and spoil
-//! it. All RAM is below the hole at 3 GiB, so an address is an offset.
+//! A test can so read or damage a kernel's handover, which no interface of the kernel shows. All RAM is
+//! below the hole at 3 GiB, so a guest-physical address is an offset into the file.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use luo::builtin::tree::memory::PAGE_BYTES;
 
-/// The RAM.
+/// The file with the RAM.
 #[derive(Debug)]
 pub(crate) struct Ram(File);
 
@@ -32,7 +32,8 @@ impl Ram {
         Ok(found)
     }
 
-    /// Changes what such pages have there, and tells how many they were.
+    /// Replaces `old` by `new` at an offset of every page that has `old` there. Returns the number of
+    /// pages.
     pub(crate) fn change(&self, offset: usize, old: &[u8], new: &[u8]) -> io::Result<usize> {
         let pages = self.find(offset, old)?;
         for page in &pages {

@@ -1,7 +1,8 @@
-//! A process of a system of real processes, which does what it is ordered to by system calls.
+//! The agent: a real process of a system, which makes the system calls that the test orders.
 //!
-//! Its connection to the test is at an fd far above those that it uses. It ends when that is closed.
-#![expect(unsafe_code, reason = "it is about raw system calls")]
+//! Its connection to the test is at an fd far above the fds that cases use. The agent ends when the
+//! connection is closed.
+#![expect(unsafe_code, reason = "raw system calls")]
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -22,15 +23,16 @@ use crate::conformance::file;
 use crate::conformance::machine::kernel;
 use crate::conformance::system::{Answer, Call, Reopen, Who};
 
-/// How an agent is started: with this and the path of the socket.
+/// The first argument of an agent. The second is the path of the socket.
 pub(crate) const ROLE: &str = "--agent";
 
-/// Where the connection is.
+/// The fd of the connection to the test.
 const CONTROL: RawFd = 900;
 
 /// Serves as an agent until the connection ends.
 pub(crate) fn main(socket: &OsStr) -> Result<(), Errno> {
-    // SAFETY: nobody handles this signal; ignored, children need not be waited for.
+    // SAFETY: this process has no handler for the signal. While it is ignored, ended children leave no
+    // zombies.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     match serve(socket) {
         Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
@@ -47,7 +49,7 @@ fn check(result: impl Into<c_long>) -> Result<i64, Errno> {
 }
 
 fn control() -> BorrowedFd<'static> {
-    // SAFETY: it is open while the agent serves, and nothing else closes it.
+    // SAFETY: the fd is open while the agent serves, and nothing else closes it.
     unsafe { BorrowedFd::borrow_raw(CONTROL) }
 }
 
@@ -55,7 +57,8 @@ fn hello(path: &OsStr) -> Result<(), Errno> {
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
-    // SAFETY: dup3 closes what was there before, which is the connection of this process's parent.
+    // SAFETY: dup3 closes the fd that CONTROL was before: after a fork, the copy of the parent's
+    // connection.
     check(unsafe { libc::dup3(socket.as_raw_fd(), CONTROL, libc::O_CLOEXEC) })?;
     let number = std::env::var(luo::emulate::NUMBER_VARIABLE).ok();
     let number = number.and_then(|number| number.parse().ok());
@@ -69,11 +72,12 @@ fn serve(path: &OsStr) -> Result<(), Errno> {
         let mut sent = None;
         let result = match order {
             Order::Spawn | Order::Fork => {
-                // SAFETY: this process has one thread, or others that are in a system call for good.
+                // SAFETY: the child has only the thread that forks. This process has no other thread, or
+                // threads that never return from a system call.
                 let child = check(unsafe { libc::fork() })?;
                 if child == 0 {
                     if matches!(order, Order::Spawn) {
-                        // SAFETY: whatever is open here belongs to the parent's part.
+                        // SAFETY: the child uses none of these copies of its parent's fds.
                         check(unsafe { libc::close_range(3, CONTROL as u32 - 1, 0) })?;
                     }
                     hello(path)?;
@@ -92,7 +96,7 @@ fn serve(path: &OsStr) -> Result<(), Errno> {
     }
 }
 
-/// Runs the program anew; it says hello again.
+/// Executes this program again; it then sends a new hello.
 fn exec(path: &OsStr) -> Errno {
     let error = Command::new("/proc/self/exe").arg(ROLE).arg(path).exec();
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
@@ -116,9 +120,9 @@ fn execute(call: Call) -> Result<Answer, Errno> {
             };
             number(open(&format!("/proc/self/fd/{fd}"), flags)?)
         }
-        // SAFETY: it copies a number.
+        // SAFETY: the call only creates an fd.
         Call::Dup(fd) => number(check(unsafe { libc::dup(fd) })?),
-        // SAFETY: fds here are numbers that the test keeps; no owner is confused.
+        // SAFETY: cases refer to fds by number; no `OwnedFd` of this process owns this one.
         Call::Close(fd) => number(check(unsafe { libc::close(fd) })?),
         Call::Ioctl(fd, command, argument) => {
             Ok(Answer::bytes(arena::ioctl(fd, command, argument)?))
@@ -141,7 +145,7 @@ fn execute(call: Call) -> Result<Answer, Errno> {
         Call::Running => number(BEGUN.load(Ordering::SeqCst) as i64),
         Call::Exec => Err(Errno::INVAL),
         Call::BecomeUser(user) => {
-            // SAFETY: it changes the ids of this thread, which is all there is to this process.
+            // SAFETY: the call changes the ids of this thread, the only one of this process.
             number(check(unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) })?)
         }
         Call::Stat(path) => {
@@ -165,13 +169,13 @@ fn open(path: &str, flags: c_int) -> Result<i64, Errno> {
     check(unsafe { libc::open(path.as_ptr(), flags) })
 }
 
-/// Lets no fd be opened any more, or as many as ever.
+/// Prevents this process from opening further fds, or allows it again.
 fn limit_fds(limited: bool) -> Result<Answer, Errno> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let current = if limited {
-        // The lowest free number: fds above it stay.
-        // SAFETY: the probe is closed at once.
+        // The lowest free number becomes the limit; open fds above it stay open.
+        // SAFETY: `open` just created the fd, and nothing else owns it.
         Some(unsafe { OwnedFd::from_raw_fd(open("/dev/null", 0)? as RawFd) }.as_raw_fd() as u64)
     } else {
         limit.maximum.or(Some(1024))
@@ -183,19 +187,19 @@ fn limit_fds(limited: bool) -> Result<Answer, Errno> {
 fn is_same_file(one: RawFd, other: RawFd) -> Result<bool, Errno> {
     const KCMP_FILE: c_int = 0;
     let me = std::process::id();
-    // SAFETY: it compares two numbers of this process.
+    // SAFETY: the call compares two fds of this process and changes nothing.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_FILE, one, other) };
     match check(order) {
         Err(Errno::NOSYS) => {
             const F_DUPFD_QUERY: c_int = 1027;
-            // SAFETY: it only asks.
+            // SAFETY: the query changes nothing.
             check(unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) }).map(|same| same == 1)
         }
         order => order.map(|order| order == 0),
     }
 }
 
-/// Each call in a thread of its own; none begins before all threads are there.
+/// Makes each call in a separate thread. A barrier starts all of them at the same time.
 fn together(calls: Vec<Call>) -> Vec<Result<Answer, Errno>> {
     let barrier = std::sync::Barrier::new(calls.len());
     thread::scope(|scope| {
@@ -225,13 +229,13 @@ fn open_and_close(times: u32) -> Result<Answer, Errno> {
     Ok(Answer::number(opened))
 }
 
-/// How many begun calls have not returned.
+/// Number of background calls that have not returned.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
 fn begin(call: Call) {
     BEGUN.fetch_add(1, Ordering::SeqCst);
     thread::spawn(|| {
-        // Whoever begins a call looks at what it does, not at what it answers.
+        // Cases observe the effect of a background call, not its answer.
         let _ = execute(call);
         BEGUN.fetch_sub(1, Ordering::SeqCst);
     });
@@ -240,8 +244,8 @@ fn begin(call: Call) {
 fn reboot() -> Result<Answer, Errno> {
     const MAGIC: u32 = 0xfee1_dead;
     const KEXEC: u32 = 0x4558_4543;
-    // SAFETY: under the emulator this call only ends the program; else the caller is told that it
-    // will be refused, or it wants the switch.
+    // SAFETY: under the emulator this call only ends the program. Otherwise the case expects the
+    // kernel to refuse the call, or wants the switch.
     check(unsafe { libc::syscall(libc::SYS_reboot, MAGIC, 0x2812_1969, KEXEC, 0) })
         .map(Answer::number)
 }
@@ -250,13 +254,13 @@ fn reboot_as(who: Who) -> Result<Answer, Errno> {
     match who {
         Who::Root => reboot(),
         Who::Nobody => {
-            // SAFETY: it changes the ids of the child only.
+            // SAFETY: the call changes only the ids of the child.
             in_child(|| check(unsafe { libc::setresuid(65534, 65534, 65534) }).map(drop))
         }
         Who::OtherNamespace => in_child(|| {
-            // SAFETY: it concerns the children of this child only.
+            // SAFETY: the call affects only the children of this child.
             check(unsafe { libc::unshare(libc::CLONE_NEWPID) })?;
-            // SAFETY: this process has one thread. Its child is the one to go on.
+            // SAFETY: this process has one thread. Its child goes on and calls reboot(2).
             match check(unsafe { libc::fork() })? {
                 0 => Ok(()),
                 child => end_as(child as libc::pid_t),
@@ -265,9 +269,10 @@ fn reboot_as(who: Who) -> Result<Answer, Errno> {
     }
 }
 
-/// What reboot(2) answers to a child that was prepared.
+/// Forks a child, which runs `prepare` and then calls reboot(2), and returns the answer of that call.
 fn in_child(prepare: impl FnOnce() -> Result<(), Errno>) -> Result<Answer, Errno> {
-    // SAFETY: children are to be waited for here.
+    // SAFETY: this sets no handler. Only children of a process that does not ignore the signal can
+    // be waited for.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // SAFETY: this process has one thread.
     let child = check(unsafe { libc::fork() })?;
@@ -276,7 +281,7 @@ fn in_child(prepare: impl FnOnce() -> Result<(), Errno>) -> Result<Answer, Errno
         std::process::exit(errno);
     }
     let status = wait(child as libc::pid_t);
-    // SAFETY: as it was.
+    // SAFETY: this sets no handler; it restores the state from the start of the agent.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     match status? {
         0 => Ok(Answer::default()),
@@ -286,12 +291,12 @@ fn in_child(prepare: impl FnOnce() -> Result<(), Errno>) -> Result<Answer, Errno
 
 fn wait(child: libc::pid_t) -> Result<i32, Errno> {
     let mut status = 0;
-    // SAFETY: the status is ours to be written.
+    // SAFETY: `status` is a local variable, to which the kernel may write.
     check(unsafe { libc::waitpid(child, &raw mut status, 0) })?;
     Ok(libc::WEXITSTATUS(status))
 }
 
-/// Ends as a child does.
+/// Waits for a child and exits with its status.
 fn end_as(child: libc::pid_t) -> Result<(), Errno> {
     std::process::exit(wait(child)?)
 }

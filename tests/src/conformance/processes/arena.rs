@@ -1,4 +1,4 @@
-//! Requests whose argument is just in front of memory that is not there.
+//! Makes requests whose argument ends at an unmapped page.
 #![expect(unsafe_code, reason = "mappings, and ioctls of any kind")]
 
 use std::arch::asm;
@@ -19,7 +19,7 @@ fn check(result: c_int) -> Result<(), Errno> {
     Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
-/// Pages with nothing behind them.
+/// Pages that are followed by an inaccessible page.
 struct Arena {
     start: *mut c_void,
     pages: usize,
@@ -34,7 +34,7 @@ impl Arena {
         let pages = bytes.div_ceil(PAGE) + 1;
         let (rw, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
         let flags = flags | private | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, anywhere.
+        // SAFETY: this creates a new mapping at a free address.
         let start = unsafe { libc::mmap(ptr::null_mut(), (pages + 1) * PAGE, rw, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return Err(Errno::NOMEM);
@@ -46,11 +46,11 @@ impl Arena {
 
     fn protect(&self, page: usize, pages: usize, protection: c_int) -> Result<(), Errno> {
         let at = self.start.wrapping_byte_add(page * PAGE);
-        // SAFETY: the pages are of this mapping, and nothing refers to them.
+        // SAFETY: the pages belong to this mapping, and nothing refers to them.
         check(unsafe { libc::mprotect(at, pages * PAGE, protection) })
     }
 
-    /// The address so many bytes before the end.
+    /// The address `bytes` before the inaccessible page.
     fn before_end(&self, bytes: usize) -> *mut u8 {
         self.start.wrapping_byte_add(self.pages * PAGE - bytes).cast()
     }
@@ -58,13 +58,13 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one, and nothing refers to it any more.
+        // SAFETY: the range is this mapping, and nothing refers to it any more.
         unsafe { libc::munmap(self.start, (self.pages + 1) * PAGE) };
     }
 }
 
-/// Makes a request, and gives what is in its memory afterwards. EUCLEAN: it was refused, and changed
-/// its argument all the same.
+/// Makes a request and returns the contents of its argument afterwards. EUCLEAN if the request failed
+/// and still changed its argument.
 pub(super) fn ioctl(fd: RawFd, command: u32, argument: Argument) -> Result<Vec<u8>, Errno> {
     let Argument { bytes: sent, place } = argument;
     let mut bytes = sent.clone();
@@ -86,10 +86,10 @@ pub(super) fn ioctl(fd: RawFd, command: u32, argument: Argument) -> Result<Vec<u
     if place == Place::ReadOnly {
         arena.protect(0, arena.pages, libc::PROT_READ)?;
     }
-    // SAFETY: the argument is ours, or not there, which the kernel finds out.
+    // SAFETY: the argument is in the arena or inaccessible; the kernel checks for the latter.
     let result = check(unsafe { libc::ioctl(fd, command as _, address) });
     if there > 0 {
-        // SAFETY: the same bytes, which can be read in every case.
+        // SAFETY: the same bytes, which are readable for every place.
         unsafe { ptr::copy_nonoverlapping(address, bytes.as_mut_ptr(), there) };
     }
     match result {
@@ -98,7 +98,8 @@ pub(super) fn ioctl(fd: RawFd, command: u32, argument: Argument) -> Result<Vec<u
     }
 }
 
-/// Makes a request by the entry of 32-bit programs, which is open to this one as well.
+/// Makes a request by the system call entry of 32-bit programs (`int 0x80`), which 64-bit programs can
+/// use too.
 pub(super) fn ioctl32(fd: RawFd, command: u32, bytes: &[u8]) -> Result<i64, Errno> {
     const SYS_IOCTL: i32 = 54;
     let arena = Arena::with(bytes.len(), libc::MAP_32BIT)?;

@@ -1,4 +1,4 @@
-//! A memory cgroup for a process, to see what is charged to it.
+//! A memory cgroup for a process, which shows how much memory is charged to it.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use luo::Errno;
 
-/// Where PID 1 has mounted cgroup2.
+/// The mount point of cgroup2.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 
 fn errno(error: io::Error) -> Errno {
@@ -17,7 +17,7 @@ fn own() -> PathBuf {
     Path::new(ROOT).join(std::process::id().to_string())
 }
 
-/// Makes the cgroup of this process, and enters it. It stays until the kernel goes.
+/// Creates the cgroup of this process and enters it. The cgroup is never removed.
 pub(super) fn enter() -> Result<(), Errno> {
     fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+memory").map_err(errno)?;
     fs::create_dir(own()).map_err(errno)?;

@@ -1,8 +1,8 @@
-//! A [`System`] of real processes that ask a real `/dev/liveupdate`: the kernel's, or the one that
+//! A [`System`] of real processes that use a `/dev/liveupdate`: the kernel's, or the one that
 //! `perennial luo emulate` serves.
 //!
-//! One agent is started; each further process is a fork of one. Every agent has its own connection
-//! to this, by which it gets its orders one at a time.
+//! One agent is started; each further process is a fork of an agent. Every agent has its own connection
+//! to this process, over which it gets one order at a time.
 
 pub(crate) mod agent;
 mod arena;
@@ -28,12 +28,12 @@ use super::system::{Answer, Call, Called, Direction, Fd, Letter, Next, Process, 
 pub(crate) use cgroup::ROOT as CGROUPS;
 use wire::{Hello, Order};
 
-/// Who has the device.
+/// The implementation of the device.
 #[derive(Debug, Clone)]
 pub(crate) enum Device {
-    /// This kernel.
+    /// The running kernel.
     Kernel,
-    /// An emulator: `perennial`, and the program that it is to run.
+    /// An emulator: the paths of `perennial` and of the program that it runs.
     Emulated { perennial: PathBuf, agent: PathBuf },
 }
 
@@ -43,7 +43,7 @@ struct Agent {
     process: OwnedFd,
 }
 
-/// The agents, and what started the first.
+/// The agents, and the child process that started the first one.
 pub(crate) struct Processes {
     device: Device,
     started: Child,
@@ -56,9 +56,9 @@ pub(crate) struct Processes {
     number: u64,
 }
 
-/// Waits until one of the fds has something to say; `None` if none of them ever does.
+/// Waits until one of the fds is readable and returns its index. `None` after 120 s.
 fn wait_for(fds: &[&OwnedFd]) -> Option<usize> {
-    // Far longer than anything takes: a test that hangs is to end.
+    // Far longer than needed, so that a hanging test ends.
     let limit = Timespec { tv_sec: 120, tv_nsec: 0 };
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::IN)).collect();
     poll(&mut polled, Some(&limit)).ok()?;
@@ -106,13 +106,14 @@ impl Processes {
         Ok(this)
     }
 
-    /// Waits for an agent that says hello.
+    /// Waits for an agent's connection and its hello.
     fn accept_agent(&mut self) -> Agent {
-        let listener = self.listener.as_ref().expect("it is there until the end");
-        wait_for(&[listener]).expect("the agent should say hello");
-        let control = accept_with(listener, SocketFlags::CLOEXEC).expect("it said so");
-        let (Hello { pid, number }, _) = wire::receive(&control).expect("an agent says who it is");
-        let pid = Pid::from_raw(pid as i32).expect("a process has a number");
+        let listener = self.listener.as_ref().expect("the listener is open until the drop");
+        wait_for(&[listener]).expect("the agent should connect");
+        let control = accept_with(listener, SocketFlags::CLOEXEC).expect("a connection waits");
+        let (Hello { pid, number }, _) =
+            wire::receive(&control).expect("an agent sends a hello first");
+        let pid = Pid::from_raw(pid as i32).expect("a pid is not 0");
         let process = pidfd_open(pid, PidfdFlags::empty()).expect("the agent lives");
         self.number = number.unwrap_or(self.number);
         Agent { control, process }
@@ -155,10 +156,10 @@ impl Processes {
         Ok(Answer::default())
     }
 
-    /// Ends the emulator's generation, and finds the first agent of the next.
+    /// Ends the emulator's generation, and waits for the first agent of the next one.
     fn switch_emulated(&mut self) -> Result<(), Errno> {
         match self.order(self.first, &Order::Call(Call::Reboot(Who::Root)), None) {
-            // The connection broke: the agent is gone, and all others with it.
+            // The connection broke: the agent has ended, and all others with it.
             Err(Errno::PIPE | Errno::CONNRESET) => {}
             Err(errno) => return Err(errno),
             Ok(_) => return Err(Errno::ALREADY),
@@ -189,7 +190,7 @@ impl System for Processes {
     fn kill(&mut self, process: Process) {
         let Some(agent) = self.agents.remove(&process) else { return };
         pidfd_send_signal(&agent.process, Signal::KILL).expect("the agent lives");
-        // Its fds are closed by the time that this says so.
+        // When the pidfd becomes readable, the process's fds are closed.
         wait_for(&[&agent.process]).expect("the agent should end");
     }
 
@@ -231,8 +232,8 @@ impl System for Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        // The first agent ends with its connection, or that which it would have liked to have, and the
-        // emulator ends with the agent.
+        // The first agent ends when its connection or the listener is closed, and the emulator ends with
+        // the agent.
         self.agents.clear();
         self.listener = None;
         let _ = self.started.wait();

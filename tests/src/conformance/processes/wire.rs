@@ -1,4 +1,4 @@
-//! Orders to an agent and its reports: one packet each, with an fd if need be.
+//! Orders to an agent and its answers: one packet each, with an fd if the order carries one.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,33 +14,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::conformance::system::Call;
 
-/// What an agent is to do.
+/// An order to an agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Become two, of which the second has no fds.
+    /// Fork; the child closes all fds of its parent.
     Spawn,
-    /// Become two.
+    /// Fork; the child keeps the fds of its parent.
     Fork,
     /// Send a copy of an fd.
     Send(i32),
-    /// Take the fd that comes with this.
+    /// Receive the fd that this packet carries.
     Receive,
-    /// Anything else.
+    /// Make a call.
     Call(Call),
 }
 
-/// What an agent says first.
+/// An agent's first message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) pid: u32,
-    /// How many live updates led to its kernel, where it is told.
+    /// Number of live updates that led to its kernel, if the emulator passed it.
     pub(super) number: Option<u64>,
 }
 
-/// Longest packet.
+/// Most bytes in a packet.
 const MOST: usize = 1 << 17;
 
-/// Sends a packet; the fd in it is not taken but `fd` is sent.
+/// Sends a packet, with a copy of `fd`.
 pub(super) fn send(
     socket: impl AsFd,
     message: &impl Serialize,
@@ -56,7 +56,7 @@ pub(super) fn send(
     sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Waits for a packet; EPIPE at the end.
+/// Waits for a packet. EPIPE if the connection is closed.
 pub(super) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
 ) -> Result<(T, Option<OwnedFd>), Errno> {

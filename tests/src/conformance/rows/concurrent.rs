@@ -1,4 +1,4 @@
-//! Many at once: cases 58, 82, 121 and 173 to 179.
+//! Concurrent calls: cases 58, 82, 121 and 173 to 179.
 
 use luo::Errno;
 use luo::uapi::{
@@ -16,17 +16,17 @@ use crate::conformance::world::{
 
 const THREADS: usize = 8;
 
-/// How often a request is made that a look at its file can get in the way of.
+/// Most attempts at a background request: the check whether its file is preserved can make it fail.
 const BEGINNINGS: usize = 20;
 
 type Answers = Vec<Result<Answer, Errno>>;
 
-/// As many calls, each by its number.
+/// [`THREADS`] calls, each made from its index.
 fn many(call: impl Fn(usize) -> Call) -> Vec<Call> {
     (0..THREADS).map(call).collect()
 }
 
-/// One success; all others are answered `errno`.
+/// Errors unless one call succeeded and all others failed with `errno`.
 #[track_caller]
 fn one_succeeds(answers: &Answers, errno: Errno) -> Outcome {
     let succeeded = answers.iter().filter(|answer| answer.is_ok()).count();
@@ -34,23 +34,25 @@ fn one_succeeds(answers: &Answers, errno: Errno) -> Outcome {
     same((succeeded, refused), (1, THREADS - 1))
 }
 
-/// Begins to preserve memory that takes a while, and returns when that goes on.
+/// Starts in the background to preserve a file that takes long, and returns its session and the file
+/// when the preservation has begun.
 fn preserve_for_long(w: &mut World) -> Result<(Fd, Fd), Errno> {
     let session = w.session("web")?;
     let file = w.file(What::Memfd)?;
-    // On Linux every hole of it is filled, under emulation for about a second.
+    // Linux fills every hole of the file, which takes about a second under emulation.
     let bytes: u64 = if w.has(Need::Kernel) { 192 << 20 } else { 1 << 20 };
     w.on(file, FileCall::Truncate(bytes))?;
     let preserve = request(session, SESSION_PRESERVE_FD, tokened(16, file.number, 1));
     for _ in 0..BEGINNINGS {
         w.call(Call::Begin(Box::new(preserve.clone())))?;
-        // To look is to preserve the file for a moment: a request that begins just then is refused.
+        // `is_preserved` preserves the file for a moment. A background request that begins in that
+        // moment is refused, and is then repeated.
         while w.call(Call::Running)?.number > 0 {
             if w.is_preserved(file)? {
                 return Ok((session, file));
             }
         }
-        // It may have been done before anybody looked.
+        // The request may have finished before the first check.
         if w.is_preserved(file)? {
             return Ok((session, file));
         }
@@ -85,7 +87,7 @@ pub(super) const ROWS: &[Row] = &[
     .needing(&[Need::Threads]),
     row(121, G, "the switch waits for PRESERVE_FD", |w| {
         if w.has(Need::Kernel) {
-            // Loaded before: nothing is to come between the request and the switch.
+            // Loads the kernel first, so that the switch follows the request at once.
             w.call(Call::Load(Load::Next))?;
         }
         let (_, file) = preserve_for_long(w)?;
@@ -122,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
         let session = w.arrived(&[(1, "01234567")])?;
         let answers =
             w.together(many(|_| request(session, SESSION_RETRIEVE_FD, tokened(16, -1, 1))))?;
-        // They share their position: each takes the byte that is next.
+        // The fds share one position, so each read returns the next byte.
         for (at, answer) in answers.into_iter().enumerate() {
             let file = Fd { number: second(&answer?.bytes), ..session };
             same(w.read(file, 1)?, vec![b'0' + at as u8])?;

@@ -93,7 +93,7 @@ pub(super) const ROWS: &[Row] = &[
             for index in 0..52 {
                 sessions.push(w.create(device, format!("session-{index}").as_bytes())?);
             }
-            // 25 and 52 have no factor in common: every one, once.
+            // 25 and 52 have no common factor, so every session is closed once.
             for index in 0..52 {
                 w.close(sessions[index * 25 % 52])?;
             }

@@ -1,4 +1,4 @@
-//! Requests with a fault: cases 16 to 38.
+//! Malformed requests and GET_NAME: cases 16 to 38, 55 to 57 and 59.
 
 use luo::Errno;
 use luo::uapi::{
@@ -17,7 +17,7 @@ const fn iowr(nr: u32) -> u32 {
     0xc048_ba00 | nr
 }
 
-/// What each request of a list is answered with the same argument.
+/// Errors unless each of these requests, with the same argument, fails with `errno`.
 fn all_refused(
     w: &mut World,
     fd: Fd,
@@ -172,7 +172,7 @@ pub(super) const ROWS: &[Row] = &[
     row(38, U, "a request that fails leaves the struct as it was", |w| {
         let device = w.open()?;
         w.create(device, b"web")?;
-        // A request that changes it all the same is answered EUCLEAN by every system.
+        // Every system answers EUCLEAN if a failed request changed its argument.
         refused(w.create(device, b"web"), Errno::EXIST)
     }),
     row(55, U, "GET_NAME", |w| {

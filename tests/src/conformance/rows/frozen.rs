@@ -1,4 +1,4 @@
-//! What a preserved memfd still allows: cases 86 to 100.
+//! Operations on a preserved memfd: cases 86 to 100.
 
 use luo::Errno;
 
@@ -20,7 +20,7 @@ const SEAL_WRITE: u32 = 8;
 
 const PAGE: u64 = 4096;
 
-/// A preserved memfd of so many bytes, and its session.
+/// Preserves a memfd of `bytes` bytes, and returns it and its session.
 fn preserved(w: &mut World, bytes: u64) -> Result<(Fd, Fd), Errno> {
     let file = w.file(What::Memfd)?;
     w.on(file, FileCall::Truncate(bytes))?;
@@ -102,7 +102,7 @@ pub(super) const ROWS: &[Row] = &[
     row(98, K, "it is free again when it could not be preserved", |w| {
         let session = w.session("web")?;
         let file = w.file(What::Memfd)?;
-        // Its pages cannot be counted in 32 bits, which is found out when it is frozen already.
+        // Its number of pages exceeds 32 bits. Linux checks that after it has frozen the file.
         w.on(file, FileCall::Truncate(PAGE << 32))?;
         refused(w.preserve(session, file, 1), Errno::FBIG)?;
         w.on(file, FileCall::Truncate(PAGE))?;

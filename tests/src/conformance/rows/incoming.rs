@@ -120,7 +120,8 @@ pub(super) const ROWS: &[Row] = &[
         w.session_with("web", &[(1, "data")])?;
         w.session("empty")?;
         w.switch()?;
-        // The first record of the block has its format at its start. Nobody has looked at it yet.
+        // The first record of the block starts with its format. The new kernel has not read the
+        // record yet.
         let changed = w.change_memory(16, "memfd-v2\0", "memfd-v9\0")?;
         same(changed > 0, true)?;
         refused(w.open(), Errno::IO)?;
@@ -132,7 +133,8 @@ pub(super) const ROWS: &[Row] = &[
     .alone(),
     row(137, K, "a handover of another version ends the next kernel", |w| {
         w.session_with("web", &[(1, "data")])?;
-        // Of every generation there is one, of which all but this one's are only remains.
+        // RAM has one such struct for every generation; all but this generation's are stale, so
+        // all are changed.
         same(w.change_memory(0, "luo-v5\0\0", "luo-v9\0\0")? > 0, true)?;
         w.switch_to_death()
     })

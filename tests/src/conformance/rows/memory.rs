@@ -1,4 +1,4 @@
-//! Memory on the other side: cases 147 to 160 that are about what a memfd is.
+//! Memfds after the switch: cases 147 to 152, 154 to 157 and 160.
 
 use luo::Errno;
 
@@ -113,7 +113,7 @@ pub(super) const ROWS: &[Row] = &[
         let before = w.call(Call::ChargedBytes)?.number;
         w.retrieve(session, 1)?;
         let charged = w.call(Call::ChargedBytes)?.number - before;
-        // To the MiB: the process may have got or given back some other page meanwhile.
+        // Rounded to MiB: the process may have allocated or freed other pages meanwhile.
         same((charged + (1 << 19)) >> 20, (BYTES >> 20) as i64)
     }),
     row(160, G, "a retrieved memfd that everyone closed is gone when it is finished", |w| {

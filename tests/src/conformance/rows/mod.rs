@@ -1,8 +1,8 @@
 //! The table: every case by its number.
 //!
-//! Numbers are those of the project's list of 190 cases, which says for each what Linux 7.3 does and
-//! where that stands in its source. A case that a system cannot take part in says what it needs; a case
-//! that a system answers otherwise asks [`World::deviates`] and says what it sees instead.
+//! The numbers are those of the project's list of 190 cases, which has for each case the behaviour of
+//! Linux 7.3 and its place in the source. A case that not every system can run lists what it needs. A
+//! case for which a system deviates asks [`World::deviates`] and checks the deviating behaviour.
 
 mod concurrent;
 mod create;
@@ -21,7 +21,7 @@ mod wire;
 use super::profile::Need;
 use super::world::{Failure, Outcome, World};
 
-/// How many cases the list has.
+/// Number of cases in the list.
 pub(crate) const CASES: u16 = 190;
 
 /// What a system must be able to do for a case.
@@ -42,13 +42,14 @@ pub(crate) struct Row {
     pub(crate) class: Class,
     pub(crate) what: &'static str,
     needs: &'static [Need],
-    /// It cannot share a switch with others: it has one refused, or ends the next kernel.
+    /// Whether the case cannot share a switch with others: its switch is refused, or the next kernel
+    /// panics.
     pub(crate) alone: bool,
     pub(crate) run: fn(&mut World) -> Outcome,
 }
 
 impl Row {
-    /// What not every system has.
+    /// The features that the case needs and not every system has.
     pub(crate) fn needs(&self) -> impl Iterator<Item = Need> {
         let of_class = (self.class == Class::K).then_some(Need::Kernel);
         self.needs.iter().copied().chain(of_class)
@@ -67,9 +68,9 @@ const fn row(number: u16, class: Class, what: &'static str, run: fn(&mut World) 
     Row { number, class, what, needs: &[], alone: false, run }
 }
 
-/// What is written down of a case that no system can take part in, for want of something that it needs.
+/// The function of a case that no system can run yet, because all lack something that the case needs.
 fn untold(_: &mut World) -> Outcome {
-    Err(Failure("a system has what this case needs: it is to be written".to_owned()))
+    Err(Failure("this case is not written, although a system now has what it needs".to_owned()))
 }
 
 /// All cases, by section of the list.

@@ -91,7 +91,7 @@ pub(super) const ROWS: &[Row] = &[
     row(70, U, "memory of huge pages is not preserved", |w| {
         let session = w.session("web")?;
         let takes_all = w.deviates(Deviation::RegularFiles);
-        // Where the kernel has none there is nothing to be refused.
+        // A kernel without huge pages has no such file, so nothing is tested.
         let Ok(file) = w.file(What::HugeMemfd) else { return Ok(()) };
         match w.preserve(session, file, 1) {
             Ok(()) if takes_all => Ok(()),

@@ -10,7 +10,7 @@ use crate::conformance::system::Callback::{Freeze, Unfreeze};
 use crate::conformance::system::{Call, Load, Next, Who};
 use crate::conformance::world::{Outcome, World, refused, same};
 
-/// Three sessions of two files, of which the second of the second cannot be frozen.
+/// Creates three sessions of two files each. The second file of session `s2` cannot be frozen.
 fn cannot_freeze(w: &mut World) -> Outcome {
     w.scripted_session("s1", &[11, 12])?;
     w.scripted_session("s2", &[21, 22])?;

@@ -1,4 +1,4 @@
-//! The wire formats: cases 180 to 190. They are about bytes and need no system.
+//! The wire formats: cases 180 to 190. They test the encoder and decoder and need no system.
 
 use luo::builtin::tree::memory::{Allocate, Memory, SimulatedMemory};
 use luo::builtin::tree::record::{FILE_BYTES, FLB_BYTES, SESSION_BYTES};
@@ -14,17 +14,17 @@ use super::{Row, row};
 use crate::conformance::profile::Need;
 use crate::conformance::world::{Failure, Outcome, same};
 
-/// As many sessions, each with as many files.
+/// A handover with `sessions` sessions of `files` files each.
 fn handover(sessions: usize, files: u64) -> Handover {
     let session = |index| SessionRecord {
-        name: Name::new(format!("session-{index}")).expect("it is short"),
+        name: Name::new(format!("session-{index}")).expect("the name is short"),
         files: (0..files).map(file).collect(),
     };
     Handover { number: 1, sessions: (0..sessions).map(session).collect(), flbs: Vec::new() }
 }
 
 fn file(token: u64) -> FileRecord {
-    let compatible = Compatible::new(memfd::COMPATIBLE).expect("it is short");
+    let compatible = Compatible::new(memfd::COMPATIBLE).expect("the name is short");
     FileRecord { compatible, data: 0x1000, token: Token(token) }
 }
 
@@ -36,7 +36,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().map_or(0, |field| u64::from_le_bytes(*field))
 }
 
-/// The counts of the blocks of a chain.
+/// The entry counts of all blocks of a chain.
 fn counts(first: u64, memory: &SimulatedMemory) -> Vec<u64> {
     let mut counts = Vec::new();
     let mut page = memory.page(first);
@@ -47,7 +47,7 @@ fn counts(first: u64, memory: &SimulatedMemory) -> Vec<u64> {
     counts
 }
 
-/// Writes sessions, changes a number in the first block, and reads them.
+/// Encodes two sessions, changes a number in the first block, and decodes the result.
 fn changed(at: usize, value: u64) -> Result<Handover, v5::Error> {
     let mut memory = SimulatedMemory::new();
     let ser = v5::encode(&handover(2, 2), &mut memory)?;
@@ -128,7 +128,7 @@ pub(super) const ROWS: &[Row] = &[
         let mut memory = SimulatedMemory::new();
         let tree = v1::seed::encode(&handover(3, 2), &mut memory).map_err(failure)?;
         same(v1::seed::decode(&tree, &memory).map_err(failure)?, handover(3, 2))?;
-        // The length of the number's property, which is the second: 8 becomes 4.
+        // Changes the length of the property with the number, the second property, from 8 to 4.
         let at = tree.windows(8).position(|w| w == [0, 0, 0, 3, 0, 0, 0, 8]).ok_or(Errno::NOENT)?;
         let mut short = tree;
         short.splice(at + 7..at + 16, [4, 0, 0, 0, 11, 0, 0, 0, 0]);

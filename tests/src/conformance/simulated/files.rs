@@ -1,7 +1,8 @@
-//! Files that are not there: memfds, which a handler carries, and what nothing carries.
+//! Simulated files: memfds, which a handler carries over the switch, and kinds that no handler carries.
 //!
-//! The handler behaves as the kernel's for memfds does where a case can see it: the position is that
-//! at the switch, the contents too, and what nobody retrieves is gone when it is finished.
+//! The handler behaves as the kernel's handler for memfds as far as cases can observe: a file arrives
+//! with its position and contents at the switch, and a file that was not retrieved is discarded when its
+//! session is finished.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -12,7 +13,7 @@ use luo::Errno;
 use luo::builtin::scripted::{ScriptedFile, ScriptedHandler};
 use luo::builtin::{Compatible, File, Handle, Handler, Retrieval, SessionId};
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Device,
@@ -93,7 +94,7 @@ impl OpenFile {
         Self::new(What::Memfd(Arc::new(Inode { number: next_number(), contents })))
     }
 
-    /// Whether nobody else has a reference.
+    /// Whether this is the only reference.
     pub(super) fn is_last(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
@@ -122,7 +123,7 @@ impl File for OpenFile {
 /// Memory that survives the switch: memfds and their positions.
 pub(super) type Carried = Arc<Mutex<BTreeMap<u64, (Arc<Inode>, usize)>>>;
 
-/// Carries memfds.
+/// The handler of memfds.
 pub(super) struct MemfdHandler {
     carried: Carried,
 }
@@ -135,7 +136,7 @@ impl MemfdHandler {
 
 impl Handler<OpenFile> for MemfdHandler {
     fn compatible(&self) -> Compatible {
-        Compatible::new("memfd-v2").expect("it is short")
+        Compatible::new("memfd-v2").expect("the name is short")
     }
 
     fn can_preserve(&self, file: &OpenFile) -> bool {
@@ -176,7 +177,7 @@ impl Handler<OpenFile> for MemfdHandler {
     }
 }
 
-/// Carries scripted files, as its script says.
+/// The handler of scripted files.
 pub(super) struct ScriptedFiles(pub(super) ScriptedHandler);
 
 fn scripted(file: &OpenFile) -> Option<&ScriptedFile> {
@@ -187,7 +188,7 @@ fn scripted(file: &OpenFile) -> Option<&ScriptedFile> {
 }
 
 impl ScriptedFiles {
-    /// The retrieval as the script's handler knows it.
+    /// Translates a retrieval to scripted files.
     fn retrieval<'a>(retrieval: Retrieval<'a, OpenFile>) -> Retrieval<'a, ScriptedFile> {
         match retrieval {
             Retrieval::Done(file) => scripted(file).map_or(Retrieval::Never, Retrieval::Done),

@@ -1,8 +1,8 @@
-//! The state machine of the built-in LUO with processes around it that are not there.
+//! The state machine of the built-in LUO with simulated processes.
 //!
-//! fds are tables of counted open files, memory is a request's own bytes, and files are a few values
-//! in [`files`]. The machine gets from it what a kernel would tell it: requests, and the last close
-//! of the device and of each session.
+//! An fd is an entry in a table of reference-counted open files, the memory of a process is the bytes of
+//! its request, and files are the values in [`files`]. The machine receives what a kernel would pass to
+//! it: requests, and the last close of the device and of each session.
 
 mod files;
 mod process;
@@ -57,7 +57,7 @@ impl Simulated {
         argument.answer(result, &sent)
     }
 
-    /// Drops a reference. The last one to the device or a session is told to the machine.
+    /// Drops a reference. If it was the last one to the device or a session, closes that in the machine.
     fn put(&mut self, opened: OpenFile) {
         if !opened.is_last() {
             return;
@@ -67,7 +67,7 @@ impl Simulated {
             What::Session(session) => self.luo.close_session(session),
             _ => Ok(()),
         };
-        // The kernel ignores what a release says, too.
+        // The kernel ignores the result of a release as well.
         let _ = closed;
     }
 }
@@ -75,9 +75,9 @@ impl Simulated {
 fn start(tree: Result<Vec<u8>, Errno>, carried: &Carried, script: &Script) -> Luo<OpenFile> {
     let mut luo = Luo::start(Parameters::default(), || tree);
     luo.register_handler(MemfdHandler::new(carried.clone())).expect("the machine is enabled");
-    let format = Compatible::new("scripted-v1").expect("it is short");
+    let format = Compatible::new("scripted-v1").expect("the name is short");
     let scripted = ScriptedFiles(script.handler(format, &[1], true));
-    luo.register_handler(scripted).expect("it is another format");
+    luo.register_handler(scripted).expect("its format is not registered yet");
     luo
 }
 

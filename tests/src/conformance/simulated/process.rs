@@ -1,4 +1,4 @@
-//! What is behind a process's fds: files that are simulated.
+//! The open files of a simulated process: simulated files.
 
 use luo::Errno;
 use luo::builtin::SessionId;
@@ -6,7 +6,7 @@ use luo::builtin::SessionId;
 use super::files::{OpenFile, What};
 use crate::conformance::request::Opens;
 
-/// Simulated files.
+/// Translates between fds of a process and simulated files.
 pub(super) struct SimulatedFiles;
 
 impl Opens for SimulatedFiles {
