@@ -109,9 +109,10 @@ pub(crate) struct Queue {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Serial {
     pub(crate) ier: u32,
-    pub(crate) iir: u32,
-    pub(crate) lsr: u32,
+    pub(crate) fcr: u32,
     pub(crate) mcr: u32,
+    /// The guest has not been told that it can send again.
+    pub(crate) empty_pending: bool,
     /// Bytes that the guest has not read.
     pub(crate) input: usize,
     /// Bytes from the guest that the host has not written yet.
@@ -193,9 +194,9 @@ fn queue(node: &Node, parent: &str) -> Option<Queue> {
 fn serial(node: &Node) -> Option<Serial> {
     Some(Serial {
         ier: node.u32("ier")?,
-        iir: node.u32("iir")?,
-        lsr: node.u32("lsr")?,
+        fcr: node.u32("fcr")?,
         mcr: node.u32("mcr")?,
+        empty_pending: node.u32("transmitter-empty-pending")? != 0,
         input: node.get("receive-fifo")?.len(),
         output: node.get("outbox")?.len(),
     })

@@ -224,10 +224,11 @@ fn timer(snapshot: &Snapshot, vcpu: &Vcpu) -> String {
 }
 
 fn serial_text(serial: &Serial) -> String {
+    let Serial { ier, fcr, mcr, empty_pending, input, output } = serial;
+    let empty = if *empty_pending { ", the guest not told that it can send" } else { "" };
     format!(
-        "IER {:#x}, IIR {:#x}, LSR {:#x}, MCR {:#x}; {} bytes not read by the guest, {} bytes not taken \
-         from it",
-        serial.ier, serial.iir, serial.lsr, serial.mcr, serial.input, serial.output
+        "IER {ier:#x}, FCR {fcr:#x}, MCR {mcr:#x}{empty}; {input} bytes not read by the guest, {output} \
+         bytes not taken from it"
     )
 }
 
@@ -335,7 +336,7 @@ mod tests {
         found.after.queues = vec![queue.clone(), Queue { is_ready: false, ..queue }];
         found.rings = vec![Some((1, 65534)), Some((9, 9))];
         found.after.serial =
-            Some(Serial { ier: 5, iir: 0xc1, lsr: 0x60, mcr: 8, input: 0, output: 77 });
+            Some(Serial { ier: 5, fcr: 1, mcr: 8, empty_pending: true, input: 0, output: 77 });
         let verdict = found.verdict();
         let parts: Vec<&str> = verdict.split("; ").collect();
         assert_eq!(

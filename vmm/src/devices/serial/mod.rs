@@ -1,10 +1,11 @@
-//! The serial port COM1: a 16550 whose output goes to a file, a terminal or a port of the host.
+//! The serial port COM1: a 16550A ([`uart`]) whose output goes to a sink: a file, a terminal or a port of
+//! the host.
 //!
-//! A vCPU never waits for the sink: what the guest sends goes into an outbox, and the port's thread
-//! writes it. A sink that does not take anything for long loses the oldest output, as a real line
-//! without flow control would. What is in the outbox at a live update travels with the state. A
-//! paused port moves no byte: what it sent after the save it would send again after the restore, and
-//! what it received would be lost.
+//! A vCPU never waits for the sink: a byte that the guest sends goes into an outbox, and the port's
+//! thread writes the outbox to the sink. If the sink takes nothing for long, the oldest output is lost, as
+//! on a real line without flow control. The outbox is part of the saved state. A paused port moves no
+//! byte: a byte sent after the save would be sent again after the restore, and a byte received after the
+//! save would be lost.
 
 mod options;
 #[cfg(test)]
@@ -13,23 +14,23 @@ mod sink;
 mod state;
 #[cfg(test)]
 mod tests;
+mod uart;
 mod worker;
 
 pub use options::{SerialOptions, open_port};
 pub use state::SerialStateV1;
+pub use uart::Uart;
 pub use worker::SerialWorker;
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use vm_superio::serial::{SerialEvents, SerialState};
-use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::sink::Sink;
+use self::uart::Written;
 use super::kind::{Built, Kind, Place, Site};
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
@@ -40,20 +41,6 @@ use crate::state::Persist;
 
 /// Most output that waits for the sink, in bytes.
 const OUTBOX: usize = 64 << 10;
-/// Bytes of the receive FIFO (vm-superio's).
-const FIFO: usize = 64;
-
-/// The interrupt line as vm-superio wants it.
-struct Line(EventFd);
-
-impl Trigger for Line {
-    type E = io::Error;
-    fn trigger(&self) -> io::Result<()> {
-        pull(&self.0);
-        Ok(())
-    }
-}
-
 /// Output that waits, and the doorbell that tells the port's thread of it.
 #[derive(Clone)]
 struct Outbox(Arc<Shared>);
@@ -84,6 +71,24 @@ impl Outbox {
         pending.drain(..count).collect()
     }
 
+    /// Appends a byte. The oldest byte is lost if there are too many.
+    fn push(&self, byte: u8) {
+        let mut pending = self.pending();
+        // One signal for a burst: the port's thread takes all bytes.
+        if pending.is_empty() {
+            self.ring();
+        }
+        pending.push_back(byte);
+        if pending.len() > OUTBOX {
+            pending.pop_front();
+        }
+    }
+
+    /// Wakes the port's thread.
+    fn ring(&self) {
+        pull(&self.0.doorbell);
+    }
+
     /// Takes back what was not written, as far as there is still room for it.
     fn put_back(&self, bytes: &[u8]) {
         let mut pending = self.pending();
@@ -92,41 +97,23 @@ impl Outbox {
     }
 }
 
-impl Write for Outbox {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut pending = self.pending();
-        // One ring for a burst: the port's thread takes all that is there.
-        if pending.is_empty() {
-            pull(&self.0.doorbell);
-        }
-        pending.extend(bytes);
-        let excess = pending.len().saturating_sub(OUTBOX);
-        pending.drain(..excess);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Registers and interrupt line: shared by the vCPUs, which access the registers, and the port's thread,
+/// which receives input.
+struct Registers {
+    uart: Mutex<Uart>,
+    interrupt: EventFd,
 }
 
-impl SerialEvents for Outbox {
-    fn buffer_read(&self) {}
-    fn out_byte(&self) {}
-    fn tx_lost_byte(&self) {}
-    /// There is room for input again, which the port's thread may hold back.
-    fn in_buffer_empty(&self) {
-        pull(&self.0.doorbell);
+impl Registers {
+    fn uart(&self) -> MutexGuard<'_, Uart> {
+        lock(&self.uart)
     }
 }
-
-type Registers = Uart<Line, Outbox, Outbox>;
 
 /// The serial port.
 pub struct Serial {
-    registers: Arc<Mutex<Registers>>,
+    registers: Arc<Registers>,
     outbox: Outbox,
-    interrupt: EventFd,
     sink: Option<Sink>,
 }
 
@@ -137,12 +124,6 @@ pub enum SerialError {
     /// No eventfd for its output.
     #[error(transparent)]
     Wiring(#[from] InterruptError),
-    /// An fd cannot be duplicated.
-    #[error("cannot duplicate an fd of the serial port")]
-    Duplicate(#[source] io::Error),
-    /// The registers cannot be.
-    #[error("the serial port's registers cannot be restored: {0}")]
-    Registers(String),
 }
 
 /// What the port is connected to.
@@ -156,45 +137,46 @@ pub struct SerialResources {
 impl Serial {
     /// A port after reset.
     pub fn new(resources: SerialResources) -> Result<Self, SerialError> {
-        let outbox = Outbox::new(Vec::new(), true)?;
-        Self::from_state(&SerialState::default(), outbox, resources)
+        Ok(Self::with(Uart::default(), Outbox::new(Vec::new(), true)?, resources))
     }
 
-    fn from_state(
-        state: &SerialState,
-        outbox: Outbox,
-        resources: SerialResources,
-    ) -> Result<Self, SerialError> {
+    fn with(uart: Uart, outbox: Outbox, resources: SerialResources) -> Self {
         let SerialResources { interrupt, sink } = resources;
-        let line = Line(interrupt.try_clone().map_err(SerialError::Duplicate)?);
-        let registers = Uart::from_state(state, line, outbox.clone(), outbox.clone())
-            .map_err(|error| SerialError::Registers(format!("{error:?}")))?;
-        let registers = Arc::new(Mutex::new(registers));
-        Ok(Self { registers, outbox, interrupt, sink: sink.map(Sink::new) })
+        let registers = Arc::new(Registers { uart: Mutex::new(uart), interrupt });
+        Self { registers, outbox, sink: sink.map(Sink::new) }
     }
 
     /// What the port's thread is to run. The first call has the sink.
     pub fn worker(&mut self) -> SerialWorker {
         SerialWorker::new(self.registers.clone(), self.outbox.clone(), self.sink.take())
     }
-
-    fn registers(&self) -> MutexGuard<'_, Registers> {
-        lock(&self.registers)
-    }
 }
 
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // The port has byte registers; wider accesses read ones.
-        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            *byte = self.registers().read(offset);
+        // The port has byte registers; a wider access reads all ones.
+        if let [byte] = data {
+            let read = self.registers.uart().read(offset);
+            *byte = read.value;
+            if read.room {
+                // The port's thread may hold input back.
+                self.outbox.ring();
+            }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            // The outbox takes everything, and the line cannot fail.
-            let _ = self.registers().write(offset, *byte);
+        if let [byte] = data {
+            let Written { sent, interrupt, room } = self.registers.uart().write(offset, *byte);
+            if let Some(byte) = sent {
+                self.outbox.push(byte);
+            }
+            if room {
+                self.outbox.ring();
+            }
+            if interrupt {
+                pull(&self.registers.interrupt);
+            }
         }
     }
 }
@@ -214,11 +196,11 @@ impl Device for Serial {
     }
 
     fn resume(&mut self) {
-        // An interrupt that was on its way is gone; the guest finds out by itself whether there is
-        // anything to do. A UART that waits for one for ever is what Firecracker #5764 was.
+        // An interrupt that was on its way is lost. Raise one in any case: the guest reads in IIR whether
+        // one is pending. Without it a transmitter could wait without end (Firecracker #5764).
         *lock(&self.outbox.0.running) = true;
-        pull(&self.interrupt);
-        pull(&self.outbox.0.doorbell);
+        pull(&self.registers.interrupt);
+        self.outbox.ring();
     }
 }
 
@@ -228,16 +210,18 @@ impl Persist for Serial {
     type Error = SerialError;
 
     fn save(&self) -> Result<SerialStateV1, SerialError> {
-        // Interrupt and sink are the new host's.
-        let Self { registers, outbox, interrupt: _, sink: _ } = self;
-        let registers = lock(registers).state();
+        // The sink belongs to the new host.
+        let Self { registers, outbox, sink: _ } = self;
+        // The interrupt line as well.
+        let Registers { uart, interrupt: _ } = &**registers;
+        let registers = lock(uart).clone();
         let outbox = outbox.pending().iter().copied().collect();
         Ok(SerialStateV1 { registers, outbox })
     }
 
     fn restore(state: SerialStateV1, resources: SerialResources) -> Result<Self, SerialError> {
         let SerialStateV1 { registers, outbox } = state;
-        Self::from_state(&registers, Outbox::new(outbox, false)?, resources)
+        Ok(Self::with(registers, Outbox::new(outbox, false)?, resources))
     }
 }
 

@@ -1,15 +1,14 @@
 //! The state of the serial port.
 
-use vm_superio::serial::SerialState;
-
-use super::{FIFO, OUTBOX};
+use super::OUTBOX;
+use super::uart::Uart;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// `perennial,serial-v1`: the registers by their names in the 16550's data sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SerialStateV1 {
     /// Registers and receive FIFO.
-    pub registers: SerialState,
+    pub registers: Uart,
     /// Output that the sink has not taken.
     pub outbox: Vec<u8>,
 }
@@ -19,54 +18,46 @@ impl Schema for SerialStateV1 {
 
     fn encode(&self, node: &mut Node) {
         let Self { registers, outbox } = self;
-        let SerialState {
-            baud_divisor_low,
-            baud_divisor_high,
-            interrupt_enable,
-            interrupt_identification,
-            line_control,
-            line_status,
-            modem_control,
-            modem_status,
-            scratch,
-            in_buffer,
-        } = registers;
-        node.put_u32("dll", (*baud_divisor_low).into());
-        node.put_u32("dlm", (*baud_divisor_high).into());
-        node.put_u32("ier", (*interrupt_enable).into());
-        node.put_u32("iir", (*interrupt_identification).into());
-        node.put_u32("lcr", (*line_control).into());
-        node.put_u32("lsr", (*line_status).into());
-        node.put_u32("mcr", (*modem_control).into());
-        node.put_u32("msr", (*modem_status).into());
-        node.put_u32("scr", (*scratch).into());
-        node.put_bytes("receive-fifo", in_buffer);
+        let Uart { dll, dlm, ier, fcr, lcr, mcr, msr, scr, overrun, empty_pending, received } =
+            registers;
+        for (name, value) in [
+            ("dll", dll),
+            ("dlm", dlm),
+            ("ier", ier),
+            ("fcr", fcr),
+            ("lcr", lcr),
+            ("mcr", mcr),
+            ("msr", msr),
+            ("scr", scr),
+        ] {
+            node.put_u32(name, (*value).into());
+        }
+        node.put_bool("overrun", *overrun);
+        node.put_bool("transmitter-empty-pending", *empty_pending);
+        node.put_bytes("receive-fifo", &received.iter().copied().collect::<Vec<_>>());
         node.put_bytes("outbox", outbox);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        let in_buffer = reader.bytes("receive-fifo")?.to_vec();
-        if in_buffer.len() > FIFO {
-            let problem = format!("{} bytes, the FIFO has {FIFO}", in_buffer.len());
-            return Err(reader.invalid("receive-fifo", problem));
-        }
+        let registers = Uart {
+            dll: reader.narrow("dll")?,
+            dlm: reader.narrow("dlm")?,
+            ier: reader.narrow("ier")?,
+            fcr: reader.narrow("fcr")?,
+            lcr: reader.narrow("lcr")?,
+            mcr: reader.narrow("mcr")?,
+            msr: reader.narrow("msr")?,
+            scr: reader.narrow("scr")?,
+            overrun: reader.bool("overrun")?,
+            empty_pending: reader.bool("transmitter-empty-pending")?,
+            received: reader.bytes("receive-fifo")?.to_vec().into(),
+        };
+        registers.check().map_err(|(property, problem)| reader.invalid(property, problem))?;
         let outbox = reader.bytes("outbox")?.to_vec();
         if outbox.len() > OUTBOX {
             let problem = format!("{} bytes, at most {OUTBOX}", outbox.len());
             return Err(reader.invalid("outbox", problem));
         }
-        let registers = SerialState {
-            baud_divisor_low: reader.narrow("dll")?,
-            baud_divisor_high: reader.narrow("dlm")?,
-            interrupt_enable: reader.narrow("ier")?,
-            interrupt_identification: reader.narrow("iir")?,
-            line_control: reader.narrow("lcr")?,
-            line_status: reader.narrow("lsr")?,
-            modem_control: reader.narrow("mcr")?,
-            modem_status: reader.narrow("msr")?,
-            scratch: reader.narrow("scr")?,
-            in_buffer,
-        };
         Ok(Self { registers, outbox })
     }
 }
@@ -74,21 +65,23 @@ impl Schema for SerialStateV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::contract::contract_tests;
+    use crate::devices::serial::uart::FIFO;
+    use crate::state::contract::{contract_tests, refusal};
 
     impl SerialStateV1 {
         pub(crate) fn sample() -> Self {
-            let registers = SerialState {
-                baud_divisor_low: 0x0c,
-                baud_divisor_high: 0x01,
-                interrupt_enable: 0x03,
-                interrupt_identification: 0xc1,
-                line_control: 0x13,
-                line_status: 0x61,
-                modem_control: 0x08,
-                modem_status: 0xb0,
-                scratch: 0x5a,
-                in_buffer: b"ls\n".to_vec(),
+            let registers = Uart {
+                dll: 0x0c,
+                dlm: 0x01,
+                ier: 0x03,
+                fcr: 0x81,
+                lcr: 0x13,
+                mcr: 0x08,
+                msr: 0xb1,
+                scr: 0x5a,
+                overrun: false,
+                empty_pending: true,
+                received: b"ls\n".to_vec().into(),
             };
             Self { registers, outbox: b"login: ".to_vec() }
         }
@@ -98,20 +91,37 @@ mod tests {
         SerialStateV1,
         sample: SerialStateV1::sample,
         changes: [
-            |s| s.registers.baud_divisor_low += 1,
-            |s| s.registers.baud_divisor_high += 1,
-            |s| s.registers.interrupt_enable += 1,
-            |s| s.registers.interrupt_identification += 1,
-            |s| s.registers.line_control += 1,
-            |s| s.registers.line_status += 1,
-            |s| s.registers.modem_control += 1,
-            |s| s.registers.modem_status += 1,
-            |s| s.registers.scratch += 1,
-            |s| s.registers.in_buffer = vec![1; FIFO],
-            |s| s.registers.in_buffer.clear(),
+            |s| s.registers.dll += 1,
+            |s| s.registers.dlm += 1,
+            |s| s.registers.ier += 1,
+            |s| s.registers.fcr = 0x41,
+            |s| s.registers.lcr += 1,
+            |s| s.registers.mcr += 1,
+            |s| s.registers.msr += 1,
+            |s| s.registers.scr += 1,
+            |s| s.registers.overrun = true,
+            |s| s.registers.empty_pending = false,
+            |s| s.registers.received = vec![1; FIFO].into(),
+            |s| s.registers.received.clear(),
             |s| s.outbox = vec![1; 3 * FIFO],
             |s| s.outbox.clear(),
         ],
         golden: "serial-v1",
+    }
+
+    #[test]
+    fn registers_that_no_guest_can_have_written_are_refused_by_name() {
+        for (change, property) in [
+            ((|s| s.registers.ier = 0x10) as fn(&mut SerialStateV1), "ier"),
+            (|s| s.registers.fcr = 0x20, "fcr"),
+            (|s| s.registers.fcr = 0x80, "fcr"),
+            (|s| s.registers.mcr = 0x20, "mcr"),
+            (|s| s.registers.received = vec![1; FIFO + 1].into(), "receive-fifo"),
+            (|s| s.registers.fcr = 0, "receive-fifo"),
+            (|s| s.outbox = vec![1; OUTBOX + 1], "outbox"),
+        ] {
+            let error = refusal(SerialStateV1::sample(), change);
+            assert!(error.contains(&format!("`{property}`")), "{property}: {error}");
+        }
     }
 }

@@ -1,20 +1,25 @@
 //! The port as a guest and a terminal see it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use super::uart::FIFO;
 use super::*;
 use crate::state::Schema;
 use crate::state::node::read_node;
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
+const FCR: u64 = 2;
 const THR_EMPTY: u8 = 0b10;
+const FIFO_MODE: u8 = 1;
 
 fn port(sink: Option<OwnedFd>) -> (Serial, EventFd) {
     let interrupt = event("a test").unwrap();
     let line = interrupt.try_clone().unwrap();
-    (Serial::new(SerialResources { interrupt, sink }).unwrap(), line)
+    let mut serial = Serial::new(SerialResources { interrupt, sink }).unwrap();
+    serial.write(FCR, &[FIFO_MODE]);
+    (serial, line)
 }
 
 fn pair() -> (UnixStream, OwnedFd) {
@@ -60,7 +65,7 @@ fn input_beyond_the_fifo_waits_in_the_sink() {
     worker.receive();
     assert!(!worker.input_waits);
     let state = serial.save().unwrap();
-    assert_eq!(state.registers.in_buffer, [7; 3]);
+    assert_eq!(state.registers.received, [7; 3]);
 }
 
 #[test]
@@ -112,11 +117,11 @@ fn a_port_goes_on_with_its_registers_its_input_and_its_unsent_output() {
 fn a_full_fifo_is_kept_and_an_overfull_one_refused() {
     let (serial, _) = port(None);
     let mut state = serial.save().unwrap();
-    state.registers.in_buffer = vec![1; FIFO];
+    state.registers.received = vec![1; FIFO].into();
     assert_eq!(read_node(&state.to_node("serial@3f8"), "/"), Ok(state.clone()));
-    state.registers.in_buffer.push(1);
+    state.registers.received.push_back(1);
     let error = read_node::<SerialStateV1>(&state.to_node("serial@3f8"), "/").unwrap_err();
-    assert!(error.to_string().contains("65 bytes, the FIFO has 64"), "{error}");
+    assert!(error.to_string().contains("17 bytes, the FIFO has room for 16"), "{error}");
 }
 
 #[test]

@@ -1,20 +1,21 @@
 //! The thread of the serial port: writes output to the sink, and reads input from it.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
 use super::sink::{Sink, Written};
-use super::{FIFO, Outbox, Registers, lock};
+use super::uart::FIFO;
+use super::{Outbox, Registers, lock, pull};
 
 /// Most that is written to the sink at a time.
 const CHUNK: usize = 4096;
 
 /// The port as its thread sees it: writes output, reads input.
 pub struct SerialWorker {
-    registers: Arc<Mutex<Registers>>,
+    registers: Arc<Registers>,
     outbox: Outbox,
     sink: Option<Sink>,
     /// The sink has input that the FIFO had no room for.
@@ -22,11 +23,7 @@ pub struct SerialWorker {
 }
 
 impl SerialWorker {
-    pub(super) fn new(
-        registers: Arc<Mutex<Registers>>,
-        outbox: Outbox,
-        sink: Option<Sink>,
-    ) -> Self {
+    pub(super) fn new(registers: Arc<Registers>, outbox: Outbox, sink: Option<Sink>) -> Self {
         Self { registers, outbox, sink, input_waits: false }
     }
 
@@ -56,17 +53,19 @@ impl SerialWorker {
         let Some(sink) = self.sink.as_mut().filter(|sink| sink.reads) else { return };
         self.input_waits = false;
         loop {
-            let mut registers = lock(&self.registers);
-            let room = registers.fifo_capacity().min(FIFO);
+            let mut uart = self.registers.uart();
+            let room = uart.room();
             if room == 0 {
-                // The guest's next read of the last byte rings the doorbell.
+                // The guest's next read of a byte rings the doorbell.
                 self.input_waits = true;
                 return;
             }
             let mut bytes = [0; FIFO];
             match sink.file.read(&mut bytes[..room]) {
                 Ok(count) if count > 0 => {
-                    let _ = registers.enqueue_raw_bytes(&bytes[..count]);
+                    if uart.receive(&bytes[..count]) {
+                        pull(&self.registers.interrupt);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Nothing there, or nobody at the other end yet.
