@@ -1,8 +1,7 @@
-//! What can go wrong with a session, in one sentence each.
+//! The errors of sessions: one sentence for each pair of operation and errno.
 //!
-//! An error names what was attempted and on which object; the errno of each attempt has a sentence
-//! of its own that says what to do, so that no errno has to be looked up. An errno that this build
-//! has no sentence for falls back to the system's text. The sentences follow
+//! An error names the operation and its object. The sentence for the errno says what to do, so a user
+//! need not look the errno up. For an errno without a sentence the system's text is used. The sentences follow
 //! `kernel/liveupdate/luo_{core,session,file}.c` and `mm/memfd_luo.c` of Linux 7.3.
 
 use std::os::fd::OwnedFd;
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use crate::builtin::Disabled;
 use crate::{Incoming, NameError, SessionName, Token};
 
-/// An attempt that failed, with its object and its errno.
+/// An operation that failed, with its object and its errno.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,7 +24,7 @@ pub enum Error {
         path: PathBuf,
         /// What the kernel answered last.
         errno: Errno,
-        /// How long it was waited for while it was busy.
+        /// How long the call waited because the device was busy.
         waited: Duration,
     },
     /// Creating an outgoing session.
@@ -72,7 +71,7 @@ pub enum Error {
         /// What the kernel answered.
         errno: Errno,
     },
-    /// Asking an fd from elsewhere which session it is.
+    /// Finding out which session an fd from another process is.
     #[error("cannot take fd {fd} as a session: {}", why_adopt(*errno))]
     Adopt {
         /// The number of the fd.
@@ -80,36 +79,36 @@ pub enum Error {
         /// What the kernel answered.
         errno: Errno,
     },
-    /// The built-in orchestrator does nothing until the next start.
+    /// The built-in orchestrator refuses all work until it is started again.
     #[error("live update is disabled until the host is booted again")]
     Disabled {
         /// Why.
         #[source]
         source: Disabled,
     },
-    /// The built-in orchestrator cannot make sessions of what came in.
+    /// The built-in orchestrator cannot read the sessions that were handed over.
     #[error("cannot read the sessions of the last generation: {}", why_unreadable(*errno))]
     Unreadable {
-        /// What the machine answered.
+        /// What the state machine answered.
         errno: Errno,
     },
-    /// Making memory that can be preserved.
-    #[error("cannot make {len} bytes of memory for `{name}`: {}", why_memory(*errno))]
+    /// Creating memory that can be preserved.
+    #[error("cannot create {len} bytes of memory for `{name}`: {}", why_memory(*errno))]
     CreateMemory {
-        /// Whom it is for.
+        /// The name of the memory.
         name: String,
         /// How many bytes.
         len: u64,
         /// What was answered.
         errno: Errno,
     },
-    /// Handing all outgoing sessions over. They are as they were.
+    /// Handing all outgoing sessions over. The sessions are unchanged.
     #[error("cannot hand the sessions over: {}", why_switch(*errno))]
     Switch {
         /// What was answered.
         errno: Errno,
     },
-    /// An fd from elsewhere is a session, but not one that this crate could have named.
+    /// An fd from another process is a session, but its name is not a [`SessionName`].
     #[error("cannot take fd {fd} as a session of this program")]
     ForeignName {
         /// The number of the fd.
@@ -121,7 +120,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno, unless the failure is none of the kernel's.
+    /// Returns the errno. `None` if the failure has no errno.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Open { errno, .. }
@@ -138,22 +137,22 @@ impl Error {
         }
     }
 
-    /// Whether what was to be retrieved, a session or a token in it, is not there: after a cold
-    /// boot that is the normal answer.
+    /// Whether the session or the token that was to be retrieved does not exist. After a cold boot that
+    /// is the normal answer.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::RetrieveSession { .. } | Self::Retrieve { .. })
             && self.errno() == Some(Errno::NOENT)
     }
 
-    /// Whether the kernel cannot preserve this kind of file: what it holds has to be saved in some
-    /// other way. Which kinds it can is found out by trying only.
+    /// Whether the kernel cannot preserve this kind of file, so that its contents must be saved in another
+    /// way. The only way to find out which kinds the kernel can preserve is to try.
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Self::Preserve { .. }) && self.errno() == Some(Errno::NOENT)
     }
 
-    /// Whether no repetition can succeed before the next boot. A file that failed to be retrieved
-    /// is gone, whatever the reason was; only want of an fd, or asking for the wrong token, is not
-    /// held against it.
+    /// Whether repeating the operation cannot succeed before the next boot. A file that could not be
+    /// retrieved is lost, except if there was no free fd (EMFILE), the token does not exist (ENOENT) or the
+    /// request could not be read (EFAULT).
     pub fn is_final(&self) -> bool {
         match self {
             Self::Open { errno, .. } => *errno == Errno::IO,
@@ -166,8 +165,8 @@ impl Error {
     }
 }
 
-/// A session that could not be finished. It is handed back: dropping it would finish it, with the
-/// loss of whatever was not retrieved.
+/// A session that could not be finished. The error hands the session back, because dropping it would
+/// finish it and lose every file that was not retrieved.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct FinishError {
@@ -177,10 +176,10 @@ pub struct FinishError {
     pub error: Error,
 }
 
-/// An fd that is no session for this program. It is handed back: closing it could lose what a
-/// session holds.
+/// An fd that this program refuses as a session. The error hands the fd back, because closing it could
+/// lose the files of a session.
 #[derive(Debug, thiserror::Error)]
-#[error("an fd was offered as a session and is refused")]
+#[error("the fd is refused as a session")]
 pub struct FromFdError {
     /// The fd as it was.
     pub fd: OwnedFd,
@@ -192,7 +191,7 @@ pub struct FromFdError {
 const NO_FD: &str =
     "this process has no file descriptor left; raise its limit (RLIMIT_NOFILE) and try again";
 const NO_FILE: &str = "the system has no open file left; raise fs.file-max and try again";
-const GONE: &str = "all sessions are handed over to the next generation already";
+const GONE: &str = "all sessions have been handed over to the next generation already";
 const READ_ONLY: &str = "the pool became read-only; see the kernel's log";
 const NO_MANAGER: &str = "no service manager listens at NOTIFY_SOCKET; restart the service";
 const NOT_LUO: &str = "it does not speak the protocol of the Live Update Orchestrator";

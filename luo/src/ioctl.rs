@@ -1,7 +1,7 @@
-//! The ioctls themselves, one function each. Nothing else in this crate is unsafe.
+//! The ioctls of the device and of sessions, one function each.
 //!
-//! Each function hands the kernel a struct of `uapi` that says its own size, and takes over the fd
-//! that the kernel made for it. What an errno means is said in `error`.
+//! Each function passes the kernel a struct of `uapi`, which has its size in its first field, and owns the
+//! fd that the kernel creates for it. The meaning of each errno is in `error`.
 #![expect(unsafe_code, reason = "ioctls take pointers and make file descriptors")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -17,7 +17,7 @@ const fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
 
-/// Makes an outgoing session on the device.
+/// Creates an outgoing session on the device.
 pub(crate) fn create_session(device: BorrowedFd<'_>, name: &SessionName) -> Result<OwnedFd, Errno> {
     let mut session = NamedSession { size: size::<NamedSession>(), fd: -1, name: name.to_array() };
     // SAFETY: CREATE_SESSION reads and writes one NamedSession.
@@ -27,8 +27,8 @@ pub(crate) fn create_session(device: BorrowedFd<'_>, name: &SessionName) -> Resu
     Ok(unsafe { OwnedFd::from_raw_fd(session.fd) })
 }
 
-/// Takes an incoming session from the device. The struct is writable, as it must be: a response
-/// that the kernel cannot deliver destroys the session.
+/// Retrieves an incoming session from the device. The struct must be writable: if the kernel cannot write
+/// its response, it destroys the session.
 pub(crate) fn retrieve_session(
     device: BorrowedFd<'_>,
     name: &SessionName,
@@ -41,7 +41,7 @@ pub(crate) fn retrieve_session(
     Ok(unsafe { OwnedFd::from_raw_fd(session.fd) })
 }
 
-/// Preserves the file behind `fd`, any number, in an outgoing session.
+/// Preserves the file behind `fd`, which may be any number, in an outgoing session.
 pub(crate) fn preserve_fd(session: BorrowedFd<'_>, fd: RawFd, token: Token) -> Result<(), Errno> {
     let mut file = TokenedFd { size: size::<TokenedFd>(), fd, token: token.0 };
     // SAFETY: SESSION_PRESERVE_FD reads and writes one TokenedFd. It borrows the fd.
@@ -49,7 +49,7 @@ pub(crate) fn preserve_fd(session: BorrowedFd<'_>, fd: RawFd, token: Token) -> R
     call(session, request)
 }
 
-/// A new fd of a file in an incoming session.
+/// Returns a new fd of a file in an incoming session.
 pub(crate) fn retrieve_fd(session: BorrowedFd<'_>, token: Token) -> Result<OwnedFd, Errno> {
     let mut file = TokenedFd { size: size::<TokenedFd>(), fd: -1, token: token.0 };
     // SAFETY: SESSION_RETRIEVE_FD reads and writes one TokenedFd.
@@ -67,7 +67,7 @@ pub(crate) fn finish(session: BorrowedFd<'_>) -> Result<(), Errno> {
     call(session, request)
 }
 
-/// The name of a session of either kind. Bytes after its NUL mean nothing.
+/// Returns the name of a session of either kind. Bytes after its NUL have no meaning.
 pub(crate) fn get_name(session: BorrowedFd<'_>) -> Result<[u8; SESSION_NAME_LENGTH], Errno> {
     let mut name = GetName { size: size::<GetName>(), reserved: 0, name: [0; SESSION_NAME_LENGTH] };
     // SAFETY: SESSION_GET_NAME reads and writes one GetName.
@@ -77,14 +77,13 @@ pub(crate) fn get_name(session: BorrowedFd<'_>) -> Result<[u8; SESSION_NAME_LENG
 }
 
 fn call(fd: BorrowedFd<'_>, request: impl Ioctl) -> Result<(), Errno> {
-    // SAFETY: the request holds the struct that its number promises (see each caller). A file that
-    // is not LUO's could take the number for another request of its own: type 0xBA is LUO's alone
-    // in the kernel's ioctl-number.rst.
+    // SAFETY: `request` is the struct that belongs to the number (see each caller). A file of another
+    // driver does not know the number: type 0xBA belongs to LUO alone (the kernel's ioctl-number.rst).
     unsafe { ioctl(fd, request) }.map(drop)
 }
 
-/// Whether `session` is an incoming one. The kernel is asked to preserve no file at all: an
-/// incoming session refuses the request as such, an outgoing one the missing file.
+/// Whether `session` is an incoming session. Asks the kernel to preserve the fd -1: an incoming session
+/// refuses the request, an outgoing session refuses the fd.
 pub(crate) fn is_incoming(session: BorrowedFd<'_>) -> Result<bool, Errno> {
     const NO_FILE: RawFd = -1;
     match preserve_fd(session, NO_FILE, Token(u64::MAX)) {
@@ -94,7 +93,7 @@ pub(crate) fn is_incoming(session: BorrowedFd<'_>) -> Result<bool, Errno> {
     }
 }
 
-/// [`preserve_fd`] of a file that is surely open.
+/// [`preserve_fd`] of a file that is open.
 pub(crate) fn preserve(
     session: BorrowedFd<'_>,
     fd: BorrowedFd<'_>,

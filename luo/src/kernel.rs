@@ -1,12 +1,12 @@
 //! The kernel's LUO, at `/dev/liveupdate`.
 //!
-//! The device has one opener at a time, and systemd is one too: it is opened for the duration of
-//! one call, and while it is busy the call waits. Sessions are independent of it.
+//! Only one process at a time can have the device open, and systemd opens it too. So each call opens the
+//! device for its own duration, and waits while the device is busy. Sessions do not need the device.
 //!
-//! A duplicate name never reaches the kernel as far as this process can know. Linux 7.3, asked for
-//! a name that exists when the number of sessions is a multiple of 51, leaves an empty block behind
-//! that makes the *next* kernel panic. If another process held the name after all, the damage is
-//! undone by making one more session and closing it.
+//! This process never asks the kernel for a name that it knows to be in use. Linux 7.3 leaves an empty
+//! block behind if it refuses a duplicate name while the number of sessions is a multiple of 51, and that
+//! block makes the *next* kernel panic. If another process has the name, creating one more session and
+//! closing it removes the block.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,7 @@ use crate::{
 
 /// The device of the kernel's LUO.
 ///
-/// Clones share what they know of the names in use: a process wants one `Device` and its clones.
+/// Clones share the list of names in use, so a process should have one `Device` and clones of it.
 #[derive(Debug, Clone)]
 pub struct Device {
     path: PathBuf,
@@ -36,9 +36,9 @@ pub struct Device {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Threads of this process take turns instead of finding the device busy.
+    /// Lets threads of this process take turns, instead of finding the device busy.
     turn: Mutex<()>,
-    /// Names of the outgoing sessions that this process made and still holds.
+    /// Names of the outgoing sessions that this process created and still has open.
     names: Mutex<BTreeSet<SessionName>>,
 }
 
@@ -49,33 +49,33 @@ impl Default for Device {
 }
 
 impl Device {
-    /// How long a call waits for a busy device unless told otherwise.
+    /// How long a call waits for a busy device by default.
     pub const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// The device at `path`, which is not opened before it is needed.
+    /// The device at `path`. Calls open it when they need it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), patience: Self::PATIENCE, shared: Arc::default() }
     }
 
-    /// Makes each call wait up to `patience` for a busy device; zero: not at all.
+    /// Lets each call wait up to `patience` for a busy device; with zero it does not wait.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Where the device is.
+    /// The path of the device.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the device node is there. Whether it works is known only after a call.
+    /// Whether the device node exists. Only a call shows whether the device works.
     pub fn is_present(&self) -> bool {
         self.path.metadata().is_ok_and(|found| found.file_type().is_char_device())
     }
 
-    /// Takes a session that somebody else created or retrieved: from an fd store, a socket, or the
-    /// process that was before this one. The device is not needed for it.
+    /// Takes over a session that another process created or retrieved, received from an fd store, from a
+    /// socket, or across an `exec`. Does not need the device.
     pub fn adopt(&self, fd: OwnedFd) -> Result<Session, FromFdError> {
         match identify(fd.as_fd()) {
             Ok((name, true)) => Ok(Session::Incoming(Incoming::new(name, Box::new(Taken { fd })))),
@@ -89,7 +89,7 @@ impl Device {
     }
 
     fn open(&self) -> Result<OwnedFd, Error> {
-        // Reading suffices for every request; the kernel does not look at the mode.
+        // Read access is enough for every request, because the kernel does not check the mode.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         wait_while_busy(self.patience, std::thread::sleep, || {
             rustix::fs::open(&self.path, flags, Mode::empty())
@@ -101,7 +101,7 @@ impl Device {
         lock(&self.shared.turn)
     }
 
-    /// Reserves `name`, or nothing if it is in use.
+    /// Reserves `name`. Returns `None` if the name is in use.
     fn claim(&self, name: &SessionName) -> Option<Claim> {
         let mut names = lock(&self.shared.names);
         names
@@ -145,14 +145,14 @@ impl Orchestrator for Device {
         memory::memfd(name, len)
     }
 
-    /// The kernel does all of it by itself, in reboot(2), and undoes it if that fails.
+    /// Only calls `jump`: the kernel hands the sessions over in reboot(2), and undoes that if it fails.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
         jump();
         Ok(())
     }
 }
 
-/// An outgoing session. Its fd is closed before its name is free again.
+/// An outgoing session. Its fd is closed before its name is freed.
 #[derive(Debug)]
 struct Made {
     fd: OwnedFd,
@@ -189,7 +189,7 @@ impl Retrieve for Taken {
     }
 }
 
-/// A name in use by an outgoing session of this process.
+/// A name that an outgoing session of this process uses.
 #[derive(Debug)]
 struct Claim {
     name: SessionName,
@@ -203,7 +203,7 @@ impl Drop for Claim {
     }
 }
 
-/// The name of a session, and whether it is an incoming one.
+/// Returns the name of a session, and whether it is an incoming session.
 fn identify(fd: BorrowedFd<'_>) -> Result<(SessionName, bool), Error> {
     let number = fd.as_raw_fd();
     let error = |errno| Error::Adopt { fd: number, errno };
@@ -213,8 +213,9 @@ fn identify(fd: BorrowedFd<'_>) -> Result<(SessionName, bool), Error> {
     Ok((name, ioctl::is_incoming(fd).map_err(error)?))
 }
 
-/// Undoes what a refused duplicate may have left behind (see the module's text): closing a session
-/// makes the kernel drop a trailing empty block. Best effort; the caller has an error to report.
+/// Removes the block that a refused duplicate name may have left behind (see the module's text): when a
+/// session is closed, the kernel frees a trailing empty block. Ignores errors, because the caller already
+/// reports one.
 fn drop_empty_block(device: BorrowedFd<'_>) {
     let name = SessionName::new(format!("luo-shrink-{}", std::process::id()));
     if let Ok(name) = name {
@@ -222,8 +223,8 @@ fn drop_empty_block(device: BorrowedFd<'_>) {
     }
 }
 
-/// Repeats `attempt` while it answers EBUSY, with pauses of 1 ms doubling to 64 ms, until the
-/// pauses add up to `patience`. The error carries the sum of the pauses.
+/// Repeats `attempt` while it fails with EBUSY, with pauses from 1 ms, doubling up to 64 ms, until the
+/// pauses add up to `patience`. The error has the sum of the pauses.
 fn wait_while_busy<T>(
     patience: Duration,
     mut pause: impl FnMut(Duration),

@@ -15,11 +15,11 @@
 //! ```
 //!
 //! [`Outgoing`] has no `retrieve` and [`Incoming`] no `preserve`: the wrong call does not compile.
-//! [`Orchestrator`] is the one door; which backend is behind it changes nothing of the above. This
-//! crate knows neither virtual machines nor kexec. What an fd means is its caller's business.
+//! Programs use any backend through [`Orchestrator`], in the same way. This crate knows neither virtual
+//! machines nor kexec, and gives the fds no meaning.
 //! Under systemd sessions can live in the service's fd store ([`systemd`]).
-//! [`builtin`] is the orchestrator itself, as a state machine, for kernels that have none: on a pool
-//! of memory that survives a kexec ([`builtin::pool`]), or in one process ([`builtin::keeper`]).
+//! [`builtin`] is an orchestrator of this crate, for kernels without LUO: on a pool of memory that survives
+//! a kexec ([`builtin::pool`]), or in one process ([`builtin::keeper`]).
 
 pub mod builtin;
 #[cfg(feature = "tools")]

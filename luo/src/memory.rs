@@ -1,4 +1,4 @@
-//! Memory that a kernel's LUO, or a keeper, can carry: memfds.
+//! Memory that a kernel's LUO or a keeper can preserve: memfds.
 
 use std::os::fd::OwnedFd;
 
@@ -7,11 +7,11 @@ use rustix::io::Errno;
 
 use crate::Error;
 
-/// A memfd of `len` bytes, all of it a hole.
+/// Creates a memfd of `len` bytes, without any allocated page.
 ///
-/// Executable: one that is sealed against execution comes back from Linux 7.3 sealed against
-/// writing too. It cannot be sealed, and is sized here once: LUO freezes the size of what it
-/// preserves. Errors name the memory and its length.
+/// The memfd is executable, because Linux 7.3 returns a memfd that is sealed against execution as sealed
+/// against writing too. It cannot be sealed. Its size is set here once, because LUO freezes the size of a
+/// preserved memfd. Errors name the memory and its length.
 pub fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
     let error = |errno| Error::CreateMemory { name: name.to_owned(), len, errno };
     let fd = executable_memfd(name, MemfdFlags::CLOEXEC).map_err(error)?;

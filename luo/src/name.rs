@@ -1,8 +1,7 @@
 //! Names of sessions.
 //!
-//! The kernel takes any 1 to 63 bytes without a NUL. A [`SessionName`] is narrower: visible ASCII
-//! without `/`, because names end up in logs and paths. The name that systemd uses for its own
-//! session cannot be made.
+//! The kernel accepts any 1 to 63 bytes without a NUL. A [`SessionName`] must be visible ASCII without `/`,
+//! because names appear in logs and paths. The name of systemd's own session is refused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +16,7 @@ pub struct SessionName(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
-    /// Nothing at all.
+    /// The text is empty.
     #[error("a session name cannot be empty")]
     Empty,
     /// More than [`SessionName::MAX_BYTES`].
@@ -36,7 +35,7 @@ pub enum NameError {
         /// The first character that is refused.
         character: char,
     },
-    /// A name that means something else.
+    /// A name with a special meaning.
     #[error("the session name {name:?} is reserved")]
     Reserved {
         /// The text.
@@ -48,7 +47,7 @@ impl SessionName {
     /// Longest name in bytes: the kernel's array less the terminating NUL.
     pub const MAX_BYTES: usize = SESSION_NAME_LENGTH - 1;
 
-    /// `systemd` is the session of systemd 261 and later; the dots are no file names.
+    /// `systemd` is the session of systemd 261 and later; `.` and `..` are not file names.
     const RESERVED: [&str; 3] = ["systemd", ".", ".."];
 
     /// Checks `name`.

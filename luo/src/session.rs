@@ -1,8 +1,8 @@
-//! Sessions, and the door to them.
+//! Sessions, and the trait through which programs create and retrieve them.
 //!
-//! Ownership carries the protocol: a session is what a process holds, and dropping it is closing
-//! it. [`Outgoing`] and [`Incoming`] turn the errno of any backend into sentences; a backend only
-//! brings the verbs ([`Preserve`], [`Retrieve`]).
+//! Ownership follows the protocol: a process owns a session as a value, and dropping the value closes
+//! the session. A backend implements the verbs ([`Preserve`], [`Retrieve`]) and answers with errnos;
+//! [`Outgoing`] and [`Incoming`] turn these into errors with sentences.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::mutex::lock;
 use crate::{Error, FinishError, SessionName, Ticket, Token};
 
-/// Who carries the sessions.
+/// The kind of orchestrator that carries the sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Backend {
@@ -64,35 +64,35 @@ impl fmt::Display for Backend {
     }
 }
 
-/// The place where sessions are made and found again.
+/// Creates sessions in the old kernel and retrieves them in the new one.
 pub trait Orchestrator: Send + Sync {
-    /// Who carries the sessions of this orchestrator.
+    /// The kind of this orchestrator.
     fn backend(&self) -> Backend;
 
-    /// Makes a session that the next kernel will find under `name`. Outgoing names are unique;
-    /// a session that came in under the same name does not matter.
+    /// Creates an outgoing session called `name`. Errors if an outgoing session of that name exists. An
+    /// incoming session may have the same name.
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error>;
 
-    /// Takes the session that came in under `name`. Each can be taken once;
-    /// [`Error::is_not_found`] tells that none came in.
+    /// Retrieves the incoming session called `name`. A session can be retrieved once. Errors if there is
+    /// no such session ([`Error::is_not_found`]).
     fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error>;
 
-    /// New memory of `len` bytes, all zero, that can be preserved without being copied: an fd, open
-    /// for reading and writing, with O_CLOEXEC. `name` is for people.
+    /// Creates memory of `len` zero bytes that can be preserved without a copy. Returns an fd, open for
+    /// reading and writing, with O_CLOEXEC. `name` appears in error messages and in `/proc`.
     ///
-    /// A memfd's pages are there when they are touched; a file's in a pool are there from the start.
+    /// Pages of a memfd are allocated when they are touched, pages of a file in a pool at once.
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error>;
 
-    /// What the next kernel has to be told so that its host can have the sessions. `None`: nothing, the
-    /// kernel itself hands them over.
+    /// Returns the ticket that the next host needs to get the sessions, for the next kernel's command line.
+    /// `None` if the kernel itself hands the sessions over.
     fn ticket(&self) -> Option<Ticket>;
 
-    /// Leaves for the next kernel: makes sure that it will find the outgoing sessions, then calls
-    /// `jump`, which is to enter it and comes back only if it cannot.
+    /// Makes the outgoing sessions available to the next kernel, then calls `jump`, which enters that
+    /// kernel and returns only if it fails.
     ///
-    /// `Ok`: `jump` was called and came back. `Err`: it was not called. Either way everything is as
-    /// it was, all sessions included; only if the error says that something cannot be taken back it
-    /// is not. Nothing in `jump` may drop a session or call the orchestrator.
+    /// Returns `Ok` if `jump` was called and returned, an error if `jump` was not called. In both cases all
+    /// sessions are unchanged, except if the error says that a step cannot be undone. `jump` must not drop
+    /// a session or call the orchestrator.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error>;
 }
 
@@ -117,11 +117,10 @@ pub trait Retrieve: fmt::Debug + Send + Sync {
     fn as_fd(&self) -> BorrowedFd<'_>;
 }
 
-/// A session of this kernel, for the next one.
+/// A session of this kernel, for the next kernel.
 ///
-/// Somebody has to hold it until the moment of the switch. Dropped: everything in it is
-/// unpreserved, nothing is lost, and the name is free again. A copy of its fd, in this process or
-/// another, keeps it alive.
+/// The session must stay open until the switch. Dropping it unpreserves all its files, loses nothing and
+/// frees the name. A copy of its fd, in this process or another, keeps the session open.
 #[derive(Debug)]
 #[must_use = "dropping an outgoing session unpreserves everything in it"]
 pub struct Outgoing {
@@ -136,17 +135,17 @@ impl Outgoing {
         Self { name, session, tokens: Mutex::default() }
     }
 
-    /// What the next kernel will find it by.
+    /// The name by which the next kernel retrieves the session.
     pub fn name(&self) -> &SessionName {
         &self.name
     }
 
     /// Preserves the open file behind `fd` under `token`.
     ///
-    /// The session takes a reference of its own: `fd` can be closed. A memfd keeps its size from
-    /// here on: resizing it, or punching holes, fails until the session ends, and its holes are
-    /// filled. It can take seconds for gigabytes. What is written to it later goes over too. A
-    /// failure changes nothing, and the session stays usable.
+    /// The session has its own reference to the file, so the caller may close `fd`. Preserving fills the
+    /// holes of a memfd; until the session ends, resizing the memfd or punching holes fails. Later writes
+    /// to the memfd are preserved too. Preserving gigabytes can take seconds. After an error nothing has
+    /// changed, and the session can still be used.
     pub fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Error> {
         let error = |errno| Error::Preserve { session: self.name.clone(), token, errno };
         let mut tokens = lock(&self.tokens);
@@ -168,12 +167,12 @@ impl AsFd for Outgoing {
 
 /// A session of the previous kernel.
 ///
-/// **Dropped without [`finish`](Self::finish): whatever was not retrieved is lost**, at once and
-/// for good; and so it is if another kexec comes before the session is finished. A copy of its fd
-/// keeps it alive, so that whoever restores from it can be started again. Retrieving is repeatable,
-/// finishing is not.
+/// **Dropping it without [`finish`](Self::finish) loses every file that was not retrieved.** A kexec before
+/// the session is finished loses these files too. A copy of its fd keeps the session open, so a process
+/// that restores from it can be started again. A file can be retrieved repeatedly; a session can be
+/// finished once.
 #[derive(Debug)]
-#[must_use = "dropping an incoming session loses whatever was not retrieved from it"]
+#[must_use = "dropping an incoming session loses every file that was not retrieved"]
 pub struct Incoming {
     name: SessionName,
     session: Box<dyn Retrieve>,
@@ -185,16 +184,16 @@ impl Incoming {
         Self { name, session }
     }
 
-    /// What it was created as.
+    /// The name that the session was created with.
     pub fn name(&self) -> &SessionName {
         &self.name
     }
 
-    /// A new fd, with O_CLOEXEC, of the file preserved under `token`. Asked again it gives another
-    /// fd of the same open file. A memfd comes back open for reading and writing, at the position
-    /// it had, without its name, and charged to the control group of the caller.
+    /// Returns a new fd, with O_CLOEXEC, of the file preserved under `token`. A repeated call returns another
+    /// fd of the same open file. A memfd comes back open for reading and writing, at its former position,
+    /// without its name, and charged to the control group of the caller.
     ///
-    /// [`Error::is_final`] tells that the file is lost.
+    /// If the error is final ([`Error::is_final`]), the file is lost.
     pub fn retrieve(&self, token: Token) -> Result<OwnedFd, Error> {
         self.session.retrieve(token).map_err(|errno| Error::Retrieve {
             session: self.name.clone(),
@@ -203,8 +202,8 @@ impl Incoming {
         })
     }
 
-    /// Ends the preservation: what was retrieved belongs to whoever holds its fds and can be
-    /// preserved anew; what was not is freed. The error hands the session back.
+    /// Ends the preservation. Retrieved files are ordinary open files from then on and can be preserved
+    /// again; files that were not retrieved are freed. The error hands the session back.
     pub fn finish(self) -> Result<(), FinishError> {
         match self.session.finish() {
             Ok(()) => Ok(()),
@@ -223,12 +222,12 @@ impl AsFd for Incoming {
     }
 }
 
-/// A session that came as an fd: of which kind, only the kernel knows.
+/// A session that was received as an fd. The kernel says which kind it is.
 #[derive(Debug)]
 pub enum Session {
-    /// One of this kernel.
+    /// A session of this kernel.
     Outgoing(Outgoing),
-    /// One of the previous kernel.
+    /// A session of the previous kernel.
     Incoming(Incoming),
 }
 

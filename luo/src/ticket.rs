@@ -1,21 +1,21 @@
-//! What says that a kernel was entered by one certain switch.
+//! A ticket proves that the running kernel was entered by one particular switch.
 //!
-//! Memory that a kexec leaves alone is left alone by other things too: a reset, or a kexec into a kernel
-//! that could not reach it and had its VMs started anew. Their disks have moved on by then, and what
-//! lies in the memory is of the past. So the next kernel is handed a ticket, on its command line, which
-//! nobody who comes in by another door has; sessions are given out for the ticket that is written
-//! beside them. It is unlike any other, and no secret.
+//! Memory that survives a kexec can survive a reset too, or a kexec into a kernel that could not reach the
+//! memory and booted its VMs from their disks. The sessions in the memory are outdated then, because the
+//! disks have changed since. So a switch writes a ticket beside the sessions and onto the next kernel's
+//! command line, and sessions are given out only if both tickets are equal. A ticket is unique; it is not
+//! secret.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Names a switch. As text: 32 hexadecimal digits.
+/// Identifies a switch. As text it has 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket([u8; 16]);
 
-/// A text that is no ticket.
+/// A text that is not a ticket.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no ticket of a switch, which has 32 hexadecimal digits")]
+#[error("{0:?} is not the ticket of a switch: a ticket has 32 hexadecimal digits")]
 pub struct TicketError(String);
 
 impl Ticket {
@@ -40,7 +40,7 @@ impl FromStr for Ticket {
     type Err = TicketError;
 
     fn from_str(text: &str) -> Result<Self, TicketError> {
-        // The parser of numbers would take a sign, too.
+        // The parser of numbers would accept a sign, too.
         let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let number = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
         number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| TicketError(text.to_owned()))

@@ -4,9 +4,9 @@ use std::fmt;
 
 /// The key under which one fd is preserved in a session.
 ///
-/// Any value is allowed, 0 and `u64::MAX` included. It is unique within its session only. Tokens
-/// cannot be listed after the switch: what each one means has to be known, or to be written down
-/// in something preserved under a token that is.
+/// Any value is allowed, 0 and `u64::MAX` included. A token is unique within its session only. Tokens
+/// cannot be listed after the switch: the next program must know them, or read them from a file that is
+/// preserved under a token that it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 

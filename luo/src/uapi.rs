@@ -1,4 +1,4 @@
-//! The kernel's interface, to be proofread beside `include/uapi/linux/liveupdate.h` (Linux 7.3).
+//! The kernel's interface. Compare it with `include/uapi/linux/liveupdate.h` (Linux 7.3).
 //!
 //! Every request is `_IO(0xBA, nr)`, without direction or size bits, and takes a pointer to a
 //! struct whose first field is its own size in bytes. No logic here.
@@ -10,7 +10,7 @@ pub const IOCTL_TYPE: u32 = 0xBA;
 /// (`LIVEUPDATE_SESSION_NAME_LENGTH`).
 pub const SESSION_NAME_LENGTH: usize = 64;
 
-/// Where the device is, on a kernel that has one.
+/// Path of the device, on a kernel with LUO.
 pub const DEVICE: &str = "/dev/liveupdate";
 
 /// The kernel's `_IO(LIVEUPDATE_IOCTL_TYPE, nr)`.
@@ -73,7 +73,7 @@ pub struct GetName {
     pub size: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// Out: the name, NUL-terminated; what follows the NUL means nothing.
+    /// Out: the name, NUL-terminated; bytes after the NUL have no meaning.
     pub name: [u8; SESSION_NAME_LENGTH],
 }
 
