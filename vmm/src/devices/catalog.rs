@@ -1,8 +1,8 @@
-//! The kinds of devices: the one list of them. Everything outside the folders of the kinds asks here,
-//! and knows devices only as [`DeviceOptions`], [`DeviceState`] and [`Built`].
+//! The only list of the kinds of devices. Code outside the folders of the kinds uses this list, and
+//! handles devices only as [`DeviceOptions`], [`DeviceState`] and [`Built`].
 //!
-//! The order of the list is that of the slots on the PCI bus, so that a new kind does not move the
-//! devices of the others.
+//! Devices get their slots on the PCI bus in the order of the list. A new kind goes to the end, so
+//! that it does not move the devices of other kinds.
 
 use serde::{Deserialize, Serialize};
 

@@ -151,7 +151,10 @@ mod tests {
 
     #[test]
     fn block_devices_are_compared_by_serial_number_or_else_by_device_number() {
-        assert!(device(0, "disk-7").is_same(&device(16, "disk-7")), "only the device number differs");
+        assert!(
+            device(0, "disk-7").is_same(&device(16, "disk-7")),
+            "only the device number differs"
+        );
         assert!(!device(0, "disk-7").is_same(&device(0, "disk-8")));
         assert!(!device(0, "disk-7").is_same(&device(0, "")));
         assert!(device(0, "").is_same(&device(0, "")));

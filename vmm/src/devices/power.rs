@@ -13,7 +13,7 @@ use crate::devices::pci::bus::OnReset;
 pub enum PowerEvent {
     /// Power off.
     Shutdown,
-    /// Reset.
+    /// Reset the machine.
     Reset,
 }
 

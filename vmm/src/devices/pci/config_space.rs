@@ -1,8 +1,8 @@
 //! A type-0 configuration space (PCI Local Bus Specification 3.0, chapter 6): bytes, a mask of
-//! those that the guest may change, one memory BAR and a list of capabilities.
+//! the bits that the guest may change, one memory BAR and a list of capabilities.
 //!
-//! Offsets come from the guest; the bus has bounded them, and the slices below would panic on
-//! others, so every access goes through `ConfigSpace::overlap`, which cannot.
+//! Offsets come from the guest. The bus bounds them, but an out-of-range offset would make the
+//! slices below panic, so every guest access is also checked by `ConfigSpace::overlap`.
 
 use crate::state::{Node, Reader, Schema, StateError};
 
@@ -13,7 +13,7 @@ pub const SIZE: usize = 256;
 const COMMAND: usize = 0x04;
 /// Offset of the status register, whose bit 4 says that there are capabilities.
 const STATUS: usize = 0x06;
-/// Offset of the cache line size register: the guest's to write, without effect.
+/// Offset of the cache line size register: writable by the guest, without effect.
 const CACHE_LINE_SIZE: usize = 0x0c;
 /// Offset of the first BAR.
 const BAR: usize = 0x10;
@@ -21,19 +21,19 @@ const BAR: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 /// Offset of the interrupt line register: a scratch byte for the guest's firmware.
 const INTERRUPT_LINE: usize = 0x3c;
-/// Where capabilities may start: behind the header.
+/// First offset of capabilities: directly behind the header.
 const FIRST_CAPABILITY: usize = 0x40;
 
-/// The function answers accesses to its BAR.
+/// Command register: memory space, the function handles accesses to its BAR.
 const COMMAND_MEMORY: u16 = 1 << 1;
 /// The bits of the command register that can be set: memory space, bus master, parity error
 /// response, SERR#, INTx disable. The last four have no effect here: MSI-X and requests work
 /// without bus mastering, as with other VMMs.
 const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
 
-/// What a function says that it is.
+/// The IDs and the class that a function reports in its header.
 #[derive(Debug, Clone, Copy)]
-pub struct Identity {
+pub struct PciIds {
     /// Vendor ID.
     pub vendor: u16,
     /// Device ID.
@@ -53,22 +53,22 @@ pub struct ConfigSpace {
     /// Bits that a guest's write changes.
     writable: [u8; SIZE],
     bar: Option<Bar>,
-    /// Where the next capability goes, and the byte that is to point to it.
+    /// Offset of the next capability, and of the byte that will point to it.
     next_capability: (usize, usize),
 }
 
-/// BAR 0, a 32-bit memory BAR that stays where it is.
+/// BAR 0, a 32-bit memory BAR that never moves.
 #[derive(Debug, Clone, Copy)]
 struct Bar {
     base: u32,
     size: u32,
-    /// What the guest wrote last. All ones asks for the size.
+    /// The value that the guest wrote last. All ones asks for the size.
     written: u32,
 }
 
 impl ConfigSpace {
-    /// A configuration space without BAR and capabilities.
-    pub fn new(identity: Identity) -> Self {
+    /// Creates a configuration space without BAR and capabilities.
+    pub fn new(identity: PciIds) -> Self {
         let mut space = Self {
             bytes: [0; SIZE],
             writable: [0; SIZE],
@@ -295,7 +295,7 @@ mod tests {
         golden: "pci-config-v1",
     }
 
-    const IDENTITY: Identity = Identity {
+    const IDENTITY: PciIds = PciIds {
         vendor: 0x1af4,
         device: 0x1042,
         revision: 1,

@@ -3,7 +3,7 @@
 //!
 //! The host bridge has no state to save: a guest cannot change any of its bits.
 
-use super::{ConfigSpace, Identity, PciFunction};
+use super::{ConfigSpace, PciFunction, PciIds};
 
 /// The host bridge.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ impl HostBridge {
     /// Returns a host bridge with the IDs of QEMU's generic one (1b36:0008, docs/specs/pci-ids.rst
     /// in QEMU), for which guests have no quirks.
     pub fn new() -> Self {
-        let identity = Identity {
+        let identity = PciIds {
             vendor: 0x1b36,
             device: 0x0008,
             revision: 0,

@@ -11,7 +11,7 @@ pub mod host_bridge;
 pub mod msix;
 
 pub use bus::PciBus;
-pub use config_space::{ConfigSpace, Identity, PciConfigStateV1};
+pub use config_space::{ConfigSpace, PciConfigStateV1, PciIds};
 pub use host_bridge::HostBridge;
 pub use msix::{Msix, MsixStateV1};
 

@@ -245,7 +245,10 @@ impl Msix {
             vector.routed = match together || self.interrupts.program(&[*route]).is_ok() {
                 true => route.1,
                 false => {
-                    tracing::debug!(?route, "the machine refuses the guest's interrupt message; its vector will not fire");
+                    tracing::debug!(
+                        ?route,
+                        "the machine refuses the guest's interrupt message; its vector will not fire"
+                    );
                     let _ = self.interrupts.program(&[(vector.line.gsi(), None)]);
                     None
                 }

@@ -35,7 +35,7 @@ use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
 use self::common::Selects;
 use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
-use crate::devices::pci::{ConfigSpace, Identity, Msix, PciFunction, msix};
+use crate::devices::pci::{ConfigSpace, Msix, PciFunction, PciIds, msix};
 use crate::devices::{Device, DeviceError};
 use crate::kvm::interrupts::{Doorbells, InterruptError, Interrupts, event, pull};
 use crate::mutex::lock;
@@ -144,7 +144,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
 
 /// Header, virtio's capabilities (4.1.4) and MSI-X; with the offset of the latter.
 fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, u8) {
-    let identity = Identity {
+    let identity = PciIds {
         vendor: VENDOR,
         device: DEVICE_BASE + D::ID,
         // Non-transitional devices have 1 or more (4.1.2.1).
