@@ -48,7 +48,7 @@ pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<Fi
 /// The longest time that PID 1 waits for a device of the host to appear.
 const DEVICE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Calls `find` until it finds a device of the host, for at most 5 s. As PID 1, the drivers may still
+/// Calls `find` until it finds a device of the host, for at most `DEVICE_WITHIN`. Under PID 1 drivers may still
 /// be probing, and a process without netlink is not notified when they are done. Any other process
 /// calls `find` once: the host has finished booting.
 pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {

@@ -28,7 +28,7 @@ impl Persist for Rng {
     type Error = Infallible;
 
     fn save(&self) -> Result<VirtioRngStateV1, Infallible> {
-        // The source is a file of the host, opened again for the restore.
+        // The source is a file that the host passes to `restore`.
         let Self { source: _ } = self;
         Ok(VirtioRngStateV1)
     }
