@@ -70,13 +70,13 @@ pub struct DeviceFiles(Vec<(String, OwnedFd, Option<Identity>)>);
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilesError {
     /// A file is missing.
-    #[error("no file descriptor came as its `{0}`")]
+    #[error("the host passed no file for its role `{0}`")]
     Missing(&'static str),
     /// A file has no identity.
-    #[error("the file descriptor that came as its `{0}` came without an identity")]
+    #[error("the host passed the file for its role `{0}` without an identity")]
     Unidentified(&'static str),
     /// A file has a role that the device does not have.
-    #[error("a file descriptor came as its `{0}`, which it does not have")]
+    #[error("the host passed a file for the role `{0}`, which it does not have")]
     Leftover(String),
 }
 

@@ -97,7 +97,12 @@ impl Identity {
             })(),
             _ => None,
         };
-        identity.ok_or_else(|| reader.invalid("identity", format!("{words:?} identifies nothing")))
+        identity.ok_or_else(|| {
+            reader.invalid(
+                "identity",
+                format!("{words:?} identifies neither a file nor a block device"),
+            )
+        })
     }
 }
 

@@ -41,11 +41,11 @@ pub trait Device: Send {
 
 /// A failed operation of a device.
 #[derive(Debug, thiserror::Error)]
-#[error("{device}: {attempt}")]
+#[error("{device}: cannot {attempt}")]
 pub struct DeviceError {
     /// The device's node name in the state document.
     pub device: String,
-    /// What was attempted.
+    /// The attempted operation, a phrase that follows "cannot".
     pub attempt: &'static str,
     /// Why it failed.
     #[source]

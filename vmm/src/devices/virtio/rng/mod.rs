@@ -125,7 +125,7 @@ impl RngWorker {
                 continue;
             }
             let count = match (&*self.source).read_volatile(&mut buffer) {
-                Ok(0) => self.report("it has come to its end"),
+                Ok(0) => self.report("it is at its end"),
                 Ok(count) => count,
                 Err(error) => self.report(&error.to_string()),
             };
@@ -141,7 +141,7 @@ impl RngWorker {
     /// Logs a failure of the source, but only the first. Returns 0, the number of bytes read.
     fn report(&mut self, problem: &str) -> usize {
         if !std::mem::replace(&mut self.reported, true) {
-            tracing::warn!("virtio-rng: its source gives no entropy: {problem}");
+            tracing::warn!("virtio-rng: cannot read the entropy source: {problem}");
         }
         0
     }
