@@ -1,8 +1,8 @@
-//! The kinds of devices: the one list of them. Everything outside the folders of the kinds asks here,
-//! and knows devices only as [`DeviceOptions`], [`DeviceState`] and [`Built`].
+//! The only list of the kinds of devices. Code outside the folders of the kinds uses this list, and
+//! handles devices only as [`DeviceOptions`], [`DeviceState`] and [`Built`].
 //!
-//! The order of the list is that of the slots on the PCI bus, so that a new kind does not move the
-//! devices of the others.
+//! Devices get their slots on the PCI bus in the order of the list. A new kind goes to the end, so
+//! that it does not move the devices of other kinds.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,26 +12,26 @@ use super::kind::{Built, Kind, Place, Site};
 use crate::state::node::read_node;
 use crate::state::{Node, Schema, StateError};
 
-/// What the program knows of a kind.
+/// One entry of the catalog: a kind of device as the rest of the program uses it.
 #[derive(Debug)]
 pub struct KindInfo {
-    /// The key of a VM's configuration that asks for such devices.
+    /// The key in a VM's configuration that adds a device of this kind.
     pub key: &'static str,
     /// The name of its nodes in the state document.
     pub name: &'static str,
-    /// Most devices of this kind in one machine.
+    /// Maximum number of devices of this kind in one machine.
     pub most: usize,
     /// Where the guest finds such a device.
     pub place: Place,
-    /// Reads the configuration's text for one device.
+    /// Parses the configuration's text for one device.
     pub parse: fn(&str) -> Result<DeviceOptions, String>,
-    /// What a machine has if its configuration has no such key.
+    /// The device that a machine gets by default if its configuration does not have the key.
     pub unasked: fn() -> Option<DeviceOptions>,
     options: Decoder<DeviceOptions>,
     state: Decoder<DeviceState>,
 }
 
-/// Reads one node if its binding is one of these.
+/// Decodes nodes whose binding is in `bindings`.
 #[derive(Debug)]
 struct Decoder<T> {
     bindings: &'static [&'static str],
@@ -58,7 +58,7 @@ macro_rules! catalog {
             },
         }),+];
 
-        /// What the configuration says of one device, of any kind.
+        /// The options of one device, of any kind.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case")]
         pub enum DeviceOptions {
@@ -86,14 +86,15 @@ macro_rules! catalog {
                 kind_of(name)
             }
 
-            /// Opens what the device needs by name. Called in the host.
+            /// Opens the files that the device needs by path. Called in the host's process.
             pub fn open(&self) -> Result<Vec<Opened>, OpenError> {
                 match self {
                     $(Self::$kind(options) => <$path>::open(options),)+
                 }
             }
 
-            /// Builds the device in the VM's process: running after reset, or, with a state, paused.
+            /// Builds the device in the VM's process. Without a state the device is in its reset
+            /// state and runs; with a state it is restored and paused.
             pub fn build(
                 &self,
                 site: &mut Site,
@@ -143,13 +144,13 @@ macro_rules! catalog {
 
         #[cfg(any(test, fuzzing))]
         impl KindInfo {
-            /// The options of a sample of every kind.
+            /// Returns sample options, one for each kind.
             pub(crate) fn samples() -> Vec<DeviceOptions> {
                 use super::kind::Sample;
                 vec![$(DeviceOptions::$kind(<$path>::options())),+]
             }
 
-            /// Files for a device with these options, and this state if there is one.
+            /// Returns files for a device with these options, and with this state if given.
             pub(crate) fn sample_files(
                 options: &DeviceOptions,
                 state: Option<&DeviceState>,
@@ -176,7 +177,7 @@ catalog! {
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {
-    // Every name comes from the same list.
+    // The search always succeeds: every name comes from the same list.
     KINDS.iter().find(|kind| kind.name == name).unwrap_or(&KINDS[0])
 }
 
@@ -204,7 +205,7 @@ fn read_any<T>(
     match found {
         Some(decoder) => (decoder.read)(node, parent),
         None => {
-            // A node without any binding is that error first.
+            // A node without `compatible` gets its own error, from `reader`.
             node.reader(parent)?;
             let known: Vec<&str> = decoders().flat_map(|d| d.bindings).copied().collect();
             Err(node.incompatible(parent, &known))

@@ -1,5 +1,5 @@
-//! File descriptors on their way from the host, which opens them by name, to a device, which knows no
-//! names: each has a role of its device's own.
+//! Passes files to devices. The host opens each file by path; the device gets an open file
+//! descriptor and identifies it by its role, a name that the device's kind defines.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,30 +12,30 @@ use super::identity::Identity;
 /// A file that a device needs, opened by the host.
 #[derive(Debug)]
 pub struct Opened {
-    /// What the device needs it for. Unique in the device.
+    /// The purpose of the file, unique in the device.
     pub role: &'static str,
     /// The open file.
     pub fd: OwnedFd,
-    /// What it is, if the device cares.
+    /// The identity of the file, if the device needs it.
     pub identity: Option<Identity>,
 }
 
-/// Something that a device needs cannot be opened.
+/// A file that a device needs cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open {what} {}{remedy}", path.display())]
 pub struct OpenError {
-    /// The thing, such as `disk`.
+    /// What the file is for, such as `disk`.
     pub what: &'static str,
-    /// Its name on the host.
+    /// Its path on the host.
     pub path: PathBuf,
-    /// What to do, behind a colon; or nothing.
+    /// What to do, with a colon in front; or empty.
     pub remedy: &'static str,
-    /// Why.
+    /// The cause.
     #[source]
     pub source: io::Error,
 }
 
-/// Opens `path`, which an error calls `what`.
+/// Opens `path`. The error text calls the file `what`.
 pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
     options.open(path).map_err(|source| OpenError {
         what,
@@ -45,11 +45,12 @@ pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<Fi
     })
 }
 
-/// How long PID 1 waits for a device of the host to appear.
+/// The longest time that PID 1 waits for a device of the host to appear.
 const DEVICE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Asks for a device of the host until it is there. A driver may still be probing, and nothing tells
-/// a process without netlink when it is done. Only PID 1 waits: for others the machine is up.
+/// Calls `find` until it finds a device of the host, for at most `DEVICE_WITHIN`. Under PID 1 drivers may still
+/// be probing, and a process without netlink is not notified when they are done. Any other process
+/// calls `find` once: the host has finished booting.
 pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + DEVICE_WITHIN;
     loop {
@@ -61,21 +62,21 @@ pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
     }
 }
 
-/// The files of one device, as they arrive in the VM's process. Each is taken once.
+/// The files of one device in the VM's process. The device takes each of them once.
 #[derive(Debug, Default)]
 pub struct DeviceFiles(Vec<(String, OwnedFd, Option<Identity>)>);
 
-/// The files that came for a device are not those that it needs.
+/// A device was not given exactly the files that it needs.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilesError {
-    /// One is missing.
-    #[error("no file descriptor came as its `{0}`")]
+    /// A file is missing.
+    #[error("the host passed no file for its role `{0}`")]
     Missing(&'static str),
-    /// One came without its identity.
-    #[error("the file descriptor that came as its `{0}` came without an identity")]
+    /// A file has no identity.
+    #[error("the host passed the file for its role `{0}` without an identity")]
     Unidentified(&'static str),
-    /// One is of no use.
-    #[error("a file descriptor came as its `{0}`, which it does not have")]
+    /// A file has a role that the device does not have.
+    #[error("the host passed a file for the role `{0}`, which it does not have")]
     Leftover(String),
 }
 
@@ -85,18 +86,18 @@ impl DeviceFiles {
         self.0.push((role, fd, identity));
     }
 
-    /// Takes the file of `role`, if it came.
+    /// Takes the file of `role`, if there is one.
     pub fn take_optional(&mut self, role: &str) -> Option<OwnedFd> {
         let index = self.0.iter().position(|(found, _, _)| found == role)?;
         Some(self.0.remove(index).1)
     }
 
-    /// Takes the file of `role`.
+    /// Takes the file of `role`. Errors if there is none.
     pub fn take(&mut self, role: &'static str) -> Result<OwnedFd, FilesError> {
         self.take_optional(role).ok_or(FilesError::Missing(role))
     }
 
-    /// Takes the file of `role` and what it is.
+    /// Takes the file of `role` with its identity. Errors if either is missing.
     pub fn take_identified(
         &mut self,
         role: &'static str,
@@ -106,7 +107,7 @@ impl DeviceFiles {
         Ok((fd, identity.ok_or(FilesError::Unidentified(role))?))
     }
 
-    /// Ends the taking: what nobody took is an error.
+    /// Errors if any file was not taken.
     pub fn finish(self) -> Result<(), FilesError> {
         match self.0.into_iter().next() {
             Some((role, _, _)) => Err(FilesError::Leftover(role)),
@@ -115,7 +116,7 @@ impl DeviceFiles {
     }
 }
 
-/// As the host's files arrive at the device.
+/// Turns the files as the host opened them into those that the device takes.
 impl From<Vec<Opened>> for DeviceFiles {
     fn from(opened: Vec<Opened>) -> Self {
         let file = |Opened { role, fd, identity }| (role.to_owned(), fd, identity);

@@ -1,5 +1,5 @@
-//! What a file or a block device of the host is, beyond the path by which it was opened: after a live
-//! update the same path may lead to another one.
+//! The identity of a file or a block device of the host, independent of the path by which it was
+//! opened: after a live update the same path may lead to a different file or device.
 
 use std::fmt;
 use std::io;
@@ -10,19 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{Node, Reader, StateError};
 
-/// Where sysfs lists block devices by their numbers.
+/// The sysfs directory that lists block devices by `major:minor`.
 const BLOCK_DEVICES: &str = "/sys/dev/block";
 
-/// What is behind an open file descriptor.
+/// The identity of the file or block device behind an open file descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Identity {
     /// A regular file.
     File {
-        /// The id of its file system (`f_fsid` of fstatvfs(3)). ext4 and btrfs make it from their
-        /// UUID, others from a device number, which another kernel may give differently.
+        /// ID of the file system (`f_fsid` of fstatvfs(3)). ext4 and btrfs derive it from their
+        /// UUID, other file systems from a device number, which may differ under another kernel.
         file_system: u64,
-        /// The number of its inode.
+        /// Inode number.
         inode: u64,
     },
     /// A block device.
@@ -31,13 +31,14 @@ pub enum Identity {
         major: u32,
         /// Minor device number.
         minor: u32,
-        /// The serial number that the device tells, empty if it tells none.
+        /// The serial number that the device reports, empty if it reports none.
         serial: String,
     },
 }
 
 impl Identity {
-    /// Looks at an open file. Errors if it is neither a regular file nor a block device.
+    /// Returns the identity of an open file. Errors if it is neither a regular file nor a block
+    /// device.
     pub fn of(file: impl AsFd) -> io::Result<Self> {
         let stat = fstat(&file)?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -52,8 +53,9 @@ impl Identity {
         }
     }
 
-    /// Whether both are one and the same, as far as another kernel can tell: the ids of file systems
-    /// and the numbers of devices may differ there, inodes and serial numbers do not.
+    /// Returns whether both identities name the same file or device, also if they were taken under
+    /// different kernels. File system IDs and device numbers may differ between kernels, inode and
+    /// serial numbers do not; so a device number counts only if neither side has a serial number.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::File { inode, .. }, Self::File { inode: other, .. }) => inode == other,
@@ -95,7 +97,12 @@ impl Identity {
             })(),
             _ => None,
         };
-        identity.ok_or_else(|| reader.invalid("identity", format!("{words:?} identifies nothing")))
+        identity.ok_or_else(|| {
+            reader.invalid(
+                "identity",
+                format!("{words:?} identifies neither a file nor a block device"),
+            )
+        })
     }
 }
 
@@ -115,7 +122,8 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The serial number of a block device. virtio has it beside the device, NVMe and SCSI one level up.
+/// Returns the serial number of a block device, or an empty string. sysfs has it in the device's own
+/// directory for virtio, and in `device/` below it for NVMe and SCSI.
 fn serial(major: u32, minor: u32) -> String {
     let device = format!("{BLOCK_DEVICES}/{major}:{minor}");
     ["serial", "device/serial", "device/wwid", "wwid"]
@@ -133,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_itself_whatever_it_is_called_and_another_is_another() {
+    fn a_renamed_file_is_the_same_and_a_new_file_at_its_path_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let (a, b) = (directory.path().join("a"), directory.path().join("b"));
         std::fs::write(&a, "a").unwrap();
@@ -147,8 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn a_block_device_is_known_by_its_serial_number_and_without_one_by_its_number() {
-        assert!(device(0, "disk-7").is_same(&device(16, "disk-7")), "the kernel counted otherwise");
+    fn block_devices_are_compared_by_serial_number_or_else_by_device_number() {
+        assert!(
+            device(0, "disk-7").is_same(&device(16, "disk-7")),
+            "only the device number differs"
+        );
         assert!(!device(0, "disk-7").is_same(&device(0, "disk-8")));
         assert!(!device(0, "disk-7").is_same(&device(0, "")));
         assert!(device(0, "").is_same(&device(0, "")));

@@ -1,5 +1,5 @@
-//! What a kind of device owes to the rest of the program. Everything about the kind is in its folder;
-//! [`catalog`](super::catalog) lists the kinds, and nobody else knows one.
+//! The interface that each kind of device implements. All code of a kind is in its folder. Only
+//! [`catalog`](super::catalog) names the kinds; the rest of the program uses this interface.
 //!
 //! ```text
 //!   configuration --parse--> Options --open--> files        in the host
@@ -24,31 +24,33 @@ use crate::state::{Persist, Schema};
 
 /// A kind of device.
 pub trait Kind: Sized + 'static {
-    /// The key of a VM's configuration that asks for such devices: `disk`.
+    /// The key in a VM's configuration that adds a device of this kind, such as `disk`.
     const KEY: &'static str;
-    /// The name of its nodes in the state document, before the unit address: `virtio-blk`.
+    /// The name of its nodes in the state document without the unit address, such as `virtio-blk`.
     const NAME: &'static str;
-    /// Most devices of this kind in one machine.
+    /// Maximum number of devices of this kind in one machine.
     const MOST: usize;
     /// Where the guest finds such a device.
     const PLACE: Place;
 
-    /// What the configuration says of one device. Travels in the machine's description.
+    /// The options of one device in the configuration. Part of the machine's description.
     type Options: Clone + Debug + Eq + Serialize + DeserializeOwned + Schema;
-    /// The state of one device. Travels in the state document.
+    /// The saved state of one device. Part of the state document.
     type State: Clone + Debug + PartialEq + Schema;
 
-    /// Reads the text of the configuration for one device. The error says what is wrong with it, and
-    /// what would be right.
+    /// Parses the configuration's text for one device. The error text says what is wrong and what is
+    /// accepted.
     fn parse(text: &str) -> Result<Self::Options, String>;
 
-    /// What a machine has if its configuration has no such key.
+    /// Returns the options of the device that a machine gets by default if its configuration does not
+    /// have [`KEY`](Self::KEY), or `None` if there is no default device.
     fn unasked() -> Option<Self::Options>;
 
-    /// Opens what the device needs by name. Called in the host.
+    /// Opens the files that the device needs by path. Called in the host's process.
     fn open(options: &Self::Options) -> Result<Vec<Opened>, OpenError>;
 
-    /// Builds the device in the VM's process: running after reset, or, with a state, paused.
+    /// Builds the device in the VM's process. Without a state the device is in its reset state and
+    /// runs; with a state it is restored and paused.
     fn build(
         options: &Self::Options,
         site: &mut Site,
@@ -59,17 +61,17 @@ pub trait Kind: Sized + 'static {
 /// Where the guest finds the devices of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// At one port, always the same.
+    /// At this fixed I/O port.
     Port(u16),
     /// In a slot of the PCI bus.
     Slot,
 }
 
-/// The place of one device in a machine, with what the machine has for it there.
+/// The place of one device in a machine, and the resources that the machine gives to it.
 pub struct Site {
     /// The device's node in the state document, for errors: `virtio-blk@1`.
     pub node: String,
-    /// Names the device among those of its kind in all VMs of a host: `web-0`.
+    /// A label that is unique among the devices of this kind in all VMs of a host, such as `web-0`.
     pub label: String,
     /// PCI device number, for a device in a slot.
     pub slot: u8,
@@ -81,12 +83,12 @@ pub struct Site {
     pub interrupts: Arc<dyn Interrupts>,
     /// Doorbells.
     pub doorbells: Arc<dyn Doorbells>,
-    /// What the host has opened for the device.
+    /// The files that the host has opened for the device.
     pub files: DeviceFiles,
 }
 
 impl Site {
-    /// An error of the device that is to be here.
+    /// Returns an error that names this device.
     pub fn error(
         &self,
         attempt: &'static str,
@@ -95,36 +97,37 @@ impl Site {
         DeviceError { device: self.node.clone(), attempt, source: source.into() }
     }
 
-    /// An error about the files that came for the device.
+    /// Returns an error about the files that the device was given.
     pub fn files_error(&self, source: FilesError) -> DeviceError {
         self.error("take the files that the host has opened for it", source)
     }
 }
 
-/// A range of a bus, and what answers there: first address, length, device.
+/// A range of a bus and the device that handles accesses to it: first address, length, device.
 pub type Range = (u64, u64, Arc<Mutex<dyn BusDevice>>);
 
-/// Reads the state of one device, whatever it is.
+/// Saves one device as a state value.
 pub type Save<S> = Box<dyn Fn() -> Result<S, DeviceError> + Send + Sync>;
 
-/// A device, ready to be put into a machine that does not know what it is.
+/// A built device, ready for a machine that does not know its kind.
 pub struct Built<S> {
-    /// Its life.
+    /// The device's life cycle.
     pub device: Arc<Mutex<dyn Device>>,
-    /// Reads its state. The device is paused.
+    /// Saves the device. Called while the device is paused.
     pub save: Save<S>,
-    /// The ports that it answers.
+    /// The I/O ports that the device handles.
     pub ports: Option<Range>,
-    /// The guest physical addresses that it answers.
+    /// The guest physical addresses that the device handles.
     pub mmio: Option<Range>,
     /// Its configuration space on the PCI bus.
     pub function: Option<Arc<Mutex<dyn PciFunction>>>,
-    /// What its thread is to run.
+    /// The event subscriber that the device's thread runs.
     pub worker: Box<dyn MutEventSubscriber + Send>,
 }
 
 impl<S: 'static> Built<S> {
-    /// A device that answers nowhere yet. `node` is its node in the state document.
+    /// Wraps a device that handles no ports or addresses yet. `node` is the name of its node in the
+    /// state document.
     pub fn new<T>(
         node: &str,
         device: Arc<Mutex<T>>,
@@ -145,7 +148,7 @@ impl<S: 'static> Built<S> {
         Self { device, save: Box::new(save), ports: None, mmio: None, function: None, worker }
     }
 
-    /// The same device, with its state as a value of another type.
+    /// Returns the same device with its state type converted by `wrap`.
     pub fn map<T: 'static>(self, wrap: impl Fn(S) -> T + Send + Sync + 'static) -> Built<T> {
         let Self { device, save, ports, mmio, function, worker } = self;
         let save = Box::new(move || save().map(&wrap));
@@ -153,14 +156,15 @@ impl<S: 'static> Built<S> {
     }
 }
 
-/// What tests and fuzz targets know of a kind: without the host's names, and without KVM.
+/// Sample options and files of a kind for tests and fuzz targets, which have no KVM and no files of a
+/// real host.
 #[cfg(any(test, fuzzing))]
 pub trait Sample: Kind {
-    /// The options of a device that does something.
+    /// Returns options of a working device.
     fn options() -> Self::Options;
 
-    /// Files as [`Kind::open`] would have opened them, fit for `state` if there is one. `None` if no
-    /// files can be.
+    /// Returns files as [`Kind::open`] would have opened them, matching `state` if given. `None` if
+    /// no files can match.
     fn files(state: Option<&Self::State>) -> Option<SampleFiles>;
 }
 
@@ -168,8 +172,8 @@ pub trait Sample: Kind {
 #[cfg(any(test, fuzzing))]
 #[derive(Debug)]
 pub struct SampleFiles {
-    /// What the device gets.
+    /// The files that the device is given.
     pub opened: Vec<Opened>,
-    /// The other end of what the device is connected to.
+    /// The other end of the socket that the device uses, if it has one.
     pub peer: Option<std::os::unix::net::UnixStream>,
 }

@@ -12,7 +12,7 @@ pub mod power;
 pub mod serial;
 pub mod virtio;
 
-/// What the machine asks of every device, whatever it is. Its state is another matter:
+/// The life cycle that every device implements. Saving and restoring its state is separate:
 /// [`Persist`](crate::state::Persist).
 ///
 /// ```text
@@ -20,32 +20,32 @@ pub mod virtio;
 ///   restored (paused) --resume--> running              paused: save, sync, any number of times
 /// ```
 pub trait Device: Send {
-    /// Has the device begin nothing new. Returns at once, so that all devices of a machine stop
-    /// side by side.
+    /// Stops the device from starting new work. Returns at once, so that all devices of a machine
+    /// stop in parallel.
     fn pause(&mut self);
 
-    /// Waits until the paused device has finished what it had begun. On return no request is in
-    /// flight, nothing of the device reads or writes guest memory until [`resume`](Self::resume),
-    /// and every completed write has been handed to the host's kernel. Errors if that takes longer
-    /// than until `deadline`; the device is then still paused.
+    /// Waits until the paused device has finished the work it had started. On return no request is
+    /// in flight, the device neither reads nor writes guest memory until [`resume`](Self::resume),
+    /// and every completed write has been handed to the host's kernel. Errors if the work is not
+    /// finished by `deadline`; the device is then still paused.
     fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError>;
 
     /// Makes what the guest wrote durable on the host's storage. Called while paused.
     fn sync(&mut self) -> Result<(), DeviceError>;
 
-    /// Starts, or starts again. A restored device first looks at every queue for requests whose
-    /// notification was lost in the switch, and raises every interrupt that may have been: a
-    /// spurious one does no harm, a lost one hangs the guest.
+    /// Starts the device, or continues after a pause. A restored device first looks at every queue
+    /// for requests whose notification was lost in the switch, and raises every interrupt that may
+    /// have been lost: a spurious interrupt does no harm, a lost one hangs the guest.
     fn resume(&mut self);
 }
 
-/// A device could not do what the machine asked.
+/// A failed operation of a device.
 #[derive(Debug, thiserror::Error)]
-#[error("{device}: {attempt}")]
+#[error("{device}: cannot {attempt}")]
 pub struct DeviceError {
-    /// The device, as in the state document.
+    /// The device's node name in the state document.
     pub device: String,
-    /// What was attempted.
+    /// The attempted operation, a phrase that follows "cannot".
     pub attempt: &'static str,
     /// Why it failed.
     #[source]

@@ -1,7 +1,7 @@
 //! The ways in which a guest turns itself off or resets itself: the keyboard controller's reset
 //! line, the ACPI sleep registers of a hardware-reduced platform, and the reset control register.
 //!
-//! None of them keeps anything, so none has state to save: each tells the machine at once.
+//! None of these devices has state to save: each reports the guest's request to the machine at once.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::devices::pci::bus::OnReset;
 pub enum PowerEvent {
     /// Power off.
     Shutdown,
-    /// Start again from the beginning.
+    /// Reset the machine.
     Reset,
 }
 
-/// The machine's answer to a [`PowerEvent`]. Called on a vCPU's thread, maybe repeatedly.
+/// The machine's handler for a [`PowerEvent`]. Called on a vCPU's thread, possibly several times.
 pub type OnPower = Arc<dyn Fn(PowerEvent) + Send + Sync>;
 
 /// First port of the keyboard controller, which [`KeyboardReset`] answers.
@@ -33,7 +33,7 @@ const KEYBOARD_RESET_CPU: u8 = 0xfe;
 pub const SLEEP_BASE: u16 = 0x600;
 /// The sleep control register and the sleep status register (ACPI 6.5, 4.8.3.7).
 pub const SLEEP_LEN: u16 = 2;
-/// Sleep type that `\_S5` of this machine names.
+/// The sleep type in this machine's ACPI object `\_S5` (power off).
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// Sleep control: enter the sleep type in bits 4..2.
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -43,7 +43,7 @@ pub const RESET_VALUE: u8 = 0x06;
 /// Reset control: the processor is reset when this bit is set.
 const RESET_CPU: u8 = 1 << 2;
 
-/// A keyboard controller without keyboard: only the CPU reset command does anything.
+/// A keyboard controller without a keyboard: only the CPU reset command has an effect.
 pub struct KeyboardReset(OnPower);
 
 impl KeyboardReset {
@@ -55,8 +55,8 @@ impl KeyboardReset {
 
 impl BusDevice for KeyboardReset {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        // No key, both buffers empty: Linux waits for this before it sends the command
-        // (`kb_wait` in arch/x86/kernel/reboot.c).
+        // No key pressed, both buffers empty. Linux waits for this status before it sends the
+        // command (`kb_wait` in arch/x86/kernel/reboot.c).
         data.fill(0);
     }
 
@@ -92,7 +92,7 @@ impl BusDevice for SleepRegisters {
     }
 }
 
-/// What the PCI bus does with writes to the reset control register, port 0xcf9.
+/// Returns the handler that the PCI bus calls for writes to the reset control register, port 0xcf9.
 pub fn reset_control(on_power: OnPower) -> OnReset {
     Box::new(move |value| {
         if value & RESET_CPU != 0 {
@@ -175,10 +175,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_asks_again_is_heard_again() {
+    fn repeated_requests_are_all_reported() {
         let (on_power, events) = recorder();
         let mut sleep = SleepRegisters::new(on_power);
-        // With the wake bits that ACPI has in the same byte.
+        // The second value also sets the wake bits, which ACPI has in the same byte.
         for value in [0x34, 0xb7, 0x34] {
             sleep.write(0, &[value]);
         }

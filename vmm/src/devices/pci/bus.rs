@@ -1,9 +1,9 @@
 //! The root bus and configuration mechanism #1 (PCI Local Bus Specification 3.0, 3.2.2.3.2): the
 //! guest names a register in the 32-bit port 0xcf8 and accesses it through 0xcfc..0xcff.
 //!
-//! Byte accesses to 0xcf9 lie in the same range and are something else, the reset control
-//! register; the bus hands them to whoever built it. The register name survives an update: a guest
-//! may be paused between naming and accessing.
+//! Byte accesses to 0xcf9 lie in the same range but belong to the reset control register; the bus
+//! passes these writes to the handler it was built with. The address register is saved, because a
+//! guest may be paused between writing the address and accessing the data.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use crate::bus::BusDevice;
 use crate::mutex::lock;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// First port of the range that [`PciBus`] answers.
+/// First port of the range that [`PciBus`] handles.
 pub const PORTS_BASE: u16 = 0xcf8;
 /// Number of ports in that range.
 pub const PORTS_LEN: u16 = 8;
 
-/// The guest's accesses go to the configuration space.
+/// Address register: accesses to the data register go to the configuration space.
 const ENABLE: u32 = 1 << 31;
-/// What of the address register can be written: bits 30..24 and 1..0 are reserved.
+/// The writable bits of the address register: bits 30..24 and 1..0 are reserved.
 const ADDRESS_WRITABLE: u32 = ENABLE | 0x00ff_fffc;
 /// Offset of the reset control register in the range.
 const RESET_CONTROL: u64 = 1;
@@ -40,18 +40,18 @@ pub struct PciBus {
     on_reset: OnReset,
 }
 
-/// A slot that cannot be given away.
+/// A slot that is taken or does not exist.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("PCI slot {0} is {1}")]
 pub struct SlotError(u8, &'static str);
 
 impl PciBus {
-    /// A bus without functions.
+    /// Creates a bus without functions.
     pub fn new(on_reset: OnReset) -> Self {
         Self { address: 0, functions: [const { None }; SLOTS as usize], on_reset }
     }
 
-    /// Puts `function` into `slot`, 0..32.
+    /// Puts `function` into `slot`, 0..32. Errors if the slot is taken or out of range.
     pub fn insert(&mut self, slot: u8, function: SharedFunction) -> Result<(), SlotError> {
         match self.functions.get_mut(usize::from(slot)) {
             Some(empty @ None) => {
@@ -63,7 +63,7 @@ impl PciBus {
         }
     }
 
-    /// The function that the address register names, and the register in it.
+    /// Returns the function that the address register names, and the offset of the register in it.
     fn target(&self) -> Option<(&SharedFunction, u8)> {
         let [register, device_function, bus, _] = self.address.to_le_bytes();
         if self.address & ENABLE == 0 || bus != 0 || device_function & 0b111 != 0 {
@@ -91,8 +91,8 @@ impl BusDevice for PciBus {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            // Only a 32-bit write names a register. Linux writes a byte to 0xcfb while it probes
-            // (`pci_check_type1`), which must not.
+            // Only a 32-bit write sets the address register. Linux writes a byte to 0xcfb while it
+            // probes (`pci_check_type1`), and that write must not set it.
             (0, [a, b, c, d]) => {
                 self.address = u32::from_le_bytes([*a, *b, *c, *d]) & ADDRESS_WRITABLE;
             }
@@ -108,7 +108,7 @@ impl BusDevice for PciBus {
     }
 }
 
-/// The state of the bus itself. Its functions have theirs.
+/// The state of the bus itself. Each function has a state of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PciBusStateV1 {
     /// The address register, port 0xcf8.
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_reads_as_ones() {
+    fn missing_functions_read_as_ones() {
         let (mut bus, _) = bus();
         // Disabled; another bus; another function; an empty slot.
         for address in [0x0000_0000u32, 0x8001_0000, 0x8000_0100, 0x8000_0800] {

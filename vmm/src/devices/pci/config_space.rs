@@ -1,8 +1,8 @@
 //! A type-0 configuration space (PCI Local Bus Specification 3.0, chapter 6): bytes, a mask of
-//! those that the guest may change, one memory BAR and a list of capabilities.
+//! the bits that the guest may change, one memory BAR and a list of capabilities.
 //!
-//! Offsets come from the guest; the bus has bounded them, and the slices below would panic on
-//! others, so every access goes through `ConfigSpace::overlap`, which cannot.
+//! Offsets come from the guest. The bus bounds them, but an out-of-range offset would make the
+//! slices below panic, so every guest access is also checked by `ConfigSpace::overlap`.
 
 use crate::state::{Node, Reader, Schema, StateError};
 
@@ -13,7 +13,7 @@ pub const SIZE: usize = 256;
 const COMMAND: usize = 0x04;
 /// Offset of the status register, whose bit 4 says that there are capabilities.
 const STATUS: usize = 0x06;
-/// Offset of the cache line size register: the guest's to write, without effect.
+/// Offset of the cache line size register: writable by the guest, without effect.
 const CACHE_LINE_SIZE: usize = 0x0c;
 /// Offset of the first BAR.
 const BAR: usize = 0x10;
@@ -21,19 +21,19 @@ const BAR: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 /// Offset of the interrupt line register: a scratch byte for the guest's firmware.
 const INTERRUPT_LINE: usize = 0x3c;
-/// Where capabilities may start: behind the header.
+/// First offset of capabilities: directly behind the header.
 const FIRST_CAPABILITY: usize = 0x40;
 
-/// The function answers accesses to its BAR.
+/// Command register: memory space, the function handles accesses to its BAR.
 const COMMAND_MEMORY: u16 = 1 << 1;
 /// The bits of the command register that can be set: memory space, bus master, parity error
 /// response, SERR#, INTx disable. The last four have no effect here: MSI-X and requests work
 /// without bus mastering, as with other VMMs.
 const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
 
-/// What a function says that it is.
+/// The IDs and the class that a function reports in its header.
 #[derive(Debug, Clone, Copy)]
-pub struct Identity {
+pub struct PciIds {
     /// Vendor ID.
     pub vendor: u16,
     /// Device ID.
@@ -53,22 +53,22 @@ pub struct ConfigSpace {
     /// Bits that a guest's write changes.
     writable: [u8; SIZE],
     bar: Option<Bar>,
-    /// Where the next capability goes, and the byte that is to point to it.
+    /// Offset of the next capability, and of the byte that will point to it.
     next_capability: (usize, usize),
 }
 
-/// BAR 0, a 32-bit memory BAR that stays where it is.
+/// BAR 0, a 32-bit memory BAR that never moves.
 #[derive(Debug, Clone, Copy)]
 struct Bar {
     base: u32,
     size: u32,
-    /// What the guest wrote last. All ones asks for the size.
+    /// The value that the guest wrote last. All ones asks for the size.
     written: u32,
 }
 
 impl ConfigSpace {
-    /// A configuration space without BAR and capabilities.
-    pub fn new(identity: Identity) -> Self {
+    /// Creates a configuration space without BAR and capabilities.
+    pub fn new(identity: PciIds) -> Self {
         let mut space = Self {
             bytes: [0; SIZE],
             writable: [0; SIZE],
@@ -111,12 +111,13 @@ impl ConfigSpace {
         offset as u8
     }
 
-    /// Whether the guest lets the function answer accesses to its BAR.
+    /// Returns whether the guest has turned on memory space, so that the function handles accesses to
+    /// its BAR.
     pub fn memory_enabled(&self) -> bool {
         self.u16(COMMAND) & COMMAND_MEMORY != 0
     }
 
-    /// The guest reads.
+    /// Handles a guest's read.
     pub fn read(&self, offset: u8, data: &mut [u8]) {
         let mut bytes = self.bytes;
         bytes[BAR..BAR + 4].copy_from_slice(&self.bar_register().to_le_bytes());
@@ -125,7 +126,7 @@ impl ConfigSpace {
         }
     }
 
-    /// The guest writes. Bits that are not its to write keep their values.
+    /// Handles a guest's write. Read-only bits keep their values.
     pub fn write(&mut self, offset: u8, data: &[u8]) {
         let Some(range) = Self::overlap(offset, data.len()) else { return };
         for (at, value) in range.zip(data) {
@@ -139,17 +140,18 @@ impl ConfigSpace {
         }
     }
 
-    /// Sets bytes whatever the guest may write: for the function itself.
+    /// Sets bytes, read-only ones included. For the function, not for the guest.
     pub fn set(&mut self, offset: usize, data: &[u8]) {
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
     }
 
-    /// The bytes at `offset`, as the function put them or the guest wrote them.
+    /// Returns the bytes at `offset`, as the function set them or the guest wrote them.
     pub fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
         std::array::from_fn(|i| self.bytes[offset + i])
     }
 
-    /// What the guest can change in the header. Capabilities belong to whoever added them.
+    /// Returns the registers of the header that the guest can change. The code that added a
+    /// capability saves it.
     pub fn save(&self) -> PciConfigStateV1 {
         PciConfigStateV1 {
             command: self.u16(COMMAND),
@@ -160,7 +162,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Puts the header back into a space that was built as the saved one was.
+    /// Restores the header of a space that was built like the saved one.
     pub fn restore(&mut self, state: PciConfigStateV1) -> Result<(), ConfigError> {
         let PciConfigStateV1 { command, cache_line_size, interrupt_line, bar_base, bar_written } =
             state;
@@ -205,21 +207,21 @@ impl ConfigSpace {
 /// A saved header that does not fit this function.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The command register has bits that this build never sets.
+    /// The saved command register has bits that this build does not let a guest set.
     #[error("the saved PCI command register has bits {unknown:#x}, which this build does not know")]
     Command {
         /// The bits.
         unknown: u16,
     },
-    /// The function has no BAR, the saved one had.
+    /// The saved function had a BAR, this one has none.
     #[error("the saved function has a BAR, this one has none")]
     NoBar,
-    /// The guest has mapped the BAR elsewhere.
+    /// The guest knows the BAR at another address.
     #[error("the guest knows BAR 0 at {saved:#x}, this machine has placed it at {here:#x}")]
     Moved {
-        /// Where the guest has it.
+        /// The address that the guest knows.
         saved: u32,
-        /// Where it is now.
+        /// The address in this machine.
         here: u32,
     },
 }
@@ -293,7 +295,7 @@ mod tests {
         golden: "pci-config-v1",
     }
 
-    const IDENTITY: Identity = Identity {
+    const IDENTITY: PciIds = PciIds {
         vendor: 0x1af4,
         device: 0x1042,
         revision: 1,
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_says_what_it_is() {
+    fn the_header_holds_the_ids_of_the_function() {
         let space = space();
         assert_eq!(read_u32(&space, 0x00), 0x1042_1af4);
         assert_eq!(read_u32(&space, 0x08), 0x0180_0001);
@@ -331,13 +333,13 @@ mod tests {
             space.write(at, &[0xff]);
         }
         assert_eq!(read_u32(&space, 0x10), 0xffff_8000);
-        // The other BARs do not exist, and say so by their size.
+        // The other BARs do not exist: their size reads as zero.
         space.write(0x14, &[0xff; 4]);
         assert_eq!(read_u32(&space, 0x14), 0);
     }
 
     #[test]
-    fn a_guest_changes_only_what_is_its_to_change() {
+    fn a_guest_changes_only_writable_bits() {
         let mut space = space();
         for offset in (0..=252).step_by(4) {
             space.write(offset, &[0xff; 4]);
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_that_the_guest_knows_elsewhere_is_an_error() {
+    fn restoring_a_bar_at_another_address_is_an_error() {
         let state = space().save();
         let mut moved = ConfigSpace::new(IDENTITY).with_memory_bar(0xc001_0000, 0x8000);
         let error = moved.restore(state).unwrap_err();
@@ -404,7 +406,7 @@ mod tests {
     }
 
     proptest! {
-        /// A guest changes no bit that is not its own, and what it has changed survives.
+        /// A guest changes only writable bits, and a restore keeps the bits that it changed.
         #[test]
         fn no_sequence_of_accesses_breaks_the_header(
             writes in prop::collection::vec((any::<u8>(), 0usize..=8, any::<u64>()), 0..50)

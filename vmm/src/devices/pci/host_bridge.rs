@@ -1,9 +1,9 @@
 //! The host bridge at 00:00.0. Guests look for one before they trust configuration mechanism #1
 //! (Linux: `pci_sanity_check` in arch/x86/pci/direct.c); it has no registers of its own.
 //!
-//! It has nothing to save: nothing of it can be changed.
+//! The host bridge has no state to save: a guest cannot change any of its bits.
 
-use super::{ConfigSpace, Identity, PciFunction};
+use super::{ConfigSpace, PciFunction, PciIds};
 
 /// The host bridge.
 #[derive(Debug)]
@@ -12,10 +12,10 @@ pub struct HostBridge {
 }
 
 impl HostBridge {
-    /// A host bridge. It bears the IDs of QEMU's generic one (1b36:0008, docs/specs/pci-ids.rst
-    /// there), for which guests have no quirks.
+    /// Returns a host bridge with the IDs of QEMU's generic one (1b36:0008, docs/specs/pci-ids.rst
+    /// in QEMU), for which guests have no quirks.
     pub fn new() -> Self {
-        let identity = Identity {
+        let identity = PciIds {
             vendor: 0x1b36,
             device: 0x0008,
             revision: 0,

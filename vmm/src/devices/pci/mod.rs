@@ -1,9 +1,9 @@
 //! PCI as the guest sees it: one root bus, configured through ports 0xcf8..0xcff, whose functions
 //! have type-0 configuration spaces and MSI-X.
 //!
-//! BARs are placed by the machine before the guest starts and stay there: a guest can size them,
-//! and reads back the machine's address whatever it writes. So the address of a doorbell is a
-//! constant of the VM, and nothing has to be moved when a guest, or a restore, rewrites a BAR.
+//! The machine places BARs before the guest starts, and they never move: a guest can size a BAR, but
+//! otherwise reads back the machine's address whatever it wrote. So the address of a doorbell is
+//! constant for a VM, and no mapping changes when a guest or a restore writes a BAR.
 
 pub mod bus;
 pub mod config_space;
@@ -11,21 +11,21 @@ pub mod host_bridge;
 pub mod msix;
 
 pub use bus::PciBus;
-pub use config_space::{ConfigSpace, Identity, PciConfigStateV1};
+pub use config_space::{ConfigSpace, PciConfigStateV1, PciIds};
 pub use host_bridge::HostBridge;
 pub use msix::{Msix, MsixStateV1};
 
-/// Functions on the bus: device numbers 0..32, function 0 of each.
+/// Number of slots on the bus: device numbers 0..32, function 0 of each.
 pub const SLOTS: u8 = 32;
 
-/// A function on the bus, as far as its configuration space goes.
+/// The configuration space of a function on the bus.
 ///
-/// The bus has checked that `offset + data.len() <= 256` and that the access stays within one
+/// The bus has already checked that `offset + data.len() <= 256` and that the access stays within one
 /// aligned 32-bit register.
 pub trait PciFunction: Send {
-    /// The guest reads its configuration space.
+    /// Handles a guest's read from the configuration space.
     fn read_config(&mut self, offset: u8, data: &mut [u8]);
 
-    /// The guest writes its configuration space.
+    /// Handles a guest's write to the configuration space.
     fn write_config(&mut self, offset: u8, data: &[u8]);
 }

@@ -1,10 +1,10 @@
 //! MSI-X (PCI Local Bus Specification 3.0, 6.8.2): the vector table, the pending bits, and the
-//! control word of the capability, over interrupt lines that the machine routes.
+//! control word of the capability. It drives interrupt lines that the machine routes.
 //!
-//! A vector's message becomes a route when the vector can fire for the first time, and again when
-//! it changes. A vector that is signalled while it is masked becomes pending and fires when the
-//! mask goes. Everything that the guest writes here is a message to itself; one that the machine
-//! refuses leads nowhere.
+//! A vector gets a route for its message when it is first unmasked, and again when the message
+//! changes. A vector that is signalled while it is masked becomes pending and fires when it is
+//! unmasked. The guest chooses the messages, and they interrupt only this guest; a vector whose
+//! message the machine refuses has no route and fires into nothing.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use crate::state::{Node, Reader, Schema, StateError};
 pub const CAPABILITY: u8 = 0x11;
 /// Size of one table entry in bytes.
 pub const ENTRY_SIZE: u64 = 16;
-/// Vectors that a table can have at most.
+/// Maximum number of vectors in a table.
 pub const MAX_VECTORS: u16 = 2048;
 
 /// Control word: MSI-X is on.
 const CONTROL_ENABLE: u16 = 1 << 15;
-/// Control word: no vector fires.
+/// Control word: all vectors are masked.
 const CONTROL_FUNCTION_MASK: u16 = 1 << 14;
-/// What of the control word the guest can change.
+/// The bits of the control word that the guest can change.
 pub const CONTROL_WRITABLE: u16 = CONTROL_ENABLE | CONTROL_FUNCTION_MASK;
-/// Vector control: this vector does not fire.
+/// Vector control: this vector is masked.
 const VECTOR_MASK: u32 = 1;
 
-/// The MSI-X half of a function: as many vectors as it was built with.
+/// The MSI-X part of a function. The number of vectors is fixed when it is built.
 pub struct Msix {
     vectors: Vec<Vector>,
     enabled: bool,
@@ -39,7 +39,7 @@ struct Vector {
     line: MsiLine,
     entry: Entry,
     pending: bool,
-    /// Where the line leads now.
+    /// The message that the line is routed to now, if any.
     routed: Option<MsiMessage>,
 }
 
@@ -55,7 +55,7 @@ impl Entry {
     /// After reset every vector is masked.
     const RESET: Self = Self { address: 0, data: 0, masked: true };
 
-    /// The entry as the guest sees it: address, data, vector control.
+    /// Returns the entry as the guest sees it: address, data, vector control.
     fn to_bytes(self) -> [u8; ENTRY_SIZE as usize] {
         let [address, rest] = self.to_words();
         (u128::from(address) | u128::from(rest) << 64).to_le_bytes()
@@ -63,7 +63,7 @@ impl Entry {
 
     fn from_bytes(bytes: [u8; ENTRY_SIZE as usize]) -> Self {
         let word = u128::from_le_bytes(bytes);
-        // Reserved bits of the control word are dropped: they must read as zero.
+        // Drops the reserved bits of the vector control: they must read as zero.
         Self {
             address: word as u64,
             data: (word >> 64) as u32,
@@ -82,7 +82,8 @@ impl Entry {
 }
 
 impl Msix {
-    /// `count` vectors (1..=2048), off and masked.
+    /// Creates `count` vectors (1..=2048), all masked, with MSI-X off. Errors if the machine has too
+    /// few interrupt lines.
     pub fn new(count: u16, interrupts: Arc<dyn Interrupts>) -> Result<Self, InterruptError> {
         debug_assert!((1..=MAX_VECTORS).contains(&count));
         let vectors = (0..count)
@@ -94,19 +95,19 @@ impl Msix {
         Ok(Self { vectors, enabled: false, function_masked: false, interrupts })
     }
 
-    /// Number of vectors.
+    /// Returns the number of vectors.
     pub fn vectors(&self) -> u16 {
         self.vectors.len() as u16
     }
 
-    /// The control word of the capability.
+    /// Returns the control word of the capability.
     pub fn control(&self) -> u16 {
         let enable = if self.enabled { CONTROL_ENABLE } else { 0 };
         let mask = if self.function_masked { CONTROL_FUNCTION_MASK } else { 0 };
         (self.vectors() - 1) | enable | mask
     }
 
-    /// The guest wrote the control word.
+    /// Handles a guest's write to the control word.
     pub fn set_control(&mut self, control: u16) {
         self.enabled = control & CONTROL_ENABLE != 0;
         self.function_masked = control & CONTROL_FUNCTION_MASK != 0;
@@ -114,7 +115,7 @@ impl Msix {
         self.deliver();
     }
 
-    /// The guest reads `data.len()` bytes at `offset` in the table.
+    /// Handles a guest's read of `data.len()` bytes at `offset` in the table.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         let bytes = self.entry(offset).map(|vector| vector.entry.to_bytes());
         let start = (offset % ENTRY_SIZE) as usize;
@@ -123,8 +124,8 @@ impl Msix {
         }
     }
 
-    /// The guest writes at `offset` in the table: one or two aligned 32-bit words, as the
-    /// specification demands; other writes are ignored.
+    /// Handles a guest's write at `offset` in the table: an aligned 32-bit or 64-bit word, as the
+    /// specification demands. Other writes are ignored.
     pub fn write_table(&mut self, offset: u64, data: &[u8]) {
         let aligned = matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len() as u64);
         let index = usize::try_from(offset / ENTRY_SIZE).unwrap_or(usize::MAX);
@@ -137,7 +138,7 @@ impl Msix {
         self.deliver();
     }
 
-    /// The guest reads at `offset` in the array of pending bits.
+    /// Handles a guest's read at `offset` in the array of pending bits.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         for (byte, at) in data.iter_mut().zip(offset..) {
             *byte = (0..8)
@@ -152,8 +153,7 @@ impl Msix {
         }
     }
 
-    /// The function wants `vector` to fire. With MSI-X off there is no way to interrupt the guest,
-    /// and nothing is remembered.
+    /// Fires `vector`, or makes it pending if it is masked. With MSI-X off the signal is dropped.
     pub fn signal(&mut self, vector: u16) {
         let fires = self.enabled && !self.function_masked;
         let Some(target) = self.vectors.get_mut(usize::from(vector)) else { return };
@@ -164,7 +164,7 @@ impl Msix {
         }
     }
 
-    /// Fires what is pending and not masked.
+    /// Fires all vectors that are pending and not masked.
     pub fn deliver(&mut self) {
         if !self.enabled || self.function_masked {
             return;
@@ -175,12 +175,12 @@ impl Msix {
         }
     }
 
-    /// Forgets what is pending: the function that wanted it has been reset.
+    /// Clears all pending bits. Called when the function is reset.
     pub fn forget_pending(&mut self) {
         self.vectors.iter_mut().for_each(|vector| vector.pending = false);
     }
 
-    /// The state of the table, the pending bits and the control word.
+    /// Returns the state of the table, the pending bits and the control word.
     pub fn save(&self) -> MsixStateV1 {
         let Self { vectors, enabled, function_masked, interrupts: _ } = self;
         let mut pending = vec![0; vectors.len().div_ceil(64)];
@@ -195,8 +195,8 @@ impl Msix {
         }
     }
 
-    /// Takes over the state of a function with as many vectors. Routes are in place afterwards;
-    /// nothing has fired.
+    /// Restores a saved state and sets up the routes; fires no vector. Errors if the saved function
+    /// had a different number of vectors.
     pub fn restore(&mut self, state: MsixStateV1) -> Result<(), VectorsError> {
         let MsixStateV1 { enabled, function_masked, table, pending } = state;
         let (words, _) = table.as_chunks::<2>();
@@ -221,7 +221,7 @@ impl Msix {
         self.vectors.get(usize::try_from(offset / ENTRY_SIZE).ok()?)
     }
 
-    /// Makes the lines of all vectors that can fire lead where the table says.
+    /// Routes the lines of all unmasked vectors to the messages in the table.
     fn route(&mut self) {
         if !self.enabled || self.function_masked {
             return;
@@ -235,8 +235,8 @@ impl Msix {
         if changes.is_empty() {
             return;
         }
-        // Together if they are all good; one by one if one of them is not, so that it spoils no
-        // other.
+        // All routes in one call; if the machine refuses one of them, each in a call of its own, so
+        // that the good ones still take effect.
         let together = self.interrupts.program(&changes).is_ok();
         for vector in &mut self.vectors {
             let Some(route) = changes.iter().find(|(gsi, _)| *gsi == vector.line.gsi()) else {
@@ -245,7 +245,10 @@ impl Msix {
             vector.routed = match together || self.interrupts.program(&[*route]).is_ok() {
                 true => route.1,
                 false => {
-                    tracing::debug!(?route, "the guest's interrupt message leads nowhere");
+                    tracing::debug!(
+                        ?route,
+                        "the machine refuses the guest's interrupt message; its vector will not fire"
+                    );
                     let _ = self.interrupts.program(&[(vector.line.gsi(), None)]);
                     None
                 }
@@ -254,7 +257,7 @@ impl Msix {
     }
 }
 
-/// A saved table of another size than this function's.
+/// The saved table and this function's table differ in size.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the saved function has {saved} MSI-X vectors, this one has {here}")]
 pub struct VectorsError {
@@ -267,12 +270,12 @@ pub struct VectorsError {
 pub struct MsixStateV1 {
     /// Control word: MSI-X is on.
     pub enabled: bool,
-    /// Control word: no vector fires.
+    /// Control word: all vectors are masked.
     pub function_masked: bool,
-    /// Two words for each vector: the message address; the message data in the lower half and the
-    /// vector control (0 or 1) in the upper. These are the 16 bytes of a table entry.
+    /// Two words for each vector, together the 16 bytes of a table entry: first the message address,
+    /// then the message data (lower half) and the vector control (upper half, 0 or 1).
     pub table: Vec<u64>,
-    /// The pending bits, vector n in bit n % 64 of word n / 64.
+    /// The pending bits: vector n is bit n % 64 of word n / 64.
     pub pending: Vec<u64>,
 }
 
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_cannot_be_is_refused() {
+    fn an_invalid_table_is_refused() {
         assert!(refused(|s| s.table.clear()).contains("`table`: 0 words are not 1 to 2048"));
         assert!(refused(|s| s.table.truncate(3)).contains("`table`: 3 words"));
         assert!(refused(|s| s.table = vec![0; 2 * 2049]).contains("`table`: 4098 words"));

@@ -1,16 +1,16 @@
-//! The guest's half of a split ring (2.7), for tests of devices: whatever it is told it does, also
-//! what no driver would do.
+//! The driver's side of a split ring (2.7), for tests of devices. It also does things that no correct
+//! driver would do.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// The descriptor goes on with another one.
+/// Descriptor flag: the chain continues with another descriptor.
 pub(crate) const NEXT: u16 = 1;
-/// The device writes; otherwise it reads.
+/// Descriptor flag: the device writes to the buffer; otherwise it reads.
 pub(crate) const WRITE: u16 = 2;
-/// The descriptor is a table of descriptors.
+/// Descriptor flag: the buffer is a table of descriptors.
 pub(crate) const INDIRECT: u16 = 4;
 
-/// RAM as these tests lay it out: two slots, as a PC has, with a hole between them.
+/// The layout of RAM in these tests: two ranges with a hole between them, as on a PC.
 pub(crate) const RAM: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
 
@@ -88,18 +88,18 @@ impl Ring {
         self.set_available_index(self.offered);
     }
 
-    /// Says that `index` requests were ever made available.
+    /// Sets the available index: the number of requests that were ever made available.
     pub(crate) fn set_available_index(&mut self, index: u16) {
         self.offered = index;
         self.put(self.available() + 2, index);
     }
 
-    /// How many requests the device has ever used.
+    /// Returns the used index: the number of requests that the device has ever used.
     pub(crate) fn used_index(&self) -> u16 {
         self.get(self.used() + 2)
     }
 
-    /// Head and length of the `number`th request that the device used.
+    /// Returns head and length of the `number`th request that the device used.
     pub(crate) fn used_element(&self, number: u16) -> (u32, u32) {
         let at = self.used() + 4 + 8 * u64::from(number % self.size);
         let element: u64 = self.memory.read_obj(GuestAddress(at)).unwrap();
@@ -111,7 +111,7 @@ impl Ring {
         self.put(self.available() + 4 + 2 * u64::from(self.size), number);
     }
 
-    /// The request at which the device wants its next doorbell.
+    /// Returns the number of the request at which the device wants its next doorbell (2.7.10).
     pub(crate) fn available_event(&self) -> u16 {
         self.get(self.used() + 4 + 8 * u64::from(self.size))
     }

@@ -5,12 +5,12 @@ pub type Names = &'static [(u32, &'static str)];
 
 /// The driver may use `used_event`, the device `avail_event` (2.7.10).
 pub const RING_EVENT_IDX: u64 = 1 << 29;
-/// Chains may be in a table of their own (2.7.5.3).
+/// A chain may be in a separate, indirect descriptor table (2.7.5.3).
 pub const RING_INDIRECT_DESC: u64 = 1 << 28;
 /// The device follows version 1 of the specification (section 6).
 pub const VERSION_1: u64 = 1 << 32;
 
-/// What the transport offers on top of every device's own features.
+/// The features that the transport offers in addition to each device's features.
 pub const TRANSPORT: u64 = RING_EVENT_IDX | RING_INDIRECT_DESC | VERSION_1;
 
 /// Names of bits that are the same for all devices (section 6).
@@ -30,7 +30,8 @@ const COMMON: Names = &[
     (41, "ADMIN_VQ"),
 ];
 
-/// The names of all bits in `bits`, comma-separated; bits without a name by their number.
+/// Returns the names of all bits in `bits`, separated by commas. A bit without a name is given as
+/// `bit` and its number.
 pub fn names(bits: u64, device: Names) -> String {
     let name = |bit: u32| {
         device
@@ -43,8 +44,9 @@ pub fn names(bits: u64, device: Names) -> String {
     names.join(", ")
 }
 
-/// Whether a driver may accept `accepted` of `offered`: nothing that was not offered, and version
-/// 1, without which it is a legacy driver, which these devices do not serve (6.1, 6.2).
+/// Returns whether a driver may accept `accepted` out of `offered`: only offered bits, and always
+/// `VERSION_1`. A driver without `VERSION_1` is a legacy driver, which these devices do not support
+/// (6.1, 6.2).
 pub fn acceptable(accepted: u64, offered: u64) -> bool {
     accepted & !offered == 0 && accepted & VERSION_1 != 0
 }

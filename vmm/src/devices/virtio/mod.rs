@@ -1,13 +1,13 @@
 //! Virtio 1.x devices ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS) and their PCI transport.
 //!
-//! A device comes in two halves. [`VirtioDevice`] is what the driver finds in the registers: features
-//! and configuration. [`VirtioWorker`] works on requests, on a thread of its own: it takes them from
-//! the [`Rings`] and completes them when they are done, in whatever order. The transport
-//! ([`VirtioPci`]) knows registers, rings and interrupts.
+//! A device has two halves. [`VirtioDevice`] handles what the driver sees in the registers: features
+//! and configuration. [`VirtioWorker`] executes requests on a thread of its own: it takes them from
+//! the [`Rings`] and completes them, in any order. The transport ([`VirtioPci`]) handles registers,
+//! rings and interrupts.
 //!
-//! A device pauses in two steps: the rings give out no more requests, then those that were given out
-//! are waited for. So there is nothing in flight to be saved, and what is still in the rings is found
-//! again after a restore.
+//! A device pauses in two steps: the rings stop giving out requests, then the device waits for the
+//! requests that it has already taken. So no request in flight has to be saved, and a restored device
+//! finds all other requests in the rings.
 
 pub mod block;
 #[cfg(test)]
@@ -25,10 +25,10 @@ use std::os::fd::BorrowedFd;
 
 use crate::state::Persist;
 
-/// A kind of virtio device, as far as its registers go. All calls are made with the function's
-/// registers locked, so none may wait for anything.
+/// The register side of a kind of virtio device. All calls are made with the function's registers
+/// locked, so no method may block.
 pub trait VirtioDevice: Persist + Send + 'static {
-    /// Name of the kind, and of the node in the state document: `virtio-blk`.
+    /// Name of the kind and of its node in the state document, such as `virtio-blk`.
     const NAME: &'static str;
     /// Virtio device ID (specification, section 5). The PCI device ID is 0x1040 more.
     const ID: u16;
@@ -37,7 +37,7 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// Feature bits of the kind, 0..24 and 50..64, with their names.
     const FEATURES: features::Names;
 
-    /// The half that works on requests.
+    /// The half that executes requests.
     type Worker: VirtioWorker;
 
     /// The feature bits that this device offers, without those of the transport. They never change.
@@ -46,36 +46,36 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// The size of each queue: a power of two, at most 32768.
     fn queue_sizes(&self) -> &[u16];
 
-    /// The driver reads the device configuration. Bytes that are not there read as zero.
+    /// Handles a driver's read of the device configuration. Bytes that do not exist read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// The driver writes the device configuration.
+    /// Handles a driver's write to the device configuration.
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
-    /// The driver and the device have agreed on features; zero when the driver resets the device.
-    /// Until such a reset is complete the worker may still hold requests of before.
+    /// Takes the negotiated features; zero when the driver resets the device. Until such a reset is
+    /// complete the worker may still hold requests from before the reset.
     fn negotiated(&mut self, features: u64);
 
-    /// The half that works on requests. Called once for each device.
+    /// Returns the half that executes requests. Called once for each device.
     fn worker(&self) -> Self::Worker;
 
-    /// Makes durable what the driver wrote. No request is in flight.
+    /// Makes the driver's writes durable. Called while no request is in flight.
     fn sync(&mut self) -> std::io::Result<()>;
 }
 
-/// The half of a virtio device that works on requests. All calls are made on the device's thread,
-/// which waits for nothing else: it may block, and then delays only its own device.
+/// The half of a virtio device that executes requests. All calls are made on the device's own thread,
+/// so a method may block and then delays only its own device.
 pub trait VirtioWorker: Send + 'static {
-    /// What wakes the worker besides doorbells: a tap, a socket, a timer. Each is watched for input,
-    /// edge-triggered, from the start of the thread to its end.
+    /// Returns the event sources of the worker besides doorbells: a tap, a socket, a timer. The
+    /// thread watches each for input, edge-triggered, for its whole life.
     fn sources(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// There may be requests in queue `queue`: the driver rang, or the device was resumed. Called
-    /// without a reason as well.
+    /// Looks for requests in queue `queue`. Called when the driver rings the doorbell and when the
+    /// device is resumed; may also be called when the queue is empty.
     fn on_doorbell(&mut self, queue: usize, rings: &Rings);
 
-    /// The source with this index in [`sources`](Self::sources) has input. It may arrive while the
-    /// device is paused, when the rings give out nothing: then the next
-    /// [`on_doorbell`](Self::on_doorbell) has to look at the source, too.
+    /// Handles input on the source with this index in [`sources`](Self::sources). While the device is
+    /// paused the rings give out no requests and the input cannot be used: so the next
+    /// [`on_doorbell`](Self::on_doorbell) has to check the source as well.
     fn on_source(&mut self, source: usize, rings: &Rings);
 }

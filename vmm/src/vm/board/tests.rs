@@ -244,7 +244,10 @@ fn a_board_goes_on_with_the_state_that_it_had() {
     exchanged.devices.swap(0, 1);
     assert!(refused(exchanged, &mut files(&image).0).contains("the machine has"));
     let error = refused(state.clone(), &mut Fds::default());
-    assert!(error.contains("serial@3f8") && error.contains("came as its `sink`"), "{error}");
+    assert!(
+        error.contains("serial@3f8") && error.contains("no file for its role `sink`"),
+        "{error}"
+    );
     let other = tempfile::tempfile().unwrap();
     other.set_len(8 * 512).unwrap();
     let error = refused(state, &mut files(&other).0);

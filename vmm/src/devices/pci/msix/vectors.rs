@@ -1,4 +1,4 @@
-//! A table of vectors, as its guest writes it and as its function signals it.
+//! Tests of a table of vectors: the guest writes the table, the function signals vectors.
 
 use proptest::prelude::*;
 
@@ -69,7 +69,7 @@ fn reads_behind_the_table_or_across_entries_see_ones() {
 }
 
 #[test]
-fn a_vector_has_a_route_from_when_it_can_fire() {
+fn a_vector_gets_its_route_when_it_can_fire() {
     let (mut msix, wires) = msix(2);
     set(&mut msix, 0, MESSAGE, false);
     assert_eq!(wires.route(0), None, "MSI-X is off");
@@ -86,7 +86,7 @@ fn a_vector_has_a_route_from_when_it_can_fire() {
 }
 
 #[test]
-fn a_message_that_changes_is_where_the_next_interrupt_goes() {
+fn the_next_interrupt_goes_to_a_changed_message() {
     let (mut msix, wires) = msix(1);
     msix.set_control(ON);
     set(&mut msix, 0, MESSAGE, false);
@@ -101,7 +101,7 @@ fn a_message_that_changes_is_where_the_next_interrupt_goes() {
 }
 
 #[test]
-fn a_message_that_the_machine_refuses_leads_nowhere_and_spoils_no_other() {
+fn a_refused_message_has_no_route_and_does_not_affect_other_vectors() {
     let (mut msix, wires) = msix(3);
     for vector in [0, 2] {
         set(&mut msix, vector, MESSAGE, false);
@@ -109,7 +109,7 @@ fn a_message_that_the_machine_refuses_leads_nowhere_and_spoils_no_other() {
     set(&mut msix, 1, MsiMessage { address: REFUSED, data: 0 }, false);
     msix.set_control(ON);
     assert_eq!([0, 1, 2].map(|index| wires.route(index)), [Some(MESSAGE), None, Some(MESSAGE)]);
-    // A good one gone bad leads nowhere as well, not where it led before.
+    // A good message replaced by a refused one loses its route.
     set(&mut msix, 0, MsiMessage { address: REFUSED, data: 0 }, false);
     assert_eq!(wires.route(0), None);
     set(&mut msix, 1, MESSAGE, false);
@@ -117,7 +117,7 @@ fn a_message_that_the_machine_refuses_leads_nowhere_and_spoils_no_other() {
 }
 
 #[test]
-fn what_is_signalled_while_msix_is_off_is_not_remembered() {
+fn signals_while_msix_is_off_are_dropped() {
     let (mut msix, wires) = msix(1);
     set(&mut msix, 0, MESSAGE, false);
     msix.signal(0);
@@ -172,7 +172,7 @@ fn a_table_of_another_size_is_refused_with_both() {
     let (mut after, _) = msix(3);
     let error = after.restore(before.save()).unwrap_err().to_string();
     assert_eq!(error, "the saved function has 2 MSI-X vectors, this one has 3");
-    assert_eq!(after.save(), msix(3).0.save(), "and nothing of it is taken");
+    assert_eq!(after.save(), msix(3).0.save(), "a refused state changes nothing");
 }
 
 proptest! {

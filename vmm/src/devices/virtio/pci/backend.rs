@@ -1,14 +1,14 @@
-//! The half of a virtio function that touches guest memory: its rings, the driver's status, and what
-//! of its requests is in flight.
+//! The half of a virtio function that accesses guest memory: its rings, the driver's status, and the
+//! requests in flight.
 //!
 //! ```text
 //!  vCPU thread:    registers --enter--> Backend       main thread: pause --enter--> Backend
 //!  device thread:  doorbell --take--> Backend, executes, --complete--> Backend --signal--> Interrupt
 //! ```
 //!
-//! Whoever holds the backend may change it. Nobody holds it while a request is executed: a request
-//! that takes long delays neither a vCPU at the registers nor a pause that has not come to wait for
-//! it yet. Locks are taken in the order registers, backend, interrupt.
+//! A lock protects the backend. No thread holds the lock while a request is executed: a slow request
+//! delays neither a vCPU that accesses the registers nor [`Device::pause`](crate::devices::Device),
+//! only the drain after it. Locks are taken in the order registers, backend, interrupt.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::devices::virtio::features;
 use crate::kvm::interrupts::pull;
 use crate::mutex::lock;
 
-/// The vector of whatever has none (4.1.5.1.2).
+/// The register value that means "no vector" (4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
 
 /// Device status bits (2.1).
@@ -36,8 +36,8 @@ pub(super) mod status {
     pub(crate) const FAILED: u8 = 128;
 }
 
-/// A mutex whose holder, when it lets go and comes back at once, queues behind whoever waited.
-/// `std`'s mutex gives no such promise, and a busy worker would keep a pause waiting.
+/// A mutex that a thread cannot take again at once while another thread waits for it. `std`'s mutex
+/// does not guarantee that, and a busy worker could keep a pause waiting.
 struct Turnstile<T> {
     next: Mutex<()>,
     inside: Mutex<T>,
@@ -54,14 +54,14 @@ impl<T> Turnstile<T> {
     }
 }
 
-/// What the registers, the worker and the machine share of one function.
+/// The part of one function that the registers, the worker and the machine share.
 pub(super) struct Shared {
     backend: Turnstile<Backend>,
-    /// A request was completed.
+    /// Notified when a request was completed.
     idle: Condvar,
     pub(super) interrupt: Mutex<Interrupt>,
     pub(super) memory: Arc<GuestMemoryMmap>,
-    /// One for each queue.
+    /// One doorbell for each queue.
     pub(super) doorbells: Vec<EventFd>,
 }
 
@@ -80,12 +80,13 @@ impl Shared {
         self.backend.enter()
     }
 
-    /// Has the worker look at every queue.
+    /// Rings all doorbells, so that the worker looks at every queue.
     pub(super) fn kick_all(&self) {
         self.doorbells.iter().for_each(pull);
     }
 
-    /// Takes the next request of queue `index`, if the device runs and there is one.
+    /// Takes the next request of queue `index`. Returns `None` if the queue is empty or the device is
+    /// not running.
     pub(super) fn take(&self, index: usize) -> Option<Request> {
         let mut backend = self.enter();
         match backend.try_take(index, &self.memory) {
@@ -97,13 +98,13 @@ impl Shared {
         }
     }
 
-    /// Gives a request back to the driver.
+    /// Returns a request to the driver.
     pub(super) fn complete(&self, request: Request, written: u32) {
         let Request { queue: index, chain } = request;
         let mut backend = self.enter();
         match backend.try_complete(index, chain.head_index(), written, &self.memory) {
-            // After each request, not after each batch: the rule for `used_event` counts from the
-            // last time that it was asked, and that count would not survive a pause.
+            // Asks after each request, not after each batch: the rule for `used_event` counts the
+            // requests since the last time it was asked, and this count is not saved.
             Ok(true) => lock(&self.interrupt).signal_queue(index),
             Ok(false) => {}
             Err(error) => {
@@ -117,8 +118,8 @@ impl Shared {
         self.idle.notify_all();
     }
 
-    /// Waits until no request is in flight. Returns how many are if that takes longer than until
-    /// `deadline`.
+    /// Waits until no request is in flight. Errors with the number of requests that are still in
+    /// flight at `deadline`.
     pub(super) fn drain(&self, deadline: Instant) -> Result<(), usize> {
         let mut backend = self.enter();
         loop {
@@ -136,15 +137,15 @@ impl Shared {
         }
     }
 
-    /// The driver resets the device (2.4). Requests in flight come first: the driver polls the status,
-    /// which reads as before until the reset is complete, and keeps its buffers that long.
+    /// Handles a reset by the driver (2.4). The reset completes when no request is in flight. Until
+    /// then the status reads as before; the driver polls it and keeps its buffers until it reads zero.
     pub(super) fn reset(&self) {
         let mut backend = self.enter();
         backend.resetting = true;
         self.finish_reset(&mut backend);
     }
 
-    /// Completes a reset that was asked for, if no request is in flight any more.
+    /// Completes a requested reset if no request is in flight.
     fn finish_reset(&self, backend: &mut Backend) {
         if backend.resetting && backend.requests_in_flight() == 0 {
             backend.forget_driver();
@@ -153,17 +154,17 @@ impl Shared {
     }
 }
 
-/// The function's way to interrupt the driver.
+/// The registers and vectors by which the function interrupts the driver.
 pub(super) struct Interrupt {
     pub(super) msix: Msix,
     pub(super) config_vector: u16,
     pub(super) queue_vectors: Vec<u16>,
-    /// ISR status register (4.1.4.5): bit 0 a queue, bit 1 the configuration.
+    /// ISR status register (4.1.4.5): bit 0 for queues, bit 1 for configuration changes.
     pub(super) isr: u8,
 }
 
 impl Interrupt {
-    /// Nothing has a vector, nothing is pending: as after a device reset.
+    /// Resets to the state after a device reset: no vectors assigned, no interrupt pending.
     pub(super) fn reset(&mut self) {
         self.config_vector = NO_VECTOR;
         self.queue_vectors.fill(NO_VECTOR);
@@ -192,22 +193,23 @@ pub(super) struct Backend {
     /// The features that the driver can choose from.
     pub(super) offered: u64,
     pub(super) queues: Vec<Queue>,
-    /// Requests of each queue that were taken and not completed.
+    /// For each queue, the number of requests that were taken and not completed.
     in_flight: Vec<usize>,
     pub(super) status: u8,
-    /// What the driver wrote as its features; agreed upon once FEATURES_OK is set.
+    /// The features that the driver wrote; agreed upon once FEATURES_OK is set.
     pub(super) driver_features: u64,
     /// Changes when the device changes its configuration.
     pub(super) config_generation: u8,
     pub(super) paused: bool,
     /// The driver has asked for a reset, which waits for the requests in flight.
     resetting: bool,
-    /// The guest has made a mistake that was reported. A hostile one would fill the host's log.
+    /// Whether a mistake of the guest was already logged as a warning. Later mistakes are logged at
+    /// debug level only: a hostile guest would otherwise fill the host's log.
     reported: bool,
 }
 
 impl Backend {
-    /// A device after reset.
+    /// Creates the backend of a device in its reset state.
     pub(super) fn new(
         name: &'static str,
         feature_names: features::Names,
@@ -229,7 +231,7 @@ impl Backend {
         }
     }
 
-    /// Says what the guest did wrong, but only once aloud.
+    /// Logs a mistake of the guest: the first as a warning, later ones at debug level.
     fn report(&mut self, mistake: &str) {
         match std::mem::replace(&mut self.reported, true) {
             false => tracing::warn!("{}: {mistake}", self.name),
@@ -237,26 +239,27 @@ impl Backend {
         }
     }
 
-    /// The driver and the device disagree about a ring. Only a reset helps (2.1.2).
+    /// Sets NEEDS_RESET after the driver corrupted a ring: only a reset by the driver helps (2.1.2).
     fn needs_reset(&mut self, mistake: &str, shared: &Shared) {
         self.report(mistake);
         self.status |= status::NEEDS_RESET;
         lock(&shared.interrupt).signal_config();
     }
 
-    /// Requests that were taken and not completed.
+    /// Returns the number of requests that were taken and not completed.
     pub(super) fn requests_in_flight(&self) -> usize {
         self.in_flight.iter().sum()
     }
 
-    /// The driver has said DRIVER_OK and the rings are sound.
+    /// Returns whether the driver has set DRIVER_OK and no ring is corrupt.
     pub(super) fn active(&self) -> bool {
         self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
     }
 
-    /// The driver writes the device status (2.1, 3.1.1): bits are only added, in the order of the
-    /// initialization sequence; zero resets, and is the caller's. Returns whether the device has
-    /// just become active. `negotiated` is told the features if they were just agreed upon.
+    /// Handles a driver's write to the device status (2.1, 3.1.1). Bits are only added, in the order
+    /// of the initialization sequence; the caller handles zero, which means reset. Returns whether
+    /// this write made the device active. Calls `negotiated` with the features if this write agreed
+    /// upon them.
     ///
     /// ```text
     ///  0 -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK      FAILED at any time
@@ -267,7 +270,12 @@ impl Backend {
         let known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED;
         if self.resetting || self.status & !value & !NEEDS_RESET != 0 {
             let (from, to) = (self.status, value);
-            tracing::debug!(from, to, "{}: the status cannot become that", self.name);
+            tracing::debug!(
+                from,
+                to,
+                "{}: the driver's write to the device status is invalid and ignored",
+                self.name
+            );
             return false;
         }
         let was_active = self.active();
@@ -290,7 +298,7 @@ impl Backend {
         !was_active && self.active()
     }
 
-    /// Whether the driver's features can be agreed upon; if so, they are.
+    /// Agrees upon the driver's features if they are acceptable. Returns whether they are.
     fn agree(&mut self, negotiated: &mut dyn FnMut(u64)) -> bool {
         if !features::acceptable(self.driver_features, self.offered) {
             let names = features::names(self.driver_features, self.feature_names);
@@ -302,30 +310,30 @@ impl Backend {
         true
     }
 
-    /// Tells the rings what was agreed.
+    /// Applies the agreed features to the rings.
     pub(super) fn apply_features(&mut self) {
         let event_idx = self.driver_features & features::RING_EVENT_IDX != 0;
         self.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
     }
 
-    /// Device status, driver's features, configuration generation, and the rings. The device is paused
-    /// and drained.
+    /// Returns device status, driver's features, configuration generation, and the rings. Called while
+    /// the device is paused and drained.
     pub(super) fn save(&self) -> (u8, u64, u8, Vec<QueueState>) {
         let Self {
-            // Follow from the device.
+            // Determined by the device.
             name: _,
             feature_names: _,
             offered: _,
             queues,
-            // None, as the device is drained; so no reset waits, either.
+            // All zero, because the device is drained; so no reset is waiting, either.
             in_flight: _,
             resetting: _,
             status,
             driver_features,
             config_generation,
-            // A restored device begins paused.
+            // A restored device starts paused.
             paused: _,
-            // At worst the guest's mistake is reported once more.
+            // Not saved: at worst another mistake of the guest is logged as a warning.
             reported: _,
         } = self;
         let rings = queues.iter().map(Queue::state).collect();
@@ -351,14 +359,14 @@ impl Backend {
             return Ok(None);
         };
         let mut chain = queue.iter(memory.clone())?.next();
-        // Asks for a doorbell at the next request, then looks once more for one that came before the
-        // driver could see that.
+        // Asks the driver to ring the doorbell at its next request, then looks for a request that the
+        // driver added before it could see that.
         if chain.is_none() && queue.enable_notification(&**memory)? {
             chain = queue.iter(memory.clone())?.next();
         }
         let Some(chain) = chain else { return Ok(None) };
-        // The ring has no room for more requests than its size, so a driver that makes more of them
-        // available overwrites those that it still waits for.
+        // A ring has room for as many requests as its size. A driver that makes more available has
+        // overwritten requests that are still in flight, so the ring is corrupt.
         let head = chain.head_index();
         if head >= queue.size() || self.in_flight[index] >= usize::from(queue.size()) {
             return Err(virtio_queue::Error::InvalidDescriptorIndex);
@@ -367,7 +375,7 @@ impl Backend {
         Ok(Some(Request { queue: index, chain }))
     }
 
-    /// Puts a request into the used ring. Returns whether the driver wants to be interrupted.
+    /// Puts a request into the used ring. Returns whether the driver wants an interrupt.
     fn try_complete(
         &mut self,
         index: usize,

@@ -1,5 +1,5 @@
 //! The common configuration structure (4.1.4.3): how a driver negotiates features and sets up
-//! queues. The registers that select others are kept here; the rest belongs to the backend.
+//! queues. This module holds the registers that select others; the backend holds all other registers.
 
 use virtio_queue::QueueT;
 
@@ -9,7 +9,7 @@ use crate::mutex::lock;
 /// Length of the structure in bytes, without the fields of features that are not offered.
 pub(super) const LEN: usize = 0x38;
 
-/// The registers that choose what others show.
+/// The registers that select which feature word or queue other registers show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Selects {
     pub(super) device_feature: u32,
@@ -18,7 +18,7 @@ pub(super) struct Selects {
 }
 
 impl Selects {
-    /// The driver reads `data.len()` bytes at `offset`, of whatever width.
+    /// Handles a driver's read of `data.len()` bytes at `offset`, of any width.
     pub(super) fn read(&self, shared: &Shared, offset: usize, data: &mut [u8]) {
         let bytes = self.registers(&shared.enter(), &lock(&shared.interrupt));
         let end = offset.saturating_add(data.len());
@@ -54,9 +54,10 @@ impl Selects {
         bytes
     }
 
-    /// The driver writes `data` at `offset`. Writes that are not of a register's width are
-    /// ignored, except that 64-bit registers take 64 bits as well as 32 (4.1.3.1). `negotiated` is
-    /// told the features when they are agreed upon, and zero when the driver resets the device.
+    /// Handles a driver's write of `data` at `offset`. Writes that do not have the register's width
+    /// are ignored, except that 64-bit registers take 64 bits as well as 32 (4.1.3.1). Calls
+    /// `negotiated` with the features when they are agreed upon, and with zero when the driver resets
+    /// the device.
     pub(super) fn write(
         &mut self,
         shared: &Shared,
@@ -80,7 +81,7 @@ impl Selects {
             (0x14, [value]) => {
                 let activated = shared.enter().set_status(*value, negotiated);
                 if activated {
-                    // A driver may have filled rings before it said DRIVER_OK.
+                    // A driver may have filled rings before it set DRIVER_OK.
                     shared.kick_all();
                 }
             }
@@ -100,7 +101,7 @@ impl Selects {
     fn write_driver_features(&self, shared: &Shared, value: u32) {
         let mut backend = shared.enter();
         let features = backend.driver_features;
-        // What was agreed stays agreed (3.1.1, step 5).
+        // The driver cannot change features after FEATURES_OK (3.1.1, step 5).
         if backend.status & status::FEATURES_OK == 0 {
             backend.driver_features = match self.driver_feature {
                 0 => features & !0xffff_ffff | u64::from(value),
@@ -110,7 +111,7 @@ impl Selects {
         }
     }
 
-    /// Registers of the selected queue. They are closed once the queue is enabled.
+    /// Writes a register of the selected queue. The registers are read-only once the queue is enabled.
     fn write_queue(&self, shared: &Shared, offset: usize, data: &[u8]) {
         let mut backend = shared.enter();
         let features_ok = backend.status & status::FEATURES_OK != 0;
@@ -138,7 +139,8 @@ impl Selects {
     }
 }
 
-/// The vector if the function has it, else none: what the driver reads back tells it (4.1.5.1.2).
+/// Returns `vector` if the function has it, otherwise [`NO_VECTOR`]. The driver reads the register
+/// back to see whether the vector was accepted (4.1.5.1.2).
 fn existing(interrupt: &Interrupt, vector: u16) -> u16 {
     if vector < interrupt.msix.vectors() { vector } else { NO_VECTOR }
 }
@@ -151,7 +153,8 @@ fn write_address(data: &[u8], set: impl FnOnce(Option<u32>, Option<u32>)) {
     }
 }
 
-/// Bits 0..32 or 32..64 of `features`, as `select` says; there are no others yet.
+/// Returns bits 0..32 (`select` 0) or 32..64 (`select` 1) of `features`, and 0 for any other `select`:
+/// higher feature bits are not supported.
 fn half(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,

@@ -6,9 +6,9 @@
 //!          0x4000 MSI-X table           0x5000 pending bits
 //! ```
 //!
-//! A function is built with its BAR in place and its doorbells registered, and restored the same
-//! way before it takes over any state: an early doorbell finds a paused device and is looked after
-//! when it resumes.
+//! A function is built with its BAR in place and its doorbells registered. A restore builds the
+//! function in the same way before it applies the saved state: a doorbell that rings early finds a
+//! paused device and is handled when the device resumes.
 
 mod backend;
 mod common;
@@ -35,7 +35,7 @@ use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
 use self::common::Selects;
 use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
-use crate::devices::pci::{ConfigSpace, Identity, Msix, PciFunction, msix};
+use crate::devices::pci::{ConfigSpace, Msix, PciFunction, PciIds, msix};
 use crate::devices::{Device, DeviceError};
 use crate::kvm::interrupts::{Doorbells, InterruptError, Interrupts, event, pull};
 use crate::mutex::lock;
@@ -49,19 +49,19 @@ const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
 const MSIX_TABLE: u64 = 0x4000;
 const MSIX_PENDING: u64 = 0x5000;
-/// What each of these has, in bytes.
+/// Size of each of these regions, in bytes.
 const REGION: u64 = 0x1000;
 /// Bytes from one queue's doorbell to the next.
 const NOTIFY_MULTIPLIER: u32 = 4;
 
 /// PCI vendor ID of all virtio devices (4.1.2).
 const VENDOR: u16 = 0x1af4;
-/// PCI device ID of virtio device 0; the kind's ID is added.
+/// PCI device ID of a virtio device, without its virtio device ID, which is added (4.1.2).
 const DEVICE_BASE: u16 = 0x1040;
 /// PCI capability ID of vendor-specific capabilities.
 const VENDOR_CAPABILITY: u8 = 0x09;
 
-/// What a function needs of the machine.
+/// The resources that the machine gives to a function.
 pub struct PciResources {
     /// Device number on the bus, 1..32.
     pub slot: u8,
@@ -87,7 +87,8 @@ pub struct VirtioPci<D> {
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
-    /// A function after reset, running.
+    /// Creates a function in its reset state, not paused. Errors if the machine cannot supply its
+    /// interrupt lines or doorbells.
     pub fn new(device: D, resources: PciResources) -> Result<Self, InterruptError> {
         let PciResources { slot, bar, memory, interrupts, doorbells } = resources;
         let queues: Vec<Queue> = device
@@ -120,7 +121,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         Ok(Self { slot, config, msix_capability, selects, device, shared })
     }
 
-    /// What the device's thread is to run. Called once.
+    /// Returns the event subscriber that the device's thread runs. Called once.
     pub fn worker(&self) -> Worker<D::Worker> {
         Worker::new(D::NAME, self.shared.clone(), self.device.worker())
     }
@@ -142,12 +143,13 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 }
 
-/// Header, virtio's capabilities (4.1.4) and MSI-X; with the offset of the latter.
+/// Returns a configuration space with header, virtio capabilities (4.1.4) and MSI-X capability, and
+/// the offset of the MSI-X capability.
 fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, u8) {
-    let identity = Identity {
+    let identity = PciIds {
         vendor: VENDOR,
         device: DEVICE_BASE + D::ID,
-        // Non-transitional devices have 1 or more (4.1.2.1).
+        // Non-transitional devices have revision 1 or higher (4.1.2.1).
         revision: 1,
         class: D::CLASS,
         subsystem: (VENDOR, DEVICE_BASE + D::ID),
@@ -221,7 +223,7 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
                 selects.write(shared, at as usize, data, &mut negotiated);
             }
             (DEVICE, at) => self.device.write_config(at, data),
-            // KVM turns writes to doorbells into events; one that it does not know comes here.
+            // KVM turns writes to doorbells into events; only writes that match no ioeventfd get here.
             (NOTIFY, at) => {
                 let index = (at / u64::from(NOTIFY_MULTIPLIER)) as usize;
                 if let Some(doorbell) = self.shared.doorbells.get(index) {
@@ -242,7 +244,7 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError> {
         self.shared.drain(deadline).map_err(|count| {
             let busy = format!("{count} requests are still being executed");
-            self.error("finish what its guest has asked for", busy)
+            self.error("finish the requests of its guest", busy)
         })
     }
 
@@ -259,8 +261,8 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
             let ready = backend.queues.iter().map(|queue| active && queue.ready()).collect();
             (ready, backend.status & status::NEEDS_RESET != 0)
         };
-        // A doorbell that rang, or an interrupt that was on its way, while the machine stood still
-        // or changed kernels is gone without a trace.
+        // Repeats what may have been lost: doorbells that rang and interrupts that were sent while the
+        // machine was paused or the kernel was replaced.
         let mut interrupt = lock(&self.shared.interrupt);
         interrupt.msix.deliver();
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {

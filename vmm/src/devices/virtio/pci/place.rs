@@ -1,4 +1,4 @@
-//! A virtio device as the machine places it: a function in a slot, with its BAR.
+//! Builds a virtio device for its place in the machine: a function in a slot, with its BAR.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,8 +9,8 @@ use crate::devices::virtio::VirtioDevice;
 use crate::state::Persist;
 
 impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
-    /// Builds the function at `site`: with `state` as it was, otherwise with the device that `fresh`
-    /// makes, after reset.
+    /// Builds the function at `site`: restored from `state` if given, otherwise in the reset state,
+    /// with the device that `fresh` creates.
     pub fn build(
         site: &Site,
         state: Option<VirtioState<D::State>>,

@@ -1,4 +1,4 @@
-//! The rings as the device's worker sees them: it takes requests, and completes them.
+//! The rings as the device's worker uses them: the worker takes requests and completes them.
 //!
 //! ```text
 //!   ring --take--> Request --complete--> ring, interrupt
@@ -15,15 +15,16 @@ use vm_memory::GuestMemoryMmap;
 use super::backend::Shared;
 use crate::kvm::interrupts::pull;
 
-/// A chain of descriptors that the driver made available. The ring knows its length only by
-/// following it; it ends by itself after as many descriptors as the queue, or the indirect table,
-/// has.
+/// A chain of descriptors that the driver made available. Its length is known only by following it.
+/// The iteration stops after as many descriptors as the queue or the indirect table has entries, so
+/// a loop in the chain is harmless.
 pub type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
 
-/// Requests that [`Rings::serve`] executes before the thread looks at its other events.
+/// Maximum number of requests that [`Rings::serve`] executes before the thread handles its other
+/// events.
 const BATCH: usize = 256;
 
-/// A request that was taken from a ring. It has to be completed: a pause waits for it.
+/// A request that was taken from a ring. It must be completed, because a pause waits for it.
 #[derive(Debug)]
 #[must_use = "a request that is never completed keeps its device from pausing"]
 pub struct Request {
@@ -32,7 +33,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The descriptors.
+    /// Returns the chain of descriptors.
     pub fn chain(&self) -> Chain {
         self.chain.clone()
     }
@@ -43,25 +44,26 @@ impl Request {
 pub struct Rings(pub(super) Arc<Shared>);
 
 impl Rings {
-    /// Guest RAM.
+    /// Returns the guest's RAM.
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.0.memory
     }
 
-    /// Takes the next request of queue `queue`. `None` if there is none, or if the device does not
-    /// run; the doorbell rings when that may have changed.
+    /// Takes the next request of queue `queue`. Returns `None` if the queue is empty or the device is
+    /// paused, being reset or not active; the doorbell rings when that may have changed.
     pub fn take(&self, queue: usize) -> Option<Request> {
         self.0.take(queue)
     }
 
-    /// Gives a request back to the driver, with the number of bytes that were written into its chain,
-    /// and interrupts the driver if it asked for that.
+    /// Returns a request to the driver, with the number of bytes `written` into its chain, and
+    /// interrupts the driver if it asked for that.
     pub fn complete(&self, request: Request, written: u32) {
         self.0.complete(request, written);
     }
 
-    /// Executes the requests of queue `queue` one after the other: `execute` returns how many bytes it
-    /// wrote into the chain. After some requests the thread's other events have their turn first.
+    /// Executes the requests of queue `queue` one after the other; `execute` returns the number of
+    /// bytes that it wrote into the chain. After `BATCH` requests the thread handles its other events
+    /// before it continues.
     pub fn serve(&self, queue: usize, mut execute: impl FnMut(Chain) -> u32) {
         for _ in 0..BATCH {
             let Some(request) = self.take(queue) else { return };
@@ -71,7 +73,8 @@ impl Rings {
         self.look_again(queue);
     }
 
-    /// Has the worker called for queue `queue` again, after its other events.
+    /// Rings the doorbell of queue `queue`, so that the worker is called again after the thread's
+    /// other events.
     pub fn look_again(&self, queue: usize) {
         if let Some(doorbell) = self.0.doorbells.get(queue) {
             pull(doorbell);

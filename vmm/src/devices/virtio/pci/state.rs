@@ -1,4 +1,4 @@
-//! The state of a virtio PCI function: that of the device, and with it the transport's registers and
+//! The state of a virtio PCI function: the device's state together with the transport's registers and
 //! rings.
 
 use std::sync::Arc;
@@ -26,17 +26,17 @@ const STATUS_BITS: u8 = status::ACKNOWLEDGE
 /// All bits of the ISR status that are defined (4.1.4.5).
 const ISR_BITS: u8 = 0b11;
 
-/// A saved function does not fit this one.
+/// A saved function cannot be restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VirtioPciError {
-    /// Its interrupts or doorbells cannot be wired.
+    /// The interrupts or doorbells cannot be connected.
     #[error(transparent)]
     Wiring(#[from] InterruptError),
-    /// The device behind it.
+    /// The device behind the transport cannot be saved or restored.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
-    /// Another number of queues.
+    /// The number of queues differs.
     #[error("the document has {saved} queues, this build's device has {here}")]
     Queues {
         /// In the document.
@@ -44,10 +44,10 @@ pub enum VirtioPciError {
         /// Of this build.
         here: usize,
     },
-    /// A feature that was negotiated and is not offered any more.
+    /// The negotiated features include some that this build does not offer. Holds their names.
     #[error("the guest uses features that this build does not offer: {0}")]
     Features(String),
-    /// A device status that no driver can bring about.
+    /// The device status is one that no driver can cause.
     #[error("device status {status:#x}: {problem}")]
     Status {
         /// The register.
@@ -55,18 +55,18 @@ pub enum VirtioPciError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A ring that cannot be.
+    /// A queue is invalid.
     #[error("queue {index}: {problem}")]
     Queue {
-        /// Which queue.
+        /// The index of the queue.
         index: usize,
         /// What is wrong with it.
         problem: String,
     },
-    /// The configuration space.
+    /// The configuration space does not match.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The MSI-X table.
+    /// The MSI-X table does not match.
     #[error(transparent)]
     Msix(#[from] VectorsError),
 }
@@ -101,13 +101,13 @@ impl<S: Schema> Schema for VirtioState<S> {
 pub struct VirtioPciStateV1 {
     /// Device status register.
     pub device_status: u8,
-    /// What the driver wrote as its features.
+    /// The features that the driver wrote, negotiated or not.
     pub driver_features: u64,
     /// Configuration generation register.
     pub config_generation: u8,
     /// Device feature select, driver feature select and queue select registers.
     pub selects: [u32; 3],
-    /// MSI-X vector of configuration changes; 0xffff is none.
+    /// MSI-X vector of configuration changes; 0xffff means no vector.
     pub config_vector: u16,
     /// ISR status register.
     pub isr: u8,
@@ -122,9 +122,9 @@ pub struct VirtioPciStateV1 {
 /// The state of one queue. `perennial,virtio-queue-v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VirtioQueueStateV1 {
-    /// The ring as the library has it.
+    /// The ring, as the crate `virtio-queue` represents it.
     pub ring: QueueState,
-    /// MSI-X vector; 0xffff is none.
+    /// MSI-X vector; 0xffff means no vector.
     pub vector: u16,
 }
 
@@ -179,11 +179,11 @@ where
         let device = D::restore(device, device_resources)
             .map_err(|error| VirtioPciError::Device(error.into()))?;
         let mut function = VirtioPci::new(device, resources)?;
-        // The header first: it says where the guest has its BAR.
+        // The header first: it holds the address at which the guest knows the BAR.
         function.config.restore(config)?;
         function.selects.device_feature = device_feature;
         function.selects.driver_feature = driver_feature;
-        // The register has 16 bits; decoding has checked that.
+        // Decoding has checked that the value fits the 16-bit register.
         function.selects.queue = queue_select as u16;
         let shared = Arc::clone(&function.shared);
         let mut backend = shared.enter();
@@ -193,7 +193,7 @@ where
             return Err(VirtioPciError::Queues { saved: queues.len(), here });
         }
         check_status(device_status)?;
-        // Features that a driver wrote but that were never agreed upon may be anything.
+        // Features that a driver wrote are unchecked until they are agreed upon.
         let agreed = match device_status & status::FEATURES_OK {
             0 => None,
             _ => Some(driver_features),
@@ -224,7 +224,7 @@ where
     }
 }
 
-/// Refuses a status that skips a step of the initialization sequence.
+/// Errors if the status skips a step of the initialization sequence (3.1.1).
 fn check_status(status: u8) -> Result<(), VirtioPciError> {
     let steps = [
         (status::DRIVER, status::ACKNOWLEDGE, "DRIVER without ACKNOWLEDGE"),
@@ -238,7 +238,7 @@ fn check_status(status: u8) -> Result<(), VirtioPciError> {
     }
 }
 
-/// Refuses features that were agreed upon and cannot be kept up.
+/// Errors if features were agreed upon that this build does not offer, or without `VERSION_1`.
 fn check_features<D: VirtioDevice>(
     agreed: Option<u64>,
     offered: u64,
@@ -255,7 +255,8 @@ fn check_features<D: VirtioDevice>(
     }
 }
 
-/// The saved ring, if it is one that this device could have and lies in RAM.
+/// Returns the saved ring. Errors if it does not match the device's queue or the agreed features, or
+/// if it is enabled and not in guest RAM.
 fn restore_queue(
     saved: &VirtioQueueStateV1,
     here: &Queue,

@@ -1,5 +1,5 @@
-//! A function driven as a driver drives it: through its configuration space, its registers, its rings
-//! and its doorbells; and as no driver should.
+//! Tests that drive a function as a driver does, correctly and incorrectly: through its configuration
+//! space, its registers, its rings and its doorbells.
 
 mod hostile;
 mod in_flight;
@@ -53,7 +53,7 @@ mod register {
     pub(super) const QUEUE_USED: u64 = 0x30;
 }
 
-/// What happened to a device, whichever of its lives it was in.
+/// A record of the calls to a device, kept across live updates.
 #[derive(Debug, Default)]
 struct Log {
     /// The queue and the chain of every request.
@@ -64,7 +64,7 @@ struct Log {
 
 type SharedLog = Arc<Mutex<Log>>;
 
-/// A device with two queues that fails at nothing and writes down everything.
+/// A device with two queues that completes every request and records it.
 struct Echo {
     log: SharedLog,
     scratch: [u8; 4],
@@ -160,7 +160,7 @@ impl Persist for Echo {
     }
 }
 
-/// A function in a machine: its wires, its memory and its device thread.
+/// A function in a machine, with its interrupt lines and doorbells, its memory and its device thread.
 struct Machine<D: VirtioDevice> {
     function: VirtioPci<D>,
     memory: GuestMemoryMmap,
@@ -203,7 +203,7 @@ impl<D: VirtioDevice> Machine<D> {
         Self { function, memory, wires, thread }
     }
 
-    /// Lets the device thread do what it has to do, and tells whether that came to an end.
+    /// Runs the device thread until it is idle. Returns false if it is still busy after 1000 rounds.
     fn run(&mut self) -> bool {
         (0..1000).any(|_| self.thread.run_with_timeout(0).unwrap() == 0)
     }
@@ -260,7 +260,7 @@ impl<D: VirtioDevice> Machine<D> {
         data
     }
 
-    /// Capabilities in the order of their list: offset and ID.
+    /// Returns offset and ID of each capability, in the order of the list.
     fn capabilities(&mut self) -> Vec<(u8, u8)> {
         let mut found = Vec::new();
         let [mut at] = self.config(0x34);
@@ -273,7 +273,7 @@ impl<D: VirtioDevice> Machine<D> {
         found
     }
 
-    /// Where the control word of MSI-X is in the configuration space.
+    /// Returns the offset of MSI-X's control word in the configuration space.
     fn msix_control_at(&mut self) -> u8 {
         let capabilities = self.capabilities();
         capabilities.iter().find(|(_, id)| *id == msix::CAPABILITY).unwrap().0 + 2
@@ -344,7 +344,7 @@ impl<D: VirtioDevice> Machine<D> {
         pull(&self.wires.doorbells.lock().unwrap()[&address]);
     }
 
-    /// How often `vector` has fired since the last call.
+    /// Returns how often `vector` has fired since the last call.
     fn fired(&self, vector: usize) -> u64 {
         self.wires.taken(vector)
     }
@@ -354,15 +354,15 @@ fn message(vector: usize) -> MsiMessage {
     MsiMessage { address: 0xfee0_0000 + 0x1000 * vector as u64, data: 0x30 + vector as u32 }
 }
 
-/// One request that the device may write to.
+/// A request with a buffer to read and a buffer to write.
 const REQUEST: &[Part] = &[(0x1_0000, 16, 0), (0x1_1000, 512, WRITE)];
 
 impl<D> Machine<D>
 where
     D: VirtioDevice<Error: Send + Sync, State: Clone + Debug + PartialEq>,
 {
-    /// What a live update does to the function, up to the resume: pause, save, encode, decode,
-    /// restore in a new process.
+    /// Performs the steps of a live update on the function, up to the resume: pause, save, encode,
+    /// decode, restore with new interrupt lines and doorbells.
     fn switch(mut self, device: D::Resources) -> Self {
         pause(&mut self.function);
         let state = self.function.save().unwrap();
@@ -371,7 +371,7 @@ where
         assert_eq!(state, read);
         let wires = Arc::new(FakeWires::default());
         let function = VirtioPci::restore(read, (resources(&self.memory, &wires), device)).unwrap();
-        assert_eq!(state, function.save().unwrap(), "a restored function is the one that was");
+        assert_eq!(state, function.save().unwrap(), "a restored function saves the same state");
         Self::with(function, self.memory, wires)
     }
 }

@@ -1,5 +1,5 @@
-//! The thread of one device, as a subscriber of its event loop: doorbells, then the device's own
-//! sources.
+//! The event subscriber that the thread of one virtio device runs. Its events are the doorbells,
+//! numbered first, and then the device's own sources.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::backend::Shared;
 use super::rings::Rings;
 use crate::devices::virtio::VirtioWorker;
 
-/// What the thread of a virtio device runs.
+/// The event subscriber of a virtio device's thread.
 pub struct Worker<W> {
     name: &'static str,
     rings: Rings,
@@ -30,7 +30,7 @@ impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
         let index = events.data() as usize;
         match rings.0.doorbells.get(index) {
             Some(doorbell) => {
-                // Empties the counter; that it was empty already does no harm.
+                // Resets the eventfd's counter. The read fails if the counter is 0, which does no harm.
                 let _ = doorbell.read();
                 worker.on_doorbell(index, rings);
             }
@@ -47,10 +47,11 @@ impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
         for (index, (fd, when)) in (0u32..).zip(doorbells.chain(sources)) {
             match ops.add(Events::with_data_raw(fd, index, when)) {
                 Ok(()) => {}
-                // A file that is always ready, as /dev/urandom is: there is nothing to wait for.
+                // epoll refuses files that are always ready, such as /dev/urandom, and they need no
+                // watching.
                 Err(Error::Epoll(errno)) if errno.errno() == libc::EPERM => {}
                 Err(error) => {
-                    tracing::error!(%error, "{}: event source {index} is not watched", self.name);
+                    tracing::error!(%error, "{}: cannot watch event source {index}; its events are lost", self.name);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! virtio-rng (5.4): entropy for the guest, from a character device of the host.
 //!
-//! A request is taken only when the source has something to give, so none is in flight while the
-//! device waits, and a pause never waits for entropy.
+//! The device takes a request only when the source has entropy. So no request is in flight while the
+//! device waits for entropy, and a pause never waits for entropy.
 
 mod options;
 mod state;
@@ -25,10 +25,11 @@ use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::kind::{Built, Kind, Place, Site};
 
-/// Entries of the one queue.
+/// Number of entries of the only queue.
 const QUEUE_SIZE: u16 = 64;
-/// Most bytes that one request is given, so that a guest cannot have the device's thread read for
-/// long. A driver that wants more asks again (5.4.6.1: the device may give less than asked for).
+/// Maximum number of bytes for one request, so that a guest cannot keep the device's thread reading
+/// for long. A driver that needs more sends another request (5.4.6.1: the device may return less than
+/// requested).
 const REQUEST_MAX: usize = 64 << 10;
 
 /// The device.
@@ -38,7 +39,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// A device that gives what `source` gives, which is read without blocking.
+    /// Creates a device that passes on the bytes of `source`, a file that is read without blocking.
     pub fn new(source: File) -> Self {
         Self { source: Arc::new(source) }
     }
@@ -83,7 +84,7 @@ impl VirtioDevice for Rng {
 #[derive(Debug)]
 pub struct RngWorker {
     source: Arc<File>,
-    /// That the source fails was reported.
+    /// Whether a failure of the source was already reported.
     reported: bool,
 }
 
@@ -106,7 +107,7 @@ impl VirtioWorker for RngWorker {
 }
 
 impl RngWorker {
-    /// Whether a read gives something, or an error, at once.
+    /// Returns whether a read would return bytes or an error at once.
     fn has_entropy(&self) -> bool {
         let mut fds = [PollFd::new(&*self.source, PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -118,13 +119,13 @@ impl RngWorker {
         let mut written = 0;
         for descriptor in chain.filter(|descriptor| descriptor.is_write_only()) {
             let len = (descriptor.len() as usize).min(REQUEST_MAX - written);
-            // Not RAM: what was written so far is what the guest gets.
+            // The buffer is not in RAM: the guest gets the bytes written so far.
             let Ok(mut buffer) = memory.get_slice(descriptor.addr(), len) else { break };
             if len == 0 {
                 continue;
             }
             let count = match (&*self.source).read_volatile(&mut buffer) {
-                Ok(0) => self.report("it has come to its end"),
+                Ok(0) => self.report("it is at its end"),
                 Ok(count) => count,
                 Err(error) => self.report(&error.to_string()),
             };
@@ -137,10 +138,10 @@ impl RngWorker {
         written as u32
     }
 
-    /// Says once that the source gives nothing. Returns the 0 bytes that it gave.
+    /// Logs a failure of the source, but only the first. Returns 0, the number of bytes read.
     fn report(&mut self, problem: &str) -> usize {
         if !std::mem::replace(&mut self.reported, true) {
-            tracing::warn!("virtio-rng: its source gives no entropy: {problem}");
+            tracing::warn!("virtio-rng: cannot read the entropy source: {problem}");
         }
         0
     }

@@ -1,4 +1,4 @@
-//! `rng = "src=/dev/urandom"`: where the entropy comes from.
+//! The options of an entropy device: `rng = "src=/dev/urandom"` names the source.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -74,7 +74,7 @@ mod sample {
             RngOptions { source: "/dev/zero".into() }
         }
 
-        /// A source that gives the same each time, so that a script of a fuzz target means the same.
+        /// Returns a source with constant output, so that fuzz inputs are reproducible.
         fn files(_state: Option<&VirtioState<VirtioRngStateV1>>) -> Option<SampleFiles> {
             Some(SampleFiles { opened: Self::options().open().unwrap(), peer: None })
         }

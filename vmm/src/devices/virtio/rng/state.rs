@@ -1,4 +1,4 @@
-//! The state of the entropy device: that of its transport, and nothing of its own.
+//! The state of the entropy device, which consists only of the state of its transport.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -6,8 +6,7 @@ use std::fs::File;
 use super::Rng;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-rng-v1`. What the guest was given is gone, and what it will be given comes from
-/// the host.
+/// `perennial,virtio-rng-v1`. Empty: the device keeps no entropy; the host's source supplies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VirtioRngStateV1;
 
@@ -29,7 +28,7 @@ impl Persist for Rng {
     type Error = Infallible;
 
     fn save(&self) -> Result<VirtioRngStateV1, Infallible> {
-        // The source is the host's.
+        // The source is a file that the host passes to `restore`.
         let Self { source: _ } = self;
         Ok(VirtioRngStateV1)
     }

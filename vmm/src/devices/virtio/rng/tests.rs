@@ -1,4 +1,4 @@
-//! The device as its guest's driver drives it, and as no driver should.
+//! Tests that drive the device as a driver does, correctly and incorrectly.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -68,7 +68,7 @@ impl Guest {
 
     fn run(&mut self) {
         let idle = (0..1000).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
-        assert!(idle, "the device's thread has no end of work");
+        assert!(idle, "the device's thread does not become idle");
     }
 
     fn get(&self, at: u64, len: usize) -> Vec<u8> {
@@ -79,7 +79,7 @@ impl Guest {
 }
 
 #[test]
-fn every_buffer_is_filled_with_other_bytes() {
+fn every_buffer_is_filled_with_different_bytes() {
     let mut guest = Guest::new(File::open("/dev/urandom").unwrap());
     guest.ask(&[(DATA, 64, WRITE), (DATA + 0x100, 64, WRITE)]);
     guest.ask(&[(DATA + 0x200, 64, WRITE)]);
@@ -87,7 +87,7 @@ fn every_buffer_is_filled_with_other_bytes() {
     let given: Vec<Vec<u8>> = (0..3).map(|n| guest.get(DATA + 0x100 * n, 64)).collect();
     assert!(given[0] != given[1] && given[1] != given[2] && given[0] != given[2]);
     assert!(given.iter().all(|bytes| *bytes != [0; 64]));
-    assert_eq!(guest.get(DATA + 64, 1), [0], "and nothing behind a buffer");
+    assert_eq!(guest.get(DATA + 64, 1), [0], "nothing is written behind a buffer");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_request_waits_in_the_ring_until_the_source_has_entropy() {
     let mut guest = Guest::new(reader);
     guest.ask(&[(DATA, 16, WRITE)]);
     assert_eq!(guest.ring.used_index(), 0);
-    // Nothing is in flight meanwhile: the device pauses at once.
+    // No request is in flight while the device waits for entropy, so it pauses at once.
     guest.function.pause();
     guest.function.drain(std::time::Instant::now()).unwrap();
     writer.write_all(b"0123456789abcdef").unwrap();
@@ -109,11 +109,11 @@ fn a_request_waits_in_the_ring_until_the_source_has_entropy() {
     guest.ask(&[(DATA, 16, WRITE)]);
     writer.write_all(b"more").unwrap();
     guest.run();
-    assert_eq!(guest.ring.used_element(1), (1, 4), "what there is, not what was asked for");
+    assert_eq!(guest.ring.used_element(1), (1, 4), "the available bytes, fewer than requested");
 }
 
 #[test]
-fn a_source_that_ends_or_fails_gives_nothing_and_holds_up_nobody() {
+fn a_request_is_completed_empty_if_the_source_ends_or_fails() {
     for source in [File::open("/dev/null").unwrap(), File::open("/proc/self").unwrap()] {
         let mut guest = Guest::new(source);
         guest.ask(&[(DATA, 16, WRITE)]);
@@ -123,7 +123,7 @@ fn a_source_that_ends_or_fails_gives_nothing_and_holds_up_nobody() {
 }
 
 #[test]
-fn chains_that_cannot_be_are_answered_with_what_could_be_written() {
+fn invalid_chains_are_completed_with_the_bytes_that_could_be_written() {
     let chains: [(&[Part], u32); 7] = [
         (&[(DATA, 16, 0)], 0),
         (&[(DATA, 0, WRITE)], 0),
@@ -141,7 +141,7 @@ fn chains_that_cannot_be_are_answered_with_what_could_be_written() {
 }
 
 #[test]
-fn a_request_is_given_no_more_than_the_most() {
+fn a_request_gets_at_most_request_max_bytes() {
     let mut guest = Guest::new(File::open("/dev/zero").unwrap());
     guest.memory.write_slice(&[7; 0x2_0000], GuestAddress(DATA)).unwrap();
     guest.ask(&[(DATA, 0x8000, WRITE), (DATA + 0x8000, 0x1_8000, WRITE)]);

@@ -1,4 +1,4 @@
-//! What the state of a virtio function promises as a document.
+//! Contract tests of the state of a virtio function, and tests of invalid documents.
 
 use super::*;
 use crate::state::contract::{contract_tests, refusal};
@@ -83,7 +83,7 @@ mod queue {
 }
 
 #[test]
-fn a_function_that_contradicts_itself_is_refused_by_name() {
+fn an_inconsistent_function_is_refused_with_the_property_name() {
     let cases: [(fn(&mut VirtioPciStateV1), _, _); 5] = [
         (|s| s.device_status |= 0x10, "/: property `device-status`", "bits that are not defined"),
         (|s| s.selects[2] = 0x1_0000, "/: property `queue-select`", "out of range"),

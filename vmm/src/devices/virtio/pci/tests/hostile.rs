@@ -1,4 +1,4 @@
-//! A guest that wants to break out, or at least to break something.
+//! Tests with a hostile guest that tries to break out or to break the device.
 
 use super::*;
 use crate::devices::identity::Identity;
@@ -10,7 +10,7 @@ use proptest::sample::select;
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
-fn a_ring_that_contradicts_itself_stops_the_device_until_it_is_reset() {
+fn a_corrupt_ring_stops_the_device_until_it_is_reset() {
     type Twist = fn(&mut Ring);
     let twists: [(&str, Twist); 4] = [
         ("more requests than the ring holds", |ring| ring.set_available_index(257)),
@@ -30,7 +30,7 @@ fn a_ring_that_contradicts_itself_stops_the_device_until_it_is_reset() {
         other.offer(REQUEST);
         machine.ring(1);
         assert!(machine.run());
-        assert!(log.lock().unwrap().served.is_empty(), "{what}: all of the device stands still");
+        assert!(log.lock().unwrap().served.is_empty(), "{what}: the other queue stops too");
 
         machine.set_status(0);
         ring.set_available_index(0);
@@ -44,7 +44,7 @@ fn a_ring_that_contradicts_itself_stops_the_device_until_it_is_reset() {
 }
 
 #[test]
-fn a_driver_cannot_take_back_that_a_reset_is_needed() {
+fn a_driver_cannot_clear_needs_reset_except_by_a_reset() {
     let (mut machine, _) = echo();
     let [mut ring, _] = machine.start(0);
     ring.set_available_index(300);
@@ -58,7 +58,7 @@ fn a_driver_cannot_take_back_that_a_reset_is_needed() {
 }
 
 #[test]
-fn descriptors_in_a_circle_come_to_an_end() {
+fn a_loop_of_descriptors_ends_after_as_many_as_the_queue_has() {
     let (mut machine, log) = echo();
     let [mut ring, mut other] = machine.start(0);
     ring.describe(ring.descriptors(), 7, (0x1_0000, 1, NEXT), 7);
@@ -75,10 +75,10 @@ fn descriptors_in_a_circle_come_to_an_end() {
 }
 
 #[test]
-fn tables_of_descriptors_that_cannot_be_are_empty_chains() {
+fn invalid_indirect_tables_are_empty_chains() {
     let (mut machine, log) = echo();
     let [mut ring, _] = machine.start(RING_INDIRECT_DESC);
-    // A table that refers to itself, in a place where it may be.
+    // A table at a valid address whose descriptor refers to the table itself.
     ring.describe(0x2_0000, 0, (0x2_0000, 16, INDIRECT), 0);
     let tables: [Part; 8] = [
         (0x2_0000, 16, INDIRECT),
@@ -100,7 +100,7 @@ fn tables_of_descriptors_that_cannot_be_are_empty_chains() {
 }
 
 #[test]
-fn a_table_of_descriptors_is_as_long_as_it_says_and_no_longer() {
+fn an_indirect_chain_ends_at_the_end_of_its_table() {
     let (mut machine, log) = echo();
     let [mut ring, _] = machine.start(RING_INDIRECT_DESC);
     ring.describe(0x2_0000, 0, (0x1_0000, 1, NEXT), 1);
@@ -125,7 +125,7 @@ fn a_chain_of_more_than_4_gib_is_cut() {
 }
 
 #[test]
-fn rings_laid_over_each_other_hurt_nobody_but_their_guest() {
+fn a_device_with_overlapping_rings_can_be_saved_and_reset() {
     for (available, used) in
         [(0x4000, 0x4000), (0x4000, 0x4004), (0x5000, 0x4ffc), (0x5000, 0x5000)]
     {
@@ -140,16 +140,16 @@ fn rings_laid_over_each_other_hurt_nobody_but_their_guest() {
         machine.memory.write_slice(&fill, GuestAddress(0x4000)).unwrap();
         machine.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         machine.run();
-        // It may be busy as long as its guest wants; it can be paused, saved and reset.
+        // The device may stay busy, but it can be paused, saved and reset.
         let mut machine = machine.switch(log.clone());
         machine.function.resume();
         machine.run();
         machine.set_status(0);
-        assert!(machine.run(), "after a reset there is nothing to do");
+        assert!(machine.run(), "the thread is idle after a reset");
     }
 }
 
-/// What a guest can do to a function.
+/// An action of a guest on a function, or a live update.
 #[derive(Debug, Clone)]
 enum Act {
     Read(u64, usize),
@@ -174,7 +174,7 @@ fn offset() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Addresses at, around and far from the edges of RAM, among them where rings and buffers are.
+/// Addresses near and far from the edges of RAM, including those of rings and buffers.
 fn address() -> impl Strategy<Value = u64> {
     let edges =
         vec![0u64, 0x4000, 0x5000, 0x6000, 0x1_0000, 0x8_0000, 0x10_0000, 0x11_0000, 1 << 32];
@@ -222,8 +222,8 @@ fn disk(file: &tempfile::NamedTempFile) -> Image {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Nothing that a guest does panics or hangs, and after all of it the function can be saved,
-    /// its document read, and the function restored from it.
+    /// No sequence of actions makes the function panic or hang, and afterwards the function can be
+    /// saved, encoded, decoded and restored.
     #[test]
     fn no_sequence_of_accesses_breaks_a_disk(acts in prop::collection::vec(act(), 1..60)) {
         let file = tempfile::NamedTempFile::new().unwrap();

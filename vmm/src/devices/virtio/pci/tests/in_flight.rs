@@ -1,4 +1,5 @@
-//! Requests that take their time: completed later, out of order, waited for by a pause and a reset.
+//! Tests of requests in flight: they are completed later and out of order, and a pause and a reset
+//! wait for them.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
@@ -114,7 +115,7 @@ impl Held {
         Self { machine, rings, held, source, woken }
     }
 
-    /// Completes the request that stands at `index` among those that are held.
+    /// Completes the held request at `index`.
     fn complete(&self, index: usize, written: u32) {
         let request = self.held.lock().unwrap().remove(index);
         self.rings_of_device().complete(request, written);
@@ -156,7 +157,11 @@ fn a_drain_waits_for_the_requests_in_flight_and_no_longer_than_it_may() {
     });
     test.machine.function.drain(Instant::now() + Duration::from_secs(60)).unwrap();
     completes.join().unwrap();
-    assert_eq!(test.rings[0].used_index(), 2, "what came after the pause is still in the ring");
+    assert_eq!(
+        test.rings[0].used_index(),
+        2,
+        "requests made after the pause are still in the ring"
+    );
     test.machine.function.resume();
     assert!(test.machine.run());
     assert_eq!(test.held.lock().unwrap().len(), 1);
@@ -216,7 +221,7 @@ fn more_requests_in_flight_than_the_ring_holds_are_a_mistake_of_the_driver() {
     }
     assert_eq!(test.held.lock().unwrap().len(), 8);
     assert_ne!(test.machine.status() & NEEDS_RESET, 0);
-    // What is in flight comes to an end all the same, and the device can be reset.
+    // The requests in flight can still be completed, and then the device can be reset.
     while !test.held.lock().unwrap().is_empty() {
         test.complete(0, 1);
     }

@@ -1,4 +1,4 @@
-//! Documents that no function can have written, or not one of this build.
+//! Tests of documents that are invalid or that do not match this build.
 
 use super::*;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
@@ -90,7 +90,7 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
-fn what_was_never_agreed_upon_may_be_anything() {
+fn features_that_were_not_agreed_upon_are_not_checked() {
     let unagreed = state(|s| {
         s.transport.device_status = ACKNOWLEDGE | DRIVER;
         s.transport.driver_features = u64::MAX;
@@ -104,7 +104,7 @@ fn what_was_never_agreed_upon_may_be_anything() {
 }
 
 #[test]
-fn a_node_that_cannot_be_is_refused_by_its_path() {
+fn an_invalid_node_is_refused_with_its_path() {
     type Twist = fn(&mut State);
     let wrong: &[(Twist, &str)] = &[
         (

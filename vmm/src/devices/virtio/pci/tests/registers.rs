@@ -1,4 +1,4 @@
-//! What a driver finds, and what it can and cannot write.
+//! Tests of the registers: what a driver reads, and which writes take effect.
 
 use super::*;
 use crate::devices::virtio::pci::backend::status::{FAILED, NEEDS_RESET};
@@ -87,7 +87,7 @@ fn a_driver_that_wants_the_wrong_features_is_refused_and_may_try_again() {
 }
 
 #[test]
-fn what_was_agreed_stays_agreed() {
+fn features_cannot_change_after_features_ok() {
     let (mut machine, _) = echo();
     assert!(machine.negotiate(LOUD | VERSION_1));
     machine.write_u32(register::DRIVER_FEATURE_SELECT, 0);
@@ -110,7 +110,7 @@ fn the_steps_of_the_initialization_cannot_be_skipped() {
         ),
         // Bits are only added.
         (&[ACKNOWLEDGE, ACKNOWLEDGE | DRIVER], DRIVER, ACKNOWLEDGE | DRIVER),
-        // What is not defined, or is the device's to set.
+        // Undefined bits, and the bit that only the device sets.
         (&[ACKNOWLEDGE], ACKNOWLEDGE | NEEDS_RESET | 0x30, ACKNOWLEDGE),
         (&[], FAILED, FAILED),
     ];
@@ -159,7 +159,7 @@ fn writes_of_any_other_width_or_place_change_nothing() {
     assert!(machine.negotiate(VERSION_1));
     machine.write_u16(register::QUEUE_SELECT, 1);
     let before: [u8; common::LEN] = machine.read(0);
-    // Offset and width of all writes that mean something.
+    // Offset and width of all writes that have an effect.
     let meaningful = [
         (0x00, 4),
         (0x08, 4),
@@ -266,7 +266,7 @@ fn rings_outside_ram_are_not_enabled() {
     machine.ring(0);
     assert!(machine.run());
     assert!(log.lock().unwrap().served.is_empty());
-    // The last place where the rings of a queue of two fit.
+    // The last address at which the rings of a queue with two entries fit.
     machine.write_u16(register::QUEUE_SIZE, 2);
     machine.write_u64(register::QUEUE_DESCRIPTORS, 0x10_ffe0);
     machine.write_u64(register::QUEUE_AVAILABLE, 0x7_fff6);
@@ -318,7 +318,7 @@ fn a_vector_that_the_function_does_not_have_reads_back_as_none() {
 }
 
 #[test]
-fn the_device_configuration_is_the_devices() {
+fn accesses_to_the_device_configuration_reach_the_device() {
     let (mut machine, _) = echo();
     machine.write(DEVICE + 1, &[7, 8]);
     assert_eq!(machine.read(DEVICE), [0, 7, 8, 0, 0, 0, 0, 0]);
@@ -326,7 +326,7 @@ fn the_device_configuration_is_the_devices() {
 }
 
 #[test]
-fn a_function_whose_memory_is_off_answers_nothing() {
+fn a_function_with_memory_space_off_ignores_accesses() {
     let (mut machine, _) = echo();
     machine.function.write_config(4, &[0, 0]);
     machine.set_status(ACKNOWLEDGE);
@@ -336,7 +336,7 @@ fn a_function_whose_memory_is_off_answers_nothing() {
 }
 
 #[test]
-fn a_reset_forgets_all_of_the_driver() {
+fn a_reset_clears_all_settings_of_the_driver() {
     let (mut machine, log) = echo();
     let fresh = machine.function.save().unwrap();
     let [mut ring, _] = machine.start(LOUD | RING_EVENT_IDX);
@@ -349,7 +349,7 @@ fn a_reset_forgets_all_of_the_driver() {
     machine.set_status(0);
     let reset = machine.function.save().unwrap();
     assert_eq!(reset.transport.msix.pending, [0], "an interrupt for a driver that is gone");
-    // MSI-X and the header are PCI's, which a reset of the device leaves alone.
+    // MSI-X and the header belong to PCI; a reset of the device does not change them.
     let expected = VirtioPciStateV1 { msix: reset.transport.msix.clone(), ..fresh.transport };
     assert_eq!(reset.transport, expected);
     assert_eq!(log.lock().unwrap().negotiated.last(), Some(&0));
@@ -359,7 +359,7 @@ fn a_reset_forgets_all_of_the_driver() {
 fn a_function_can_be_driven_again_after_a_reset() {
     let (mut machine, log) = echo();
     for round in 1..=3 {
-        // The driver has a new ring where the old one was.
+        // The driver has put a new ring at the address of the old one.
         machine.rings()[0].set_available_index(0);
         let [mut ring, _] = machine.start(LOUD);
         ring.offer(REQUEST);

@@ -1,4 +1,4 @@
-//! Doorbells, requests and interrupts.
+//! Tests of doorbells, requests and interrupts.
 
 use super::*;
 use crate::devices::virtio::driver::{INDIRECT, NEXT};
@@ -8,7 +8,7 @@ fn served(log: &SharedLog) -> usize {
 }
 
 #[test]
-fn a_doorbell_has_a_request_executed_and_its_vector_fires() {
+fn a_doorbell_executes_a_request_and_fires_its_vector() {
     let (mut machine, log) = echo();
     let [mut first, mut second] = machine.start(LOUD);
     let head = first.offer(REQUEST);
@@ -70,7 +70,7 @@ fn a_queue_that_is_not_enabled_is_left_alone() {
 fn a_full_ring_is_executed_in_its_order_by_one_doorbell() {
     let (mut machine, log) = echo();
     let [mut ring, mut other] = machine.start(0);
-    // One more than what is executed before other devices have their turn.
+    // One request more than a batch.
     for number in 0..256 {
         ring.offer(&[(0x1_0000 + number, 1, 0)]);
     }
@@ -118,7 +118,7 @@ fn a_queue_without_a_vector_interrupts_nobody() {
 }
 
 #[test]
-fn a_masked_vector_waits_for_its_mask_to_go() {
+fn a_masked_vector_fires_when_it_is_unmasked() {
     let (mut machine, _) = echo();
     let [mut ring, _] = machine.start(0);
     machine.route(QUEUE_0, true);
@@ -133,7 +133,7 @@ fn a_masked_vector_waits_for_its_mask_to_go() {
 }
 
 #[test]
-fn a_masked_function_waits_for_its_mask_to_go() {
+fn a_masked_function_fires_when_it_is_unmasked() {
     let (mut machine, _) = echo();
     let [mut ring, _] = machine.start(0);
     machine.set_msix_control(0xc000);
@@ -141,7 +141,7 @@ fn a_masked_function_waits_for_its_mask_to_go() {
     machine.ring(0);
     assert!(machine.run());
     assert_eq!((machine.fired(QUEUE_0), machine.read_u64(MSIX_PENDING)), (0, 1));
-    // Only the upper byte, as some drivers do it.
+    // Writes only the upper byte, as some drivers do.
     let at = machine.msix_control_at();
     machine.function.write_config(at + 1, &[0x80]);
     assert_eq!((machine.fired(QUEUE_0), machine.read_u64(MSIX_PENDING)), (1, 0));
@@ -193,7 +193,7 @@ fn a_table_of_descriptors_is_a_chain() {
 }
 
 #[test]
-fn a_paused_device_touches_no_ring_and_a_resumed_one_has_heard_every_doorbell() {
+fn a_paused_device_touches_no_ring_and_a_resumed_one_handles_every_doorbell() {
     let (mut machine, log) = echo();
     let [mut ring, _] = machine.start(RING_EVENT_IDX);
     pause(&mut machine.function);

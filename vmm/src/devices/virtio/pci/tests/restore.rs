@@ -1,12 +1,12 @@
-//! A function that goes on after a live update, whatever it was doing.
+//! Tests of a function that continues after a live update at any point of its work.
 
 use super::*;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 
-/// One thing that a driver does. `rings` is what it knows itself, wherever the device is.
+/// One step of a driver. `rings` is the driver's own state, which stays in the guest.
 type Step = fn(&mut Machine<Echo>, &mut [Ring; 2]);
 
-/// The initialization sequence and a first request, cut wherever a vCPU may be paused.
+/// The initialization sequence and a first request, in steps between which a vCPU may be paused.
 const STEPS: [Step; 19] = [
     |m, _| m.set_status(ACKNOWLEDGE),
     |m, _| m.set_status(ACKNOWLEDGE | DRIVER),
@@ -83,16 +83,16 @@ fn an_interrupt_that_may_have_been_lost_is_raised_again() {
     ring.offer(REQUEST);
     machine.ring(0);
     assert!(machine.run());
-    // It has fired in the old kernel; nobody knows whether it arrived.
+    // The interrupt has fired under the old kernel, and may not have reached the guest.
     let mut machine = machine.switch(log);
     assert_eq!(machine.fired(QUEUE_0), 0, "a restore fires nothing");
     machine.function.resume();
     assert_eq!([machine.fired(QUEUE_0), machine.fired(QUEUE_1)], [1, 1]);
-    assert_eq!(machine.fired(CONFIG), 0, "there was nothing to be said");
+    assert_eq!(machine.fired(CONFIG), 0, "the configuration has not changed");
 }
 
 #[test]
-fn a_device_that_needs_a_reset_says_so_again() {
+fn a_restored_device_signals_needs_reset_again() {
     let (mut machine, log) = echo();
     let [mut ring, _] = machine.start(0);
     ring.set_available_index(300);
@@ -107,7 +107,7 @@ fn a_device_that_needs_a_reset_says_so_again() {
 }
 
 #[test]
-fn routes_stand_before_the_resume() {
+fn routes_are_set_up_before_the_resume() {
     let (mut machine, log) = echo();
     machine.start(0);
     machine.route(CONFIG, true);
@@ -120,7 +120,7 @@ fn routes_stand_before_the_resume() {
 }
 
 #[test]
-fn a_masked_vector_that_was_pending_fires_when_its_mask_goes() {
+fn a_pending_vector_fires_when_it_is_unmasked_after_a_restore() {
     let (mut machine, log) = echo();
     let [mut ring, _] = machine.start(0);
     machine.route(QUEUE_0, true);
@@ -187,7 +187,7 @@ fn a_bare_pause_and_resume_loses_nothing() {
         machine.function.resume();
         assert!(machine.run());
         assert_eq!(ring.used_index(), 1);
-        assert_eq!(machine.fired(QUEUE_0), 2, "the one of the resume and the request's");
+        assert_eq!(machine.fired(QUEUE_0), 2, "one from the resume and one from the request");
         ring.set_used_event(1);
         ring.offer(REQUEST);
         machine.ring(0);
@@ -197,7 +197,7 @@ fn a_bare_pause_and_resume_loses_nothing() {
 }
 
 #[test]
-fn the_device_hears_again_what_was_negotiated() {
+fn a_restored_device_gets_the_negotiated_features_again() {
     let (mut machine, log) = echo();
     machine.start(LOUD | RING_EVENT_IDX);
     let fresh = SharedLog::default();
@@ -207,7 +207,7 @@ fn the_device_hears_again_what_was_negotiated() {
     assert_eq!(log.lock().unwrap().negotiated, [agreed]);
     machine.write_u32(register::DRIVER_FEATURE_SELECT, 0);
     assert_eq!(machine.read_u32(register::DRIVER_FEATURE), agreed as u32);
-    // What the driver has merely written is not agreed.
+    // Features that the driver wrote without FEATURES_OK are not agreed upon.
     let (mut machine, log) = echo();
     machine.write_u32(register::DRIVER_FEATURE, u32::MAX);
     let mut machine = machine.switch(log.clone());
