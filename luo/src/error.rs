@@ -441,7 +441,7 @@ mod tests {
             (Error::Unreadable { errno }, vec!["read", "sessions"]),
             (
                 Error::CreateMemory { name: "web".to_owned(), len: 4096, errno },
-                vec!["make", "4096", "`web`"],
+                vec!["create", "4096", "`web`"],
             ),
             (Error::Switch { errno }, vec!["hand", "over"]),
         ]
