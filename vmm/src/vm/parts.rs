@@ -21,12 +21,13 @@ const KVM_API_VERSION: i32 = 12;
 
 /// What KVM gives a machine.
 pub(super) struct Parts {
-    pub(super) fd: Arc<VmFd>,
-    pub(super) ram: GuestRam,
+    // Dropped in this order: the memory last.
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) capabilities: Arc<Capabilities>,
     interrupts: Arc<KvmInterrupts>,
     events: Events,
+    pub(super) fd: Arc<VmFd>,
+    pub(super) ram: GuestRam,
 }
 
 impl Parts {
