@@ -13,6 +13,7 @@ pub mod block;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod features;
+pub mod net;
 pub mod pci;
 pub mod rng;
 
