@@ -45,7 +45,8 @@ mkdir -p "$downloads" "$kernels"
 # What a host has to load: its devices, the pool, KVM. Both vendors' KVM, of which a
 # host loads its own.
 wanted_modules=(
-    virtio_pci virtio_blk virtio_console virtio_rng
+    virtio_pci virtio_blk virtio_console virtio_rng virtio_net
+    tun bridge
     libnvdimm nd_btt nd_e820 nd_pmem ext4
     irqbypass kvm kvm-amd kvm-intel
 )

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::control::{self, Control, ControlError};
 use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
+use crate::network::Connection;
 use crate::plan::{CONTROL_PORT, HostPlan};
 use crate::qemu::{self, Accelerator, Qemu};
 use crate::report::{Report, Status};
@@ -50,6 +51,8 @@ pub struct Host {
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<(String, PathBuf)>,
+    /// Name of each VM on the network, and the port of this computer that leads to it.
+    vm_ports: Vec<(String, u16)>,
     /// Name of each VM and its number of vCPUs.
     vcpus: Vec<(String, u32)>,
     /// Paths of the symbols of the host's kernels, and of the guests' kernel, if available.
@@ -76,11 +79,11 @@ impl Host {
             .iter()
             .map(|vm| Ok(Guest::listen(&vm.name, port(&vm.port())?)?))
             .collect::<Result<_, Failure>>()?;
-        let vm_disks = prepared.vm_disks;
+        let (vm_disks, vm_ports) = (prepared.vm_disks, prepared.vm_ports);
         let kernels = plan.symbols();
         let vcpus = plan.vms.iter().map(|vm| (vm.name.clone(), vm.cpus)).collect();
         let mut host =
-            Self { qemu, control, orders, guests, vm_disks, vcpus, kernels, done: false };
+            Self { qemu, control, orders, guests, vm_disks, vm_ports, vcpus, kernels, done: false };
         let status = host.wait_until_ready()?;
         Ok((host, status))
     }
@@ -107,6 +110,15 @@ impl Host {
     /// The guests, in the order of the plan.
     pub fn guests(&self) -> &[Guest] {
         &self.guests
+    }
+
+    /// A connection from outside to a guest on the network, with data on its way in both directions. The
+    /// guest is waited for.
+    pub fn connect(&self, name: &str) -> Result<Connection, Failure> {
+        let guest = self.guests.iter().find(|guest| guest.name() == name).ok_or("no such guest")?;
+        let port = self.vm_ports.iter().find(|(vm, _)| vm == name).ok_or("it has no network")?.1;
+        guest.wait_for_note("echo", WORK)?;
+        Ok(Connection::open(name, port)?)
     }
 
     /// Removes a guest from all checks: the test has removed its VM.

@@ -7,11 +7,13 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
 use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Kernel, Role};
+use crate::network;
 use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::Machine;
@@ -19,6 +21,9 @@ use crate::systemd::{self, ORDERS_PORT};
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
+
+/// The bridge that the host makes for VMs on the network.
+const BRIDGE: &str = "br0";
 
 /// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
@@ -74,6 +79,10 @@ pub struct VmPlan {
     pub backing: Backing,
     /// Size of its disk in MiB.
     pub disk_mib: u64,
+    /// It is on the host's network, and sends back what it gets on [`network::ECHO_PORT`].
+    pub network: bool,
+    /// Pairs of queues of its network device.
+    pub queues: u32,
 }
 
 impl VmPlan {
@@ -91,7 +100,18 @@ impl VmPlan {
             busy: 10,
             backing: Backing::Device,
             disk_mib: 16,
+            network: false,
+            queues: 1,
         }
+    }
+
+    /// What the kernel and PID 1 of a guest on the network are told.
+    fn network_cmdline(address: Ipv4Addr) -> String {
+        let gateway = network::GATEWAY;
+        format!(
+            " ip={address}::{gateway}:255.255.255.0::eth0:off perennial.echo={}",
+            network::ECHO_PORT
+        )
     }
 
     fn cmdline(&self) -> String {
@@ -189,6 +209,8 @@ pub struct Prepared {
     pub machine: Machine,
     /// Image files of the VMs' disks that are disks of the host: name of the VM and path.
     pub vm_disks: Vec<(String, PathBuf)>,
+    /// Ports of this computer that lead to VMs: name of the VM and port.
+    pub vm_ports: Vec<(String, u16)>,
 }
 
 impl HostPlan {
@@ -205,6 +227,25 @@ impl HostPlan {
     /// The same host under systemd.
     pub fn under_systemd(self) -> Self {
         Self { under_systemd: true, ..self }
+    }
+
+    /// The VMs on the network, with their addresses.
+    fn addresses(&self) -> impl Iterator<Item = (&VmPlan, Ipv4Addr)> {
+        let numbered = self.vms.iter().enumerate().filter(|(_, vm)| vm.network);
+        numbered.map(|(number, vm)| (vm, network::address(number)))
+    }
+
+    /// `[host.network]` of both sides, if a VM is on the network.
+    fn network_section(&self) -> String {
+        match self.addresses().next() {
+            None => String::new(),
+            Some(_) => format!(
+                "[host.network]\nbridge = \"{BRIDGE}\"\nuplink = \"eth0\"\n\
+                 address = \"{}/24\"\ngateway = \"{}\"\n",
+                network::HOST,
+                network::GATEWAY
+            ),
+        }
     }
 
     fn vms_mib(&self) -> u64 {
@@ -263,19 +304,20 @@ impl HostPlan {
             "[host]\nhostname = \"host-{side}\"\nsocket = \"/run/perennial.sock\"\n\
              control-port = \"{CONTROL_PORT}\"\n\
              mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}{pool}]\n\
-             {host_lines}{}\n[update]\nkernel = \"/data/{other}/bzImage\"\n\
+             {host_lines}{}\n{}[update]\nkernel = \"/data/{other}/bzImage\"\n\
              initramfs = \"/data/{other}/initramfs\"\ncmdline = \"{}\"\n",
             self.extra_host,
+            self.network_section(),
             self.cmdline()
         );
         let mut devices = 'b'..='z';
-        for vm in &self.vms {
+        for (number, vm) in self.vms.iter().enumerate() {
             let disk = match vm.backing {
                 Backing::Device => format!("/dev/vd{}", devices.next().unwrap_or('z')),
                 Backing::File => format!("/data/{}.img", vm.name),
             };
             // Writing to a String cannot fail.
-            let _ = write_vm(&mut out, vm, &disk);
+            let _ = write_vm(&mut out, vm, &disk, network::address(number));
         }
         out
     }
@@ -334,6 +376,13 @@ impl HostPlan {
         tree.write(&disks[0], 64 << 20)?;
         let orders = self.under_systemd.then_some(ORDERS_PORT);
         let ports = [CONTROL_PORT].into_iter().chain(orders).map(str::to_owned);
+        let mut vm_ports = Vec::new();
+        let mut forwards = Vec::new();
+        for (vm, address) in self.addresses() {
+            let port = network::free_port()?;
+            forwards.push((port, SocketAddrV4::new(address, network::ECHO_PORT)));
+            vm_ports.push((vm.name.clone(), port));
+        }
         let luo = match self.luo {
             Luo::Kernel if !self.without_luo => " liveupdate=on kho=on",
             _ => "",
@@ -346,14 +395,15 @@ impl HostPlan {
             ram_file: self.ram_file.clone(),
             disks,
             ports: ports.chain(self.vms.iter().map(VmPlan::port)).collect(),
+            forwards,
             without_kvm: self.without_kvm,
             ..Machine::default()
         };
-        Ok(Prepared { machine, vm_disks })
+        Ok(Prepared { machine, vm_disks, vm_ports })
     }
 }
 
-fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
+fn write_vm(out: &mut String, vm: &VmPlan, disk: &str, address: Ipv4Addr) -> std::fmt::Result {
     let kernel = match vm.kernel {
         GuestKernel::BzImage => "bzImage",
         GuestKernel::Pvh => "vmlinux",
@@ -364,10 +414,17 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
         }
         GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name)),
     };
+    let (net, on_network) = match vm.network {
+        false => (String::new(), String::new()),
+        true => (
+            format!("net = \"tap=vm-{},bridge={BRIDGE},queues={}\"\n", vm.name, vm.queues),
+            VmPlan::network_cmdline(address),
+        ),
+    };
     write!(
         out,
         "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
-         kernel = \"/data/guest/{kernel}\"\n{initramfs}cmdline = \"{}\"\n\
+         kernel = \"/data/guest/{kernel}\"\n{initramfs}cmdline = \"{}{on_network}\"\n{net}\
          disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
         vm.name,
         vm.memory_mib,
@@ -394,8 +451,9 @@ fn guest_files(role: Role, binaries: &Binaries, tree: &Ext4) -> Result<(), Box<d
     }
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries.guest_init())?)?;
-    let virtio = kernel.modules.iter().filter(|name| name.starts_with("virtio"));
-    archive.modules(kernel, virtio)?;
+    // virtio_net needs the two that are called after failover.
+    let needed = |name: &&String| name.starts_with("virtio") || name.ends_with("failover");
+    archive.modules(kernel, kernel.modules.iter().filter(needed))?;
     Ok(archive.write(&tree.path("guest/initramfs")?)?)
 }
 

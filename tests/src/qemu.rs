@@ -14,6 +14,7 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddrV4;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -116,6 +117,9 @@ pub struct Machine {
     pub disks: Vec<PathBuf>,
     /// Names of virtio ports.
     pub ports: Vec<String>,
+    /// Ports of this computer, and where on the machine's network connections to them go. Without any
+    /// the machine has no network.
+    pub forwards: Vec<(u16, SocketAddrV4)>,
     /// Whether its CPU lacks virtualisation, so that its kernel has no KVM.
     pub without_kvm: bool,
     /// Whether a reset restarts the machine; otherwise a reset ends it.
@@ -460,6 +464,15 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         command
             .args(["-chardev", &format!("socket,id=port{index},path={}", path.display())])
             .args(["-device", &format!("virtserialport,chardev=port{index},name={name}")]);
+    }
+    if !machine.forwards.is_empty() {
+        let forward = |(port, to): &(u16, SocketAddrV4)| {
+            format!(",hostfwd=tcp:127.0.0.1:{port}-{}:{}", to.ip(), to.port())
+        };
+        let forwards: String = machine.forwards.iter().map(forward).collect();
+        command
+            .args(["-netdev", &format!("user,id=net,restrict=on{forwards}")])
+            .args(["-device", "virtio-net-pci,netdev=net,romfile="]);
     }
     for (index, disk) in machine.disks.iter().enumerate() {
         // Unsafe caching suffices: this computer's page cache outlives the machine, so that the

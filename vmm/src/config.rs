@@ -4,6 +4,10 @@
 //! ["path=..."]`). Each VM's section becomes a checked [`Machine`] in which all defaults are filled
 //! in; the rest of the program sees only that.
 
+mod network;
+
+pub use network::{Address, NetworkSection};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +36,9 @@ pub enum ConfigError {
     /// Two VMs have one name.
     #[error("two VMs are called `{0}`: give one of them another name")]
     DuplicateName(VmName),
+    /// A network that the host cannot have.
+    #[error("[host.network]: {0}")]
+    Network(String),
     /// The value of a VM's key is not valid in the option dialect.
     #[error("{vm}: {key} = \"{value}\": {problem}")]
     Option {
@@ -87,6 +94,8 @@ pub struct HostSection {
     /// The pool's directory, which holds the VMs' RAM and sessions if the kernel has no LUO: on a
     /// file system with DAX, in memory that survives a kexec.
     pub pool: Option<PathBuf>,
+    /// The network interfaces that PID 1 sets up before it starts or resumes any VM.
+    pub network: Option<NetworkSection>,
 }
 
 impl HostSection {
@@ -103,6 +112,7 @@ impl HostSection {
                 modules: key(host, "modules"),
                 mounts: key(host, "mounts"),
                 pool: key(host, "pool"),
+                network: key(host, "network"),
                 ..Self::default()
             },
             None => Self::default(),
@@ -196,6 +206,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let file: File =
             toml::from_str(text).map_err(|e| ConfigError::Parse(one_line(text, &e)))?;
+        if let Some(network) = &file.host.network {
+            network.check().map_err(ConfigError::Network)?;
+        }
         let machines = file.vm.into_iter().map(VmSection::check).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         for machine in &machines {

@@ -5,6 +5,7 @@
 mod abort;
 mod bad_input;
 mod handover;
+mod network;
 mod repeat;
 mod silence;
 mod simple;
@@ -19,6 +20,7 @@ use perennial_tests::suite::{self, Suite};
 fn main() -> ExitCode {
     suite::run(&[
         Suite { name: "repeat", tests: repeat::TESTS },
+        Suite { name: "network", tests: network::TESTS },
         Suite { name: "abort", tests: abort::TESTS },
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },

@@ -174,6 +174,7 @@ catalog! {
     Serial => super::serial::Serial,
     VirtioBlk => super::virtio::Block,
     VirtioRng => super::virtio::rng::Rng,
+    VirtioNet => super::virtio::net::Net,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

@@ -6,6 +6,7 @@ use std::time::Instant;
 pub mod catalog;
 pub mod files;
 pub mod identity;
+pub mod interface;
 pub mod kind;
 pub mod pci;
 pub mod power;

@@ -19,6 +19,7 @@ pub mod init;
 pub mod kernel_entry;
 pub mod kvm_pages;
 pub mod modules;
+mod network;
 mod report;
 mod serve;
 pub mod service;

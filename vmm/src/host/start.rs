@@ -6,15 +6,16 @@ use luo::builtin::keeper::Keeper;
 
 use super::backend::{self, ChosenLuo, NoLuo};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
-use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules};
+use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules, network};
 use crate::causes::chain;
-use crate::config::{Config, ConfigError, HostSection};
+use crate::config::{Config, ConfigError, HostSection, NetworkSection};
 use crate::live_update::incoming::{self, RetrievedManifest};
 use crate::live_update::next_host::{InheritError, Inherited};
 use crate::machine::Machine;
 
-/// Loads the modules and mounts the file systems of `[host]` (PID 1 only). `fresh` says that no VM can
-/// be preserved in a pool. Returns the errors of those that failed; the rest is in place.
+/// Loads the modules, mounts the file systems and sets up the network of `[host]` (PID 1 only). `fresh`
+/// says that no VM can be preserved in a pool. Returns the errors of those that failed; the rest is in
+/// place.
 pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>> {
     if !init::is_pid_1() {
         return None;
@@ -23,7 +24,10 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     let absent = absent.iter().map(|error| chain(error).join(": "));
     let unmounted = init::mount_all(&section.mounts, fresh);
     let unmounted = unmounted.iter().map(|error| chain(error).join(": "));
-    let missing: Vec<String> = absent.chain(unmounted).collect();
+    let network = section.network.as_ref();
+    let disconnected = network::set_up(network.unwrap_or(&NetworkSection::default()));
+    let disconnected = disconnected.iter().map(|error| chain(error).join(": "));
+    let missing: Vec<String> = absent.chain(unmounted).chain(disconnected).collect();
     missing.iter().for_each(|why| tracing::error!("{why}"));
     (!missing.is_empty()).then_some(missing)
 }

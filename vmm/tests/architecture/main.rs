@@ -51,6 +51,7 @@ const OF_DEVICES: &[&str] = &[
     "catalog",
     "files",
     "identity",
+    "interface",
     "kind",
     "pci",
     "power",

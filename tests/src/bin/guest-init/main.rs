@@ -6,6 +6,7 @@
 
 mod clocks;
 mod console;
+mod echo;
 mod orders;
 mod settings;
 mod workers;
@@ -53,6 +54,9 @@ fn main() {
 
     let progress = Arc::new(Progress::new(vcpus));
     workers::start(&settings, &boot, &progress, &console);
+    if let Some(port) = settings.echo {
+        echo::start(port, &console);
+    }
     orders::start(&console);
     beat(&settings, &boot, &progress, &console)
 }

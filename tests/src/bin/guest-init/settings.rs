@@ -14,6 +14,8 @@ pub(crate) struct Settings {
     pub(crate) busy: u32,
     /// `perennial.interval=MS`: the time between two heartbeats.
     pub(crate) interval: Duration,
+    /// `perennial.echo=PORT`: the TCP port on which what arrives is sent back.
+    pub(crate) echo: Option<u16>,
 }
 
 impl Default for Settings {
@@ -23,6 +25,7 @@ impl Default for Settings {
             disk: Some("/dev/vda".to_owned()),
             busy: 100,
             interval: Duration::from_millis(200),
+            echo: None,
         }
     }
 }
@@ -42,6 +45,10 @@ impl Settings {
                 "disk" => settings.disk = (value != "off").then(|| value.to_owned()),
                 "busy" => settings.busy = number()?.clamp(1, 100),
                 "interval" => settings.interval = Duration::from_millis(number()?.into()),
+                "echo" => {
+                    let port = value.parse().map_err(|_| format!("{word}: not a port"))?;
+                    settings.echo = Some(port);
+                }
                 _ => return Err(format!("{word}: no such setting")),
             }
         }

@@ -13,6 +13,7 @@ pub mod block;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod features;
+pub mod net;
 pub mod pci;
 pub mod rng;
 
@@ -55,6 +56,11 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// Takes the negotiated features; zero when the driver resets the device. Until such a reset is
     /// complete the worker may still hold requests from before the reset.
     fn negotiated(&mut self, features: u64);
+
+    /// Called when the device is resumed. Returns whether its configuration changed while it was paused.
+    fn resumed(&mut self) -> bool {
+        false
+    }
 
     /// Returns the half that executes requests. Called once for each device.
     fn worker(&self) -> Self::Worker;

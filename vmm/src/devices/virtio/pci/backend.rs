@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::rings::Request;
+use super::used_ring;
 use crate::devices::pci::Msix;
 use crate::devices::virtio::features;
 use crate::kvm::interrupts::pull;
@@ -102,7 +103,30 @@ impl Shared {
     pub(super) fn complete(&self, request: Request, written: u32) {
         let Request { queue: index, chain } = request;
         let mut backend = self.enter();
-        match backend.try_complete(index, chain.head_index(), written, &self.memory) {
+        let completed = backend.try_complete(index, chain.head_index(), written, &self.memory);
+        self.completed(backend, index, 1, completed);
+    }
+
+    /// Gives several requests of one queue back to the driver, all at once.
+    pub(super) fn complete_together(&self, requests: Vec<(Request, u32)>) {
+        let Some(index) = requests.first().map(|(request, _)| request.queue) else { return };
+        let used: Vec<(u16, u32)> =
+            requests.iter().map(|(request, len)| (request.chain.head_index(), *len)).collect();
+        let mut backend = self.enter();
+        let completed = backend.try_complete_together(index, &used, &self.memory);
+        self.completed(backend, index, used.len(), completed);
+    }
+
+    /// Requests of queue `index` are not in flight any more. `interrupt` is whether the driver wants to
+    /// be told.
+    fn completed(
+        &self,
+        mut backend: MutexGuard<'_, Backend>,
+        index: usize,
+        count: usize,
+        interrupt: Result<bool, virtio_queue::Error>,
+    ) {
+        match interrupt {
             // Asks after each request, not after each batch: the rule for `used_event` counts the
             // requests since the last time it was asked, and this count is not saved.
             Ok(true) => lock(&self.interrupt).signal_queue(index),
@@ -111,11 +135,31 @@ impl Shared {
                 backend.needs_reset(&format!("queue {index} is corrupt: {error}"), self);
             }
         }
-        if let Some(count) = backend.in_flight.get_mut(index) {
-            *count -= 1;
+        self.not_in_flight(&mut backend, index, count);
+    }
+
+    /// Puts the request that was taken last from its queue back there.
+    pub(super) fn give_back(&self, request: Request) {
+        let mut backend = self.enter();
+        if let Some(queue) = backend.queues.get_mut(request.queue) {
+            queue.set_next_avail(queue.next_avail().wrapping_sub(1));
         }
-        self.finish_reset(&mut backend);
+        self.not_in_flight(&mut backend, request.queue, 1);
+    }
+
+    fn not_in_flight(&self, backend: &mut Backend, index: usize, count: usize) {
+        if let Some(in_flight) = backend.in_flight.get_mut(index) {
+            *in_flight -= count;
+        }
+        self.finish_reset(backend);
         self.idle.notify_all();
+    }
+
+    /// Tells the driver that the device has changed its configuration (2.5).
+    pub(super) fn config_changed(&self) {
+        let mut backend = self.enter();
+        backend.config_generation = backend.config_generation.wrapping_add(1);
+        lock(&self.interrupt).signal_config();
     }
 
     /// Waits until no request is in flight. Errors with the number of requests that are still in
@@ -389,5 +433,20 @@ impl Backend {
         };
         queue.add_used(memory, head, written)?;
         queue.needs_notification(memory)
+    }
+
+    /// Puts requests into the used ring, where the driver finds all of them at once. Returns whether the
+    /// driver wants to be interrupted.
+    fn try_complete_together(
+        &mut self,
+        index: usize,
+        used: &[(u16, u32)],
+        memory: &GuestMemoryMmap,
+    ) -> Result<bool, virtio_queue::Error> {
+        let active = self.active();
+        match self.queues.get_mut(index).filter(|_| active) {
+            Some(queue) => used_ring::add_together(queue, used, memory),
+            None => Ok(false),
+        }
     }
 }

@@ -17,6 +17,7 @@ mod rings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod used_ring;
 mod worker;
 
 pub use rings::{Chain, Request, Rings};
@@ -254,9 +255,13 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     }
 
     fn resume(&mut self) {
+        let config_changed = self.device.resumed();
         let (ready, needs_reset): (Vec<bool>, bool) = {
             let mut backend = self.shared.enter();
             backend.paused = false;
+            if config_changed {
+                backend.config_generation = backend.config_generation.wrapping_add(1);
+            }
             let active = backend.active();
             let ready = backend.queues.iter().map(|queue| active && queue.ready()).collect();
             (ready, backend.status & status::NEEDS_RESET != 0)
@@ -268,7 +273,7 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
             interrupt.signal_queue(index);
         }
-        if needs_reset {
+        if needs_reset || config_changed {
             interrupt.signal_config();
         }
         drop(interrupt);

@@ -61,6 +61,23 @@ impl Rings {
         self.0.complete(request, written);
     }
 
+    /// Gives several requests of one queue back to the driver, which finds either none of them or all:
+    /// what it is to read lies in the buffers of all of them.
+    pub fn complete_together(&self, requests: Vec<(Request, u32)>) {
+        self.0.complete_together(requests);
+    }
+
+    /// Puts requests back into their queue, from which they are taken again next time. They must be the
+    /// last ones that were taken from the queue, in the order in which they were taken.
+    pub fn give_back(&self, requests: Vec<Request>) {
+        requests.into_iter().rev().for_each(|request| self.0.give_back(request));
+    }
+
+    /// Tells the driver that the device has changed its configuration.
+    pub fn config_changed(&self) {
+        self.0.config_changed();
+    }
+
     /// Executes the requests of queue `queue` one after the other; `execute` returns the number of
     /// bytes that it wrote into the chain. After `BATCH` requests the thread handles its other events
     /// before it continues.

@@ -22,6 +22,12 @@ impl<W: VirtioWorker> Worker<W> {
     pub(super) fn new(name: &'static str, shared: Arc<Shared>, worker: W) -> Self {
         Self { name, rings: Rings(shared), worker }
     }
+
+    /// The device's half.
+    #[cfg(test)]
+    pub(crate) fn worker(&self) -> &W {
+        &self.worker
+    }
 }
 
 impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {

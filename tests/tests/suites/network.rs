@@ -1,0 +1,65 @@
+//! Guests on the network: connections from outside the host that live through updates.
+
+use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::suite::{Test, both};
+use serde_json::json;
+
+/// Updates while the connections are open.
+const UPDATES: u64 = 3;
+/// Bytes that must come back after each.
+const BYTES: u64 = 256 << 10;
+
+pub(crate) const TESTS: &[Test] = &[
+    both("connections_from_outside_live_through_three_updates", updates),
+    both("a_connection_lives_through_a_handover_and_an_update_that_is_undone", handovers),
+];
+
+fn vm(name: &str) -> VmPlan {
+    VmPlan { network: true, ..VmPlan::new(name, 128, 1) }
+}
+
+fn updates(luo: Luo) -> Result<(), Failure> {
+    let several = VmPlan { queues: 2, cpus: 2, ..vm("db") };
+    let (mut host, status) = Host::boot(&HostPlan::new(vec![vm("web"), several]).on(luo))?;
+    if status.config_error.is_some() {
+        return Err(format!("the host says: {status:?}").into());
+    }
+    host.wait_for_guests()?;
+    let connections = [host.connect("web")?, host.connect("db")?];
+    for connection in &connections {
+        connection.wait_for(BYTES, WORK)?;
+    }
+    for number in 1..=UPDATES {
+        let after = host.update(json!({}))?;
+        if after.live_updates != number || after.config_error.is_some() {
+            return Err(format!("update {number}: {after:?}").into());
+        }
+        for connection in &connections {
+            connection.wait_for(BYTES, WORK).map_err(|e| format!("after update {number}: {e}"))?;
+        }
+        host.check_guests().map_err(|error| format!("after update {number}: {error}"))?;
+    }
+    for connection in &connections {
+        connection.finish(WORK)?;
+    }
+    host.power_off_and_check_disks()
+}
+
+fn handovers(luo: Luo) -> Result<(), Failure> {
+    let (mut host, _) = Host::boot(&HostPlan::new(vec![vm("web")]).on(luo))?;
+    host.wait_for_guests()?;
+    let connection = host.connect("web")?;
+    connection.wait_for(BYTES, WORK)?;
+    host.hand_over(json!({}))?;
+    connection.wait_for(BYTES, WORK)?;
+    // The last step before the jump: all devices were paused and saved.
+    let reply = host.try_update(json!({"stop_before": "jump"}))?;
+    if reply["outcome"] != "running" {
+        return Err(format!("the update was not undone: {reply}").into());
+    }
+    connection.wait_for(BYTES, WORK)?;
+    host.check_guests()?;
+    connection.finish(WORK)?;
+    host.power_off_and_check_disks()
+}

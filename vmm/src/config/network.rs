@@ -1,0 +1,134 @@
+//! `[host.network]`: what PID 1 makes of the host's network interfaces.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::devices::interface;
+
+/// `[host.network]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct NetworkSection {
+    /// A bridge that is made, for the taps of guests.
+    #[serde(deserialize_with = "interface_name")]
+    pub bridge: Option<String>,
+    /// The interface to the world. It becomes a port of the bridge, if there is one.
+    #[serde(deserialize_with = "interface_name")]
+    pub uplink: Option<String>,
+    /// The host's own address, on the bridge or, without one, on the uplink.
+    pub address: Option<Address>,
+    /// The way to everywhere else.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl NetworkSection {
+    /// Says what is wrong with settings that are right one by one.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self { bridge, uplink, address, gateway } = self;
+        if (address.is_some() || gateway.is_some()) && bridge.is_none() && uplink.is_none() {
+            return Err("an address needs a `bridge` or an `uplink` that has it".to_owned());
+        }
+        if bridge.is_some() && bridge == uplink {
+            return Err("`bridge` and `uplink` are two interfaces".to_owned());
+        }
+        match (gateway, address) {
+            (Some(gateway), Some(address)) if address.has_in_network(*gateway) => Ok(()),
+            (Some(gateway), Some(Address { address, prefix })) => {
+                Err(format!("the gateway {gateway} is not in the network of {address}/{prefix}"))
+            }
+            (Some(_), None) => Err("a `gateway` needs an `address`".to_owned()),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// An IPv4 address with the length of its network's prefix in bits: `192.0.2.5/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Address {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// 1 to 32.
+    pub prefix: u8,
+}
+
+impl Address {
+    /// Whether `other` is in the network of this address.
+    fn has_in_network(self, other: Ipv4Addr) -> bool {
+        let host_bits = 32 - u32::from(self.prefix.clamp(1, 32));
+        (self.address.to_bits() ^ other.to_bits()) >> host_bits == 0
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(address, prefix)| {
+            let prefix = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix))?;
+            Some(Self { address: address.parse().ok()?, prefix })
+        });
+        parsed.ok_or_else(|| {
+            format!(
+                "`{}` is no IPv4 address with its prefix, such as 192.0.2.5/24",
+                text.escape_default()
+            )
+        })
+    }
+}
+
+fn interface_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    interface::check_name(&name).map_err(serde::de::Error::custom)?;
+    Ok(Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn parse(lines: &str) -> Result<Option<NetworkSection>, String> {
+        let config = Config::parse(&format!("[host.network]\n{lines}"));
+        config.map(|config| config.host.network).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_network_is_a_bridge_an_uplink_and_an_address_as_far_as_they_are_given() {
+        let full = parse(
+            "bridge = \"br0\"\nuplink = \"eth0\"\naddress = \"10.0.2.15/24\"\ngateway = \"10.0.2.2\"",
+        );
+        let address = Address { address: Ipv4Addr::new(10, 0, 2, 15), prefix: 24 };
+        let expected = NetworkSection {
+            bridge: Some("br0".to_owned()),
+            uplink: Some("eth0".to_owned()),
+            address: Some(address),
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+        };
+        assert_eq!(full, Ok(Some(expected)));
+        assert_eq!(parse(""), Ok(Some(NetworkSection::default())));
+        assert_eq!(Config::parse("").unwrap().host.network, None);
+    }
+
+    #[test]
+    fn a_network_that_cannot_be_is_refused_with_what_would_be_right() {
+        for (lines, problem) in [
+            ("bridge = \"a b\"", "characters"),
+            ("uplink = \"\"", "cannot be the name"),
+            ("bridge = \"br0\"\nuplink = \"br0\"", "two interfaces"),
+            ("address = \"10.0.2.15/24\"", "`bridge` or an `uplink`"),
+            ("bridge = \"br0\"\naddress = \"10.0.2.15\"", "such as 192.0.2.5/24"),
+            ("bridge = \"br0\"\naddress = \"10.0.2.15/0\"", "such as 192.0.2.5/24"),
+            ("bridge = \"br0\"\naddress = \"10.0.2.15/33\"", "such as 192.0.2.5/24"),
+            ("bridge = \"br0\"\ngateway = \"10.0.2.2\"", "needs an `address`"),
+            (
+                "bridge = \"br0\"\naddress = \"10.0.2.15/24\"\ngateway = \"10.0.3.2\"",
+                "10.0.3.2 is not in the network of 10.0.2.15/24",
+            ),
+            ("colour = \"red\"", "colour"),
+        ] {
+            let said = parse(lines).expect_err(lines);
+            assert!(said.contains(problem) && !said.contains('\n'), "{lines}: {said}");
+        }
+    }
+}

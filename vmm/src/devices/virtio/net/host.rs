@@ -1,0 +1,99 @@
+//! The host's part: opens the tap, sets it up, and says what is in the way if that fails.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::options::{NetOptions, TAPS};
+use super::tap;
+use crate::devices::files::{OpenError, Opened};
+use crate::devices::interface::Interface;
+
+/// Where taps are made.
+const TUN: &str = "/dev/net/tun";
+
+/// Opens one file descriptor for each pair of queues, and sets the interface up: size of packets,
+/// bridge, on.
+pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
+    let NetOptions { tap: name, mac: _, mtu, queues, bridge } = options;
+    let error = |remedy, source| OpenError { what: "tap", path: name.into(), remedy, source };
+    let interface = Interface::new(name).map_err(|source| error("", source))?;
+    // The kernel gives a tap with several queues to any number of programs.
+    if *queues > 1
+        && interface.exists()
+        && let Some(user) = user_of(name)
+    {
+        return Err(in_use(name, Some(user), libc::EBUSY));
+    }
+    let opened = TAPS
+        .iter()
+        .take((*queues).into())
+        .map(|role| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+            let tun = options.open(TUN).map_err(|source| error(NO_TUN, about(TUN, &source)))?;
+            tap::attach(&tun, name, *queues > 1).map_err(|source| not_attached(name, source))?;
+            Ok(Opened { role, fd: tun.into(), identity: None })
+        })
+        .collect::<Result<Vec<_>, OpenError>>()?;
+    let step = |what: &str, result: io::Result<()>| {
+        result.map_err(|source| error(NOT_SET_UP, about(what, &source)))
+    };
+    if let Some(mtu) = mtu {
+        step(&format!("it does not take packets of {mtu} bytes"), interface.set_mtu(*mtu))?;
+    }
+    if let Some(bridge) = bridge {
+        step(&format!("it cannot become a port of bridge {bridge}"), interface.add_to(bridge))?;
+    }
+    step("it cannot be switched on", interface.set_up())?;
+    Ok(opened)
+}
+
+const NO_TUN: &str =
+    ": the kernel needs TUN/TAP (the module `tun`, which `[host] modules` can list)";
+const NOT_SET_UP: &str = ": see that its name, its mtu and its bridge are right";
+
+/// The same error with what it is about in front.
+fn about(what: &str, source: &io::Error) -> io::Error {
+    io::Error::new(source.kind(), format!("{what}: {source}"))
+}
+
+/// Why the kernel does not open the tap `name`, as the configuration's author has to know it.
+fn not_attached(name: &str, source: io::Error) -> OpenError {
+    let (remedy, source) = match source.raw_os_error() {
+        Some(libc::EBUSY) => return in_use(name, user_of(name), libc::EBUSY),
+        Some(libc::EINVAL) => (
+            ": give the device another tap, or delete the interface and let the host make it",
+            about("an interface of that name is no tap, or has another number of queues", &source),
+        ),
+        Some(libc::EPERM) => (": the host needs CAP_NET_ADMIN, or a tap that it owns", source),
+        _ => ("", source),
+    };
+    OpenError { what: "tap", path: name.into(), remedy, source }
+}
+
+/// The error of a tap that `user` has open.
+fn in_use(name: &str, user: Option<String>, errno: i32) -> OpenError {
+    let user = user.unwrap_or_else(|| "another program".to_owned());
+    let source = about(&format!("{user} has it open"), &io::Error::from_raw_os_error(errno));
+    let remedy = ": end the other program, or give the device another tap";
+    OpenError { what: "tap", path: name.into(), remedy, source }
+}
+
+/// The process that has the tap `name` open, as far as `/proc` tells (a line `iff:` of its fdinfo,
+/// Linux drivers/net/tun.c).
+fn user_of(name: &str) -> Option<String> {
+    let wanted = format!("iff:\t{name}");
+    let is_the_tap = |info: &Path| {
+        let info = std::fs::read_to_string(info).unwrap_or_default();
+        info.lines().any(|line| line == wanted)
+    };
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let process = entries(Path::new("/proc")).find(|process| {
+        let is_process = process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        is_process && entries(&process.path().join("fdinfo")).any(|fd| is_the_tap(&fd.path()))
+    })?;
+    let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+    Some(format!("process {} ({})", process.file_name().to_string_lossy(), command.trim_end()))
+}

@@ -1,0 +1,421 @@
+//! virtio-net (5.1): an Ethernet card whose wire is a tap of the host.
+//!
+//! ```text
+//!   queue 2n      receive    tap --read--> a buffer of the device --> the guest's buffers
+//!   queue 2n + 1  transmit   the guest's buffers --> tap
+//!   last queue    control    commands of the driver: filter, address, pairs of queues
+//! ```
+//!
+//! A frame is read from the tap only when the guest has a buffer for it; until then it waits in the
+//! tap's queue, which is as long as the host made it. A pause finishes the frame at hand. So a frame
+//! arrives at most once, and those in the tap's queue are lost when another host opens the tap.
+//!
+//! All settings of the tap follow from the device's state and the negotiated features, and are made
+//! again by a restore.
+
+mod announce;
+mod control;
+mod filter;
+mod header;
+mod host;
+mod options;
+mod receive;
+mod state;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+pub use filter::{Filter, MacTable};
+pub use options::NetOptions;
+pub use state::{NetError, VirtioNetStateV1};
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use self::receive::Receiver;
+use self::tap::Tap;
+use super::{Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use crate::devices::DeviceError;
+use crate::devices::files::{OpenError, Opened};
+use crate::devices::interface::Mac;
+use crate::devices::kind::{Built, Kind, Place, Site};
+use crate::mutex::lock;
+
+/// Most pairs of queues.
+pub const PAIRS_MAX: usize = 8;
+/// Least and most bytes of a packet that can be configured: what the specification allows (5.1.4.2),
+/// and what a tap takes (65,535 less the Ethernet header; Linux drivers/net/tun.c).
+const MTU_MIN: u16 = 68;
+const MTU_MAX: u16 = 65_521;
+/// Most addresses in each of the driver's two tables.
+pub const MACS_MAX: usize = 64;
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// Least bytes of a frame: an Ethernet header.
+const FRAME_MIN: usize = 14;
+/// Most bytes of a frame: the largest packet, an Ethernet header and a VLAN tag.
+const FRAME_MAX: usize = 65_535 + 14 + 4;
+
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_CTRL_RX: u64 = 1 << 18;
+const F_GUEST_ANNOUNCE: u64 = 1 << 21;
+const F_MQ: u64 = 1 << 22;
+const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+
+/// Bits of the configuration's `status` (5.1.4).
+const S_LINK_UP: u16 = 1;
+const S_ANNOUNCE: u16 = 2;
+
+/// The device.
+#[derive(Debug)]
+pub struct Net {
+    shared: Arc<Shared>,
+    queue_sizes: Vec<u16>,
+    /// Whether it was restored and has not run since.
+    restored: bool,
+}
+
+/// What both halves of the device need.
+#[derive(Debug)]
+struct Shared {
+    /// The tap's name, for messages.
+    name: String,
+    /// One for each pair of queues.
+    taps: Vec<Tap>,
+    /// The address that the driver finds after reset.
+    mac: Mac,
+    /// The largest packet, if the driver is told.
+    mtu: Option<u16>,
+    /// What was negotiated; 0 while there is no driver.
+    features: AtomicU64,
+    driver: Mutex<Driver>,
+}
+
+/// What the driver has set by commands, and what it is to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Driver {
+    /// The address in use.
+    mac: Mac,
+    filter: Filter,
+    /// Pairs of queues in use.
+    pairs: u16,
+    /// Whether the driver is asked to announce itself to the network and has not confirmed it.
+    announce: bool,
+    /// Whether the worker has to announce the guest to the network.
+    announce_for_it: bool,
+    /// Whether the tap exists.
+    link: bool,
+}
+
+impl Driver {
+    fn after_reset(mac: Mac) -> Self {
+        let filter = Filter::default();
+        Self { mac, filter, pairs: 1, announce: false, announce_for_it: false, link: true }
+    }
+}
+
+impl Shared {
+    fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    fn driver(&self) -> MutexGuard<'_, Driver> {
+        lock(&self.driver)
+    }
+
+    /// Changes how many pairs of queues are in use. `None` if the device has not so many, or the kernel
+    /// refuses.
+    fn use_pairs(&self, pairs: u16) -> Option<()> {
+        if pairs == 0 || usize::from(pairs) > self.taps.len() {
+            return None;
+        }
+        let mut driver = self.driver();
+        self.switch_queues(driver.pairs, pairs)
+            .inspect_err(|error| {
+                tracing::warn!("tap {}: cannot use {pairs} queues: {error}", self.name)
+            })
+            .ok()?;
+        driver.pairs = pairs;
+        Some(())
+    }
+
+    /// Has the kernel use the first `after` queues of the tap instead of the first `before`.
+    fn switch_queues(&self, before: u16, after: u16) -> io::Result<()> {
+        let (least, most) = (usize::from(before.min(after)), usize::from(before.max(after)));
+        self.taps[least..most].iter().try_for_each(|tap| tap.set_queue(after > before))
+    }
+
+    /// Has the kernel do what a driver with these features cannot do itself. The kernel takes its lock
+    /// for changes of interfaces, which it holds for moments only.
+    fn apply_offloads(&self, features: u64) {
+        let bits = [
+            (F_GUEST_CSUM, libc::TUN_F_CSUM),
+            (F_GUEST_TSO4, libc::TUN_F_TSO4),
+            (F_GUEST_TSO6, libc::TUN_F_TSO6),
+        ];
+        // Segments need checksums (5.1.3.1).
+        let offload = match features & F_GUEST_CSUM {
+            0 => 0,
+            _ => bits.iter().filter(|(bit, _)| features & bit != 0).map(|(_, flag)| flag).sum(),
+        };
+        // For all queues of a tap at once.
+        if let Some(tap) = self.taps.first()
+            && let Err(error) = tap.set_offload(offload)
+        {
+            tracing::error!("tap {}: cannot set its offloads to {offload:#x}: {error}", self.name);
+        }
+    }
+
+    /// Reports that a frame could not be read or written. If the tap is gone, sets the link down and
+    /// tells the driver.
+    fn tap_failed(&self, attempt: &str, error: &io::Error, rings: &Rings) {
+        if error.raw_os_error() != Some(libc::EBADFD) {
+            tracing::debug!("tap {}: cannot {attempt} a frame: {error}", self.name);
+            return;
+        }
+        if std::mem::replace(&mut self.driver().link, false) {
+            tracing::warn!("tap {}: it is gone, the guest's link is down: {error}", self.name);
+            rings.config_changed();
+        }
+    }
+}
+
+impl Net {
+    /// A device with the address `mac` on the taps of `wire`.
+    fn new(wire: Wire, mac: Mac, mtu: Option<u16>) -> Result<Self, NetError> {
+        Self::with(wire, mac, mtu, Driver::after_reset(mac), false)
+    }
+
+    fn with(
+        wire: Wire,
+        mac: Mac,
+        mtu: Option<u16>,
+        driver: Driver,
+        restored: bool,
+    ) -> Result<Self, NetError> {
+        let Wire { name, taps } = wire;
+        let pairs = taps.len() as u16;
+        let queue_sizes = vec![QUEUE_SIZE; 2 * taps.len() + 1];
+        let in_use = driver.pairs;
+        let (features, driver) = (AtomicU64::new(0), Mutex::new(driver));
+        let shared = Shared { name, taps, mac, mtu, features, driver };
+        // The host has opened all queues of the tap, and the kernel would use them all.
+        shared
+            .switch_queues(pairs, in_use)
+            .map_err(|source| NetError::Queues { tap: shared.name.clone(), source })?;
+        shared.apply_offloads(0);
+        Ok(Self { shared: Arc::new(shared), queue_sizes, restored })
+    }
+
+    /// The configuration structure (5.1.4): mac, status, max_virtqueue_pairs, mtu.
+    fn config(&self) -> [u8; 12] {
+        let Driver { mac, announce, link, .. } = &*self.shared.driver();
+        let status = if *link { S_LINK_UP } else { 0 } | if *announce { S_ANNOUNCE } else { 0 };
+        let mut bytes = [0; 12];
+        bytes[0..6].copy_from_slice(&mac.0);
+        bytes[6..8].copy_from_slice(&status.to_le_bytes());
+        bytes[8..10].copy_from_slice(&(self.shared.taps.len() as u16).to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.shared.mtu.unwrap_or(0).to_le_bytes());
+        bytes
+    }
+}
+
+impl VirtioDevice for Net {
+    const NAME: &'static str = "virtio-net";
+    const ID: u16 = 1;
+    /// Network controller, Ethernet.
+    const CLASS: [u8; 3] = [0x02, 0x00, 0x00];
+    const FEATURES: features::Names = &[
+        (0, "CSUM"),
+        (1, "GUEST_CSUM"),
+        (2, "CTRL_GUEST_OFFLOADS"),
+        (3, "MTU"),
+        (5, "MAC"),
+        (7, "GUEST_TSO4"),
+        (8, "GUEST_TSO6"),
+        (9, "GUEST_ECN"),
+        (10, "GUEST_UFO"),
+        (11, "HOST_TSO4"),
+        (12, "HOST_TSO6"),
+        (13, "HOST_ECN"),
+        (14, "HOST_UFO"),
+        (15, "MRG_RXBUF"),
+        (16, "STATUS"),
+        (17, "CTRL_VQ"),
+        (18, "CTRL_RX"),
+        (19, "CTRL_VLAN"),
+        (21, "GUEST_ANNOUNCE"),
+        (22, "MQ"),
+        (23, "CTRL_MAC_ADDR"),
+    ];
+
+    type Worker = NetWorker;
+
+    fn features(&self) -> u64 {
+        let always = F_CSUM
+            | F_GUEST_CSUM
+            | F_MAC
+            | F_GUEST_TSO4
+            | F_GUEST_TSO6
+            | F_HOST_TSO4
+            | F_HOST_TSO6
+            | F_MRG_RXBUF
+            | F_STATUS
+            | F_CTRL_VQ
+            | F_CTRL_RX
+            | F_GUEST_ANNOUNCE
+            | F_CTRL_MAC_ADDR;
+        let mtu = if self.shared.mtu.is_some() { F_MTU } else { 0 };
+        let several = if self.shared.taps.len() > 1 { F_MQ } else { 0 };
+        always | mtu | several
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+        }
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {
+        // Only a legacy driver may write its address here (5.1.4.3).
+    }
+
+    fn negotiated(&mut self, features: u64) {
+        self.shared.features.store(features, Ordering::Relaxed);
+        self.shared.apply_offloads(features);
+        if features == 0 {
+            let mut driver = self.shared.driver();
+            let link = driver.link;
+            if let Err(error) = self.shared.switch_queues(driver.pairs, 1) {
+                tracing::warn!("tap {}: cannot use one queue only: {error}", self.shared.name);
+            }
+            *driver = Driver { link, ..Driver::after_reset(self.shared.mac) };
+        }
+    }
+
+    fn resumed(&mut self) -> bool {
+        let features = self.shared.features();
+        if !std::mem::take(&mut self.restored) || features == 0 {
+            return false;
+        }
+        let mut driver = self.shared.driver();
+        driver.announce_for_it = true;
+        let can_announce = F_GUEST_ANNOUNCE | F_STATUS | F_CTRL_VQ;
+        driver.announce |= features & can_announce == can_announce;
+        // The link, too, may be up again.
+        features & F_STATUS != 0
+    }
+
+    fn worker(&self) -> NetWorker {
+        let receivers = self.shared.taps.iter().map(|_| Receiver::default()).collect();
+        NetWorker { shared: self.shared.clone(), receivers, reported: false }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Carries frames.
+#[derive(Debug)]
+pub struct NetWorker {
+    shared: Arc<Shared>,
+    /// One for each pair of queues.
+    receivers: Vec<Receiver>,
+    /// Whether an invalid frame of the guest was already reported.
+    reported: bool,
+}
+
+impl VirtioWorker for NetWorker {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        self.shared.taps.iter().map(AsFd::as_fd).collect()
+    }
+
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
+        if std::mem::take(&mut self.shared.driver().announce_for_it) {
+            announce::send(&self.shared, rings);
+        }
+        // Without MQ the control queue follows the first pair (5.1.2).
+        let control = match self.shared.features() & F_MQ {
+            0 => 2,
+            _ => 2 * self.receivers.len(),
+        };
+        if queue == control {
+            rings.serve(queue, |chain| control::execute(&self.shared, rings.memory(), chain));
+        } else if queue.is_multiple_of(2) {
+            self.receive(queue / 2, rings);
+        } else {
+            self.transmit(queue / 2, rings);
+        }
+    }
+
+    fn on_source(&mut self, source: usize, rings: &Rings) {
+        self.receive(source, rings);
+    }
+}
+
+/// The tap as the device gets it.
+#[derive(Debug)]
+pub struct Wire {
+    /// Its name, for messages.
+    name: String,
+    /// One for each pair of queues, 1 to [`PAIRS_MAX`].
+    taps: Vec<Tap>,
+}
+
+impl Kind for Net {
+    const KEY: &'static str = "net";
+    const NAME: &'static str = <Self as VirtioDevice>::NAME;
+    const MOST: usize = 8;
+    const PLACE: Place = Place::Slot;
+
+    type Options = NetOptions;
+    type State = VirtioState<VirtioNetStateV1>;
+
+    fn parse(text: &str) -> Result<NetOptions, String> {
+        NetOptions::parse(text)
+    }
+
+    fn unasked() -> Option<NetOptions> {
+        None
+    }
+
+    fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
+        options.open()
+    }
+
+    fn build(
+        options: &NetOptions,
+        site: &mut Site,
+        state: Option<Self::State>,
+    ) -> Result<Built<Self::State>, DeviceError> {
+        let NetOptions { tap: name, mac, mtu, queues, bridge: _ } = options;
+        let roles = options::TAPS.iter().take((*queues).into());
+        let fds = roles.map(|role| site.files.take(role)).collect::<Result<Vec<_>, _>>();
+        let fds = fds.map_err(|error| site.files_error(error))?;
+        let taps = fds.into_iter().map(Tap::new).collect::<io::Result<_>>();
+        let taps = taps.map_err(|error| site.error("use its tap", error))?;
+        let wire = Wire { name: name.clone(), taps };
+        let mac = mac.unwrap_or_else(|| Mac::derived(&site.label));
+        VirtioPci::build(site, state, wire, |wire| Self::new(wire, mac, *mtu))
+    }
+}

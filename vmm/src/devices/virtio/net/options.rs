@@ -1,0 +1,236 @@
+//! `net = ["tap=vm0,mac=52:54:00:12:34:56,mtu=1500,queues=2,bridge=br0"]`: the tap that the device is
+//! connected to, and how the host sets it up.
+
+use serde::{Deserialize, Serialize};
+
+use super::{MTU_MAX, MTU_MIN, PAIRS_MAX};
+use crate::devices::files::{OpenError, Opened};
+use crate::devices::interface::Mac;
+use crate::devices::interface::check_name;
+use crate::options::Options;
+use crate::state::{Node, Reader, Schema, StateError};
+
+/// The role of each pair's file descriptor.
+pub(super) const TAPS: [&str; PAIRS_MAX] =
+    ["tap-0", "tap-1", "tap-2", "tap-3", "tap-4", "tap-5", "tap-6", "tap-7"];
+
+/// One network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NetOptions {
+    /// The name of the tap, which the host makes if it is not there.
+    pub tap: String,
+    /// The guest's Ethernet address; if not given, one that follows from the VM's name.
+    pub mac: Option<Mac>,
+    /// The largest packet in bytes, which the tap is set to and the guest is told.
+    pub mtu: Option<u16>,
+    /// Pairs of queues, 1 to [`PAIRS_MAX`].
+    pub queues: u16,
+    /// The bridge of the host that the tap becomes a port of.
+    pub bridge: Option<String>,
+}
+
+impl NetOptions {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let options = Options::parse(text, &["tap", "mac", "mtu", "queues", "bridge"])?;
+        let name = |key| match options.get(key) {
+            Some(name) => check_name(name).map(|()| Some(name.to_owned())),
+            None => Ok(None),
+        };
+        let tap = name("tap")?.ok_or("it must name a tap: tap=NAME")?;
+        let mac = options.get("mac").map(Mac::parse).transpose()?;
+        let mtu = options.get("mtu").map(parse_mtu).transpose()?;
+        let queues = options.get("queues").map_or(Ok(1), parse_queues)?;
+        Ok(Self { tap, mac, mtu, queues, bridge: name("bridge")? })
+    }
+
+    pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
+        super::host::open(self)
+    }
+}
+
+fn parse_mtu(text: &str) -> Result<u16, String> {
+    let mtu = text.parse().ok().filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu));
+    mtu.ok_or_else(|| format!("mtu is a number of bytes from {MTU_MIN} to {MTU_MAX}, not `{text}`"))
+}
+
+fn parse_queues(text: &str) -> Result<u16, String> {
+    let pairs = text.parse().ok().filter(|pairs| (1..=PAIRS_MAX as u16).contains(pairs));
+    pairs.ok_or_else(|| {
+        format!("queues is a number of pairs of queues from 1 to {PAIRS_MAX}, not `{text}`")
+    })
+}
+
+/// `perennial,virtio-net-options-v1`.
+impl Schema for NetOptions {
+    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-net-options-v1"];
+
+    fn encode(&self, node: &mut Node) {
+        let Self { tap, mac, mtu, queues, bridge } = self;
+        node.put_str("tap", tap);
+        // Empty and 0 where the configuration says nothing.
+        node.put_bytes("mac", mac.as_ref().map_or(&[][..], |mac| &mac.0));
+        node.put_u32("mtu", mtu.unwrap_or(0).into());
+        node.put_u32("queue-pairs", (*queues).into());
+        node.put_str("bridge", bridge.as_deref().unwrap_or_default());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let tap = reader.str("tap")?;
+        check_name(&tap).map_err(|problem| reader.invalid("tap", problem))?;
+        let mac = match reader.bytes("mac")? {
+            [] => None,
+            bytes => {
+                let mac = bytes.try_into().ok().map(Mac).filter(|mac| mac.is_of_interface());
+                Some(mac.ok_or_else(|| {
+                    reader.invalid("mac", "it is no address of an interface".to_owned())
+                })?)
+            }
+        };
+        let mtu = match reader.narrow("mtu")? {
+            0 => None,
+            mtu if (MTU_MIN..=MTU_MAX).contains(&mtu) => Some(mtu),
+            mtu => {
+                let problem = format!("{mtu} is not from {MTU_MIN} to {MTU_MAX}");
+                return Err(reader.invalid("mtu", problem));
+            }
+        };
+        let queues = reader.narrow("queue-pairs")?;
+        if !(1..=PAIRS_MAX as u16).contains(&queues) {
+            let problem = format!("{queues} is not from 1 to {PAIRS_MAX}");
+            return Err(reader.invalid("queue-pairs", problem));
+        }
+        let bridge = match reader.str("bridge")? {
+            name if name.is_empty() => None,
+            name => {
+                check_name(&name).map_err(|problem| reader.invalid("bridge", problem))?;
+                Some(name)
+            }
+        };
+        Ok(Self { tap, mac, mtu, queues, bridge })
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+mod sample {
+    #![expect(clippy::unwrap_used, reason = "a test or fuzz target that cannot go on has failed")]
+
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+    use crate::devices::kind::{Sample, SampleFiles};
+    use crate::devices::virtio::VirtioState;
+    use crate::devices::virtio::net::{Net, VirtioNetStateV1};
+
+    impl Sample for Net {
+        fn options() -> NetOptions {
+            NetOptions {
+                tap: "vm0".to_owned(),
+                mac: None,
+                mtu: Some(1400),
+                queues: 2,
+                bridge: None,
+            }
+        }
+
+        /// A wire of sockets that keep frames apart, as a tap does: the end of the first pair is the
+        /// peer, nothing is at the end of the others.
+        fn files(state: Option<&VirtioState<VirtioNetStateV1>>) -> Option<SampleFiles> {
+            let pairs = state.map_or(Self::options().queues, |state| state.device.queue_pairs);
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let ends = TAPS.iter().take(pairs.into()).map(|role| {
+                let pair = socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+                let (fd, peer) = pair.unwrap();
+                (Opened { role, fd, identity: None }, peer)
+            });
+            let (opened, peers): (Vec<_>, Vec<_>) = ends.unzip();
+            Some(SampleFiles { opened, peer: peers.into_iter().next().map(UnixStream::from) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::contract::contract_tests;
+    use crate::state::node::read_node;
+
+    const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+
+    fn sample() -> NetOptions {
+        NetOptions {
+            tap: "vm0".to_owned(),
+            mac: Some(MAC),
+            mtu: Some(1400),
+            queues: 4,
+            bridge: Some("br0".to_owned()),
+        }
+    }
+
+    contract_tests! {
+        NetOptions,
+        sample: sample,
+        changes: [
+            |o| o.tap.push('1'),
+            |o| o.mac = None,
+            |o| o.mac = Some(Mac([2, 0, 0, 0, 0, 1])),
+            |o| o.mtu = None,
+            |o| o.queues = 1,
+            |o| o.bridge = None,
+        ],
+        golden: "virtio-net-options-v1",
+    }
+
+    #[test]
+    fn a_device_has_a_tap_and_the_rest_if_it_is_given() {
+        let all = "tap=vm0,mac=52:54:00:12:34:56,mtu=1400,queues=4,bridge=br0";
+        assert_eq!(NetOptions::parse(all), Ok(sample()));
+        let (tap, queues) = ("vm0".to_owned(), 1);
+        let least = NetOptions { tap, mac: None, mtu: None, queues, bridge: None };
+        assert_eq!(NetOptions::parse("tap=vm0"), Ok(least));
+    }
+
+    #[test]
+    fn every_wrong_option_says_what_would_be_right() {
+        for (text, problem) in [
+            ("mac=52:54:00:12:34:56", "tap=NAME"),
+            ("tap=", "cannot be the name"),
+            ("tap=vm%d", "characters"),
+            ("tap=0123456789abcdef", "at most 15"),
+            ("tap=vm0,bridge=a/b", "characters"),
+            ("tap=vm0,mac=ff:ff:ff:ff:ff:ff", "lowest bit"),
+            ("tap=vm0,mac=1", "such as 52:54"),
+            ("tap=vm0,mtu=67", "from 68 to 65521"),
+            ("tap=vm0,mtu=65522", "from 68 to 65521"),
+            ("tap=vm0,queues=0", "from 1 to 8"),
+            ("tap=vm0,queues=9", "from 1 to 8"),
+            ("tap=vm0,queues=two", "not `two`"),
+            ("tap=vm0,tap=vm1", "twice"),
+            ("tap=vm0,colour=red", "there is tap, mac, mtu, queues, bridge"),
+            ("vm0", "key=value"),
+        ] {
+            let said = NetOptions::parse(text).expect_err(text);
+            assert!(said.contains(problem), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn options_that_no_text_gives_are_refused() {
+        let changes: [fn(&mut NetOptions); 6] = [
+            |o| o.tap = "a/b".to_owned(),
+            |o| o.mac = Some(Mac::BROADCAST),
+            |o| o.mtu = Some(67),
+            |o| o.queues = 0,
+            |o| o.queues = 9,
+            |o| o.bridge = Some("..".to_owned()),
+        ];
+        for change in changes {
+            let mut options = sample();
+            change(&mut options);
+            let error = read_node::<NetOptions>(&options.to_node("net"), "/").unwrap_err();
+            assert!(error.to_string().starts_with("/net: property"), "{error}");
+        }
+    }
+}

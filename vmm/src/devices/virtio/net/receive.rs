@@ -1,0 +1,162 @@
+//! Frames from the tap to the guest.
+//!
+//! ```text
+//!   nothing held --a buffer of the guest, a frame in the tap--> frame held
+//!        ^                                                          |
+//!        +--- delivered, or dropped because the guest cannot take it+   enough buffers
+//! ```
+//!
+//! A frame is held only while the guest's buffers are too few for it.
+
+use std::io;
+
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use super::header::{self, Header};
+use super::{F_MRG_RXBUF, FRAME_MAX, NetWorker, QUEUE_SIZE, Shared};
+use crate::devices::interface::Mac;
+use crate::devices::virtio::{Chain, Request, Rings};
+
+/// Frames of a queue before the thread looks at its other events.
+const BATCH: usize = 64;
+
+/// The way of one queue's frames.
+#[derive(Debug, Default)]
+pub(super) struct Receiver {
+    /// Room for a frame with its header. Allocated by the first.
+    bytes: Vec<u8>,
+    /// Length of the held frame with its header, in bytes; 0 if no frame is held.
+    len: usize,
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The guest has it, or will never get it.
+    Done,
+    /// The guest has too few buffers for it.
+    Held,
+}
+
+impl NetWorker {
+    /// Delivers what has arrived at the queue of the tap that belongs to a pair of queues.
+    pub(super) fn receive(&mut self, pair: usize, rings: &Rings) {
+        let (queue, shared) = (2 * pair, &self.shared);
+        // A pair that is not in use has no queue of the tap, and its receive queue may be the control
+        // queue of a driver without MQ.
+        if pair >= usize::from(shared.driver().pairs) {
+            return;
+        }
+        let Some(receiver) = self.receivers.get_mut(pair) else { return };
+        for _ in 0..BATCH {
+            // A frame is read from the tap only if the guest has a buffer for it.
+            let Some(first) = rings.take(queue) else { return };
+            if receiver.len == 0 && !receiver.read(shared, pair, rings) {
+                rings.give_back(vec![first]);
+                return;
+            }
+            match receiver.deliver(shared, queue, first, rings) {
+                Outcome::Done => receiver.len = 0,
+                Outcome::Held => return,
+            }
+        }
+        rings.look_again(queue);
+    }
+}
+
+impl Receiver {
+    /// Reads a frame from the tap. Returns whether there was one.
+    fn read(&mut self, shared: &Shared, pair: usize, rings: &Rings) -> bool {
+        // One byte more than the longest frame: a frame that fills it is too long.
+        self.bytes.resize(header::LEN + FRAME_MAX + 1, 0);
+        match shared.taps[pair].read(&mut self.bytes) {
+            Ok(len) => self.len = len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // The driver may just have reset the device, which then has one pair again.
+            Err(_) if pair >= usize::from(shared.driver().pairs) => {}
+            Err(error) => shared.tap_failed("receive", &error, rings),
+        }
+        self.len > 0
+    }
+
+    /// Puts the frame that is held into the guest's buffers, of which `first` is one.
+    fn deliver(&self, shared: &Shared, queue: usize, first: Request, rings: &Rings) -> Outcome {
+        let features = shared.features();
+        let Some((header, frame)) = self.wanted(shared) else {
+            rings.give_back(vec![first]);
+            return Outcome::Done;
+        };
+        let (mut taken, mut room) = (Vec::new(), 0);
+        let mut next = Some(first);
+        let mut buffers = Vec::new();
+        while let Some(request) = next {
+            let slices = writable(rings.memory(), request.chain());
+            room += slices.iter().map(VolatileSlice::len).sum::<usize>();
+            taken.push(request);
+            buffers.push(slices);
+            // Without MRG_RXBUF a frame has one buffer (5.1.6.4).
+            let enough = room >= header::LEN + frame.len() || features & F_MRG_RXBUF == 0;
+            next = if enough { None } else { rings.take(queue) };
+        }
+        if features & F_MRG_RXBUF != 0 && room < header::LEN + frame.len() {
+            let is_full = taken.len() >= usize::from(QUEUE_SIZE);
+            rings.give_back(taken);
+            // A guest whose whole ring is too small for the frame will never have room for it.
+            return if is_full { Outcome::Done } else { Outcome::Held };
+        }
+        let header = header.checked_to_receive(features, taken.len() as u16);
+        let (Some(header), true) = (header, room >= header::LEN + frame.len()) else {
+            rings.give_back(taken);
+            return Outcome::Done;
+        };
+        let written = fill(&buffers, &[&header.to_bytes(), frame]);
+        rings.complete_together(taken.into_iter().zip(written).collect());
+        Outcome::Done
+    }
+
+    /// The held frame and its header. `None` if it is too short or too long for a frame, or if the
+    /// driver does not want frames to its destination.
+    fn wanted(&self, shared: &Shared) -> Option<(Header, &[u8])> {
+        let (header, frame) = self.bytes.get(..self.len)?.split_first_chunk()?;
+        let destination = Mac(*frame.first_chunk()?);
+        let driver = shared.driver();
+        let wanted = frame.len() <= FRAME_MAX && driver.filter.wants(driver.mac, destination);
+        wanted.then_some((Header::from_bytes(*header), frame))
+    }
+}
+
+/// The parts of a chain that the device may write to, in order, as far as they are in RAM.
+fn writable(memory: &GuestMemoryMmap, chain: Chain) -> Vec<VolatileSlice<'_>> {
+    // No chain is longer than the queue (2.7.5.3.1).
+    let parts = chain.take(QUEUE_SIZE.into()).filter(|descriptor| descriptor.is_write_only());
+    let slices = parts.map_while(|d| memory.get_slice(d.addr(), d.len() as usize).ok());
+    slices.filter(|slice| !slice.is_empty()).collect()
+}
+
+/// Fills buffers with `parts`, one after the other. Returns how many bytes went into each.
+fn fill(buffers: &[Vec<VolatileSlice<'_>>], parts: &[&[u8]]) -> Vec<u32> {
+    let mut parts = parts.iter().copied();
+    let mut rest: &[u8] = parts.next().unwrap_or_default();
+    let mut fill_one = |slices: &Vec<VolatileSlice<'_>>| {
+        let mut written = 0;
+        for slice in slices {
+            let mut at = 0;
+            while at < slice.len() {
+                if rest.is_empty() {
+                    match parts.next() {
+                        Some(part) => rest = part,
+                        None => return written as u32,
+                    }
+                }
+                let count = rest.len().min(slice.len() - at);
+                // Within the slice.
+                let _ = slice.write_slice(&rest[..count], at);
+                rest = &rest[count..];
+                at += count;
+                written += count;
+            }
+        }
+        written as u32
+    };
+    buffers.iter().map(&mut fill_one).collect()
+}

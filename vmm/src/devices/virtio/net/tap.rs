@@ -1,0 +1,120 @@
+//! The tap: an Ethernet interface of the host whose wire ends in a file descriptor
+//! (Linux Documentation/networking/tuntap.rst).
+//!
+//! The host opens one file descriptor for each pair of queues, by name; the device reads and writes
+//! frames, each behind a header ([`header`](super::header)), and has the kernel do for the guest what
+//! its driver agreed to. The kernel forgets these settings when the tap is closed: a host that opens the
+//! tap again after a live update makes all of them again.
+
+#![expect(unsafe_code, reason = "the tap's ioctls, and guest memory that the kernel reads")]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use vm_memory::VolatileSlice;
+
+use super::header;
+use crate::devices::interface::Request;
+
+/// How a tap is opened: Ethernet frames, nothing in front of them but the header.
+const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// One queue of a tap.
+#[derive(Debug)]
+pub(super) struct Tap {
+    file: File,
+    /// Whether it is a tap. Tests and fuzz targets use sockets instead.
+    real: bool,
+}
+
+/// Makes the newly opened `/dev/net/tun` a queue of the tap `name`. The kernel creates the tap if it
+/// does not exist. `several`: whether the tap can have more than one queue.
+pub(super) fn attach(tun: &File, name: &str, several: bool) -> io::Result<()> {
+    let flags = FLAGS | if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    Request::new(name, &(flags as u16).to_ne_bytes()).send(tun, libc::TUNSETIFF)
+}
+
+impl Tap {
+    /// Takes over what the host has opened, and has the kernel put the whole header in front of
+    /// frames. Errors if it is no tap.
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let file = File::from(fd);
+        let asked = Request::new("", &[]).send(&file, libc::TUNGETIFF);
+        let real = match asked {
+            Ok(()) => true,
+            Err(_) if cfg!(any(test, fuzzing)) => false,
+            Err(error) => return Err(error),
+        };
+        let tap = Self { file, real };
+        if real {
+            let len = header::LEN as libc::c_int;
+            // SAFETY: a tap's fd; the ioctl reads one int.
+            done(unsafe {
+                libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len)
+            })?;
+        }
+        Ok(tap)
+    }
+
+    /// Says what frames may look like that are read from now on: `libc::TUN_F_*`.
+    pub(super) fn set_offload(&self, offload: libc::c_uint) -> io::Result<()> {
+        if !self.real {
+            return Ok(());
+        }
+        let offload = libc::c_ulong::from(offload);
+        // SAFETY: a tap's fd; the ioctl takes a number and touches no memory.
+        done(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, offload) })
+    }
+
+    /// Has the kernel use this queue of the tap, or not use it. Errors if the queue is as it should be
+    /// already, or the tap has one queue only.
+    pub(super) fn set_queue(&self, used: bool) -> io::Result<()> {
+        if !self.real {
+            return Ok(());
+        }
+        let flags = if used { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        Request::new("", &(flags as u16).to_ne_bytes()).send(&self.file, libc::TUNSETQUEUE)
+    }
+
+    /// Reads one frame with its header, as far as `bytes` has room. `WouldBlock` if there is none.
+    pub(super) fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(bytes)
+    }
+
+    /// Sends one frame that lies in pieces in guest memory.
+    pub(super) fn write(
+        &self,
+        mut header: [u8; header::LEN],
+        frame: &[VolatileSlice<'_>],
+    ) -> io::Result<()> {
+        let guards: Vec<_> = frame.iter().map(|slice| (slice.ptr_guard(), slice.len())).collect();
+        let mut pieces = Vec::with_capacity(1 + guards.len());
+        pieces.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
+        pieces.extend(guards.iter().map(|(guard, len)| libc::iovec {
+            iov_base: guard.as_ptr().cast_mut().cast(),
+            iov_len: *len,
+        }));
+        let (fd, count) = (self.file.as_raw_fd(), pieces.len() as libc::c_int);
+        // SAFETY: the pieces are the header, which outlives the call, and slices of guest memory, which
+        // stay mapped while the guards live. The kernel only reads. The guest may write there at the
+        // same time; the kernel copies the frame before it looks at it.
+        match unsafe { libc::writev(fd, pieces.as_ptr(), count) } {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

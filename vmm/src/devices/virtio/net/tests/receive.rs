@@ -1,0 +1,215 @@
+//! Frames on their way to the guest.
+
+use super::*;
+
+/// A buffer as drivers with MRG_RXBUF have them.
+fn buffer(number: u64, len: u32) -> Part {
+    (DATA + 0x1000 * number, len, WRITE)
+}
+
+/// The header that the guest finds in front of a frame in this many buffers.
+fn plain(buffers: u8) -> Vec<u8> {
+    vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, buffers, 0]
+}
+
+#[test]
+fn a_frame_lands_in_a_buffer_behind_its_header() {
+    let mut guest = Guest::started(LINUX);
+    guest.put(DATA, &[0xee; 0x1000]);
+    guest.offer(0, &[buffer(0, 1600)]);
+    let frame = frame(MAC, 100);
+    guest.arrives(&frame);
+    assert_eq!(guest.ring(0).used_element(0), (0, 112));
+    assert_eq!(guest.get(DATA, 113), [&plain(1)[..], &frame, &[0xee]].concat());
+    assert_eq!(guest.ring(0).used_index(), 1);
+}
+
+#[test]
+fn a_frame_that_is_longer_than_a_buffer_takes_several_and_no_more() {
+    let mut guest = Guest::started(LINUX);
+    // Cut as no driver would: the header is in two buffers, one of which has two parts.
+    let buffers: [&[Part]; 4] =
+        [&[buffer(0, 5)], &[buffer(1, 10), buffer(2, 30)], &[buffer(3, 500)], &[buffer(4, 500)]];
+    for parts in buffers {
+        guest.ring(0).offer(parts);
+    }
+    guest.ring_doorbell(0);
+    let frame = frame(MAC, 100);
+    guest.arrives(&frame);
+    assert_eq!(guest.ring(0).used_index(), 3);
+    let used: Vec<_> = (0..3).map(|number| guest.ring(0).used_element(number)).collect();
+    assert_eq!(used, [(0, 5), (1, 40), (3, 67)]);
+    let got = [guest.get(DATA, 5), guest.get(DATA + 0x1000, 10), guest.get(DATA + 0x2000, 30)];
+    let got = [got.concat(), guest.get(DATA + 0x3000, 67)].concat();
+    assert_eq!(got, [plain(3), frame].concat());
+    // The buffer that was not needed gets the next frame.
+    let next = frame_of(60);
+    guest.arrives(&next);
+    assert_eq!(guest.ring(0).used_element(3), (4, 72));
+}
+
+fn frame_of(len: usize) -> Vec<u8> {
+    frame(MAC, len)
+}
+
+#[test]
+fn frames_wait_in_the_tap_while_the_guest_has_no_buffer() {
+    let mut guest = Guest::started(LINUX);
+    guest.arrives(&frame(MAC, 60));
+    guest.arrives(&frame(MAC, 70));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.offer(0, &[buffer(0, 1600)]);
+    assert_eq!((guest.ring(0).used_index(), guest.ring(0).used_element(0)), (1, (0, 72)));
+    guest.offer(0, &[buffer(1, 1600)]);
+    assert_eq!((guest.ring(0).used_index(), guest.ring(0).used_element(1)), (2, (1, 82)));
+}
+
+#[test]
+fn a_frame_waits_for_as_many_buffers_as_it_needs_and_arrives_once() {
+    let mut guest = Guest::started(LINUX);
+    for number in 0..3 {
+        guest.ring(0).offer(&[buffer(number, 100)]);
+    }
+    guest.ring_doorbell(0);
+    let frame = frame(MAC, 400);
+    guest.arrives(&frame);
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.offer(0, &[buffer(3, 100)]);
+    assert_eq!(guest.ring(0).used_index(), 0, "400 bytes and their header are more than 400");
+    guest.offer(0, &[buffer(4, 100)]);
+    assert_eq!(guest.ring(0).used_index(), 5);
+    assert_eq!(guest.get(DATA, 100), [plain(5), frame[..88].to_vec()].concat());
+    assert_eq!(guest.get(DATA + 0x4000, 12), frame[388..]);
+    guest.offer(0, &[buffer(5, 100)]);
+    assert_eq!(guest.ring(0).used_index(), 5);
+}
+
+#[test]
+fn a_pause_finds_nothing_in_flight_although_a_frame_is_held() {
+    let mut guest = Guest::started(LINUX);
+    guest.offer(0, &[buffer(0, 100)]);
+    guest.arrives(&frame(MAC, 400));
+    guest.function.pause();
+    guest.function.drain(std::time::Instant::now()).unwrap();
+    guest.offer(0, &[buffer(1, 400)]);
+    assert_eq!(guest.ring(0).used_index(), 0, "a paused device touches no memory");
+    guest.function.resume();
+    guest.run();
+    assert_eq!(guest.ring(0).used_index(), 2);
+}
+
+#[test]
+fn a_driver_without_mergeable_buffers_gets_a_frame_in_one_or_not_at_all() {
+    let mut guest = Guest::started(LINUX & !F_MRG_RXBUF);
+    guest.ring(0).offer(&[buffer(0, 100)]);
+    guest.ring(0).offer(&[buffer(1, 1600)]);
+    guest.ring_doorbell(0);
+    guest.arrives(&frame(MAC, 1000));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.arrives(&frame(MAC, 80));
+    assert_eq!((guest.ring(0).used_index(), guest.ring(0).used_element(0)), (1, (0, 92)));
+    assert_eq!(guest.get(DATA, 12), plain(1));
+    guest.arrives(&frame(MAC, 1000));
+    assert_eq!((guest.ring(0).used_index(), guest.ring(0).used_element(1)), (2, (1, 1012)));
+}
+
+#[test]
+fn the_largest_frame_arrives_and_what_is_longer_does_not() {
+    let mut guest = Guest::started(LINUX);
+    let lay_out = |guest: &mut Guest| {
+        for number in 0..20 {
+            guest.ring(0).offer(&[buffer(number, 4096)]);
+        }
+        guest.ring_doorbell(0);
+    };
+    lay_out(&mut guest);
+    guest.arrives(&frame(MAC, FRAME_MAX + 1));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.arrives(&frame(MAC, FRAME_MAX));
+    assert_eq!(guest.ring(0).used_index(), 17);
+    assert_eq!(guest.get(DATA, 12), plain(17));
+}
+
+#[test]
+fn what_is_no_frame_is_dropped() {
+    let mut guest = Guest::started(LINUX);
+    guest.offer(0, &[buffer(0, 1600)]);
+    for len in [1, 11, 12, 17] {
+        guest.wire[0].send(&vec![0; len]).unwrap();
+        guest.run();
+    }
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.arrives(&frame(MAC, 60));
+    assert_eq!(guest.ring(0).used_element(0), (0, 72));
+}
+
+#[test]
+fn a_driver_is_not_given_segments_or_checksums_that_it_did_not_ask_for() {
+    let segments = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    for (features, frames) in [(LINUX, 2), (LINUX & !F_GUEST_TSO4, 1), (0, 0)] {
+        let mut guest = Guest::started(features);
+        for number in 0..4 {
+            guest.ring(0).offer(&[buffer(number, 1600)]);
+        }
+        guest.ring_doorbell(0);
+        guest.arrives_with(segments, &frame(MAC, 1000));
+        guest.arrives_with([1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], &frame(MAC, 1000));
+        assert_eq!(guest.ring(0).used_index(), frames, "{features:#x}");
+    }
+}
+
+#[test]
+fn buffers_that_the_device_cannot_write_to_take_nothing_and_stop_nobody() {
+    let wrong: [&[Part]; 4] = [
+        &[(DATA, 1600, 0)],
+        &[(0x9_0000, 1600, WRITE)],
+        &[(0x7_ff00, 1600, WRITE)],
+        &[(DATA, 0, WRITE)],
+    ];
+    for parts in wrong {
+        let mut guest = Guest::started(LINUX);
+        guest.ring(0).offer(parts);
+        guest.ring(0).offer(&[buffer(1, 1600)]);
+        guest.ring_doorbell(0);
+        let frame = frame(MAC, 60);
+        guest.arrives(&frame);
+        assert_eq!(guest.ring(0).used_index(), 2);
+        assert_eq!(guest.ring(0).used_element(0), (0, 0), "{parts:x?}");
+        assert_eq!(guest.get(DATA + 0x1000, 72), [plain(2), frame].concat());
+    }
+}
+
+#[test]
+fn a_ring_that_is_too_small_for_a_frame_loses_it_and_gets_the_next() {
+    let mut guest = Guest::started(LINUX);
+    for number in 0..256 {
+        guest.ring(0).offer(&[(DATA + 4 * number, 1, WRITE)]);
+    }
+    guest.ring_doorbell(0);
+    guest.arrives(&frame(MAC, 400));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.arrives(&frame(MAC, 100));
+    assert_eq!(guest.ring(0).used_index(), 112);
+}
+
+#[test]
+fn many_frames_are_received_in_their_order() {
+    let mut guest = Guest::started(LINUX);
+    for number in 0..200 {
+        guest.ring(0).offer(&[(DATA + 0x200 * number, 512, WRITE)]);
+    }
+    let mut sent = 0;
+    // As many as the wire takes, which the device reads in several goes.
+    while sent < 200 {
+        let frame = frame(MAC, 60 + sent as usize);
+        match guest.wire[0].send(&[&[0; header::LEN][..], &frame].concat()) {
+            Ok(_) => sent += 1,
+            Err(_) => guest.ring_doorbell(0),
+        }
+    }
+    guest.ring_doorbell(0);
+    assert_eq!(guest.ring(0).used_index(), 200);
+    for number in 0..200 {
+        assert_eq!(guest.ring(0).used_element(number), (number.into(), 72 + u32::from(number)));
+    }
+}

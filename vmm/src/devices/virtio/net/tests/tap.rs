@@ -1,0 +1,187 @@
+//! The device on a real tap, which needs `/dev/net/tun` and CAP_NET_ADMIN. CI has both.
+
+#![expect(unsafe_code, reason = "what a tap can do is asked by an ioctl that std does not have")]
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use super::*;
+use crate::causes::chain;
+use crate::devices::interface::Interface;
+
+/// Options of a tap with a name that nobody else uses. `None`, with the reason told, where there can be
+/// no tap.
+fn options(number: u32, queues: u16) -> Option<NetOptions> {
+    let name = format!("pt{}-{number}", std::process::id());
+    let options = NetOptions { tap: name, mac: None, mtu: Some(1400), queues, bridge: None };
+    match options.open() {
+        Ok(_) => Some(options),
+        Err(error) => {
+            let reason = chain(&error).join(": ");
+            assert!(std::env::var_os("CI").is_none(), "CI must not skip this: {reason}");
+            eprintln!("SKIPPED: {reason}");
+            None
+        }
+    }
+}
+
+fn wire(options: &NetOptions) -> Wire {
+    let opened = options.open().unwrap().into_iter();
+    let taps = opened.map(|opened| Tap::new(opened.fd).unwrap()).collect();
+    Wire { name: options.tap.clone(), taps }
+}
+
+/// A number that the kernel has for an interface's offloads: checksums, segments
+/// (`ETHTOOL_GTXCSUM`, `ETHTOOL_GTSO`; include/uapi/linux/ethtool.h).
+fn offload(name: &str, command: u32) -> bool {
+    let mut value = [command, 0];
+    let mut request = [0_u64; 5];
+    let mut bytes = [0; 16];
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    request[0] = u64::from_ne_bytes(bytes[..8].try_into().unwrap());
+    request[1] = u64::from_ne_bytes(bytes[8..].try_into().unwrap());
+    request[2] = value.as_mut_ptr() as u64;
+    let socket = UnixDatagram::unbound().unwrap();
+    // SAFETY: SIOCETHTOOL takes a `struct ifreq`, whose size `request` has, with the address of a
+    // `struct ethtool_value`, whose size `value` has; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, request.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    value[1] != 0
+}
+
+fn offloads(name: &str) -> [bool; 2] {
+    [0x16, 0x1e].map(|command| offload(name, command))
+}
+
+#[test]
+fn the_tap_is_made_as_the_options_say() {
+    let Some(options) = options(1, 1) else { return };
+    let _opened = options.open().unwrap();
+    let directory = Path::new("/sys/class/net").join(&options.tap);
+    let read = |file: &str| std::fs::read_to_string(directory.join(file)).unwrap();
+    assert_eq!(read("mtu").trim(), "1400");
+    let flags = u32::from_str_radix(read("flags").trim().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(flags & 1, 1, "it is up");
+}
+
+#[test]
+fn the_tap_does_what_the_driver_agreed_to_and_again_after_a_restore() {
+    let Some(options) = options(2, 1) else { return };
+    let net = Net::new(wire(&options), MAC, None).unwrap();
+    let mut guest = Guest::with(net, Vec::new());
+    assert_eq!(offloads(&options.tap), [false; 2]);
+    guest.start(LINUX, &[0, 1, 2]);
+    assert_eq!(offloads(&options.tap), [true; 2]);
+    guest.function.pause();
+    let state = guest.function.save().unwrap();
+    let Guest { function, thread, memory, shared, .. } = guest;
+    drop((function, thread, shared));
+    // The tap is made again, with nothing set.
+    let wires = Arc::new(FakeWires::default());
+    let resources = (resources(&memory, &wires), wire(&options));
+    let function = VirtioPci::<Net>::restore(state, resources).unwrap();
+    assert_eq!(offloads(&options.tap), [true; 2]);
+    let mut guest = Guest::around(function, memory, wires, Vec::new());
+    guest.start(LINUX & !F_GUEST_TSO4 & !F_GUEST_TSO6, &[0, 1, 2]);
+    assert_eq!(offloads(&options.tap), [true, false]);
+    guest.start(0, &[0, 1]);
+    assert_eq!(offloads(&options.tap), [false; 2]);
+}
+
+#[test]
+fn a_tap_that_another_program_has_is_refused_with_its_name() {
+    for (number, queues) in [(3, 1), (4, 2)] {
+        let Some(options) = options(number, queues) else { return };
+        let _opened = options.open().unwrap();
+        let error = chain(&options.open().unwrap_err()).join(": ");
+        let process = format!("process {} (", std::process::id());
+        assert!(error.starts_with(&format!("cannot open tap {}", options.tap)), "{error}");
+        assert!(
+            error.contains(&process) && error.contains("give the device another tap"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_tap_of_another_kind_or_without_its_bridge_says_so() {
+    let Some(several) = options(5, 2) else { return };
+    let _opened = several.open().unwrap();
+    let one = NetOptions { queues: 1, ..several };
+    let error = chain(&one.open().unwrap_err()).join(": ");
+    assert!(error.contains("another number of queues"), "{error}");
+    let bridge = Some("perennial-none".to_owned());
+    let bridged = NetOptions { tap: format!("{}b", one.tap), bridge, ..one };
+    let error = chain(&bridged.open().unwrap_err()).join(": ");
+    assert!(error.contains("bridge perennial-none: there is no such bridge"), "{error}");
+}
+
+#[test]
+fn the_queues_of_a_tap_are_used_as_the_driver_says() {
+    let Some(options) = options(6, 4) else { return };
+    let net = Net::new(wire(&options), MAC, None).unwrap();
+    let shared = net.shared.clone();
+    for pairs in [4, 2, 3, 1] {
+        shared.use_pairs(pairs).unwrap();
+    }
+    // The kernel knows better than the device which queues it uses.
+    shared.taps[1].set_queue(false).unwrap_err();
+    shared.taps[0].set_queue(true).unwrap_err();
+}
+
+#[test]
+fn frames_go_through_the_tap_both_ways() {
+    if options(7, 1).is_none() {
+        return;
+    }
+    // The thread has a network of its own: its addresses are nobody else's.
+    std::thread::spawn(ask_the_host_for_its_address).join().unwrap();
+}
+
+fn ask_the_host_for_its_address() {
+    // SAFETY: the thread gets another network namespace and shares everything else as before.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    let options = options(7, 1).expect("a tap in another network");
+    let net = Net::new(wire(&options), MAC, None).unwrap();
+    let mut guest = Guest::with(net, Vec::new());
+    let host = [198, 51, 100, 1];
+    Interface::new(&options.tap).unwrap().set_address(host.into(), 24).unwrap();
+    guest.start(LINUX, &[0, 1, 2]);
+    let own = [198, 51, 100, 2];
+    // Who has the host's address (RFC 826)?
+    let mut question = [Mac::BROADCAST.0, MAC.0].concat();
+    question.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    question.extend([&MAC.0[..], &own, &[0; 6], &host].concat());
+    guest.put(DATA, &[&[0; header::LEN][..], &question].concat());
+    for number in 1..9 {
+        guest.ring(0).offer(&[(DATA + 0x1000 * number, 2048, WRITE)]);
+    }
+    guest.offer(1, &[(DATA, header::LEN as u32 + question.len() as u32, 0)]);
+    guest.ring_doorbell(0);
+    // Among what the host says by itself.
+    let answer =
+        [&MAC.0[..], &Interface::new(&options.tap).unwrap().mac().unwrap().0, &[8, 6]].concat();
+    let frames: Vec<Vec<u8>> =
+        (1..9).map(|number| guest.get(DATA + 0x1000 * number + 12, 14)).collect();
+    assert!(frames.contains(&answer), "{frames:x?}");
+}
+
+#[test]
+fn a_tap_that_is_gone_is_a_link_that_is_down_and_the_guest_is_told() {
+    // An opening that is no tap's answers as that of a tap that was deleted.
+    let open = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    let Ok(file) = open.inspect_err(|error| eprintln!("SKIPPED: /dev/net/tun: {error}")) else {
+        return;
+    };
+    let wire = Wire { name: "vm0".to_owned(), taps: vec![Tap::new(file.into()).unwrap()] };
+    let mut guest = Guest::with(Net::new(wire, MAC, None).unwrap(), Vec::new());
+    guest.start(LINUX, &[0, 1, 2]);
+    let [generation]: [u8; 1] = guest.read(0x15);
+    assert_eq!(guest.link_status(), S_LINK_UP);
+    for _ in 0..2 {
+        guest.offer(0, &[(DATA, 1600, WRITE)]);
+        assert_eq!(guest.link_status(), 0);
+        assert_eq!(guest.read(0x15), [generation + 1], "once");
+    }
+    assert_eq!(guest.ring(0).used_index(), 0);
+}

@@ -1,0 +1,106 @@
+//! Sets up the network interfaces of `[host.network]` (PID 1 only): loopback, a bridge, its uplink, and
+//! the host's own address.
+//!
+//! Interfaces that are already set up stay as they are. Taps are not made here: the devices open them.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use crate::causes::chain;
+use crate::config::{Address, NetworkSection};
+use crate::devices::files::wait_for_device;
+use crate::devices::interface::{Interface, set_gateway};
+
+/// The interface of a host with itself.
+const LOOPBACK: &str = "lo";
+
+/// The network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    /// The uplink does not appear.
+    #[error(
+        "[host.network] uplink: there is no interface `{name}`; `[host] modules` has to list the module \
+         of its hardware"
+    )]
+    NoUplink {
+        /// Its name.
+        name: String,
+    },
+    /// The kernel refuses a step.
+    #[error("[host.network]: cannot {attempt} {interface}")]
+    Step {
+        /// What was tried.
+        attempt: &'static str,
+        /// With which interface.
+        interface: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The route to everywhere else cannot be set.
+    #[error("[host.network]: cannot make {gateway} the gateway")]
+    Gateway {
+        /// The address.
+        gateway: Ipv4Addr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Sets up what the section asks for, and loopback. Returns what failed; the rest is in place.
+pub(super) fn set_up(section: &NetworkSection) -> Vec<NetworkError> {
+    let NetworkSection { bridge, uplink, address, gateway } = section;
+    // Nothing of this host needs loopback, and a kernel may have no IP.
+    if let Err(error) = step("switch on", LOOPBACK, Interface::set_up) {
+        tracing::warn!("{}", chain(&error).join(": "));
+    }
+    let mut failed = Vec::new();
+    let mut attempt = |result: Result<(), NetworkError>| failed.extend(result.err());
+    if let Some(bridge) = bridge {
+        attempt(step("make the bridge", bridge, |new| new.make_bridge().map(drop)));
+    }
+    if let Some(uplink) = uplink {
+        attempt(connect(uplink, bridge.as_deref()));
+    }
+    if let Some(bridge) = bridge {
+        attempt(step("switch on", bridge, Interface::set_up));
+    }
+    if let (Some(Address { address, prefix }), Some(own)) =
+        (address, bridge.as_ref().or(uplink.as_ref()))
+    {
+        attempt(step("give its address to", own, |own| own.set_address(*address, *prefix)));
+    }
+    if let Some(gateway) = *gateway {
+        let set = set_gateway(gateway);
+        attempt(set.map_err(|source| NetworkError::Gateway { gateway, source }));
+    }
+    failed
+}
+
+/// Switches the uplink on, and makes it a port of the bridge.
+fn connect(uplink: &str, bridge: Option<&str>) -> Result<(), NetworkError> {
+    let is_there = || Interface::new(uplink).ok().filter(Interface::exists);
+    if wait_for_device(is_there).is_none() {
+        return Err(NetworkError::NoUplink { name: uplink.to_owned() });
+    }
+    if let Some(bridge) = bridge {
+        step("put into the bridge", uplink, |uplink| uplink.add_to(bridge))?;
+        // A bridge has the lowest address among its ports', unless it was given one: with each guest
+        // that comes or goes the host would have another.
+        step("give the address of its uplink to", bridge, |bridge| {
+            bridge.set_mac(Interface::new(uplink)?.mac()?)
+        })?;
+    }
+    step("switch on", uplink, Interface::set_up)
+}
+
+fn step(
+    attempt: &'static str,
+    name: &str,
+    change: impl FnOnce(&Interface) -> io::Result<()>,
+) -> Result<(), NetworkError> {
+    Interface::new(name)
+        .and_then(|interface| change(&interface))
+        .map_err(|source| NetworkError::Step { attempt, interface: name.to_owned(), source })
+}
