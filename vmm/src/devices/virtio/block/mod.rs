@@ -5,6 +5,8 @@
 
 mod error;
 mod file;
+mod format;
+mod identification;
 mod options;
 mod request;
 mod state;
@@ -40,8 +42,6 @@ const SIZE_MAX: u32 = 128 << 10;
 /// Most data of a request, in bytes. A pause, and with it every VM's blackout, waits for the request
 /// that is being executed, so no guest may make one that takes for ever. No driver comes near.
 const REQUEST_MAX: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
-/// Length of the identification string (5.2.6).
-const ID_LEN: usize = 20;
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
@@ -58,6 +58,8 @@ pub struct Image {
     pub identity: Identity,
     /// Whether the guest may only read.
     pub readonly: bool,
+    /// Whether the configuration says that the image is raw, whatever is in it.
+    pub raw: bool,
     /// Its path on the host, for errors only.
     pub path: String,
 }
@@ -71,26 +73,32 @@ pub struct Block(Arc<Shared>);
 struct Shared {
     image: Image,
     sectors: u64,
-    id: [u8; ID_LEN],
+    id: [u8; identification::LEN],
     /// The driver knows FLUSH; otherwise every write is made durable before it completes.
     driver_flushes: AtomicBool,
 }
 
 impl Block {
-    /// A device for `image`, which its guest knows as `label` (at most 20 bytes of it).
+    /// A device for `image`. `label` names the disk among those of all VMs of the host. Errors if the
+    /// image does not have whole sectors, or is in a format other than raw and its options do not say
+    /// `image_type=raw`.
     pub fn new(image: Image, label: &str) -> Result<Self, BlockError> {
         let size = file::size(&image.file)
             .map_err(|source| BlockError::Size { path: image.path.clone(), source })?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(BlockError::NoSectors { path: image.path, bytes: size });
         }
-        let mut id = [0; ID_LEN];
-        let len = label.len().min(ID_LEN);
-        id[..len].copy_from_slice(&label.as_bytes()[..len]);
-        Ok(Self::with(image, size / SECTOR, id))
+        if !image.raw {
+            let format = format::recognize(&image.file, size)
+                .map_err(|source| BlockError::Head { path: image.path.clone(), source })?;
+            if let Some(format) = format {
+                return Err(BlockError::Format { path: image.path, format });
+            }
+        }
+        Ok(Self::with(image, size / SECTOR, identification::of(label)))
     }
 
-    fn with(image: Image, sectors: u64, id: [u8; ID_LEN]) -> Self {
+    fn with(image: Image, sectors: u64, id: [u8; identification::LEN]) -> Self {
         let driver_flushes = AtomicBool::new(false);
         Self(Arc::new(Shared { image, sectors, id, driver_flushes }))
     }
@@ -218,9 +226,9 @@ impl Kind for Block {
     ) -> Result<Built<Self::State>, DeviceError> {
         let taken = site.files.take_identified(options::IMAGE);
         let (fd, identity) = taken.map_err(|error| site.files_error(error))?;
-        let BlockOptions { path, readonly } = options;
+        let BlockOptions { path, readonly, raw } = options;
         let path = path.display().to_string();
-        let image = Image { file: fd.into(), identity, readonly: *readonly, path };
+        let image = Image { file: fd.into(), identity, readonly: *readonly, raw: *raw, path };
         VirtioPci::build(site, state, image, |image| Self::new(image, &site.label))
     }
 }

@@ -1,4 +1,4 @@
-//! `disk = ["path=...,readonly=on"]`: the image of a disk.
+//! `disk = ["path=...,readonly=on"]`: what the configuration says of a disk.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -13,23 +13,36 @@ use crate::state::{Node, Reader, Schema, StateError};
 /// The role of the open image.
 pub(super) const IMAGE: &str = "image";
 
+const V2: &str = BlockOptions::COMPATIBLE[0];
+
 /// One disk: a raw file or a block device of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockOptions {
     /// Its path on the host.
     pub path: PathBuf,
     /// Whether the guest may only read.
     pub readonly: bool,
+    /// `image_type=raw`: the image is raw even if it has the magic number of another format.
+    pub raw: bool,
 }
 
 impl BlockOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let options = Options::parse(text, &["path", "readonly"])?;
-        Ok(Self { path: options.path("path")?.into(), readonly: options.switch("readonly")? })
+        let options = Options::parse(text, &["path", "readonly", "image_type"])?;
+        let raw = match options.get("image_type") {
+            None => false,
+            Some("raw") => true,
+            Some(other) => {
+                return Err(format!("image_type is raw, the only format there is, not `{other}`"));
+            }
+        };
+        let (path, readonly) = (options.path("path")?.into(), options.switch("readonly")?);
+        Ok(Self { path, readonly, raw })
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
-        let Self { path, readonly } = self;
+        // The format is looked at by the VM's process: the guest writes what is in the image.
+        let Self { path, readonly, raw: _ } = self;
         let mut options = OpenOptions::new();
         options.read(true).write(!readonly);
         let file = open("disk", path, &options)?;
@@ -43,18 +56,36 @@ impl BlockOptions {
     }
 }
 
-/// `perennial,virtio-blk-options-v1`.
+/// `perennial,virtio-blk-options-v2`; `-v1` for a disk that has no other options than `-v1` knows, so
+/// that programs which know only that binding can read it.
 impl Schema for BlockOptions {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-blk-options-v1"];
+    const COMPATIBLE: &'static [&'static str] =
+        &["perennial,virtio-blk-options-v2", "perennial,virtio-blk-options-v1"];
+
+    fn bindings(&self) -> &'static [&'static str] {
+        let Self { path: _, readonly: _, raw } = self;
+        match raw {
+            false => &Self::COMPATIBLE[1..],
+            true => &Self::COMPATIBLE[..1],
+        }
+    }
 
     fn encode(&self, node: &mut Node) {
-        let Self { path, readonly } = self;
+        let Self { path, readonly, raw } = self;
         node.put_str("path", &path.to_string_lossy());
         node.put_bool("read-only", *readonly);
+        if self.bindings() == [V2] {
+            node.put_bool("raw", *raw);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        Ok(Self { path: reader.str("path")?.into(), readonly: reader.bool("read-only")? })
+        let (path, readonly) = (reader.str("path")?.into(), reader.bool("read-only")?);
+        let plain = Self { path, readonly, ..Self::default() };
+        match reader.is_compatible(V2) {
+            false => Ok(plain),
+            true => Ok(Self { raw: reader.bool("raw")?, ..plain }),
+        }
     }
 }
 
@@ -71,7 +102,7 @@ mod sample {
 
     impl Sample for Block {
         fn options() -> BlockOptions {
-            BlockOptions { path: "/data/a.img".into(), readonly: false }
+            BlockOptions { path: "/data/a.img".into(), ..BlockOptions::default() }
         }
 
         /// A disk that takes no room, as large as the state says, if there can be one.
@@ -95,18 +126,34 @@ mod tests {
     use super::*;
     use crate::state::contract::contract_tests;
 
+    mod v1 {
+        use super::*;
+
+        contract_tests! {
+            BlockOptions,
+            sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true, raw: false },
+            changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = true],
+            golden: "virtio-blk-options-v1",
+        }
+    }
+
     contract_tests! {
         BlockOptions,
-        sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true },
-        changes: [|d| d.path.push("x"), |d| d.readonly = false],
-        golden: "virtio-blk-options-v1",
+        sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true, raw: true },
+        changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false],
+        golden: "virtio-blk-options-v2",
     }
 
     #[test]
     fn a_disk_is_an_image_at_a_path() {
-        let disk = |readonly| Ok(BlockOptions { path: "/a".into(), readonly });
+        let plain = BlockOptions { path: "/a".into(), ..BlockOptions::default() };
+        let disk = |readonly| Ok(BlockOptions { readonly, ..plain.clone() });
         assert_eq!(BlockOptions::parse("path=/a"), disk(false));
         assert_eq!(BlockOptions::parse("readonly=on,path=/a"), disk(true));
+        let raw = BlockOptions { raw: true, ..plain.clone() };
+        assert_eq!(BlockOptions::parse("path=/a,image_type=raw"), Ok(raw));
+        let refused = BlockOptions::parse("path=/a,image_type=qcow2").unwrap_err();
+        assert!(refused.contains("not `qcow2`"), "{refused}");
         assert!(BlockOptions::parse("readonly=on").unwrap_err().contains("path=FILE"));
         assert!(BlockOptions::parse("path=/a,path=/b").unwrap_err().contains("twice"));
         assert!(BlockOptions::parse("path=/a,colour=red").unwrap_err().contains("`colour`"));
@@ -115,7 +162,7 @@ mod tests {
     #[test]
     fn what_is_no_disk_is_not_opened() {
         let refused = |path: &str| {
-            let options = BlockOptions { path: path.into(), readonly: true };
+            let options = BlockOptions { path: path.into(), readonly: true, raw: false };
             crate::causes::chain(&options.open().expect_err(path)).join(": ")
         };
         assert!(refused("/nowhere").starts_with("cannot open disk /nowhere"));

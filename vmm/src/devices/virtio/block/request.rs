@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::{ID_LEN, QUEUE_SIZE, REQUEST_MAX, SECTOR, Shared, file};
+use super::{QUEUE_SIZE, REQUEST_MAX, SECTOR, Shared, file, identification};
 use crate::devices::virtio::Chain;
 
 /// Length of the header: type, reserved, sector.
@@ -83,15 +83,20 @@ impl<'m> Buffers<'m> {
     }
 }
 
-/// Executes a request. Returns how many bytes were written into the chain, the status included.
+/// Executes a request. Returns the length for the used ring: how many bytes were written at the start
+/// of what the device may write (2.7.8.2). The status is the last byte, so it counts only if all
+/// bytes before it were written.
 pub(super) fn execute(disk: &Shared, mut buffers: Buffers<'_>) -> u32 {
     let (status, written) = match buffers.header() {
         Some((kind, sector)) if !buffers.broken => run(disk, kind, sector, &buffers),
         _ => (S_IOERR, 0),
     };
+    let before_status: u64 = buffers.writable.iter().map(|slice| slice.len() as u64).sum();
     match buffers.status.write_obj(status, 0) {
-        Ok(()) => written.saturating_add(1),
-        Err(_) => 0,
+        Ok(()) if u64::from(written) == before_status && !buffers.broken => {
+            written.saturating_add(1)
+        }
+        _ => written,
     }
 }
 
@@ -145,7 +150,7 @@ fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
         rest = &rest[count..];
     }
     match rest.is_empty() {
-        true => Ok(ID_LEN as u32),
+        true => Ok(identification::LEN as u32),
         false => Err(io::ErrorKind::InvalidInput.into()),
     }
 }

@@ -1,6 +1,6 @@
 //! The state of a disk.
 
-use super::{Block, BlockError, ID_LEN, Image, SECTOR, Shared, file};
+use super::{Block, BlockError, Image, SECTOR, Shared, file, identification};
 use crate::devices::identity::Identity;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
@@ -12,7 +12,7 @@ pub struct VirtioBlkStateV1 {
     /// Whether the guest may only read.
     pub readonly: bool,
     /// What the guest reads as the disk's identification.
-    pub id: [u8; ID_LEN],
+    pub id: [u8; identification::LEN],
     /// The file or block device of the host.
     pub identity: Identity,
 }
@@ -52,8 +52,8 @@ impl Persist for Block {
         // What the driver knows follows from its features, which the transport saves.
         let Self(shared) = self;
         let Shared { image, sectors, id, driver_flushes: _ } = &**shared;
-        // The file is open and its path is in the machine's description.
-        let Image { file: _, identity, readonly, path: _ } = image;
+        // The file is open; its path and its format are in the machine's description.
+        let Image { file: _, identity, readonly, raw: _, path: _ } = image;
         let identity = identity.clone();
         Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: *readonly, id: *id, identity })
     }
