@@ -74,6 +74,10 @@ pub struct VmPlan {
     pub backing: Backing,
     /// Size of its disk in MiB.
     pub disk_mib: u64,
+    /// More options of its disk.
+    pub disk_options: &'static str,
+    /// Threads of the guest that read the disk besides the one that writes it.
+    pub disk_readers: u32,
 }
 
 impl VmPlan {
@@ -91,6 +95,8 @@ impl VmPlan {
             busy: 10,
             backing: Backing::Device,
             disk_mib: 16,
+            disk_options: "",
+            disk_readers: 0,
         }
     }
 
@@ -111,8 +117,8 @@ impl VmPlan {
         let unwatched = "tsc=nowatchdog";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS}",
-            self.checksummed, self.busy
+             perennial.interval={HEARTBEAT_MS} perennial.readers={}",
+            self.checksummed, self.busy, self.disk_readers
         )
     }
 
@@ -358,11 +364,13 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str) -> std::fmt::Result {
         GuestKernel::BzImage => "bzImage",
         GuestKernel::Pvh => "vmlinux",
     };
+    let disk = match vm.disk_options {
+        "" => format!("\"path={disk}\""),
+        more => format!("\"path={disk},{more}\""),
+    };
     let (initramfs, disks) = match vm.root {
-        GuestRoot::Initramfs => {
-            ("initramfs = \"/data/guest/initramfs\"\n", format!("\"path={disk}\""))
-        }
-        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name)),
+        GuestRoot::Initramfs => ("initramfs = \"/data/guest/initramfs\"\n", disk),
+        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", {disk}", vm.name)),
     };
     write!(
         out,

@@ -24,11 +24,21 @@ pub struct BlockOptions {
     pub readonly: bool,
     /// `image_type=raw`: the image is raw even if it has the magic number of another format.
     pub raw: bool,
+    /// `_disable_io_uring=on`: threads read and write, although io_uring would be there.
+    pub no_uring: bool,
+    /// `num_queues`, less one: the queues besides the first.
+    pub more_queues: u16,
 }
+
+/// Most queues of a disk.
+const QUEUES_MAX: u16 = 16;
 
 impl BlockOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let options = Options::parse(text, &["path", "readonly", "image_type"])?;
+        let options = Options::parse(
+            text,
+            &["path", "readonly", "image_type", "_disable_io_uring", "num_queues"],
+        )?;
         let raw = match options.get("image_type") {
             None => false,
             Some("raw") => true,
@@ -37,12 +47,24 @@ impl BlockOptions {
             }
         };
         let (path, readonly) = (options.path("path")?.into(), options.switch("readonly")?);
-        Ok(Self { path, readonly, raw })
+        let no_uring = options.switch("_disable_io_uring")?;
+        let queues = options.get("num_queues").unwrap_or("1");
+        let more_queues = match queues.parse::<u16>() {
+            Ok(count @ 1..=QUEUES_MAX) => count - 1,
+            _ => return Err(format!("num_queues is 1 to {QUEUES_MAX}, not `{queues}`")),
+        };
+        Ok(Self { path, readonly, raw, no_uring, more_queues })
+    }
+
+    /// How many queues the guest has for the disk.
+    pub(super) fn queues(&self) -> u16 {
+        // A document may say more than the configuration can.
+        self.more_queues.min(QUEUES_MAX - 1) + 1
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
         // The format is looked at by the VM's process: the guest writes what is in the image.
-        let Self { path, readonly, raw: _ } = self;
+        let Self { path, readonly, raw: _, no_uring: _, more_queues: _ } = self;
         let mut options = OpenOptions::new();
         options.read(true).write(!readonly);
         let file = open("disk", path, &options)?;
@@ -63,19 +85,22 @@ impl Schema for BlockOptions {
         &["perennial,virtio-blk-options-v2", "perennial,virtio-blk-options-v1"];
 
     fn bindings(&self) -> &'static [&'static str] {
-        let Self { path: _, readonly: _, raw } = self;
-        match raw {
-            false => &Self::COMPATIBLE[1..],
-            true => &Self::COMPATIBLE[..1],
+        let Self { path, readonly, raw: _, no_uring: _, more_queues: _ } = self;
+        let plain = Self { path: path.clone(), readonly: *readonly, ..Self::default() };
+        match *self == plain {
+            true => &Self::COMPATIBLE[1..],
+            false => &Self::COMPATIBLE[..1],
         }
     }
 
     fn encode(&self, node: &mut Node) {
-        let Self { path, readonly, raw } = self;
+        let Self { path, readonly, raw, no_uring, more_queues: _ } = self;
         node.put_str("path", &path.to_string_lossy());
         node.put_bool("read-only", *readonly);
         if self.bindings() == [V2] {
             node.put_bool("raw", *raw);
+            node.put_bool("no-io-uring", *no_uring);
+            node.put_u32("queues", self.queues().into());
         }
     }
 
@@ -84,7 +109,18 @@ impl Schema for BlockOptions {
         let plain = Self { path, readonly, ..Self::default() };
         match reader.is_compatible(V2) {
             false => Ok(plain),
-            true => Ok(Self { raw: reader.bool("raw")?, ..plain }),
+            true => Ok(Self {
+                raw: reader.bool("raw")?,
+                no_uring: reader.bool("no-io-uring")?,
+                more_queues: match reader.narrow("queues")? {
+                    count @ 1..=QUEUES_MAX => count - 1,
+                    other => {
+                        let problem = format!("{other} queues, there are 1 to {QUEUES_MAX}");
+                        return Err(reader.invalid("queues", problem));
+                    }
+                },
+                ..plain
+            }),
         }
     }
 }
@@ -131,16 +167,22 @@ mod tests {
 
         contract_tests! {
             BlockOptions,
-            sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true, raw: false },
-            changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = true],
+            sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true, ..Default::default() },
+            changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = true, |d| d.no_uring = true, |d| d.more_queues = 15],
             golden: "virtio-blk-options-v1",
         }
     }
 
     contract_tests! {
         BlockOptions,
-        sample: || BlockOptions { path: "/dev/vdb".into(), readonly: true, raw: true },
-        changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false],
+        sample: || BlockOptions {
+            path: "/dev/vdb".into(),
+            readonly: true,
+            raw: true,
+            no_uring: true,
+            more_queues: 3,
+        },
+        changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false, |d| d.no_uring = false, |d| d.more_queues = 0],
         golden: "virtio-blk-options-v2",
     }
 
@@ -152,6 +194,13 @@ mod tests {
         assert_eq!(BlockOptions::parse("readonly=on,path=/a"), disk(true));
         let raw = BlockOptions { raw: true, ..plain.clone() };
         assert_eq!(BlockOptions::parse("path=/a,image_type=raw"), Ok(raw));
+        let more = BlockOptions { no_uring: true, more_queues: 3, ..plain.clone() };
+        assert_eq!(BlockOptions::parse("path=/a,num_queues=4,_disable_io_uring=on"), Ok(more));
+        assert_eq!(BlockOptions::parse("path=/a,num_queues=1"), disk(false));
+        for wrong in ["0", "17", "", "x", "65537"] {
+            let refused = BlockOptions::parse(&format!("path=/a,num_queues={wrong}")).unwrap_err();
+            assert!(refused.contains("num_queues is 1 to 16"), "{refused}");
+        }
         let refused = BlockOptions::parse("path=/a,image_type=qcow2").unwrap_err();
         assert!(refused.contains("not `qcow2`"), "{refused}");
         assert!(BlockOptions::parse("readonly=on").unwrap_err().contains("path=FILE"));
@@ -162,7 +211,7 @@ mod tests {
     #[test]
     fn what_is_no_disk_is_not_opened() {
         let refused = |path: &str| {
-            let options = BlockOptions { path: path.into(), readonly: true, raw: false };
+            let options = BlockOptions { path: path.into(), readonly: true, ..Default::default() };
             crate::causes::chain(&options.open().expect_err(path)).join(": ")
         };
         assert!(refused("/nowhere").starts_with("cannot open disk /nowhere"));
