@@ -83,6 +83,10 @@ pub struct VmPlan {
     pub network: bool,
     /// Pairs of queues of its network device.
     pub queues: u32,
+    /// More options of its disk.
+    pub disk_options: &'static str,
+    /// Threads of the guest that read the disk besides the one that writes it.
+    pub disk_readers: u32,
 }
 
 impl VmPlan {
@@ -102,6 +106,8 @@ impl VmPlan {
             disk_mib: 16,
             network: false,
             queues: 1,
+            disk_options: "",
+            disk_readers: 0,
         }
     }
 
@@ -131,8 +137,8 @@ impl VmPlan {
         let unwatched = "tsc=nowatchdog";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS}",
-            self.checksummed, self.busy
+             perennial.interval={HEARTBEAT_MS} perennial.readers={}",
+            self.checksummed, self.busy, self.disk_readers
         )
     }
 
@@ -408,11 +414,13 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str, address: Ipv4Addr) -> std
         GuestKernel::BzImage => "bzImage",
         GuestKernel::Pvh => "vmlinux",
     };
+    let disk = match vm.disk_options {
+        "" => format!("\"path={disk}\""),
+        more => format!("\"path={disk},{more}\""),
+    };
     let (initramfs, disks) = match vm.root {
-        GuestRoot::Initramfs => {
-            ("initramfs = \"/data/guest/initramfs\"\n", format!("\"path={disk}\""))
-        }
-        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", \"path={disk}\"", vm.name)),
+        GuestRoot::Initramfs => ("initramfs = \"/data/guest/initramfs\"\n", disk),
+        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", {disk}", vm.name)),
     };
     let (net, on_network) = match vm.network {
         false => (String::new(), String::new()),

@@ -354,7 +354,11 @@ pub(crate) mod tests {
     use crate::state::node::read_node;
 
     pub(crate) fn disk(path: &str, readonly: bool) -> DeviceOptions {
-        DeviceOptions::VirtioBlk(BlockOptions { path: path.into(), readonly })
+        DeviceOptions::VirtioBlk(BlockOptions {
+            path: path.into(),
+            readonly,
+            ..BlockOptions::default()
+        })
     }
 
     pub(crate) fn serial() -> DeviceOptions {

@@ -53,9 +53,13 @@ fn bzimage(luo: Luo) -> Result<(), Failure> {
 
 fn all_kinds(luo: Luo) -> Result<(), Failure> {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
-    let on_disk = VmPlan { kernel, root, ..VmPlan::new("db", 128, 1) };
+    // Both disks have several requests in flight at the update: one by io_uring, one by threads.
+    let disk_readers = 8;
+    let on_disk = VmPlan { kernel, root, disk_readers, ..VmPlan::new("db", 128, 1) };
     let (backing, root) = (Backing::File, GuestRoot::Disk);
-    let on_file = VmPlan { backing, root, ..VmPlan::new("log", 128, 1) };
+    let disk_options = "_disable_io_uring=on";
+    let on_file =
+        VmPlan { backing, root, disk_options, disk_readers, ..VmPlan::new("log", 128, 1) };
     let full = VmPlan { checksummed: "all".into(), kernel, ..VmPlan::new("full", 192, 1) };
     one_update(luo, vec![on_disk, on_file, full])
 }

@@ -143,9 +143,20 @@ impl Machine {
         }
     }
 
+    /// Pauses every device, while the devices' threads complete the requests in flight.
+    fn pause(&mut self) {
+        let Self { board, thread, .. } = self;
+        std::thread::scope(|scope| {
+            let paused = scope.spawn(move || board.pause().unwrap());
+            while !paused.is_finished() {
+                thread.run_with_timeout(1).unwrap();
+            }
+        });
+    }
+
     /// Saves every device and restores it, as a live update does.
     fn live_update(&mut self) {
-        self.board.pause().unwrap();
+        self.pause();
         let state = self.board.save().unwrap();
         let read = read_node(&state.to_node("devices"), "/").unwrap();
         let (wires, fake) = devices::wires(&self.memory);

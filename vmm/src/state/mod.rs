@@ -38,6 +38,12 @@ pub trait Schema: Sized {
     /// The bindings this type can be read from, newest first; the first is the one it writes.
     const COMPATIBLE: &'static [&'static str];
 
+    /// The bindings that this value is written as, if that depends on the value: a value that an older
+    /// binding has as well is written as that, so that programs which know only that one can read it.
+    fn bindings(&self) -> &'static [&'static str] {
+        Self::COMPATIBLE
+    }
+
     /// Writes every field into `node` (whose `compatible` has been set).
     fn encode(&self, node: &mut Node);
 
@@ -46,7 +52,7 @@ pub trait Schema: Sized {
 
     /// Returns this value as a node called `name`, for example `serial@3f8`.
     fn to_node(&self, name: &str) -> Node {
-        let mut node = Node::new(name, Self::COMPATIBLE);
+        let mut node = Node::new(name, self.bindings());
         self.encode(&mut node);
         node
     }

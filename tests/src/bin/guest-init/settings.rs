@@ -10,6 +10,8 @@ pub(crate) struct Settings {
     pub(crate) memory: usize,
     /// `perennial.disk=PATH`, or `off`.
     pub(crate) disk: Option<String>,
+    /// `perennial.readers=COUNT`: the number of threads that read the disk besides the one that writes.
+    pub(crate) readers: u32,
     /// `perennial.busy=PERCENT`: the share of each vCPU that its counter uses.
     pub(crate) busy: u32,
     /// `perennial.interval=MS`: the time between two heartbeats.
@@ -23,6 +25,7 @@ impl Default for Settings {
         Self {
             memory: 16 << 20,
             disk: Some("/dev/vda".to_owned()),
+            readers: 0,
             busy: 100,
             interval: Duration::from_millis(200),
             echo: None,
@@ -43,6 +46,7 @@ impl Settings {
                 "memory" if value == "all" => settings.memory = free_memory(),
                 "memory" => settings.memory = (number()? as usize) << 20,
                 "disk" => settings.disk = (value != "off").then(|| value.to_owned()),
+                "readers" => settings.readers = number()?.min(64),
                 "busy" => settings.busy = number()?.clamp(1, 100),
                 "interval" => settings.interval = Duration::from_millis(number()?.into()),
                 "echo" => {

@@ -91,6 +91,15 @@ pub(crate) fn start(
             }
         });
     }
+    for reader in 0..settings.readers {
+        let path = settings.disk.clone().unwrap_or_default();
+        spawn(progress, console, move |progress, console| {
+            if let Err(error) = read_records(&path, reader.into(), progress) {
+                progress.disk_errors.add(1);
+                console.note("problem", &format!("{path}: reader {reader}: {error}"));
+            }
+        });
+    }
     spawn(progress, console, |progress, console| {
         if let Err(error) = draw_entropy(progress) {
             console.note("problem", &format!("{ENTROPY}: {error}"));
@@ -186,6 +195,31 @@ fn use_disk(path: &str, boot: &str, progress: &Progress, console: &Console) -> i
             Err(error) => {
                 progress.disk_errors.add(1);
                 console.note("problem", &format!("record {seq} of {path}: {error}"));
+            }
+        }
+        crate::pause();
+    }
+    Ok(())
+}
+
+/// How far ahead of the newest record the writer may come while a record is read.
+const AHEAD: u64 = 64;
+
+/// Reads records all over the ring, side by side with others that do, until one is not as it must be.
+fn read_records(path: &str, reader: u64, progress: &Progress) -> io::Result<()> {
+    let flags = OFlags::DIRECT.bits() as i32;
+    let disk = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let slots = disk::slots((&disk).seek(SeekFrom::End(0))?);
+    let mut block = Block::default();
+    for number in reader.. {
+        let (slot, newest) = (number * 7919 % slots, progress.disk_seq.get());
+        // A slot that is being written can be anything.
+        if newest > 0 && (slot + slots - newest % slots) % slots > AHEAD {
+            disk.read_exact_at(&mut block.0, slot * BLOCK as u64)?;
+            match Record::from_block(&block) {
+                Ok(None) => {}
+                Ok(Some(record)) if record.seq % slots == slot => {}
+                other => return Err(io::Error::other(format!("slot {slot}: {other:?}"))),
             }
         }
         crate::pause();

@@ -33,7 +33,8 @@ const DATA: u64 = 0x2_0000;
 const UNTOUCHED: u8 = 0xee;
 
 fn machine() -> Machine {
-    let disk = || DeviceOptions::VirtioBlk(BlockOptions { path: "/a".into(), readonly: false });
+    let options = BlockOptions { path: "/a".into(), ..BlockOptions::default() };
+    let disk = || DeviceOptions::VirtioBlk(options.clone());
     let serial = DeviceOptions::Serial(SerialOptions::Port("console".to_owned()));
     Machine {
         name: VmName::new("a-vm").unwrap(),

@@ -27,6 +27,26 @@ pub enum BlockError {
         /// Its size.
         bytes: u64,
     },
+    /// Its start or its end cannot be read.
+    #[error("cannot read the disk {path} to find out whether it is a raw image")]
+    Head {
+        /// The disk.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is in the format of another hypervisor.
+    #[error(
+        "the disk {path} is a {format} image, and only raw images can be used: convert it (qemu-img \
+         convert -O raw), or say image_type=raw if the guest wrote that onto a raw disk itself"
+    )]
+    Format {
+        /// The disk.
+        path: String,
+        /// The format.
+        format: &'static str,
+    },
     /// It is not the disk that it was.
     #[error(
         "the disk {path} had {saved} bytes before the update and has {here} now: bring the disk \

@@ -1,29 +1,37 @@
 //! virtio-blk (5.2): a disk that is a raw file or a block device of the host.
 //!
-//! Data moves straight between the file and guest memory. A write is complete when the host's kernel
-//! has it; it is durable after FLUSH, or at once for a driver that does not know FLUSH (5.2.6.2).
+//! Data moves straight between the file and guest memory, many requests at a time. A write is complete
+//! when the host's kernel has it; it is durable after a FLUSH that came later, or at once for a driver
+//! that does not know FLUSH (5.2.6.2).
 
+mod engine;
 mod error;
-mod file;
+#[cfg(test)]
+mod flight_tests;
+mod format;
+mod identification;
 mod options;
 mod request;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throughput;
+mod transfer;
+mod worker;
 
 pub use error::BlockError;
 pub use options::BlockOptions;
 pub use state::VirtioBlkStateV1;
+pub use worker::BlockWorker;
 
 use std::fs::File;
 use std::io;
-
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::request::Buffers;
-use super::{Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use self::engine::Engine;
+use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
@@ -31,23 +39,25 @@ use crate::devices::kind::{Built, Kind, Place, Site};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
-/// Entries of the one queue.
+/// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
 /// Most data segments of a request: the queue less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Most bytes of one segment.
 const SIZE_MAX: u32 = 128 << 10;
-/// Most data of a request, in bytes. A pause, and with it every VM's blackout, waits for the request
-/// that is being executed, so no guest may make one that takes for ever. No driver comes near.
+/// Most data of a request, in bytes, and the amount in flight from which on no more requests are
+/// taken. A pause, and with it every VM's blackout, waits for what is in flight, so no guest may make
+/// a request that takes for ever. No driver comes near.
 const REQUEST_MAX: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
-/// Length of the identification string (5.2.6).
-const ID_LEN: usize = 20;
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_MQ: u64 = 1 << 12;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
 
 /// An open image or block device of the host.
 #[derive(Debug)]
@@ -58,6 +68,12 @@ pub struct Image {
     pub identity: Identity,
     /// Whether the guest may only read.
     pub readonly: bool,
+    /// Whether the configuration says that the image is raw, whatever is in it.
+    pub raw: bool,
+    /// Whether the configuration says that io_uring is not to be used.
+    pub no_uring: bool,
+    /// How many queues the guest has for it.
+    pub queues: u16,
     /// Its path on the host, for errors only.
     pub path: String,
 }
@@ -71,37 +87,58 @@ pub struct Block(Arc<Shared>);
 struct Shared {
     image: Image,
     sectors: u64,
-    id: [u8; ID_LEN],
+    id: [u8; identification::LEN],
+    /// The size of each queue.
+    queue_sizes: Vec<u16>,
     /// The driver knows FLUSH; otherwise every write is made durable before it completes.
     driver_flushes: AtomicBool,
 }
 
 impl Block {
-    /// A device for `image`, which its guest knows as `label` (at most 20 bytes of it).
+    /// A device for `image`. `label` names the disk among those of all VMs of the host. Errors if the
+    /// image does not have whole sectors, or is in a format other than raw and its options do not say
+    /// `image_type=raw`.
     pub fn new(image: Image, label: &str) -> Result<Self, BlockError> {
-        let size = file::size(&image.file)
+        let size = transfer::size(&image.file)
             .map_err(|source| BlockError::Size { path: image.path.clone(), source })?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(BlockError::NoSectors { path: image.path, bytes: size });
         }
-        let mut id = [0; ID_LEN];
-        let len = label.len().min(ID_LEN);
-        id[..len].copy_from_slice(&label.as_bytes()[..len]);
-        Ok(Self::with(image, size / SECTOR, id))
+        if !image.raw {
+            let format = format::recognize(&image.file, size)
+                .map_err(|source| BlockError::Head { path: image.path.clone(), source })?;
+            if let Some(format) = format {
+                return Err(BlockError::Format { path: image.path, format });
+            }
+        }
+        Ok(Self::with(image, size / SECTOR, identification::of(label)))
     }
 
-    fn with(image: Image, sectors: u64, id: [u8; ID_LEN]) -> Self {
+    fn with(image: Image, sectors: u64, id: [u8; identification::LEN]) -> Self {
         let driver_flushes = AtomicBool::new(false);
-        Self(Arc::new(Shared { image, sectors, id, driver_flushes }))
+        let queue_sizes = vec![QUEUE_SIZE; usize::from(image.queues)];
+        Self(Arc::new(Shared { image, sectors, id, queue_sizes, driver_flushes }))
     }
 
-    /// The configuration structure (5.2.4): capacity, size_max, seg_max, geometry, blk_size.
-    fn config(&self) -> [u8; 24] {
-        let mut bytes = [0; 24];
-        bytes[0..8].copy_from_slice(&self.0.sectors.to_le_bytes());
-        bytes[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
-        bytes[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        bytes[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+    /// The configuration structure (5.2.4).
+    fn config(&self) -> [u8; 60] {
+        let mut bytes = [0; 60];
+        let most = (REQUEST_MAX / SECTOR) as u32;
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        // capacity, size_max, seg_max, blk_size, num_queues
+        put(0, &self.0.sectors.to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(34, &(self.0.queue_sizes.len() as u16).to_le_bytes());
+        // max_discard_sectors, max_discard_seg, discard_sector_alignment
+        put(36, &most.to_le_bytes());
+        put(40, &1u32.to_le_bytes());
+        put(44, &1u32.to_le_bytes());
+        // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap
+        put(48, &most.to_le_bytes());
+        put(52, &1u32.to_le_bytes());
+        put(56, &[1]);
         bytes
     }
 }
@@ -128,12 +165,14 @@ impl VirtioDevice for Block {
     type Worker = BlockWorker;
 
     fn features(&self) -> u64 {
-        let readonly = if self.0.image.readonly { F_RO } else { 0 };
-        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | readonly
+        let clear = F_DISCARD | F_WRITE_ZEROES;
+        let mode = if self.0.image.readonly { F_RO } else { clear };
+        let several = if self.0.queue_sizes.len() > 1 { F_MQ } else { 0 };
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | mode | several
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.0.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -152,7 +191,7 @@ impl VirtioDevice for Block {
     }
 
     fn worker(&self) -> BlockWorker {
-        BlockWorker(self.0.clone())
+        BlockWorker::new(self.0.clone(), Engine::new(&self.0))
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -168,26 +207,6 @@ impl Shared {
             false => self.image.file.sync_data(),
         }
     }
-}
-
-/// Executes requests in the order of the ring.
-#[derive(Debug)]
-pub struct BlockWorker(Arc<Shared>);
-
-impl VirtioWorker for BlockWorker {
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
-        rings.serve(queue, |chain| match Buffers::collect(rings.memory(), chain) {
-            Some(buffers) => request::execute(&self.0, buffers),
-            // Without a byte for the status there is no way to answer.
-            None => 0,
-        });
-    }
-
-    fn on_source(&mut self, _source: usize, _rings: &Rings) {}
 }
 
 impl Kind for Block {
@@ -218,9 +237,11 @@ impl Kind for Block {
     ) -> Result<Built<Self::State>, DeviceError> {
         let taken = site.files.take_identified(options::IMAGE);
         let (fd, identity) = taken.map_err(|error| site.files_error(error))?;
-        let BlockOptions { path, readonly } = options;
+        let BlockOptions { path, readonly, raw, no_uring, more_queues: _ } = options;
         let path = path.display().to_string();
-        let image = Image { file: fd.into(), identity, readonly: *readonly, path };
+        let (readonly, raw, no_uring) = (*readonly, *raw, *no_uring);
+        let (file, queues) = (fd.into(), options.queues());
+        let image = Image { file, identity, readonly, raw, no_uring, queues, path };
         VirtioPci::build(site, state, image, |image| Self::new(image, &site.label))
     }
 }

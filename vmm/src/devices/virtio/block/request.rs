@@ -4,11 +4,12 @@
 //! position in the bytes of the chain, not by descriptor.
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::{ID_LEN, QUEUE_SIZE, REQUEST_MAX, SECTOR, Shared, file};
+use super::transfer::{Pieces, Transfer};
+use super::{QUEUE_SIZE, REQUEST_MAX, SECTOR, Shared, identification};
 use crate::devices::virtio::Chain;
 
 /// Length of the header: type, reserved, sector.
@@ -18,52 +19,145 @@ const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
 
-const S_OK: u8 = 0;
-const S_IOERR: u8 = 1;
-const S_UNSUPP: u8 = 2;
+/// Length of the range that a discard or a write-zeroes names: sector, number of sectors, flags.
+const RANGE: usize = 16;
+/// Flag of a range: the sectors may be given back to the host's storage.
+const UNMAP: u32 = 1;
 
-/// The bytes of a chain: those that the device reads, then those that it writes, without the status.
-pub(super) struct Buffers<'m> {
-    readable: Vec<VolatileSlice<'m>>,
-    writable: Vec<VolatileSlice<'m>>,
-    status: VolatileSlice<'m>,
-    /// A descriptor was not as it must be; nothing of the request is executed.
+/// The status of a request (5.2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = 0,
+    IoError = 1,
+    Unsupported = 2,
+}
+
+/// What has to be done for a request.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Nothing more: its status, and how many bytes of data were written for the guest.
+    Done(Status, u64),
+    /// Data is to be moved.
+    Transfer(Transfer),
+    /// What was written is to be made durable.
+    Flush,
+    /// Sectors are to be discarded or zeroed.
+    Clear(Clear),
+}
+
+/// Discards or zeroes `bytes` bytes of the file from `offset` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clear {
+    /// What is to become of them.
+    pub(super) how: How,
+    /// Where they begin, in bytes.
+    pub(super) offset: u64,
+    /// How many.
+    pub(super) bytes: u64,
+}
+
+/// What becomes of sectors that a [`Clear`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// The guest does not need them. A host that cannot give them back keeps them.
+    Discard,
+    /// They read as zeroes, and are given back to the host's storage.
+    ZeroAndUnmap,
+    /// They read as zeroes, and go on to have their place on the host's storage.
+    Zero,
+}
+
+/// Where the answer to a request goes.
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: GuestAddress,
+    /// How many bytes the device may write before the status.
+    before_status: u64,
+    /// A descriptor was not as it must be.
     broken: bool,
 }
 
-impl<'m> Buffers<'m> {
-    /// Looks up every descriptor. `None` if there is no place for the status.
-    pub(super) fn collect(memory: &'m GuestMemoryMmap, chain: Chain) -> Option<Self> {
-        let (mut readable, mut writable) = (Vec::new(), Vec::new());
-        let mut broken = false;
-        for (number, descriptor) in chain.enumerate() {
-            // No chain is longer than the queue (2.7.5.3.1). A table could hold 65535 descriptors,
-            // and a pause waits for all of a request.
-            if number == usize::from(QUEUE_SIZE) {
-                broken = true;
-                break;
-            }
-            let len = descriptor.len() as usize;
-            if len == 0 {
-                continue;
-            }
-            match memory.get_slice(descriptor.addr(), len) {
-                Ok(slice) if descriptor.is_write_only() => writable.push(slice),
-                // What the device reads comes before what it writes (2.7.4.2).
-                Ok(slice) if writable.is_empty() => readable.push(slice),
-                _ => broken = true,
-            }
-        }
-        let last = writable.pop()?;
-        let rest = last.len() - 1;
-        let status = last.subslice(rest, 1).ok()?;
-        if rest > 0 {
-            writable.push(last.subslice(0, rest).ok()?);
-        }
-        Some(Self { readable, writable, status, broken })
+impl Answer {
+    /// Writes the status, after `written` bytes of data. Returns the length for the used ring: how
+    /// many bytes were written at the start of what the device may write (2.7.8.2). The status is the
+    /// last byte, so it counts only if all bytes before it were written.
+    pub(super) fn give(&self, memory: &GuestMemoryMmap, status: Status, written: u64) -> u32 {
+        let told = memory.write_obj(status as u8, self.status).is_ok();
+        let all = told && written == self.before_status && !self.broken;
+        // A chain is shorter than 4 GiB: the queue sees to that.
+        u32::try_from(written + u64::from(all)).unwrap_or(u32::MAX)
     }
+}
 
+/// The bytes of a chain: those that the device reads, then those that it writes, without the status.
+struct Buffers<'m> {
+    readable: Vec<VolatileSlice<'m>>,
+    writable: Vec<VolatileSlice<'m>>,
+}
+
+/// Finds out what a request asks for. `None` if it has no byte for the status, so that there is no way
+/// to answer.
+pub(super) fn parse(
+    disk: &Shared,
+    memory: &Arc<GuestMemoryMmap>,
+    chain: Chain,
+) -> Option<(Answer, Task)> {
+    let (mut buffers, answer) = collect(memory, chain)?;
+    let task = match buffers.header() {
+        Some((kind, sector)) if !answer.broken => task(disk, memory, kind, sector, &buffers)
+            .unwrap_or_else(|error| {
+                tracing::debug!(
+                    "disk {}: request {kind} at sector {sector}: {error}",
+                    disk.image.path
+                );
+                Task::Done(Status::IoError, 0)
+            }),
+        _ => Task::Done(Status::IoError, 0),
+    };
+    Some((answer, task))
+}
+
+/// Looks up every descriptor of a chain, and takes the status off the end.
+fn collect(memory: &GuestMemoryMmap, chain: Chain) -> Option<(Buffers<'_>, Answer)> {
+    let (mut readable, mut writable) = (Vec::new(), Vec::new());
+    let mut broken = false;
+    let mut end = GuestAddress(0);
+    for (number, descriptor) in chain.enumerate() {
+        // No chain is longer than the queue (2.7.5.3.1). A table could hold 65535 descriptors, and a
+        // pause waits for all of a request.
+        if number == usize::from(QUEUE_SIZE) {
+            broken = true;
+            break;
+        }
+        let len = descriptor.len() as usize;
+        if len == 0 {
+            continue;
+        }
+        match memory.get_slice(descriptor.addr(), len) {
+            Ok(slice) if descriptor.is_write_only() => {
+                // Within RAM, so the sum is an address.
+                end = GuestAddress(descriptor.addr().0 + len as u64 - 1);
+                writable.push(slice);
+            }
+            // What the device reads comes before what it writes (2.7.4.2).
+            Ok(slice) if writable.is_empty() => readable.push(slice),
+            _ => broken = true,
+        }
+    }
+    let last = writable.pop()?;
+    if last.len() > 1 {
+        writable.push(last.subslice(0, last.len() - 1).ok()?);
+    }
+    let before_status = writable.iter().map(|slice| slice.len() as u64).sum();
+    let answer = Answer { status: end, before_status, broken };
+    Some((Buffers { readable, writable }, answer))
+}
+
+impl Buffers<'_> {
     /// Takes the header off the front of what is read.
     fn header(&mut self) -> Option<(u32, u64)> {
         let mut bytes = [0; HEADER];
@@ -83,61 +177,39 @@ impl<'m> Buffers<'m> {
     }
 }
 
-/// Executes a request. Returns how many bytes were written into the chain, the status included.
-pub(super) fn execute(disk: &Shared, mut buffers: Buffers<'_>) -> u32 {
-    let (status, written) = match buffers.header() {
-        Some((kind, sector)) if !buffers.broken => run(disk, kind, sector, &buffers),
-        _ => (S_IOERR, 0),
-    };
-    match buffers.status.write_obj(status, 0) {
-        Ok(()) => written.saturating_add(1),
-        Err(_) => 0,
-    }
-}
-
-fn run(disk: &Shared, kind: u32, sector: u64, buffers: &Buffers<'_>) -> (u8, u32) {
-    let done = match kind {
-        T_IN => read(disk, sector, &buffers.writable),
-        T_OUT => write(disk, sector, &buffers.readable).map(|()| 0),
-        T_FLUSH => disk.flush().map(|()| 0),
-        T_GET_ID => identify(disk, &buffers.writable),
-        _ => return (S_UNSUPP, 0),
-    };
-    match done {
-        Ok(written) => (S_OK, written),
-        Err(error) => {
-            tracing::debug!("disk {}: request {kind} at sector {sector}: {error}", disk.image.path);
-            (S_IOERR, 0)
+fn task(
+    disk: &Shared,
+    memory: &Arc<GuestMemoryMmap>,
+    kind: u32,
+    sector: u64,
+    buffers: &Buffers<'_>,
+) -> io::Result<Task> {
+    let transfer = |slices: &[VolatileSlice<'_>], write| {
+        let bytes = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.len() as u64));
+        let (offset, bytes) = range(disk, sector, bytes)?;
+        if bytes == 0 {
+            return Ok(Task::Done(Status::Ok, 0));
         }
+        let pieces = Pieces::new(memory, slices);
+        Ok(Task::Transfer(Transfer { write, pieces, offset, rest: bytes, bytes }))
+    };
+    match kind {
+        T_IN => transfer(&buffers.writable, false),
+        T_OUT if disk.image.readonly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        T_OUT => transfer(&buffers.readable, true),
+        T_FLUSH if disk.image.readonly => Ok(Task::Done(Status::Ok, 0)),
+        T_FLUSH => Ok(Task::Flush),
+        T_GET_ID => identify(disk, &buffers.writable),
+        T_DISCARD | T_WRITE_ZEROES if disk.image.readonly => {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+        T_DISCARD => clear(disk, &buffers.readable, true),
+        T_WRITE_ZEROES => clear(disk, &buffers.readable, false),
+        _ => Ok(Task::Done(Status::Unsupported, 0)),
     }
 }
 
-fn read(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
-    let (mut offset, total) = range(disk, sector, slices)?;
-    for slice in slices {
-        file::read(&disk.image.file, slice, offset)?;
-        offset += slice.len() as u64;
-    }
-    // A chain is shorter than 4 GiB: the queue sees to that.
-    Ok(u32::try_from(total).unwrap_or(u32::MAX))
-}
-
-fn write(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<()> {
-    if disk.image.readonly {
-        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
-    }
-    let (mut offset, _) = range(disk, sector, slices)?;
-    for slice in slices {
-        file::write(&disk.image.file, slice, offset)?;
-        offset += slice.len() as u64;
-    }
-    match disk.driver_flushes.load(Ordering::Relaxed) {
-        true => Ok(()),
-        false => disk.flush(),
-    }
-}
-
-fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
+fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<Task> {
     let mut rest = &disk.id[..];
     for slice in slices {
         let count = slice.len().min(rest.len());
@@ -145,14 +217,46 @@ fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<u32> {
         rest = &rest[count..];
     }
     match rest.is_empty() {
-        true => Ok(ID_LEN as u32),
+        true => Ok(Task::Done(Status::Ok, identification::LEN as u64)),
         false => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 
-/// Offset in the file and number of bytes, if whole sectors of the disk are meant, and not too many.
-fn range(disk: &Shared, sector: u64, slices: &[VolatileSlice<'_>]) -> io::Result<(u64, u64)> {
-    let bytes = slices.iter().try_fold(0u64, |sum, slice| sum.checked_add(slice.len() as u64));
+/// A discard or a write-zeroes: the data is one range, as the configuration says that there is no more
+/// than one (`max_discard_seg`, `max_write_zeroes_seg`).
+fn clear(disk: &Shared, slices: &[VolatileSlice<'_>], discard: bool) -> io::Result<Task> {
+    let mut data = [0; RANGE];
+    let mut rest = &mut data[..];
+    for slice in slices {
+        if slice.len() > rest.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (part, after) = rest.split_at_mut(slice.len());
+        slice.read_slice(part, 0).map_err(io::Error::other)?;
+        rest = after;
+    }
+    if !rest.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = data;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    let how = match (discard, u32::from_le_bytes(flags)) {
+        (true, 0) => How::Discard,
+        (false, 0) => How::Zero,
+        (false, UNMAP) => How::ZeroAndUnmap,
+        // Flags that are not defined, or not for a discard (5.2.6.2).
+        _ => return Ok(Task::Done(Status::Unsupported, 0)),
+    };
+    match range(disk, sector, Some(u64::from(sectors) * SECTOR))? {
+        (_, 0) => Ok(Task::Done(Status::Ok, 0)),
+        (offset, bytes) => Ok(Task::Clear(Clear { how, offset, bytes })),
+    }
+}
+
+/// Returns the offset in the file of `sector`, and `bytes`. Errors if they are not whole sectors of the
+/// disk, or are too many.
+fn range(disk: &Shared, sector: u64, bytes: Option<u64>) -> io::Result<(u64, u64)> {
     let bytes = bytes.filter(|bytes| bytes.is_multiple_of(SECTOR) && *bytes <= REQUEST_MAX);
     let end = bytes.and_then(|bytes| sector.checked_add(bytes / SECTOR));
     match (bytes, end) {

@@ -1,6 +1,6 @@
 //! The state of a disk.
 
-use super::{Block, BlockError, ID_LEN, Image, SECTOR, Shared, file};
+use super::{Block, BlockError, Image, SECTOR, Shared, identification, transfer};
 use crate::devices::identity::Identity;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
@@ -12,7 +12,7 @@ pub struct VirtioBlkStateV1 {
     /// Whether the guest may only read.
     pub readonly: bool,
     /// What the guest reads as the disk's identification.
-    pub id: [u8; ID_LEN],
+    pub id: [u8; identification::LEN],
     /// The file or block device of the host.
     pub identity: Identity,
 }
@@ -49,11 +49,11 @@ impl Persist for Block {
     type Error = BlockError;
 
     fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
-        // What the driver knows follows from its features, which the transport saves.
+        // The transport saves the queues, and the features, from which follows what the driver knows.
         let Self(shared) = self;
-        let Shared { image, sectors, id, driver_flushes: _ } = &**shared;
-        // The file is open and its path is in the machine's description.
-        let Image { file: _, identity, readonly, path: _ } = image;
+        let Shared { image, sectors, id, queue_sizes: _, driver_flushes: _ } = &**shared;
+        // The file is open; the rest is in the machine's description.
+        let Image { file: _, identity, readonly, raw: _, no_uring: _, queues: _, path: _ } = image;
         let identity = identity.clone();
         Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: *readonly, id: *id, identity })
     }
@@ -67,7 +67,7 @@ impl Persist for Block {
         if !image.identity.is_same(&identity) {
             return Err(BlockError::Another { path, saved: identity, here: image.identity });
         }
-        let here = file::size(&image.file)
+        let here = transfer::size(&image.file)
             .map_err(|source| BlockError::Size { path: path.clone(), source })?;
         let saved = capacity_sectors * SECTOR;
         if here != saved {

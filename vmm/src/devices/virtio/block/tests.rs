@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::request::{Clear, How, Status, Task};
 use super::*;
 use crate::devices::virtio::driver::{INDIRECT, NEXT, Part, Ring, WRITE, ram};
 use crate::state::Persist;
@@ -42,7 +43,15 @@ fn image() -> NamedTempFile {
 
 fn opened(file: File, readonly: bool, path: &str) -> Image {
     let identity = Identity::File { file_system: 1, inode: 2 };
-    Image { file, identity, readonly, path: path.to_owned() }
+    Image {
+        file,
+        identity,
+        readonly,
+        raw: false,
+        no_uring: false,
+        queues: 1,
+        path: path.to_owned(),
+    }
 }
 
 fn disk(file: &NamedTempFile, readonly: bool) -> Image {
@@ -61,6 +70,8 @@ struct Guest {
     memory: GuestMemoryMmap,
     ring: Ring,
     queue: Queue,
+    /// What the device is to discard or to zero.
+    cleared: Vec<Clear>,
 }
 
 impl Guest {
@@ -81,7 +92,7 @@ impl Guest {
         queue.set_used_ring_address(low, high);
         queue.set_ready(true);
         assert!(queue.is_valid(&memory));
-        Self { image, block, memory, ring, queue }
+        Self { image, block, memory, ring, queue, cleared: Vec::new() }
     }
 
     /// What the device and its worker share, while there is no worker.
@@ -111,8 +122,31 @@ impl Guest {
         self.ring.offer(parts);
         let memory = Arc::new(self.memory.clone());
         let chain = self.queue.iter(memory.clone()).unwrap().next().unwrap();
-        let buffers = Buffers::collect(&memory, chain);
-        buffers.map_or(0, |buffers| request::execute(&self.block.0, buffers))
+        let disk = &*self.block.0;
+        let Some((answer, task)) = request::parse(disk, &memory, chain) else { return 0 };
+        let (done, written) = match task {
+            Task::Done(status, written) => return answer.give(&memory, status, written),
+            Task::Flush => (disk.flush(), 0),
+            Task::Clear(clear) => {
+                self.cleared.push(clear);
+                (Ok(()), 0)
+            }
+            Task::Transfer(mut transfer) => {
+                let mut move_all = || {
+                    while !transfer.advance(transfer.step(&disk.image.file, 0)?)? {}
+                    // As the worker has it.
+                    match transfer.write && !disk.driver_flushes.load(Ordering::Relaxed) {
+                        true => disk.flush(),
+                        false => Ok(()),
+                    }
+                };
+                (move_all(), if transfer.write { 0 } else { transfer.bytes })
+            }
+        };
+        match done {
+            Ok(()) => answer.give(&memory, Status::Ok, written),
+            Err(_) => answer.give(&memory, Status::IoError, 0),
+        }
     }
 
     /// A request as Linux makes it: header, data, and the status in a descriptor of its own.
@@ -184,7 +218,7 @@ fn a_header_that_is_too_short_is_an_error() {
     let mut guest = Guest::new(false);
     for len in [0, 1, 15] {
         guest.put_header(IN, 0);
-        assert_eq!(guest.execute(&[(HEADER, len, 0), (DATA, 512, WRITE), STATUS_PART]), 1);
+        assert_eq!(guest.execute(&[(HEADER, len, 0), (DATA, 512, WRITE), STATUS_PART]), 0);
         assert_eq!(guest.get(STATUS, 1), [IOERR]);
         assert_eq!(guest.get(DATA, 512), [0; 512]);
     }
@@ -196,7 +230,7 @@ fn data_that_is_not_whole_sectors_is_an_error_and_moves_nothing() {
     guest.put(DATA, &[0x77; 1024]);
     for len in [1, 511, 513, 1023] {
         assert_eq!(guest.request(OUT, 0, &[(DATA, len, 0)]), (IOERR, 1), "{len}");
-        assert_eq!(guest.request(IN, 0, &[(DATA, len, WRITE)]), (IOERR, 1), "{len}");
+        assert_eq!(guest.request(IN, 0, &[(DATA, len, WRITE)]), (IOERR, 0), "{len}");
     }
     assert_eq!(guest.get(DATA, 1024), [0x77; 1024]);
     assert_eq!(guest.on_disk(), original());
@@ -211,11 +245,11 @@ fn what_reaches_beyond_the_end_is_an_error_and_moves_nothing() {
     let far = [SECTORS - 1, SECTORS, SECTORS + 1, u64::MAX / 512, u64::MAX - 1, u64::MAX];
     for sector in far {
         assert_eq!(guest.request(OUT, sector, &[(DATA, 1024, 0)]), (IOERR, 1), "{sector:#x}");
-        assert_eq!(guest.request(IN, sector, &[(DATA, 1024, WRITE)]), (IOERR, 1), "{sector:#x}");
+        assert_eq!(guest.request(IN, sector, &[(DATA, 1024, WRITE)]), (IOERR, 0), "{sector:#x}");
     }
     // Numbers that would be small again as bytes in 64 bits.
     for sector in [1 << 55, 1 << 56 | 1, 1 << 63] {
-        assert_eq!(guest.request(IN, sector, &[(DATA, 512, WRITE)]), (IOERR, 1), "{sector:#x}");
+        assert_eq!(guest.request(IN, sector, &[(DATA, 512, WRITE)]), (IOERR, 0), "{sector:#x}");
     }
     assert_eq!(guest.get(DATA, 1024), [0x77; 1024]);
     assert_eq!(guest.on_disk(), original());
@@ -233,34 +267,96 @@ fn the_last_sector_of_the_largest_disk_can_be_read() {
     guest.put(DATA, &[0x77; 512]);
     assert_eq!(guest.request(IN, last, &[(DATA, 512, WRITE)]), (OK, 513));
     assert_eq!(guest.get(DATA, 512), [0; 512]);
-    assert_eq!(guest.request(IN, last + 1, &[(DATA, 512, WRITE)]), (IOERR, 1));
+    assert_eq!(guest.request(IN, last + 1, &[(DATA, 512, WRITE)]), (IOERR, 0));
 }
 
 #[test]
 fn the_identification_is_20_bytes() {
     let mut guest = Guest::new(false);
-    let mut id = *b"a-vm-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let id = *b"a-vm-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     guest.put(DATA, &[UNTOUCHED; 32]);
     assert_eq!(guest.request(GET_ID, 0, &[(DATA, 20, WRITE)]), (OK, 21));
     assert_eq!(guest.get(DATA, 21), [&id[..], &[UNTOUCHED]].concat());
-    assert_eq!(guest.request(GET_ID, 9, &[(DATA, 1, WRITE), (DATA + 1, 31, WRITE)]), (OK, 21));
+    // Of a longer buffer only 20 bytes are written, so the status does not count.
+    assert_eq!(guest.request(GET_ID, 9, &[(DATA, 1, WRITE), (DATA + 1, 31, WRITE)]), (OK, 20));
     assert_eq!(guest.get(DATA, 21), [&id[..], &[UNTOUCHED]].concat());
-    assert_eq!(guest.request(GET_ID, 0, &[(DATA, 19, WRITE)]), (IOERR, 1));
+    assert_eq!(guest.request(GET_ID, 0, &[(DATA, 19, WRITE)]), (IOERR, 0));
+}
 
-    guest.block = Block::new(disk(&guest.image, false), "a-name-of-more-than-20-bytes").unwrap();
-    id = *b"a-name-of-more-than-";
-    assert_eq!(guest.request(GET_ID, 0, &[(DATA, 20, WRITE)]), (OK, 21));
-    assert_eq!(guest.get(DATA, 20), id);
+#[test]
+fn an_image_in_another_format_is_refused_unless_it_is_said_to_be_raw() {
+    let file = image();
+    file.as_file().write_all_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
+    let refused = Block::new(disk(&file, false), "a-vm-0").unwrap_err().to_string();
+    assert!(refused.starts_with("the disk /a/disk is a qcow2 image"), "{refused}");
+    assert!(refused.contains("image_type=raw"), "{refused}");
+    let block = Block::new(Image { raw: true, ..disk(&file, false) }, "a-vm-0").unwrap();
+    // What the guest wrote while it ran does not keep it from being restored.
+    Block::restore(block.save().unwrap(), disk(&file, false)).unwrap();
 }
 
 #[test]
 fn other_requests_are_not_supported() {
     let mut guest = Guest::new(false);
-    // Discard and write-zeroes among them, which are not offered.
-    for kind in [2, 3, 5, 7, 9, 11, 13, 14, 0x8000_0000, u32::MAX] {
+    for kind in [2, 3, 5, 7, 9, 12, 14, 0x8000_0000, u32::MAX] {
         assert_eq!(guest.request(kind, 0, &[(DATA, 512, 0)]), (UNSUPP, 1), "{kind}");
     }
     assert_eq!(guest.on_disk(), original());
+}
+
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+/// The range that a discard or a write-zeroes names.
+fn range(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
+    let fields = u128::from(sector) | u128::from(sectors) << 64 | u128::from(flags) << 96;
+    fields.to_le_bytes()
+}
+
+#[test]
+fn a_discard_and_a_write_of_zeroes_name_one_range_of_the_disk() {
+    for (kind, flags, how) in [
+        (DISCARD, 0, How::Discard),
+        (WRITE_ZEROES, 0, How::Zero),
+        (WRITE_ZEROES, 1, How::ZeroAndUnmap),
+    ] {
+        let mut guest = Guest::new(false);
+        guest.put(DATA, &range(2, 3, flags));
+        assert_eq!(guest.request(kind, 99, &[(DATA, 5, 0), (DATA + 5, 11, 0)]), (OK, 1));
+        assert_eq!(guest.cleared, [Clear { how, offset: 1024, bytes: 1536 }]);
+        guest.put(DATA, &range(SECTORS, 0, flags));
+        assert_eq!(guest.request(kind, 0, &[(DATA, 16, 0)]), (OK, 1), "of nothing");
+
+        for (sector, sectors) in
+            [(SECTORS, 1), (0, SECTORS as u32 + 1), (u64::MAX, 1), (1 << 55, 1), (0, u32::MAX)]
+        {
+            guest.put(DATA, &range(sector, sectors, flags));
+            assert_eq!(guest.request(kind, 0, &[(DATA, 16, 0)]), (IOERR, 1), "{sector}, {sectors}");
+        }
+        // No range, a part of one, more than one.
+        for len in [0, 1, 15, 17, 32] {
+            assert_eq!(guest.request(kind, 0, &[(DATA, len, 0)]), (IOERR, 1), "{len}");
+        }
+        for flags in if kind == DISCARD { [1, 2] } else { [2, 0x8000_0000] } {
+            guest.put(DATA, &range(0, 1, flags));
+            assert_eq!(guest.request(kind, 0, &[(DATA, 16, 0)]), (UNSUPP, 1), "{flags}");
+        }
+        assert_eq!(guest.cleared.len(), 1);
+        let mut guest = Guest::new(true);
+        guest.put(DATA, &range(0, 1, flags));
+        assert_eq!(guest.request(kind, 0, &[(DATA, 16, 0)]), (IOERR, 1), "read-only");
+        assert_eq!(guest.block.features() & (F_DISCARD | F_WRITE_ZEROES), 0);
+    }
+}
+
+#[test]
+fn a_disk_has_as_many_queues_as_its_options_say() {
+    let file = image();
+    let block = Block::new(Image { queues: 4, ..disk(&file, false) }, "a-vm-0").unwrap();
+    assert_eq!(block.queue_sizes(), [256; 4]);
+    assert_ne!(block.features() & F_MQ, 0);
+    assert_eq!(block.config()[34], 4);
+    assert_eq!(Guest::new(false).block.features() & F_MQ, 0);
 }
 
 #[test]
@@ -291,10 +387,10 @@ fn a_chain_with_a_wrong_descriptor_is_an_error_and_moves_nothing() {
     for parts in wrong {
         let mut guest = Guest::new(false);
         guest.put(DATA, &[0x77; 512]);
-        assert_eq!(guest.request(OUT, 0, parts), (IOERR, 1), "{parts:x?}");
+        assert_eq!(guest.request(OUT, 0, parts), (IOERR, 0), "{parts:x?}");
         let writable: Vec<Part> = parts.iter().map(|(at, len, _)| (*at, *len, WRITE)).collect();
         if parts[0].2 != WRITE {
-            assert_eq!(guest.request(IN, 0, &writable), (IOERR, 1), "{parts:x?}");
+            assert_eq!(guest.request(IN, 0, &writable), (IOERR, 0), "{parts:x?}");
         }
         assert_eq!(guest.get(DATA, 512), [0x77; 512]);
         assert_eq!(guest.on_disk(), original());
@@ -379,11 +475,11 @@ fn an_error_of_the_disk_is_an_error_of_the_request() {
     // No space left.
     guest.inside().image.file = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(guest.request(OUT, 0, &[(DATA, 512, 0)]), (IOERR, 1));
-    assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (IOERR, 1));
+    assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (IOERR, 0));
     // Cut short under the guest, in the middle of a request.
     guest.inside().image = disk(&guest.image, false);
     guest.image.as_file().set_len(512).unwrap();
-    assert_eq!(guest.request(IN, 0, &[(DATA, 1024, WRITE)]), (IOERR, 1));
+    assert_eq!(guest.request(IN, 0, &[(DATA, 1024, WRITE)]), (IOERR, 0));
     assert_eq!(guest.request(IN, 0, &[(DATA, 512, WRITE)]), (OK, 513));
 }
 
@@ -399,7 +495,11 @@ fn the_configuration_has_the_size_of_the_disk_and_of_its_requests() {
     assert_eq!(read(&guest, 0), SECTORS);
     assert_eq!(read(&guest, 8), 254 << 32 | 128 << 10);
     assert_eq!(read(&guest, 20), 512);
-    assert_eq!(read(&guest, 24), 0);
+    assert_eq!(read(&guest, 24), 0, "no topology is told");
+    assert_eq!(read(&guest, 32), (65_024 << 32) | (1 << 16), "one queue");
+    assert_eq!(read(&guest, 40), 1 << 32 | 1);
+    assert_eq!(read(&guest, 48), 1 << 32 | 65_024);
+    assert_eq!(read(&guest, 56), 1);
     assert_eq!(read(&guest, 0xfff), 0);
     assert_eq!(guest.block.queue_sizes(), [256]);
 }

@@ -90,6 +90,11 @@ impl Rings {
         self.look_again(queue);
     }
 
+    /// Returns the number of queues.
+    pub fn count(&self) -> usize {
+        self.0.doorbells.len()
+    }
+
     /// Rings the doorbell of queue `queue`, so that the worker is called again after the thread's
     /// other events.
     pub fn look_again(&self, queue: usize) {

@@ -361,10 +361,23 @@ impl<D> Machine<D>
 where
     D: VirtioDevice<Error: Send + Sync, State: Clone + Debug + PartialEq>,
 {
+    /// Pauses the function, while its thread completes the requests in flight.
+    fn pause(&mut self) {
+        let Self { function, thread, .. } = self;
+        function.pause();
+        std::thread::scope(|scope| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            let drained = scope.spawn(move || function.drain(deadline).unwrap());
+            while !drained.is_finished() {
+                thread.run_with_timeout(1).unwrap();
+            }
+        });
+    }
+
     /// Performs the steps of a live update on the function, up to the resume: pause, save, encode,
     /// decode, restore with new interrupt lines and doorbells.
     fn switch(mut self, device: D::Resources) -> Self {
-        pause(&mut self.function);
+        self.pause();
         let state = self.function.save().unwrap();
         assert_eq!(state, self.function.save().unwrap(), "saving changes nothing");
         let read = read_node(&state.to_node("function@1"), "/devices").unwrap();

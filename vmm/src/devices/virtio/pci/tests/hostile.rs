@@ -216,7 +216,15 @@ fn act() -> impl Strategy<Value = Act> {
 fn disk(file: &tempfile::NamedTempFile) -> Image {
     let file = file.reopen().unwrap();
     let identity = Identity::of(&file).unwrap();
-    Image { file, identity, readonly: false, path: "a disk".to_owned() }
+    Image {
+        file,
+        identity,
+        readonly: false,
+        raw: false,
+        no_uring: false,
+        queues: 1,
+        path: "a disk".to_owned(),
+    }
 }
 
 proptest! {

@@ -1,0 +1,151 @@
+//! A pool of threads that read, write and flush a disk. Each disk has its own, so that a disk that does
+//! not answer holds up no other.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use rustix::fs::fallocate;
+
+use super::{Clear, Completed, Job, OwnedFd, Shared, Work, new_event, signal};
+use crate::mutex::lock;
+
+/// Most threads of one disk. At most one of them flushes at a time: the worker sees to that.
+const THREADS: usize = 8;
+
+/// Hands jobs to threads, which it starts when there is work for them.
+#[derive(Debug)]
+pub(in crate::devices::virtio::block) struct Pool {
+    disk: Arc<Shared>,
+    state: Arc<State>,
+    threads: usize,
+    /// Jobs that were completed without a thread.
+    at_once: Vec<Completed>,
+    /// Whether the file system can read and write without waiting. Asked for at the first try.
+    nowait: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    jobs: Mutex<Jobs>,
+    /// There is a job, or the pool was closed.
+    changed: Condvar,
+    event: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    completed: Vec<Completed>,
+    /// Threads that wait for a job.
+    idle: usize,
+    closed: bool,
+}
+
+impl Pool {
+    pub(super) fn new(disk: &Arc<Shared>) -> Self {
+        let state = State {
+            jobs: Mutex::default(),
+            changed: Condvar::new(),
+            event: new_event().expect("an eventfd, as every doorbell is one"),
+        };
+        let at_once = Vec::new();
+        Self { disk: disk.clone(), state: Arc::new(state), threads: 0, at_once, nowait: true }
+    }
+
+    pub(super) fn event(&self) -> &OwnedFd {
+        &self.state.event
+    }
+
+    /// Does the job at once if that takes no waiting (data in the host's page cache), otherwise hands
+    /// it to a thread.
+    pub(super) fn begin(&mut self, job: Job) {
+        if let Work::Transfer(transfer) = &job.work
+            && self.nowait
+        {
+            match transfer.step(&self.disk.image.file, libc::RWF_NOWAIT) {
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.nowait = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return self.at_once.push((job, result)),
+            }
+        }
+        let mut jobs = lock(&self.state.jobs);
+        jobs.waiting.push_back(job);
+        let more = jobs.waiting.len() > jobs.idle && self.threads < THREADS;
+        drop(jobs);
+        self.state.changed.notify_one();
+        if more {
+            self.start_thread();
+        }
+    }
+
+    fn start_thread(&mut self) {
+        let (disk, state) = (self.disk.clone(), self.state.clone());
+        let builder = thread::Builder::new().name("disk-io".to_owned());
+        match builder.spawn(move || state.serve(&disk)) {
+            Ok(_) => self.threads += 1,
+            // The threads that there are do the work, or else this one.
+            Err(_) if self.threads > 0 => {}
+            Err(error) => {
+                tracing::warn!("disk {}: cannot start a thread: {error}", self.disk.image.path);
+                let job = lock(&self.state.jobs).waiting.pop_front();
+                self.at_once.extend(job.map(|job| perform(&self.disk, job)));
+            }
+        }
+    }
+
+    pub(super) fn completed(&mut self) -> Vec<Completed> {
+        let mut completed = std::mem::take(&mut self.at_once);
+        completed.append(&mut lock(&self.state.jobs).completed);
+        completed
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.state.jobs).closed = true;
+        self.state.changed.notify_all();
+    }
+}
+
+impl State {
+    /// What each thread runs.
+    fn serve(&self, disk: &Shared) {
+        while let Some(job) = self.next() {
+            let completed = perform(disk, job);
+            lock(&self.jobs).completed.push(completed);
+            signal(&self.event);
+        }
+    }
+
+    /// Waits for a job. `None` if the pool was closed.
+    fn next(&self) -> Option<Job> {
+        let mut jobs = lock(&self.jobs);
+        loop {
+            if jobs.closed {
+                return None;
+            }
+            if let Some(job) = jobs.waiting.pop_front() {
+                return Some(job);
+            }
+            jobs.idle += 1;
+            jobs = self.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            jobs.idle -= 1;
+        }
+    }
+}
+
+/// Does a job, and waits for its end.
+pub(super) fn perform(disk: &Shared, job: Job) -> Completed {
+    let result = match &job.work {
+        Work::Transfer(transfer) => transfer.step(&disk.image.file, 0),
+        Work::Sync => disk.image.file.sync_data().map(|()| 0),
+        Work::Clear(Clear { how, offset, bytes }) => {
+            fallocate(&disk.image.file, how.flags(), *offset, *bytes)
+                .map(|()| 0)
+                .map_err(io::Error::from)
+        }
+    };
+    (job, result)
+}

@@ -1,0 +1,302 @@
+//! Many requests at a time, on both engines: in flight during a pause, flushes, limits, and what a
+//! hostile driver does meanwhile.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, SubscriberOps};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::*;
+use crate::bus::BusDevice;
+use crate::devices::Device;
+use crate::devices::pci::PciFunction;
+use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
+use crate::devices::virtio::features::VERSION_1;
+use crate::devices::virtio::{PciResources, Worker};
+use crate::kvm::interrupts::fake::FakeWires;
+use crate::kvm::interrupts::pull;
+
+const BAR: u32 = 0xc000_0000;
+const HEADERS: u64 = 0x1_0000;
+const STATUSES: u64 = 0x1_8000;
+const DATA: u64 = 0x2_0000;
+const SECTORS: u64 = 64;
+/// What a status byte is before the device writes it.
+const UNTOUCHED: u8 = 0xee;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Guest {
+    function: VirtioPci<Block>,
+    thread: EventManager<Worker<BlockWorker>>,
+    wires: Arc<FakeWires>,
+    memory: GuestMemoryMmap,
+    ring: Ring,
+    offered: u64,
+}
+
+impl Guest {
+    /// A guest whose driver has started the disk `file`, with the features `features`.
+    fn new(file: File, no_uring: bool, features: u64) -> Self {
+        Self::with_sectors(file, SECTORS, no_uring, features)
+    }
+
+    fn with_sectors(file: File, sectors: u64, no_uring: bool, features: u64) -> Self {
+        let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
+        let resources = PciResources {
+            slot: 1,
+            bar: BAR,
+            memory: memory.clone(),
+            interrupts: wires.clone(),
+            doorbells: wires.clone(),
+        };
+        let identity = Identity::File { file_system: 1, inode: 2 };
+        let path = "a disk".to_owned();
+        let image = Image { file, identity, readonly: false, raw: true, no_uring, queues: 1, path };
+        let block = Block::with(image, sectors, [0; identification::LEN]);
+        let mut function = VirtioPci::new(block, resources).unwrap();
+        let mut thread = EventManager::new().unwrap();
+        thread.add_subscriber(function.worker());
+        let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
+        function.write_config(4, &6_u16.to_le_bytes());
+        for (at, value, size) in [
+            (0x14, 1, 1),
+            (0x14, 3, 1),
+            (0x0c, features, 4),
+            (0x08, 1, 4),
+            (0x0c, VERSION_1 >> 32, 4),
+            (0x14, 11, 1),
+            (0x20, ring.descriptors(), 8),
+            (0x28, ring.available(), 8),
+            (0x30, ring.used(), 8),
+            (0x1c, 1, 2),
+            (0x14, 15, 1),
+        ] {
+            function.write(at, &value.to_le_bytes()[..size]);
+        }
+        Self { function, thread, wires, memory, ring, offered: 0 }
+    }
+
+    /// Offers a request. Gives its number, by which its status is found.
+    fn offer(&mut self, kind: u32, sector: u64, data: &[Part]) -> u64 {
+        let number = self.offered;
+        self.offered += 1;
+        let (header, status) = (HEADERS + 16 * number, STATUSES + number);
+        let bytes = u128::from(kind) | u128::from(sector) << 64;
+        self.memory.write_slice(&bytes.to_le_bytes(), GuestAddress(header)).unwrap();
+        self.memory.write_slice(&[UNTOUCHED], GuestAddress(status)).unwrap();
+        self.ring.offer(&[&[(header, 16, 0)], data, &[(status, 1, WRITE)]].concat());
+        number
+    }
+
+    fn ring_doorbell(&self) {
+        pull(&self.wires.doorbells.lock().unwrap()[&(u64::from(BAR) + 0x3000)]);
+    }
+
+    fn status(&self, number: u64) -> u8 {
+        self.memory.read_obj(GuestAddress(STATUSES + number)).unwrap()
+    }
+
+    /// Runs the disk's thread until `count` requests are completed.
+    fn run_until(&mut self, count: u16) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.ring.used_index() != count {
+            assert!(Instant::now() < deadline, "{} of {count} requests", self.ring.used_index());
+            self.thread.run_with_timeout(100).unwrap();
+        }
+    }
+
+    /// Pauses the disk, while its thread runs.
+    fn pause(&mut self) {
+        let Self { function, thread, .. } = self;
+        function.pause();
+        std::thread::scope(|scope| {
+            let drained = scope.spawn(move || function.drain(Instant::now() + PATIENCE).unwrap());
+            while !drained.is_finished() {
+                thread.run_with_timeout(1).unwrap();
+            }
+        });
+    }
+}
+
+fn image() -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    (0..SECTORS).for_each(|sector| file.write_all(&[sector as u8; 512]).unwrap());
+    file
+}
+
+/// Both engines.
+const ENGINES: [bool; 2] = [false, true];
+
+#[test]
+fn a_whole_ring_of_requests_is_answered_each_with_its_own_data() {
+    for no_uring in ENGINES {
+        let mut guest = Guest::new(image(), no_uring, F_FLUSH);
+        for n in 0..SECTORS {
+            guest.offer(0, n, &[(DATA + 512 * n, 100, WRITE), (DATA + 512 * n + 100, 412, WRITE)]);
+        }
+        guest.ring_doorbell();
+        guest.run_until(SECTORS as u16);
+        for n in 0..SECTORS {
+            let mut data = [0; 512];
+            guest.memory.read_slice(&mut data, GuestAddress(DATA + 512 * n)).unwrap();
+            assert_eq!((guest.status(n), data), (0, [n as u8; 512]), "{n}");
+        }
+        let mut heads: Vec<u32> = (0..64).map(|n| guest.ring.used_element(n).0).collect();
+        heads.sort_unstable();
+        assert_eq!(heads, (0..64).map(|n| n * 4).collect::<Vec<_>>(), "each once");
+    }
+}
+
+#[test]
+fn writes_in_flight_are_on_the_disk_after_a_pause_and_what_came_later_is_in_the_ring() {
+    for no_uring in ENGINES {
+        let file = image();
+        let mut guest = Guest::new(file.try_clone().unwrap(), no_uring, F_FLUSH);
+        guest.memory.write_slice(&[0x77; 512], GuestAddress(DATA)).unwrap();
+        for n in 0..32 {
+            guest.offer(1, n, &[(DATA, 512, 0)]);
+        }
+        guest.offer(4, 0, &[]);
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        guest.pause();
+        assert_eq!(guest.ring.used_index(), 33);
+        assert!((0..33).all(|n| guest.status(n) == 0));
+        let mut sectors = [0; 33 * 512];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut sectors, 0).unwrap();
+        assert!(sectors[..32 * 512].iter().all(|byte| *byte == 0x77));
+        assert_eq!(sectors[32 * 512], 32);
+        guest.offer(1, 40, &[(DATA, 512, 0)]);
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        assert_eq!(guest.status(33), UNTOUCHED);
+        guest.function.resume();
+        guest.run_until(34);
+        assert_eq!(guest.status(33), 0);
+    }
+}
+
+#[test]
+fn a_flush_that_fails_fails_every_request_that_waits_for_one() {
+    // Cannot be flushed, but takes every write.
+    let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+    for no_uring in ENGINES {
+        let mut guest = Guest::new(null(), no_uring, F_FLUSH);
+        let flushes: Vec<u64> = (0..5).map(|_| guest.offer(4, 0, &[])).collect();
+        let write = guest.offer(1, 0, &[(DATA, 512, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(6);
+        assert!(flushes.iter().all(|n| guest.status(*n) == 1));
+        assert_eq!(guest.status(write), 0);
+
+        let mut guest = Guest::new(null(), no_uring, 0);
+        let write = guest.offer(1, 0, &[(DATA, 512, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(1);
+        assert_eq!(guest.status(write), 1, "a driver without FLUSH is not told of a durable write");
+    }
+}
+
+#[test]
+fn errors_of_the_host_are_errors_of_their_requests_only() {
+    for no_uring in ENGINES {
+        let file = image();
+        file.set_len(32 * 512).unwrap();
+        let mut guest = Guest::new(file, no_uring, F_FLUSH);
+        let beyond = guest.offer(0, 31, &[(DATA, 1024, WRITE)]);
+        let within = guest.offer(0, 31, &[(DATA + 4096, 512, WRITE)]);
+        guest.ring_doorbell();
+        guest.run_until(2);
+        assert_eq!((guest.status(beyond), guest.status(within)), (1, 0));
+    }
+}
+
+#[test]
+fn a_driver_that_resets_the_disk_with_requests_in_flight_gets_it_back() {
+    for no_uring in ENGINES {
+        let mut guest = Guest::new(image(), no_uring, F_FLUSH);
+        for n in 0..60 {
+            guest.offer(
+                u32::from(n % 2 == 0),
+                n,
+                &[(DATA, 512, if n % 2 == 0 { 0 } else { WRITE })],
+            );
+        }
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        guest.function.write(0x14, &[0]);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut status = [0xff];
+            guest.function.read(0x14, &mut status);
+            if status == [0] {
+                break;
+            }
+            assert!(Instant::now() < deadline);
+            guest.thread.run_with_timeout(100).unwrap();
+        }
+        guest.pause();
+    }
+}
+
+#[test]
+fn more_than_may_be_in_flight_waits_in_the_ring_and_is_done() {
+    for no_uring in ENGINES {
+        // Gives as much as is asked for.
+        let file = File::open("/dev/zero").unwrap();
+        let mut guest = Guest::with_sectors(file, 1 << 40, no_uring, F_FLUSH);
+        // Four requests of 15 MiB, which may be two in flight.
+        let data = vec![(DATA, 256 << 10, WRITE); 60];
+        for n in 0..4 {
+            guest.offer(0, n, &data);
+        }
+        guest.ring_doorbell();
+        guest.run_until(4);
+        assert!((0..4).all(|n| guest.status(n) == 0));
+        assert_eq!(guest.ring.used_element(3).1, 60 * (256 << 10) + 1);
+    }
+}
+
+#[test]
+fn sectors_that_are_zeroed_or_discarded_read_as_zeroes_and_their_neighbours_as_before() {
+    for no_uring in ENGINES {
+        let file = image();
+        let mut guest = Guest::new(file.try_clone().unwrap(), no_uring, F_FLUSH);
+        for (n, (kind, sector, flags)) in
+            [(11, 4u64, 0u32), (13, 8, 1), (13, 12, 0)].iter().enumerate()
+        {
+            let range = u128::from(*sector) | 2 << 64 | u128::from(*flags) << 96;
+            let at = DATA + 16 * n as u64;
+            guest.memory.write_slice(&range.to_le_bytes(), GuestAddress(at)).unwrap();
+            guest.offer(*kind, 0, &[(at, 16, 0)]);
+        }
+        guest.ring_doorbell();
+        guest.run_until(3);
+        let mut expected: Vec<u8> = (0..SECTORS).flat_map(|sector| [sector as u8; 512]).collect();
+        for (n, sector) in [4, 8, 12].into_iter().enumerate() {
+            match guest.status(n as u64) {
+                0 => expected[sector * 512..(sector + 2) * 512].fill(0),
+                // The file system of temporary files cannot.
+                status => assert_eq!((status, n), (2, 2)),
+            }
+        }
+        let mut found = vec![0; expected.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).unwrap();
+        assert!(found == expected);
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_clear_sectors_says_so_of_zeroes_and_keeps_what_is_discarded() {
+    for no_uring in ENGINES {
+        let file = File::options().read(true).write(true).open("/dev/zero").unwrap();
+        let mut guest = Guest::new(file, no_uring, F_FLUSH);
+        guest.memory.write_slice(&(2u128 << 64).to_le_bytes(), GuestAddress(DATA)).unwrap();
+        guest.offer(11, 0, &[(DATA, 16, 0)]);
+        guest.offer(13, 0, &[(DATA, 16, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(2);
+        assert_eq!((guest.status(0), guest.status(1)), (0, 2));
+    }
+}

@@ -1,0 +1,251 @@
+//! The thread of a disk: takes requests from the rings, has an [`Engine`] carry them out, and completes
+//! them in whatever order they are done.
+//!
+//! ```text
+//!   ring --take--> parse --> Engine --> completed --> status, used ring
+//!                     \--> Flushes --sync--> Engine --/
+//! ```
+//!
+//! What is in flight is bounded in requests and in bytes, as a pause waits for it. What exceeds the
+//! bounds stays in the ring.
+
+use std::io;
+use std::mem::take;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::engine::{Completed, Engine, Job, MOST, Work};
+use super::request::{self, Answer, Clear, How, Status, Task};
+use super::transfer::Transfer;
+use super::{REQUEST_MAX, Shared};
+use crate::devices::virtio::{Request, Rings, VirtioWorker};
+
+/// Requests that are taken before the thread looks at its other events.
+const BATCH: usize = 256;
+
+/// The half of a disk that works on requests.
+#[derive(Debug)]
+pub struct BlockWorker {
+    disk: Arc<Shared>,
+    engine: Engine,
+    flushes: Flushes,
+    /// Requests that the engine has, and their bytes.
+    requests: usize,
+    bytes: u64,
+    /// There may be more in the rings than the bounds let in.
+    full: bool,
+    /// An error of the host was reported.
+    reported: bool,
+}
+
+/// Requests that wait for a flush: the one that is running, and the next one.
+///
+/// One flush runs at a time. A request that comes meanwhile waits for the next one, as the running
+/// one may have missed what it is to make durable. So any number of requests costs two flushes, and
+/// occupies one thread.
+///
+/// If a flush fails, those that wait for the next one fail as well: the kernel reports an error of
+/// writing once, and calls the next flush good although the same data is lost.
+#[derive(Debug, Default)]
+struct Flushes {
+    running: Vec<(Request, Answer)>,
+    waiting: Vec<(Request, Answer)>,
+}
+
+impl BlockWorker {
+    pub(super) fn new(disk: Arc<Shared>, engine: Engine) -> Self {
+        let flushes = Flushes::default();
+        Self { disk, engine, flushes, requests: 0, bytes: 0, full: false, reported: false }
+    }
+
+    /// Takes requests of queue `queue`, as many as the bounds let in.
+    fn take(&mut self, queue: usize, rings: &Rings) {
+        for _ in 0..BATCH {
+            if self.requests >= MOST || self.bytes >= REQUEST_MAX {
+                self.full = true;
+                return;
+            }
+            let Some(request) = rings.take(queue) else { return };
+            let Some((answer, task)) = request::parse(&self.disk, rings.memory(), request.chain())
+            else {
+                rings.complete(request, 0);
+                continue;
+            };
+            match task {
+                Task::Done(status, written) => {
+                    let written = answer.give(rings.memory(), status, written);
+                    rings.complete(request, written);
+                }
+                Task::Flush => self.flush((request, answer)),
+                Task::Transfer(transfer) => {
+                    self.begin(transfer.bytes, Work::Transfer(transfer), (request, answer));
+                }
+                Task::Clear(clear) => {
+                    self.begin(clear.bytes, Work::Clear(clear), (request, answer));
+                }
+            }
+        }
+        rings.look_again(queue);
+    }
+
+    fn begin(&mut self, bytes: u64, work: Work, request: (Request, Answer)) {
+        self.requests += 1;
+        self.bytes += bytes;
+        self.engine.begin(Job { work, request: Some(request) });
+    }
+
+    /// Has `request` wait for a flush that begins after this.
+    fn flush(&mut self, request: (Request, Answer)) {
+        if self.flushes.running.is_empty() {
+            self.flushes.running.push(request);
+            self.engine.begin(Job { work: Work::Sync, request: None });
+        } else {
+            self.flushes.waiting.push(request);
+        }
+    }
+
+    /// Begins what was taken, and completes what is done, until there is nothing of either.
+    fn advance(&mut self, rings: &Rings) {
+        loop {
+            self.engine.submit();
+            let completed = self.engine.completed();
+            if completed.is_empty() {
+                break;
+            }
+            for (job, result) in completed {
+                self.complete((job, result), rings);
+            }
+        }
+        if self.full && self.requests < MOST && self.bytes < REQUEST_MAX {
+            self.full = false;
+            (0..rings.count()).for_each(|queue| rings.look_again(queue));
+        }
+    }
+
+    fn complete(&mut self, (job, result): Completed, rings: &Rings) {
+        let again = result.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        });
+        if again {
+            return self.engine.begin(job);
+        }
+        match job {
+            Job { work: Work::Transfer(transfer), request: Some(request) } => {
+                self.moved(transfer, request, result, rings);
+            }
+            Job { work: Work::Clear(clear), request: Some(request) } => {
+                self.cleared(clear, request, result.map(drop), rings);
+            }
+            _ => self.flushed(result.map(drop), rings),
+        }
+    }
+
+    fn moved(
+        &mut self,
+        mut transfer: Transfer,
+        request: (Request, Answer),
+        result: io::Result<usize>,
+        rings: &Rings,
+    ) {
+        let done = match result.and_then(|count| transfer.advance(count)) {
+            Ok(false) => {
+                let work = Work::Transfer(transfer);
+                return self.engine.begin(Job { work, request: Some(request) });
+            }
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.requests -= 1;
+        self.bytes -= transfer.bytes;
+        if transfer.write {
+            return self.written("write", request, done, rings);
+        }
+        let status = self.status("read", &done);
+        answer(request, status, if done.is_ok() { transfer.bytes } else { 0 }, rings);
+    }
+
+    fn cleared(
+        &mut self,
+        clear: Clear,
+        request: (Request, Answer),
+        result: io::Result<()>,
+        rings: &Rings,
+    ) {
+        let Clear { how, offset: _, bytes } = clear;
+        self.requests -= 1;
+        self.bytes -= bytes;
+        // The second is what a character device says, which only tests have.
+        let cannot = |error: &io::Error| {
+            matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV))
+        };
+        match (how, result) {
+            (How::Discard, Err(error)) if cannot(&error) => answer(request, Status::Ok, 0, rings),
+            // The guest writes the zeroes itself.
+            (_, Err(error)) if cannot(&error) => answer(request, Status::Unsupported, 0, rings),
+            (How::Discard, result) => {
+                let status = self.status("discard", &result);
+                answer(request, status, 0, rings);
+            }
+            (_, result) => self.written("write of zeroes", request, result, rings),
+        }
+    }
+
+    /// Completes what has changed the disk. A driver that does not know FLUSH takes that as durable
+    /// (5.2.6.2).
+    fn written(
+        &mut self,
+        what: &str,
+        request: (Request, Answer),
+        result: io::Result<()>,
+        rings: &Rings,
+    ) {
+        if result.is_ok() && !self.disk.driver_flushes.load(Ordering::Relaxed) {
+            return self.flush(request);
+        }
+        let status = self.status(what, &result);
+        answer(request, status, 0, rings);
+    }
+
+    fn flushed(&mut self, result: io::Result<()>, rings: &Rings) {
+        let mut done = take(&mut self.flushes.running);
+        let waiting = take(&mut self.flushes.waiting);
+        match result.is_ok() {
+            true => waiting.into_iter().for_each(|request| self.flush(request)),
+            false => done.extend(waiting),
+        }
+        let status = self.status("flush", &result);
+        done.into_iter().for_each(|request| answer(request, status, 0, rings));
+    }
+
+    /// The status for the guest. Says once aloud what the host's error was.
+    fn status(&mut self, what: &str, result: &io::Result<()>) -> Status {
+        let Err(error) = result else { return Status::Ok };
+        let path = &self.disk.image.path;
+        match std::mem::replace(&mut self.reported, true) {
+            false => tracing::warn!("disk {path}: a {what} failed: {error}"),
+            true => tracing::debug!("disk {path}: a {what} failed: {error}"),
+        }
+        Status::IoError
+    }
+}
+
+fn answer((request, answer): (Request, Answer), status: Status, written: u64, rings: &Rings) {
+    let written = answer.give(rings.memory(), status, written);
+    rings.complete(request, written);
+}
+
+impl VirtioWorker for BlockWorker {
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.engine.event()]
+    }
+
+    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
+        self.take(queue, rings);
+        self.advance(rings);
+    }
+
+    fn on_source(&mut self, _source: usize, rings: &Rings) {
+        self.advance(rings);
+    }
+}
