@@ -1,6 +1,6 @@
-//! Measures what a guest's driver gets of a disk: `cargo test --release -p vmm --lib -- --ignored
-//! --nocapture throughput`. The image is a sparse file in the directory for temporary files
-//! (`TMPDIR`), in the page cache unless `PERENNIAL_DISK` has options such as `direct=on`.
+//! Measures the throughput of a disk as a guest's driver sees it: `cargo test --release -p vmm --lib --
+//! --ignored --nocapture throughput`. The image is a sparse file in the directory for temporary files
+//! (`TMPDIR`), in the page cache unless `PERENNIAL_DISK` is `direct=on`.
 
 use std::time::{Duration, Instant};
 
