@@ -1,4 +1,4 @@
-//! The serial port COM1: a 16550A ([`uart`]) whose output goes to a sink: a file, a terminal or a port of
+//! The serial port COM1: a 16550A (`uart.rs`) whose output goes to a sink: a file, a terminal or a port of
 //! the host.
 //!
 //! A vCPU never waits for the sink: a byte that the guest sends goes into an outbox, and the port's

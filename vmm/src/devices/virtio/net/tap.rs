@@ -2,7 +2,7 @@
 //! (Linux Documentation/networking/tuntap.rst).
 //!
 //! The host opens one file descriptor for each pair of queues, by name; the device reads and writes
-//! frames, each behind a header ([`header`](super::header)), and has the kernel do for the guest what
+//! frames, each behind a header ([`header`]), and has the kernel do for the guest what
 //! its driver agreed to. The kernel forgets these settings when the tap is closed: a host that opens the
 //! tap again after a live update makes all of them again.
 
