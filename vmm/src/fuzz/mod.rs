@@ -1,7 +1,7 @@
-//! Fuzz targets: functions of any bytes, which panic if the crate does not keep what it promises.
+//! Fuzz targets: functions of arbitrary bytes that panic if the crate breaks a guarantee.
 //!
-//! They are there for tests and fuzzers only. `vmm/fuzz` runs them under libFuzzer (`make fuzz`); here
-//! each is a test over its seeds (`vmm/fuzz/seeds`) and inputs made from them. None needs KVM.
+//! Only tests and fuzzers compile them. `vmm/fuzz` runs them under libFuzzer (`make fuzz`); the tests here run
+//! each target over its seeds (`vmm/fuzz/seeds`) and inputs made from the seeds. No target needs KVM.
 #![expect(clippy::unwrap_used, reason = "a panic is how a target says that it found something")]
 
 mod control;

@@ -47,7 +47,7 @@ impl<T> Attempt<T> for Result<T, kvm_ioctls::Error> {
     }
 }
 
-/// As a TSC rate: the rate of the host's TSC, as the kernel knows it now.
+/// A TSC rate that stands for the rate of the host's TSC, as the kernel knows it now.
 const AS_THE_HOST: u32 = 0;
 
 /// Creates the in-kernel devices of a new VM and sets its options. Call once, before the first vCPU
@@ -64,7 +64,7 @@ pub fn prepare(vm: &VmFd) -> Result<(), KvmError> {
         uapi::set_vm_tsc_khz(vm, AS_THE_HOST).attempt("set the rate of the vCPUs' TSCs")?;
     }
     // With these, pending events are saved exactly: the payload of a #DB or #PF that was not
-    // delivered yet is saved separately from DR6 and CR2 (api.rst 7.18, 8.?: VCPU_EVENTS).
+    // delivered yet is saved separately from DR6 and CR2 (api.rst 7.18, `KVM_CAP_EXCEPTION_PAYLOAD`, and 4.31, `KVM_GET_VCPU_EVENTS`).
     for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
         if vm.check_extension_raw(cap.into()) > 0 {
             let enable = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };

@@ -21,8 +21,8 @@ pub struct PlatformStateV1 {
 }
 
 impl PlatformStateV1 {
-    /// Reads the timer and the interrupt controllers. Call while no vCPU runs. Save the clock last,
-    /// by [`ClockStateV1::save`].
+    /// Reads the timer and the interrupt controllers. Call while no vCPU runs.
+    /// [`ClockStateV1::save`] reads the clock, at any point of the save.
     pub fn save_controllers(vm: &VmFd) -> Result<(PitStateV1, IrqchipStateV1), KvmError> {
         Ok((PitStateV1::save(vm)?, IrqchipStateV1::save(vm)?))
     }

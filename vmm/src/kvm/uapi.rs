@@ -59,7 +59,7 @@ pub fn set_vm_tsc_khz(vm: &VmFd, khz: u32) -> Result<(), Error> {
     if result == 0 { Ok(()) } else { Err(Error::last()) }
 }
 
-/// What is added to the host's (scaled) TSC to give the vCPU's, modulo 2^64
+/// Returns the vCPU's TSC minus the host's (scaled) TSC, modulo 2^64
 /// (Documentation/virt/kvm/devices/vcpu.rst 4.1). `ENXIO` before Linux 5.16.
 pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut offset = 0u64;
@@ -70,7 +70,7 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     if result == 0 { Ok(offset) } else { Err(Error::last()) }
 }
 
-/// Sets what [`tsc_offset`] reads.
+/// Sets the offset that [`tsc_offset`] returns.
 pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), Error> {
     let attribute = tsc_offset_attribute(&offset);
     // SAFETY: a vCPU's fd; the kernel reads 8 bytes at `addr`, which is `offset`, alive here.
@@ -78,22 +78,22 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), Error> {
     if result == 0 { Ok(()) } else { Err(Error::last()) }
 }
 
-/// An XSAVE area of at least `size` bytes, zeroed.
+/// Allocates an XSAVE area of at least `size` zero bytes.
 fn area(size: usize) -> Result<Xsave, Error> {
     let extra = size.saturating_sub(size_of::<kvm_xsave>());
     let entries = extra.div_ceil(size_of::<<kvm_xsave2 as FamStruct>::Entry>());
     Xsave::new(entries).map_err(|_| Error::new(libc::ENOMEM))
 }
 
-/// The vCPU's XSAVE area, `size` bytes: [`Capabilities::xsave_size`](super::Capabilities).
+/// Returns the vCPU's XSAVE area, of `size` bytes: [`Capabilities::xsave_size`](super::Capabilities).
 pub fn xsave(vcpu: &VcpuFd, size: usize) -> Result<Vec<u8>, Error> {
     if size <= size_of::<kvm_xsave>() {
         // Before KVM_GET_XSAVE2 (Linux 5.17), and on every processor without a larger state.
         return Ok(vcpu.get_xsave()?.as_bytes().to_vec());
     }
     let mut xsave = area(size)?;
-    // SAFETY: the area has the size that KVM_CAP_XSAVE2 names, and the features that it depends on
-    // are not changed after the capability was asked.
+    // SAFETY: the area has the size that KVM_CAP_XSAVE2 returned. That size depends on CPU features that
+    // this process may use, which do not change after the call.
     unsafe { vcpu.get_xsave2(&mut xsave) }?;
     let mut bytes = xsave.as_fam_struct_ref().xsave.as_bytes().to_vec();
     bytes.extend(xsave.as_slice().as_bytes());
@@ -115,9 +115,9 @@ pub fn set_xsave(vcpu: &VcpuFd, bytes: &[u8], size: usize) -> Result<(), Error> 
     }
     room[..extended.len()].copy_from_slice(extended);
     let legacy = kvm_xsave::read_from_bytes(legacy).map_err(|_| Error::new(libc::EINVAL))?;
-    // SAFETY: only the fixed part is written, not the length of what follows it.
+    // SAFETY: this writes only the fixed part of the area, not the length field of the rest.
     unsafe { xsave.as_mut_fam_struct() }.xsave = legacy;
-    // SAFETY: the area has the size that KVM_CAP_XSAVE2 names on this host: KVM reads no further.
+    // SAFETY: the area has the size that KVM_CAP_XSAVE2 names on this host: KVM reads no more bytes.
     unsafe { vcpu.set_xsave2(&xsave) }
 }
 

@@ -1,15 +1,15 @@
-//! The state document's bytes: the one module that knows they are an FDT.
+//! The bytes of a state document. Only this module knows that a document is an FDT.
 //!
-//! [`encode`] writes a tree with `vm-fdt`, [`decode`] reads one with `dtoolkit`. A document has one
-//! form only: version 17, no reserved memory, blocks side by side, properties in the order of their
-//! names, and as first property of the root a `digest`, the CRC-32 of all bytes with the digest's own
-//! four taken as zero. So the digest always stands at the same place and is checked before any parser
-//! sees the bytes, and a decoded tree encodes to the same bytes or is refused. A cut, a flipped bit,
-//! or a byte too many is therefore an error wherever it is.
+//! [`encode`] writes a tree with `vm-fdt`, [`decode`] reads one with `dtoolkit`. Each tree has exactly one
+//! encoding: FDT version 17, no reserved memory, blocks side by side, properties in the order of their
+//! names. The first property of the root is `digest`, the CRC-32 of all bytes with the digest's own four
+//! bytes taken as zero. So the digest is always at the same offset and is checked before the bytes are
+//! parsed, and bytes that a decoded tree would not encode to are refused. A cut, a flipped bit and a
+//! surplus byte are therefore errors wherever they are.
 //!
-//! The digest protects against damage, not against an enemy: whoever can write the document can
-//! compute it. What the bounds below are for is that even then nothing here panics, recurses without
-//! end or allocates without bound.
+//! The digest detects damage. It does not prevent forgery: a process that can write the document can
+//! compute the digest. The bounds below ensure that a forged document causes no panic, no endless recursion
+//! and no unbounded allocation.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -27,7 +27,7 @@ mod tests;
 
 pub use show::{Detail, show};
 
-/// Largest document in bytes. A vCPU takes about 12 KiB, so this is room for a thousand of them.
+/// Largest document in bytes. A vCPU needs about 12 KiB, so a thousand vCPUs have room.
 pub const MAX_BYTES: usize = 16 << 20;
 /// Deepest nesting: the root is at depth 1.
 pub const MAX_DEPTH: usize = 16;
@@ -37,33 +37,33 @@ pub const MAX_NODES: usize = 1 << 14;
 pub const MAX_PROPERTIES: usize = 1 << 18;
 /// Longest name of a node, and longest unit address.
 pub const MAX_NODE_NAME: usize = 31;
-/// The root property that [`encode`] adds and [`decode`] takes away.
+/// The root property that [`encode`] adds and [`decode`] removes.
 pub const DIGEST_PROPERTY: &str = "digest";
 
-/// Where the FDT's structure block starts: behind the header and an empty memory reservation block.
+/// Offset of the FDT's structure block: behind the header and an empty memory reservation block.
 const STRUCTURE_AT: usize = 40 + 16;
-/// How each structure block starts: FDT_BEGIN_NODE, an empty name, FDT_PROP, a length of 4, and the
+/// The first bytes of each structure block: FDT_BEGIN_NODE, an empty name, FDT_PROP, a length of 4, and the
 /// first string as the name.
 const STRUCTURE_START: [u8; 20] = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0];
-/// Where the digest stands.
+/// Offset of the digest.
 const DIGEST_AT: usize = STRUCTURE_AT + STRUCTURE_START.len();
 const DIGEST_BYTES: usize = 4;
 
-/// Writes `value` as a document of its own.
+/// Encodes `value` as the root of a document.
 pub fn write_document<S: Schema>(value: &S) -> Result<Vec<u8>, StateError> {
     encode(&value.to_node(""))
 }
 
-/// Reads a document whose root is an `S`, completely.
+/// Decodes a document whose root is an `S`. Errors if a part of the document is not read.
 pub fn read_document<S: Schema>(bytes: &[u8]) -> Result<S, StateError> {
     read_node(&decode(bytes)?, "")
 }
 
-/// Writes the tree at `root`, whose name is empty, as a document.
+/// Encodes the tree at `root`, whose name is empty, as a document.
 ///
-/// The same tree always gives the same bytes. Fails with [`StateError::Encode`] for a tree that
-/// [`decode`] would refuse: bad or duplicate names, a root property called `digest`, or more than one
-/// of the bounds of this module allows.
+/// The same tree always gives the same bytes. Errors with [`StateError::Encode`] for a tree that [`decode`]
+/// would refuse: bad or duplicate names, a root property called `digest`, or a tree beyond the bounds of
+/// this module.
 pub fn encode(root: &Node) -> Result<Vec<u8>, StateError> {
     if root.properties.contains_key(DIGEST_PROPERTY) {
         return Err(StateError::Encode(format!("/: `{DIGEST_PROPERTY}` is the document's own")));
@@ -79,9 +79,9 @@ pub fn encode(root: &Node) -> Result<Vec<u8>, StateError> {
     Ok(bytes)
 }
 
-/// Reads a document. `bytes` is all of it, to the byte: the memfd that carries it is sized exactly.
+/// Decodes a document. `bytes` must be exactly the document: its memfd has the same size.
 ///
-/// Fails with [`StateError::Damaged`] for anything that [`encode`] would not have written.
+/// Errors with [`StateError::Damaged`] for bytes that [`encode`] would not have written.
 pub fn decode(bytes: &[u8]) -> Result<Node, StateError> {
     check_bytes(bytes).map_err(StateError::Damaged)?;
     let fdt = Fdt::new(bytes).map_err(|error| StateError::Damaged(error.to_string()))?;
@@ -99,7 +99,7 @@ pub fn decode(bytes: &[u8]) -> Result<Node, StateError> {
     Ok(root)
 }
 
-/// What can be said of a sound document without knowing any binding.
+/// Facts about an undamaged document that do not depend on bindings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     /// Length of the document.
@@ -119,7 +119,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Checks that `bytes` are a sound document, whatever its bindings are.
+/// Checks that `bytes` are an undamaged document, without reading its bindings.
 pub fn check(bytes: &[u8]) -> Result<Summary, StateError> {
     let root = decode(bytes)?;
     let Count { nodes, properties } = check_tree(&root).map_err(StateError::Damaged)?;
@@ -127,16 +127,16 @@ pub fn check(bytes: &[u8]) -> Result<Summary, StateError> {
     Ok(Summary { bytes: bytes.len(), nodes, properties, digest })
 }
 
-/// Gives `bytes` the digest that they should have, if they are laid out as a document at all.
+/// Writes the right digest into `bytes`, if they have the layout of a document.
 ///
-/// For tests and fuzzers, which must get past the digest to reach what is behind it.
+/// For tests and fuzzers, whose changed documents must pass the check of the digest.
 pub fn reseal(bytes: &mut [u8]) {
     if let Ok(digest) = digest(bytes) {
         bytes[DIGEST_AT..DIGEST_AT + DIGEST_BYTES].copy_from_slice(&digest.to_be_bytes());
     }
 }
 
-/// The CRC-32 of `bytes` with the digest's own bytes taken as zero.
+/// Returns the CRC-32 of `bytes` with the digest's own bytes taken as zero.
 fn digest(bytes: &[u8]) -> Result<u32, String> {
     let start = bytes.get(STRUCTURE_AT..DIGEST_AT);
     let rest = bytes.get(DIGEST_AT + DIGEST_BYTES..);
@@ -153,7 +153,7 @@ fn digest(bytes: &[u8]) -> Result<u32, String> {
     Ok(crc.finalize())
 }
 
-/// All that can be checked without following an offset: size, header and digest.
+/// Checks size, header and digest, without following any offset.
 fn check_bytes(bytes: &[u8]) -> Result<(), String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("it has {} bytes, the most is {MAX_BYTES}", bytes.len()));
@@ -178,8 +178,8 @@ fn check_bytes(bytes: &[u8]) -> Result<(), String> {
     check_header(cells)
 }
 
-/// The header's other fields, which have one right value each. `dtoolkit` checks them less strictly
-/// and follows them.
+/// Checks the header's other fields, each of which has one valid value. `dtoolkit` checks them less
+/// strictly and uses them as offsets.
 fn check_header(cells: &[[u8; 4]]) -> Result<(), String> {
     let field =
         |index: usize| cells.get(index).map_or(0, |cell| u64::from(u32::from_be_bytes(*cell)));
@@ -212,7 +212,7 @@ fn write_fdt(root: &Node) -> vm_fdt::FdtWriterResult<Vec<u8>> {
     fdt.finish()
 }
 
-/// Recurses as deep as the tree, which [`check_tree`] has bounded.
+/// Recursion is as deep as the tree, which [`check_tree`] has bounded.
 fn write_content(fdt: &mut FdtWriter, node: &Node) -> vm_fdt::FdtWriterResult<()> {
     for (name, value) in &node.properties {
         fdt.property(name, value)?;
@@ -225,7 +225,7 @@ fn write_content(fdt: &mut FdtWriter, node: &Node) -> vm_fdt::FdtWriterResult<()
     Ok(())
 }
 
-/// Nodes and properties so far, held against the bounds.
+/// Counts nodes and properties and compares them with the bounds.
 #[derive(Debug, Default)]
 struct Count {
     nodes: usize,
@@ -311,13 +311,13 @@ impl Collector {
     }
 }
 
-/// The root's path is built as an empty string, and shown as `/`.
+/// Returns the path for an error: the root's path is empty while paths are built, and shown as `/`.
 fn shown(path: &str) -> &str {
     if path.is_empty() { "/" } else { path }
 }
 
-/// `name` or `name@unit-address`: a little stricter than the Devicetree Specification (2.2.1), so that
-/// `vm-fdt`, `dtoolkit` and `dtc` all agree about it.
+/// Whether a text is a valid `name` or `name@unit-address`. Stricter than the Devicetree Specification
+/// (2.2.1), so that `vm-fdt`, `dtoolkit` and `dtc` all accept it.
 fn check_node_name(path: &str, name: &str) -> Result<(), String> {
     let (base, address) = match name.split_once('@') {
         Some((base, address)) => (base, Some(address)),
@@ -335,11 +335,12 @@ fn check_node_name(path: &str, name: &str) -> Result<(), String> {
     }
 }
 
-/// Properties to which device tree tools give a meaning of their own: `dtc` rejects documents in which
-/// their values do not fit it.
+/// Properties that have a meaning for device tree tools. `dtc` rejects documents in which their values do
+/// not have that meaning.
 const TAKEN_PROPERTIES: [&str; 3] = ["name", "phandle", "linux,phandle"];
 
-/// Devicetree Specification, 2.2.4.1, less what `dtc` would misunderstand.
+/// Whether a text is a valid property name (Devicetree Specification, 2.2.4.1) that has no meaning for
+/// `dtc`.
 fn check_property_name(path: &str, name: &str) -> Result<(), String> {
     let fits = !TAKEN_PROPERTIES.contains(&name)
         && (1..=MAX_PROPERTY_NAME).contains(&name.len())

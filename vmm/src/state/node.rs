@@ -1,9 +1,9 @@
 //! The tree of the state document as plain data: nodes, properties, and a strict reader.
 //!
-//! Nothing here knows how the tree is serialized. Integers are stored big-endian, as a device tree
-//! does, so that `dtc` shows them as cells. A [`Reader`] hands out each property and child once
-//! and, at its end, turns whatever was not asked for into an error: a document that says more than
-//! this build understands must not be half obeyed.
+//! This module does not know how the tree is serialized. Integers are big-endian, as in a device tree, so
+//! that `dtc` prints them as cells. A [`Reader`] gives each property and child once. At its end every
+//! property or child that was not read is an error: otherwise a guest would be restored with part of its
+//! state missing.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub const MAX_PROPERTY_NAME: usize = 31;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// A property that the binding requires is not there.
+    /// A property that the binding requires is missing.
     #[error("{path}: property `{property}` is missing")]
     MissingProperty {
         /// Path of the node.
@@ -24,7 +24,7 @@ pub enum StateError {
         /// Name of the property.
         property: String,
     },
-    /// A child node that the binding requires is not there.
+    /// A child node that the binding requires is missing.
     #[error("{path}: child node `{child}` is missing")]
     MissingNode {
         /// Path of the parent.
@@ -40,7 +40,7 @@ pub enum StateError {
         /// The property or node, with its kind.
         what: String,
     },
-    /// The node is written in a binding that this build cannot read.
+    /// The node has a binding that this build cannot read.
     #[error("{path}: the document has `{found}`, this build knows {known}")]
     Incompatible {
         /// Path of the node.
@@ -50,7 +50,7 @@ pub enum StateError {
         /// The bindings of this build.
         known: String,
     },
-    /// A value that cannot be right: wrong length, out of bounds, in contradiction to another.
+    /// A value has the wrong length, is out of bounds or contradicts another value.
     #[error("{path}: property `{property}`: {problem}")]
     Invalid {
         /// Path of the node.
@@ -71,16 +71,16 @@ pub enum StateError {
 /// One node of the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// `name@unit-address`, as the guest sees the part.
+    /// `name@unit-address`; the address is the one that the guest uses for the part.
     pub name: String,
-    /// Properties by name, raw.
+    /// Raw values of the properties, by name.
     pub properties: BTreeMap<String, Vec<u8>>,
     /// Children in order.
     pub children: Vec<Node>,
 }
 
 impl Node {
-    /// A node with its `compatible` set.
+    /// Creates a node with this name and `compatible`.
     pub fn new(name: &str, compatible: &[&str]) -> Self {
         let mut node =
             Self { name: name.to_owned(), properties: BTreeMap::new(), children: Vec::new() };
@@ -116,12 +116,12 @@ impl Node {
         self.put_bytes(property, &bytes);
     }
 
-    /// Sets a property to a NUL-terminated string. `value` holds no NUL.
+    /// Sets a property to a NUL-terminated string. `value` must not contain a NUL.
     pub fn put_str(&mut self, property: &str, value: &str) {
         self.put_strings(property, &[value]);
     }
 
-    /// Sets a property to a list of NUL-terminated strings, none of which holds a NUL.
+    /// Sets a property to a list of NUL-terminated strings. No value may contain a NUL.
     pub fn put_strings(&mut self, property: &str, values: &[&str]) {
         let mut bytes = Vec::new();
         for value in values {
@@ -132,19 +132,19 @@ impl Node {
         self.put_bytes(property, &bytes);
     }
 
-    /// Whether the node names `binding`.
+    /// Whether `compatible` of the node lists `binding`.
     pub fn is_compatible(&self, binding: &str) -> bool {
         let names = self.properties.get("compatible").map(Vec::as_slice).unwrap_or_default();
         names.split(|byte| *byte == 0).any(|name| name == binding.as_bytes())
     }
 
-    /// Starts to read this node, a child of the node at `parent` (empty for the root).
+    /// Returns a reader of this node, a child of the node at `parent` (empty for the root).
     pub fn reader(&self, parent: &str) -> Result<Reader<'_>, StateError> {
         Reader::new(self, &path_of(self, parent))
     }
 
-    /// The error that this node, a child of the node at `parent` (empty for the root), is written in
-    /// none of the `known` bindings.
+    /// Returns the error that this node, a child of the node at `parent` (empty for the root), has none of
+    /// the `known` bindings.
     pub fn incompatible(&self, parent: &str, known: &[&str]) -> StateError {
         let names = self.properties.get("compatible").map(Vec::as_slice).unwrap_or_default();
         let found = String::from_utf8_lossy(names.strip_suffix(&[0]).unwrap_or(names));
@@ -155,14 +155,14 @@ impl Node {
         }
     }
 
-    /// Adds a child whose name no other child has.
+    /// Adds a child. No other child may have the same name.
     pub fn push(&mut self, child: Node) {
         debug_assert!(self.children.iter().all(|c| c.name != child.name), "two {}", child.name);
         self.children.push(child);
     }
 }
 
-/// Reads one node, each part of it once.
+/// Reads one node; each property and child can be read once.
 #[derive(Debug)]
 pub struct Reader<'a> {
     path: String,
@@ -172,7 +172,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts to read `node`, which stands at `path` (`/` for the root).
+    /// Returns a reader of `node`, whose path is `path` (`/` for the root).
     pub fn new(node: &'a Node, path: &str) -> Result<Self, StateError> {
         let mut reader = Self {
             path: path.to_owned(),
@@ -189,12 +189,12 @@ impl<'a> Reader<'a> {
         &self.path
     }
 
-    /// Whether the document names `binding` for this node: decides between versions of a schema.
+    /// Whether `compatible` of the node lists `binding`. Decides between versions of a schema.
     pub fn is_compatible(&self, binding: &str) -> bool {
         self.compatible.iter().any(|c| c == binding)
     }
 
-    /// An error about one property of this node.
+    /// Returns an error about one property of this node.
     pub fn invalid(&self, property: &str, problem: impl Into<String>) -> StateError {
         StateError::Invalid {
             path: self.path.clone(),
@@ -240,7 +240,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array(property)?))
     }
 
-    /// Takes a boolean: a cell of 0 or 1 and nothing else.
+    /// Takes a boolean: a cell that is 0 or 1.
     pub fn bool(&mut self, property: &str) -> Result<bool, StateError> {
         match self.u32(property)? {
             0 => Ok(false),
@@ -269,7 +269,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether the property is there and not yet taken.
+    /// Whether the property exists and was not taken yet.
     pub fn has(&self, property: &str) -> bool {
         self.properties.contains_key(property)
     }
@@ -294,7 +294,7 @@ impl<'a> Reader<'a> {
             .map_err(|_| self.invalid(property, "the string is not UTF-8"))
     }
 
-    /// Takes a list of strings that may be empty: then the property has no bytes.
+    /// Takes a list of strings. The list may be empty; the property then has no bytes.
     pub fn string_list(&mut self, property: &str) -> Result<Vec<String>, StateError> {
         match self.properties.get(property) {
             Some([]) => self.bytes(property).map(|_| Vec::new()),
@@ -310,7 +310,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Takes the child called exactly `name`, if there is one, and decodes it.
+    /// Takes the child called exactly `name`, if it exists, and decodes it.
     pub fn optional_child<S: Schema>(&mut self, name: &str) -> Result<Option<S>, StateError> {
         match self.children.iter().position(|c| c.name == name) {
             Some(index) => {
@@ -338,8 +338,8 @@ impl<'a> Reader<'a> {
             .collect()
     }
 
-    /// Takes all children called `prefix@0`, `prefix@1`, ... (hexadecimal), which must stand in
-    /// order and without a gap.
+    /// Takes all children called `prefix@0`, `prefix@1`, ... (hexadecimal). Errors if they are out of order
+    /// or a number is missing.
     pub fn sequence<S: Schema>(&mut self, prefix: &str) -> Result<Vec<S>, StateError> {
         let children = self.children(prefix)?;
         for (index, (address, _)) in children.iter().enumerate() {
@@ -353,13 +353,13 @@ impl<'a> Reader<'a> {
         Ok(children.into_iter().map(|(_, value)| value).collect())
     }
 
-    /// Takes all children that are left, in the document's order. For lists whose children's bindings
-    /// decide what they are.
+    /// Takes all remaining children, in the document's order. For lists of nodes whose bindings decide their
+    /// kinds.
     pub fn rest(&mut self) -> Vec<&'a Node> {
         std::mem::take(&mut self.children)
     }
 
-    /// Ends the reading: what nobody took is an error.
+    /// Errors if a property or child was not taken.
     pub fn finish(self) -> Result<(), StateError> {
         let what = match (self.properties.keys().next(), self.children.first()) {
             (Some(property), _) => format!("a property `{property}`"),
@@ -370,7 +370,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The path of `node`, a child of the node at `parent` (empty for the root).
+/// Returns the path of `node`, a child of the node at `parent` (empty for the root).
 fn path_of(node: &Node, parent: &str) -> String {
     match parent {
         "" => "/".to_owned(),
@@ -379,7 +379,7 @@ fn path_of(node: &Node, parent: &str) -> String {
     }
 }
 
-/// Decodes `node`, a child of the node at `parent` (empty for the root), completely.
+/// Decodes `node`, a child of the node at `parent` (empty for the root). Errors if a part of it is not read.
 pub fn read_node<S: Schema>(node: &Node, parent: &str) -> Result<S, StateError> {
     let mut reader = node.reader(parent)?;
     if !S::COMPATIBLE.iter().any(|known| reader.is_compatible(known)) {

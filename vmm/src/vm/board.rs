@@ -1,5 +1,5 @@
-//! The board of a machine: places its devices on the buses, and has all of them do what is asked of the
-//! machine. It knows no kind of device, and nothing of KVM.
+//! The board of a machine: places the devices on the buses, and passes each request to the machine on to all
+//! devices. It knows neither kinds of devices nor KVM.
 //!
 //! ```text
 //!   Machine.devices --build--> Built --place--> ports, MMIO, PCI slot
@@ -30,23 +30,23 @@ use crate::machine::{DeviceSpec, Machine};
 use crate::mutex::lock;
 use crate::state::Persist;
 
-/// How long the devices of a machine may take to finish what their guest has asked for. Longer than
-/// a disk that works takes, also on a host that emulates its CPU.
+/// How long the devices of a machine may take to finish the requests of their guest. A working disk takes
+/// less, even on a host with an emulated CPU.
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where a machine reports what happens to it.
+/// Function to which a machine reports its events.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// What the devices of a machine are connected to.
+/// Connections of the devices of a machine.
 #[derive(Clone)]
 pub struct Wires {
     /// Guest RAM.
     pub memory: GuestMemoryMmap,
-    /// Interrupts into the guest.
+    /// Interrupts to the guest.
     pub interrupts: Arc<dyn Interrupts>,
-    /// Doorbells out of it.
+    /// Doorbells from the guest.
     pub doorbells: Arc<dyn Doorbells>,
-    /// Where the devices report what concerns the whole machine.
+    /// Receives events of the devices that concern the whole machine.
     pub events: Events,
 }
 
@@ -62,28 +62,28 @@ impl Wires {
     }
 }
 
-/// The devices cannot be put together.
+/// The board cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BoardError {
     /// A device cannot be built.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The state is of other devices than the machine has.
+    /// The state has other devices than the machine.
     #[error("the state has the devices {state:?}, the machine has {machine:?}")]
     Devices {
-        /// Of the state.
+        /// Devices in the state.
         state: Vec<String>,
-        /// Of the machine.
+        /// Devices of the machine.
         machine: Vec<String>,
     },
-    /// Two devices want one address.
-    #[error("a device cannot have its addresses")]
+    /// Two devices need the same address.
+    #[error("cannot place a device at its addresses")]
     Overlap(#[from] Overlap),
-    /// Two devices want one slot.
-    #[error("a device cannot have its slot")]
+    /// Two devices need the same slot.
+    #[error("cannot place a device in its slot")]
     Slot(#[from] SlotError),
-    /// A device cannot get its thread.
+    /// The thread of a device cannot be started.
     #[error("cannot start the thread of {device}")]
     Thread {
         /// The device, as a node.
@@ -94,7 +94,7 @@ pub enum BoardError {
     },
 }
 
-/// A device in its place.
+/// A device on the board.
 struct Placed {
     device: Arc<Mutex<dyn Device>>,
     save: Save<DeviceState>,
@@ -108,7 +108,7 @@ pub type Worker = Box<dyn MutEventSubscriber + Send>;
 pub struct Board {
     /// The ports.
     pub pio: Arc<Bus>,
-    /// The physical addresses that are no RAM.
+    /// The MMIO bus: physical addresses that are not RAM.
     pub mmio: Arc<Bus>,
     pci: Arc<Mutex<PciBus>>,
     devices: Vec<Placed>,
@@ -117,7 +117,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// The devices of `machine` after reset. `fds` has what the host has opened for them.
+    /// Builds the devices of `machine` after reset. `fds` has the files that the host has opened for them.
     pub fn new(machine: &Machine, wires: &Wires, fds: &mut Fds) -> Result<Self, BoardError> {
         let pci = PciBus::new(power::reset_control(wires.on_power()));
         let mut board = Self::empty(pci, wires)?;
@@ -129,7 +129,7 @@ impl Board {
         Ok(board)
     }
 
-    /// The same devices with the state that they had.
+    /// Builds the devices of `machine` with their saved state, paused.
     pub fn restore(
         machine: &Machine,
         state: DevicesStateV1,
@@ -152,7 +152,7 @@ impl Board {
         Ok(board)
     }
 
-    /// What every machine has: the PCI bus and the ways to switch off and to reset.
+    /// Builds a board without devices: the PCI bus, and the registers for power-off and reset.
     fn empty(mut pci: PciBus, wires: &Wires) -> Result<Self, BoardError> {
         let mut pio = Bus::default();
         pci.insert(0, Arc::new(Mutex::new(HostBridge::new())))?;
@@ -193,13 +193,14 @@ impl Board {
         Ok(())
     }
 
-    /// What the threads of the devices are to run, with their devices' nodes. Once.
+    /// Returns the workers of the devices' threads, with the devices' nodes. The first call returns all of
+    /// them, a later one none.
     pub fn take_workers(&mut self) -> Vec<(String, Worker)> {
         std::mem::take(&mut self.workers)
     }
 
-    /// Gives each device a thread of its own. They live as long as the process; one that ends all the
-    /// same is reported to `events`, as its device does nothing more.
+    /// Starts a thread for each device. The threads run as long as the process. If a thread ends, its device
+    /// stops working, which is reported to `events`.
     pub fn start_threads(&mut self, events: &Events) -> Result<(), BoardError> {
         for (device, worker) in self.take_workers() {
             let events = events.clone();
@@ -215,24 +216,24 @@ impl Board {
         Ok(())
     }
 
-    /// Stops all devices side by side, and waits until the last one stands still.
+    /// Stops all devices, then waits until no device has a request in flight.
     pub fn pause(&self) -> Result<(), DeviceError> {
         self.devices.iter().for_each(|placed| lock(&placed.device).pause());
         let deadline = Instant::now() + DRAIN_WITHIN;
         self.devices.iter().try_for_each(|placed| lock(&placed.device).drain(deadline))
     }
 
-    /// Makes durable what the guest wrote. The devices are paused.
+    /// Makes the guest's writes durable. Call while the devices are paused.
     pub fn sync(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(|placed| lock(&placed.device).sync())
     }
 
-    /// Lets all devices go on.
+    /// Resumes all devices.
     pub fn resume(&self) {
         self.devices.iter().for_each(|placed| lock(&placed.device).resume());
     }
 
-    /// The state of all devices, which are paused.
+    /// Returns the state of all devices. Call while they are paused.
     pub fn save(&self) -> Result<DevicesStateV1, DeviceError> {
         let Self {
             // Lead to the devices, and are laid again.
@@ -250,7 +251,7 @@ impl Board {
     }
 }
 
-/// Where `spec` goes in `machine`, and what there is for it.
+/// Returns the place of `spec` in `machine`, with the resources for it.
 fn site(machine: &Machine, spec: &DeviceSpec, wires: &Wires, fds: &mut Fds) -> Site {
     let node = spec.node();
     let kind = spec.options.kind().name;
@@ -270,7 +271,7 @@ fn site(machine: &Machine, spec: &DeviceSpec, wires: &Wires, fds: &mut Fds) -> S
     }
 }
 
-/// Runs a device's thread. Returns why it cannot go on.
+/// Runs a device's thread. Returns the reason for its end.
 fn run(worker: Worker) -> String {
     let run = || -> Result<(), event_manager::Error> {
         let mut manager = EventManager::<Worker>::new()?;

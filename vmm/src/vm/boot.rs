@@ -1,4 +1,4 @@
-//! A machine that starts from nothing: its kernel is loaded, its first vCPU stands at the entry.
+//! Boots a machine: loads its kernel, and sets the first vCPU to the kernel's entry point.
 
 use std::fs::File;
 
@@ -11,7 +11,7 @@ use crate::link::{Event, Fds, Ram, Role};
 use crate::machine::Machine;
 
 impl Vm {
-    /// Builds the machine from its description, in the state in which its kernel expects it.
+    /// Builds the machine from its description, in the state that the kernel's boot protocol requires.
     pub fn boot(
         machine: Machine,
         ram: Ram,

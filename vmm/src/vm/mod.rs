@@ -4,8 +4,8 @@
 //!   boot, restore --> paused --resume--> running --pause--> paused: save, sync
 //! ```
 //!
-//! Both constructors make the same parts in the same order (`board`); a boot then loads a kernel, a
-//! restore gives every part its state.
+//! A boot and a restore create the same parts in the same order: `parts` those of KVM, `board` the devices.
+//! A boot then loads a kernel; a restore sets the state of every part.
 
 pub mod board;
 mod boot;
@@ -36,20 +36,20 @@ use crate::state::StateError;
 use crate::vcpu::{RestoreError, VcpuError, VcpuSet};
 use board::{Board, BoardError};
 
-/// A machine could not be built, or did not do what it was asked.
+/// A machine could not be built, or a request to it failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmError {
-    /// What came with the request is not what the machine needs.
+    /// The fds of the request are not those that the machine needs.
     #[error(transparent)]
     Fds(#[from] FdsError),
-    /// Its RAM.
-    #[error("cannot map its RAM")]
+    /// The RAM cannot be mapped.
+    #[error("cannot map the guest's RAM")]
     Ram(#[from] guest_mem::Error),
     /// KVM refused.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The fd is not KVM's.
+    /// KVM has another API version, or the fd is not KVM's.
     #[error("the file descriptor for KVM speaks API version {0}, this build knows 12")]
     KvmVersion(i32),
     /// The kernel cannot be loaded.
@@ -61,7 +61,7 @@ pub enum VmError {
     /// The ACPI tables cannot be written.
     #[error("cannot write the ACPI tables")]
     Acpi(#[from] AcpiError),
-    /// A device.
+    /// A device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The devices cannot be put together.
@@ -70,10 +70,10 @@ pub enum VmError {
     /// A machine without vCPUs.
     #[error("the machine has no vCPU")]
     NoVcpu,
-    /// A vCPU.
+    /// A vCPU failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
-    /// A vCPU's state.
+    /// A vCPU's state cannot be set.
     #[error("cannot restore vCPU {id}")]
     RestoreVcpu {
         /// Which vCPU.
@@ -82,7 +82,7 @@ pub enum VmError {
         #[source]
         source: RestoreError,
     },
-    /// The document is of another machine than the host means.
+    /// The document describes another machine than the manifest.
     #[error("the state document is of another machine: it has {document}, the host has {host}")]
     Mismatch {
         /// What the document says.
@@ -93,12 +93,12 @@ pub enum VmError {
     /// A device's state does not fit.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The VM is running, or not running, and would have to be the other.
+    /// The VM is already in the requested state: running or paused.
     #[error("the guest is {0} already")]
     Already(&'static str),
 }
 
-/// How guest RAM of `ram_bytes` is laid out.
+/// Returns the layout of `ram_bytes` of guest RAM.
 pub fn ram_layout(ram_bytes: u64) -> Result<Layout, guest_mem::Error> {
     let slots: Vec<Slot> = layout::ram(ram_bytes)
         .into_iter()
@@ -110,7 +110,7 @@ pub fn ram_layout(ram_bytes: u64) -> Result<Layout, guest_mem::Error> {
 /// A machine.
 pub struct Vm {
     machine: Machine,
-    // Dropped in this order: no vCPU runs when the devices go, and the memory goes last.
+    // Dropped in this order: vCPUs stop before devices are dropped, and the memory is dropped last.
     vcpus: VcpuSet,
     board: Board,
     fd: Arc<VmFd>,
@@ -120,7 +120,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Lets devices and vCPUs run. Returns the host TSC when the first vCPU was about to enter.
+    /// Starts devices and vCPUs. Returns the host's TSC just before the first vCPU entered the guest.
     pub fn resume(&mut self) -> Result<u64, VmError> {
         if self.running {
             return Err(VmError::Already("running"));
@@ -131,8 +131,8 @@ impl Vm {
         Ok(first_entry)
     }
 
-    /// Stops vCPUs, then devices. Returns the host TSC when the last vCPU had left. If a device does
-    /// not stop, everything runs on.
+    /// Stops vCPUs, then devices. Returns the host's TSC just after the last vCPU left the guest. If a
+    /// device does not stop, resumes the machine and returns that error.
     pub fn pause(&mut self) -> Result<u64, VmError> {
         if !self.running {
             return Err(VmError::Already("paused"));
@@ -146,18 +146,18 @@ impl Vm {
         Ok(last_exit)
     }
 
-    /// Makes what the guest wrote durable. The machine is paused.
+    /// Makes the guest's writes to its disks durable. Call while paused.
     pub fn sync(&mut self) -> Result<(), VmError> {
         self.needs_pause()?;
         Ok(self.board.sync()?)
     }
 
-    /// The machine's state. Changes nothing. The machine is paused.
+    /// Returns the machine's state and changes nothing. Call while paused.
     pub fn save(&self) -> Result<VmStateV1, VmError> {
         self.needs_pause()?;
         let Self { machine, vcpus, board, fd, _ram: _, tsc_khz, running: _ } = self;
-        // From the outside in: an interrupt on its way from a device through a controller to a
-        // vCPU is then seen twice rather than not at all.
+        // Devices, then controllers, then vCPUs: an interrupt that moves from one to the next during the
+        // save is then saved twice instead of being lost.
         let devices = board.save()?;
         let (pit, irqchip) = PlatformStateV1::save_controllers(fd)?;
         let vcpus = vcpus.save()?;

@@ -1,5 +1,5 @@
-//! What KVM gives a machine: the VM, its RAM, its vCPUs, its interrupts. It is made the same way for a
-//! boot and for a restore: a restored machine is the same machine.
+//! The parts of a machine that KVM provides: the VM, its RAM, its vCPUs, its interrupts. A boot and a restore
+//! create them in the same way, because the guest must find the same machine.
 
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::vcpu::{VcpuEvent, VcpuSet};
 /// The API version of KVM since Linux 2.6.22 (Documentation/virt/kvm/api.rst 4.1).
 const KVM_API_VERSION: i32 = 12;
 
-/// What KVM gives a machine.
+/// The parts of a machine that KVM provides.
 pub(super) struct Parts {
     // Dropped in this order: the memory last.
     pub(super) vcpus: Vec<VcpuFd>,
@@ -31,7 +31,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// A VM with its RAM, its in-kernel devices and fresh vCPUs.
+    /// Creates a VM with its RAM, its in-kernel devices and vCPUs after reset.
     pub(super) fn new(
         machine: &Machine,
         ram: Ram,
@@ -60,7 +60,7 @@ impl Parts {
         Ok(Self { fd, ram, vcpus, capabilities, interrupts, events: Arc::new(events) })
     }
 
-    /// Puts the machine together, paused.
+    /// Joins the parts and the board to a machine, paused.
     pub(super) fn assemble(self, machine: Machine, mut board: Board) -> Result<Vm, VmError> {
         board.start_threads(&self.events)?;
         let Self { fd, ram, vcpus, capabilities, interrupts: _, events } = self;
@@ -76,7 +76,7 @@ impl Parts {
         Ok(Vm { machine, vcpus, board, fd, _ram: ram, tsc_khz, running: false })
     }
 
-    /// What the machine's devices are connected to.
+    /// Returns the connections for the machine's devices: RAM, interrupts, doorbells, events.
     pub(super) fn wires(&self) -> Wires {
         Wires {
             memory: self.ram.memory().clone(),

@@ -1,4 +1,4 @@
-//! A machine that goes on: the same parts as at its boot, each with the state that it had.
+//! Restores a machine: creates the same parts as a boot, and sets the saved state of each.
 
 use super::board::Board;
 use super::parts::Parts;
@@ -9,8 +9,8 @@ use crate::link::{Event, Fds, Ram};
 use crate::machine::Machine;
 
 impl Vm {
-    /// Builds the machine from its state. No instruction of the guest has run when this returns.
-    /// `host` is what the host knows of the machine: the document must be of the same.
+    /// Builds the machine from its state. The guest executes no instruction. `host` is the machine's
+    /// description in the manifest. Errors if the document describes another machine.
     pub fn restore(
         host: &Machine,
         state: VmStateV1,
@@ -26,10 +26,10 @@ impl Vm {
             });
         }
         let parts = Parts::new(&machine, ram, fds, events)?;
-        // The devices first: the interrupt routes must stand before a controller with something
-        // pending is set.
+        // The devices first: they set the interrupt routes, which a controller with a pending interrupt
+        // needs.
         let board = Board::restore(&machine, devices, &parts.wires(), fds)?;
-        // One passage of time for all vCPUs, so that their TSCs stay in step.
+        // The same passage of time for all vCPUs, so that their TSCs stay equal.
         let passage = platform.clock.passage(Moment::now());
         for (vcpu, state) in parts.vcpus.iter().zip(&vcpus) {
             state
@@ -38,8 +38,8 @@ impl Vm {
         }
         platform.restore(&parts.fd)?;
         for vcpu in &parts.vcpus {
-            // Tells the guest's soft-lockup watchdog that it was stopped. A guest without kvmclock
-            // has no way to be told, and KVM says EINVAL.
+            // Tells the guest's soft-lockup watchdog that the guest was paused. KVM answers EINVAL for a
+            // guest without kvmclock, which cannot be told.
             let _ = vcpu.kvmclock_ctrl();
         }
         parts.assemble(machine, board)

@@ -1,7 +1,7 @@
-//! `perennial vmm`: the process of one VM, which does what the host asks over the link.
+//! `perennial vmm`: the process of one VM, which executes the requests of the host.
 //!
-//! It starts with nothing but the link. When the link closes, the host is gone or has given the VM
-//! up, and the process ends.
+//! At its start the process has only the link to the host. It ends when the link closes, because the host has
+//! ended or given the VM up.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use crate::link::{
 use crate::machine::Machine;
 use crate::state::{StateError, document};
 
-/// The VM's process cannot go on.
+/// The VM's process must end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
@@ -29,7 +29,7 @@ pub enum ServeError {
     Link(#[from] LinkError),
 }
 
-/// What was asked cannot be done.
+/// A request failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 enum RequestError {
@@ -112,11 +112,11 @@ impl Process {
         }
     }
 
-    /// Where a first machine reports to.
+    /// Returns the function that sends the machine's events to the host.
     fn first(&self) -> Result<impl Fn(Event) + Send + Sync + 'static, RequestError> {
         let link = self.link.clone();
         match self.vm {
-            // A failed send means that the host is gone, and so will be this process.
+            // If the send fails, the host has ended, and this process will end too.
             None => Ok(move |event| drop(link.send(&FromVm::Event(event), &[]))),
             Some(_) => Err(RequestError::Second),
         }
@@ -130,7 +130,7 @@ impl Process {
 fn read_state(fds: &mut Fds, bytes: u64) -> Result<Vec<u8>, RequestError> {
     let file = File::from(fds.take_one(Role::State)?);
     let found = file.metadata().map_err(RequestError::Read)?.len();
-    // Bounded before the allocation: `found` is what is really there.
+    // `found` is the memfd's real size; it is bounded before the allocation.
     if found != bytes || found > document::MAX_BYTES as u64 {
         return Err(RequestError::Length { found, wanted: bytes });
     }
@@ -146,7 +146,7 @@ fn restore(
     fds: &mut Fds,
     events: impl Fn(Event) + Send + Sync + 'static,
 ) -> Result<Vm, RequestError> {
-    // The whole document is checked plain data before anything is built.
+    // The whole document is decoded to checked plain data before the first KVM call.
     let state = document::read_document(state)?;
     Ok(Vm::restore(&machine, state, ram, fds, events)?)
 }
@@ -155,7 +155,7 @@ fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {
     let file = File::from(fds.take_one(Role::State)?);
     let state = vm.save()?;
     let bytes = document::write_document(&state)?;
-    // While the guest can still be resumed: is this what the new kernel will read?
+    // Checks that the new kernel's host will read what was saved, while the guest can still be resumed.
     if document::read_document::<super::VmStateV1>(&bytes)? != state {
         return Err(RequestError::SelfCheck);
     }

@@ -1,4 +1,4 @@
-//! The state document of a VM as one typed value: all there is to know of it but its RAM.
+//! The state document of a VM as one typed value: the complete state except RAM.
 
 use crate::devices::catalog::DeviceState;
 use crate::devices::pci::bus::PciBusStateV1;
@@ -10,13 +10,13 @@ use crate::vcpu::VcpuStateV1;
 /// The whole VM. `perennial,vm-v1`, the root of the document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmStateV1 {
-    /// What it is.
+    /// The machine's description.
     pub machine: Machine,
-    /// What it has of its architecture besides vCPUs.
+    /// The parts of the architecture besides vCPUs.
     pub platform: PlatformStateV1,
-    /// Its vCPUs, by their ids.
+    /// The vCPUs, in the order of their ids.
     pub vcpus: Vec<VcpuStateV1>,
-    /// Its devices.
+    /// The devices.
     pub devices: DevicesStateV1,
 }
 
@@ -34,7 +34,7 @@ pub struct DevicesStateV1 {
 pub struct SavedDevice {
     /// Its port or its slot, as in the machine's description.
     pub address: u16,
-    /// Its state, by which its kind is known.
+    /// The state, whose variant is the kind of the device.
     pub state: DeviceState,
 }
 

@@ -1,8 +1,8 @@
 //! The ACPI tables of the machine: a hardware-reduced platform with one PCI root bus and COM1.
 //!
-//! Hardware-reduced (ACPI 6.5, 4.1) means that there is no SCI, no PM timer and no legacy switch:
-//! power-off is the sleep control register, reset the reset register. The tables are the same bytes
-//! for the same number of vCPUs.
+//! A hardware-reduced platform (ACPI 6.5, 4.1) has no SCI, no PM timer and no switch to a legacy mode. The
+//! guest powers off by the sleep control register and resets by the reset register. The tables depend only
+//! on the number of vCPUs.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path,
@@ -24,22 +24,22 @@ use super::layout;
 const OEM_ID: [u8; 6] = *b"PRNNL ";
 const OEM_TABLE_ID: [u8; 8] = *b"PRNNLVM ";
 const OEM_REVISION: u32 = 1;
-/// Tables start at multiples of this many bytes, as firmware does it.
+/// Alignment of the tables in bytes, as firmware aligns them.
 const ALIGNMENT: usize = 64;
 
 /// The tables cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcpiError {
-    /// They are larger than their place in the memory map.
+    /// The tables are larger than their area in the memory map.
     #[error("the ACPI tables need {needed} bytes, there is room for {room}")]
     TooLarge {
-        /// What they need.
+        /// Size of the tables in bytes.
         needed: usize,
-        /// What there is.
+        /// Size of the area in bytes.
         room: usize,
     },
-    /// Guest memory does not take them.
+    /// Guest memory cannot be written.
     #[error("cannot write them to guest memory")]
     Memory(#[from] GuestMemoryError),
 }
@@ -115,8 +115,8 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.reset_value = layout::RESET_VALUE;
     fadt.sleep_control_reg = port(layout::SLEEP_CONTROL_PORT);
     fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
-    // IAPC_BOOT_ARCH: there is no VGA (bit 2) and no CMOS RTC (bit 5); no 8042 either (bit 1 is
-    // clear): its reset line is for kernels that do not read this table.
+    // IAPC_BOOT_ARCH: no VGA (bit 2), no CMOS RTC (bit 5), and no 8042 (bit 1 is clear). The port that
+    // resets as an 8042 does is for kernels that do not read this table.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
     fadt.finalize()
 }
@@ -199,7 +199,7 @@ fn com1() -> impl Aml {
     )))
 }
 
-/// AML that has been generated already.
+/// AML bytes that were generated before.
 struct Raw(Vec<u8>);
 
 impl Aml for Raw {
@@ -220,7 +220,7 @@ mod tests {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
-    /// The table at a guest address, by its length field.
+    /// Returns the table at a guest address, with the length in its length field.
     fn table(image: &[u8], address: u64) -> &[u8] {
         let at = (address - layout::ACPI_TABLES.0) as usize;
         let len = u32::from_le_bytes(image[at + 4..at + 8].try_into().unwrap()) as usize;

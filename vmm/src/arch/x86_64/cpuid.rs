@@ -1,9 +1,9 @@
-//! What the guest is told about its processors, and whether another host can keep that promise.
+//! The CPUID of guests, and whether another host has all features of it.
 //!
-//! A fresh guest gets what KVM supports, less what this VMM cannot carry over a live update (nested
-//! virtualization, SGX), with the topology of one socket of single-threaded cores. A restored guest
-//! keeps the CPUID that it booted with, to the bit; [`missing_features`] says beforehand what
-//! a new host lacks of it. Register layouts: Intel SDM 2A `CPUID`, AMD APM 3 appendix E.
+//! A new guest gets all features that KVM supports, except those whose state this VMM cannot carry over a
+//! live update (nested virtualization, SGX). Its topology is one socket of single-threaded cores. A restored
+//! guest keeps exactly the CPUID that it booted with; [`missing_features`] lists the features of it that a
+//! new host lacks. Register layouts: Intel SDM 2A `CPUID`, AMD APM 3 appendix E.
 
 use std::fmt;
 
@@ -36,27 +36,27 @@ const fn bits(list: &[u32]) -> u32 {
     mask
 }
 
-/// Features that are taken from every guest: (leaf, subleaf, register, mask).
+/// Features that no guest gets: (leaf, subleaf, register, mask).
 const WITHHELD: &[(u32, u32, Register, u32)] = &[
-    // VMX and SVM: nested state is not saved, so none may come to be.
+    // VMX and SVM: nested state is not saved, so no guest may have any.
     (1, 0, Ecx, bits(&[5])),
     (0x8000_0001, 0, Ecx, bits(&[2])),
-    // SGX and its launch control: enclave memory is encrypted with a key that a kexec keeps but
-    // that no VMM may read: it cannot be carried.
+    // SGX and its launch control: no VMM can read the key that encrypts enclave memory, so enclaves cannot
+    // be saved.
     (7, 0, Ebx, bits(&[2])),
     (7, 0, Ecx, bits(&[30])),
 ];
 
-/// Leaves that are taken from every guest.
+/// Leaves that no guest gets.
 const DROPPED: &[u32] = &[
     0x12,        // SGX
-    0x1f,        // topology v2: leaf 0xb says all there is
+    0x1f,        // topology v2: leaf 0xb has the whole topology
     0x8000_000a, // SVM
-    0x8000_0026, // AMD extended topology: leaves 0xb and 0x8000001e say all there is
+    0x8000_0026, // AMD extended topology: leaves 0xb and 0x8000001e have the whole topology
 ];
 
-/// Registers in which every bit is a feature that must be there again: (leaf, subleaf, register,
-/// bits that do not count). Those follow the guest's own state, or its topology.
+/// Registers in which every bit is a feature that a new host must have: (leaf, subleaf, register, bits that
+/// are not compared). Bits that are not compared follow the guest's own state or its topology.
 const FEATURES: &[(u32, u32, Register, u32)] = &[
     (1, 0, Ecx, bits(&[27])),    // OSXSAVE follows CR4
     (1, 0, Edx, bits(&[9, 28])), // APIC follows IA32_APIC_BASE; HTT is topology
@@ -105,7 +105,7 @@ fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<&kvm_cp
     entries.iter().find(|e| e.function == leaf && e.index == subleaf)
 }
 
-/// What this build offers a guest on this host, without any vCPU's topology in it.
+/// Returns the CPUID that this build offers guests on this host, without the topology of a vCPU.
 pub fn template(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, kvm_ioctls::Error> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     Ok(offer(supported.as_slice(), kvm.check_extension(Cap::TscDeadlineTimer)))
@@ -121,11 +121,11 @@ fn offer(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Vec<kvm_cpuid_en
             }
         }
         if entry.function == 1 {
-            // A hypervisor is present: without this bit Linux looks for no paravirtual clock.
+            // A hypervisor is present. Without this bit Linux does not look for a paravirtual clock.
             entry.ecx |= bits(&[31]);
-            // KVM emulates the x2APIC wherever its LAPIC is in the kernel.
+            // KVM always emulates the x2APIC if the LAPIC is in the kernel.
             entry.ecx |= bits(&[21]);
-            // Not in every kernel's supported set: the capability says whether it works
+            // Some kernels do not list the bit as supported; the capability says whether it works
             // (Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID).
             entry.ecx = entry.ecx & !bits(&[24]) | if tsc_deadline { bits(&[24]) } else { 0 };
         }
@@ -133,11 +133,11 @@ fn offer(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Vec<kvm_cpuid_en
     entries
 }
 
-/// The CPUID of the vCPU `id` of `count`, from [`template`]'s entries. `id` is the APIC id.
+/// Returns the CPUID of vCPU `id` of `count`, made from [`template`]'s entries. `id` is the APIC id.
 pub fn for_vcpu(template: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_cpuid_entry2> {
     let mut entries = template.to_vec();
     let amd = is_amd(template);
-    // The cores' field of an APIC id: enough bits for the largest id.
+    // Width of the core field of an APIC id: enough bits for the largest id.
     let core_bits = u32::BITS - count.saturating_sub(1).leading_zeros();
     for entry in &mut entries {
         match entry.function {
@@ -177,7 +177,7 @@ fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
     matches!(vendor.as_deref(), Some(b"AuthenticAMD" | b"HygonGenuine"))
 }
 
-/// Leaf 4 (Intel): caches below the third level are a core's own, the third is the package's.
+/// Leaf 4 (Intel): each core has its own caches of the first two levels; the package shares the third.
 fn cache_sharing(entry: &mut kvm_cpuid_entry2, count: u32, core_bits: u32) {
     if entry.eax & 0x1f == 0 {
         return;
@@ -187,7 +187,7 @@ fn cache_sharing(entry: &mut kvm_cpuid_entry2, count: u32, core_bits: u32) {
     entry.eax = entry.eax & 0x3fff | (shared & 0xfff) << 14 | cores << 26;
 }
 
-/// Leaf 0x8000001d (AMD): the same, as a count of vCPUs.
+/// Leaf 0x8000001d (AMD): the same, as the number of vCPUs that share a cache.
 fn cache_sharing_amd(entry: &mut kvm_cpuid_entry2, count: u32) {
     if entry.eax & 0x1f == 0 {
         return;
@@ -211,12 +211,12 @@ fn topology(id: u32, count: u32, core_bits: u32) -> [kvm_cpuid_entry2; 3] {
     [level(0, 0, 1, 1), level(1, core_bits, count, 2), level(2, 0, 0, 0)]
 }
 
-/// The entries as KVM takes them.
+/// Returns the entries in the form that KVM takes.
 pub fn to_kvm(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, kvm_ioctls::Error> {
     CpuId::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
 }
 
-/// Features that a saved guest was promised and this host cannot give.
+/// CPU features of a saved guest that this host lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingFeature {
     leaf: u32,
@@ -238,7 +238,8 @@ impl fmt::Display for MissingFeature {
     }
 }
 
-/// What `document` promises and `template` (of this host) lacks; empty when the guest can go on.
+/// Returns the features in `document` that `template` (of this host) lacks. Empty if the guest can run on
+/// this host.
 pub fn missing_features(
     document: &[kvm_cpuid_entry2],
     template: &[kvm_cpuid_entry2],

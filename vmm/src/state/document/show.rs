@@ -1,28 +1,28 @@
-//! A tree as text for people, in the syntax of a device tree source.
+//! Prints a tree in the syntax of device tree source.
 //!
-//! Values carry no types, so their shape decides: terminated printable text is shown as strings, a few
-//! whole cells as cells, anything else as bytes. With [`Detail::Full`] the text is complete, and `dtc`
-//! makes the same tree of it again.
+//! Values have no types, so their bytes decide how they are printed: NUL-terminated printable text as
+//! strings, a few whole cells as cells, other values as bytes. With [`Detail::Full`] the text is complete:
+//! `dtc` compiles it to the same tree.
 
 use std::fmt::Write;
 
 use crate::state::Node;
 
-/// Values up to this many bytes are shown as cells, if they are whole cells.
+/// Longest value in bytes that is printed as cells, if it is whole cells.
 const MAX_CELL_BYTES: usize = 64;
-/// How much of a longer value [`Detail::Brief`] shows.
+/// Bytes of a longer value that [`Detail::Brief`] prints.
 const BRIEF_BYTES: usize = 16;
 
-/// How much of long values is shown.
+/// How much of a long value is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Their first bytes and their length.
+    /// The first bytes and the number of the others.
     Brief,
-    /// Everything.
+    /// All bytes.
     Full,
 }
 
-/// The tree at `root` as device tree source.
+/// Returns the tree at `root` as device tree source.
 pub fn show(root: &Node, detail: Detail) -> String {
     let mut text = String::from("/dts-v1/;\n\n");
     show_node(&mut text, root, 0, detail);
@@ -75,7 +75,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Strings as device tree source, if every one of them is printable and not empty.
+/// Returns strings as device tree source, if each string is printable and not empty.
 fn as_strings(value: &[u8]) -> Option<String> {
     let text = str::from_utf8(value.strip_suffix(&[0])?).ok()?;
     let quoted: Option<Vec<String>> = text
