@@ -67,13 +67,13 @@ pub(super) const CASES: &[Outside] = &[
     ("an emulator in an emulator is refused in one line", || {
         let mut command = supervise::command(None, false, supervise::this());
         let output = command.args([crate::SUPERVISE, "", "", "true"]).output()?;
-        failed_with(&output, "does not allow a seccomp filter with a listener here")
+        failed_with(&output, "a seccomp filter with a listener is not allowed here")
     }),
     ("a directory with something else in it is left alone", || {
         let directory = TempDir::new()?;
         fs::write(directory.path().join("notes"), "mine")?;
         let output = supervise::command(Some(directory.path()), true, "true").output()?;
-        failed_with(&output, "is no state directory")?;
+        failed_with(&output, "is not a state directory")?;
         same(fs::read_dir(directory.path())?.count(), 1)
     }),
     ("a damaged state is refused and left alone", || {
