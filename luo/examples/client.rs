@@ -1,20 +1,21 @@
-//! A client of the Live Update Orchestrator, both of its stages, for people who write one.
+//! An example client of the Live Update Orchestrator, with the stages before and after the kexec.
 //!
 //! ```text
 //!   first kernel    client save TEXT    creates a session, preserves a memfd, waits for the kexec
 //!   next kernel     client load         retrieves the session and the memfd, reads it, finishes
 //! ```
 //!
-//! The first stage has to live until the jump: a session whose last file descriptor is closed before
-//! is gone, and what it preserved with it. With `--switch` it asks for the jump itself, once the next
-//! kernel has been loaded (`kexec -l`, as root). Without such a kernel the emulator is as good:
+//! The first stage must run until the kexec: if the last file descriptor of a session is closed
+//! earlier, the session and its preserved files are gone. With `--switch` the client starts the
+//! kexec itself; load the next kernel before (`kexec -l`, as root). On a kernel without LUO use the
+//! emulator:
 //!
 //! ```text
 //!   perennial luo emulate -- client save --switch 'some text'
 //! ```
 //!
-//! starts the program a second time as the first process of the "next kernel", where it finds the
-//! session that is in its way, and goes on with the second stage.
+//! starts the program a second time, as the first process of the "next kernel". There the client
+//! finds the incoming session and continues with the second stage.
 
 use std::error::Error;
 use std::fs::File;
@@ -27,9 +28,9 @@ use rustix::event::pause;
 use rustix::fs::sync;
 use rustix::system::{RebootCommand, reboot};
 
-/// The session's name; all programs of a machine share one name space.
+/// The session's name. All programs on a machine share one name space.
 const SESSION: &str = "example-client";
-/// The text's token, of this session's own.
+/// The token of the text. Each session has its own tokens.
 const TEXT: Token = Token(0);
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -38,7 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::default();
     let name: SessionName = SESSION.parse()?;
     match arguments[..] {
-        // Whoever comes up after a live update looks first: a session that is not retrieved waits.
+        // A client first looks for an incoming session, because it may be running after a live
+        // update.
         ["load"] | ["save", ..] if load(&device, &name)? => Ok(()),
         ["load"] => Err("there is no session: no live update came before this".into()),
         ["save", "--switch", text] => save(&device, &name, text, true),
@@ -47,16 +49,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The stage in the old kernel.
+/// The stage in the old kernel: preserves the text and waits.
 fn save(
     device: &Device,
     name: &SessionName,
     text: &str,
     switch: bool,
 ) -> Result<(), Box<dyn Error>> {
-    // Dropped, it would abandon what it preserved; nothing would be lost but the intention.
+    // Dropping the session unpreserves its files and loses no data.
     let session = device.create_session(name)?;
-    // A memfd that LUO can carry: its pages stay where they are.
+    // A memfd, whose pages stay in place over the kexec.
     let memory = device.create_memory("text", text.len() as u64)?;
     let mut file = File::from(memory);
     file.write_all(text.as_bytes())?;
@@ -66,7 +68,7 @@ fn save(
         sync();
         reboot(RebootCommand::Kexec)?;
     }
-    // The session is open until this process ends.
+    // The session stays open until this process ends.
     loop {
         pause();
     }
@@ -83,7 +85,7 @@ fn load(device: &Device, name: &SessionName) -> Result<bool, Box<dyn Error>> {
     let mut text = String::new();
     file.rewind()?;
     file.read_to_string(&mut text)?;
-    // Only now: until then a program that failed could be started again and find everything.
+    // Finish last, after the text is read: finishing ends the preservation.
     session.finish()?;
     println!("retrieved: {}", text.trim_end_matches('\0'));
     Ok(true)

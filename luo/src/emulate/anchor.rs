@@ -1,12 +1,13 @@
-//! The file that stands for the device or a session in the program, and the end of it.
+//! The file that the program gets as the device or as a session, and how its last close is noticed.
 //!
-//! Linux itself has to keep count of it: it is copied by dup and fork, sent over sockets, dropped by
-//! exec and by death. So it is a socket of a pair, and when the last reference to the program's is
-//! gone ours is hung up. Among the kinds of pairs this is the one whose program side behaves
-//! most like the device: a listening socket to which ours is connected without ever being accepted.
-//! Reading it fails with EINVAL at once, it cannot be mapped (ENODEV) or sought (ESPIPE), and
-//! nothing ever blocks on it. What differs: writing says ENOTCONN instead of EINVAL, it can be added
-//! to an epoll, and its link in `/proc/self/fd` is that of a socket.
+//! The program's fd can be copied by dup and fork, sent over sockets, and closed by exec or by the
+//! death of a process, so only Linux can count the references. Therefore the program gets one
+//! socket of a pair: when its last reference is closed, the supervisor's socket is hung up. Of all
+//! kinds of pairs the program's side of this one behaves most like the device: it is a listening
+//! socket, to which the supervisor's socket is connected, and the connection is never accepted.
+//! Reading fails with EINVAL at once, mapping with ENODEV and seeking with ESPIPE, and no operation
+//! blocks. Differences from the device: writing fails with ENOTCONN instead of EINVAL, the fd can
+//! be added to an epoll, and its link in `/proc/self/fd` is that of a socket.
 
 use std::os::fd::OwnedFd;
 
@@ -16,24 +17,24 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-/// A pair, just made.
+/// A new pair of sockets.
 #[derive(Debug)]
 pub(super) struct Anchor {
-    /// For the program.
+    /// The program's socket.
     pub(super) theirs: OwnedFd,
-    /// Hung up when the last reference to the other is gone.
+    /// The supervisor's socket. It is hung up when the last reference to `theirs` is closed.
     pub(super) ours: OwnedFd,
-    /// The number of `theirs`, which no other socket gets.
+    /// The kernel's unique number of `theirs` (SO_COOKIE).
     pub(super) cookie: u64,
 }
 
 impl Anchor {
-    /// Makes a pair. ENFILE: this process has no more fds, which to the program is the system.
+    /// Creates a pair. ENFILE: the supervisor has no free fd.
     pub(super) fn new() -> Result<Self, Errno> {
         Self::make().map_err(of_the_system)
     }
 
-    /// The name of the listening socket is chosen by the kernel, in no file system.
+    /// The kernel chooses an abstract name for the listening socket, so no file appears.
     fn make() -> Result<Self, Errno> {
         let socket =
             || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
@@ -47,7 +48,8 @@ impl Anchor {
     }
 }
 
-/// The errno to the program of a failure here.
+/// The errno that the program gets for a failure of the supervisor. EMFILE becomes ENFILE, because
+/// for the program the supervisor's limit on fds is a limit of the system.
 pub(super) fn of_the_system(errno: Errno) -> Errno {
     if errno == Errno::MFILE { Errno::NFILE } else { errno }
 }
@@ -69,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_hung_up_with_the_last_reference_to_theirs() {
+    fn ours_is_hung_up_after_the_last_close_of_theirs() {
         let Anchor { theirs, ours, .. } = Anchor::new().unwrap();
         let copy = theirs.try_clone().unwrap();
         assert!(!is_hung_up(&ours));
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_is_known_by_its_cookie() {
+    fn copies_have_the_cookie_and_other_pairs_have_not() {
         let (one, other) = (Anchor::new().unwrap(), Anchor::new().unwrap());
         let copy = one.theirs.try_clone().unwrap();
         assert_eq!(sockopt::socket_cookie(&copy), Ok(one.cookie));

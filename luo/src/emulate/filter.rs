@@ -1,20 +1,21 @@
-//! The seccomp filter: which system calls of the program its supervisor gets to see.
+//! The seccomp filter: selects the system calls of the program that the supervisor gets.
 //!
-//! A filter sees numbers, not what they point at. So every call that takes a path is sent to the
-//! supervisor, which looks at the path; of the other calls only those whose numbers say enough:
+//! A filter sees the arguments as numbers and cannot follow pointers. So the filter sends every
+//! call with a path to the supervisor, which reads the path; other calls it selects by their
+//! numbers:
 //!
-//! | call | what happens |
+//! | call | result |
 //! | --- | --- |
-//! | open, stat, access, readlink and their like, reading extended attributes | the supervisor looks at the path |
-//! | ioctl of type 0xBA (LUO) or `T` (terminals) | the supervisor looks at the fd |
+//! | open, stat, access and readlink calls, reading extended attributes | the supervisor checks the path |
+//! | ioctl of type 0xBA (LUO) or `T` (terminals) | the supervisor checks the fd |
 //! | reboot, KEXEC | the supervisor ends the generation |
-//! | reboot, anything else | EPERM: the machine below is not the program's |
-//! | kexec_load, kexec_file_load | 0, and nothing is loaded |
-//! | all other calls, and all calls of a 32-bit program | as ever |
+//! | reboot, any other command | EPERM: the program must not reboot the real machine |
+//! | kexec_load, kexec_file_load | returns 0, and loads no kernel |
+//! | all other calls, and all calls of a 32-bit program | the kernel executes the call |
 //!
-//! Type `T` is in because `isatty` is what programs ask any fd. A foreign ioctl of another type
-//! is not stopped on its way, for the sake of those who live by ioctls (`KVM_RUN`): on the device or a
-//! session it is always answered ENOTTY, where Linux looks at its low byte first (EINVAL).
+//! Type `T` is included because programs call `isatty` on any fd. Ioctls of all other types go to
+//! the kernel directly, so that calls such as `KVM_RUN` stay fast. On the device or a session such
+//! an ioctl always fails with ENOTTY; Linux checks the low byte first (EINVAL).
 
 use libc::{BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use libc::{c_long, sock_filter};
@@ -27,14 +28,14 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
 
-/// Where things are in `struct seccomp_data`; both architectures are little-endian.
+/// Offsets in `struct seccomp_data`, in bytes. Both architectures are little-endian.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 const fn low_half_of_argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// Calls whose path is looked at.
+/// Calls whose path the supervisor checks.
 const WITH_PATH: &[c_long] = &[
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -59,10 +60,10 @@ const WITH_PATH: &[c_long] = &[
     libc::SYS_readlink,
 ];
 
-/// Types of ioctls that are looked at, as they stand in the command.
+/// Types of ioctls whose fd the supervisor checks, in their place in the command.
 const IOCTL_TYPES: [u32; 2] = [0xba00, (b'T' as u32) << 8];
 
-/// Places in the filter to jump to.
+/// Labels in the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Ioctl,
@@ -76,16 +77,16 @@ enum Place {
 enum Step {
     Load(u32),
     And(u32),
-    /// To the place if the loaded value is this one, else to the next step.
+    /// Jumps to the label if the loaded value is this one, else goes to the next step.
     JumpIf(u32, Place),
-    /// To the place unless it is.
+    /// Jumps to the label if the loaded value is not this one, else goes to the next step.
     JumpUnless(u32, Place),
     Return(u32),
-    /// Not an instruction.
+    /// A label, not an instruction.
     Here(Place),
 }
 
-/// The filter as the kernel takes it.
+/// Returns the filter as BPF instructions.
 pub(super) fn program() -> Vec<sock_filter> {
     assemble(&steps())
 }
@@ -122,7 +123,7 @@ fn assemble(steps: &[Step]) -> Vec<sock_filter> {
     };
     let mut instructions: Vec<sock_filter> = Vec::new();
     for step in steps {
-        // All jumps are forward and the filter is short: the distance fits.
+        // All jumps go forward and the filter is short, so the distance fits in a byte.
         let next = instructions.len() + 1;
         let distance = |place| u8::try_from(address_of(place) - next).unwrap_or(u8::MAX);
         let jump = BPF_JMP | BPF_JEQ | BPF_K;
@@ -143,7 +144,7 @@ fn assemble(steps: &[Step]) -> Vec<sock_filter> {
 mod tests {
     use super::*;
 
-    /// What the kernel would answer to a call.
+    /// Runs the filter as the kernel does, and returns its action for a call.
     fn verdict(architecture: u32, number: c_long, arguments: [u64; 6]) -> u32 {
         let mut data = [&(number as u32).to_le_bytes()[..], &architecture.to_le_bytes()].concat();
         data.extend([0; 8]);
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_with_a_path_are_looked_at() {
+    fn calls_with_a_path_go_to_the_supervisor() {
         for call in WITH_PATH {
             assert_eq!(native(*call, [0; 6]), libc::SECCOMP_RET_USER_NOTIF, "{call}");
         }
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ioctls_of_two_types_are_looked_at() {
+    fn only_ioctls_of_two_types_go_to_the_supervisor() {
         let ioctl = |command| native(libc::SYS_ioctl, [0, command, 0, 0, 0, 0]);
         for command in [0xba00, 0xba43, 0xbaff, 0xc048_ba00, 0x5401, 0xffff_ffff_0000_ba00] {
             assert_eq!(ioctl(command), libc::SECCOMP_RET_USER_NOTIF, "{command:#x}");
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_below_is_neither_rebooted_nor_given_an_image() {
+    fn the_real_machine_is_not_rebooted_and_loads_no_kernel() {
         let reboot = |command| native(libc::SYS_reboot, [0, 0, command, 0, 0, 0]);
         assert_eq!(reboot(u64::from(REBOOT_KEXEC)), libc::SECCOMP_RET_USER_NOTIF);
         for command in [0x0123_4567, 0xcdef_0123, 0x4321_fedc, 0, 0x89ab_cdef] {
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_32_bit_program_is_left_alone() {
+    fn calls_of_a_32_bit_program_go_to_the_kernel() {
         const I386: u32 = 0x4000_0003;
         for call in WITH_PATH {
             assert_eq!(verdict(I386, *call, [0; 6]), libc::SECCOMP_RET_ALLOW);

@@ -1,11 +1,11 @@
-//! One generation as the program sees it: the calls that its kernel would answer.
+//! The emulated part of one kernel: answers the program's calls on the device and its sessions.
 //!
-//! A call is looked at, answered by the state machine or let through, one after another. Before
-//! anything is looked at, the machine is told of every file whose last reference is gone by now: a
-//! program that closes the device and opens it again must not find it busy.
+//! Calls are handled one after another; each is answered by the state machine or passed on to the
+//! real kernel. Before each call the state machine learns of every file whose last reference was
+//! closed: a program that closes the device and opens it again must not find it busy.
 //!
-//! All that is done for a call takes the same time however many sessions there are: who an fd belongs
-//! to is looked up by the cookie of its socket, and which are hung up is said by an epoll.
+//! The time for a call does not depend on the number of sessions: the file behind an fd is looked
+//! up by the cookie of its socket, and an epoll returns the sockets that are hung up.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,21 +25,21 @@ use super::tracee::Tracee;
 use crate::builtin::{Disabled, Luo, OpenFile, Parameters, SessionId};
 use crate::uapi;
 
-/// What a socket of the program stands for.
+/// The file that a socket of the program stands for.
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum Emulated {
     Device,
     Session(SessionId),
 }
 
-/// What comes of a call.
+/// How the supervisor handles a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It has this answer.
+    /// Give this answer.
     Answer(Answer),
-    /// It is answered already, or nobody waits for an answer.
+    /// Do nothing: the call is answered already, or no thread waits for an answer.
     Done,
-    /// The program asks for the next kernel.
+    /// Switch to the next kernel.
     Reboot,
 }
 
@@ -56,14 +56,14 @@ const LET_THROUGH: Verdict = Verdict::Answer(Answer::Continue);
 #[derive(Debug)]
 pub(super) struct Kernel {
     pub(super) luo: Luo<OpenFile>,
-    /// Our ends of the program's sockets, by the cookie of the other end.
-    anchors: HashMap<u64, (OwnedFd, What)>,
-    /// Says which of them are hung up.
+    /// The supervisor's sockets, by the cookie of the program's socket.
+    anchors: HashMap<u64, (OwnedFd, Emulated)>,
+    /// An epoll of these sockets, whose events are hang-ups.
     hung_up: OwnedFd,
 }
 
 impl Kernel {
-    /// Starts a kernel with the tree of the previous one.
+    /// Starts a kernel with the handover tree of the previous one.
     pub(super) fn start(tree: Option<&[u8]>, store: &Store) -> Result<Self, StartError> {
         let mut luo = Luo::start(Parameters::default(), || tree.ok_or(Errno::NOENT));
         if let Some(disabled) = luo.disabled() {
@@ -74,8 +74,8 @@ impl Kernel {
         Ok(Self { luo, anchors: HashMap::new(), hung_up })
     }
 
-    /// Tells the machine of all files whose last reference is gone.
-    pub(super) fn close_what_is_gone(&mut self) -> Result<(), Errno> {
+    /// Tells the state machine of all files whose last reference was closed.
+    pub(super) fn release_closed_files(&mut self) -> Result<(), Errno> {
         const AT_ONCE: usize = 64;
         let mut events: Vec<epoll::Event> = Vec::with_capacity(AT_ONCE);
         loop {
@@ -83,11 +83,11 @@ impl Kernel {
             epoll::wait(&self.hung_up, spare_capacity(&mut events), Some(&Timespec::default()))?;
             for event in &events {
                 let closed = match self.anchors.remove(&event.data.u64()) {
-                    Some((_, What::Device)) => self.luo.close_device(),
-                    Some((_, What::Session(session))) => self.luo.close_session(session),
+                    Some((_, Emulated::Device)) => self.luo.close_device(),
+                    Some((_, Emulated::Session(session))) => self.luo.close_session(session),
                     None => Ok(()),
                 };
-                // What a release says is lost on Linux, too.
+                // Linux ignores errors of a release, too.
                 let _ = closed;
             }
             if events.len() < AT_ONCE {
@@ -96,12 +96,12 @@ impl Kernel {
         }
     }
 
-    /// What comes of a call.
+    /// Handles a call, and returns what is left to do.
     pub(super) fn judge(&mut self, listener: &Listener, call: &Notification) -> Verdict {
         let [first, second, third, fourth, fifth, _] = call.arguments;
         let tracee = Tracee::new(call.thread);
-        // What was read counts only if the thread is still there.
-        let looks = |directory: u64, path| {
+        // The path counts only if the thread still waits after it was read.
+        let on_device = |directory: u64, path| {
             is_device(&tracee, directory as i32, path) && listener.waits(call.id)
         };
         const HERE: u64 = libc::AT_FDCWD as u32 as u64;
@@ -113,33 +113,36 @@ impl Kernel {
             libc::SYS_ioctl => self.ioctl(listener, call, &tracee),
             libc::SYS_reboot => reboot(first, second),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_open if looks(HERE, first) => self.open(listener, call, &tracee, second),
-            libc::SYS_openat if looks(first, second) => self.open(listener, call, &tracee, third),
-            libc::SYS_openat2 if looks(first, second) => match open_how(&tracee, third, fourth) {
+            libc::SYS_open if on_device(HERE, first) => self.open(listener, call, &tracee, second),
+            libc::SYS_openat if on_device(first, second) => {
+                self.open(listener, call, &tracee, third)
+            }
+            libc::SYS_openat2 if on_device(first, second) => match open_how(&tracee, third, fourth)
+            {
                 Ok(flags) => self.open(listener, call, &tracee, flags),
                 Err(errno) => Answer::Errno(errno).into(),
             },
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_stat | libc::SYS_lstat if looks(HERE, first) => {
+            libc::SYS_stat | libc::SYS_lstat if on_device(HERE, first) => {
                 answer(second, node::stat()).into()
             }
-            libc::SYS_newfstatat if looks(first, second) => answer(third, node::stat()).into(),
-            libc::SYS_statx if looks(first, second) => answer(fifth, node::statx()).into(),
+            libc::SYS_newfstatat if on_device(first, second) => answer(third, node::stat()).into(),
+            libc::SYS_statx if on_device(first, second) => answer(fifth, node::statx()).into(),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_access if looks(HERE, first) => {
+            libc::SYS_access if on_device(HERE, first) => {
                 Answer::from(node::access(second as u32)).into()
             }
-            libc::SYS_faccessat | libc::SYS_faccessat2 if looks(first, second) => {
+            libc::SYS_faccessat | libc::SYS_faccessat2 if on_device(first, second) => {
                 Answer::from(node::access(third as u32)).into()
             }
-            // It is no link and has no attributes.
+            // The device is not a symbolic link and has no extended attributes.
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_readlink if looks(HERE, first) => Answer::Errno(Errno::INVAL).into(),
-            libc::SYS_readlinkat if looks(first, second) => Answer::Errno(Errno::INVAL).into(),
-            libc::SYS_getxattr | libc::SYS_lgetxattr if looks(HERE, first) => {
+            libc::SYS_readlink if on_device(HERE, first) => Answer::Errno(Errno::INVAL).into(),
+            libc::SYS_readlinkat if on_device(first, second) => Answer::Errno(Errno::INVAL).into(),
+            libc::SYS_getxattr | libc::SYS_lgetxattr if on_device(HERE, first) => {
                 Answer::Errno(Errno::NODATA).into()
             }
-            libc::SYS_listxattr | libc::SYS_llistxattr if looks(HERE, first) => {
+            libc::SYS_listxattr | libc::SYS_llistxattr if on_device(HERE, first) => {
                 Answer::Success.into()
             }
             _ => LET_THROUGH,
@@ -156,7 +159,7 @@ impl Kernel {
         let opened = match flags as i32 {
             flags if flags & CREATE_NEW == CREATE_NEW => Err(Errno::EXIST),
             flags if flags & libc::O_DIRECTORY != 0 => Err(Errno::NOTDIR),
-            // Such an fd never reaches a driver: any other device does as well.
+            // Calls on such an fd never reach a driver, so the file of another device will do.
             flags if flags & libc::O_PATH != 0 => return open_path(listener, call, flags),
             flags => self.open_device(listener, call, flags),
         };
@@ -177,7 +180,7 @@ impl Kernel {
         let installed = Anchor::new().and_then(|anchor| {
             let closes_on_exec = flags & libc::O_CLOEXEC != 0;
             listener.answer_with_fd(call.id, anchor.theirs.as_fd(), closes_on_exec)?;
-            self.watch(anchor, What::Device)
+            self.watch(anchor, Emulated::Device)
         });
         if installed.is_err() {
             self.luo.close_device()?;
@@ -185,13 +188,13 @@ impl Kernel {
         installed
     }
 
-    /// Takes note of a file that the program has now.
-    fn watch(&mut self, anchor: Anchor, what: What) -> Result<(), Errno> {
+    /// Watches for the last close of a file that the program got.
+    fn watch(&mut self, anchor: Anchor, file: Emulated) -> Result<(), Errno> {
         let Anchor { theirs: _, ours, cookie } = anchor;
         let data = epoll::EventData::new_u64(cookie);
-        // Being hung up is told without being asked for.
+        // An epoll always reports hang-ups, without a flag.
         epoll::add(&self.hung_up, &ours, data, epoll::EventFlags::empty())?;
-        self.anchors.insert(cookie, (ours, what));
+        self.anchors.insert(cookie, (ours, file));
         Ok(())
     }
 
@@ -201,21 +204,23 @@ impl Kernel {
         if is_of_every_file(command) {
             return LET_THROUGH;
         }
-        // The reference is dropped at once: it would keep the file open.
+        // The new reference is dropped at once, because it would keep the file open.
         let cookie = tracee.file(fd as i32).and_then(socket_cookie);
         if cookie == Err(Errno::MFILE) {
             return Answer::Errno(of_the_system(Errno::MFILE)).into();
         }
-        let what = cookie.ok().and_then(|cookie| self.anchors.get(&cookie));
-        let Some((_, what)) = what.filter(|_| listener.waits(call.id)) else { return LET_THROUGH };
+        let anchor = cookie.ok().and_then(|cookie| self.anchors.get(&cookie));
+        let Some((_, file)) = anchor.filter(|_| listener.waits(call.id)) else {
+            return LET_THROUGH;
+        };
         let mut request = Request::new(listener, call.id, tracee);
-        let result = match *what {
-            What::Device => self.luo.device_ioctl(&mut request, command, address),
-            What::Session(id) => self.luo.session_ioctl(&mut request, id, command, address),
+        let result = match *file {
+            Emulated::Device => self.luo.device_ioctl(&mut request, command, address),
+            Emulated::Session(id) => self.luo.session_ioctl(&mut request, id, command, address),
         };
         match result.map_err(|errno| (errno, None)).and_then(|()| request.install()) {
             Ok(Some(New::Session(id, anchor))) => {
-                Answer::from(self.watch(anchor, What::Session(id))).into()
+                Answer::from(self.watch(anchor, Emulated::Session(id))).into()
             }
             Ok(_) => Answer::Success.into(),
             Err((errno, new)) => {
@@ -238,7 +243,7 @@ impl Kernel {
     }
 }
 
-/// Why a kernel does not start.
+/// The reason why an emulated kernel does not start.
 #[derive(Debug)]
 pub(super) enum StartError {
     Tree(Disabled),
@@ -250,7 +255,7 @@ fn is_device(tracee: &Tracee, directory: i32, path: u64) -> bool {
     path::is_device(&path, || tracee.directory(directory))
 }
 
-/// The flags in a `struct open_how`.
+/// Reads the flags of a `struct open_how`. EINVAL: `size` is too small for one.
 fn open_how(tracee: &Tracee, address: u64, size: u64) -> Result<u64, Errno> {
     const SIZE: u64 = size_of::<libc::open_how>() as u64;
     let mut flags = [0; 8];
@@ -261,8 +266,8 @@ fn open_how(tracee: &Tracee, address: u64, size: u64) -> Result<u64, Errno> {
     Ok(u64::from_le_bytes(flags))
 }
 
-/// Opens for who wants no more than a path. A file that is opened with O_PATH cannot be given to
-/// another process, so this one can also be read, as empty.
+/// Answers an open with O_PATH. The supervisor cannot pass an O_PATH file to another process, so
+/// the program gets `/dev/null`, which unlike an O_PATH file can be read.
 fn open_path(listener: &Listener, call: &Notification, flags: i32) -> Verdict {
     use rustix::fs::{Mode, OFlags, open};
     let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -273,14 +278,14 @@ fn open_path(listener: &Listener, call: &Notification, flags: i32) -> Verdict {
     }
 }
 
-/// Whether Linux answers an ioctl for every file, before its driver is asked.
+/// Whether Linux handles an ioctl for files of any kind, before the driver gets it.
 fn is_of_every_file(command: u32) -> bool {
     const FIOQSIZE: u32 = 0x5460;
     let commands = [libc::FIOCLEX, libc::FIONCLEX, libc::FIONBIO, libc::FIOASYNC];
     commands.iter().any(|known| *known as u32 == command) || command == FIOQSIZE
 }
 
-/// Checks the magic numbers of reboot(2). The filter has seen that it is for the next kernel.
+/// Checks the magic numbers of reboot(2). The filter passes only the KEXEC command.
 fn reboot(magic: u64, magic2: u64) -> Verdict {
     const MAGIC: u32 = 0xfee1_dead;
     const MAGIC2: [u32; 4] = [0x2812_1969, 0x0512_1996, 0x1604_1998, 0x2011_2000];
@@ -300,40 +305,40 @@ mod tests {
         Kernel::start(None, &Store::default()).unwrap()
     }
 
-    /// Watches a new file; gives back the program's end.
-    fn watched(kernel: &mut Kernel, what: What) -> OwnedFd {
+    /// Watches a new file, and returns the program's socket.
+    fn watched(kernel: &mut Kernel, file: Emulated) -> OwnedFd {
         let anchor = Anchor::new().unwrap();
         let theirs = anchor.theirs.try_clone().unwrap();
-        kernel.watch(anchor, what).unwrap();
+        kernel.watch(anchor, file).unwrap();
         theirs
     }
 
     #[test]
-    fn the_device_is_free_as_soon_as_its_last_reference_is_gone() {
+    fn the_device_is_free_after_its_last_close() {
         let mut kernel = kernel();
         kernel.luo.open_device().unwrap();
-        let theirs = watched(&mut kernel, What::Device);
+        let theirs = watched(&mut kernel, Emulated::Device);
         let copy = theirs.try_clone().unwrap();
         drop(theirs);
-        kernel.close_what_is_gone().unwrap();
+        kernel.release_closed_files().unwrap();
         assert_eq!(kernel.luo.open_device(), Err(Errno::BUSY));
         drop(copy);
-        kernel.close_what_is_gone().unwrap();
+        kernel.release_closed_files().unwrap();
         kernel.luo.open_device().unwrap();
     }
 
     #[test]
-    fn all_that_is_gone_is_closed_before_anything_else() {
+    fn all_closed_files_are_released_at_once() {
         let mut kernel = kernel();
         kernel.luo.open_device().unwrap();
         let mut files = Vec::new();
         for number in 0..500 {
             let name = Name::new(format!("session {number}")).unwrap().to_field();
             let id = kernel.luo.create_session(&name, |_| Ok(())).unwrap();
-            files.push((name, watched(&mut kernel, What::Session(id))));
+            files.push((name, watched(&mut kernel, Emulated::Session(id))));
         }
         let names: Vec<_> = files.into_iter().map(|(name, _)| name).collect();
-        kernel.close_what_is_gone().unwrap();
+        kernel.release_closed_files().unwrap();
         assert!(kernel.anchors.is_empty());
         for name in names {
             kernel.luo.create_session(&name, |_| Ok(())).unwrap();
@@ -341,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_right_call_of_reboot_switches() {
+    fn only_a_reboot_with_the_magic_numbers_switches() {
         assert_eq!(reboot(0xfee1_dead, 672_274_793), Verdict::Reboot);
         for (magic, magic2) in [(0, 672_274_793), (0xfee1_dead, 0), (0xfee1_dead, 1)] {
             assert_eq!(reboot(magic, magic2), Answer::Errno(Errno::INVAL).into());

@@ -1,11 +1,11 @@
-//! Memfds: what the emulated LUO carries, and where they wait.
+//! The handler of memfds, the only files that the emulated LUO preserves, and their store.
 //!
-//! Follows `mm/memfd_luo.c` of Linux 7.3. A file that is preserved can be resized here, which Linux
-//! refuses; so its size is held against what it was when the switch comes, and the switch fails if
-//! it differs. Contents are never copied from one generation to the next: the [`Store`] keeps a
-//! reference to the file, and who retrieves it gets a new open file description of the same file:
-//! for reading and writing, at the position that the old one had at the switch. Name, mode, owner,
-//! seals and holes of the file stay as they were, which they do not on Linux.
+//! Follows `mm/memfd_luo.c` of Linux 7.3. Linux refuses to resize a preserved file; the emulator
+//! cannot, so the switch fails if a file's size is not that at preservation. Contents are not
+//! copied between generations of one run: the [`Store`] keeps a reference to the file, and
+//! retrieving gives a new open file description of the same file, for reading and writing, at the
+//! position that the old description had at the switch. Unlike on Linux, the file keeps its name,
+//! mode, owner, seals and holes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,29 +18,31 @@ use crate::builtin::tree::Handover;
 use crate::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
 use crate::mutex::lock;
 
-/// What a handle of this handler is: the number of a file in the store.
+/// The format of this handler's files. A handle is the number of a file in the store.
 pub(super) const FORMAT: &str = "memfd-store-v1";
 
-/// A file on its way to the next kernel.
+/// A preserved file, with its properties at preservation.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
     pub(super) file: OpenFile,
+    /// In bytes.
     pub(super) size: u64,
+    /// The file position, in bytes. Updated at the switch.
     pub(super) position: u64,
     pub(super) seals: SealFlags,
     /// Permission bits.
     pub(super) mode: u32,
 }
 
-/// Another open file description of the same file.
+/// Opens the file again. Returns a new open file description.
 pub(super) fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     open(path, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 impl Kept {
-    /// Looks at a file of the program, which is at its position.
-    fn look(file: &OpenFile) -> Result<Self, Errno> {
+    /// Reads the properties of a file of the program.
+    fn of(file: &OpenFile) -> Result<Self, Errno> {
         let stat = fstat(file)?;
         Ok(Self {
             file: file.clone(),
@@ -52,33 +54,36 @@ impl Kept {
     }
 }
 
+/// The contents of a [`Store`].
 #[derive(Debug, Default)]
-struct Shelves {
+struct Files {
+    /// The number given to the newest file.
     last: u64,
     files: BTreeMap<u64, Kept>,
 }
 
-/// The files that are preserved or came in, each under its number. Clones are the same store.
+/// All preserved and incoming files, each under its number. Clones share the same files.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Store(Arc<Mutex<Shelves>>);
+pub(super) struct Store(Arc<Mutex<Files>>);
 
 impl Store {
-    /// A store with what a state directory had.
+    /// A store with the files of a state directory.
     pub(super) fn with(files: BTreeMap<u64, Kept>) -> Self {
         let last = files.keys().next_back().copied().unwrap_or_default();
-        Self(Arc::new(Mutex::new(Shelves { last, files })))
+        Self(Arc::new(Mutex::new(Files { last, files })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelves> {
+    fn lock(&self) -> MutexGuard<'_, Files> {
         lock(&self.0)
     }
 
-    /// The file of a number.
+    /// Returns the file with this number.
     pub(super) fn get(&self, number: u64) -> Option<Kept> {
         self.lock().files.get(&number).cloned()
     }
 
-    /// Drops all that is not in a tree: what was not finished is lost with its kernel.
+    /// Drops all files that are not in the tree: sessions that were not finished are lost at a
+    /// switch.
     pub(super) fn keep_only(&self, tree: &Handover) {
         let wanted = numbers(tree).collect::<BTreeSet<u64>>();
         self.lock().files.retain(|number, _| wanted.contains(number));
@@ -90,13 +95,13 @@ pub(super) fn numbers(tree: &Handover) -> impl Iterator<Item = u64> {
     tree.sessions.iter().flat_map(|session| &session.files).map(|file| file.data)
 }
 
-/// Carries memfds.
+/// The handler of memfds.
 #[derive(Debug)]
 pub(super) struct MemfdHandler(pub(super) Store);
 
 impl Handler<OpenFile> for MemfdHandler {
     fn compatible(&self) -> Compatible {
-        Compatible::new(FORMAT).expect("it is a short text")
+        Compatible::new(FORMAT).expect("the format is a valid name")
     }
 
     fn can_preserve(&self, file: &OpenFile) -> bool {
@@ -109,19 +114,19 @@ impl Handler<OpenFile> for MemfdHandler {
     }
 
     fn preserve(&mut self, file: &OpenFile) -> Result<Handle, Errno> {
-        let kept = Kept::look(file)?;
-        let mut shelves = self.0.lock();
-        shelves.last += 1;
-        let number = shelves.last;
-        shelves.files.insert(number, kept);
+        let kept = Kept::of(file)?;
+        let mut store = self.0.lock();
+        store.last += 1;
+        let number = store.last;
+        store.files.insert(number, kept);
         Ok(Handle(number))
     }
 
-    /// EINVAL: the size is not what it was when the file was preserved.
+    /// EINVAL: the size of the file has changed since it was preserved.
     fn freeze(&mut self, file: &OpenFile, handle: Handle) -> Result<Handle, Errno> {
-        let now = Kept::look(file)?;
-        let mut shelves = self.0.lock();
-        let kept = shelves.files.get_mut(&handle.0).ok_or(Errno::INVAL)?;
+        let now = Kept::of(file)?;
+        let mut store = self.0.lock();
+        let kept = store.files.get_mut(&handle.0).ok_or(Errno::INVAL)?;
         if now.size != kept.size {
             return Err(Errno::INVAL);
         }

@@ -1,29 +1,33 @@
-//! `/dev/liveupdate` for everyone: a program runs as it is, and what it asks of the device is
-//! answered by the built-in LUO.
+//! An emulated `/dev/liveupdate`: an unmodified program runs, and the built-in LUO answers its
+//! requests on the device.
 //!
-//! The program and its descendants run under a seccomp filter that sends a few system calls here
-//! (`filter`); they can be static, have threads and fork. It is a convenience, not a sandbox: what
-//! is let through is looked up by the kernel a second time, after this has looked.
+//! The program and its descendants run under a seccomp filter that sends a few system calls to this
+//! process, the supervisor (`filter`). The program may be statically linked, have threads and fork.
+//! The emulator is not a sandbox: the kernel reads the arguments of a call that is let through
+//! again, after the supervisor has checked them.
 //!
 //! ```text
 //!  program --- openat, ioctl, reboot --> filter --> notify --> kernel --> builtin::Luo
 //!     ^                                                          |
-//!     +---- fd: a socket, whose other end (anchor) tells <-------+
-//!           when its last reference is gone
+//!     +---- fd: a socket, whose other end (anchor) is <----------+
+//!           hung up after the last close
 //! ```
 //!
-//! A *generation* is one kernel. It ends with the program, or when the program calls reboot(2) for
-//! the next kernel, or, if so wanted, when the program's first process ends with 0. Then whoever
-//! is left of it is killed, and outgoing sessions cross. Without a state directory the program is
-//! started again, as that kernel's first process, and preserved memory stays where it is. With one
-//! the run ends there: memory is written to a file in the directory, and a later run with the same
-//! directory is the next kernel, with the number plus one. A run that ends in any other way leaves the
-//! directory as it was, and can be repeated.
+//! A *generation* is one emulated kernel. It ends when the program ends. A switch to the next
+//! generation happens when the program calls reboot(2) with the KEXEC command, or, with
+//! [`Options::kexec`], when its first process exits with 0. At a switch all remaining processes of
+//! the program are killed, and outgoing sessions are handed over. Without a state directory the
+//! program is started again as the first process of the next kernel, and preserved memory stays in
+//! place. With a state directory the run ends at the switch: preserved memory is written to a file
+//! in the directory, and a later run with the same directory is the next kernel, with the next live
+//! update number. A run that ends without a switch leaves the directory unchanged, and can be
+//! repeated.
 //!
-//! Not as on Linux: sizes of preserved files are checked at the switch instead of being frozen; files
-//! keep their holes, names, modes and seals; while a switch is written the program's other threads
-//! run, and what they write then may cross or not; after a failed write reboot(2) says EAGAIN, and all
-//! goes on. What else differs is said in `filter`, `anchor`, `memfd` and [`crate::builtin`].
+//! Differences from Linux: the sizes of preserved files are checked at the switch instead of being
+//! frozen; files keep their holes, names, modes and seals; the program's other threads run while
+//! the state is written, so their writes may be handed over or not; if the state cannot be written,
+//! reboot(2) fails with EAGAIN and the generation continues. `filter`, `anchor`, `memfd` and
+//! [`crate::builtin`] list the other differences.
 
 use std::ffi::OsString;
 use std::io;
@@ -49,73 +53,76 @@ mod tracee;
 pub use program::{Exit, Program};
 pub use run::run;
 
-/// The variable in which the program finds how many live updates led to its kernel; Linux says it in
-/// its log.
+/// The environment variable with the number of live updates that led to this kernel. Linux logs the
+/// number.
 pub const NUMBER_VARIABLE: &str = "PERENNIAL_LIVEUPDATE_NUMBER";
 
 /// How to run a program.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Where the previous generation is, and the next one goes.
+    /// The state directory: has the state of the previous generation, and receives that of the
+    /// next.
     pub state: Option<PathBuf>,
-    /// Whether the next kernel comes when the program ends with 0.
+    /// Whether to switch to the next kernel when the program's first process exits with 0.
     pub kexec: bool,
 }
 
-/// Why a program cannot be run, or not to its end.
+/// A failure to run the program, or to run it to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel does not allow a filter with a listener.
+    /// The kernel refuses a seccomp filter with a listener.
     #[error(
-        "cannot supervise the program: this system, or who started this, does not allow a seccomp \
-         filter with a listener here"
+        "cannot supervise the program: a seccomp filter with a listener is not allowed here; run \
+         outside of other emulators and sandboxes"
     )]
     Filter {
-        /// What seccomp said.
+        /// The error of seccomp(2).
         source: io::Error,
     },
-    /// Its memory cannot be read.
-    #[error("cannot supervise the program: its memory cannot be read (ptrace rights): {errno}")]
+    /// The program's memory cannot be read.
+    #[error(
+        "cannot read the memory of the program: {errno}; allow this process to ptrace its children"
+    )]
     Reach {
-        /// What the kernel said.
+        /// The errno of process_vm_readv(2).
         errno: Errno,
     },
-    /// There is no such program.
+    /// The program could not be executed.
     #[error("cannot run {}", program.display())]
     Start {
-        /// Its path or name.
+        /// The path or name of the program.
         program: OsString,
-        /// Why.
+        /// The error of fork(2) or execve(2).
         source: io::Error,
     },
-    /// The supervisor itself fails.
-    #[error("cannot supervise the program: {what}: {errno}")]
+    /// A system call of the supervisor failed.
+    #[error("the emulator {what}: {errno}")]
     Supervise {
-        /// What it needs.
+        /// The failed operation, as in "cannot wait for events".
         what: &'static str,
-        /// What the kernel said.
+        /// The errno of the system call.
         errno: Errno,
     },
-    /// The directory's state cannot be used.
+    /// The state directory cannot be used.
     #[error("cannot use the state of the previous kernel")]
     State(#[from] state::Error),
-    /// A tree that was read before, but does not start a kernel.
+    /// The handover tree could be decoded, but the next kernel does not start with it.
     #[error("cannot start the next kernel")]
     Tree(#[from] Disabled),
-    /// The program ended, and its sessions cannot be handed over.
+    /// The program exited with 0, and its sessions could not be handed over.
     #[error("cannot switch to the next kernel: {}", why_switch(*errno))]
     Switch {
-        /// What reboot(2) would have said.
+        /// The errno that reboot(2) would have returned.
         errno: Errno,
-        /// Why the state was not written, if that was it.
+        /// The reason, if the state could not be written.
         source: Option<state::Error>,
     },
 }
 
 fn why_switch(errno: Errno) -> String {
     match errno {
-        Errno::INVAL => "a preserved file has another size than when it was preserved".into(),
+        Errno::INVAL => "the size of a preserved file was changed; preserve the file again".into(),
         Errno::AGAIN => "its state cannot be written".into(),
         errno => errno.to_string(),
     }

@@ -1,18 +1,19 @@
-//! What stat and access say of the device, for programs that look before they open.
+//! Answers of stat(2), statx(2) and access(2) for the device node, for programs that check the path
+//! before they open it.
 //!
-//! The node is as devtmpfs makes it: a character device of root, mode 0600. It is not in a listing
-//! of `/dev`, and who asks an open fd is told of the socket that it is.
+//! The node looks as devtmpfs makes it: a character device of root, mode 0600. A listing of `/dev`
+//! does not show it, and fstat(2) on an open fd shows a socket.
 
 use std::mem::{offset_of, size_of};
 
 use rustix::io::Errno;
 
-/// Major number of miscellaneous devices, and a minor one that Linux gives out dynamically.
+/// Major number of miscellaneous devices. The minor number is dynamic on Linux.
 const MAJOR: u32 = 10;
 const MINOR: u32 = 255;
 const MODE: u32 = libc::S_IFCHR | 0o600;
 
-/// A `struct stat` of the device.
+/// Returns the bytes of a `struct stat` of the device.
 pub(super) fn stat() -> Vec<u8> {
     let mut bytes = vec![0; size_of::<libc::stat>()];
     put(&mut bytes, offset_of!(libc::stat, st_dev), &5_u64.to_ne_bytes());
@@ -25,7 +26,7 @@ pub(super) fn stat() -> Vec<u8> {
     bytes
 }
 
-/// A `struct statx` of the device.
+/// Returns the bytes of a `struct statx` of the device.
 pub(super) fn statx() -> Vec<u8> {
     let mut bytes = vec![0; size_of::<libc::statx>()];
     let basic = libc::STATX_BASIC_STATS.to_ne_bytes();
@@ -40,12 +41,13 @@ pub(super) fn statx() -> Vec<u8> {
     bytes
 }
 
-/// Both architectures are little-endian: the low bytes of a longer field are its first ones.
+/// Writes a field. `value` may be shorter than the field: both architectures are little-endian, so
+/// the low bytes come first.
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// Whether the device can be accessed as `mode` says.
+/// Answers access(2): EINVAL for unknown bits in `mode`, EACCES for execution.
 pub(super) fn access(mode: u32) -> Result<(), Errno> {
     const KNOWN: u32 = (libc::R_OK | libc::W_OK | libc::X_OK) as u32;
     match mode {

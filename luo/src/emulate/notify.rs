@@ -1,34 +1,35 @@
-//! The kernel's side of a seccomp listener, one call a function.
+//! The calls of a seccomp listener, each as a function. See seccomp_unotify(2).
 //!
-//! A thread that makes a call which the filter sends here waits until it is answered. All that is
-//! known of it is in its [`Notification`]; it may die meanwhile, and then what is asked about it is
-//! `None` or ENOENT. See seccomp_unotify(2).
-#![expect(unsafe_code, reason = "seccomp is made of raw calls and ioctls")]
+//! A thread whose call the filter sends to the listener waits for the answer. A [`Notification`]
+//! describes the call. The thread may die while it waits; functions about its call then return
+//! `None` or ENOENT.
+#![expect(unsafe_code, reason = "a seccomp listener needs raw system calls and ioctls")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_ulong, seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter};
 use rustix::io::Errno;
 
-/// A call that waits for its answer.
+/// A system call that waits for its answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Notification {
-    /// What the answer refers to.
+    /// The kernel's identifier of the notification.
     pub(super) id: u64,
-    /// The thread that made it.
+    /// The thread ID of the caller.
     pub(super) thread: u32,
+    /// The number of the system call.
     pub(super) call: libc::c_long,
     pub(super) arguments: [u64; 6],
 }
 
-/// How a call goes on.
+/// The answer to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// As if there were no filter.
+    /// The kernel executes the call, as without a filter.
     Continue,
-    /// With 0.
+    /// The call returns 0.
     Success,
-    /// With an error.
+    /// The call fails with this errno.
     Errno(Errno),
 }
 
@@ -38,7 +39,7 @@ impl From<Result<(), Errno>> for Answer {
     }
 }
 
-/// Where notifications come from.
+/// A seccomp listener, the source of notifications.
 #[derive(Debug)]
 pub(super) struct Listener(OwnedFd);
 
@@ -56,12 +57,12 @@ fn check(result: c_int) -> Result<c_int, Errno> {
     Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Puts this thread, and all that come of it, under the filter. Makes no allocation, so that it may
-/// be called between fork and exec.
+/// Puts this thread and its descendants under the filter, and returns the listener. Allocates
+/// nothing, so it may be called between fork and exec.
 ///
-/// A filter needs CAP_SYS_ADMIN, or that the program cannot gain rights by exec. The listener lets
-/// waiting threads be killed but not interrupted by other signals, where the kernel can (5.19):
-/// a call that did its work must not be started again.
+/// Installing a filter needs CAP_SYS_ADMIN or `no_new_privs`; the latter is set only without the
+/// former. From Linux 5.19 on, only fatal signals interrupt a waiting thread
+/// (`WAIT_KILLABLE_RECV`): a call that the supervisor has executed must not be restarted.
 pub(super) fn install(filter: &[sock_filter]) -> Result<OwnedFd, Errno> {
     let listen = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
     let killable = listen | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
@@ -87,17 +88,18 @@ fn install_with(filter: &[sock_filter], flags: c_ulong) -> Result<OwnedFd, Errno
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
     };
     let fd = check(fd as c_int)?;
-    // SAFETY: with NEW_LISTENER the call returns an fd that nobody else knows.
+    // SAFETY: with NEW_LISTENER the call returns a new fd, which has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl Listener {
-    /// Takes an fd that [`install`] made.
+    /// Takes over an fd that [`install`] returned.
     pub(super) fn new(fd: OwnedFd) -> Self {
         Self(fd)
     }
 
-    /// The next call. Waits if there is none; `None` if it is gone again.
+    /// Waits for the next call and returns it. `None` if its thread has died or a signal ended the
+    /// wait.
     pub(super) fn receive(&self) -> Result<Option<Notification>, Errno> {
         // SAFETY: the struct is plain numbers, and the kernel wants it zeroed.
         let mut notification: seccomp_notif = unsafe { std::mem::zeroed() };
@@ -121,7 +123,7 @@ impl Listener {
         }
     }
 
-    /// Lets the call go on. ENOENT: its thread is gone.
+    /// Answers the call. ENOENT: its thread has died.
     pub(super) fn answer(&self, id: u64, answer: Answer) -> Result<(), Errno> {
         let (error, flags) = match answer {
             Answer::Continue => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
@@ -136,8 +138,8 @@ impl Listener {
         check(result).map(drop)
     }
 
-    /// Whether the call still waits: if so, all that was read by its thread's number until now was
-    /// that thread's.
+    /// Whether the call still waits. If so, its thread ID was not reused, and everything read by
+    /// that ID until now belonged to its thread.
     pub(super) fn waits(&self, id: u64) -> bool {
         // SAFETY: NOTIF_ID_VALID reads one u64.
         let result = unsafe {
@@ -146,12 +148,12 @@ impl Listener {
         result == 0
     }
 
-    /// Puts a file behind the lowest free fd of the caller. EMFILE: there is none.
+    /// Installs a file as the lowest free fd of the caller. EMFILE: the caller has no free fd.
     pub(super) fn add_fd(&self, id: u64, file: BorrowedFd<'_>) -> Result<i32, Errno> {
         self.add(id, file, true, 0)
     }
 
-    /// The same, and answers the call with the fd.
+    /// Like [`add_fd`](Self::add_fd), and answers the call with the number of the fd.
     pub(super) fn answer_with_fd(
         &self,
         id: u64,

@@ -1,13 +1,13 @@
-//! Which paths mean the device.
+//! Finds out whether a path is that of the device.
 //!
-//! A path is compared by its words, not by what the file system makes of it: `//dev/./liveupdate` and
-//! `liveupdate` in `/dev` are the device, a symbolic link to it is not. The check comes first
-//! that answers almost every path at once: how it ends.
+//! Paths are compared as text, component by component, without a look at the file system:
+//! `//dev/./liveupdate` and `liveupdate` in `/dev` are the device, a symbolic link to the device is
+//! not. The end of the path is checked first, because that excludes nearly all paths.
 
 use crate::uapi::DEVICE;
 
-/// Whether `path` means the device. `directory` says in which directory a relative path starts, and
-/// is only asked for one that could.
+/// Whether `path` is that of the device. `directory` returns the directory where a relative path
+/// starts; it is called only for a relative path with the right end.
 pub(super) fn is_device(path: &[u8], directory: impl FnOnce() -> Option<Vec<u8>>) -> bool {
     let ends_right = path.ends_with(b"liveupdate");
     if !ends_right {
@@ -22,7 +22,7 @@ pub(super) fn is_device(path: &[u8], directory: impl FnOnce() -> Option<Vec<u8>>
     })
 }
 
-/// The names on the way, with `.` and `..` resolved.
+/// The components of a path, with `.` and `..` resolved.
 fn words(path: &[u8]) -> Vec<&[u8]> {
     let mut words = Vec::new();
     for word in path.split(|byte| *byte == b'/') {
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_the_path_is_the_device() {
+    fn every_spelling_of_the_path_is_the_device() {
         for path in [
             "/dev/liveupdate",
             "//dev//liveupdate",
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_the_path_is_not_the_device() {
+    fn similar_paths_are_not_the_device() {
         for path in [
             "",
             "/",
@@ -86,8 +86,8 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_it_needs_no_directory() {
-        assert!(!is_device(b"passwd", || panic!("nobody should ask")));
+    fn a_path_with_another_end_needs_no_directory() {
+        assert!(!is_device(b"passwd", || panic!("the directory is not needed")));
         assert!(!is_device(b"liveupdate", || None));
     }
 }

@@ -1,9 +1,10 @@
-//! The program and all that comes of it: start, signals, end.
+//! The processes of the program: their start, signals and end.
 //!
-//! This process becomes the reaper of all descendants, so that none gets away when a generation
-//! ends. Signals are taken from an fd, between notifications; those that were sent to this process
-//! by another go on to the program. Those of the terminal do not: it gets them itself.
-#![expect(unsafe_code, reason = "signal masks, and what is done between fork and exec")]
+//! The supervisor becomes the reaper of all descendants, so every process can be killed when a
+//! generation ends. The supervisor reads signals from an fd, between notifications. Signals that
+//! another process sent are forwarded to the program; signals of the terminal are not, because the
+//! program gets them itself.
+#![expect(unsafe_code, reason = "signal masks, and code between fork and exec")]
 
 use std::ffi::OsString;
 use std::fs;
@@ -27,21 +28,21 @@ use rustix::process::{
 use super::Error;
 use super::notify::{self, Listener};
 
-/// What to run.
+/// The program to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// Its path, or its name in `PATH`.
+    /// The path of the program, or its name in `PATH`.
     pub path: OsString,
-    /// Its arguments, without its own name.
+    /// The arguments, without the program's name.
     pub arguments: Vec<OsString>,
 }
 
 /// How the program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// With a status.
+    /// The program exited with this status.
     Status(i32),
-    /// By a signal.
+    /// This signal killed the program.
     Signal(i32),
 }
 
@@ -54,7 +55,7 @@ impl From<WaitStatus> for Exit {
     }
 }
 
-/// Signals that are passed on.
+/// Signals that are forwarded to the program.
 const FORWARDED: [c_int; 9] = [
     libc::SIGHUP,
     libc::SIGINT,
@@ -67,25 +68,29 @@ const FORWARDED: [c_int; 9] = [
     libc::SIGCONT,
 ];
 
-/// As many fds as Linux lets root have unless told otherwise (`fs.nr_open`).
+/// The default of `fs.nr_open`, Linux' upper bound for the limit on fds.
 const MANY_FDS: u64 = 1 << 20;
 
-/// What this process was like before, which the program is to find.
+/// The supervisor's signal fd, and its former signal mask and limit on fds, which the program gets.
 #[derive(Debug)]
 pub(super) struct Surroundings {
+    /// The signalfd.
     signals: OwnedFd,
+    /// The former signal mask.
     mask: sigset_t,
+    /// The former limit on fds.
     fds: Rlimit,
 }
 
 impl Surroundings {
-    /// Blocks the signals that are taken from the fd, takes in orphans, and allows as many fds as
-    /// can be: each session and each preserved file takes one.
+    /// Makes this process a reaper, blocks the signals that it reads from the signalfd, and raises
+    /// the limit on fds, because each session and each preserved file needs one. Dropping the value
+    /// restores the signal mask and the limit.
     pub(super) fn enter() -> Result<Self, Errno> {
         set_child_subreaper(Some(rustix::process::getpid()))?;
         let fds = getrlimit(Resource::Nofile);
         let many = Rlimit { current: Some(MANY_FDS), maximum: Some(MANY_FDS) };
-        // Only root may have more than was allowed.
+        // Only root may raise the maximum; otherwise the maximum is the new limit.
         if setrlimit(Resource::Nofile, many).is_err() {
             setrlimit(Resource::Nofile, Rlimit { current: fds.maximum, ..fds })?;
         }
@@ -94,8 +99,8 @@ impl Surroundings {
         Ok(Self { signals: signalfd(&set)?, mask, fds })
     }
 
-    /// Takes the signals that came, and passes on to the program what is meant for it. That a child
-    /// has ended is seen by [`reap`].
+    /// Reads all pending signals and forwards those for the program. For SIGCHLD nothing is done:
+    /// [`reap`] finds children that have ended.
     pub(super) fn take_signals(&self, first: Pid) -> Result<(), Errno> {
         let mut bytes = [0; size_of::<signalfd_siginfo>()];
         loop {
@@ -108,7 +113,7 @@ impl Surroundings {
         }
     }
 
-    /// Starts the program under the filter.
+    /// Starts the program under the filter, and returns its PID and the listener.
     pub(super) fn start(
         &self,
         program: &Program,
@@ -116,7 +121,8 @@ impl Surroundings {
     ) -> Result<(Pid, Listener), Error> {
         let pair =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        let (ours, theirs) = pair.map_err(|errno| Error::Supervise { what: "a socket", errno })?;
+        let (ours, theirs) =
+            pair.map_err(|errno| Error::Supervise { what: "cannot create a socket pair", errno })?;
         let (filter, mask, fds) = (super::filter::program(), self.mask, self.fds);
         let mut command = Command::new(&program.path);
         command.args(&program.arguments).envs(environment.iter().map(|(k, v)| (k, v)));
@@ -128,8 +134,8 @@ impl Surroundings {
             send_fd(theirs.as_fd(), listener.as_fd())?;
             Ok(())
         };
-        // SAFETY: what runs between fork and exec makes system calls only: it allocates nothing and
-        // takes no lock. It owns all that it uses.
+        // SAFETY: between fork and exec, `prepare` only makes system calls: it allocates nothing
+        // and takes no lock. It owns all values that it uses.
         unsafe { command.pre_exec(prepare) };
         let child = command.spawn();
         drop(command);
@@ -139,11 +145,11 @@ impl Surroundings {
                 let pid = Pid::from_child(&child);
                 Ok((pid, Listener::new(listener)))
             }
-            // It came as far as exec.
+            // The listener arrived, so exec failed.
             (Err(source), Some(_)) => Err(Error::Start { program: program.path.clone(), source }),
             (Err(source), None) => Err(Error::Filter { source }),
             (Ok(_), None) => {
-                Err(Error::Filter { source: io::Error::other("it did not arrive here") })
+                Err(Error::Filter { source: io::Error::other("the listener did not arrive") })
             }
         }
     }
@@ -157,12 +163,13 @@ impl AsFd for Surroundings {
 
 impl Drop for Surroundings {
     fn drop(&mut self) {
-        // Neither has failed with these values before.
+        // Both values were in force before, so neither call fails.
         let _ = set_mask(libc::SIG_SETMASK, &self.mask);
         let _ = setrlimit(Resource::Nofile, self.fds);
     }
 }
 
+/// Sends the signal to the program if another process sent it to the supervisor.
 fn forward(bytes: &[u8; size_of::<signalfd_siginfo>()], first: Pid) {
     // SAFETY: signalfd writes whole signalfd_siginfo, which are plain numbers of any value.
     let info: signalfd_siginfo = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
@@ -172,7 +179,7 @@ fn forward(bytes: &[u8; size_of::<signalfd_siginfo>()], first: Pid) {
         return;
     }
     if let Some(signal) = Signal::from_named_raw(number) {
-        // It may have ended: then there is nobody to tell.
+        // Fails if the program has ended; then the signal is not needed.
         let _ = kill_process(first, signal);
     }
 }
@@ -181,7 +188,7 @@ fn signal_set(signals: impl Iterator<Item = c_int>) -> sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: it was just initialized.
+    // SAFETY: `sigemptyset` has initialized the set.
     let mut set: sigset_t = unsafe { set.assume_init() };
     for signal in signals {
         // SAFETY: the set is initialized, and every number above is a signal's.
@@ -190,7 +197,7 @@ fn signal_set(signals: impl Iterator<Item = c_int>) -> sigset_t {
     set
 }
 
-/// Changes the mask of this thread and returns the one before.
+/// Changes the signal mask of this thread and returns the former mask.
 fn set_mask(how: c_int, set: &sigset_t) -> Result<sigset_t, Errno> {
     let mut before = signal_set([].into_iter());
     // SAFETY: both sets are initialized; one is read and the other written.
@@ -198,14 +205,14 @@ fn set_mask(how: c_int, set: &sigset_t) -> Result<sigset_t, Errno> {
     if error == 0 { Ok(before) } else { Err(Errno::from_raw_os_error(error)) }
 }
 
-/// An fd that tells of signals instead of their handlers.
+/// Creates a non-blocking fd from which these signals are read.
 fn signalfd(set: &sigset_t) -> Result<OwnedFd, Errno> {
     // SAFETY: -1 asks for a new fd; the set is only read.
     let fd = unsafe { libc::signalfd(-1, set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if fd < 0 {
         return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
     }
-    // SAFETY: the fd was just made, and nobody else knows it.
+    // SAFETY: the fd is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -229,7 +236,7 @@ fn receive_fd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     })
 }
 
-/// Buries the dead; says how `first` ended, if it did.
+/// Waits for all children that have ended. Returns how `first` ended, if it is one of them.
 pub(super) fn reap(first: Pid) -> Result<Option<Exit>, Errno> {
     let mut exit = None;
     loop {
@@ -242,8 +249,8 @@ pub(super) fn reap(first: Pid) -> Result<Option<Exit>, Errno> {
     }
 }
 
-/// Ends all that is left of the program, and waits until it is gone. Who loses its parent becomes
-/// a child of this process, so that killing children reaches everybody in the end.
+/// Kills all processes of the program and waits for their end. A process whose parent dies becomes
+/// a child of this process, so killing children until none is left reaches every process.
 pub(super) fn end_all() -> Result<(), Errno> {
     loop {
         for child in children() {
@@ -260,7 +267,7 @@ pub(super) fn end_all() -> Result<(), Errno> {
     }
 }
 
-/// The children of this process, those of others that it took in among them.
+/// Returns the children of this process, adopted orphans included.
 fn children() -> Vec<Pid> {
     let me = rustix::process::getpid();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -271,7 +278,7 @@ fn children() -> Vec<Pid> {
 
 fn parent(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // pid (name) state parent: the name may have anything in it.
+    // The format is `pid (name) state parent`. The name may contain any character, also `)`.
     let (_, rest) = stat.rsplit_once(')')?;
     Pid::from_raw(rest.split_whitespace().nth(1)?.parse().ok()?)
 }

@@ -1,10 +1,10 @@
-//! One ioctl of the program, as the state machine sees its caller.
+//! One ioctl of the program: the [`Caller`] that the state machine sees.
 //!
-//! The machine reserves an fd first and says its number before there is anything behind it. Here a
-//! file can be put behind the lowest free fd of another process, but never be taken away again; so
-//! `reserve_fd` only takes note, the answer is held back, and both are done at the end, when nothing
-//! else can fail. That the process had no free fd is found out then, and goes before
-//! every other error, as if it had been found out first.
+//! The state machine reserves an fd first, and writes the fd's number before it installs a file.
+//! The supervisor can install a file as the lowest free fd of another process, but cannot reserve a
+//! number or remove a file. So `reserve_fd` only records the wish, the answer is held back, and
+//! [`Request::install`] does both at the end, when nothing else can fail. If the process has no
+//! free fd, that error takes precedence over every other error, as if it had been found first.
 
 use std::os::fd::AsFd;
 
@@ -17,24 +17,27 @@ use super::tracee::Tracee;
 use crate::builtin::decode::{Caller, Fault};
 use crate::builtin::{OpenFile, SessionId};
 
-/// What goes behind the new fd.
+/// A file to install as a new fd.
 #[derive(Debug)]
 pub(super) enum New {
     Session(SessionId, Anchor),
     File(OpenFile),
 }
 
-/// An ioctl that is being made.
+/// An ioctl that is being executed.
 pub(super) struct Request<'a> {
     listener: &'a Listener,
     id: u64,
     tracee: &'a Tracee,
+    /// Whether the ioctl needs a new fd.
     wants_fd: bool,
-    /// This process had no fd for a file that the program has.
+    /// Whether the supervisor had no free fd for its copy of the program's file.
     out_of_fds: bool,
-    /// The answer, and where it goes, if it waits for the fd.
+    /// An answer that waits for the number of the fd, and its address.
     answer: Option<(u64, Vec<u8>)>,
+    /// A session that is not installed yet.
     opened: Option<(SessionId, Anchor)>,
+    /// The file to install.
     new: Option<New>,
 }
 
@@ -52,7 +55,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The errno that goes before `errno`, if one does.
+    /// Returns the errno that takes precedence over `errno`, or `errno`.
     pub(super) fn worst(&self, errno: Errno) -> Errno {
         if self.wants_fd && self.tracee.has_no_free_fd() {
             Errno::MFILE
@@ -63,7 +66,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Puts the new file, if there is one, behind an fd. EMFILE: there is none that is free.
+    /// Installs the new file, if the ioctl made one, and writes its fd into the answer. EMFILE: the
+    /// program has no free fd.
     pub(super) fn install(&mut self) -> Result<Option<New>, (Errno, Option<New>)> {
         let Some(new) = self.new.take() else { return Ok(None) };
         let file = match &new {
@@ -72,16 +76,16 @@ impl<'a> Request<'a> {
         };
         match self.listener.add_fd(self.id, file) {
             Ok(fd) => {
-                self.tell(fd);
+                self.write_answer(fd);
                 Ok(Some(new))
             }
             Err(errno) => Err((errno, Some(new))),
         }
     }
 
-    /// Writes the answer, which could be written a moment ago. If that has changed since, the program
-    /// has taken its memory away while it waited, and does not learn the number.
-    fn tell(&mut self, fd: i32) {
+    /// Writes the held back answer with the number of the fd. `write` has checked that its memory
+    /// is writable. If the program has unmapped the memory since, it does not get the number.
+    fn write_answer(&mut self, fd: i32) {
         if let Some((address, mut bytes)) = self.answer.take() {
             bytes[4..8].copy_from_slice(&fd.to_le_bytes());
             let _ = self.tracee.write(address, &bytes);
@@ -99,10 +103,10 @@ impl Caller<OpenFile> for Request<'_> {
         if !self.wants_fd {
             return self.tracee.write(address, bytes);
         }
-        // Whether it can be written: what is there is written once more.
-        let mut there = vec![0; bytes.len()];
-        self.tracee.read(address, &mut there)?;
-        self.tracee.write(address, &there)?;
+        // Checks that the memory is writable, by writing its present contents.
+        let mut present = vec![0; bytes.len()];
+        self.tracee.read(address, &mut present)?;
+        self.tracee.write(address, &present)?;
         self.answer = Some((address, bytes.to_vec()));
         Ok(())
     }
@@ -111,7 +115,7 @@ impl Caller<OpenFile> for Request<'_> {
         let file = self.tracee.file(fd);
         self.out_of_fds = file.as_ref().err() == Some(&Errno::MFILE);
         let file = file.ok()?;
-        // Opened with O_PATH it is not open for the machine.
+        // For Linux an fd opened with O_PATH is not an open file (EBADF).
         let is_path = fcntl_getfl(&file).ok()?.contains(OFlags::PATH);
         (!is_path && self.listener.waits(self.id)).then(|| OpenFile::new(file))
     }

@@ -1,4 +1,4 @@
-//! Generations, one after another, until the program has ended.
+//! Runs one generation after another until the program ends.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,18 +19,20 @@ use crate::builtin::tree::v1;
 /// How a generation ended.
 #[derive(Debug)]
 enum End {
-    /// With the program.
+    /// The program ended.
     Exit(Exit),
-    /// With the next kernel, which gets this tree.
+    /// Switch to the next kernel, with this handover tree.
     Switch(Vec<u8>),
 }
 
-/// Runs a program until it has ended, and says how. Nothing is left of it then.
+/// Runs a program under the emulator until it ends, and returns how it ended. No process of the
+/// program is left afterwards.
 ///
-/// To be called from the main thread of a process that has no other children: it takes in all
-/// orphans of the program and buries every child.
+/// Call this from the main thread of a process without other children: the process becomes the
+/// reaper of the program's orphans, waits for every child, and kills every child at the end.
 pub fn run(program: &Program, options: &Options) -> Result<Exit, Error> {
-    let surroundings = Surroundings::enter().map_err(system("its surroundings"))?;
+    let surroundings =
+        Surroundings::enter().map_err(system("cannot prepare signals and limits"))?;
     run_generations(program, options, &surroundings)
 }
 
@@ -48,7 +50,7 @@ fn run_generations(
     loop {
         let kernel = Kernel::start(tree.as_deref(), &store).map_err(|error| match error {
             StartError::Tree(disabled) => disabled.into(),
-            StartError::System(errno) => system("an epoll")(errno),
+            StartError::System(errno) => system("cannot start the emulated kernel")(errno),
         })?;
         let number = kernel.luo.liveupdate_number().to_string();
         let (first, listener) = surroundings.start(program, &[(NUMBER_VARIABLE, number)])?;
@@ -59,14 +61,14 @@ fn run_generations(
         let end = reachable
             .map_err(|errno| Error::Reach { errno })
             .and_then(|()| generation.run(surroundings));
-        // While the listener is there: without it, whoever waits for an answer would go on.
-        end_all().map_err(system("end what is left of it"))?;
+        // Before the listener is closed: its close would let waiting threads continue.
+        end_all().map_err(system("cannot end the remaining processes"))?;
         drop(generation);
         match end? {
             End::Exit(exit) => return Ok(exit),
             End::Switch(_) if directory.is_some() => return Ok(Exit::Status(0)),
             End::Switch(bytes) => {
-                // It was written by this very program.
+                // This process encoded the tree, so it can be decoded.
                 if let Ok(handover) = v1::decode(&bytes) {
                     store.keep_only(&handover);
                 }
@@ -80,35 +82,37 @@ fn system(what: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| Error::Supervise { what, errno }
 }
 
-/// A kernel and the program on it.
+/// A running generation: an emulated kernel and its program.
 struct Generation<'a> {
     kernel: Kernel,
     listener: Listener,
+    /// The program's first process.
     first: Pid,
     store: &'a Store,
     directory: Option<&'a Directory>,
     options: &'a Options,
 }
 
+/// The epoll data of the two event sources.
 const CALLS: u64 = 0;
 const SIGNALS: u64 = 1;
 
 impl Generation<'_> {
     fn run(&mut self, surroundings: &Surroundings) -> Result<End, Error> {
-        let events = self.events(surroundings).map_err(system("an epoll"))?;
+        let events = self.events(surroundings).map_err(system("cannot set up an epoll"))?;
         let mut ready: Vec<epoll::Event> = Vec::with_capacity(2);
         loop {
             ready.clear();
             match epoll::wait(&events, spare_capacity(&mut ready), None) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(system("an epoll")(errno)),
+                Err(errno) => return Err(system("cannot wait for events")(errno)),
             }
             for event in &ready {
                 let epoll::Event { data, flags } = *event;
                 let end = match data.u64() {
                     SIGNALS => self.take_signals(surroundings)?,
                     _ if flags.contains(epoll::EventFlags::IN) => self.answer_one()?,
-                    // All are dead, and the signal that says so is on its way.
+                    // The listener is hung up: all processes are dead, and SIGCHLD will follow.
                     _ => None,
                 };
                 if let Some(end) = end {
@@ -132,9 +136,9 @@ impl Generation<'_> {
         let call = match self.listener.receive() {
             Ok(Some(call)) => call,
             Ok(None) => return Ok(None),
-            Err(errno) => return Err(system("a notification")(errno)),
+            Err(errno) => return Err(system("cannot receive a system call")(errno)),
         };
-        self.kernel.close_what_is_gone().map_err(system("an epoll"))?;
+        self.kernel.release_closed_files().map_err(system("cannot find closed files"))?;
         let answer = match self.kernel.judge(&self.listener, &call) {
             Verdict::Answer(answer) => answer,
             Verdict::Done => return Ok(None),
@@ -145,27 +149,27 @@ impl Generation<'_> {
             },
         };
         match self.listener.answer(call.id, answer) {
-            // Killed meanwhile.
+            // ENOENT: the thread was killed meanwhile.
             Ok(()) | Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(system("an answer")(errno)),
+            Err(errno) => Err(system("cannot answer a system call")(errno)),
         }
     }
 
     fn take_signals(&mut self, surroundings: &Surroundings) -> Result<Option<End>, Error> {
-        surroundings.take_signals(self.first).map_err(system("a signal"))?;
-        let exit = reap(self.first).map_err(system("the end of a process"))?;
+        surroundings.take_signals(self.first).map_err(system("cannot read a signal"))?;
+        let exit = reap(self.first).map_err(system("cannot wait for a process"))?;
         match exit {
             Some(Exit::Status(0)) if self.options.kexec => {}
             exit => return Ok(exit.map(End::Exit)),
         }
-        self.kernel.close_what_is_gone().map_err(system("an epoll"))?;
+        self.kernel.release_closed_files().map_err(system("cannot find closed files"))?;
         let switched = self.switch();
         switched
             .map(|tree| Some(End::Switch(tree)))
             .map_err(|(errno, source)| Error::Switch { errno, source })
     }
 
-    /// Hands all outgoing sessions over. A failure changes nothing.
+    /// Hands over all outgoing sessions and returns the handover tree. An error changes nothing.
     fn switch(&mut self) -> Result<Vec<u8>, (Errno, Option<state::Error>)> {
         let (mut tree, mut problem) = (Vec::new(), None);
         let switched = self.kernel.luo.reboot(|bytes| {

@@ -1,10 +1,12 @@
-//! A thread of the program that waits for an answer: its memory, its fds, its directory.
+//! Access to a thread of the program that waits for an answer: its memory, fds and directory.
 //!
-//! All of it is found by the thread's number, which means something else once the thread is dead
-//! and reaped: what is read here counts only if the notification still waits afterwards. Nothing here
-//! depends on how many fds there are, except [`Tracee::has_no_free_fd`], which is only asked when a
-//! call fails anyway.
-#![expect(unsafe_code, reason = "another process's memory is read and written by raw calls")]
+//! The thread is found by its ID, which Linux may reuse when the thread is dead and reaped. So a
+//! result counts only if the notification still waits afterwards ([`Listener::waits`]). The time of
+//! a call does not depend on the number of fds, except that of [`Tracee::has_no_free_fd`], which is
+//! called only when a request fails anyway.
+//!
+//! [`Listener::waits`]: super::notify::Listener::waits
+#![expect(unsafe_code, reason = "raw system calls read and write the memory of another process")]
 
 use std::cell::OnceCell;
 use std::fs;
@@ -16,15 +18,16 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use crate::builtin::decode::Fault;
 
-/// `PIDFD_THREAD`: a pidfd of a thread, not of its process (Linux 6.9).
+/// `PIDFD_THREAD`: makes a pidfd of a thread instead of its process (Linux 6.9).
 const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
-/// Longest path that the kernel takes, with its NUL.
+/// Size of the longest path that the kernel accepts, in bytes, with its NUL.
 const PATH_MAX: usize = 4096;
 const PAGE: u64 = 4096;
 
 /// A thread of the program.
 #[derive(Debug)]
 pub(super) struct Tracee {
+    /// The thread ID.
     thread: i32,
     pidfd: OnceCell<OwnedFd>,
 }
@@ -34,7 +37,7 @@ impl Tracee {
         Self { thread: thread as i32, pidfd: OnceCell::new() }
     }
 
-    /// Reads memory, all of it or none.
+    /// Reads memory. Errors if not all bytes can be read.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
         let length = bytes.len();
         if self.read_some(address, bytes) == Ok(length) { Ok(()) } else { Err(Fault) }
@@ -43,25 +46,27 @@ impl Tracee {
     fn read_some(&self, address: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
         let local = iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         let remote = iovec { iov_base: address as *mut _, iov_len: bytes.len() };
-        // SAFETY: `local` is one buffer that we may write; `remote` is checked by the kernel.
+        // SAFETY: `local` is one buffer that this process may write; the kernel checks `remote`.
         let result = unsafe {
             libc::process_vm_readv(self.thread, &raw const local, 1, &raw const remote, 1, 0)
         };
         usize::try_from(result).map_err(|_| last_errno())
     }
 
-    /// Writes memory that the thread itself could write.
+    /// Writes memory. Errors if the thread itself could not write it.
     pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
         let local = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let remote = iovec { iov_base: address as *mut _, iov_len: bytes.len() };
-        // SAFETY: `local` is only read; `remote` is another process's memory, checked by the kernel.
+        // SAFETY: `local` is only read; `remote` is memory of another process, and the kernel
+        // checks it.
         let result = unsafe {
             libc::process_vm_writev(self.thread, &raw const local, 1, &raw const remote, 1, 0)
         };
         if usize::try_from(result) == Ok(bytes.len()) { Ok(()) } else { Err(Fault) }
     }
 
-    /// Whether this process may read that one's memory at all. `Ok` if it is gone.
+    /// Errors if this process may not read the memory of the thread. `Ok` also if the thread is
+    /// dead.
     pub(super) fn reachable(&self) -> Result<(), Errno> {
         match self.read_some(0, &mut [0]) {
             Err(errno @ (Errno::PERM | Errno::NOSYS)) => Err(errno),
@@ -69,14 +74,15 @@ impl Tracee {
         }
     }
 
-    /// The path at `address`; `None` if it is no path, and the kernel will say what it is.
+    /// Reads the path at `address`. `None` if the memory cannot be read or the path is too long;
+    /// the kernel then answers the call with the right errno.
     pub(super) fn path(&self, address: u64) -> Option<Vec<u8>> {
         const CHUNK: usize = 256;
         let mut path = Vec::new();
         let mut chunk = [0; CHUNK];
         while path.len() < PATH_MAX {
             let at = address.checked_add(path.len() as u64)?;
-            // Not over the end of a page: what is behind the NUL may not be there.
+            // A read must not cross a page boundary: the page behind the NUL may not be mapped.
             let in_page = (PAGE - at % PAGE) as usize;
             let chunk = &mut chunk[..in_page.min(CHUNK)];
             self.read(at, chunk).ok()?;
@@ -89,7 +95,7 @@ impl Tracee {
         None
     }
 
-    /// The directory that a relative path starts in: that of `fd`, or the thread's own.
+    /// Returns the directory where a relative path starts: `fd`, or the working directory.
     pub(super) fn directory(&self, fd: i32) -> Option<Vec<u8>> {
         use std::os::unix::ffi::OsStringExt;
         let link = match fd {
@@ -99,9 +105,9 @@ impl Tracee {
         Some(fs::read_link(link).ok()?.into_os_string().into_vec())
     }
 
-    /// Another reference to the file behind an fd.
+    /// Returns a new reference to the file behind an fd of the thread.
     pub(super) fn file(&self, fd: i32) -> Result<OwnedFd, Errno> {
-        // What is no fd needs no look at the process.
+        // A negative number is never an fd.
         if fd < 0 {
             return Err(Errno::BADF);
         }
@@ -118,12 +124,13 @@ impl Tracee {
     fn open_pidfd(&self) -> Result<OwnedFd, Errno> {
         let thread = Pid::from_raw(self.thread).ok_or(Errno::SRCH)?;
         match pidfd_open(thread, PidfdFlags::from_bits_retain(PIDFD_THREAD)) {
-            // An older kernel has pidfds of processes only.
+            // Linux before 6.9 only has pidfds of processes.
             Err(Errno::INVAL) => pidfd_open(self.process()?, PidfdFlags::empty()),
             opened => opened,
         }
     }
 
+    /// Returns the process of the thread.
     fn process(&self) -> Result<Pid, Errno> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.thread));
         let status = status.map_err(|_| Errno::SRCH)?;
@@ -131,7 +138,7 @@ impl Tracee {
         id.and_then(|id| id.trim().parse().ok()).and_then(Pid::from_raw).ok_or(Errno::SRCH)
     }
 
-    /// Whether every fd below the limit of the process is open.
+    /// Whether all fds below the process's limit are open.
     pub(super) fn has_no_free_fd(&self) -> bool {
         let Some(limit) = self.fd_limit() else { return false };
         let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.thread)) else { return false };
@@ -156,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// A thread of this process, as seen from another one of it.
+    /// The current thread.
     fn here() -> Tracee {
         Tracee::new(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned())
     }
@@ -166,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_read_and_written_where_it_is() {
+    fn memory_is_read_and_written_at_its_address() {
         let (tracee, mut memory) = (here(), [1, 2, 3, 4]);
         let at = address(&memory);
         tracee.write(at + 1, &[7, 8]).unwrap();
         tracee.read(at, &mut memory).unwrap();
-        // Read back through the kernel, whatever the compiler knows of it.
+        // Read through the kernel, because the compiler may assume that `memory` is unchanged.
         let mut copy = [0; 4];
         tracee.read(at, &mut copy).unwrap();
         assert_eq!(copy, memory);
@@ -194,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_belongs_to_its_process() {
+    fn a_thread_has_the_process_and_the_files_of_its_process() {
         let (tracee, null) = (here(), fs::File::open("/dev/null").unwrap());
         assert_eq!(tracee.process().unwrap(), rustix::process::getpid());
         let found = fs::File::from(tracee.file(null.as_raw_fd()).unwrap());
@@ -206,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_is_gone_has_nothing() {
+    fn a_dead_thread_has_no_memory_and_no_files() {
         let tracee = Tracee::new(i32::MAX.cast_unsigned());
         assert_eq!(tracee.read(0x1000, &mut [0]), Err(Fault));
         assert_eq!(tracee.file(0).unwrap_err(), Errno::SRCH);

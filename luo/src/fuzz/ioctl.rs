@@ -1,14 +1,14 @@
-//! The requests of a process, which owns its memory and wants no good, over several generations.
+//! The requests of a hostile process that controls its memory, over several generations.
 //!
-//! | step (mod 8) | what follows | what is done |
+//! | step (mod 8) | arguments | action |
 //! |---|---|---|
 //! | 0 | command u32, address u16, fds u8 | a request on the device |
 //! | 1 | session u8, command u32, address u16, fds u8 | a request on a session |
 //! | 2 | offset u16, a piece | the process writes to its memory |
 //! | 3 | session u8 | a session is closed |
 //! | 4 | finalize bool | a reboot |
-//! | 5 | kind u8, object u8 | the process opens a file, which every fd means from now on |
-//! | 6 | callback u8, object u8, fail bool | a handler is broken or mended |
+//! | 5 | kind u8, object u8 | the process opens a file; every fd refers to it from now on |
+//! | 6 | callback u8, object u8, fail bool | a callback of a handler starts or stops to fail |
 //! | 7 | which u8 | the device is opened or closed, a session returned, the last file closed |
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use crate::builtin::tree::v1;
 use crate::builtin::{Compatible, Limits, Luo, Parameters, SessionId, SessionKind};
 
 const LIMITS: Limits = Limits { sessions: 6, sessions_errno: Errno::NOSPC, files: 4 };
-/// Where the memory of the process is, and how much there is: the first half can only be read.
+/// Address and size of the process's memory, in bytes. The first half is read-only.
 const MEMORY: (u64, usize) = (0x1000, 0x400);
 /// Callbacks that can be made to fail.
 const BREAKABLE: [Callback; 6] = [
@@ -34,7 +34,7 @@ const BREAKABLE: [Callback; 6] = [
     Callback::FlbPreserve,
 ];
 
-/// What a request may be answered.
+/// The errnos that a request may return.
 const ANSWERS: [Errno; 14] = [
     Errno::INVAL,
     Errno::FAULT,
@@ -52,7 +52,8 @@ const ANSWERS: [Errno; 14] = [
     Errno::OPNOTSUPP,
 ];
 
-/// Plays a script, and watches that what the machine says and what it gave out agree.
+/// Executes a script, and checks that the answers of the state machine agree with the fds and files
+/// that it gave out.
 pub fn ioctl(input: &[u8]) {
     let mut script = Script::new(input);
     let mut world = World::new();
@@ -66,7 +67,7 @@ struct World {
     handlers: Handlers,
     luo: Luo<ScriptedFile>,
     process: Process,
-    /// Sessions behind fds, of this generation.
+    /// Sessions of this generation that have an fd.
     sessions: Vec<SessionId>,
 }
 
@@ -124,21 +125,21 @@ impl Caller<ScriptedFile> for Process {
     }
 
     fn open_session(&mut self, session: SessionId) -> Result<(), Errno> {
-        // Every fourth free fd is one without a file to put behind it.
+        // One in four sessions gets no file.
         if self.free_fds % 4 == 3 {
             return Err(Errno::NFILE);
         }
-        assert!(self.opened.insert(session), "a session has one file");
+        assert!(self.opened.insert(session), "the session already has a file");
         Ok(())
     }
 
     fn drop_session(&mut self, session: SessionId) {
-        assert!(self.opened.remove(&session), "the file was made");
+        assert!(self.opened.remove(&session), "the session has no file");
     }
 
     fn install_session(&mut self, fd: i32, session: SessionId) {
         self.take(fd);
-        assert!(self.opened.contains(&session), "a session that is given out has its file");
+        assert!(self.opened.contains(&session), "a session without a file is installed");
         self.installed.push(session);
     }
 
@@ -183,7 +184,7 @@ impl World {
                     luo.device_ioctl(process, command, address.into())
                 });
                 if answer == Err(Errno::EXIST) {
-                    assert!(self.has_session_called_as_at(address.into()), "the name is free");
+                    assert!(self.has_session_named_at(address.into()), "EEXIST for a free name");
                 }
             }
             1 => {
@@ -228,7 +229,7 @@ impl World {
         }
     }
 
-    /// As the emulator does if the session cannot be put behind an fd.
+    /// Returns a session, as the emulator does if it cannot install a file for the session.
     fn return_a_session(&mut self, script: &mut Script<'_>) {
         let Some(session) = self.session(script) else { return };
         if self.luo.return_session(session).is_ok() {
@@ -242,8 +243,8 @@ impl World {
         (!self.sessions.is_empty()).then(|| self.sessions[index % self.sessions.len()])
     }
 
-    /// Whether an outgoing session has the name of the struct at `address`.
-    fn has_session_called_as_at(&self, address: u64) -> bool {
+    /// Whether an outgoing session has the name in the struct at `address`.
+    fn has_session_named_at(&self, address: u64) -> bool {
         let name = &self.process.memory[Process::at(address + 8, 64).unwrap()];
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         self.sessions.iter().any(|session| {
@@ -252,7 +253,7 @@ impl World {
         })
     }
 
-    /// Makes a request with as many free fds as the script says.
+    /// Executes a request with the number of free fds that the script gives.
     fn request(
         &mut self,
         script: &mut Script<'_>,
@@ -262,14 +263,14 @@ impl World {
         process.free_fds = script.u8();
         let before = process.memory.clone();
         let answer = ask(luo, process);
-        assert_eq!(process.reserved, BTreeSet::new(), "{answer:?}: an fd is left");
+        assert_eq!(process.reserved, BTreeSet::new(), "{answer:?}: an fd stays reserved");
         if let Err(errno) = answer {
             assert!(ANSWERS.contains(&errno), "{errno:?}");
-            assert_eq!(process.memory, before, "{errno:?}: an error writes nothing");
-            assert_eq!(process.installed, [], "{errno:?}: an error gives nothing out");
+            assert_eq!(process.memory, before, "{errno:?}: an error wrote to memory");
+            assert_eq!(process.installed, [], "{errno:?}: an error installed a session");
         }
         sessions.append(&mut process.installed);
-        assert_eq!(process.opened, sessions.iter().copied().collect(), "as many files as sessions");
+        assert_eq!(process.opened, sessions.iter().copied().collect(), "files and sessions differ");
         for session in sessions {
             luo.kind(*session).unwrap();
             luo.session_name(*session).unwrap();
@@ -277,7 +278,7 @@ impl World {
         answer
     }
 
-    /// The switch to the next generation, if nothing forbids it.
+    /// Reboots, and starts the next generation if the reboot succeeds.
     fn reboot(&mut self, finalize: bool) {
         let mut tree = None;
         let answer = self.luo.reboot(|bytes| {

@@ -1,6 +1,6 @@
-//! What one keeper hands to the next: a tree, and memfds in the order of their places.
+//! The handover between keepers: a tree, and memfds in the order in which the tree refers to them.
 //!
-//! The script starts with the number of fds; the rest is the tree.
+//! The first byte of the input, modulo 8, is the number of fds; the rest is the tree.
 
 use std::os::fd::OwnedFd;
 
@@ -11,10 +11,10 @@ use crate::builtin::keeper::{Handover, Keeper};
 use crate::builtin::tree::v1;
 use crate::{Error, Orchestrator, SessionName, memory};
 
-/// Where the digest is; see [`super::trees`].
+/// Offset of the digest in bytes; see [`super::trees`].
 const DIGEST_AT: usize = 40 + 16 + 8 + 20 + 20 + 12;
 
-/// Has a keeper arrive, and asks it for everything.
+/// Starts a keeper with a handover, and retrieves all sessions and files from it.
 pub fn keeper(input: &[u8]) {
     let mut script = Script::new(input);
     let count = usize::from(script.u8() % 8);
@@ -32,17 +32,17 @@ pub fn keeper(input: &[u8]) {
 
 fn ask(keeper: &Keeper, tree: &[u8], fds: usize) {
     let handover = v1::decode(tree).unwrap();
-    assert!(fds <= handover.file_count(), "an fd for each file, and no more");
+    assert!(fds <= handover.file_count(), "there are more fds than files");
     assert_eq!(keeper.liveupdate_number(), handover.number);
     for record in &handover.sessions {
         let Ok(name) = SessionName::from_array(&record.name.to_field()) else { continue };
         let session = match keeper.retrieve_session(&name) {
             Ok(session) => session,
-            // A file of a format that no keeper has, or two sessions of one name.
+            // A file has a format that no keeper has, or two sessions have one name.
             Err(error) => return assert!(matches!(error, Error::Unreadable { .. }), "{error}"),
         };
         for file in &record.files {
-            // The fds are new: what is in their place is hardly ever the file that was meant.
+            // Usually an error: the fds are new files, not the ones that the tree describes.
             let _ = session.retrieve(file.token);
         }
         session.finish().unwrap();

@@ -1,4 +1,4 @@
-//! Handover trees: what is read is written again and means the same.
+//! Handover trees: a decoded tree is encoded again, and must keep its meaning.
 
 use std::collections::BTreeSet;
 
@@ -11,22 +11,23 @@ use crate::builtin::tree::memory::{PAGE_BYTES, SimulatedMemory};
 use crate::builtin::tree::{Handover, v1, v5};
 use crate::builtin::{Luo, Parameters};
 
-/// Where the digest is in every tree that is right: behind the header, an empty list of reservations,
-/// the root's beginning, and two properties.
+/// Offset of the digest in every valid tree, in bytes: after the header, an empty list of
+/// reservations, the start of the root node, and two properties.
 const V1_DIGEST_AT: usize = 40 + 16 + 8 + 20 + 20 + 12;
 
-/// Reads a tree of the built-in LUO. It has one form; and a kernel can live with it.
+/// Decodes a tree of the built-in LUO. Encoding it again must give the same bytes, and a kernel
+/// must start with it.
 pub fn tree_v1(input: &[u8]) {
     for bytes in with_digest(input, V1_DIGEST_AT) {
         if let Ok(handover) = v1::decode(&bytes) {
             assert_eq!(v1::encode(&handover).unwrap(), bytes);
-            live_with(&handover, bytes);
+            start_kernel(&handover, bytes);
         }
     }
 }
 
-/// Starts a kernel on a tree, retrieves all there is, and goes on to the next kernel.
-fn live_with(handover: &Handover, tree: Vec<u8>) {
+/// Starts a kernel with a tree, retrieves and finishes all sessions, and reboots.
+fn start_kernel(handover: &Handover, tree: Vec<u8>) {
     let handlers = Handlers::new();
     let mut luo = Luo::start(Parameters::default(), || Ok(tree));
     assert_eq!(luo.disabled(), None);
@@ -36,7 +37,11 @@ fn live_with(handover: &Handover, tree: Vec<u8>) {
         luo.register_handler(handlers.handler(format, &[1], true)).unwrap();
     }
     if luo.open_device().is_err() {
-        assert_eq!(luo.deserialize_error(), Some(Errno::EXIST), "two of one name, or one token");
+        assert_eq!(
+            luo.deserialize_error(),
+            Some(Errno::EXIST),
+            "an error without two of one name or token"
+        );
         return;
     }
     for session in &handover.sessions {
@@ -52,7 +57,8 @@ fn live_with(handover: &Handover, tree: Vec<u8>) {
     assert_eq!(answer, Ok(()));
 }
 
-/// Memory as a script has it: pages as an address (u64) and what they begin with (a long piece).
+/// Reads pages from a script: each is an address (u64) and the first bytes of the page (a long
+/// piece).
 fn memory(script: &mut Script<'_>) -> SimulatedMemory {
     let mut memory = SimulatedMemory::new();
     while !script.is_at_end() {
@@ -64,7 +70,8 @@ fn memory(script: &mut Script<'_>) -> SimulatedMemory {
     memory
 }
 
-/// Reads a tree of the first LUO: a long piece, and the memory that it points into.
+/// Decodes a tree of the seed (the first LUO). The input is the tree, a long piece, and the memory
+/// that the tree points to.
 pub fn tree_seed(input: &[u8]) {
     let mut script = Script::new(input);
     let tree = script.long_piece();
@@ -76,8 +83,8 @@ pub fn tree_seed(input: &[u8]) {
     }
 }
 
-/// Reads what Linux 7.3 leaves: a piece, and the memory that it points into. Every page is also read
-/// as a memfd's.
+/// Decodes a handover of Linux 7.3. The input is the handover, a piece, and the memory that it
+/// points to. Every page is also decoded as the record of a memfd.
 pub fn tree_v5(input: &[u8]) {
     let mut script = Script::new(input);
     let blob = script.piece();

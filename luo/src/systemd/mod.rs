@@ -1,23 +1,24 @@
 //! Sessions in the fd store of a systemd service.
 //!
-//! systemd keeps fds for a service that asks it to, and hands them back when it starts the service
-//! again: after a restart, and from version 261 on after a kexec, too. Then it is systemd that
-//! preserves every fd of the store in a LUO session of its own, immediately before the kexec, and
-//! PID 1 that retrieves them. So a service needs no device, and here a session is nothing but the
-//! names of its files in the store:
+//! systemd keeps fds for a service on request, and passes them back when it starts the service
+//! again: after a restart and, from version 261 on, after a kexec. For a kexec, systemd preserves
+//! every fd of the store in its own LUO session, immediately before the kexec, and PID 1 of the
+//! next kernel retrieves the fds. So a service does not need the device. Here a session exists only
+//! in the names of its files in the store:
 //!
 //! ```text
-//!   create_session    nothing                            FDNAME of token 3 in session `web`: web/3
+//!   create_session    sends nothing                      FDNAME of token 3 in session `web`: web/3
 //!   preserve          FDSTORE=1 with the fd beside it
-//!   switch            BARRIER=1: systemd has them all
-//!   retrieve_session  the fds of LISTEN_FDS whose name says so
+//!   switch            BARRIER=1: systemd has all fds
+//!   retrieve_session  takes the fds of LISTEN_FDS that belong to the session
 //!   finish, drop      FDSTOREREMOVE=1
 //! ```
 //!
-//! What differs from the kernel's sessions: a session that is neither finished nor dropped outlasts
-//! its process, and the next switch as well; whoever forgets one keeps it for the next process. Two
-//! outgoing files under one name are one, the later. What systemd fails to preserve it only logs: the
-//! file is then missing in the next kernel. `docs/systemd.md` has the facts and their sources.
+//! Differences from the kernel's sessions: a session that is neither finished nor dropped outlives
+//! its process and the next switch, so leaking one (`mem::forget`) keeps it for the next process. A
+//! file replaces an earlier file of the same name. If systemd fails to preserve a file it only logs
+//! the failure, and the file is missing in the next kernel. `docs/systemd.md` has the facts and
+//! their sources.
 
 mod notify;
 mod passed;
@@ -40,39 +41,42 @@ use crate::{
     memory,
 };
 
-/// The first systemd whose fd stores survive a kexec.
+/// The first version of systemd whose fd stores survive a kexec.
 pub const FIRST_VERSION: u32 = 261;
 
-/// What a service manager tells its service in the environment. None of it is meant for the
-/// service's children.
+/// The environment variables that a service manager sets for its service. Children of the service
+/// must not inherit them.
 pub const VARIABLES: [&str; 6] =
     ["NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"];
 
-/// Those of them that speak of fds which this process was started with. They are true once: another
-/// program in this process must not find them.
+/// Those of [`VARIABLES`] that describe the fds passed to this process at its start. They hold only
+/// for the program that systemd started: a program that this process executes must not see them.
 pub const PASSED: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"];
 
-/// How long systemd may take to look at what it was sent.
+/// How long a switch waits until systemd has processed all messages.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The fd store of this service.
 #[derive(Debug)]
 pub struct FdStore {
     store: Arc<Store>,
+    /// Incoming sessions that were not retrieved, with their files.
     arrived: Mutex<BTreeMap<SessionName, Vec<(Token, OwnedFd)>>>,
+    /// See [`FdStore::strangers`].
     strangers: Vec<String>,
 }
 
 impl FdStore {
-    /// The store that the environment speaks of, and what is in it. `None`: there is none. A process
-    /// takes it once, early; a second one would find it empty.
+    /// Returns the store described by the environment (`FDSTORE`, `NOTIFY_SOCKET`), with the fds
+    /// passed to this process. `None` if the service has no fd store. Call this once, early: a
+    /// second call finds no fds.
     pub fn from_env() -> Option<Result<Self, Errno>> {
         let capacity = std::env::var("FDSTORE").ok()?.parse().ok().filter(|max| *max > 0)?;
         let notify = Notify::from_env()?;
         Some(notify.and_then(|notify| Self::new(notify, capacity, passed::take()?)))
     }
 
-    /// The store of `capacity` fds behind `notify`, which holds `fds`.
+    /// A store for up to `capacity` fds, reached through `notify`, that already holds `fds`.
     pub fn new(
         notify: Notify,
         capacity: usize,
@@ -98,18 +102,18 @@ impl FdStore {
         Ok(Self { store: Arc::new(store), arrived: Mutex::new(arrived), strangers })
     }
 
-    /// How many fds the store takes (`FileDescriptorStoreMax=`).
+    /// The number of fds that the store can hold (`FileDescriptorStoreMax=`).
     pub fn capacity(&self) -> usize {
         self.store.capacity
     }
 
-    /// The sessions that came in and that nobody has taken.
+    /// The names of the incoming sessions that were not retrieved.
     pub fn waiting(&self) -> Vec<SessionName> {
         lock(&self.arrived).keys().cloned().collect()
     }
 
-    /// Names of fds that came in and belong to no session. They are closed here and stay in the
-    /// store.
+    /// The names of passed fds that belong to no session. This process closed its copies; the fds
+    /// stay in the store.
     pub fn strangers(&self) -> &[String] {
         &self.strangers
     }
@@ -148,8 +152,8 @@ impl Orchestrator for FdStore {
         memory::memfd(name, len)
     }
 
-    /// Waits until systemd has taken everything. It is not systemd that is left here: `jump` ends
-    /// this process, and what comes next is for systemd to decide.
+    /// Waits until systemd has received all fds, then calls `jump`, which ends this process.
+    /// systemd decides what starts next: the service again, or the next kernel.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
         self.store.notify.barrier(PATIENCE).map_err(|errno| Error::Switch { errno })?;
         jump();
@@ -157,25 +161,28 @@ impl Orchestrator for FdStore {
     }
 }
 
-/// What is known of the store.
+/// The state that the store and its sessions share.
 #[derive(Debug)]
 struct Store {
     notify: Notify,
     capacity: usize,
+    /// The fds in systemd's store, as far as this process knows.
     held: Mutex<Vec<Held>>,
-    /// Sessions of this process that are open.
+    /// Names of the open outgoing sessions.
     outgoing: Mutex<BTreeSet<SessionName>>,
+    /// Names of the open incoming sessions.
     incoming: Mutex<BTreeSet<SessionName>>,
 }
 
-/// One fd in the store.
+/// One fd in systemd's store.
 #[derive(Debug)]
 struct Held {
     name: String,
     inode: Inode,
 }
 
-/// Which file an fd is of. systemd takes no second fd of a file that it holds.
+/// The identity of the file behind an fd. systemd does not accept a second fd of a file that it
+/// holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Inode {
     device: u64,
@@ -190,11 +197,12 @@ impl Inode {
 }
 
 impl Store {
-    /// Puts an fd in under `name`, in the place of what was there.
+    /// Stores an fd under `name`, and replaces a file of that name. ENOENT: the fd is not a memfd.
+    /// EBUSY: the store has the file under another name. ENOSPC: the store is full.
     fn put(&self, name: &str, fd: BorrowedFd<'_>) -> Result<Inode, Errno> {
         let file = OpenFile::of(fd)?.ok_or(Errno::BADF)?;
         if !file.is_memfd() {
-            // systemd would take it, and lose it at the kexec.
+            // systemd would accept the fd, and lose it at the kexec.
             return Err(Errno::NOENT);
         }
         let inode = Inode::of(fd)?;
@@ -209,13 +217,13 @@ impl Store {
         if others < held.len() {
             self.remove_from(&mut held, name)?;
         }
-        // Memfds never hang up, so that there is nothing to watch.
+        // FDPOLL=0: memfds never hang up, so systemd need not watch the fd.
         self.notify.send_fd(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), fd)?;
         held.push(Held { name: name.to_owned(), inode });
         Ok(inode)
     }
 
-    /// Takes the file out that is there under `name`, unless another took its place.
+    /// Removes the file `inode` from the store if it is still the one under `name`.
     fn remove(&self, name: &str, inode: Inode) -> Result<(), Errno> {
         let mut held = lock(&self.held);
         match held.iter().any(|other| other.name == name && other.inode == inode) {
@@ -247,8 +255,8 @@ impl Preserve for Made {
         Ok(())
     }
 
-    /// There is no such fd. This is the one by which the store is reached; closing a copy of it ends
-    /// nothing.
+    /// Returns the socket to systemd, because no fd stands for the session. Closing copies of it
+    /// ends nothing.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.store.notify.as_fd()
     }
@@ -257,7 +265,8 @@ impl Preserve for Made {
 impl Drop for Made {
     fn drop(&mut self) {
         for (name, inode) in lock(&self.files).drain(..) {
-            // What stays in the store is replaced by the next file of that name.
+            // If this fails, the file stays in the store until another file of its name replaces
+            // it.
             let _ = self.store.remove(&name, inode);
         }
         lock(&self.store.outgoing).remove(&self.name);
@@ -277,7 +286,7 @@ impl Retrieve for Taken {
         let mut found = self.files.iter().filter(|(key, _)| *key == token);
         let (_, fd) = found.next().ok_or(Errno::NOENT)?;
         match found.next() {
-            // Nothing says which of them is the right one.
+            // Nothing tells which of the two files is the right one.
             Some(_) => Err(Errno::NOTUNIQ),
             None => rustix::io::fcntl_dupfd_cloexec(fd, 0),
         }
@@ -297,21 +306,24 @@ impl Retrieve for Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        // What stays in the store comes back, to be dropped again.
+        // If this fails, files stay in the store and are passed to the next process, which can try
+        // again.
         let _ = self.finish();
         lock(&self.store.incoming).remove(&self.name);
     }
 }
 
-/// The name of a file in the store. systemd takes no `:` in it, sessions no `/`.
+/// The name of a file in the store. systemd's names must not contain `:`, names of sessions no `/`,
+/// so each `:` of the session's name becomes a `/`.
 fn fd_name(session: &SessionName, token: Token) -> String {
     format!("{}/{}", session.to_string().replace(':', "/"), token.0)
 }
 
+/// The session and token of a file in the store. `None` if [`fd_name`] does not give this name.
 fn parse(name: &str) -> Option<(SessionName, Token)> {
     let (session, token) = name.rsplit_once('/')?;
     let session = SessionName::new(session.replace('/', ":")).ok()?;
     let token = Token(token.parse().ok()?);
-    // One way to write each.
+    // Refuses other spellings of the same token, such as `web/01`.
     (fd_name(&session, token) == name).then_some((session, token))
 }

@@ -1,4 +1,4 @@
-//! Messages to the service manager: the datagrams of sd_notify(3), with fds beside them.
+//! Messages to the service manager: the datagrams of sd_notify(3), with or without an fd.
 
 use std::ffi::OsStr;
 use std::io::IoSlice;
@@ -15,10 +15,10 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// Where a service manager listens for its service.
+/// The connection to the service manager of this service.
 ///
-/// A message is one or more `NAME=value` lines. The manager takes the messages of one service in
-/// their order and answers none.
+/// A message has one or more `NAME=value` lines. The manager processes the messages of a service in
+/// their order and sends no answers.
 #[derive(Debug)]
 pub struct Notify {
     socket: OwnedFd,
@@ -26,14 +26,14 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// The manager that `NOTIFY_SOCKET` names. `None`: this process is nobody's service, or its
-    /// manager is to be reached by something else than a Unix socket.
+    /// Connects to the manager at the address in `NOTIFY_SOCKET`. `None` if the variable is not set
+    /// (this process is not a service), or if the address is not that of a Unix socket.
     pub fn from_env() -> Option<Result<Self, Errno>> {
         let address = std::env::var_os("NOTIFY_SOCKET")?;
         matches!(address.as_bytes().first(), Some(b'/' | b'@')).then(|| Self::to(&address))
     }
 
-    /// The manager at `address`: a path, or an abstract name after `@`.
+    /// Connects to the manager at `address`: a path, or an abstract name after `@`.
     pub fn to(address: &OsStr) -> Result<Self, Errno> {
         let manager = match address.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddrUnix::new_abstract_name(name)?,
@@ -44,12 +44,12 @@ impl Notify {
         Ok(Self { socket, manager })
     }
 
-    /// Sends a message. ECONNREFUSED: no manager listens there.
+    /// Sends a message. ECONNREFUSED: no manager listens at the address.
     pub fn send(&self, message: &str) -> Result<(), Errno> {
         self.send_with(message, None)
     }
 
-    /// Sends a message with an fd beside it, which stays the caller's as well.
+    /// Sends a message with a copy of an fd.
     pub fn send_fd(&self, message: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         self.send_with(message, Some(fd))
     }
@@ -66,16 +66,17 @@ impl Notify {
             sendmsg_addr(&self.socket, &self.manager, &slices, &mut control, SendFlags::NOSIGNAL)
         })
         .map(drop)
-        // That no file is there says the same, and ENOENT means something else to callers.
+        // A missing socket file means the same as a socket without a listener. Callers use ENOENT
+        // for files that cannot be preserved.
         .map_err(|errno| if errno == Errno::NOENT { Errno::CONNREFUSED } else { errno })
     }
 
-    /// Waits until the manager has taken every message sent before. ETIMEDOUT: not within
-    /// `patience`.
+    /// Waits until the manager has processed every earlier message. ETIMEDOUT: the manager did not
+    /// do so within `patience`.
     pub fn barrier(&self, patience: Duration) -> Result<(), Errno> {
         let (here, there) = pipe_with(PipeFlags::CLOEXEC)?;
         self.send_fd("BARRIER=1", there.as_fd())?;
-        // The manager closes its copy, and with that the last one.
+        // Now the manager has the only copy, and closes it when it processes this message.
         drop(there);
         let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
         let mut closed = [PollFd::new(&here, PollFlags::empty())];
@@ -87,7 +88,7 @@ impl Notify {
 }
 
 impl AsFd for Notify {
-    /// The socket that the messages leave by.
+    /// The socket that sends the messages.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,5 +1,5 @@
 //! The fds that a service manager started this process with: sd_listen_fds(3).
-#![expect(unsafe_code, reason = "the numbers of open fds stand in the environment")]
+#![expect(unsafe_code, reason = "the environment gives open fds by their numbers")]
 
 use std::ffi::OsString;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
-/// The first fd that is passed; the others follow it.
+/// The first passed fd (`SD_LISTEN_FDS_START`). The others follow without gaps.
 const FIRST: RawFd = 3;
 
-/// Takes the fds that this process was started with, and their names. A second call finds none.
+/// Takes over the fds that this process was started with, and returns them with their names. A
+/// second call returns no fds.
 ///
-/// They are closed at the next `exec` from now on. Children have to be spared the variables
-/// ([`VARIABLES`](super::VARIABLES)).
+/// From now on the fds are closed at `exec`. Callers must remove the variables
+/// ([`VARIABLES`](super::VARIABLES)) from the environment of children.
 pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Errno> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -22,8 +23,8 @@ pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Errno> {
     let names = names(std::process::id(), |name| std::env::var_os(name));
     let mut passed = Vec::with_capacity(names.len());
     for (fd, name) in (FIRST..).zip(names) {
-        // SAFETY: the service manager put an open fd there for this very process (`LISTEN_PID`
-        // says so), so nothing that was opened later has its number, and it is taken only once.
+        // SAFETY: `LISTEN_PID` says that the service manager opened this fd for this process, so
+        // no file that was opened later has its number. `TAKEN` makes sure that it is taken once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
         passed.push((name, fd));
@@ -31,13 +32,13 @@ pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Errno> {
     Ok(passed)
 }
 
-/// The names of the fds that were passed to process `pid`, in the order of their numbers. None, if
-/// the variables are meant for another process or say nothing sensible.
+/// Returns the names of the fds that were passed to process `pid`, in the order of their numbers.
+/// Returns no names if the variables are meant for another process or are invalid.
 fn names(pid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Vec<String> {
     let text = |name| variable(name).and_then(|value| value.into_string().ok());
     let number = |name| text(name).and_then(|value| value.parse::<u32>().ok());
     let count = match (number("LISTEN_PID"), number("LISTEN_FDS")) {
-        // More than any limit allows is no count of fds.
+        // A number above every possible limit on fds is not a count of fds.
         (Some(meant), Some(count)) if meant == pid && count <= 1 << 20 => count as usize,
         _ => return Vec::new(),
     };
@@ -66,14 +67,14 @@ mod tests {
     }
 
     #[test]
-    fn an_fd_without_a_name_is_there_and_a_name_without_an_fd_is_not() {
+    fn an_fd_without_a_name_is_taken_and_a_name_without_an_fd_is_ignored() {
         assert_eq!(with("7", "2", "web/0"), ["web/0", ""]);
         assert_eq!(with("7", "1", "web/0:web/1"), ["web/0"]);
         assert_eq!(with("7", "0", ""), [""; 0]);
     }
 
     #[test]
-    fn what_is_meant_for_another_process_or_is_no_number_passes_nothing() {
+    fn variables_for_another_process_or_without_numbers_pass_no_fds() {
         for (pid, count) in [("8", "1"), ("", "1"), ("7", ""), ("7", "-1"), ("7", "4294967295")] {
             assert_eq!(with(pid, count, "web/0"), [""; 0], "{pid} {count}");
         }

@@ -1,4 +1,4 @@
-//! The store against a manager that does what systemd 262 does with the same messages.
+//! The store, tested with a service manager that handles the messages as systemd 262 does.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -13,7 +13,7 @@ use rustix::net::{
 
 use super::*;
 
-/// A service manager with one service. It keeps at most `max` fds.
+/// A service manager with one service, whose store holds at most `max` fds.
 struct Manager {
     directory: tempfile::TempDir,
     thread: Option<JoinHandle<Vec<(String, OwnedFd)>>>,
@@ -39,14 +39,14 @@ impl Manager {
         Notify::to(self.directory.path().join("notify").as_os_str()).unwrap()
     }
 
-    /// Ends it. What it kept is what the service is started with next.
+    /// Stops the manager. Returns the fds that it would pass to the service at its next start.
     fn stop(mut self) -> Vec<(String, OwnedFd)> {
         self.notify().send("").unwrap();
         self.thread.take().unwrap().join().unwrap()
     }
 }
 
-/// The next message; an empty one is the end.
+/// Receives the next message. `None` if it is empty, which stops the manager.
 fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
     let mut bytes = [0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -106,7 +106,7 @@ fn names(fds: &[(String, OwnedFd)]) -> Vec<&str> {
     fds.iter().map(|(name, _)| name.as_str()).collect()
 }
 
-/// Sessions with one file each under token 0, as the next process is started with them.
+/// Preserves sessions with one file each under token 0. Returns the fds that the next process gets.
 fn left_behind(sessions: &[(&str, &str)]) -> Vec<(String, OwnedFd)> {
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, Vec::new());
@@ -119,7 +119,7 @@ fn left_behind(sessions: &[(&str, &str)]) -> Vec<(String, OwnedFd)> {
 }
 
 #[test]
-fn what_is_preserved_comes_back_under_its_session_and_token() {
+fn preserved_files_come_back_under_their_session_and_token() {
     let manager = Manager::start(8, Vec::new());
     let first = store(&manager, 8, Vec::new());
     let session = first.create_session(&name("vm:web")).unwrap();
@@ -140,11 +140,11 @@ fn what_is_preserved_comes_back_under_its_session_and_token() {
     assert_eq!(contents(session.retrieve(Token(0)).unwrap()), "state", "again");
     assert!(session.retrieve(Token(1)).unwrap_err().is_not_found());
     session.finish().unwrap();
-    assert_eq!(names(&manager.stop()), [""; 0], "finished: nothing is kept");
+    assert_eq!(names(&manager.stop()), [""; 0], "a finished session leaves no fd in the store");
 }
 
 #[test]
-fn an_outgoing_session_that_is_dropped_leaves_nothing_and_frees_its_name() {
+fn dropping_an_outgoing_session_removes_its_files_and_frees_its_name() {
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, Vec::new());
     let session = store.create_session(&name("web")).unwrap();
@@ -157,7 +157,7 @@ fn an_outgoing_session_that_is_dropped_leaves_nothing_and_frees_its_name() {
 }
 
 #[test]
-fn an_incoming_session_is_taken_once_and_lost_when_it_is_dropped() {
+fn an_incoming_session_is_retrieved_once_and_lost_when_it_is_dropped() {
     let kept = left_behind(&[("web", "w"), ("db", "d")]);
     let manager = Manager::start(8, copy(&kept));
     let store = store(&manager, 8, kept);
@@ -166,11 +166,15 @@ fn an_incoming_session_is_taken_once_and_lost_when_it_is_dropped() {
     assert_eq!(errno(), Some(Errno::INVAL));
     drop(session);
     assert_eq!(errno(), Some(Errno::NOENT));
-    assert_eq!(names(&manager.stop()), ["db/0"], "nobody took it, so it is kept");
+    assert_eq!(
+        names(&manager.stop()),
+        ["db/0"],
+        "a session that was not retrieved stays in the store"
+    );
 }
 
 #[test]
-fn a_file_that_is_kept_already_is_refused_until_its_session_is_finished() {
+fn a_file_in_the_store_is_refused_until_its_session_is_finished() {
     let kept = left_behind(&[("web", "w")]);
     let manager = Manager::start(8, copy(&kept));
     let store = store(&manager, 8, kept);
@@ -187,7 +191,7 @@ fn a_file_that_is_kept_already_is_refused_until_its_session_is_finished() {
 }
 
 #[test]
-fn a_file_takes_the_place_of_one_that_came_in_and_stays_when_that_is_finished() {
+fn a_file_replaces_an_incoming_one_of_its_name_and_stays_when_that_session_is_finished() {
     let kept = left_behind(&[("host", "old")]);
     let manager = Manager::start(1, copy(&kept));
     let store = store(&manager, 1, kept);
@@ -202,7 +206,7 @@ fn a_file_takes_the_place_of_one_that_came_in_and_stays_when_that_is_finished() 
 }
 
 #[test]
-fn more_files_than_the_store_takes_are_refused_before_systemd_would_drop_them() {
+fn files_beyond_the_capacity_are_refused_before_systemd_would_drop_them() {
     let kept = left_behind(&[("web", "w")]);
     let manager = Manager::start(2, copy(&kept));
     let store = store(&manager, 2, kept);
@@ -215,7 +219,7 @@ fn more_files_than_the_store_takes_are_refused_before_systemd_would_drop_them() 
 }
 
 #[test]
-fn a_file_that_no_kexec_carries_is_not_put_in() {
+fn a_file_that_is_not_a_memfd_is_not_stored() {
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, Vec::new());
     let session = store.create_session(&name("web")).unwrap();
@@ -226,7 +230,7 @@ fn a_file_that_no_kexec_carries_is_not_put_in() {
 }
 
 #[test]
-fn two_files_of_one_name_are_none() {
+fn two_files_of_one_name_cannot_be_retrieved() {
     let fds = ["a", "b"].map(|text| ("web/0".to_owned(), OwnedFd::from(memfd(text))));
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, fds.into());
@@ -237,7 +241,7 @@ fn two_files_of_one_name_are_none() {
 }
 
 #[test]
-fn fds_of_other_names_are_left_alone() {
+fn fds_without_the_name_of_a_session_stay_in_the_store() {
     let names_ = ["stored", "", "web/", "/0", "web/+1", "web/01", "web/18446744073709551616"];
     let fds = names_.map(|name| (name.to_owned(), OwnedFd::from(memfd("x"))));
     let manager = Manager::start(8, copy(&fds));
@@ -249,7 +253,7 @@ fn fds_of_other_names_are_left_alone() {
 }
 
 #[test]
-fn a_manager_that_is_gone_is_an_error_and_no_wait() {
+fn a_stopped_manager_is_an_error_without_a_wait() {
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, Vec::new());
     let session = store.create_session(&name("web")).unwrap();
@@ -263,7 +267,7 @@ fn a_manager_that_is_gone_is_an_error_and_no_wait() {
 }
 
 #[test]
-fn a_manager_that_does_not_listen_is_waited_for_and_no_longer() {
+fn waiting_for_a_silent_manager_ends_after_the_given_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let _deaf = std::os::unix::net::UnixDatagram::bind(&path).unwrap();

@@ -1,8 +1,9 @@
-//! The backends of the built-in LUO against the machine itself: any sequence of calls.
+//! Compares the backends of the built-in LUO with its state machine, for random sequences of calls.
 //!
-//! The same calls go to a backend with real files and to a machine whose files are numbers. Every
-//! answer has to be the same, and every file that comes back has to hold what that number says. Of a
-//! pool the host also crashes between any two calls, and the next one starts on what is on disk.
+//! The same calls go to a backend with real files and to a state machine whose files are numbers
+//! (the model). Every answer must be the same, and every retrieved file must contain the number of
+//! its file in the model. With a pool, the host may also crash between any two calls; the next host
+//! starts with the files on disk.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod model;
@@ -19,7 +20,7 @@ use proptest::test_runner::TestCaseError;
 use model::Model;
 use subject::{KeeperSubject, PoolSubject, Subject};
 
-/// One call. Numbers choose among what there is.
+/// One call. `usize` numbers select one of the present sessions or files, modulo their number.
 #[derive(Debug, Clone)]
 enum Call {
     Create(u8),
@@ -59,13 +60,13 @@ fn name(number: u8) -> SessionName {
     SessionName::new(format!("session-{number}")).unwrap()
 }
 
-/// The backend and the machine, and what their process has of both.
+/// The backend and the model, with the sessions and files that the process holds.
 struct Run<S> {
     subject: S,
     model: Model,
     outgoing: Vec<(Outgoing, SessionId)>,
     incoming: Vec<(Incoming, SessionId)>,
-    /// By object.
+    /// The open files, by the object of the model that they stand for.
     files: BTreeMap<u32, OwnedFd>,
     last_object: u32,
 }
@@ -95,7 +96,7 @@ impl<S: Subject> Run<S> {
         run
     }
 
-    /// A process of its own: some files that nobody has preserved.
+    /// Creates files that are not preserved, as a new process has them.
     fn make_files(&mut self) {
         for _ in 0..4 {
             self.last_object += 1;
@@ -105,7 +106,7 @@ impl<S: Subject> Run<S> {
         }
     }
 
-    /// Everything that ends with a process.
+    /// Drops all sessions and files, as the end of the process does.
     fn end(&mut self) {
         self.outgoing.clear();
         self.incoming.clear();
@@ -203,7 +204,7 @@ impl<S: Subject> Run<S> {
 fn run<S: Subject>(calls: &[Call]) -> Outcome {
     let mut run = Run::<S>::new();
     calls.iter().try_for_each(|call| run.call(call))?;
-    // What nobody has and no session waits for is gone.
+    // The backend has removed every file that no process and no incoming session holds.
     run.outgoing.clear();
     run.files.clear();
     for (session, _) in run.incoming.drain(..) {
@@ -219,14 +220,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_keeper_answers_every_sequence_of_calls_as_the_machine_does(
+    fn a_keeper_answers_every_sequence_of_calls_as_the_state_machine_does(
         calls in prop::collection::vec(call(), 1..60)
     ) {
         run::<KeeperSubject>(&calls)?;
     }
 
     #[test]
-    fn a_pool_answers_every_sequence_of_calls_and_crashes_as_the_machine_does(
+    fn a_pool_answers_every_sequence_of_calls_and_crashes_as_the_state_machine_does(
         calls in prop::collection::vec(call(), 1..60)
     ) {
         run::<PoolSubject>(&calls)?;

@@ -1,4 +1,4 @@
-//! The machine whose files are numbers.
+//! The model: a state machine whose files are numbers.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use luo::builtin::tree::{Handover, v1};
 use luo::builtin::{Compatible, Luo, Name, Parameters, SessionId};
 use luo::{Errno, SessionName, Token};
 
-/// A machine, and what a crash of its host needs to be known: what came in, and was retrieved.
+/// A state machine, with the incoming sessions and the names of the retrieved ones, which are
+/// needed after a crash of the host.
 pub(crate) struct Model {
     luo: std::cell::RefCell<Luo<ScriptedFile>>,
     script: Script,
@@ -78,7 +79,7 @@ impl Model {
         assert_eq!(answer, Err(Errno::AGAIN));
     }
 
-    /// The next host finds what came in and was not retrieved.
+    /// Starts the next host, which finds the incoming sessions that were not retrieved.
     pub(crate) fn crash(&mut self) {
         if let Some(arrived) = &mut self.arrived {
             arrived.sessions.retain(|session| !self.taken.contains(&session.name));
@@ -86,7 +87,7 @@ impl Model {
         self.luo = start(&self.script, self.arrived.as_ref()).into();
     }
 
-    /// How many files are in sessions that nobody has retrieved.
+    /// The number of files in sessions that were not retrieved.
     pub(crate) fn waiting_files(&self) -> usize {
         let sessions = self.arrived.iter().flat_map(|arrived| &arrived.sessions);
         let waiting = sessions.filter(|session| !self.taken.contains(&session.name));

@@ -1,4 +1,4 @@
-//! The backends, with what they do between generations.
+//! The backends under test, with their steps between generations.
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -9,22 +9,27 @@ use luo::builtin::pool::{Options, Pool};
 use luo::{Errno, Orchestrator};
 use tempfile::TempDir;
 
-/// A backend.
+/// A backend under test.
 pub(crate) trait Subject {
-    /// Whether what came in is there for a host that starts anew.
+    /// Whether incoming sessions survive a crash of the host.
     const SURVIVES_A_CRASH: bool;
 
     fn new() -> Self;
     fn orchestrator(&self) -> &dyn Orchestrator;
-    /// A file that can be preserved.
+    /// Creates a file that can be preserved. `object` selects its kind.
     fn file(&self, object: u32) -> OwnedFd;
-    /// Hands over. The process ends next.
+    /// Hands all outgoing sessions over. The process ends afterwards.
     fn leave(&mut self) -> Result<(), Errno>;
+    /// Tries a handover that the next kernel or host does not take.
     fn leave_in_vain(&self);
+    /// Starts the next generation.
     fn arrive(&mut self);
+    /// Crashes the host and starts it again.
     fn crash(&mut self);
+    /// Removes files that are no longer used.
     fn collect(&self);
-    /// How many files it holds, if it can be told, once it has removed what it can.
+    /// Removes unused files and returns the number of the others. `None` if the backend cannot
+    /// count.
     fn file_count(&self) -> Option<usize>;
     fn liveupdate_number(&self) -> u64;
 }
@@ -105,7 +110,7 @@ impl Subject for PoolSubject {
         self.pool()
     }
 
-    /// Memory in the pool, or a memfd of which it gets a copy.
+    /// Memory in the pool, or a memfd that the pool copies.
     fn file(&self, object: u32) -> OwnedFd {
         match object % 2 {
             0 => self.pool().create_memory("file", 4096).unwrap(),

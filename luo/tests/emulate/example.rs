@@ -1,4 +1,4 @@
-//! The example client, below the emulator: what its pages say it does, it does.
+//! The example client under the emulator: it does what its documentation says.
 
 use std::env;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ pub(crate) fn trials(lacks: Option<&str>) -> Vec<Trial> {
     ]
 }
 
-/// The client, which `cargo test` builds beside the tests, but not if it is told which tests to build.
+/// Builds the client and returns its path. `cargo test` builds examples too, but not if the command
+/// names the tests to build.
 fn client() -> Result<PathBuf, Failed> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
@@ -35,7 +36,7 @@ fn says(output: &Output, words: &str) -> Outcome {
     let text = supervise::text(output);
     match text.contains(words) {
         true => Ok(()),
-        false => Err(Failed::from(format!("it does not say {words:?}: {text}"))),
+        false => Err(Failed::from(format!("the output does not contain {words:?}: {text}"))),
     }
 }
 
@@ -45,7 +46,7 @@ fn both_stages() -> Outcome {
     let run = run.args(["save", "--switch", "a text"]).output()?;
     says(&run, "preserved 6 bytes")?;
     says(&run, "retrieved: a text")?;
-    // The same over two runs: the first ends in the switch.
+    // The same in two runs, with a state directory: the first run ends with the switch.
     let directory = TempDir::new()?;
     let state = directory.path().join("state");
     let command = || supervise::command(Some(&state), false, &client);
@@ -57,7 +58,7 @@ fn no_session() -> Outcome {
     let run = supervise::command(None, false, client()?).arg("load").output()?;
     says(&run, "no live update came before")?;
     match run.status.success() {
-        true => Err("it ends well".into()),
+        true => Err("the client exits with 0".into()),
         false => Ok(()),
     }
 }

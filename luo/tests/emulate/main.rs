@@ -1,9 +1,10 @@
-//! The emulated `/dev/liveupdate`, with real processes.
+//! Tests of the emulated `/dev/liveupdate` with real processes.
 //!
-//! This program is three: the tests; with `--supervise`, the emulator, which takes over a process
-//! of its own as `perennial luo emulate` does; and what runs below it, one of [`cases`]. Two sets of tests:
-//! what only real processes can show, and Linux's own selftests, unmodified. The conformance table is
-//! told below the emulator, too, where it is told on all others: in the project's `tests`.
+//! This program has three roles: without arguments it runs the tests; with `--supervise` it is the
+//! emulator, like `perennial luo emulate`; with `--case` it is the program under the emulator, and
+//! runs one of [`cases`]. The tests are: cases that need real processes, the example client, and
+//! Linux's own selftests, unmodified. The conformance cases run under the emulator too, in the
+//! project's `tests`.
 
 mod cases;
 mod example;
@@ -15,11 +16,11 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-/// How the roles of this program are told from each other.
+/// The first argument that selects a role of this program.
 const SUPERVISE: &str = "--supervise";
 const CASE: &str = "--case";
 
-/// What a test comes to.
+/// The result of a test.
 type Outcome = Result<(), Failed>;
 
 fn main() -> ExitCode {
@@ -45,7 +46,8 @@ fn tests() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A test that is skipped, visibly, if something is missing; in CI that is a failure.
+/// Makes a test. If `lacks` gives a missing requirement, the test is skipped with that reason; with
+/// `CI` set it fails.
 fn trial(
     name: String,
     lacks: Option<&str>,

@@ -1,8 +1,8 @@
-//! Linux's own tests of its Live Update Orchestrator, as they are, under the emulator.
+//! Linux's own tests of its Live Update Orchestrator, unmodified, under the emulator.
 //!
-//! `resources/kernel/selftests.sh` builds them from the source package of the project's kernels;
-//! `PERENNIAL_SELFTESTS` may name a directory that has them already. Where neither gives them the
-//! tests are skipped, visibly, and in CI that is a failure.
+//! `resources/kernel/selftests.sh` builds the tests from the source package of the project's
+//! kernels; `PERENNIAL_SELFTESTS` may name a directory with built tests instead. If there are no
+//! built tests, the tests are skipped with the reason; in CI that is a failure.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{Outcome, skip, supervise};
 
-/// Tests in two stages, one on either side of the switch.
+/// Tests with two stages, one before and one after the switch.
 const STAGED: [&str; 4] =
     ["luo_kexec_simple", "luo_multi_session", "luo_stress_files", "luo_stress_sessions"];
 
@@ -34,7 +34,7 @@ pub(crate) fn trials(lacks: Option<&str>) -> Vec<Trial> {
     trials
 }
 
-/// Where they are, or why they are not.
+/// Returns the directory with the built tests, or the reason why there is none.
 fn directory() -> Result<PathBuf, String> {
     static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     DIRECTORY.get_or_init(find).clone()
@@ -51,7 +51,11 @@ fn find() -> Result<PathBuf, String> {
         return Err(format!("{} could not build Linux's selftests", recipe.display()));
     }
     let stdout = String::from_utf8_lossy(&output.stdout);
-    stdout.lines().last().map(PathBuf::from).ok_or_else(|| "it printed no directory".to_owned())
+    stdout
+        .lines()
+        .last()
+        .map(PathBuf::from)
+        .ok_or_else(|| "selftests.sh printed no directory".to_owned())
 }
 
 fn passed(output: &Output, words: &str) -> Outcome {
@@ -65,11 +69,11 @@ fn passed(output: &Output, words: &str) -> Outcome {
 fn in_one_go(test: &Path) -> Outcome {
     let output = supervise::command(None, false, test).output()?;
     passed(&output, "# PASSED: 15 / 15 tests passed.")?;
-    // None of them is passed by being skipped.
+    // No test was skipped.
     passed(&output, "# Totals: pass:15 fail:0 xfail:0 xpass:0 skip:0 error:0")
 }
 
-/// The daemon that the first stage leaves has the sessions, until the switch ends it.
+/// The first stage leaves a daemon that holds the sessions until the switch ends it.
 fn in_two_stages(test: &Path) -> Outcome {
     let directory = TempDir::new()?;
     let state = directory.path().join("state");

@@ -1,4 +1,4 @@
-//! The emulator in a process of its own.
+//! Starts the emulator as a separate process.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,10 +7,10 @@ use std::process::{Command, ExitCode, Output};
 
 use luo::emulate::{self, Exit, Options, Program};
 
-/// What `--supervise` answers if the program could not be run.
+/// The exit status of `--supervise` if the program could not be run.
 const FAILED: u8 = 125;
 
-/// `--supervise STATE KEXEC PROGRAM ...`, where an empty `STATE` is none.
+/// `--supervise STATE KEXEC PROGRAM ...`. An empty `STATE` means no state directory.
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     let [state, kexec, path, rest @ ..] = arguments else { return ExitCode::from(2) };
     let state = (!state.is_empty()).then(|| state.into());
@@ -30,7 +30,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// A program under the emulator.
+/// Returns the command that runs a program under the emulator.
 pub(crate) fn command(state: Option<&Path>, kexec: bool, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(this());
     command.arg(crate::SUPERVISE).arg(state.unwrap_or(Path::new("")));
@@ -38,12 +38,12 @@ pub(crate) fn command(state: Option<&Path>, kexec: bool, program: impl AsRef<OsS
     command
 }
 
-/// This program.
+/// The path of this program.
 pub(crate) fn this() -> std::path::PathBuf {
     env::current_exe().expect("the test was started from a file")
 }
 
-/// What keeps programs from being run under the emulator here, if anything does.
+/// Returns the reason why programs cannot run under the emulator here, if there is one.
 pub(crate) fn missing() -> Option<String> {
     let output = command(None, false, "true").output();
     match output {
@@ -53,7 +53,7 @@ pub(crate) fn missing() -> Option<String> {
     }
 }
 
-/// What a program said, for a person.
+/// The exit status and the output of a program, as text.
 pub(crate) fn text(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     format!("{}\n{out}{err}", output.status)

@@ -1,7 +1,7 @@
-//! The state machine of the built-in LUO: its sentences, and its agreement with a simple model.
+//! Tests of the built-in LUO's state machine, and a comparison with a simple model.
 //!
-//! What only depends on requests, and what a kernel does alike, is in the table of the conformance
-//! tests; here is what the table has no words for.
+//! Behaviour that only depends on requests, and that a kernel shows too, is tested by the table of
+//! the conformance tests. Here are the tests that the table cannot express.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -1,4 +1,4 @@
-//! Callbacks come in the documented order, and a failure takes back exactly what was done.
+//! Callbacks are called in the documented order, and a failure undoes exactly the steps before it.
 
 use luo::builtin::scripted::Callback::*;
 use luo::builtin::scripted::{Call, Script};
@@ -78,7 +78,8 @@ fn after_the_switch_nothing_can_be_changed() {
     assert!(script.take_calls().is_empty() && luo.is_handed_over());
 }
 
-/// A machine that finds a session "web" with files 1, 2 and 3, and the retrieved session.
+/// Returns a state machine with the incoming session "web" with files 1, 2 and 3, and the retrieved
+/// session.
 fn retrieved(
     script: &Script,
 ) -> (luo::builtin::Luo<luo::builtin::scripted::ScriptedFile>, SessionId) {
@@ -91,7 +92,7 @@ fn retrieved(
 }
 
 #[test]
-fn finishing_asks_first_first_and_ends_last_first_and_says_what_was_retrieved() {
+fn finishing_asks_files_in_order_and_finishes_them_in_reverse_with_their_retrievals() {
     let script = Script::new();
     let (mut luo, id) = retrieved(&script);
     script.fail(Retrieve, 2, Errno::NOMEM);
@@ -148,7 +149,7 @@ fn a_session_closed_while_it_cannot_be_finished_is_out_of_reach() {
 }
 
 #[test]
-fn a_session_whose_file_cannot_be_made_is_as_before() {
+fn a_session_whose_file_cannot_be_created_is_unchanged() {
     let script = Script::new();
     let (mut luo, id) = retrieved(&script);
     luo.close_session(id).unwrap();
@@ -164,7 +165,7 @@ fn a_session_whose_file_cannot_be_made_is_as_before() {
 }
 
 #[test]
-fn the_first_handler_that_takes_a_file_has_it() {
+fn the_first_handler_that_accepts_a_file_preserves_it() {
     let script = Script::new();
     let mut luo = machine(&script);
     luo.register_handler(script.handler(compatible("late-v1"), &[KIND, 2], false)).unwrap();
@@ -195,7 +196,7 @@ fn without_an_identity_each_open_file_is_its_own_object() {
 fn an_object_is_busy_as_long_as_any_session_has_it() {
     let script = Script::new();
     let (mut luo, incoming) = retrieved(&script);
-    // Another way to object 1 than through its session, before anybody retrieved it there.
+    // Preserves object 1 in another session, before it is retrieved from the incoming one.
     let other = session(&mut luo, &script, "other", &[1]);
     luo.retrieve_fd(incoming, Token(1)).unwrap();
     luo.close_session(other).unwrap();
@@ -295,7 +296,7 @@ fn a_shared_object_is_retrieved_on_demand_and_finished_with_the_last_file() {
     assert_eq!(calls, expected);
     assert_eq!(luo.retrieve_flb(flb), Err(Errno::NODATA));
 
-    // Nobody asks: it is retrieved so that there is something to finish.
+    // The shared object was not retrieved before, so finishing retrieves it first.
     let (mut luo, _) = start(luo::builtin::Luo::start(Default::default(), || Ok(&tree)));
     luo.open_device().unwrap();
     let id = luo.retrieve_session(&name("web"), |_| Ok(())).unwrap();

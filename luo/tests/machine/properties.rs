@@ -1,7 +1,8 @@
-//! Any sequence of calls gives the same answers and the same callbacks as the simple model.
+//! Compares the state machine with the simple model: any sequence of calls must give the same
+//! answers and the same callbacks.
 //!
-//! The sequences lead through several generations, with failures of any callback on the way. They
-//! draw from few names, tokens and objects, so that calls meet.
+//! The sequences span several generations, and any callback may fail. They use few names, tokens
+//! and objects, so that calls often concern the same ones.
 
 use luo::builtin::scripted::{Callback, Script, ScriptedFile};
 use luo::builtin::tree::{FileRecord, FlbRecord, Handover, SessionRecord, v1};
@@ -15,7 +16,7 @@ use crate::support::compatible;
 
 const FLBS: &[(&str, u64)] = &[("bus-v1", 0x100), ("map-v1", 0x200)];
 
-/// Two that can take the same files, and one that a later kernel may not have.
+/// Two handlers that accept the same files, and one that a later kernel may lack.
 const HANDLERS: [Handler; 3] = [
     Handler { name: "object-v1", kinds: &[1], by_object: true, flbs: &[0] },
     Handler { name: "open-v1", kinds: &[2, 1], by_object: false, flbs: &[0, 1] },
@@ -42,7 +43,7 @@ enum Step {
         finalize: bool,
         lose_a_handler: bool,
     },
-    /// All that a program does first after a switch.
+    /// The first calls of a program after a switch: retrieves all sessions.
     ComeBack,
 }
 
@@ -70,7 +71,7 @@ fn any_step_on_session() -> impl Strategy<Value = OnSession> {
 fn any_step() -> impl Strategy<Value = Step> {
     let name = || {
         prop::sample::select(vec!["a", "b", "c", "", "\u{1}"]).prop_map(|name| {
-            // One name is too long to be one.
+            // "\u{1}" stands for a name that is too long.
             if name == "\u{1}" { vec![b'x'; 64] } else { name.as_bytes().to_vec() }
         })
     };
@@ -109,7 +110,8 @@ struct World {
     luo: Luo<ScriptedFile>,
     flbs: Vec<FlbId>,
     reference: Reference,
-    /// Every session of this kernel that was given out, as both call it.
+    /// Every session that this kernel gave out, with its identifier in the state machine and in the
+    /// model.
     sessions: Vec<(SessionId, usize)>,
     files: Vec<ScriptedFile>,
 }
@@ -130,7 +132,7 @@ fn start(
     (luo, flbs)
 }
 
-/// A field that is the name, and whatever there is room for.
+/// Returns a name field with arbitrary bytes after the NUL.
 fn field(name: &[u8]) -> [u8; 64] {
     let mut field = [0xaa; 64];
     field[..name.len()].copy_from_slice(name);
@@ -281,7 +283,7 @@ impl World {
     }
 }
 
-/// A tree that no machine wrote: names and tokens that meet, counts that are wrong.
+/// A tree that no state machine wrote: with duplicate names and tokens, and wrong counts.
 fn any_tree() -> impl Strategy<Value = Handover> {
     let format =
         || prop::sample::select(vec!["object-v1", "open-v1", "lost-v1"]).prop_map(compatible);
@@ -312,7 +314,7 @@ proptest! {
         }
     }
     #[test]
-    fn a_tree_that_no_machine_wrote_is_an_error_or_can_be_lived_with(tree in any_tree()) {
+    fn a_tree_that_no_state_machine_wrote_is_an_error_or_usable(tree in any_tree()) {
         let bytes = v1::encode(&tree).unwrap();
         let (mut luo, flbs) = start(&Script::new(), &HANDLERS, Ok(bytes));
         prop_assert_eq!(luo.disabled(), None);

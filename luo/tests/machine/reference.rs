@@ -1,8 +1,7 @@
-//! The same machine once more, as simple as it can be said: lists, and walks through all of them.
+//! The model: a second, simple implementation of the state machine, with lists and loops over them.
 //!
-//! Nothing of the crate's logic is used. Where the machine counts, this one looks; where the machine
-//! keeps a table, this one asks every file there is. What handlers would be called for is written
-//! down in the same form as [`luo::builtin::scripted`] does.
+//! It uses no logic of the crate. Where the state machine keeps counters or tables, the model goes
+//! through all files. It records the calls of handlers in the form of [`luo::builtin::scripted`].
 
 use luo::Errno;
 use luo::builtin::scripted::Callback::*;
@@ -10,7 +9,8 @@ use luo::builtin::scripted::{Call, Callback, Script, ScriptedFile};
 
 use crate::support::compatible;
 
-/// A handler: its name, the kinds it takes, whether it goes by object, the shared objects it needs.
+/// A handler: its name, the kinds of files that it accepts, whether it identifies files by object,
+/// and the shared objects that it needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Handler {
     pub(crate) name: &'static str,
@@ -30,7 +30,7 @@ enum Retrieval {
 struct File {
     token: u64,
     handler: &'static str,
-    /// The open file in an outgoing session; in an incoming one only its object counts.
+    /// The open file. In an incoming session only its object is meaningful.
     file: ScriptedFile,
     handle: u64,
     retrieval: Retrieval,
@@ -39,10 +39,10 @@ struct File {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Outgoing,
-    /// It came in; nobody has it.
+    /// Incoming, and not retrieved.
     Waiting,
     Retrieved,
-    /// It was closed, but a file could not be finished.
+    /// Closed, but a file could not be finished.
     Stuck,
     Gone,
 }
@@ -54,7 +54,7 @@ struct Session {
     files: Vec<File>,
 }
 
-/// What came in for a shared object, and what became of it.
+/// The state of the incoming record of a shared object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shared {
     Nothing,
@@ -68,8 +68,8 @@ pub(crate) struct Reference {
     pub(crate) handlers: Vec<Handler>,
     pub(crate) flbs: &'static [(&'static str, u64)],
     shared: Vec<Shared>,
-    /// Every session that there was, in the order of creation. What came in and is not built yet
-    /// is in `arrived`.
+    /// All sessions, past ones included, in the order of creation. Incoming sessions are in
+    /// `arrived` until the device is opened.
     sessions: Vec<Session>,
     arrived: Vec<Session>,
     device_open: bool,
@@ -85,7 +85,8 @@ type Answer<T> = Result<T, Errno>;
 /// A session's name, and the token and handle of each of its files.
 pub(crate) type Listed = (Vec<u8>, Vec<(u64, u64)>);
 
-/// What [`Reference::retrieve`] says: a file that was retrieved before, or one that must be new.
+/// The answer of [`Reference::retrieve`]: the file of an earlier retrieval, or the properties of a
+/// new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retrieved {
     Same(ScriptedFile),
@@ -169,7 +170,7 @@ impl Reference {
         for session in std::mem::take(&mut self.arrived) {
             for (index, file) in session.files.iter().enumerate() {
                 if self.handler(file.handler).is_none() {
-                    // The session is there as far as it was read.
+                    // The session keeps the files before the one that has no handler.
                     let files = session.files[..index].to_vec();
                     self.sessions.push(Session { files, ..session });
                     return Err(Errno::NOENT);
@@ -221,7 +222,7 @@ impl Reference {
         Ok(())
     }
 
-    /// EBADF for a session that is none, EINVAL for one of the other side.
+    /// EBADF if the session is not open, EINVAL if it is of the other kind.
     fn expect(&self, id: usize, outgoing: bool) -> Answer<()> {
         match (&self.sessions[id].state, outgoing) {
             (State::Outgoing, true) | (State::Retrieved, false) => Ok(()),
@@ -303,7 +304,7 @@ impl Reference {
             })
     }
 
-    /// Unpreserves, last first, those shared objects that no preserved file needs.
+    /// Unpreserves, in reverse order, those shared objects that no preserved file needs any more.
     fn put_flbs(&mut self, flbs: &[usize]) {
         let users = self.files_in(&[State::Outgoing]);
         for flb in flbs.iter().rev() {
@@ -333,7 +334,7 @@ impl Reference {
         Ok(Retrieved::New { kind, object: file.file.object })
     }
 
-    /// Which file the machine made.
+    /// Records the file that the state machine created for [`Retrieved::New`].
     pub(crate) fn made(&mut self, id: usize, token: u64, made: ScriptedFile) {
         let file = self.sessions[id].files.iter_mut().find(|file| file.token == token);
         file.unwrap().retrieval = Retrieval::Done(made);
@@ -409,7 +410,7 @@ impl Reference {
         (0..self.sessions.len()).filter(is_outgoing).collect()
     }
 
-    /// Freezes everything; what the next kernel has is [`Reference::next`].
+    /// Freezes all sessions. [`Reference::next`] returns the next kernel.
     pub(crate) fn reboot(&mut self, finalize: Answer<()>) -> Answer<()> {
         let sessions = self.outgoing();
         for (before, id) in sessions.iter().enumerate() {
@@ -444,7 +445,7 @@ impl Reference {
         }
     }
 
-    /// The next kernel, which has these handlers.
+    /// Returns the next kernel, with these handlers.
     pub(crate) fn next(&self, handlers: Vec<Handler>) -> Self {
         let mut next = Self::new(handlers, self.flbs, self.limits);
         next.number = self.number + 1;
@@ -461,7 +462,7 @@ impl Reference {
         next
     }
 
-    /// Names, and tokens with handles, of all that is preserved.
+    /// The names of all preserved sessions, with the tokens and handles of their files.
     pub(crate) fn preserved(&self) -> Vec<Listed> {
         let of = |id: &usize| {
             let Session { name, files, .. } = &self.sessions[*id];
@@ -470,7 +471,7 @@ impl Reference {
         self.outgoing().iter().map(of).collect()
     }
 
-    /// Each shared object and how many preserved files need it.
+    /// The shared objects, with the number of preserved files that need each.
     pub(crate) fn preserved_flbs(&self) -> Vec<(String, u64)> {
         let files = self.files_in(&[State::Outgoing]);
         let users = |flb| self.users_of_flb(flb, &files) as u64;

@@ -1,4 +1,5 @@
-//! The start: what is found, what is made of it, and why it may all be switched off.
+//! The start of the state machine: the tree of the previous kernel, limits, and disabled live
+//! update.
 
 use luo::builtin::scripted::{Script, ScriptedFile};
 use luo::builtin::tree::{FlbRecord, Handover, SessionRecord, v1};
@@ -16,7 +17,7 @@ fn start(parameters: Parameters, subtree: Result<Vec<u8>, Errno>) -> Luo<Scripte
 }
 
 #[test]
-fn the_number_counts_live_updates_whether_or_not_there_were_sessions() {
+fn the_number_counts_live_updates_with_and_without_sessions() {
     let script = Script::new();
     let mut luo = machine(&script);
     for number in 0..3 {
@@ -27,7 +28,7 @@ fn the_number_counts_live_updates_whether_or_not_there_were_sessions() {
 }
 
 #[test]
-fn a_machine_that_is_switched_off_has_no_device_and_says_why() {
+fn a_disabled_state_machine_has_no_device_and_gives_the_reason() {
     let off = Parameters { liveupdate: false, ..Parameters::default() };
     let no_carrier = Parameters { handover: false, ..Parameters::default() };
     for (parameters, why) in [(off, Disabled::Parameter), (no_carrier, Disabled::NoHandover)] {
@@ -43,13 +44,15 @@ fn a_machine_that_is_switched_off_has_no_device_and_says_why() {
 }
 
 #[test]
-fn the_tree_is_asked_for_only_if_something_carries_it() {
+fn the_tree_is_requested_only_if_handover_is_enabled() {
     let parameters = Parameters { handover: false, ..Parameters::default() };
-    Luo::<ScriptedFile>::start(parameters, || -> Result<Vec<u8>, _> { panic!("it was asked for") });
+    Luo::<ScriptedFile>::start(parameters, || -> Result<Vec<u8>, _> {
+        panic!("the tree was requested")
+    });
 }
 
 #[test]
-fn a_tree_that_cannot_be_got_or_read_disables_live_update_even_if_it_was_off() {
+fn a_tree_that_cannot_be_retrieved_or_decoded_disables_live_update_even_if_it_was_off() {
     let luo = start(Parameters::default(), Err(Errno::IO));
     assert_eq!(luo.disabled(), Some(&Disabled::Retrieve { errno: Errno::IO }));
     for liveupdate in [true, false] {
@@ -61,7 +64,7 @@ fn a_tree_that_cannot_be_got_or_read_disables_live_update_even_if_it_was_off() {
 }
 
 #[test]
-fn a_format_without_a_handler_makes_the_device_an_error_for_good() {
+fn a_format_without_a_handler_makes_opening_the_device_fail_permanently() {
     let script = Script::new();
     let mut old = machine(&script);
     session(&mut old, &script, "empty", &[]);
@@ -75,7 +78,7 @@ fn a_format_without_a_handler_makes_the_device_an_error_for_good() {
 }
 
 #[test]
-fn two_sessions_tokens_or_shared_objects_alike_make_the_device_an_error() {
+fn duplicate_sessions_tokens_or_shared_objects_make_opening_the_device_fail() {
     let script = Script::new();
     let record = |files| SessionRecord { name: Name::new("web").unwrap(), files };
     let mut old = machine(&script);
@@ -106,7 +109,7 @@ fn the_device_has_one_opener_and_an_open_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn limits_are_answered_before_a_name_that_is_taken_and_a_file_that_is_none() {
+fn limits_are_checked_before_duplicate_names_and_invalid_fds() {
     let script = Script::new();
     let limits = Limits { sessions: 1, sessions_errno: Errno::NOMEM, files: 1 };
     let mut luo = start(Parameters { limits, ..Parameters::default() }, cold());
@@ -120,7 +123,7 @@ fn limits_are_answered_before_a_name_that_is_taken_and_a_file_that_is_none() {
 }
 
 #[test]
-fn sessions_that_are_not_finished_are_not_carried_on() {
+fn unfinished_sessions_are_not_handed_over_again() {
     let script = Script::new();
     let mut luo = machine(&script);
     session(&mut luo, &script, "web", &[1]);

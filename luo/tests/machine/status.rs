@@ -1,4 +1,4 @@
-//! What a machine shows to people.
+//! The status text of the state machine.
 
 use luo::builtin::Luo;
 use luo::builtin::scripted::{Callback, Script, ScriptedFile};
@@ -7,7 +7,7 @@ use luo::{Errno, Token};
 use crate::support::{KIND, compatible, machine, name, session, switch};
 
 #[test]
-fn every_session_and_file_has_a_line_that_says_how_far_it_got() {
+fn every_session_and_file_has_a_line_with_its_state() {
     let script = Script::new();
     let mut old = machine(&script);
     session(&mut old, &script, "web", &[1, 2, 3]);
@@ -38,7 +38,7 @@ fn every_session_and_file_has_a_line_that_says_how_far_it_got() {
 }
 
 #[test]
-fn a_machine_that_is_disabled_or_cannot_read_says_why() {
+fn the_status_gives_the_reason_if_live_update_is_disabled_or_sessions_are_unreadable() {
     let luo: Luo<ScriptedFile> = Luo::start(Default::default(), || Ok(b"no tree"));
     let shown = luo.status().to_string();
     assert!(shown.starts_with(

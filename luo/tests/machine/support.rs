@@ -1,28 +1,28 @@
-//! Short words for the tests of the machine.
+//! Helper functions for the tests of the state machine.
 
 use luo::Errno;
 use luo::builtin::scripted::{Call, Callback, Script, ScriptedFile};
 use luo::builtin::{Compatible, Luo, Name, Parameters, SessionId};
 
-/// The kind of file that the first handler of [`machine`] takes.
+/// The kind of file that the first handler of [`machine`] accepts.
 pub(crate) const KIND: u32 = 1;
 
 pub(crate) fn compatible(name: &str) -> Compatible {
     Compatible::new(name).unwrap()
 }
 
-/// The field of a request for a session of this name.
+/// Returns the name field of a request.
 pub(crate) fn name(name: &str) -> [u8; 64] {
     Name::new(name).unwrap().to_field()
 }
 
-/// A machine after a cold start, with one handler, its device opened once.
+/// A state machine after a cold start, with one handler. Its device was opened once.
 pub(crate) fn machine(script: &Script) -> Luo<ScriptedFile> {
     let luo = Luo::start(Parameters::default(), || Err::<Vec<u8>, _>(Errno::NOENT));
     with_handler(luo, script)
 }
 
-/// The machine that finds `tree`.
+/// A state machine that was started with `tree`, with the same handler.
 pub(crate) fn machine_after(script: &Script, tree: &[u8]) -> Luo<ScriptedFile> {
     with_handler(Luo::start(Parameters::default(), || Ok(tree)), script)
 }
@@ -34,7 +34,7 @@ fn with_handler(mut luo: Luo<ScriptedFile>, script: &Script) -> Luo<ScriptedFile
     luo
 }
 
-/// An outgoing session with a file of each object, in order, under the object as token.
+/// Creates an outgoing session with a file of each object, in order. The object is also the token.
 pub(crate) fn session(
     luo: &mut Luo<ScriptedFile>,
     script: &Script,
@@ -49,7 +49,7 @@ pub(crate) fn session(
     id
 }
 
-/// Reboots, and the tree that is left.
+/// Reboots, and returns the handover tree.
 pub(crate) fn switch(luo: &mut Luo<ScriptedFile>) -> Vec<u8> {
     let mut tree = Vec::new();
     luo.reboot(|bytes| {
@@ -60,7 +60,7 @@ pub(crate) fn switch(luo: &mut Luo<ScriptedFile>) -> Vec<u8> {
     tree
 }
 
-/// What was called for which object.
+/// Returns the callback and the object of each call.
 pub(crate) fn short(calls: &[Call]) -> Vec<(Callback, u32)> {
     calls.iter().map(|call| (call.callback, call.object)).collect()
 }

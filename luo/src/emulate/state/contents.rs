@@ -1,9 +1,9 @@
-//! The contents of memfds, there and back, with holes.
+//! Copies the contents of memfds to and from a file, with holes.
 //!
-//! Contents are whole pages, the last one filled up with zeros, one memfd after the other in a file.
-//! A page that is all zero is a hole in the copy, whether it was one or not, and the sum is over the
-//! other pages and where they are. So the sum does not depend on what a file system makes of holes,
-//! and holes cost nothing.
+//! The file has the memfds one after another, each in whole pages; the last page is padded with
+//! zeros. A page of zeros becomes a hole in the copy. The checksum covers the other pages and their
+//! offsets, so the sum does not depend on how a file system stores holes, and holes take neither
+//! time nor space.
 
 use std::fs::File;
 use std::io;
@@ -16,25 +16,26 @@ use super::index::Entry;
 use crate::memory::executable_memfd;
 
 const PAGE: u64 = 4096;
-/// How many pages are read at once.
+/// Number of pages per read.
 const CHUNK_PAGES: u64 = 256;
 
-/// How much room contents take; `None` if it is more than there can be.
+/// Returns the space that contents of `size` bytes take in the file, in bytes. `None` on overflow.
 pub(super) fn room(size: u64) -> Option<u64> {
     size.checked_next_multiple_of(PAGE)
 }
 
-/// A stretch of a file that starts at a page.
+/// A range of a file that starts at a page boundary.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a> {
     pub(super) file: &'a File,
+    /// Offset in bytes.
     pub(super) start: u64,
-    /// Where what is in it ends; behind it are zeros to the end of the page.
+    /// Offset of the end in bytes. Zeros follow up to the end of the page.
     pub(super) end: u64,
 }
 
-/// Copies contents to where there are only holes, and returns their sum. Moves the position of
-/// `from`.
+/// Copies contents to a range that has only holes, and returns their checksum. Moves the file
+/// position of `from`.
 pub(super) fn copy(from: Part<'_>, to: Part<'_>) -> io::Result<u32> {
     let mut sum = crc32fast::Hasher::new();
     let pages = (from.end - from.start).div_ceil(PAGE).min(CHUNK_PAGES);
@@ -54,14 +55,14 @@ pub(super) fn copy(from: Part<'_>, to: Part<'_>) -> io::Result<u32> {
     Ok(sum.finalize())
 }
 
-/// The next stretch of data at or behind `at`, widened to whole pages.
+/// Returns the start and end of the next data at or behind `at`, rounded to whole pages.
 fn next_data(part: Part<'_>, at: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= part.end {
         return Ok(None);
     }
     let start = match seek(part.file, SeekFrom::Data(at)) {
         Ok(start) => at.max(start - start % PAGE),
-        // A hole up to the end.
+        // ENXIO: only a hole follows.
         Err(Errno::NXIO) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
@@ -72,7 +73,7 @@ fn next_data(part: Part<'_>, at: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start, room(end).unwrap_or(end).min(part.end))))
 }
 
-/// Copies whole pages to where `offset` is in `to`.
+/// Copies whole pages to `offset` in `to`, except pages of zeros, and adds them to the checksum.
 fn copy_pages(
     pages: &[u8],
     offset: u64,
@@ -92,12 +93,13 @@ fn copy_pages(
     Ok(())
 }
 
-/// Makes a memfd of contents that come back; says their sum, too.
+/// Creates a memfd from saved contents. Returns it and the checksum of the contents.
 pub(super) fn load(from: Part<'_>, entry: &Entry) -> io::Result<(File, u32)> {
     let memfd = memfd()?;
     memfd.set_len(entry.size)?;
     let sum = copy(from, Part { file: &memfd, start: 0, end: entry.size })?;
-    // First the mode: a seal of the mode means more on a file that can be executed.
+    // The mode is set before the seals: F_SEAL_EXEC freezes the execute bits, and on an executable
+    // file adds further seals.
     fchmod(&memfd, Mode::from_bits_retain(entry.mode))?;
     if entry.seals != SealFlags::empty() {
         fcntl_add_seals(&memfd, entry.seals)?;
@@ -105,7 +107,7 @@ pub(super) fn load(from: Part<'_>, entry: &Entry) -> io::Result<(File, u32)> {
     Ok((memfd, sum))
 }
 
-/// An empty memfd. The name of the old one is lost, as it is on Linux.
+/// Creates an empty memfd. The name of the old memfd is lost, as on Linux.
 fn memfd() -> io::Result<File> {
     Ok(executable_memfd("", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into())
 }

@@ -1,4 +1,4 @@
-//! The index of a state directory, as a text of one form.
+//! The index of a state directory, a text file.
 //!
 //! ```text
 //! perennial-luo-state-v1
@@ -8,8 +8,8 @@
 //! end sum 5e0a83f1
 //! ```
 //!
-//! Sums are CRC-32; the last one is of all lines before it. What is read is written again and has to
-//! give the same bytes, so that every cut and every flipped bit is an error.
+//! Sums are CRC-32; the last sum covers all lines before it. A parsed index is formatted again and
+//! must give the same bytes, so every truncation and every flipped bit is an error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,27 +18,29 @@ use rustix::fs::SealFlags;
 
 const FORMAT: &str = "perennial-luo-state-v1";
 
-/// One file. Contents stand in the order of the entries, each at the start of a page.
+/// One preserved memfd. The memory file has the contents in the order of the entries, each at a
+/// page boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// In bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
+    /// File position in bytes.
     pub(crate) position: u64,
     pub(crate) seals: SealFlags,
     /// Permission bits.
     pub(crate) mode: u32,
-    /// See [`super::contents`].
+    /// Checksum of the contents; see [`super::contents`].
     pub(crate) sum: u32,
 }
 
-/// What is in a state directory.
+/// The contents of a state directory: a live update, its tree and its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
-    /// Of the live update.
+    /// Number of the live update.
     pub(crate) number: u64,
     pub(crate) tree_bytes: u64,
     pub(crate) tree_sum: u32,
-    /// By the number that the tree has for them.
+    /// The files, by their numbers in the tree.
     pub(crate) files: BTreeMap<u64, Entry>,
 }
 
@@ -57,19 +59,19 @@ impl Index {
         format!("memory-{}", self.number)
     }
 
-    /// Reads an index; says what is wrong with it.
+    /// Parses an index. The error says what is wrong.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())?;
         match text.lines().next() {
             Some(FORMAT) => {}
             found => {
                 let found = found.unwrap_or_default().escape_default();
-                return Err(format!("it is `{found}`, this build knows `{FORMAT}`"));
+                return Err(format!("its format is `{found}`, this build knows `{FORMAT}`"));
             }
         }
-        let index = Self::parse_lines(text).ok_or("a line of it cannot be read")?;
+        let index = Self::parse_lines(text).ok_or("it has a line that cannot be parsed")?;
         if index.to_string() != text {
-            return Err("it is not as it was written".to_owned());
+            return Err("its lines were changed after it was written".to_owned());
         }
         Ok(index)
     }
@@ -96,7 +98,7 @@ impl Index {
                     };
                     index.files.insert(word(1)?.parse().ok()?, entry);
                 }
-                // Whether it is right is seen when the index is written again.
+                // `parse` checks this line when it formats the index again.
                 "end" => {}
                 _ => return None,
             }
@@ -104,6 +106,7 @@ impl Index {
         Some(index)
     }
 
+    /// Formats all lines but the last.
     fn lines(&self) -> String {
         let Self { number, tree_bytes, tree_sum, files } = self;
         let head =

@@ -1,19 +1,19 @@
-//! A generation that waits in a directory for the next run.
+//! A state directory: keeps the state of a generation for the next run.
 //!
 //! ```text
-//! DIR/state              the index: which files there are, how long, and their CRC-32
+//! DIR/state              the index: the files with their sizes and CRC-32 sums
 //!     tree-N.dtb         the handover tree of live update N (`perennial luo show` prints it)
-//!     memory-N           the contents of all its files, with a hole where a page is zero
+//!     memory-N           the contents of all preserved files; pages of zeros are holes
 //! ```
 //!
-//! All files carry the number of their live update. A new state is written beside the old one, and
-//! counts from the moment when its index takes the name `state`; only then is the old one removed.
-//! So there is the old state or the new one, whenever the writing stops, and never a mixture; a first
-//! one that was not completed has no index, and is refused. Nothing waits for the disk: if the machine
-//! itself crashes, the new state may be damaged, and is refused, too. What is in the directory and not of this
-//! form makes it foreign: nothing is read from it or written to it. Whoever runs on it has it locked.
+//! N is the number of the live update. A new state is written beside the old one and becomes valid
+//! when its index is renamed to `state`; then the old state is removed. So if writing stops at any
+//! moment, the directory has either the old state or the new one, never a mixture. A first state
+//! that was not completed has no index, and is refused. No write is synced: after a crash of the
+//! machine the new state may be damaged, and is refused too. A directory with a file of any other
+//! name is foreign: nothing in it is read or written. A run locks its directory.
 //!
-//! The sums protect against damage, not against an enemy.
+//! The sums detect damage; they do not protect against an attacker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
@@ -38,93 +38,101 @@ use index::{Entry, Index};
 const INDEX: &str = "state";
 const NEW_INDEX: &str = "state.new";
 
-/// What is wrong with a state directory.
+/// An error of a state directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It cannot be made, opened or listed.
+    /// The directory cannot be created, opened or listed.
     #[error("cannot use {} as a state directory", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// Somebody else runs on it.
-    #[error("{} is in use by another run", path.display())]
+    /// Another run has locked the directory.
+    #[error(
+        "{} is in use by another run; wait for its end, or use another directory",
+        path.display()
+    )]
     Busy {
         /// The directory.
         path: PathBuf,
     },
-    /// It has something in it that no state has.
-    #[error("{} is no state directory: it has `{name}` in it", path.display())]
+    /// The directory has a file that no state has.
+    #[error(
+        "{} is not a state directory: it contains `{name}`; use an empty directory",
+        path.display()
+    )]
     Foreign {
         /// The directory.
         path: PathBuf,
-        /// What is in it, escaped.
+        /// The name of the file, escaped.
         name: String,
     },
-    /// Its first state was begun and not completed.
+    /// The first state of the directory was not completed.
     #[error(
-        "{} has an incomplete state: the run that wrote it did not come to its end; \
-         remove the directory to start again without it",
+        "{} has an incomplete state: the run that wrote it was interrupted; remove the directory \
+         to start without a state",
         path.display()
     )]
     Incomplete {
         /// The directory.
         path: PathBuf,
     },
-    /// Not what was written.
+    /// A file differs from the one that was written.
     #[error("{} is damaged: {problem}", file.display())]
     Damaged {
         /// The file.
         file: PathBuf,
-        /// What differs.
+        /// The difference.
         problem: String,
     },
-    /// A tree that is no tree.
-    #[error("{} is damaged", file.display())]
+    /// The handover tree cannot be decoded.
+    #[error("{} is damaged: it cannot be decoded", file.display())]
     Tree {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error of the decoder.
         source: v1::Error,
     },
-    /// A file of it cannot be read.
+    /// A file of the state cannot be read.
     #[error("cannot read {}", file.display())]
     Read {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// A file of it cannot be written.
+    /// A file of the state cannot be written.
     #[error("cannot write {}", file.display())]
     Write {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
 }
 
-/// What a directory had: a tree, and the files that it names.
+/// The state read from a directory: a handover tree and its files.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) tree: Vec<u8>,
+    /// The files, by their numbers in the tree.
     pub(super) files: BTreeMap<u64, Kept>,
 }
 
-/// A state directory that is ours until this is dropped.
+/// A state directory, locked until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    #[expect(dead_code, reason = "closing it releases the lock")]
+    #[expect(dead_code, reason = "closing the file releases the lock")]
     directory: File,
 }
 
 impl Directory {
-    /// Opens a directory, which is made if it is absent, and reads the state that is in it.
+    /// Opens and locks a directory, creates it if it is absent, and reads its state. Returns `None`
+    /// as the state of an empty directory.
     pub(super) fn open(path: &Path) -> Result<(Self, Option<State>), Error> {
         let error = |source| Error::Directory { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
@@ -140,7 +148,7 @@ impl Directory {
         if names.is_empty() { Ok((this, None)) } else { Err(Error::Incomplete { path: this.path }) }
     }
 
-    /// The names in the directory, all of which a state could have.
+    /// Returns the names of all files. Errors if a state cannot have one of them.
     fn names(&self) -> Result<BTreeSet<String>, Error> {
         let error = |source| Error::Directory { path: self.path.clone(), source };
         let mut names = BTreeSet::new();
@@ -163,7 +171,7 @@ impl Directory {
         let name = index.tree_name();
         let tree = self.read(&name)?;
         if tree.len() as u64 != index.tree_bytes || crc32fast::hash(&tree) != index.tree_sum {
-            return Err(self.damaged(&name, "it is not what the index says".into()));
+            return Err(self.damaged(&name, "its size or checksum differs from the index".into()));
         }
         let file = || self.path.join(&name);
         let handover = v1::decode(&tree).map_err(|source| Error::Tree { file: file(), source })?;
@@ -172,7 +180,7 @@ impl Directory {
             || named.len() != handover.file_count()
             || !named.iter().eq(index.files.keys())
         {
-            return Err(self.damaged(&name, "it is not of the same state as the index".into()));
+            return Err(self.damaged(&name, "its number or its files differ from the index".into()));
         }
         Ok(State { tree, files: self.load_files(&index)? })
     }
@@ -185,17 +193,17 @@ impl Directory {
         let rooms = index.files.values().map(|entry| contents::room(entry.size));
         let expected = rooms.reduce(|a, b| a?.checked_add(b?)).unwrap_or(Some(0));
         if expected != Some(length) {
-            let problem = format!("it has {length} bytes, which is not what the index says");
+            let problem = format!("its size of {length} bytes differs from the index");
             return Err(self.damaged(&name, problem));
         }
         let (mut files, mut start) = (BTreeMap::new(), 0);
         for (number, entry) in &index.files {
-            // All of it is in the file, as was just seen.
+            // The check above makes sure that the sizes do not overflow and fit the file.
             let end = start + contents::room(entry.size).unwrap_or_default();
             let from = Part { file: &memory, start, end };
             let (file, sum) = contents::load(from, entry).map_err(error)?;
             if sum != entry.sum {
-                let problem = format!("file {number} in it is not what the index says");
+                let problem = format!("the checksum of file {number} in it differs from the index");
                 return Err(self.damaged(&name, problem));
             }
             let Entry { size, position, seals, mode, sum: _ } = *entry;
@@ -215,7 +223,7 @@ impl Directory {
         Error::Damaged { file: self.path.join(name), problem }
     }
 
-    /// Writes a state, which replaces the one that is there.
+    /// Writes a state, which replaces the present state.
     pub(super) fn save(&self, tree: &[u8], store: &Store) -> Result<(), Error> {
         let handover = v1::decode(tree)
             .map_err(|source| Error::Tree { file: self.path.join(INDEX), source })?;
@@ -225,7 +233,8 @@ impl Directory {
         self.write(NEW_INDEX, index.to_string().as_bytes())?;
         fs::rename(self.path.join(NEW_INDEX), self.path.join(INDEX))
             .map_err(|source| Error::Write { file: self.path.join(INDEX), source })?;
-        // It counts from here on. What stays of the old one is removed with this one.
+        // The new state is valid from here on. Files that cannot be removed now are removed after
+        // the next save.
         let _ = self.remove_all_but(&index);
         Ok(())
     }
@@ -240,11 +249,11 @@ impl Directory {
         let error = |source| Error::Write { file: self.path.join(&name), source };
         let memory = self.create(&name).map_err(error)?;
         let mut start = 0;
-        // In the order of the index, which is not that of the tree.
+        // In the order of the index, which may differ from the order in the tree.
         for number in numbers(handover).collect::<BTreeSet<u64>>() {
             let kept = store.get(number).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
             let Kept { size, position, seals, mode, file } = kept;
-            // At its own position: the program's is not to move.
+            // A new open file description, because copying moves the file position.
             let from = reopen(&file, OFlags::RDONLY).map_err(|errno| error(errno.into()))?;
             let from = Part { file: &from.into(), start: 0, end: size };
             let end = contents::room(size).and_then(|room| room.checked_add(start));

@@ -1,4 +1,4 @@
-//! A state comes back as it was, or not at all.
+//! A saved state is loaded unchanged, or refused.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -51,7 +51,7 @@ fn save_to(path: &Path, number: u64) {
     directory.save(&tree(number, &[1, 3]), &store).unwrap();
 }
 
-/// A directory whose state is not read.
+/// Opens a directory without reading its state or locking it.
 fn locked(path: &Path) -> Directory {
     Directory { path: path.to_owned(), directory: File::open(path).unwrap() }
 }
@@ -67,7 +67,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_state_comes_back_as_it_was() {
+fn a_state_is_loaded_unchanged() {
     let directory = saved(1);
     let state = load(directory.path()).unwrap();
     assert_eq!(state.tree, tree(1, &[1, 3]));
@@ -79,7 +79,7 @@ fn a_state_comes_back_as_it_was() {
     let mut file = File::from(file.duplicate().unwrap());
     let metadata = file.metadata().unwrap();
     assert_eq!(metadata.mode() & 0o7777, 0o640);
-    assert_eq!(metadata.blocks(), 2 * 8, "the hole is one again");
+    assert_eq!(metadata.blocks(), 2 * 8, "the hole is a hole again");
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).unwrap();
     let mut expected = vec![0; SIZE as usize];
@@ -89,9 +89,9 @@ fn a_state_comes_back_as_it_was() {
 }
 
 #[test]
-fn contents_of_any_shape_come_back() {
+fn contents_with_holes_anywhere_are_loaded_unchanged() {
     const PAGE: usize = 4096;
-    // With data and holes on either side of what is read at once.
+    // Sizes around one read of 256 pages, with data and holes on both sides of its end.
     for (pages, tail) in [(0, 0), (0, 1), (1, 0), (255, 7), (256, 0), (257, 4095), (600, 1)] {
         let mut bytes: Vec<u8> = (0..pages * PAGE + tail).map(|at| (at / 7) as u8).collect();
         for hole in [3, 254, 256, 511] {
@@ -126,7 +126,7 @@ fn a_new_state_replaces_the_old_one() {
 }
 
 #[test]
-fn a_state_that_is_written_by_halves_leaves_the_old_one() {
+fn a_partly_written_state_leaves_the_old_one_valid() {
     let directory = saved(1);
     let next = saved(2);
     for file in files(next.path()) {
@@ -142,7 +142,7 @@ fn a_state_that_is_written_by_halves_leaves_the_old_one() {
 }
 
 #[test]
-fn a_first_state_that_is_written_by_halves_is_incomplete() {
+fn a_partly_written_first_state_is_incomplete() {
     let directory = saved(1);
     fs::remove_file(directory.path().join(INDEX)).unwrap();
     assert!(matches!(load(directory.path()), Err(Error::Incomplete { .. })));
@@ -153,7 +153,7 @@ fn every_prefix_of_every_file_is_refused() {
     let directory = saved(1);
     for file in files(directory.path()) {
         let whole = fs::read(&file).unwrap();
-        // Of a long file not every length, but each kind of it.
+        // Only some lengths of a long file, to save time.
         let step = if whole.len() > 4096 { 997 } else { 1 };
         for length in (0..whole.len()).step_by(step) {
             fs::write(&file, &whole[..length]).unwrap();
@@ -184,7 +184,7 @@ fn every_flipped_byte_of_every_file_is_refused() {
 }
 
 #[test]
-fn files_of_two_states_are_no_state() {
+fn files_of_two_states_are_refused() {
     let (one, other) = (saved(1), saved(2));
     let tree = fs::read(other.path().join("tree-2.dtb")).unwrap();
     fs::write(one.path().join("tree-1.dtb"), tree).unwrap();
@@ -192,7 +192,7 @@ fn files_of_two_states_are_no_state() {
 }
 
 #[test]
-fn a_file_of_somebody_else_makes_a_directory_foreign() {
+fn a_file_of_another_name_makes_a_directory_foreign() {
     for name in ["notes.txt", "tree-1", "tree-x.dtb", "memory", "memory-01", ".git", "State"] {
         let directory = saved(1);
         File::create(directory.path().join(name)).unwrap().write_all(b"mine").unwrap();
@@ -212,7 +212,7 @@ fn a_directory_is_used_by_one_run_at_a_time() {
 }
 
 #[test]
-fn an_index_has_one_form() {
+fn an_index_with_other_spellings_is_refused() {
     let mut index = Index::new(3, b"tree");
     index
         .files

@@ -1,4 +1,4 @@
-//! The device and sessions as files: what the file layer, exec and reboot make of them.
+//! The device and sessions as files: paths, flags of open, close, signals and reboot.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -51,7 +51,8 @@ pub(super) const CASES: &[Inside] = &[
         refused(opened(OFlags::RDONLY | OFlags::DIRECTORY), Errno::NOTDIR)?;
         let with = opened(OFlags::RDWR | OFlags::CLOEXEC)?;
         same(fcntl_getfd(&with)?, FdFlags::CLOEXEC)?;
-        // It never reaches the driver, and so finds it never busy. (Linux answers EBADF.)
+        // An open with O_PATH does not reach the driver, so the device is not busy. (On Linux an
+        // ioctl on this fd fails with EBADF.)
         let path = opened(OFlags::PATH)?;
         refused(calls::plain_ioctl(&path, luo::uapi::CREATE_SESSION), Errno::NOTTY)?;
         drop(with);
@@ -95,7 +96,7 @@ pub(super) const CASES: &[Inside] = &[
         calls::interrupt_often()?;
         let device = device()?;
         let mut number = 0;
-        // A request that was made twice would find its own session.
+        // A request that was executed twice would fail with EEXIST.
         while calls::interruptions() < 200 {
             drop(create(&device, &format!("session {number}"))?);
             number += 1;

@@ -1,4 +1,4 @@
-//! What can be preserved, and what comes back.
+//! Preserving and retrieving files of all kinds.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -26,7 +26,7 @@ fn contents(mut file: &File) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Where page 1000 is, far behind a hole.
+/// The offset of page 1000 in bytes, behind a hole.
 const FAR: u64 = 1000 << 12;
 
 fn prepare() -> Case {
@@ -46,14 +46,14 @@ fn prepare() -> Case {
     preserve(&session, &sealed, 2)?;
     preserve(&session, &sparse, 3)?;
     preserve(&session, &unsealable, u64::MAX)?;
-    // Linux before 6.3 has no such memory.
+    // Linux before 6.3 does not know MFD_NOEXEC_SEAL.
     if let Ok(file) = not_executable {
         preserve(&session, file, 5)?;
     }
-    // Written after it was preserved, and the position moved.
+    // Writes and seeks after the file was preserved are handed over too.
     plain.write_all_at(b"S", 0)?;
     (&plain).seek(SeekFrom::Start(4))?;
-    // Only what somebody holds goes over.
+    // Only sessions that are still open are handed over.
     drop(create(device()?, "closed")?);
     std::mem::forget(create(device()?, "empty")?);
     reboot(calls::MAGIC, calls::KEXEC)?;
@@ -90,7 +90,7 @@ fn find() -> Case {
 
     same(fcntl_get_seals(file(u64::MAX)?)?, SealFlags::SEAL)?;
     if let Ok(file) = file(5) {
-        // It comes back unchanged, not sealed against writing as on Linux 7.3 (case 151).
+        // The seals are unchanged. Linux 7.3 also seals the file against writing (case 151).
         same(fcntl_get_seals(&file)?, SealFlags::from_bits_retain(0x20))?;
         file.write_all_at(b"x", 0)?;
     }
@@ -99,7 +99,7 @@ fn find() -> Case {
     refused(file(1), Errno::NOENT)
 }
 
-/// Retrieves, finishes, preserves again: twice around.
+/// Retrieves and finishes a file, and preserves it again, over two switches.
 fn around() -> Case {
     let number = kernel_number();
     let device = device()?;
@@ -114,7 +114,7 @@ fn around() -> Case {
         }
     };
     if number == 1 {
-        // The end of this case where the other side is another run.
+        // A session that was never created.
         refused(retrieve_session(&device, "unfinished"), Errno::NOENT)?;
     }
     if number == 2 {
@@ -128,7 +128,7 @@ fn around() -> Case {
     Err("reboot came back".into())
 }
 
-/// A session that nobody retrieves is not there after the next switch.
+/// A session that is not retrieved is gone after the next switch.
 fn unretrieved() -> Case {
     let device = device()?;
     match kernel_number() {

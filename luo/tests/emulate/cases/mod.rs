@@ -1,8 +1,8 @@
-//! What only real processes can show, one case a program run under the emulator.
+//! Cases that need real processes.
 //!
-//! A case inside is a function that this program runs below the emulator; one that crosses a switch is
-//! run again on the other side, where [`kernel_number`] is one more. A case outside runs the emulator
-//! itself and looks at what comes of it.
+//! An inside case is a function that runs under the emulator. A crossing case is an inside case
+//! that makes switches; it runs once in every generation, and [`kernel_number`] tells the
+//! generations apart. An outside case runs the emulator and checks its result.
 
 mod calls;
 mod device;
@@ -19,12 +19,12 @@ use tempfile::TempDir;
 
 use crate::supervise;
 
-/// Why a case failed.
+/// The reason why a case failed.
 type Failure = Box<dyn std::error::Error>;
-/// How a case ends.
+/// The result of a case.
 type Case = Result<(), Failure>;
 
-/// A case that runs below the emulator.
+/// A case that runs under the emulator.
 struct Inside {
     what: &'static str,
     run: fn() -> Case,
@@ -38,7 +38,7 @@ fn all_inside() -> impl Iterator<Item = &'static Inside> {
     device::CASES.iter()
 }
 
-/// Cases that cross a switch, which they make themselves.
+/// Cases that make one or more switches.
 fn all_crossing() -> impl Iterator<Item = &'static Inside> {
     [files::CROSSING, threads::CROSSING].into_iter().flatten()
 }
@@ -76,15 +76,15 @@ fn run_inside(case: &Inside) -> crate::Outcome {
     succeed(&mut program(None, case))
 }
 
-/// Runs each side in a run of its own. Of cases with two sides the second one runs twice: it does not
-/// switch, and so finds the same.
+/// Runs each generation in a separate run with a state directory. Cases with two generations run
+/// the second one twice: it makes no switch, so the state in the directory stays the same.
 fn run_by_directory(case: &Inside) -> crate::Outcome {
     let directory = TempDir::new()?;
     let state = directory.path().join("state");
     (0..3).try_for_each(|_| succeed(&mut program(Some(&state), case)))
 }
 
-/// `--case WHAT [MORE]`: runs a case, below the emulator.
+/// `--case WHAT`: runs an inside case. Called under the emulator.
 pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     let what = arguments.first().and_then(|what| what.to_str()).unwrap_or_default();
     let Some(case) = all_inside().chain(all_crossing()).find(|case| case.what == what) else {
@@ -104,27 +104,27 @@ fn end(case: Case) -> ExitCode {
     }
 }
 
-/// How many live updates led to this kernel.
+/// The number of live updates that led to this kernel.
 fn kernel_number() -> u64 {
     std::env::var(luo::emulate::NUMBER_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// Two values that should be the same.
+/// Errors if the values differ.
 #[track_caller]
 fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Case {
     let line = std::panic::Location::caller();
     if found == expected {
         return Ok(());
     }
-    Err(format!("{line}: it is {found:?}, it should be {expected:?}").into())
+    Err(format!("{line}: found {found:?}, expected {expected:?}").into())
 }
 
-/// A call that should be answered by an errno.
+/// Errors unless the call failed with this errno.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T, Errno>, errno: Errno) -> Case {
     let line = std::panic::Location::caller();
     match answer {
         Err(found) if found == errno => Ok(()),
-        answer => Err(format!("{line}: it answered {answer:?}, it should be {errno:?}").into()),
+        answer => Err(format!("{line}: the answer is {answer:?}, expected {errno:?}").into()),
     }
 }

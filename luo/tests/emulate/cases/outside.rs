@@ -1,4 +1,4 @@
-//! The emulator as its user sees it: exit statuses, signals, leftovers, errors.
+//! The emulator as its user sees it: exit statuses, signals, remaining processes, errors.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use crate::supervise;
 
 type Outside = (&'static str, fn() -> Case);
 
-/// A shell script under the emulator.
+/// Returns the command that runs a shell script under the emulator.
 fn shell(script: &str) -> Command {
     let mut command = supervise::command(None, false, "sh");
     command.args(["-c", script]);
@@ -24,7 +24,7 @@ fn failed_with(output: &Output, words: &str) -> Case {
     if output.status.code() == Some(125) && text.contains(words) {
         return Ok(());
     }
-    Err(format!("it should say `{words}`, it says: {text}").into())
+    Err(format!("the output should contain `{words}`, it is: {text}").into())
 }
 
 pub(super) const CASES: &[Outside] = &[
@@ -45,14 +45,14 @@ pub(super) const CASES: &[Outside] = &[
         same(emulator.wait()?.code(), Some(7))
     }),
     ("nothing is left of the program", || {
-        // Two generations of children, one in a session of its own.
+        // Children and grandchildren, one of them in another process session (setsid).
         let script = "(sleep 1000 & setsid sleep 1000 & echo $!; wait) & read line; exit 3";
         let mut emulator = shell(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = emulator.stdout.take().ok_or("it has an output")?;
         BufReader::new(stdout).read_line(&mut line)?;
         let leftover = Pid::from_raw(line.trim().parse()?).ok_or("a process has a number")?;
-        // Its number stays its own while this is open.
+        // While the pidfd is open, Linux does not reuse the PID.
         let held = pidfd_open(leftover, PidfdFlags::empty())?;
         drop(emulator.stdin.take());
         same(emulator.wait()?.code(), Some(3))?;
@@ -67,13 +67,13 @@ pub(super) const CASES: &[Outside] = &[
     ("an emulator in an emulator is refused in one line", || {
         let mut command = supervise::command(None, false, supervise::this());
         let output = command.args([crate::SUPERVISE, "", "", "true"]).output()?;
-        failed_with(&output, "does not allow a seccomp filter with a listener here")
+        failed_with(&output, "a seccomp filter with a listener is not allowed here")
     }),
     ("a directory with something else in it is left alone", || {
         let directory = TempDir::new()?;
         fs::write(directory.path().join("notes"), "mine")?;
         let output = supervise::command(Some(directory.path()), true, "true").output()?;
-        failed_with(&output, "is no state directory")?;
+        failed_with(&output, "is not a state directory")?;
         same(fs::read_dir(directory.path())?.count(), 1)
     }),
     ("a damaged state is refused and left alone", || {

@@ -1,4 +1,4 @@
-//! Many at once.
+//! Requests of several threads at once.
 
 use std::fs::File;
 use std::thread;
@@ -15,7 +15,7 @@ fn memfd() -> Result<File, Errno> {
     memfd_create("case", MemfdFlags::CLOEXEC).map(File::from)
 }
 
-/// What several threads are answered.
+/// Runs `run` in several threads at once, and returns the answers of all.
 fn all<T: Send>(run: impl Fn(usize) -> Result<T, Errno> + Sync) -> Vec<Result<T, Errno>> {
     thread::scope(|scope| {
         let run = &run;
@@ -24,14 +24,14 @@ fn all<T: Send>(run: impl Fn(usize) -> Result<T, Errno> + Sync) -> Vec<Result<T,
     })
 }
 
-/// One success; all others are answered `errno`.
+/// Errors unless one answer is a success and all others are `errno`.
 fn one_succeeds<T>(answers: &[Result<T, Errno>], errno: Errno) -> Result<(), Failure> {
     let succeeded = answers.iter().filter(|answer| answer.is_ok()).count();
     let refused = answers.iter().filter(|answer| answer.as_ref().err() == Some(&errno)).count();
     same((succeeded, refused), (1, THREADS - 1))
 }
 
-/// Leaves a session with files under tokens from 0 on.
+/// Preserves a session with files under the tokens from 0 on, and switches.
 fn leave() -> Case {
     let session = create(device()?, "web")?;
     (0..THREADS).try_for_each(|token| preserve(&session, memfd()?, token as u64))?;
@@ -39,21 +39,21 @@ fn leave() -> Case {
     Err("reboot came back".into())
 }
 
-/// Cases 174, 175 and 179.
+/// Cases 174, 175 and 179 of the conformance table, with threads.
 fn find() -> Case {
     let device = device()?;
     let answers = all(|_| retrieve_session(&device, "web"));
     one_succeeds(&answers, Errno::INVAL)?;
     let session = answers.into_iter().find_map(Result::ok).ok_or("one succeeded")?;
     let files = all(|_| retrieve(&session, 0)).into_iter().collect::<Result<Vec<_>, _>>()?;
-    // They share their position: each takes the byte that is next.
+    // All fds share one file position, so each read returns the next byte.
     rustix::io::pwrite(&files[0], b"01234567", 0)?;
     for (number, file) in files.iter().enumerate() {
         let mut byte = [0];
         rustix::io::read(file, &mut byte)?;
         same(usize::from(byte[0] - b'0'), number)?;
     }
-    // Each file is retrieved before the end of the session, or there is none any more.
+    // Each file is retrieved before the session is finished, or fails with ENOENT after that.
     let answers = all(|number| match number {
         0 => finish(&session),
         token => match retrieve(&session, token as u64) {
