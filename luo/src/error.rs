@@ -204,8 +204,8 @@ fn why_open(errno: Errno, waited: Duration) -> String {
     let known = match errno {
         Errno::BUSY => {
             return format!(
-                "somebody else kept it open for {waited:?}; it has one opener at a time, and \
-                 systemd is one at start-up and shutdown"
+                "another process kept it open for {waited:?}; only one process can have it open, and \
+                 systemd opens it at start-up and shutdown"
             );
         }
         Errno::NOENT => {
@@ -214,14 +214,14 @@ fn why_open(errno: Errno, waited: Duration) -> String {
         }
         Errno::IO => {
             "the kernel could not read the sessions of the previous kernel (its log says why, after \
-             `luo:`); they stay out of reach until the next boot, and new ones cannot be made"
+             `luo:`); they cannot be retrieved in this boot, and no session can be created"
         }
-        Errno::ACCESS => "it is for root only; run as root, or be handed the sessions",
+        Errno::ACCESS => "only root may open it; run as root, or receive the sessions as fds",
         Errno::PERM => "a security policy forbids it; allow this program to open the device",
         Errno::NXIO | Errno::NODEV => {
             return format!("there is no driver behind the device node ({errno}); recreate it");
         }
-        Errno::NOTDIR => "its path leads through something that is no directory",
+        Errno::NOTDIR => "a part of its path is not a directory",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOMEM => "the kernel is out of memory; free some and try again",
@@ -234,7 +234,7 @@ fn why_create(errno: Errno) -> String {
     let known = match errno {
         Errno::EXIST => "a session of that name is open; close it first",
         Errno::INVAL => "the kernel refuses the name or does not know the request",
-        Errno::NOSPC => "the kernel holds as many sessions as it can; close some",
+        Errno::NOSPC => "the kernel has as many sessions as it allows; close some",
         Errno::NOMEM => "the kernel is out of memory; free some and try again",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
@@ -250,12 +250,12 @@ fn why_retrieve_session(errno: Errno) -> String {
         Errno::NOENT => {
             "the previous kernel handed over no session of that name, or it was closed since"
         }
-        Errno::INVAL => "it is retrieved already, and the process that did so still has it open",
+        Errno::INVAL => "another process has retrieved it and still has it open",
         Errno::NOMEM => "the kernel is out of memory; free some and try again",
         Errno::MFILE => NO_FD,
         Errno::NFILE => NO_FILE,
         Errno::NOTTY => "the device is not the Live Update Orchestrator",
-        Errno::NOSPC => "the pool has no room for the note that it is taken; free some, try again",
+        Errno::NOSPC => "the pool has no room to record the retrieval; free some and try again",
         Errno::ROFS => READ_ONLY,
         Errno::SHUTDOWN => GONE,
         _ => "",
@@ -268,7 +268,7 @@ fn why_preserve(errno: Errno) -> String {
         Errno::EXIST => "the session has a file under that token; use another one",
         Errno::BADF => "the fd is not an open file (or was opened with O_PATH)",
         Errno::NOENT => {
-            "the kernel cannot preserve this kind of file; it can a memfd, not one of hugetlbfs"
+            "the kernel cannot preserve this kind of file; use a memfd, but not one of hugetlbfs"
         }
         Errno::BUSY => {
             "the same file is preserved already, or was retrieved from a session that is not \
@@ -279,8 +279,8 @@ fn why_preserve(errno: Errno) -> String {
              scratch area are moved out; free some, or boot with a smaller `kho_scratch=`"
         }
         Errno::NOSPC => {
-            "the session holds as many files as it can: use another session; or the pool is full: \
-             free some of it; or the service's fd store is: raise its FileDescriptorStoreMax="
+            "the session has as many files as it allows: use another session; or the pool is full: \
+             free some of it; or the service's fd store is full: raise FileDescriptorStoreMax="
         }
         Errno::TOOBIG => {
             "the file's memory is not in the pool, and is too big to be copied there; create it in \
@@ -315,14 +315,14 @@ fn why_retrieve(errno: Errno) -> String {
         Errno::NOSPC => {
             "the limit for shared memory was hit; what was preserved under the token is lost"
         }
-        Errno::IO => "a page did not come over; what was preserved under the token is lost",
+        Errno::IO => "a page was not handed over; what was preserved under the token is lost",
         Errno::OPNOTSUPP => {
             "the file has a seal that this kernel does not know; what was preserved under the token \
              is lost"
         }
         Errno::STALE => {
-            "what is in its place is not the file that was preserved, which is lost; see whether \
-             somebody changed the pool, or mixed up the fds"
+            "another file is in its place, and the preserved file is lost; check whether a program \
+             changed the pool or mixed up the fds"
         }
         Errno::ROFS => "the pool became read-only; what was preserved under the token is lost",
         Errno::NOTUNIQ => {

@@ -1,4 +1,4 @@
-//! `[host.network]`: what PID 1 makes of the host's network interfaces.
+//! `[host.network]`: the network that PID 1 sets up.
 
 use std::net::Ipv4Addr;
 
@@ -10,27 +10,27 @@ use crate::devices::interface;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct NetworkSection {
-    /// A bridge that is made, for the taps of guests.
+    /// A bridge to create, for the taps of guests.
     #[serde(deserialize_with = "interface_name")]
     pub bridge: Option<String>,
-    /// The interface to the world. It becomes a port of the bridge, if there is one.
+    /// The host's interface to the network. It becomes a port of the bridge, if a bridge is configured.
     #[serde(deserialize_with = "interface_name")]
     pub uplink: Option<String>,
     /// The host's own address, on the bridge or, without one, on the uplink.
     pub address: Option<Address>,
-    /// The way to everywhere else.
+    /// The default gateway.
     pub gateway: Option<Ipv4Addr>,
 }
 
 impl NetworkSection {
-    /// Says what is wrong with settings that are right one by one.
+    /// Checks that the settings fit each other. The error says which do not.
     pub(super) fn check(&self) -> Result<(), String> {
         let Self { bridge, uplink, address, gateway } = self;
         if (address.is_some() || gateway.is_some()) && bridge.is_none() && uplink.is_none() {
             return Err("an address needs a `bridge` or an `uplink` that has it".to_owned());
         }
         if bridge.is_some() && bridge == uplink {
-            return Err("`bridge` and `uplink` are two interfaces".to_owned());
+            return Err("`bridge` and `uplink` must be different interfaces".to_owned());
         }
         match (gateway, address) {
             (Some(gateway), Some(address)) if address.has_in_network(*gateway) => Ok(()),
@@ -115,7 +115,7 @@ mod tests {
         for (lines, problem) in [
             ("bridge = \"a b\"", "characters"),
             ("uplink = \"\"", "cannot be the name"),
-            ("bridge = \"br0\"\nuplink = \"br0\"", "two interfaces"),
+            ("bridge = \"br0\"\nuplink = \"br0\"", "must be different"),
             ("address = \"10.0.2.15/24\"", "`bridge` or an `uplink`"),
             ("bridge = \"br0\"\naddress = \"10.0.2.15\"", "such as 192.0.2.5/24"),
             ("bridge = \"br0\"\naddress = \"10.0.2.15/0\"", "such as 192.0.2.5/24"),

@@ -1,7 +1,7 @@
 //! Sets up the network interfaces of `[host.network]` (PID 1 only): loopback, a bridge, its uplink, and
 //! the host's own address.
 //!
-//! Interfaces that are already set up stay as they are. Taps are not made here: the devices open them.
+//! Interfaces that are already set up stay as they are. The network devices open their taps themselves.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,33 +11,33 @@ use crate::config::{Address, NetworkSection};
 use crate::devices::files::wait_for_device;
 use crate::devices::interface::{Interface, set_gateway};
 
-/// The interface of a host with itself.
+/// The loopback interface.
 const LOOPBACK: &str = "lo";
 
-/// The network is not as it should be.
+/// A step of setting up the network failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NetworkError {
-    /// The uplink does not appear.
+    /// The uplink does not exist.
     #[error(
         "[host.network] uplink: there is no interface `{name}`; `[host] modules` has to list the module \
          of its hardware"
     )]
     NoUplink {
-        /// Its name.
+        /// Name of the uplink.
         name: String,
     },
-    /// The kernel refuses a step.
+    /// The kernel refused a step.
     #[error("[host.network]: cannot {attempt} {interface}")]
     Step {
-        /// What was tried.
+        /// The step.
         attempt: &'static str,
-        /// With which interface.
+        /// The interface.
         interface: String,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The route to everywhere else cannot be set.
+    /// The default route cannot be set.
     #[error("[host.network]: cannot make {gateway} the gateway")]
     Gateway {
         /// The address.
@@ -48,10 +48,10 @@ pub(super) enum NetworkError {
     },
 }
 
-/// Sets up what the section asks for, and loopback. Returns what failed; the rest is in place.
+/// Sets up loopback and the network of the section. Returns the steps that failed; the others are done.
 pub(super) fn set_up(section: &NetworkSection) -> Vec<NetworkError> {
     let NetworkSection { bridge, uplink, address, gateway } = section;
-    // Nothing of this host needs loopback, and a kernel may have no IP.
+    // The host does not need loopback, and a kernel may be built without IP, so an error is ignored.
     if let Err(error) = step("switch on", LOOPBACK, Interface::set_up) {
         tracing::warn!("{}", chain(&error).join(": "));
     }
@@ -86,8 +86,8 @@ fn connect(uplink: &str, bridge: Option<&str>) -> Result<(), NetworkError> {
     }
     if let Some(bridge) = bridge {
         step("put into the bridge", uplink, |uplink| uplink.add_to(bridge))?;
-        // A bridge has the lowest address among its ports', unless it was given one: with each guest
-        // that comes or goes the host would have another.
+        // By default a bridge has the lowest address of its ports, which would change whenever a guest's tap
+        // is added or removed.
         step("give the address of its uplink to", bridge, |bridge| {
             bridge.set_mac(Interface::new(uplink)?.mac()?)
         })?;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// First octet of a derived address: locally administered (bit 1), unicast (bit 0 clear), as IEEE 802
-/// sets them apart from the addresses of vendors.
+/// First octet of a derived address: locally administered (bit 1 set) and unicast (bit 0 clear), so it is no
+/// vendor's address (IEEE 802).
 const LOCAL: u8 = 0x02;
 
 /// The address of one network interface.
@@ -14,7 +14,7 @@ const LOCAL: u8 = 0x02;
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// The address that every interface listens to.
+    /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
     /// Reads `52:54:00:12:34:56`. Errors if the text is not of this form, or if no interface can have
@@ -39,8 +39,8 @@ impl Mac {
         }
     }
 
-    /// The address of a device whose configuration gives none: always the same for one label, and most
-    /// likely different for another (40 bits of its 64-bit FNV-1a hash).
+    /// Returns the address of a device without a configured one: always the same for one label, and most
+    /// likely different for another label (40 bits of the label's 64-bit FNV-1a hash).
     pub fn derived(label: &str) -> Self {
         let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -49,12 +49,12 @@ impl Mac {
         Self([LOCAL, a, b, c, d, e])
     }
 
-    /// Whether the address is that of a group of interfaces. Broadcast is one.
+    /// Whether the address is a group address, which includes broadcast.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
 
-    /// Whether an interface can have the address.
+    /// Whether the address can belong to one interface.
     pub fn is_of_interface(self) -> bool {
         !self.is_multicast() && self.0 != [0; 6]
     }

@@ -1,4 +1,4 @@
-//! Network interfaces of the host, by the ioctls that Linux has for them (netdevice(7), and
+//! Network interfaces of the host, through Linux's ioctls for them (netdevice(7), and
 //! include/uapi/linux/sockios.h for bridges).
 //!
 //! The ioctls are few and have not changed for decades, so no netlink library is needed. Each method makes
@@ -23,7 +23,7 @@ pub const NAME_MAX: usize = 15;
 const SIOCBRADDBR: libc::c_ulong = 0x89a0;
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 
-/// Ethernet, as the type of an address (include/uapi/linux/if_arp.h).
+/// Type of Ethernet addresses (include/uapi/linux/if_arp.h).
 const ARPHRD_ETHER: u16 = 1;
 /// The route goes through a gateway; the route is usable (include/uapi/linux/route.h).
 const RTF_GATEWAY: u16 = 2;
@@ -34,14 +34,14 @@ const RTF_UP: u16 = 1;
 #[derive(Debug, Clone, Copy)]
 pub(in crate::devices) struct Request {
     name: [u8; NAME_MAX + 1],
-    /// What is asked or answered.
+    /// The value of the request or of its answer.
     pub(in crate::devices) value: [u8; 24],
 }
 
 const _: () = assert!(size_of::<Request>() == size_of::<libc::ifreq>());
 
 impl Request {
-    /// A request about `name`, with the first bytes of its value.
+    /// Creates a request about `name` with these first bytes of the value.
     pub(in crate::devices) fn new(name: &str, value: &[u8]) -> Self {
         let mut request = Self { name: [0; NAME_MAX + 1], value: [0; 24] };
         let len = name.len().min(NAME_MAX);
@@ -50,12 +50,12 @@ impl Request {
         request
     }
 
-    /// The value as a number of 16 bits.
+    /// Returns the value as a 16-bit number.
     pub(in crate::devices) fn u16(&self) -> u16 {
         u16::from_ne_bytes([self.value[0], self.value[1]])
     }
 
-    /// Has the kernel carry out the request `number` with this.
+    /// Sends this as request `number` to the kernel.
     pub(in crate::devices) fn send(
         &mut self,
         fd: impl AsFd,
@@ -71,7 +71,7 @@ impl Request {
     }
 }
 
-/// Checks a text that is to name an interface. The error says what is wrong with it.
+/// Checks the name of an interface. The error says what is wrong with the name.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_graphic() && !"/:%".contains(c);
     match name {
@@ -87,7 +87,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// An interface by its name. It may be absent.
+/// An interface, by its name. The interface may not exist.
 #[derive(Debug)]
 pub struct Interface {
     name: String,
@@ -102,12 +102,12 @@ impl Interface {
         Ok(Self { name: name.to_owned(), socket })
     }
 
-    /// Whether an interface of that name is there.
+    /// Whether the interface exists.
     pub fn exists(&self) -> bool {
         self.directory().exists()
     }
 
-    /// Where sysfs has it.
+    /// The path of the interface in sysfs.
     pub fn directory(&self) -> PathBuf {
         PathBuf::from("/sys/class/net").join(&self.name)
     }
@@ -118,39 +118,39 @@ impl Interface {
         Ok(request)
     }
 
-    /// Sets the largest packet that it carries, in bytes, the Ethernet header not counted.
+    /// Sets the MTU in bytes, without the Ethernet header.
     pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
         self.request(libc::SIOCSIFMTU, &i32::from(mtu).to_ne_bytes()).map(drop)
     }
 
-    /// Switches it on.
+    /// Switches the interface on.
     pub fn set_up(&self) -> io::Result<()> {
         let flags = self.request(libc::SIOCGIFFLAGS, &[])?.u16();
         let flags = flags | libc::IFF_UP as u16;
         self.request(libc::SIOCSIFFLAGS, &flags.to_ne_bytes()).map(drop)
     }
 
-    /// Its Ethernet address.
+    /// Returns the interface's Ethernet address.
     pub fn mac(&self) -> io::Result<Mac> {
         let [_, _, a, b, c, d, e, f, ..] = self.request(libc::SIOCGIFHWADDR, &[])?.value;
         Ok(Mac([a, b, c, d, e, f]))
     }
 
-    /// Gives it another Ethernet address.
+    /// Sets the interface's Ethernet address.
     pub fn set_mac(&self, mac: Mac) -> io::Result<()> {
         let mut value = ARPHRD_ETHER.to_ne_bytes().to_vec();
         value.extend(mac.0);
         self.request(libc::SIOCSIFHWADDR, &value).map(drop)
     }
 
-    /// Gives it an IPv4 address and the length of its network's prefix, in bits.
+    /// Sets the interface's IPv4 address and the length of its network's prefix, in bits.
     pub fn set_address(&self, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         self.request(libc::SIOCSIFADDR, &socket_address(address))?;
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
         self.request(libc::SIOCSIFNETMASK, &socket_address(Ipv4Addr::from(mask))).map(drop)
     }
 
-    /// Makes a bridge of this name. Returns whether there was none yet.
+    /// Creates a bridge of this name. Returns `false` if it existed already.
     pub fn make_bridge(&self) -> io::Result<bool> {
         let mut name = Request::new(&self.name, &[]);
         match name.send(&self.socket, SIOCBRADDBR) {
@@ -162,12 +162,12 @@ impl Interface {
         }
     }
 
-    /// Whether it is a bridge.
+    /// Whether the interface is a bridge.
     pub fn is_bridge(&self) -> bool {
         self.directory().join("bridge").exists()
     }
 
-    /// Makes it a port of `bridge`, if it is none yet.
+    /// Makes the interface a port of `bridge`, if it is not one already.
     pub fn add_to(&self, bridge: &str) -> io::Result<()> {
         if !Self::new(bridge)?.is_bridge() {
             return Err(io::Error::other("there is no such bridge"));
@@ -185,7 +185,7 @@ impl Interface {
     }
 }
 
-/// Makes `gateway` the way to everywhere else.
+/// Sets the default route through `gateway`.
 pub fn set_gateway(gateway: Ipv4Addr) -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let everywhere = socket_address(Ipv4Addr::UNSPECIFIED);
@@ -210,7 +210,7 @@ pub fn set_gateway(gateway: Ipv4Addr) -> io::Result<()> {
     }
 }
 
-/// `struct rtentry` (include/uapi/linux/route.h) on a 64-bit machine. What is in `rest` may be 0.
+/// `struct rtentry` (include/uapi/linux/route.h) on a 64-bit machine. The bytes in `rest` may be 0.
 #[repr(C)]
 struct Route {
     pad1: u64,

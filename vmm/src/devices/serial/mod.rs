@@ -39,16 +39,16 @@ use crate::kvm::interrupts::{InterruptError, event, pull};
 use crate::mutex::lock;
 use crate::state::Persist;
 
-/// Most output that waits for the sink, in bytes.
+/// Most bytes of output that wait for the sink.
 const OUTBOX: usize = 64 << 10;
-/// Output that waits, and the doorbell that tells the port's thread of it.
+/// Output that waits for the sink, and the doorbell that wakes the port's thread.
 #[derive(Clone)]
 struct Outbox(Arc<Shared>);
 
 struct Shared {
     pending: Mutex<VecDeque<u8>>,
     doorbell: EventFd,
-    /// Not paused. The port's thread holds it while it moves bytes.
+    /// Whether the port is not paused. The port's thread holds the lock while it moves bytes.
     running: Mutex<bool>,
 }
 
@@ -63,8 +63,8 @@ impl Outbox {
         lock(&self.0.pending)
     }
 
-    /// The oldest bytes, at most `count`. They are taken out, so that no vCPU waits for the lock
-    /// while they are written.
+    /// Takes the oldest bytes out, at most `count`, so that no vCPU waits for the lock while they are
+    /// written.
     fn take(&self, count: usize) -> Vec<u8> {
         let mut pending = self.pending();
         let count = count.min(pending.len());
@@ -89,7 +89,7 @@ impl Outbox {
         pull(&self.0.doorbell);
     }
 
-    /// Takes back what was not written, as far as there is still room for it.
+    /// Puts bytes that were not written back, as many as there is room for.
     fn put_back(&self, bytes: &[u8]) {
         let mut pending = self.pending();
         let room = OUTBOX.saturating_sub(pending.len()).min(bytes.len());
@@ -117,20 +117,20 @@ pub struct Serial {
     sink: Option<Sink>,
 }
 
-/// A serial port cannot be made, or a saved one does not fit.
+/// A serial port cannot be created or restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SerialError {
-    /// No eventfd for its output.
+    /// The eventfd for its output cannot be created.
     #[error(transparent)]
     Wiring(#[from] InterruptError),
 }
 
-/// What the port is connected to.
+/// The connections of the port.
 pub struct SerialResources {
     /// Pulses the port's interrupt line.
     pub interrupt: EventFd,
-    /// Takes the output; gives input if it is non-blocking and open for both.
+    /// File for the output. Input is read from it if it is non-blocking and open for reading and writing.
     pub sink: Option<OwnedFd>,
 }
 
@@ -146,7 +146,7 @@ impl Serial {
         Self { registers, outbox, sink: sink.map(Sink::new) }
     }
 
-    /// What the port's thread is to run. The first call has the sink.
+    /// Returns the worker of the port's thread. The first call passes the sink on to it.
     pub fn worker(&mut self) -> SerialWorker {
         SerialWorker::new(self.registers.clone(), self.outbox.clone(), self.sink.take())
     }
@@ -183,7 +183,7 @@ impl BusDevice for Serial {
 
 impl Device for Serial {
     fn pause(&mut self) {
-        // No vCPU runs; when the port's thread has let go, nothing moves any more.
+        // No vCPU runs. Once the port's thread has released the lock, no byte moves.
         *lock(&self.outbox.0.running) = false;
     }
 
@@ -238,7 +238,7 @@ impl Kind for Serial {
         SerialOptions::parse(text)
     }
 
-    /// Every machine has the port; by default nobody hears it.
+    /// Every machine has the port; by default its output is dropped.
     fn unasked() -> Option<SerialOptions> {
         Some(SerialOptions::Off)
     }

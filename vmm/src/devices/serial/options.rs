@@ -1,4 +1,4 @@
-//! `serial = "..."`: where the output of the serial port goes.
+//! `serial = "..."`: the sink of the serial port's output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -13,14 +13,14 @@ use crate::state::{Node, Reader, Schema, StateError};
 
 /// The role of the file that takes the output.
 pub(super) const SINK: &str = "sink";
-/// The terminal of a host that has one.
+/// The host's terminal.
 const STDOUT: &str = "/dev/stdout";
 
-/// Where the serial console's output goes.
+/// The sink of the serial port's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SerialOptions {
-    /// Nowhere.
+    /// No sink: the output is dropped.
     Off,
     /// The host's own standard output.
     Tty,
@@ -58,8 +58,8 @@ impl SerialOptions {
 
 fn open_stdout() -> Result<OwnedFd, OpenError> {
     if io::stdout().is_terminal() {
-        // Opened again, so that it is non-blocking for this VM alone: a terminal that was stopped
-        // (Ctrl-S) says that it has room and then makes a blocking writer wait.
+        // Opened again, so that only this VM's file is non-blocking: a terminal that was stopped with
+        // Ctrl-S polls as writable but blocks a blocking writer.
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         return open("serial output", Path::new(STDOUT), &options).map(OwnedFd::from);
@@ -86,7 +86,7 @@ pub fn open_port(name: &str) -> Result<File, OpenError> {
             std::fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim_end() == name)
         })
     };
-    // Ports get their names some time after their driver was loaded.
+    // The names of ports appear some time after the driver was loaded.
     let port = wait_for_device(find).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);

@@ -1,4 +1,4 @@
-//! What the serial port is connected to: a file, a terminal, a pipe, or a port of the host.
+//! The sink of the serial port: a file, a terminal, a pipe, or a port of the host.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,11 +8,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::time::Timespec;
 
-/// Where output goes.
+/// The file that output is written to and input is read from.
 pub(super) struct Sink {
     pub(super) file: File,
     nonblocking: bool,
-    /// It can be read without a wait, so it is.
+    /// Whether input is read: the file is non-blocking and open for reading.
     pub(super) reads: bool,
 }
 
@@ -48,7 +48,7 @@ impl Sink {
         }
     }
 
-    /// Whether a blocking sink, such as a pipe, takes something without a wait.
+    /// Whether a write to a blocking sink, such as a pipe, returns without a wait.
     fn is_writable(&self) -> bool {
         let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

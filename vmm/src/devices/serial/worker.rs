@@ -10,15 +10,15 @@ use super::sink::{Sink, Written};
 use super::uart::FIFO;
 use super::{Outbox, Registers, lock, pull};
 
-/// Most that is written to the sink at a time.
+/// Most bytes of one write to the sink.
 const CHUNK: usize = 4096;
 
-/// The port as its thread sees it: writes output, reads input.
+/// The part of the port that its thread runs: writes output, reads input.
 pub struct SerialWorker {
     registers: Arc<Registers>,
     outbox: Outbox,
     sink: Option<Sink>,
-    /// The sink has input that the FIFO had no room for.
+    /// Whether the sink has input for which the FIFO had no room.
     pub(super) input_waits: bool,
 }
 
@@ -42,7 +42,7 @@ impl SerialWorker {
             }
             match sink.write(&chunk) {
                 Written::Bytes(count) => self.outbox.put_back(&chunk[count..]),
-                // The sink says when it takes more.
+                // An event of the sink follows when it has room.
                 Written::Full => return self.outbox.put_back(&chunk),
                 Written::Broken => self.outbox.pending().clear(),
             }
@@ -68,7 +68,7 @@ impl SerialWorker {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nothing there, or nobody at the other end yet.
+                // No input, or the other end is not open yet.
                 _ => return,
             }
         }
@@ -83,7 +83,7 @@ impl MutEventSubscriber for SerialWorker {
         let shared = self.outbox.0.clone();
         let running = lock(&shared.running);
         if !*running {
-            // The sink tells only once. The resume rings the doorbell.
+            // The event is edge-triggered and does not come again. The resume rings the doorbell.
             self.input_waits |= events.data() == Self::SINK;
             return;
         }
@@ -100,7 +100,7 @@ impl MutEventSubscriber for SerialWorker {
         }
         if let Some(sink) = &self.sink {
             let when = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            // A regular file cannot be waited for, and never makes anybody wait.
+            // epoll refuses a regular file, whose writes never wait.
             let _ = ops.add(Events::with_data(&sink.file, Self::SINK, when));
         }
     }

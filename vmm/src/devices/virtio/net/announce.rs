@@ -1,9 +1,9 @@
 //! Tells the network where the guest is, after another host has opened its tap: bridges and switches
 //! learn the place of an address from frames that come from it.
 //!
-//! The frame is a RARP request, which only learns and changes nothing at whoever receives it (RFC 903;
-//! QEMU sends the same after a migration). It needs no IP address, which the host does not know. A
-//! driver that can do better, because it knows its addresses, is asked as well (5.1.6.5.4).
+//! The frame is a RARP request (RFC 903), which changes nothing at its receivers; QEMU sends the same after a
+//! migration. It needs no IP address, because the host does not know the guest's. A driver that supports it
+//! is asked to announce its IP addresses as well (5.1.6.5.4).
 
 use vm_memory::VolatileSlice;
 

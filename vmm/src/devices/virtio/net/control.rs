@@ -45,7 +45,7 @@ pub(super) fn execute(shared: &Shared, memory: &GuestMemoryMmap, chain: Chain) -
             continue;
         }
         let begin = command.len();
-        // What the device reads comes before what it writes (2.7.4.2).
+        // Descriptors that the device reads come before those that it writes (2.7.4.2).
         if answer.is_some() || len > COMMAND_MAX - begin {
             broken = true;
             break;
@@ -53,7 +53,7 @@ pub(super) fn execute(shared: &Shared, memory: &GuestMemoryMmap, chain: Chain) -
         command.resize(begin + len, 0);
         broken |= memory.read_slice(&mut command[begin..], descriptor.addr()).is_err();
     }
-    // Without a place for the answer nothing is done.
+    // A command without room for its answer is not executed.
     let answer = answer.and_then(|address| memory.get_slice(address, 1).ok());
     let Some(answer) = answer else { return 0 };
     let done = !broken && obey(shared, &command).is_some();
@@ -63,7 +63,7 @@ pub(super) fn execute(shared: &Shared, memory: &GuestMemoryMmap, chain: Chain) -
     }
 }
 
-/// Does what a command says. `None` if it is none, or cannot be done.
+/// Executes a command. Returns `None` if the command is unknown or fails.
 fn obey(shared: &Shared, command: &[u8]) -> Option<()> {
     let (&[class, command], data) = command.split_first_chunk()?;
     let agreed = |feature| (shared.features() & feature != 0).then_some(());
@@ -112,7 +112,7 @@ fn switch(data: &[u8]) -> Option<bool> {
     }
 }
 
-/// Takes a table of addresses off the front of `data`: their number, then so many.
+/// Takes a table of addresses off the front of `data`: the number of addresses, then the addresses.
 fn table(data: &[u8]) -> Option<(MacTable, &[u8])> {
     let (count, data) = data.split_first_chunk()?;
     let len = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(6)?;

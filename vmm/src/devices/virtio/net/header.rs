@@ -1,16 +1,16 @@
-//! The header in front of every frame (5.1.6): what is left to do to the frame, which is a checksum or
-//! its division into segments. The guest writes it for frames that it sends, the host's kernel for
-//! frames that the guest receives.
+//! The header in front of every frame (5.1.6). It says which work on the frame is left: computing the checksum,
+//! dividing the frame into segments. The guest writes the header of frames that it sends, the host's kernel
+//! that of frames that the guest receives.
 //!
-//! Neither side is handed a header that it did not agree to. A guest's header is checked before the
-//! kernel sees it, because the kernel works on the frame as the header says.
+//! A side gets only headers whose features it has negotiated. A guest's header is checked before the kernel
+//! gets it, because the kernel changes the frame as the header says.
 
 use super::{
     F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_TSO4, F_HOST_TSO6, FRAME_MAX,
     FRAME_MIN,
 };
 
-/// Length of the header in bytes, as version 1 has it whatever was negotiated (5.1.6.1).
+/// Length of the header in bytes, which in version 1 does not depend on features (5.1.6.1).
 pub(super) const LEN: usize = 12;
 
 /// Flags: the checksum is still to be computed; it was verified (5.1.6).
@@ -22,9 +22,9 @@ pub(super) const GSO_NONE: u8 = 0;
 pub(super) const GSO_TCPV4: u8 = 1;
 pub(super) const GSO_TCPV6: u8 = 4;
 
-/// Smallest segments that a frame is divided into, in bytes: no TCP of Linux makes smaller ones
-/// (`TCP_MIN_SND_MSS`, include/net/tcp.h). A frame in segments of one byte would be tens of thousands
-/// of frames for the host's kernel.
+/// Smallest segments that a frame may be divided into, in bytes. Linux's TCP never uses smaller ones
+/// (`TCP_MIN_SND_MSS`, include/net/tcp.h). Segments of one byte would make tens of thousands of frames for
+/// the host's kernel out of one.
 const SEGMENT_MIN: u16 = 48;
 
 /// The header's fields.
@@ -70,11 +70,11 @@ impl Header {
         bytes
     }
 
-    /// The header that goes to the host's kernel with a frame of `len` bytes, from a driver that agreed
-    /// to `features`. The error says why the frame is not sent.
+    /// Returns the header for the host's kernel, of a frame of `len` bytes from a driver that negotiated
+    /// `features`. The error says why the frame is not sent.
     pub(super) fn checked_to_send(self, features: u64, len: usize) -> Result<Self, &'static str> {
         if !(FRAME_MIN..=FRAME_MAX).contains(&len) {
-            return Err("its length is not that of a frame");
+            return Err("it is shorter or longer than a frame can be");
         }
         let mut header = Self { flags: self.flags & NEEDS_CSUM, num_buffers: 0, ..self };
         match header.flags {
@@ -83,7 +83,7 @@ impl Header {
             _ => {
                 let end = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
                 if usize::from(self.csum_start) < FRAME_MIN || end > len {
-                    return Err("its checksum is not in the frame");
+                    return Err("its checksum field lies outside the frame");
                 }
             }
         }
@@ -94,13 +94,13 @@ impl Header {
             }
             GSO_TCPV4 => F_HOST_TSO4,
             GSO_TCPV6 => F_HOST_TSO6,
-            _ => return Err("its kind of segments is not known"),
+            _ => return Err("its kind of segmentation is unknown"),
         };
         if features & offered == 0 {
-            return Err("its kind of segments is not negotiated");
+            return Err("its kind of segmentation is not negotiated");
         }
         if header.flags & NEEDS_CSUM == 0 {
-            return Err("it is to be divided without checksums");
+            return Err("it asks for segmentation without checksums");
         }
         if self.gso_size < SEGMENT_MIN || usize::from(self.hdr_len) > len {
             return Err("its segments are too small, or its headers longer than the frame");
@@ -108,9 +108,9 @@ impl Header {
         Ok(header)
     }
 
-    /// The header that a driver that agreed to `features` gets with a frame from the host's kernel, for
-    /// which it needs `num_buffers` buffers. `None` if the driver could not make sense of the frame: it
-    /// was in the tap's queue when another driver had the device.
+    /// Returns the header for a driver that negotiated `features`, of a frame from the host's kernel that
+    /// takes `num_buffers` buffers. `None` if the driver cannot use the frame, because the frame was in the
+    /// tap's queue when another driver used the device.
     pub(super) fn checked_to_receive(self, features: u64, num_buffers: u16) -> Option<Self> {
         let mut header = Self { num_buffers, ..self };
         match features & F_GUEST_CSUM {

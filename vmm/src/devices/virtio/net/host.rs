@@ -1,4 +1,4 @@
-//! The host's part: opens the tap, sets it up, and says what is in the way if that fails.
+//! The part of the device that runs in the host: opens the tap and sets it up. Errors name the cause.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -10,16 +10,15 @@ use super::tap;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Interface;
 
-/// Where taps are made.
+/// The device that creates taps.
 const TUN: &str = "/dev/net/tun";
 
-/// Opens one file descriptor for each pair of queues, and sets the interface up: size of packets,
-/// bridge, on.
+/// Opens one file descriptor for each pair of queues, and sets the interface up: MTU, bridge, switched on.
 pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
     let NetOptions { tap: name, mac: _, mtu, queues, bridge } = options;
     let error = |remedy, source| OpenError { what: "tap", path: name.into(), remedy, source };
     let interface = Interface::new(name).map_err(|source| error("", source))?;
-    // The kernel gives a tap with several queues to any number of programs.
+    // The kernel lets any number of programs open a tap with several queues.
     if *queues > 1
         && interface.exists()
         && let Some(user) = user_of(name)
@@ -52,14 +51,14 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
 
 const NO_TUN: &str =
     ": the kernel needs TUN/TAP (the module `tun`, which `[host] modules` can list)";
-const NOT_SET_UP: &str = ": see that its name, its mtu and its bridge are right";
+const NOT_SET_UP: &str = ": check its name, its mtu and its bridge";
 
-/// The same error with what it is about in front.
+/// Returns the error with `what` in front of its text.
 fn about(what: &str, source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("{what}: {source}"))
 }
 
-/// Why the kernel does not open the tap `name`, as the configuration's author has to know it.
+/// Returns the error for a tap that the kernel does not open, with its cause and a remedy.
 fn not_attached(name: &str, source: io::Error) -> OpenError {
     let (remedy, source) = match source.raw_os_error() {
         Some(libc::EBUSY) => return in_use(name, user_of(name), libc::EBUSY),
@@ -73,7 +72,7 @@ fn not_attached(name: &str, source: io::Error) -> OpenError {
     OpenError { what: "tap", path: name.into(), remedy, source }
 }
 
-/// The error of a tap that `user` has open.
+/// Returns the error for a tap that `user` has open.
 fn in_use(name: &str, user: Option<String>, errno: i32) -> OpenError {
     let user = user.unwrap_or_else(|| "another program".to_owned());
     let source = about(&format!("{user} has it open"), &io::Error::from_raw_os_error(errno));
@@ -81,8 +80,8 @@ fn in_use(name: &str, user: Option<String>, errno: i32) -> OpenError {
     OpenError { what: "tap", path: name.into(), remedy, source }
 }
 
-/// The process that has the tap `name` open, as far as `/proc` tells (a line `iff:` of its fdinfo,
-/// Linux drivers/net/tun.c).
+/// Returns the process that has the tap `name` open, if `/proc` shows it (line `iff:` of fdinfo; Linux
+/// drivers/net/tun.c).
 fn user_of(name: &str) -> Option<String> {
     let wanted = format!("iff:\t{name}");
     let is_the_tap = |info: &Path| {

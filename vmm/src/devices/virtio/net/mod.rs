@@ -1,4 +1,4 @@
-//! virtio-net (5.1): an Ethernet card whose wire is a tap of the host.
+//! virtio-net (5.1): a network device that is connected to a tap of the host.
 //!
 //! ```text
 //!   queue 2n      receive    tap --read--> a buffer of the device --> the guest's buffers
@@ -6,12 +6,12 @@
 //!   last queue    control    commands of the driver: filter, address, pairs of queues
 //! ```
 //!
-//! A frame is read from the tap only when the guest has a buffer for it; until then it waits in the
-//! tap's queue, which is as long as the host made it. A pause finishes the frame at hand. So a frame
-//! arrives at most once, and those in the tap's queue are lost when another host opens the tap.
+//! The device reads a frame from the tap only when the guest has a buffer for it; until then the frame waits
+//! in the tap's queue. A pause finishes the current frame. So a frame is delivered at most once, and the
+//! frames in the tap's queue are lost when another host opens the tap.
 //!
-//! All settings of the tap follow from the device's state and the negotiated features, and are made
-//! again by a restore.
+//! All settings of the tap are computed from the device's state and the negotiated features. A restore makes
+//! them again.
 
 mod announce;
 mod control;

@@ -1,5 +1,5 @@
-//! `net = ["tap=vm0,mac=52:54:00:12:34:56,mtu=1500,queues=2,bridge=br0"]`: the tap that the device is
-//! connected to, and how the host sets it up.
+//! `net = ["tap=vm0,mac=52:54:00:12:34:56,mtu=1500,queues=2,bridge=br0"]`: the tap of the
+//! device, and the settings that the host makes.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,15 +18,15 @@ pub(super) const TAPS: [&str; PAIRS_MAX] =
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NetOptions {
-    /// The name of the tap, which the host makes if it is not there.
+    /// The name of the tap. The host creates a missing tap.
     pub tap: String,
-    /// The guest's Ethernet address; if not given, one that follows from the VM's name.
+    /// The guest's Ethernet address. `None`: an address that is computed from the VM's name.
     pub mac: Option<Mac>,
-    /// The largest packet in bytes, which the tap is set to and the guest is told.
+    /// The largest packet in bytes, for the tap and the guest.
     pub mtu: Option<u16>,
     /// Pairs of queues, 1 to [`PAIRS_MAX`].
     pub queues: u16,
-    /// The bridge of the host that the tap becomes a port of.
+    /// The bridge of the host of which the tap becomes a port.
     pub bridge: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl Schema for NetOptions {
     fn encode(&self, node: &mut Node) {
         let Self { tap, mac, mtu, queues, bridge } = self;
         node.put_str("tap", tap);
-        // Empty and 0 where the configuration says nothing.
+        // Empty or 0 for options that are not configured.
         node.put_bytes("mac", mac.as_ref().map_or(&[][..], |mac| &mac.0));
         node.put_u32("mtu", mtu.unwrap_or(0).into());
         node.put_u32("queue-pairs", (*queues).into());

@@ -17,29 +17,29 @@ use super::{F_MRG_RXBUF, FRAME_MAX, NetWorker, QUEUE_SIZE, Shared};
 use crate::devices::interface::Mac;
 use crate::devices::virtio::{Chain, Request, Rings};
 
-/// Frames of a queue before the thread looks at its other events.
+/// Most frames of a queue before the thread handles its other events.
 const BATCH: usize = 64;
 
-/// The way of one queue's frames.
+/// Receives the frames of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Receiver {
-    /// Room for a frame with its header. Allocated by the first.
+    /// Room for a frame with its header. The first frame allocates it.
     bytes: Vec<u8>,
     /// Length of the held frame with its header, in bytes; 0 if no frame is held.
     len: usize,
 }
 
-/// What became of a frame.
+/// The outcome of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// The guest has it, or will never get it.
+    /// The frame was delivered or dropped.
     Done,
-    /// The guest has too few buffers for it.
+    /// The frame is held, because the guest has too few buffers.
     Held,
 }
 
 impl NetWorker {
-    /// Delivers what has arrived at the queue of the tap that belongs to a pair of queues.
+    /// Delivers the frames of the tap's queue that belongs to a pair of queues.
     pub(super) fn receive(&mut self, pair: usize, rings: &Rings) {
         let (queue, shared) = (2 * pair, &self.shared);
         // A pair that is not in use has no queue of the tap, and its receive queue may be the control
@@ -72,14 +72,14 @@ impl Receiver {
         match shared.taps[pair].read(&mut self.bytes) {
             Ok(len) => self.len = len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // The driver may just have reset the device, which then has one pair again.
+            // The driver may have reset the device meanwhile, which then uses one pair.
             Err(_) if pair >= usize::from(shared.driver().pairs) => {}
             Err(error) => shared.tap_failed("receive", &error, rings),
         }
         self.len > 0
     }
 
-    /// Puts the frame that is held into the guest's buffers, of which `first` is one.
+    /// Copies the held frame into the guest's buffers, of which `first` is the first.
     fn deliver(&self, shared: &Shared, queue: usize, first: Request, rings: &Rings) -> Outcome {
         let features = shared.features();
         let Some((header, frame)) = self.wanted(shared) else {
@@ -101,7 +101,7 @@ impl Receiver {
         if features & F_MRG_RXBUF != 0 && room < header::LEN + frame.len() {
             let is_full = taken.len() >= usize::from(QUEUE_SIZE);
             rings.give_back(taken);
-            // A guest whose whole ring is too small for the frame will never have room for it.
+            // If the whole ring is too small for the frame, the guest will never have room for it.
             return if is_full { Outcome::Done } else { Outcome::Held };
         }
         let header = header.checked_to_receive(features, taken.len() as u16);
@@ -125,7 +125,7 @@ impl Receiver {
     }
 }
 
-/// The parts of a chain that the device may write to, in order, as far as they are in RAM.
+/// Returns the parts of a chain that the device may write to, in order, up to the first that is not in RAM.
 fn writable(memory: &GuestMemoryMmap, chain: Chain) -> Vec<VolatileSlice<'_>> {
     // No chain is longer than the queue (2.7.5.3.1).
     let parts = chain.take(QUEUE_SIZE.into()).filter(|descriptor| descriptor.is_write_only());
@@ -133,7 +133,7 @@ fn writable(memory: &GuestMemoryMmap, chain: Chain) -> Vec<VolatileSlice<'_>> {
     slices.filter(|slice| !slice.is_empty()).collect()
 }
 
-/// Fills buffers with `parts`, one after the other. Returns how many bytes went into each.
+/// Copies `parts`, one after the other, into the buffers. Returns the number of bytes in each buffer.
 fn fill(buffers: &[Vec<VolatileSlice<'_>>], parts: &[&[u8]]) -> Vec<u32> {
     let mut parts = parts.iter().copied();
     let mut rest: &[u8] = parts.next().unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::state::{Node, Persist, Reader, Schema, StateError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetError {
-    /// The tap does not use the queues that it should.
+    /// The kernel refuses to use the right number of the tap's queues.
     #[error("cannot choose the queues of tap {tap}")]
     Queues {
         /// The tap.
@@ -17,7 +17,7 @@ pub enum NetError {
         #[source]
         source: std::io::Error,
     },
-    /// The host has opened another number of queues.
+    /// The host has opened another number of queues than the state has.
     #[error("the state has {saved} pairs of queues, the host has opened {here} of tap {tap}")]
     Pairs {
         /// The tap.
@@ -29,8 +29,7 @@ pub enum NetError {
     },
 }
 
-/// `perennial,virtio-net-v1`. The negotiated features, by which the tap's offloads go, are the
-/// transport's.
+/// `perennial,virtio-net-v1`. The transport has the negotiated features, which decide the tap's offloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtioNetStateV1 {
     /// The address that the driver finds after reset.
@@ -43,7 +42,7 @@ pub struct VirtioNetStateV1 {
     pub queue_pairs: u16,
     /// Pairs of queues in use.
     pub active_pairs: u16,
-    /// Which frames the driver wants.
+    /// The frames that the driver wants.
     pub filter: Filter,
     /// Whether the driver was asked to announce itself and has not confirmed it.
     pub announce: bool,
@@ -136,13 +135,13 @@ impl Persist for Net {
     type Error = NetError;
 
     fn save(&self) -> Result<VirtioNetStateV1, NetError> {
-        // The sizes of the queues are the transport's. A device that is paused again before it ran has
-        // still to announce itself: the next one is restored as well.
+        // The transport saves the sizes of the queues. If the device is paused before it has announced its
+        // guest, the next restore announces the guest.
         let Self { shared, queue_sizes: _, restored: _ } = self;
-        // The tap is opened by its name again; the features are the transport's.
+        // The host opens the tap by its name again; the transport saves the features.
         let Shared { name: _, taps, mac, mtu, features: _, driver } = &**shared;
         let driver = crate::mutex::lock(driver);
-        // A restored device announces its guest in any case, and has a tap that is there.
+        // A restored device always announces its guest, and its tap exists.
         let Driver { mac: current_mac, filter, pairs, announce, announce_for_it: _, link: _ } =
             &*driver;
         Ok(VirtioNetStateV1 {

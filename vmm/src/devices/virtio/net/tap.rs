@@ -1,9 +1,9 @@
-//! The tap: an Ethernet interface of the host whose wire ends in a file descriptor
+//! The tap: an Ethernet interface of the host whose other end is a file descriptor
 //! (Linux Documentation/networking/tuntap.rst).
 //!
 //! The host opens one file descriptor for each pair of queues, by name; the device reads and writes
-//! frames, each behind a header ([`header`]), and has the kernel do for the guest what
-//! its driver agreed to. The kernel forgets these settings when the tap is closed: a host that opens the
+//! frames, each behind a header ([`header`]), and makes the kernel do the work that
+//! the guest's driver has negotiated. The kernel forgets these settings when the tap is closed: a host that opens the
 //! tap again after a live update makes all of them again.
 
 #![expect(unsafe_code, reason = "the tap's ioctls, and guest memory that the kernel reads")]
@@ -17,7 +17,7 @@ use vm_memory::VolatileSlice;
 use super::header;
 use crate::devices::interface::Request;
 
-/// How a tap is opened: Ethernet frames, nothing in front of them but the header.
+/// Flags of the tap: Ethernet frames, with only the header in front of them.
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// One queue of a tap.
@@ -36,8 +36,8 @@ pub(super) fn attach(tun: &File, name: &str, several: bool) -> io::Result<()> {
 }
 
 impl Tap {
-    /// Takes over what the host has opened, and has the kernel put the whole header in front of
-    /// frames. Errors if it is no tap.
+    /// Takes over an fd that the host has opened, and makes the kernel use the 12-byte header. Errors if the
+    /// fd is not a tap.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let file = File::from(fd);
         let asked = Request::new("", &[]).send(&file, libc::TUNGETIFF);
@@ -57,7 +57,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Says what frames may look like that are read from now on: `libc::TUN_F_*`.
+    /// Sets which offloads (`libc::TUN_F_*`) frames from the tap may have from now on.
     pub(super) fn set_offload(&self, offload: libc::c_uint) -> io::Result<()> {
         if !self.real {
             return Ok(());
@@ -67,8 +67,8 @@ impl Tap {
         done(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, offload) })
     }
 
-    /// Has the kernel use this queue of the tap, or not use it. Errors if the queue is as it should be
-    /// already, or the tap has one queue only.
+    /// Makes the kernel use this queue of the tap, or stop using it. Errors if the queue is already in that
+    /// state, or the tap has only one queue.
     pub(super) fn set_queue(&self, used: bool) -> io::Result<()> {
         if !self.real {
             return Ok(());
@@ -77,12 +77,13 @@ impl Tap {
         Request::new("", &(flags as u16).to_ne_bytes()).send(&self.file, libc::TUNSETQUEUE)
     }
 
-    /// Reads one frame with its header, as far as `bytes` has room. `WouldBlock` if there is none.
+    /// Reads one frame with its header; the part beyond `bytes` is lost. Errors with `WouldBlock` if there is
+    /// no frame.
     pub(super) fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(bytes)
     }
 
-    /// Sends one frame that lies in pieces in guest memory.
+    /// Sends one frame, which is in several pieces of guest memory.
     pub(super) fn write(
         &self,
         mut header: [u8; header::LEN],
@@ -98,7 +99,7 @@ impl Tap {
         let (fd, count) = (self.file.as_raw_fd(), pieces.len() as libc::c_int);
         // SAFETY: the pieces are the header, which outlives the call, and slices of guest memory, which
         // stay mapped while the guards live. The kernel only reads. The guest may write there at the
-        // same time; the kernel copies the frame before it looks at it.
+        // same time; the kernel copies the frame before it reads the frame's contents.
         match unsafe { libc::writev(fd, pieces.as_ptr(), count) } {
             0.. => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -7,7 +7,7 @@ use super::{FRAME_MAX, NetWorker, QUEUE_SIZE};
 use crate::devices::virtio::{Chain, Rings};
 
 impl NetWorker {
-    /// Sends what is in the transmit queue of a pair.
+    /// Sends the frames in the transmit queue of a pair.
     pub(super) fn transmit(&mut self, pair: usize, rings: &Rings) {
         let Self { shared, receivers: _, reported } = self;
         rings.serve(2 * pair + 1, |chain| {
@@ -21,7 +21,7 @@ impl NetWorker {
                         shared.tap_failed("send", &error, rings);
                     }
                 }
-                // A hostile guest would fill the host's log.
+                // Only the first is a warning: otherwise a hostile guest could fill the host's log.
                 Err(problem) => match std::mem::replace(reported, true) {
                     false => tracing::warn!("tap {}: a frame is dropped: {problem}", shared.name),
                     true => tracing::debug!("tap {}: a frame is dropped: {problem}", shared.name),
@@ -33,8 +33,8 @@ impl NetWorker {
     }
 }
 
-/// The header of a frame, checked, and the pieces of the frame. A driver may cut both into descriptors
-/// as it likes (2.7.4.1). The error says why the frame is not sent.
+/// Returns the checked header of a frame, and the pieces of the frame. A driver may divide both into any
+/// descriptors (2.7.4.1). The error says why the frame is not sent.
 fn collect(
     memory: &GuestMemoryMmap,
     chain: Chain,
@@ -48,12 +48,12 @@ fn collect(
             return Err("it is in too many pieces");
         }
         if descriptor.is_write_only() {
-            return Err("a part of it is for the device to write");
+            return Err("a part of it is a buffer for the device to write into");
         }
         let slice = memory.get_slice(descriptor.addr(), descriptor.len() as usize);
         let slice = slice.map_err(|_| "a part of it is not in RAM")?;
         let count = slice.len().min(header::LEN - filled);
-        // The header is copied once, and checked and used as that copy.
+        // The header is copied once; the copy is checked and used.
         let copied = slice.read_slice(&mut bytes[filled..filled + count], 0);
         copied.map_err(|_| "its header cannot be read")?;
         filled += count;
