@@ -204,8 +204,8 @@ fn why_open(errno: Errno, waited: Duration) -> String {
     let known = match errno {
         Errno::BUSY => {
             return format!(
-                "somebody else kept it open for {waited:?}; it has one opener at a time, and \
-                 systemd is one at start-up and shutdown"
+                "another process kept it open for {waited:?}; only one process at a time can open \
+                 it, and systemd does so at start-up and shutdown: try again later"
             );
         }
         Errno::NOENT => {
@@ -321,8 +321,8 @@ fn why_retrieve(errno: Errno) -> String {
              is lost"
         }
         Errno::STALE => {
-            "what is in its place is not the file that was preserved, which is lost; see whether \
-             somebody changed the pool, or mixed up the fds"
+            "the file found in its place is another one, and the preserved file is lost; check \
+             whether the pool was changed, or fds were passed in the wrong order"
         }
         Errno::ROFS => "the pool became read-only; what was preserved under the token is lost",
         Errno::NOTUNIQ => {
