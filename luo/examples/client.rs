@@ -42,7 +42,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A client first looks for an incoming session, because it may be running after a live
         // update.
         ["load"] | ["save", ..] if load(&device, &name)? => Ok(()),
-        ["load"] => Err("there is no session: no live update came before this".into()),
+        ["load"] => {
+            Err("no session was handed over: run `client save` and a live update first".into())
+        }
         ["save", "--switch", text] => save(&device, &name, text, true),
         ["save", text] => save(&device, &name, text, false),
         _ => Err("usage: client save [--switch] TEXT | client load".into()),

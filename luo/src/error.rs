@@ -204,8 +204,8 @@ fn why_open(errno: Errno, waited: Duration) -> String {
     let known = match errno {
         Errno::BUSY => {
             return format!(
-                "another process kept it open for {waited:?}; only one process can have it open, and \
-                 systemd opens it at start-up and shutdown"
+                "another process kept it open for {waited:?}; only one process at a time can open \
+                 it, and systemd does so at start-up and shutdown: try again later"
             );
         }
         Errno::NOENT => {

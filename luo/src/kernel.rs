@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_device_is_said_to_be_absent_and_frees_the_name() {
+    fn an_absent_device_is_reported_and_frees_the_name() {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::new(dir.path().join("liveupdate"));
         assert!(!device.is_present());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_luo_is_said_to_be_none() {
+    fn a_device_other_than_luo_is_reported() {
         let device = Device::new("/dev/null");
         assert!(device.is_present());
         let error = device.create_session(&name("web")).unwrap_err();

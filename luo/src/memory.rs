@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_cannot_be_had_is_named() {
+    fn memory_that_cannot_be_created_is_named_in_the_error() {
         for (name, len) in [("x".repeat(250), 1), ("vm".to_owned(), u64::MAX)] {
             let error = memfd(&name, len).unwrap_err();
             assert!(matches!(error, Error::CreateMemory { len: found, .. } if found == len));

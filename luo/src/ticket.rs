@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ticket_is_named() {
+    fn a_text_that_is_not_a_ticket_is_named_in_the_error() {
         let short = "0".repeat(31);
         let long = "0".repeat(33);
         let signed = format!("+{short}");

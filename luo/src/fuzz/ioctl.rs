@@ -9,7 +9,7 @@
 //! | 4 | finalize bool | a reboot |
 //! | 5 | kind u8, object u8 | the process opens a file; every fd refers to it from now on |
 //! | 6 | callback u8, object u8, fail bool | a callback of a handler starts or stops to fail |
-//! | 7 | which u8 | the device is opened or closed, a session returned, the last file closed |
+//! | 7 | which u8 | the device is opened or closed, a session is returned, or the last file is closed |
 
 use std::collections::BTreeSet;
 
@@ -71,7 +71,7 @@ struct World {
     sessions: Vec<SessionId>,
 }
 
-/// A process with a little memory.
+/// The simulated process.
 struct Process {
     memory: Vec<u8>,
     file: Option<ScriptedFile>,

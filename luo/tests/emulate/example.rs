@@ -12,7 +12,7 @@ use crate::{Outcome, supervise, trial};
 pub(crate) fn trials(lacks: Option<&str>) -> Vec<Trial> {
     vec![
         trial("the example client finds its text after the switch".into(), lacks, both_stages),
-        trial("the example client says when no live update came before".into(), lacks, no_session),
+        trial("the example client reports a missing session".into(), lacks, no_session),
     ]
 }
 
@@ -56,7 +56,7 @@ fn both_stages() -> Outcome {
 
 fn no_session() -> Outcome {
     let run = supervise::command(None, false, client()?).arg("load").output()?;
-    says(&run, "no live update came before")?;
+    says(&run, "no session was handed over")?;
     match run.status.success() {
         true => Err("the client exits with 0".into()),
         false => Ok(()),

@@ -19,7 +19,7 @@ use super::{Inside, inside, refused, same};
 const PATH: &str = "/dev/liveupdate";
 
 pub(super) const CASES: &[Inside] = &[
-    inside("the device is found by who looks first", || {
+    inside("stat, access and extended attributes find the device", || {
         let found = stat(PATH)?;
         let metadata = fs::metadata(PATH)?;
         same(metadata.file_type().is_char_device(), true)?;
@@ -35,7 +35,7 @@ pub(super) const CASES: &[Inside] = &[
         refused(getxattr(PATH, "security.selinux", &mut [0_u8; 64][..]), Errno::NODATA)?;
         same(fs::metadata("/dev/liveupdate2").is_err(), true)
     }),
-    inside("the device is opened by every way there", || {
+    inside("every path to the device opens it", || {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let dev = open("/dev", OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
         drop(openat(&dev, "liveupdate", flags, Mode::empty())?);
@@ -45,7 +45,7 @@ pub(super) const CASES: &[Inside] = &[
         drop(open("../liveupdate", flags, Mode::empty())?);
         refused(open("liveupdate", flags, Mode::empty()), Errno::NOENT)
     }),
-    inside("flags of open mean what they mean", || {
+    inside("flags of open have their usual effect", || {
         let opened = |flags| open(PATH, flags, Mode::empty());
         refused(opened(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL), Errno::EXIST)?;
         refused(opened(OFlags::RDONLY | OFlags::DIRECTORY), Errno::NOTDIR)?;
@@ -58,7 +58,7 @@ pub(super) const CASES: &[Inside] = &[
         drop(with);
         same(fcntl_getfd(opened(OFlags::RDWR)?)?, FdFlags::empty())
     }),
-    inside("a terminal's request on a file of somebody else gets there", || {
+    inside("an ioctl on a file other than LUO's reaches that file", || {
         let null = open("/dev/null", OFlags::RDWR, Mode::empty())?;
         refused(calls::plain_ioctl(&null, 0x5401), Errno::NOTTY)?;
         refused(calls::plain_ioctl(&null, luo::uapi::CREATE_SESSION), Errno::NOTTY)?;
@@ -66,7 +66,7 @@ pub(super) const CASES: &[Inside] = &[
         write(&writer, b"four")?;
         same(rustix::io::ioctl_fionread(&reader)?, 4)
     }),
-    inside("a session is closed by the death of its last holder", || {
+    inside("a session is closed when its last holder dies", || {
         let session = create(device()?, "web")?;
         let child = fork(|| {
             loop {
@@ -82,7 +82,7 @@ pub(super) const CASES: &[Inside] = &[
         create(&device, "web")?;
         Ok(())
     }),
-    inside("what is closed is closed for the next call", || {
+    inside("a close takes effect before the next call", || {
         for _ in 0..1000 {
             let device = device()?;
             let session = create(&device, "web")?;
@@ -103,7 +103,7 @@ pub(super) const CASES: &[Inside] = &[
         }
         Ok(())
     }),
-    inside("this crate's own client knows no difference", || {
+    inside("the client in this crate works unchanged", || {
         let (device, name) = (Device::default(), SessionName::new("web")?);
         same(device.is_present(), true)?;
         let session = device.create_session(&name)?;
@@ -114,7 +114,7 @@ pub(super) const CASES: &[Inside] = &[
         preserve(create(calls::device()?, "web")?, &memory, 3)?;
         Ok(())
     }),
-    inside("the machine below is not rebooted", || {
+    inside("the host is not rebooted", || {
         const RESTART: u32 = 0x0123_4567;
         const POWER_OFF: u32 = 0x4321_fedc;
         for command in [RESTART, POWER_OFF, 0, 7] {

@@ -148,6 +148,6 @@ pub(super) const CROSSING: &[Inside] = &[
         0 => prepare(),
         _ => find(),
     }),
-    inside("a file goes around twice", around),
-    inside("what nobody retrieves is lost with its kernel", unretrieved),
+    inside("a file survives two switches", around),
+    inside("a session that nobody retrieves is lost at the next switch", unretrieved),
 ];

@@ -38,18 +38,18 @@ pub(super) const CASES: &[Outside] = &[
         let script = "trap 'exit 7' TERM; echo ready; while true; do read line; done";
         let mut emulator = shell(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        let stdout = emulator.stdout.take().ok_or("it has an output")?;
+        let stdout = emulator.stdout.take().ok_or("the emulator has no stdout")?;
         BufReader::new(stdout).read_line(&mut line)?;
         same(line.as_str(), "ready\n")?;
         kill_process(Pid::from_child(&emulator), Signal::TERM)?;
         same(emulator.wait()?.code(), Some(7))
     }),
-    ("nothing is left of the program", || {
+    ("no descendant of the program survives it", || {
         // Children and grandchildren, one of them in another process session (setsid).
         let script = "(sleep 1000 & setsid sleep 1000 & echo $!; wait) & read line; exit 3";
         let mut emulator = shell(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        let stdout = emulator.stdout.take().ok_or("it has an output")?;
+        let stdout = emulator.stdout.take().ok_or("the emulator has no stdout")?;
         BufReader::new(stdout).read_line(&mut line)?;
         let leftover = Pid::from_raw(line.trim().parse()?).ok_or("a process has a number")?;
         // While the pidfd is open, Linux does not reuse the PID.
@@ -60,7 +60,7 @@ pub(super) const CASES: &[Outside] = &[
         drop(held);
         Ok(())
     }),
-    ("a program that is not there is named", || {
+    ("a missing program is named in the error", || {
         let output = supervise::command(None, false, "/no/such/program").output()?;
         failed_with(&output, "cannot run /no/such/program")
     }),
@@ -69,14 +69,14 @@ pub(super) const CASES: &[Outside] = &[
         let output = command.args([crate::SUPERVISE, "", "", "true"]).output()?;
         failed_with(&output, "a seccomp filter with a listener is not allowed here")
     }),
-    ("a directory with something else in it is left alone", || {
+    ("a directory with other files is refused and left unchanged", || {
         let directory = TempDir::new()?;
         fs::write(directory.path().join("notes"), "mine")?;
         let output = supervise::command(Some(directory.path()), true, "true").output()?;
         failed_with(&output, "is not a state directory")?;
         same(fs::read_dir(directory.path())?.count(), 1)
     }),
-    ("a damaged state is refused and left alone", || {
+    ("a damaged state is refused and left unchanged", || {
         let directory = TempDir::new()?;
         let run = || supervise::command(Some(directory.path()), true, "true").output();
         same(run()?.status.code(), Some(0))?;
@@ -104,7 +104,7 @@ pub(super) const CASES: &[Outside] = &[
         run(true, "true")?;
         same(directory.path().join("tree-2.dtb").exists(), true)
     }),
-    ("a state that cannot be written fails the switch and nothing else", || {
+    ("a state that cannot be written fails the switch", || {
         let directory = TempDir::new()?;
         let state = directory.path().join("state");
         let mut command = supervise::command(Some(&state), true, "rm");

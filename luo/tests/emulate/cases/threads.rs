@@ -66,7 +66,7 @@ fn find() -> Case {
 }
 
 pub(super) const CROSSING: &[Inside] =
-    &[inside("threads share what came in", || match kernel_number() {
+    &[inside("threads share one incoming session", || match kernel_number() {
         0 => leave(),
         _ => find(),
     })];
