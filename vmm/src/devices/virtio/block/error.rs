@@ -1,4 +1,4 @@
-//! Why a disk cannot be used.
+//! The errors of disks.
 
 use std::io;
 
@@ -8,8 +8,8 @@ use crate::devices::identity::Identity;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockError {
-    /// How large it is cannot be found out.
-    #[error("cannot find out the size of the disk {path}")]
+    /// The size cannot be read.
+    #[error("cannot read the size of the disk {path}")]
     Size {
         /// The disk.
         path: String,
@@ -17,17 +17,17 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
-    /// It is not made of whole sectors, or of none.
+    /// The size is 0 or not a multiple of the sector size.
     #[error(
-        "the disk {path} has {bytes} bytes: it must have at least one sector, and whole ones of 512"
+        "the disk {path} has {bytes} bytes: its size must be a multiple of 512 bytes, and not 0"
     )]
     NoSectors {
         /// The disk.
         path: String,
-        /// Its size.
+        /// Size in bytes.
         bytes: u64,
     },
-    /// Its start or its end cannot be read.
+    /// The start or the end of the image cannot be read.
     #[error("cannot read the disk {path} to find out whether it is a raw image")]
     Head {
         /// The disk.
@@ -36,7 +36,7 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
-    /// It is in the format of another hypervisor.
+    /// The image has a format other than raw.
     #[error(
         "the disk {path} is a {format} image, and only raw images can be used: convert it (qemu-img \
          convert -O raw), or say image_type=raw if the guest wrote that onto a raw disk itself"
@@ -47,7 +47,7 @@ pub enum BlockError {
         /// The format.
         format: &'static str,
     },
-    /// It is not the disk that it was.
+    /// The size differs from the saved one.
     #[error(
         "the disk {path} had {saved} bytes before the update and has {here} now: bring the disk \
          back as it was, then restore the VM"
@@ -60,7 +60,7 @@ pub enum BlockError {
         /// Size now.
         here: u64,
     },
-    /// It is another file or block device.
+    /// The image is another file or block device than the saved one.
     #[error(
         "the disk {path} was {saved} before the update and is {here} now: bring back the one that it \
          was, then restore the VM"
@@ -68,17 +68,17 @@ pub enum BlockError {
     Another {
         /// The disk.
         path: String,
-        /// What it was.
+        /// The saved identity.
         saved: Identity,
-        /// What it is.
+        /// The identity now.
         here: Identity,
     },
-    /// The guest may have been told that it can write.
+    /// The disk was writable and is read-only now, or the other way round.
     #[error("the disk {path} was {} before the update and is {} now", mode(*.saved), mode(!*.saved))]
     Mode {
         /// The disk.
         path: String,
-        /// Whether it was read-only.
+        /// Whether the disk was read-only.
         saved: bool,
     },
 }

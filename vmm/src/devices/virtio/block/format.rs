@@ -1,9 +1,9 @@
 //! Recognizes the image formats of other hypervisors by their magic numbers.
 //!
-//! Perennial knows raw images only. An image in another format that is taken as raw shows the guest a
-//! header instead of a partition table, and the first write destroys the image. So such an image is
-//! refused, unless its options say `image_type=raw`: a guest may have a reason to write such a magic
-//! number onto its own disk.
+//! Perennial supports raw images only. If an image of another format were used as raw, the guest would see a
+//! header instead of a partition table, and the first write would destroy the image. So such an image is
+//! refused, unless its options say `image_type=raw`: a guest may itself have written such a magic number
+//! onto its disk.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +14,10 @@ const HEAD: usize = 512;
 /// Length of the footer of a VHD, which is at the end of the image.
 const FOOTER: u64 = 512;
 
-/// A format: its name, where its magic number is (bytes from the start), and the magic number.
+/// A format: name, offset of the magic number in bytes, magic number.
 type Magic = (&'static str, usize, &'static [u8]);
 
-/// From the formats' specifications.
+/// The formats, from their specifications.
 const MAGICS: [Magic; 9] = [
     ("qcow2", 0, b"QFI\xfb"),
     ("QED", 0, b"QED\0"),
@@ -26,15 +26,15 @@ const MAGICS: [Magic; 9] = [
     ("VMDK", 0, b"COWD"),
     ("VMDK", 0, b"# Disk DescriptorFile"),
     ("VHDX", 0, b"vhdxfile"),
-    // A VHD that grows has a copy of its footer at the start.
+    // A dynamic VHD has a copy of its footer at the start.
     ("VHD", 0, VHD),
     ("VDI", 64, b"\x7f\x10\xda\xbe"),
     ("Parallels", 0, b"WithoutFreeSpace"),
 ];
 const VHD: &[u8] = b"conectix";
 
-/// Returns the name of the format, other than raw, that an image of `bytes` bytes is in. `None` for a
-/// raw image. LUKS counts as raw: it is what the guest itself put onto its disk.
+/// Returns the name of the format of an image of `bytes` bytes. `None` for a raw image. LUKS counts as raw,
+/// because the guest itself writes it onto its disk.
 pub(super) fn recognize(file: &File, bytes: u64) -> io::Result<Option<&'static str>> {
     let mut head = Vec::from([0; HEAD]);
     head.truncate(usize::try_from(bytes).unwrap_or(HEAD));
@@ -43,7 +43,7 @@ pub(super) fn recognize(file: &File, bytes: u64) -> io::Result<Option<&'static s
     if let Some((name, _, _)) = MAGICS.iter().find(|magic| has(magic)) {
         return Ok(Some(name));
     }
-    // A VHD of fixed size has its footer at the end only.
+    // A fixed VHD has its footer at the end only.
     let mut footer = [0; VHD.len()];
     if let Some(at) = bytes.checked_sub(FOOTER) {
         file.read_exact_at(&mut footer, at)?;

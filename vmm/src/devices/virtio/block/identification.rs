@@ -1,8 +1,8 @@
 //! The identification string of a disk (5.2.6), which guests call its serial number.
 //!
-//! udev makes `/dev/disk/by-id/virtio-...` of it, so no two disks of one VM may share it. The string of
-//! a disk is made when its VM boots, and then travels in the state document: another version of this
-//! program, which may make other strings, does not change those that a running guest knows.
+//! udev makes `/dev/disk/by-id/virtio-...` of the string, so the disks of one VM must have different strings.
+//! The string is computed when the VM boots and is part of the saved state, so that another version of this
+//! program, which may compute other strings, does not change the string that a running guest knows.
 
 /// Length of the identification string, in bytes.
 pub(super) const LEN: usize = 20;
@@ -10,9 +10,9 @@ pub(super) const LEN: usize = 20;
 /// Returns the identification string of the disk that is called `label`, which is the name of its VM,
 /// `-`, and its number among the disks of the VM.
 ///
-/// A label that is too long is cut in the middle: the string is the start of the VM's name, a checksum
-/// of the whole name, and the number. So the disks of one VM differ in their numbers, and VMs
-/// whose names begin alike differ in their checksums.
+/// A label that is too long is shortened: the string is the start of the VM's name, a checksum of the whole
+/// name, and the number. So the disks of one VM differ in their numbers, and VMs whose names have the same
+/// beginning differ in their checksums.
 pub(super) fn of(label: &str) -> [u8; LEN] {
     let mut text = label.to_owned();
     if text.len() > LEN {
@@ -21,7 +21,7 @@ pub(super) fn of(label: &str) -> [u8; LEN] {
         text = name.chars().take(LEN.saturating_sub(end.len())).collect::<String>() + &end;
     }
     let mut id = [0; LEN];
-    // What is longer all the same is no label of a disk: a number has two digits.
+    // Labels of disks are not longer, because a number has at most two digits.
     id.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
     id
 }

@@ -1,8 +1,8 @@
 //! virtio-blk (5.2): a disk that is a raw file or a block device of the host.
 //!
-//! Data moves straight between the file and guest memory, many requests at a time. A write is complete
-//! when the host's kernel has it; it is durable after a FLUSH that came later, or at once for a driver
-//! that does not know FLUSH (5.2.6.2).
+//! The host's kernel moves data directly between the file and guest memory, for many requests at a time. A
+//! write completes when the kernel has the data. The data is durable after a later FLUSH completes; for a
+//! driver that has not negotiated FLUSH each write is durable when it completes (5.2.6.2).
 
 mod engine;
 mod error;
@@ -45,9 +45,9 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Most bytes of one segment.
 const SIZE_MAX: u32 = 128 << 10;
-/// Most data of a request, in bytes, and the amount in flight from which on no more requests are
-/// taken. A pause, and with it every VM's blackout, waits for what is in flight, so no guest may make
-/// a request that takes for ever. No driver comes near.
+/// Most bytes of data of a request. While the requests in flight have as many bytes, no further request is
+/// taken. A pause, and with it every VM's blackout, waits for the requests in flight, so a guest must not be
+/// able to make a request that takes very long. No driver makes requests of this size.
 const REQUEST_MAX: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 
 const F_SIZE_MAX: u64 = 1 << 1;
@@ -64,17 +64,17 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 pub struct Image {
     /// The file or block device.
     pub file: File,
-    /// What it is, whatever it is called.
+    /// Identifies the image independently of its path.
     pub identity: Identity,
     /// Whether the guest may only read.
     pub readonly: bool,
-    /// Whether the configuration says that the image is raw, whatever is in it.
+    /// Whether the configuration says that the image is raw even if it has another format's magic number.
     pub raw: bool,
-    /// Whether the configuration says that io_uring is not to be used.
+    /// Whether the configuration forbids io_uring.
     pub no_uring: bool,
-    /// How many queues the guest has for it.
+    /// Number of the disk's queues.
     pub queues: u16,
-    /// Its path on the host, for errors only.
+    /// Path on the host, for errors only.
     pub path: String,
 }
 
@@ -82,7 +82,7 @@ pub struct Image {
 #[derive(Debug)]
 pub struct Block(Arc<Shared>);
 
-/// What both halves of the device need.
+/// Shared by the registers and the worker of the device.
 #[derive(Debug)]
 struct Shared {
     image: Image,
@@ -90,7 +90,7 @@ struct Shared {
     id: [u8; identification::LEN],
     /// The size of each queue.
     queue_sizes: Vec<u16>,
-    /// The driver knows FLUSH; otherwise every write is made durable before it completes.
+    /// Whether the driver has negotiated FLUSH. Otherwise every write is made durable before it completes.
     driver_flushes: AtomicBool,
 }
 
@@ -200,7 +200,7 @@ impl VirtioDevice for Block {
 }
 
 impl Shared {
-    /// Makes what was written durable.
+    /// Makes all completed writes durable.
     fn flush(&self) -> io::Result<()> {
         match self.image.readonly {
             true => Ok(()),

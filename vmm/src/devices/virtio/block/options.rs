@@ -1,4 +1,4 @@
-//! `disk = ["path=...,readonly=on"]`: what the configuration says of a disk.
+//! `disk = ["path=...,readonly=on"]`: the options of a disk.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -18,15 +18,15 @@ const V2: &str = BlockOptions::COMPATIBLE[0];
 /// One disk: a raw file or a block device of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockOptions {
-    /// Its path on the host.
+    /// Path on the host.
     pub path: PathBuf,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// `image_type=raw`: the image is raw even if it has the magic number of another format.
     pub raw: bool,
-    /// `_disable_io_uring=on`: threads read and write, although io_uring would be there.
+    /// `_disable_io_uring=on`: threads read and write, even if the host has io_uring.
     pub no_uring: bool,
-    /// `num_queues`, less one: the queues besides the first.
+    /// Number of queues besides the first: `num_queues` minus 1.
     pub more_queues: u16,
 }
 
@@ -56,14 +56,14 @@ impl BlockOptions {
         Ok(Self { path, readonly, raw, no_uring, more_queues })
     }
 
-    /// How many queues the guest has for the disk.
+    /// Number of the disk's queues.
     pub(super) fn queues(&self) -> u16 {
-        // A document may say more than the configuration can.
+        // A document may have a larger number than the configuration allows.
         self.more_queues.min(QUEUES_MAX - 1) + 1
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
-        // The format is looked at by the VM's process: the guest writes what is in the image.
+        // The VM's process checks the format, because the guest controls the contents of the image.
         let Self { path, readonly, raw: _, no_uring: _, more_queues: _ } = self;
         let mut options = OpenOptions::new();
         options.read(true).write(!readonly);
@@ -78,8 +78,8 @@ impl BlockOptions {
     }
 }
 
-/// `perennial,virtio-blk-options-v2`; `-v1` for a disk that has no other options than `-v1` knows, so
-/// that programs which know only that binding can read it.
+/// `perennial,virtio-blk-options-v2`. A disk without options that `-v1` lacks is written as `-v1`, so that
+/// programs which know only that binding can read it.
 impl Schema for BlockOptions {
     const COMPATIBLE: &'static [&'static str] =
         &["perennial,virtio-blk-options-v2", "perennial,virtio-blk-options-v1"];

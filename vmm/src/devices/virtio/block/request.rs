@@ -1,7 +1,7 @@
 //! One request (5.2.6): a header that the device reads, data, and a status byte that it writes.
 //!
-//! A driver may cut all three into descriptors as it likes (2.7.4.1), so they are found by their
-//! position in the bytes of the chain, not by descriptor.
+//! A driver may divide the three parts into any descriptors (2.7.4.1), so their position in the bytes of the
+//! chain identifies them, not their descriptor.
 
 use std::io;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ const T_GET_ID: u32 = 8;
 const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
 
-/// Length of the range that a discard or a write-zeroes names: sector, number of sectors, flags.
+/// Length in bytes of the range of a discard or a write-zeroes: sector, number of sectors, flags.
 const RANGE: usize = 16;
-/// Flag of a range: the sectors may be given back to the host's storage.
+/// Flag of a range: the host may free the sectors' storage.
 const UNMAP: u32 = 1;
 
 /// The status of a request (5.2.6).
@@ -36,48 +36,48 @@ pub(super) enum Status {
     Unsupported = 2,
 }
 
-/// What has to be done for a request.
+/// The work for a request.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Nothing more: its status, and how many bytes of data were written for the guest.
+    /// No work is left: the status, and the number of data bytes that were written for the guest.
     Done(Status, u64),
-    /// Data is to be moved.
+    /// Move data.
     Transfer(Transfer),
-    /// What was written is to be made durable.
+    /// Make completed writes durable.
     Flush,
-    /// Sectors are to be discarded or zeroed.
+    /// Discard or zero sectors.
     Clear(Clear),
 }
 
 /// Discards or zeroes `bytes` bytes of the file from `offset` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Clear {
-    /// What is to become of them.
+    /// Discard or zero.
     pub(super) how: How,
-    /// Where they begin, in bytes.
+    /// Offset of the first byte in the file.
     pub(super) offset: u64,
-    /// How many.
+    /// Number of bytes.
     pub(super) bytes: u64,
 }
 
-/// What becomes of sectors that a [`Clear`] is for.
+/// The kind of a [`Clear`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum How {
-    /// The guest does not need them. A host that cannot give them back keeps them.
+    /// The guest does not need the data. A host that cannot free the storage keeps the data.
     Discard,
-    /// They read as zeroes, and are given back to the host's storage.
+    /// The sectors read as zeroes, and their storage is freed.
     ZeroAndUnmap,
-    /// They read as zeroes, and go on to have their place on the host's storage.
+    /// The sectors read as zeroes and keep their storage.
     Zero,
 }
 
-/// Where the answer to a request goes.
+/// The place for the answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     status: GuestAddress,
-    /// How many bytes the device may write before the status.
+    /// Number of bytes that the device may write before the status.
     before_status: u64,
-    /// A descriptor was not as it must be.
+    /// Whether a descriptor is invalid.
     broken: bool,
 }
 
@@ -88,7 +88,7 @@ impl Answer {
     pub(super) fn give(&self, memory: &GuestMemoryMmap, status: Status, written: u64) -> u32 {
         let told = memory.write_obj(status as u8, self.status).is_ok();
         let all = told && written == self.before_status && !self.broken;
-        // A chain is shorter than 4 GiB: the queue sees to that.
+        // virtio-queue ensures that a chain is shorter than 4 GiB.
         u32::try_from(written + u64::from(all)).unwrap_or(u32::MAX)
     }
 }
@@ -99,8 +99,7 @@ struct Buffers<'m> {
     writable: Vec<VolatileSlice<'m>>,
 }
 
-/// Finds out what a request asks for. `None` if it has no byte for the status, so that there is no way
-/// to answer.
+/// Parses a request. Returns `None` if the request has no byte for the status and so cannot be answered.
 pub(super) fn parse(
     disk: &Shared,
     memory: &Arc<GuestMemoryMmap>,
@@ -127,8 +126,8 @@ fn collect(memory: &GuestMemoryMmap, chain: Chain) -> Option<(Buffers<'_>, Answe
     let mut broken = false;
     let mut end = GuestAddress(0);
     for (number, descriptor) in chain.enumerate() {
-        // No chain is longer than the queue (2.7.5.3.1). A table could hold 65535 descriptors, and a
-        // pause waits for all of a request.
+        // No chain is longer than the queue (2.7.5.3.1). An indirect table could have 65535 descriptors, and
+        // a pause would wait for all of them.
         if number == usize::from(QUEUE_SIZE) {
             broken = true;
             break;
@@ -143,7 +142,7 @@ fn collect(memory: &GuestMemoryMmap, chain: Chain) -> Option<(Buffers<'_>, Answe
                 end = GuestAddress(descriptor.addr().0 + len as u64 - 1);
                 writable.push(slice);
             }
-            // What the device reads comes before what it writes (2.7.4.2).
+            // Descriptors that the device reads come before those that it writes (2.7.4.2).
             Ok(slice) if writable.is_empty() => readable.push(slice),
             _ => broken = true,
         }
@@ -158,7 +157,7 @@ fn collect(memory: &GuestMemoryMmap, chain: Chain) -> Option<(Buffers<'_>, Answe
 }
 
 impl Buffers<'_> {
-    /// Takes the header off the front of what is read.
+    /// Takes the header off the front of the bytes that the device reads.
     fn header(&mut self) -> Option<(u32, u64)> {
         let mut bytes = [0; HEADER];
         let mut filled = 0;
@@ -222,8 +221,8 @@ fn identify(disk: &Shared, slices: &[VolatileSlice<'_>]) -> io::Result<Task> {
     }
 }
 
-/// A discard or a write-zeroes: the data is one range, as the configuration says that there is no more
-/// than one (`max_discard_seg`, `max_write_zeroes_seg`).
+/// Parses the data of a discard or a write-zeroes: one range, because the configuration allows only one
+/// (`max_discard_seg`, `max_write_zeroes_seg`).
 fn clear(disk: &Shared, slices: &[VolatileSlice<'_>], discard: bool) -> io::Result<Task> {
     let mut data = [0; RANGE];
     let mut rest = &mut data[..];

@@ -4,14 +4,14 @@ use super::{Block, BlockError, Image, SECTOR, Shared, identification, transfer};
 use crate::devices::identity::Identity;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-blk-v1`. The driver's features are the transport's.
+/// `perennial,virtio-blk-v1`. The transport has the driver's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtioBlkStateV1 {
     /// Size of the disk, in sectors of 512 bytes.
     pub capacity_sectors: u64,
     /// Whether the guest may only read.
     pub readonly: bool,
-    /// What the guest reads as the disk's identification.
+    /// The disk's identification string.
     pub id: [u8; identification::LEN],
     /// The file or block device of the host.
     pub identity: Identity,
@@ -49,10 +49,10 @@ impl Persist for Block {
     type Error = BlockError;
 
     fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
-        // The transport saves the queues, and the features, from which follows what the driver knows.
+        // The transport saves the queues, and the features, which say whether the driver knows FLUSH.
         let Self(shared) = self;
         let Shared { image, sectors, id, queue_sizes: _, driver_flushes: _ } = &**shared;
-        // The file is open; the rest is in the machine's description.
+        // The new host opens the file again; the options are in the machine's description.
         let Image { file: _, identity, readonly, raw: _, no_uring: _, queues: _, path: _ } = image;
         let identity = identity.clone();
         Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: *readonly, id: *id, identity })

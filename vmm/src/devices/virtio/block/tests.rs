@@ -517,7 +517,7 @@ fn a_file_that_is_not_whole_sectors_is_no_disk() {
     let file = File::from(std::os::fd::OwnedFd::from(pipe));
     let disk = opened(file, false, "/a/pipe");
     let error = Block::new(disk, "id").unwrap_err();
-    assert_eq!(error.to_string(), "cannot find out the size of the disk /a/pipe");
+    assert_eq!(error.to_string(), "cannot read the size of the disk /a/pipe");
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! The thread of a disk: takes requests from the rings, has an [`Engine`] carry them out, and completes
-//! them in whatever order they are done.
+//! The thread of a disk: takes requests from the rings, passes them to an [`Engine`], and completes them in
+//! the order in which the engine finishes them.
 //!
 //! ```text
 //!   ring --take--> parse --> Engine --> completed --> status, used ring
 //!                     \--> Flushes --sync--> Engine --/
 //! ```
 //!
-//! What is in flight is bounded in requests and in bytes, as a pause waits for it. What exceeds the
-//! bounds stays in the ring.
+//! The requests in flight are bounded in number and bytes, because a pause waits for them. Further requests
+//! stay in the ring.
 
 use std::io;
 use std::mem::take;
@@ -21,32 +21,31 @@ use super::transfer::Transfer;
 use super::{REQUEST_MAX, Shared};
 use crate::devices::virtio::{Request, Rings, VirtioWorker};
 
-/// Requests that are taken before the thread looks at its other events.
+/// Most requests that are taken before the thread handles its other events.
 const BATCH: usize = 256;
 
-/// The half of a disk that works on requests.
+/// The part of a disk that executes requests.
 #[derive(Debug)]
 pub struct BlockWorker {
     disk: Arc<Shared>,
     engine: Engine,
     flushes: Flushes,
-    /// Requests that the engine has, and their bytes.
+    /// Number of requests that the engine has, and their bytes.
     requests: usize,
     bytes: u64,
-    /// There may be more in the rings than the bounds let in.
+    /// Whether the bounds left requests in the rings.
     full: bool,
-    /// An error of the host was reported.
+    /// Whether an error of the host was logged as a warning.
     reported: bool,
 }
 
 /// Requests that wait for a flush: the one that is running, and the next one.
 ///
-/// One flush runs at a time. A request that comes meanwhile waits for the next one, as the running
-/// one may have missed what it is to make durable. So any number of requests costs two flushes, and
-/// occupies one thread.
+/// One flush runs at a time. A request that comes meanwhile waits for the next flush, because the running one
+/// may not cover the writes before the request. So any number of requests takes two flushes and one thread.
 ///
-/// If a flush fails, those that wait for the next one fail as well: the kernel reports an error of
-/// writing once, and calls the next flush good although the same data is lost.
+/// If a flush fails, the requests that wait for the next flush fail as well: the kernel reports a write error
+/// only once, and the next flush would succeed although the data is lost.
 #[derive(Debug, Default)]
 struct Flushes {
     running: Vec<(Request, Answer)>,
@@ -59,7 +58,7 @@ impl BlockWorker {
         Self { disk, engine, flushes, requests: 0, bytes: 0, full: false, reported: false }
     }
 
-    /// Takes requests of queue `queue`, as many as the bounds let in.
+    /// Takes requests of queue `queue` up to the bounds.
     fn take(&mut self, queue: usize, rings: &Rings) {
         for _ in 0..BATCH {
             if self.requests >= MOST || self.bytes >= REQUEST_MAX {
@@ -95,7 +94,7 @@ impl BlockWorker {
         self.engine.begin(Job { work, request: Some(request) });
     }
 
-    /// Has `request` wait for a flush that begins after this.
+    /// Lets `request` wait for a flush that begins after this call.
     fn flush(&mut self, request: (Request, Answer)) {
         if self.flushes.running.is_empty() {
             self.flushes.running.push(request);
@@ -105,7 +104,7 @@ impl BlockWorker {
         }
     }
 
-    /// Begins what was taken, and completes what is done, until there is nothing of either.
+    /// Begins the jobs that were taken and completes finished ones, until none of either is left.
     fn advance(&mut self, rings: &Rings) {
         loop {
             self.engine.submit();
@@ -175,7 +174,7 @@ impl BlockWorker {
         let Clear { how, offset: _, bytes } = clear;
         self.requests -= 1;
         self.bytes -= bytes;
-        // The second is what a character device says, which only tests have.
+        // ENODEV is the answer of a character device, which only tests use.
         let cannot = |error: &io::Error| {
             matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV))
         };
@@ -191,8 +190,8 @@ impl BlockWorker {
         }
     }
 
-    /// Completes what has changed the disk. A driver that does not know FLUSH takes that as durable
-    /// (5.2.6.2).
+    /// Completes a request that has changed the disk. For a driver without FLUSH the change must be durable
+    /// first (5.2.6.2).
     fn written(
         &mut self,
         what: &str,
@@ -218,7 +217,7 @@ impl BlockWorker {
         done.into_iter().for_each(|request| answer(request, status, 0, rings));
     }
 
-    /// The status for the guest. Says once aloud what the host's error was.
+    /// Returns the status for the guest. Logs the first error of the host as a warning.
     fn status(&mut self, what: &str, result: &io::Result<()>) -> Status {
         let Err(error) = result else { return Status::Ok };
         let path = &self.disk.image.path;

@@ -1,12 +1,12 @@
-//! How reads, writes and flushes of a disk are carried out while its thread goes on: by io_uring, or by
-//! a pool of threads where the host's kernel does not allow io_uring.
+//! Executes reads, writes and flushes of a disk in the background: by io_uring, or by a pool of threads if the
+//! host's kernel does not allow io_uring.
 //!
 //! ```text
 //!   begin(Job), ... --submit--> kernel or threads --event--> completed() -> [(Job, result)]
 //! ```
 //!
-//! An engine is handed at most [`MOST`] jobs at once. It completes them in any order, and says so by
-//! an event. A short read or write is a result like any other: the worker begins the rest as a new job.
+//! An engine gets at most [`MOST`] jobs at a time. It completes them in any order and signals an event. After a
+//! short read or write the worker begins the rest as a new job.
 
 mod pool;
 mod uring;
@@ -25,23 +25,23 @@ use super::request::{Answer, Clear, How};
 use super::transfer::Transfer;
 use crate::devices::virtio::Request;
 
-/// Most jobs that an engine has at once.
+/// Most jobs of an engine at a time.
 pub(super) const MOST: usize = 128;
 
-/// What an engine does.
+/// The kinds of work of an engine.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Moves data.
     Transfer(Transfer),
-    /// Makes durable what was written before. Counts no bytes.
+    /// Makes earlier writes durable. Counts no bytes.
     Sync,
     /// Discards or zeroes. Counts no bytes.
     Clear(Clear),
 }
 
 impl How {
-    /// What fallocate(2) is told. Block devices understand it as well (`blkdev_fallocate` in block/fops.c
-    /// of Linux); none of it changes the size of the file.
+    /// Returns the flags for fallocate(2), which never change the size of the file. Block devices support them
+    /// too (`blkdev_fallocate` in Linux block/fops.c).
     fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
@@ -51,17 +51,17 @@ impl How {
     }
 }
 
-/// Work, and the request that it is done for. A sync is done for all requests that wait for it.
+/// Work, and its request. A sync has no request, because several requests wait for it.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) work: Work,
     pub(super) request: Option<(Request, Answer)>,
 }
 
-/// A job that an engine has finished, and how many bytes it moved.
+/// A job that an engine has finished, and the number of bytes that it moved.
 pub(super) type Completed = (Job, io::Result<usize>);
 
-/// Carries out jobs.
+/// Executes jobs.
 #[derive(Debug)]
 pub(super) enum Engine {
     Uring(Box<Uring>),
@@ -69,7 +69,7 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The best engine that the host's kernel allows. Says in the log which one it is.
+    /// Creates the best engine that the host's kernel allows, and logs which one it is.
     pub(super) fn new(disk: &Arc<Shared>) -> Self {
         let path = &disk.image.path;
         if disk.image.no_uring {
@@ -77,12 +77,12 @@ impl Engine {
         }
         match Uring::new(disk) {
             Ok(uring) => {
-                tracing::debug!("disk {path}: it is read and written by io_uring");
+                tracing::debug!("disk {path}: io_uring reads and writes it");
                 Self::Uring(Box::new(uring))
             }
             Err(error) => {
                 tracing::info!(
-                    "disk {path}: it is read and written by threads: the host's kernel does not \
+                    "disk {path}: threads read and write it, because the host's kernel does not \
                      allow io_uring: {error}"
                 );
                 Self::Pool(Pool::new(disk))
@@ -90,7 +90,7 @@ impl Engine {
         }
     }
 
-    /// What has input when jobs may have been completed.
+    /// Returns the fd that is readable when jobs may have been completed.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
         match self {
             Self::Uring(uring) => uring.event.as_fd(),
@@ -98,7 +98,7 @@ impl Engine {
         }
     }
 
-    /// Takes a job, which is begun at the latest by the next [`submit`](Self::submit).
+    /// Takes a job. The next [`submit`](Self::submit) begins it at the latest.
     pub(super) fn begin(&mut self, job: Job) {
         match self {
             Self::Uring(uring) => uring.begin(job),
@@ -106,11 +106,11 @@ impl Engine {
         }
     }
 
-    /// Begins all jobs that were taken.
+    /// Begins all jobs that were taken so far.
     pub(super) fn submit(&mut self) {
         match self {
             Self::Uring(uring) => uring.submit(),
-            // They are begun one by one.
+            // The pool begins each job when it takes it.
             Self::Pool(_) => {}
         }
     }
@@ -124,13 +124,13 @@ impl Engine {
     }
 }
 
-/// An event by which an engine tells the disk's thread that jobs may have been completed. The thread
-/// watches for each signal, so nobody reads it.
+/// Creates the eventfd by which an engine tells the disk's thread that jobs may have been completed. The thread
+/// waits for it edge-triggered, so nothing reads its counter.
 fn new_event() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 fn signal(event: &OwnedFd) {
-    // It fails after 2^64 signals.
+    // The write fails only after 2^64 signals.
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }

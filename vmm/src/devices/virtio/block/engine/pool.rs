@@ -1,5 +1,5 @@
-//! A pool of threads that read, write and flush a disk. Each disk has its own, so that a disk that does
-//! not answer holds up no other.
+//! A pool of threads that read, write and flush a disk. Each disk has its own pool, so that a disk whose
+//! storage hangs does not delay other disks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,10 +11,10 @@ use rustix::fs::fallocate;
 use super::{Clear, Completed, Job, OwnedFd, Shared, Work, new_event, signal};
 use crate::mutex::lock;
 
-/// Most threads of one disk. At most one of them flushes at a time: the worker sees to that.
+/// Most threads of one disk. The worker ensures that at most one of them flushes at a time.
 const THREADS: usize = 8;
 
-/// Hands jobs to threads, which it starts when there is work for them.
+/// Passes jobs to threads, which are started when they are needed.
 #[derive(Debug)]
 pub(in crate::devices::virtio::block) struct Pool {
     disk: Arc<Shared>,
@@ -22,14 +22,14 @@ pub(in crate::devices::virtio::block) struct Pool {
     threads: usize,
     /// Jobs that were completed without a thread.
     at_once: Vec<Completed>,
-    /// Whether the file system can read and write without waiting. Asked for at the first try.
+    /// Whether the file system supports reads and writes that do not wait. The first try shows it.
     nowait: bool,
 }
 
 #[derive(Debug)]
 struct State {
     jobs: Mutex<Jobs>,
-    /// There is a job, or the pool was closed.
+    /// Notified when a job is added or the pool is closed.
     changed: Condvar,
     event: OwnedFd,
 }
@@ -38,7 +38,7 @@ struct State {
 struct Jobs {
     waiting: VecDeque<Job>,
     completed: Vec<Completed>,
-    /// Threads that wait for a job.
+    /// Number of threads that wait for a job.
     idle: usize,
     closed: bool,
 }
@@ -58,8 +58,8 @@ impl Pool {
         &self.state.event
     }
 
-    /// Does the job at once if that takes no waiting (data in the host's page cache), otherwise hands
-    /// it to a thread.
+    /// Does the job at once if it need not wait (data in the host's page cache). Otherwise passes the job to
+    /// a thread.
     pub(super) fn begin(&mut self, job: Job) {
         if let Work::Transfer(transfer) = &job.work
             && self.nowait
@@ -85,7 +85,7 @@ impl Pool {
         let builder = thread::Builder::new().name("disk-io".to_owned());
         match builder.spawn(move || state.serve(&disk)) {
             Ok(_) => self.threads += 1,
-            // The threads that there are do the work, or else this one.
+            // The existing threads do the work; without any, this thread does.
             Err(_) if self.threads > 0 => {}
             Err(error) => {
                 tracing::warn!("disk {}: cannot start a thread: {error}", self.disk.image.path);
@@ -110,7 +110,7 @@ impl Drop for Pool {
 }
 
 impl State {
-    /// What each thread runs.
+    /// Runs one thread of the pool.
     fn serve(&self, disk: &Shared) {
         while let Some(job) = self.next() {
             let completed = perform(disk, job);
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Waits for a job. `None` if the pool was closed.
+    /// Waits for a job. Returns `None` if the pool was closed.
     fn next(&self) -> Option<Job> {
         let mut jobs = lock(&self.jobs);
         loop {
@@ -136,7 +136,7 @@ impl State {
     }
 }
 
-/// Does a job, and waits for its end.
+/// Does a job and waits until it is done.
 pub(super) fn perform(disk: &Shared, job: Job) -> Completed {
     let result = match &job.work {
         Work::Transfer(transfer) => transfer.step(&disk.image.file, 0),

@@ -16,19 +16,19 @@ use super::{Arc, Clear, Completed, Job, MOST, OwnedFd, Shared, Work, new_event, 
 /// Entries of the submission queue: room for all jobs and a flush between two submissions.
 const ENTRIES: u32 = 256;
 const _: () = assert!(MOST < ENTRIES as usize);
-/// The file's place among the files that are registered with the ring.
+/// Index of the image in the ring's registered files.
 const FILE: types::Fixed = types::Fixed(0);
-/// Most threads of the kernel that work for one ring: on files, and on anything else.
+/// Most kernel threads for one ring: for files, and for other work.
 const KERNEL_THREADS: [u32; 2] = [8, 8];
 
 /// A ring of one disk.
 pub(in crate::devices::virtio::block) struct Uring {
     ring: IoUring,
     pub(super) event: OwnedFd,
-    /// The jobs that the kernel has, by the number that it knows them by.
+    /// The jobs that the kernel has, by the number that it returns for them.
     jobs: Vec<Option<Job>>,
     free: Vec<usize>,
-    /// Jobs that the kernel did not take.
+    /// Jobs that the kernel refused.
     refused: Vec<Completed>,
     /// Keeps the file open.
     _disk: Arc<Shared>,
@@ -41,14 +41,14 @@ impl std::fmt::Debug for Uring {
 }
 
 impl Uring {
-    /// A ring for the file of `disk`. Errors if the kernel does not allow it.
+    /// Creates a ring for the file of `disk`. Errors if the kernel does not allow io_uring.
     pub(super) fn new(disk: &Arc<Shared>) -> io::Result<Self> {
         let ring = IoUring::builder().setup_r_disabled().build(ENTRIES)?;
         let event = new_event()?;
         let submitter = ring.submitter();
         submitter.register_files(&[disk.image.file.as_raw_fd()])?;
         submitter.register_eventfd(event.as_raw_fd())?;
-        // Linux 5.15 and later. Without it the kernel has a bound of its own.
+        // Linux 5.15 and later. Earlier kernels have their own limit.
         let _ = submitter.register_iowq_max_workers(&mut KERNEL_THREADS.clone());
         submitter.register_restrictions(&mut [
             Restriction::sqe_op(opcode::Readv::CODE),
@@ -85,10 +85,10 @@ impl Uring {
         self.jobs[index] = Some(job);
         let entry = entry.user_data(index as u64);
         // SAFETY: the iovecs and the memory of the guest that they name belong to the job, which stays
-        // in `jobs`, unchanged, until the kernel says that it is done with them.
+        // in `jobs`, unchanged, until the kernel completes the entry.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            // There is room for all jobs, so this is not reached.
+            // The queue has room for all jobs, so this does not happen.
             self.refuse(index, io::ErrorKind::OutOfMemory.into());
         }
     }
@@ -107,10 +107,10 @@ impl Uring {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The kernel is short of memory. What it did not take stays in the queue, and the
-                // thread is called again for it.
+                // The kernel is short of memory. The entries stay in the queue, and the event makes the
+                // thread submit them again.
                 Err(error) => {
-                    tracing::debug!("io_uring takes no requests for now: {error}");
+                    tracing::debug!("io_uring does not accept requests now: {error}");
                     std::thread::yield_now();
                     return signal(&self.event);
                 }
@@ -139,13 +139,13 @@ impl Uring {
 }
 
 impl Drop for Uring {
-    /// Waits until the kernel is done with the guest's memory.
+    /// Waits until the kernel no longer uses the guest's memory.
     fn drop(&mut self) {
         while self.jobs.iter().any(Option::is_some) {
             if let Err(error) = self.ring.submit_and_wait(1)
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                // The memory must not go while the kernel writes there.
+                // The memory must stay mapped while the kernel may write to it.
                 std::mem::forget(std::mem::take(&mut self.jobs));
                 return;
             }
