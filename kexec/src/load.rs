@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -102,11 +102,17 @@ pub fn load(
     // Without KHO, the kernel loads the image into any free memory, not into scratch areas.
     let scratch = (running.kho == Some(true)).then(|| image.scratch_parameter());
     let text = CString::new(command_line.as_str()).unwrap_or_default();
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = last_number();
     kexec_file_load(image.kernel.file.as_raw_fd(), initramfs, &text, flags)
         .map_err(|errno| LoadError::Load { kernel, needs: image.needs(), scratch, errno })?;
     *last += 1;
     Ok(LoadedImage { number: *last, unloaded: false })
+}
+
+/// Locks the number of the last image, even if a thread panicked while it held the lock: the number is
+/// changed in one step.
+fn last_number() -> MutexGuard<'static, u64> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LoadedImage {
@@ -119,7 +125,7 @@ impl LoadedImage {
     }
 
     fn unload_now(&mut self) -> Result<(), Errno> {
-        let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last_number();
         if *last == self.number && !self.unloaded {
             kexec_file_load(-1, -1, c"", UNLOAD | NO_INITRAMFS)?;
         }

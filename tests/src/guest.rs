@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::continuity::{Check, Continuity};
+use crate::mutex::lock;
 use crate::paths;
 use crate::workload::Heartbeat;
 use crate::workload::heartbeat::{NOTE_MARKER, unseal};
@@ -170,7 +171,7 @@ impl Guest {
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
-        self.heard.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.heard.0)
     }
 }
 
@@ -180,7 +181,7 @@ fn hear(mut reader: impl BufRead, shared: &(Mutex<Heard>, Condvar)) {
     loop {
         line.clear();
         let read = reader.read_until(b'\n', &mut line);
-        let mut heard = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = lock(&shared.0);
         match read {
             Ok(len) if len > 0 => {
                 take(&mut heard, &String::from_utf8_lossy(&line), start.elapsed())

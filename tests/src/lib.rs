@@ -12,6 +12,7 @@ pub mod host;
 pub mod image;
 pub mod kernels;
 pub mod modules;
+pub mod mutex;
 pub mod network;
 pub mod paths;
 pub mod plan;

@@ -4,9 +4,10 @@
 //! comes there to a guest, which is on the same network as the host's uplink. The connection has data on
 //! its way in both directions all the time, and each byte is checked.
 
+use crate::mutex::lock;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,12 +80,12 @@ impl Connection {
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        lock(&self.shared).clone()
+        lock(&self.shared.0).clone()
     }
 
     /// Waits until this many more bytes than now have come back.
     pub fn wait_for(&self, bytes: u64, timeout: Duration) -> Result<(), String> {
-        let wanted = lock(&self.shared).returned + bytes;
+        let wanted = lock(&self.shared.0).returned + bytes;
         self.wait(timeout, &format!("{wanted} bytes did not come back"), |now| {
             now.returned >= wanted
         })
@@ -93,7 +94,7 @@ impl Connection {
     /// Stops sending, and waits until all that was sent has come back, and then the end. Returns how many
     /// bytes that was.
     pub fn finish(&self, timeout: Duration) -> Result<u64, String> {
-        lock(&self.shared).stopping = true;
+        lock(&self.shared.0).stopping = true;
         self.shared.1.notify_all();
         self.wait(timeout, "the end did not come back", |now| now.ended)?;
         let now = self.progress();
@@ -110,7 +111,7 @@ impl Connection {
         condition: impl Fn(&Progress) -> bool,
     ) -> Result<(), String> {
         let deadline = Instant::now() + timeout;
-        let mut now = lock(&self.shared);
+        let mut now = lock(&self.shared.0);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match condition(&now) {
@@ -126,13 +127,9 @@ impl Connection {
     }
 }
 
-fn lock(shared: &Shared) -> MutexGuard<'_, Progress> {
-    shared.0.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn note_error(shared: &Shared, result: io::Result<()>) {
     if let Err(error) = result {
-        lock(shared).error.get_or_insert(error.to_string());
+        lock(&shared.0).error.get_or_insert(error.to_string());
     }
     shared.1.notify_all();
 }
@@ -140,7 +137,7 @@ fn note_error(shared: &Shared, result: io::Result<()>) {
 fn send(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     loop {
         let begin = {
-            let mut now = lock(shared);
+            let mut now = lock(&shared.0);
             while !now.stopping && now.sent - now.returned > ON_THEIR_WAY - PIECE as u64 {
                 now = shared.1.wait(now).unwrap_or_else(PoisonError::into_inner);
                 if now.error.is_some() || now.ended {
@@ -164,7 +161,7 @@ fn receive(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let mut bytes = [0; PIECE];
     loop {
         let count = stream.read(&mut bytes)?;
-        let mut now = lock(shared);
+        let mut now = lock(&shared.0);
         if count == 0 {
             now.ended = true;
             return Ok(());

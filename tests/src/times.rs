@@ -3,11 +3,12 @@
 //! If `PERENNIAL_TIMES` names a file, a line with seconds and name of each test is appended to it, so
 //! that `make test`, which runs several programs, can list the slowest tests of all.
 
+use crate::mutex::lock;
 use std::env;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Number of tests in the list of the slowest.
@@ -27,13 +28,13 @@ pub(crate) fn record(suite: &'static str, test: &str, took: Duration) {
             eprintln!("{}: {error}", path.display());
         }
     }
-    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut times = lock(&TIMES);
     times.push((suite, test.to_owned(), took));
 }
 
 /// Prints the recorded times.
 pub(crate) fn print() {
-    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut times = lock(&TIMES);
     print!("{}", text(&mut times));
 }
 

@@ -16,10 +16,11 @@ use luo::builtin::tree::memory::{Memory, PAGE_BYTES, Page, SimulatedMemory};
 use luo::builtin::tree::v5::{self, memfd};
 use luo::builtin::tree::{FileRecord, Handover};
 
-use super::machine::{Ram, Shared, Turn, lock};
+use super::machine::{Ram, Shared, Turn};
 use super::world::World;
 use crate::binaries;
 use crate::host::Failure;
+use crate::mutex::lock;
 use crate::paths;
 
 /// The start of `struct luo_ser`, and offsets of its fields.

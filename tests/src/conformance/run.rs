@@ -13,12 +13,13 @@ use std::thread;
 
 use luo::Errno;
 
-use super::machine::{Shared, Turn, lock};
+use super::machine::{Shared, Turn};
 use super::profile::{Deviation, Profile};
 use super::rows::{Class, Row};
 use super::system::{Next, System};
 use super::world::World;
 use crate::host::Failure;
+use crate::mutex::lock;
 use crate::paths;
 
 /// The result of a case on a system.

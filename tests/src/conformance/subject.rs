@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::backed::{Backed, KeeperBackend, PoolBackend};
 use super::handover;
@@ -13,6 +13,7 @@ use super::rows::{self, Row};
 use super::run::{self, Verdict, Verdicts};
 use super::simulated::Simulated;
 use crate::binaries;
+use crate::mutex::lock;
 
 /// A system under test, which is a column of the table.
 pub(crate) struct Subject {
@@ -88,14 +89,14 @@ impl Subject {
                 verdict.unwrap_or_else(|| Verdict::Failed("the case did not run".to_owned()))
             }
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         known.insert(row.number, verdict.clone());
         Ok(verdict)
     }
 
     /// The verdicts of all cases so far.
     pub(crate) fn known(&self) -> BTreeMap<u16, Verdict> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.known).clone()
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use perennial_tests::mutex::lock;
 use perennial_tests::workload::heartbeat::{NOTE_MARKER, sealed};
 use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcdrain, tcgetattr, tcsetattr};
 
@@ -30,7 +31,7 @@ impl Console {
     /// queue up, and their times would be old when they arrive. On a slow host, the vCPU that handles
     /// the serial port's interrupts would do nothing else while lines are queued.
     pub(crate) fn write(&self, line: &str) {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.0);
         if let Some(file) = file.as_mut() {
             // A failure could be reported only on the console itself.
             let _ = file.write_all(line.as_bytes());

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use luo::Errno;
 use luo::builtin::scripted::{ScriptedFile, ScriptedHandler};
 use luo::builtin::{Compatible, Handle, Handler, OpenFile, Retrieval};
 
 use crate::conformance::system::Script;
+use crate::mutex::lock;
 
 /// The handler of scripted files. Clones share the script and the known files.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +38,7 @@ impl ScriptedFiles {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, (ScriptedFile, OwnedFd)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     fn file(&self, file: &OpenFile) -> Option<ScriptedFile> {

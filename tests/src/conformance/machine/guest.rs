@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::conformance::system::{
 };
 use crate::diagnosis;
 use crate::host::Failure;
+use crate::mutex::lock;
 use tempfile::NamedTempFile;
 
 use crate::qemu::{self, Qemu};
@@ -212,10 +213,6 @@ impl Turn {
         self.processes.push(process);
         process
     }
-}
-
-pub(crate) fn lock(guest: &Shared) -> MutexGuard<'_, Guest> {
-    guest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl System for Turn {

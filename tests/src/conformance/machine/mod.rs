@@ -19,7 +19,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::path::Path;
 
-pub(crate) use guest::{Guest, Shared, Turn, lock};
+pub(crate) use guest::{Guest, Shared, Turn};
 pub(crate) use ram::Ram;
 
 use super::profile::{self, Profile};

@@ -4,10 +4,11 @@
 //! with its position and contents at the switch, and a file that was not retrieved is discarded when its
 //! session is finished.
 
+use crate::mutex::lock;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use luo::Errno;
 use luo::builtin::scripted::{ScriptedFile, ScriptedHandler};
@@ -42,10 +43,6 @@ pub(super) struct Opened {
 fn next_number() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Opened {
