@@ -359,27 +359,14 @@ impl HostPlan {
             let role = if self.stock_guests { Role::StockB } else { Role::Guest };
             guest_files(role, binaries, &tree)?;
         }
-        let mut disks = vec![directory.join("data.img")];
-        let mut vm_disks = Vec::new();
-        for vm in &self.vms {
-            if vm.root == GuestRoot::Disk {
-                guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
-            }
-            let bytes = vm.disk_mib << 20;
-            match vm.backing {
-                Backing::File => raw_disk(&tree.path(&format!("{}.img", vm.name))?, bytes)?,
-                Backing::Device => {
-                    let path = directory.join(format!("{}.img", vm.name));
-                    raw_disk(&path, bytes)?;
-                    disks.push(path.clone());
-                    vm_disks.push((vm.name.clone(), path));
-                }
-            }
-        }
+        let vm_disks = self.vm_disks(binaries, directory, &tree)?;
+        let data = directory.join("data.img");
+        let disks = vm_disks.iter().map(|(_, path)| path.clone());
+        let disks: Vec<PathBuf> = [data.clone()].into_iter().chain(disks).collect();
         let initramfs = directory.join("initramfs");
         fs::copy(tree.path("a/initramfs")?, &initramfs)?;
         bad_files(&tree, &host_a.bzimage())?;
-        tree.write(&disks[0], 64 << 20)?;
+        tree.write(&data, 64 << 20)?;
         let orders = self.under_systemd.then_some(ORDERS_PORT);
         let ports = [CONTROL_PORT].into_iter().chain(orders).map(str::to_owned);
         let mut vm_ports = Vec::new();
@@ -406,6 +393,31 @@ impl HostPlan {
             ..Machine::default()
         };
         Ok(Prepared { machine, vm_disks, vm_ports })
+    }
+
+    /// Makes the disks of the VMs. Returns those that are disks of the host as well, by VM.
+    fn vm_disks(
+        &self,
+        binaries: &Binaries,
+        directory: &Path,
+        tree: &Ext4,
+    ) -> Result<Vec<(String, PathBuf)>, Box<dyn Error>> {
+        let mut disks = Vec::new();
+        for vm in &self.vms {
+            if vm.root == GuestRoot::Disk {
+                guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
+            }
+            let bytes = vm.disk_mib << 20;
+            match vm.backing {
+                Backing::File => raw_disk(&tree.path(&format!("{}.img", vm.name))?, bytes)?,
+                Backing::Device => {
+                    let path = directory.join(format!("{}.img", vm.name));
+                    raw_disk(&path, bytes)?;
+                    disks.push((vm.name.clone(), path));
+                }
+            }
+        }
+        Ok(disks)
     }
 }
 
