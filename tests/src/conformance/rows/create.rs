@@ -22,7 +22,9 @@ pub(super) const ROWS: &[Row] = &[
         let session = w.session(&name)?;
         same(w.name(session)?, name.into_bytes())
     }),
-    row(42, U, "a name has not 64 bytes", |w| refused(w.session(&"X".repeat(64)), Errno::INVAL)),
+    row(42, U, "a name of 64 bytes is refused", |w| {
+        refused(w.session(&"X".repeat(64)), Errno::INVAL)
+    }),
     row(43, U, "a name is any bytes", |w| {
         let device = w.open()?;
         for name in [&b"/"[..], b"a\nb", b"\xff\xfe", b" a ", b"\x01"] {
@@ -69,7 +71,7 @@ pub(super) const ROWS: &[Row] = &[
         w.limit_fds(true)?;
         refused(w.create(device, b""), Errno::MFILE)
     }),
-    row(50, U, "a session that cannot be answered is not there", |w| {
+    row(50, U, "a session whose fd cannot be returned does not exist", |w| {
         let device = w.open()?;
         refused(w.create_at(device, b"web", ReadOnly), Errno::FAULT)?;
         w.create(device, b"web")?;

@@ -48,15 +48,15 @@ pub(super) const ROWS: &[Row] = &[
         let device = w.open()?;
         all_refused(w, device, &[0xba02], &[], Null, Errno::INVAL)
     }),
-    row(18, U, "a request of another type is none", |w| {
+    row(18, U, "a request of another ioctl type is refused", |w| {
         let device = w.open()?;
         all_refused(w, device, &[0x5400], &named(72, b"web"), Writable, Errno::NOTTY)
     }),
-    row(19, U, "a request with direction and size is none", |w| {
+    row(19, U, "a request with direction and size bits is refused", |w| {
         let device = w.open()?;
         all_refused(w, device, &[iowr(0)], &named(72, b"web"), Writable, Errno::NOTTY)
     }),
-    row(20, U, "a bad pointer comes before another type", |w| {
+    row(20, U, "a bad pointer is checked before the ioctl type", |w| {
         let device = w.open()?;
         all_refused(w, device, &[iowr(0)], &[], Null, Errno::FAULT)
     }),
@@ -65,7 +65,7 @@ pub(super) const ROWS: &[Row] = &[
         let commands = [CREATE_SESSION, RETRIEVE_SESSION];
         all_refused(w, device, &commands, &[], Null, Errno::FAULT)
     }),
-    row(22, U, "a struct is not smaller than it is", |w| {
+    row(22, U, "a struct that is too small is refused", |w| {
         let device = w.open()?;
         for size in [0, 4, 71] {
             let commands = [CREATE_SESSION, RETRIEVE_SESSION];
@@ -120,7 +120,7 @@ pub(super) const ROWS: &[Row] = &[
         let numbers = [0xba00, 0xba01, 0xba3f, 0xba44, 0xbaff];
         all_refused(w, session, &numbers, &named(72, b"web"), Writable, Errno::INVAL)
     }),
-    row(31, U, "a session's request with direction is none, a bad pointer comes first", |w| {
+    row(31, U, "a session's request with direction bits is refused, a bad pointer first", |w| {
         let session = w.session("web")?;
         let iow = [0x4010_ba40];
         all_refused(w, session, &iow, &tokened(16, -1, 1), Writable, Errno::NOTTY)?;

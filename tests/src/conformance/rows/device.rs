@@ -87,7 +87,7 @@ pub(super) const ROWS: &[Row] = &[
         Ok(())
     })
     .needing(&[Need::Processes]),
-    row(11, K, "a 32-bit program's requests are none", |w| {
+    row(11, K, "a 32-bit program's requests are refused", |w| {
         let device = w.open()?;
         let session = w.create(device, b"web")?;
         let create = named(72, &w.full_name(b"db"));

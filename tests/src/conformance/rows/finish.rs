@@ -64,7 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         w.kill(other);
         refused(w.incoming("web"), Errno::NOENT)
     }),
-    row(168, G, "who holds a copy can retrieve again after a crash", |w| {
+    row(168, G, "a copy of the fd allows retrieving again after a crash", |w| {
         let session = w.arrived(&[(1, "one")])?;
         let worker = w.spawn();
         let letter = w.send(session)?;
@@ -82,7 +82,7 @@ pub(super) const ROWS: &[Row] = &[
         w.close(session)?;
         refused(w.incoming("web"), Errno::NOENT)
     }),
-    row(170, G, "files are asked first first, and finished last first", |w| {
+    row(170, G, "files are asked in order, and finished in reverse order", |w| {
         w.scripted_session("web", &[71, 72, 73])?;
         w.switch()?;
         let session = w.incoming("web")?;
@@ -93,7 +93,7 @@ pub(super) const ROWS: &[Row] = &[
         same(w.calls(&[CanFinish, Finish])?, [&asked[..], &finished[..]].concat())
     })
     .needing(&[Need::Script]),
-    row(171, G, "a session stays finished when nobody can be told", |w| {
+    row(171, G, "a session stays finished if the answer cannot be written", |w| {
         let session = w.arrived(&[(1, "one")])?;
         refused(w.finish_with(session, 0, ReadOnly), Errno::FAULT)?;
         refused(w.retrieve(session, 1), Errno::NOENT)

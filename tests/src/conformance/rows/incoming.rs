@@ -25,7 +25,7 @@ pub(super) const ROWS: &[Row] = &[
         w.close(session)?;
         refused(w.incoming("web"), Errno::NOENT)
     }),
-    row(126, G, "a name that is none is not found", |w| {
+    row(126, G, "an unknown name is not found", |w| {
         w.session("web")?;
         w.switch()?;
         let device = w.open()?;
@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = &[
         let session = w.arrived(&[])?;
         refused(w.retrieve(session, 0), Errno::NOENT)
     }),
-    row(129, G, "a session that there is no fd for can be retrieved later", |w| {
+    row(129, G, "a session can be retrieved later if there was no free fd", |w| {
         w.session("web")?;
         w.switch()?;
         let device = w.open()?;
@@ -53,7 +53,7 @@ pub(super) const ROWS: &[Row] = &[
         w.retrieve_session(device, b"web")?;
         Ok(())
     }),
-    row(130, G, "a session that cannot be answered", |w| {
+    row(130, G, "a session whose fd cannot be returned is lost", |w| {
         w.session_with("web", &[(1, "data")])?;
         w.switch()?;
         let device = w.open()?;
@@ -104,13 +104,13 @@ pub(super) const ROWS: &[Row] = &[
         w.incoming("web")?;
         Ok(())
     }),
-    row(134, G, "what nobody asks for is not carried on", |w| {
+    row(134, G, "sessions that are not retrieved are lost at the next switch", |w| {
         w.session_with("web", &[(1, "data")])?;
         w.switch()?;
         w.switch()?;
         refused(w.incoming("web"), Errno::NOENT)
     }),
-    row(135, G, "what is not finished is not carried on", |w| {
+    row(135, G, "sessions that are not finished are lost at the next switch", |w| {
         let session = w.arrived(&[(1, "data")])?;
         w.retrieve(session, 1)?;
         w.switch()?;

@@ -48,7 +48,7 @@ pub(super) const ROWS: &[Row] = &[
         w.kill(child);
         same(w.is_preserved(file)?, false)
     }),
-    row(104, U, "a session on its way is kept", |w| {
+    row(104, U, "a session in a message that was not received stays open", |w| {
         let (session, file) = session_and_file(w)?;
         let letter = w.send(session)?;
         w.close(session)?;

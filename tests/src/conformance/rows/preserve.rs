@@ -191,7 +191,7 @@ pub(super) const ROWS: &[Row] = &[
         refused(w.preserve(session, file, 1), Errno::INVAL)?;
         refused(w.preserve_at(session, -1, 1, Writable), Errno::INVAL)
     }),
-    row(81, U, "a file stays preserved when nobody can be told", |w| {
+    row(81, U, "a file stays preserved if the answer cannot be written", |w| {
         let session = w.session("web")?;
         let file = w.memfd("data")?;
         refused(w.preserve_at(session, file.number, 1, ReadOnly), Errno::FAULT)?;

@@ -16,7 +16,7 @@ pub(super) const ROWS: &[Row] = &[
         same(w.closes_on_exec(file)?, true)?;
         same(w.contents(file)?.as_str(), "data")
     }),
-    row(139, G, "a token that is none is not found", |w| {
+    row(139, G, "an unknown token is not found", |w| {
         let session = w.arrived(&[(1, "data")])?;
         refused(w.retrieve(session, 2), Errno::NOENT)
     }),
@@ -42,7 +42,7 @@ pub(super) const ROWS: &[Row] = &[
         let file = w.retrieve(session, 1)?;
         same(w.contents(file)?.as_str(), "data")
     }),
-    row(143, G, "a file that there is no fd for can be retrieved later", |w| {
+    row(143, G, "a file can be retrieved later if there was no free fd", |w| {
         let session = w.arrived(&[(1, "data")])?;
         w.limit_fds(true)?;
         refused(w.retrieve(session, 1), Errno::MFILE)?;
@@ -50,7 +50,7 @@ pub(super) const ROWS: &[Row] = &[
         w.retrieve(session, 1)?;
         Ok(())
     }),
-    row(144, G, "a file that cannot be answered can be retrieved later", |w| {
+    row(144, G, "a file can be retrieved later if the answer cannot be written", |w| {
         let session = w.arrived(&[(1, "data")])?;
         refused(w.retrieve_at(session, 1, ReadOnly), Errno::FAULT)?;
         let file = w.retrieve(session, 1)?;

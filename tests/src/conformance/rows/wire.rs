@@ -90,7 +90,7 @@ pub(super) const ROWS: &[Row] = &[
         Ok(())
     })
     .needing(&[Need::Trees]),
-    row(183, U, "chains that are none", |_| {
+    row(183, U, "malformed chains are refused", |_| {
         rejected(changed(8, 0))?;
         rejected(changed(8, 52))?;
         let mut memory = SimulatedMemory::new();
