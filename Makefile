@@ -94,6 +94,11 @@ suites: setup kernels stock systemd ## Only the end-to-end suites; SUITE=name fo
 	$(STEP) "end-to-end suites $(SUITE) (first run: some minutes to compile)"
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
 
+.PHONY: conformance
+conformance: setup kernels stock ## The whole conformance table, on every LUO
+	$(STEP) "conformance (first run: some minutes to compile)"
+	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test conformance
+
 .PHONY: bench
 bench: setup kernels ## Measure the blackout and the built-in LUO
 	$(STEP) "benchmark (first run: some minutes to compile)"

@@ -120,7 +120,7 @@ pub enum Protocol {
     Pvh,
 }
 
-/// Loads the kernel and all that it is told.
+/// Loads the kernel, the initramfs, the command line and the memory map.
 pub fn load(
     memory: &GuestMemoryMmap,
     ram_bytes: u64,
@@ -130,11 +130,11 @@ pub fn load(
     rsdp: GuestAddress,
 ) -> Result<Entry, BootError> {
     write_cmdline(memory, cmdline)?;
-    let told = Told { memory, ram_bytes, rsdp };
+    let loader = Loader { memory, ram_bytes, rsdp };
     if has_magic(kernel, HDRS_OFFSET, HDRS)? {
-        told.load_bzimage(kernel, initramfs, cmdline)
+        loader.load_bzimage(kernel, initramfs, cmdline)
     } else if has_magic(kernel, 0, ELF)? {
-        told.load_elf(kernel, initramfs)
+        loader.load_elf(kernel, initramfs)
     } else {
         Err(BootError::Unknown)
     }
@@ -175,8 +175,8 @@ fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str) -> Result<(), BootErro
     Ok(())
 }
 
-/// What both protocols tell a kernel.
-struct Told<'m> {
+/// Loads kernels. Has what both protocols pass to a kernel.
+struct Loader<'m> {
     memory: &'m GuestMemoryMmap,
     ram_bytes: u64,
     rsdp: GuestAddress,
@@ -189,7 +189,7 @@ struct Initramfs {
     bytes: u64,
 }
 
-impl Told<'_> {
+impl Loader<'_> {
     fn load_bzimage(
         &self,
         kernel: &mut File,

@@ -71,7 +71,7 @@ pub struct Uart {
     pub(super) scr: u8,
     /// A byte was lost because the FIFO was full; LSR has not been read since.
     pub(super) overrun: bool,
-    /// The transmitter became empty, and the guest has not been told.
+    /// The transmitter became empty, and the guest has not read that in IIR.
     pub(super) empty_pending: bool,
     /// Received bytes that the guest has not read, oldest first.
     pub(super) received: VecDeque<u8>,

@@ -89,23 +89,23 @@ pub struct Net {
     restored: bool,
 }
 
-/// What both halves of the device need.
+/// Shared by the registers and the worker of the device.
 #[derive(Debug)]
 struct Shared {
     /// The tap's name, for messages.
     name: String,
-    /// One for each pair of queues.
+    /// The tap's queues, one for each pair of queues.
     taps: Vec<Tap>,
     /// The address that the driver finds after reset.
     mac: Mac,
-    /// The largest packet, if the driver is told.
+    /// The largest packet in bytes, if the device offers MTU.
     mtu: Option<u16>,
-    /// What was negotiated; 0 while there is no driver.
+    /// The negotiated features; 0 without a driver.
     features: AtomicU64,
     driver: Mutex<Driver>,
 }
 
-/// What the driver has set by commands, and what it is to be told.
+/// Settings that the driver made by commands, and the state that it reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Driver {
     /// The address in use.
@@ -137,7 +137,7 @@ impl Shared {
         lock(&self.driver)
     }
 
-    /// Changes how many pairs of queues are in use. `None` if the device has not so many, or the kernel
+    /// Sets the number of pairs of queues in use. Returns `None` if the device has fewer pairs, or the kernel
     /// refuses.
     fn use_pairs(&self, pairs: u16) -> Option<()> {
         if pairs == 0 || usize::from(pairs) > self.taps.len() {
@@ -153,13 +153,13 @@ impl Shared {
         Some(())
     }
 
-    /// Has the kernel use the first `after` queues of the tap instead of the first `before`.
+    /// Makes the kernel use the first `after` queues of the tap instead of the first `before`.
     fn switch_queues(&self, before: u16, after: u16) -> io::Result<()> {
         let (least, most) = (usize::from(before.min(after)), usize::from(before.max(after)));
         self.taps[least..most].iter().try_for_each(|tap| tap.set_queue(after > before))
     }
 
-    /// Has the kernel do what a driver with these features cannot do itself. The kernel takes its lock
+    /// Sets the tap's offloads for a driver with these features. The kernel takes its lock
     /// for changes of interfaces, which it holds for moments only.
     fn apply_offloads(&self, features: u64) {
         let bits = [
@@ -172,7 +172,7 @@ impl Shared {
             0 => 0,
             _ => bits.iter().filter(|(bit, _)| features & bit != 0).map(|(_, flag)| flag).sum(),
         };
-        // For all queues of a tap at once.
+        // One call sets the offloads of all queues of a tap.
         if let Some(tap) = self.taps.first()
             && let Err(error) = tap.set_offload(offload)
         {
@@ -213,7 +213,7 @@ impl Net {
         let in_use = driver.pairs;
         let (features, driver) = (AtomicU64::new(0), Mutex::new(driver));
         let shared = Shared { name, taps, mac, mtu, features, driver };
-        // The host has opened all queues of the tap, and the kernel would use them all.
+        // The kernel uses every queue that the host has opened, so the unused ones are detached.
         shared
             .switch_queues(pairs, in_use)
             .map_err(|source| NetError::Queues { tap: shared.name.clone(), source })?;
@@ -321,7 +321,7 @@ impl VirtioDevice for Net {
         driver.announce_for_it = true;
         let can_announce = F_GUEST_ANNOUNCE | F_STATUS | F_CTRL_VQ;
         driver.announce |= features & can_announce == can_announce;
-        // The link, too, may be up again.
+        // The link may be up again, too.
         features & F_STATUS != 0
     }
 
@@ -335,7 +335,7 @@ impl VirtioDevice for Net {
     }
 }
 
-/// Carries frames.
+/// The part of the device that moves frames.
 #[derive(Debug)]
 pub struct NetWorker {
     shared: Arc<Shared>,
@@ -373,7 +373,7 @@ impl VirtioWorker for NetWorker {
     }
 }
 
-/// The tap as the device gets it.
+/// The tap that the device gets.
 #[derive(Debug)]
 pub struct Wire {
     /// Its name, for messages.

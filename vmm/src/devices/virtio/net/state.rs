@@ -36,7 +36,7 @@ pub struct VirtioNetStateV1 {
     pub mac: Mac,
     /// The address in use.
     pub current_mac: Mac,
-    /// The largest packet in bytes; `None` if the driver is not told.
+    /// The largest packet in bytes; `None` if the device does not offer MTU.
     pub mtu: Option<u16>,
     /// Pairs of queues.
     pub queue_pairs: u16,
