@@ -6,18 +6,10 @@ use std::os::unix::net::UnixStream;
 use event_manager::{EventManager, SubscriberOps};
 use proptest::prelude::*;
 
-use super::uart::FIFO;
+use super::uart::{DATA, FCR, FIFO, IER, IIR, LCR, LSR, MCR};
 use super::*;
 use crate::state::Schema;
 use crate::state::node::read_node;
-
-const DATA: u64 = 0;
-const IER: u64 = 1;
-const IIR: u64 = 2;
-const FCR: u64 = 2;
-const LCR: u64 = 3;
-const MCR: u64 = 4;
-const LSR: u64 = 5;
 
 /// Interrupt enable: data received; transmitter empty.
 const RECEIVED: u8 = 0b01;

@@ -3,14 +3,11 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::uart::FIFO;
+use super::uart::{DATA, FCR, FIFO, IER, SCR};
 use super::*;
 use crate::state::Schema;
 use crate::state::node::read_node;
 
-const DATA: u64 = 0;
-const IER: u64 = 1;
-const FCR: u64 = 2;
 const THR_EMPTY: u8 = 0b10;
 const FIFO_MODE: u8 = 1;
 
@@ -91,7 +88,7 @@ fn a_port_goes_on_with_its_registers_its_input_and_its_unsent_output() {
     near.write_all(b"in").unwrap();
     worker.receive();
     serial.write(IER, &[THR_EMPTY]);
-    serial.write(7, &[0x5a]);
+    serial.write(SCR, &[0x5a]);
     send(&mut serial, b"unsent");
     let state = serial.save().unwrap();
     assert_eq!(state, serial.save().unwrap());

@@ -19,6 +19,17 @@ use std::collections::VecDeque;
 /// Bytes of the receive FIFO. Without FIFO mode one byte has room.
 pub(super) const FIFO: usize = 16;
 
+/// Offsets of the registers. With DLAB the first two are the divisor latch; FCR is the written side of IIR.
+pub(super) const DATA: u64 = 0;
+pub(super) const IER: u64 = 1;
+pub(super) const IIR: u64 = 2;
+pub(super) const FCR: u64 = 2;
+pub(super) const LCR: u64 = 3;
+pub(super) const MCR: u64 = 4;
+pub(super) const LSR: u64 = 5;
+pub(super) const MSR: u64 = 6;
+pub(super) const SCR: u64 = 7;
+
 /// Interrupt enable register: received data, transmitter empty, receiver line status, modem status.
 const IER_DATA: u8 = 1 << 0;
 const IER_EMPTY: u8 = 1 << 1;
@@ -122,20 +133,20 @@ impl Uart {
     pub(super) fn read(&mut self, offset: u64) -> Read {
         let held = self.holds_input_back();
         let value = match offset {
-            0 if self.is_latch_open() => self.dll,
-            1 if self.is_latch_open() => self.dlm,
-            0 => self.received.pop_front().unwrap_or(0),
-            1 => self.ier,
-            2 => self.identify(),
-            3 => self.lcr,
-            4 => self.mcr,
-            5 => self.line_status(),
-            6 => {
+            DATA if self.is_latch_open() => self.dll,
+            IER if self.is_latch_open() => self.dlm,
+            DATA => self.received.pop_front().unwrap_or(0),
+            IER => self.ier,
+            IIR => self.identify(),
+            LCR => self.lcr,
+            MCR => self.mcr,
+            LSR => self.line_status(),
+            MSR => {
                 let status = self.msr;
                 self.msr &= !MSR_CHANGES;
                 status
             }
-            7 => self.scr,
+            SCR => self.scr,
             _ => 0xff,
         };
         Read { value, room: held && !self.holds_input_back() }
@@ -146,14 +157,14 @@ impl Uart {
         let held = self.holds_input_back();
         let mut written = Written::default();
         match offset {
-            0 if self.is_latch_open() => self.dll = value,
-            1 if self.is_latch_open() => self.dlm = value,
-            0 => written = self.send(value),
-            1 => written.interrupt = self.enable_interrupts(value & IER_BITS),
-            2 => self.control_fifo(value),
-            3 => self.lcr = value,
-            4 => written.interrupt = self.control_modem(value & MCR_BITS),
-            7 => self.scr = value,
+            DATA if self.is_latch_open() => self.dll = value,
+            IER if self.is_latch_open() => self.dlm = value,
+            DATA => written = self.send(value),
+            IER => written.interrupt = self.enable_interrupts(value & IER_BITS),
+            FCR => self.control_fifo(value),
+            LCR => self.lcr = value,
+            MCR => written.interrupt = self.control_modem(value & MCR_BITS),
+            SCR => self.scr = value,
             // LSR and MSR can be read only, and there are no others.
             _ => {}
         }
@@ -307,15 +318,6 @@ impl Uart {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DATA: u64 = 0;
-    const IER: u64 = 1;
-    const IIR: u64 = 2;
-    const FCR: u64 = 2;
-    const LCR: u64 = 3;
-    const MCR: u64 = 4;
-    const LSR: u64 = 5;
-    const MSR: u64 = 6;
 
     fn get(uart: &mut Uart, offset: u64) -> u8 {
         uart.read(offset).value
