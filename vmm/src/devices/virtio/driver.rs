@@ -1,7 +1,13 @@
-//! The driver's side of a split ring (2.7), for tests of devices. It also does things that no correct
+//! A driver of virtio devices and its side of a split ring (2.7), for tests of devices. It also does things that no correct
 //! driver would do.
 
+use std::sync::Arc;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::PciResources;
+use super::features::VERSION_1;
+use crate::kvm::interrupts::fake::FakeWires;
 
 /// Descriptor flag: the chain continues with another descriptor.
 pub(crate) const NEXT: u16 = 1;
@@ -17,6 +23,42 @@ pub(crate) const RAM: [(GuestAddress, usize); 2] =
 /// Guest RAM of the layout [`RAM`], all zero.
 pub(crate) fn ram() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&RAM).unwrap()
+}
+
+/// The guest physical address of a device's BAR in these tests.
+pub(crate) const BAR: u32 = 0xc000_0000;
+
+/// Resources of a device in slot 1 whose BAR is at [`BAR`].
+pub(crate) fn resources(memory: &GuestMemoryMmap, wires: &Arc<FakeWires>) -> PciResources {
+    PciResources {
+        slot: 1,
+        bar: BAR,
+        memory: memory.clone(),
+        interrupts: wires.clone(),
+        doorbells: wires.clone(),
+    }
+}
+
+/// Starts a device with `ring` as its first queue, as a driver does (3.1.1): negotiates VERSION_1 and
+/// `features`, which are below bit 32. `write` writes to the common configuration.
+pub(crate) fn start(ring: &Ring, features: u64, mut write: impl FnMut(u64, &[u8])) {
+    for (at, value, size) in [
+        (0x14, 1, 1),
+        (0x14, 3, 1),
+        (0x08, 0, 4),
+        (0x0c, features, 4),
+        (0x08, 1, 4),
+        (0x0c, VERSION_1 >> 32, 4),
+        (0x14, 11, 1),
+        (0x18, ring.size().into(), 2),
+        (0x20, ring.descriptors(), 8),
+        (0x28, ring.available(), 8),
+        (0x30, ring.used(), 8),
+        (0x1c, 1, 2),
+        (0x14, 15, 1),
+    ] {
+        write(at, &u64::to_le_bytes(value)[..size]);
+    }
 }
 
 /// A piece of guest memory: address, length, and flags of its descriptor.

@@ -16,8 +16,7 @@ use crate::devices::files::Opened;
 use crate::devices::identity::Identity;
 use crate::devices::serial::SerialOptions;
 use crate::devices::virtio::block::BlockOptions;
-use crate::devices::virtio::driver::{Ring, WRITE, ram};
-use crate::devices::virtio::features::VERSION_1;
+use crate::devices::virtio::driver::{Ring, WRITE, ram, start};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::link::Role;
 use crate::machine::{KernelBoot, VmName, place};
@@ -102,25 +101,8 @@ impl Running {
         let command = 0x8000_0004_u32 | (index as u32 + 1) << 11;
         self.board.pio.write(0xcf8, &command.to_le_bytes());
         self.board.pio.write(0xcfc, &6_u16.to_le_bytes());
-        let write = |at: u64, value: u64, size: usize| {
-            self.board.mmio.write(Self::bar(index) + at, &value.to_le_bytes()[..size]);
-        };
         let ring = Ring::new(&self.memory, 0x4000 + 0x4000 * index, 16);
-        for (at, value, size) in [
-            (0x14, 1, 1),
-            (0x14, 3, 1),
-            (0x08, 1, 4),
-            (0x0c, VERSION_1 >> 32, 4),
-            (0x14, 11, 1),
-            (0x18, ring.size().into(), 2),
-            (0x20, ring.descriptors(), 8),
-            (0x28, ring.available(), 8),
-            (0x30, ring.used(), 8),
-            (0x1c, 1, 2),
-            (0x14, 15, 1),
-        ] {
-            write(at, value, size);
-        }
+        start(&ring, 0, |at, bytes| self.board.mmio.write(Self::bar(index) + at, bytes));
         ring
     }
 

@@ -11,13 +11,11 @@ use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
 use crate::devices::pci::PciFunction;
-use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
-use crate::devices::virtio::features::VERSION_1;
-use crate::devices::virtio::{PciResources, Worker};
+use crate::devices::virtio::Worker;
+use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 
-const BAR: u32 = 0xc000_0000;
 const HEADERS: u64 = 0x1_0000;
 const STATUSES: u64 = 0x1_8000;
 const DATA: u64 = 0x2_0000;
@@ -43,13 +41,7 @@ impl Guest {
 
     fn with_sectors(file: File, sectors: u64, no_uring: bool, features: u64) -> Self {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
-        let resources = PciResources {
-            slot: 1,
-            bar: BAR,
-            memory: memory.clone(),
-            interrupts: wires.clone(),
-            doorbells: wires.clone(),
-        };
+        let resources = resources(&memory, &wires);
         let identity = Identity::File { file_system: 1, inode: 2 };
         let path = "a disk".to_owned();
         let image = Image { file, identity, readonly: false, raw: true, no_uring, queues: 1, path };
@@ -59,21 +51,7 @@ impl Guest {
         thread.add_subscriber(function.worker());
         let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
         function.write_config(4, &6_u16.to_le_bytes());
-        for (at, value, size) in [
-            (0x14, 1, 1),
-            (0x14, 3, 1),
-            (0x0c, features, 4),
-            (0x08, 1, 4),
-            (0x0c, VERSION_1 >> 32, 4),
-            (0x14, 11, 1),
-            (0x20, ring.descriptors(), 8),
-            (0x28, ring.available(), 8),
-            (0x30, ring.used(), 8),
-            (0x1c, 1, 2),
-            (0x14, 15, 1),
-        ] {
-            function.write(at, &value.to_le_bytes()[..size]);
-        }
+        start(&ring, features, |at, bytes| function.write(at, bytes));
         Self { function, thread, wires, memory, ring, offered: 0 }
     }
 

@@ -10,13 +10,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::bus::BusDevice;
 use crate::devices::pci::PciFunction;
-use crate::devices::virtio::PciResources;
-use crate::devices::virtio::driver::{Ring, WRITE};
-use crate::devices::virtio::features::VERSION_1;
+use crate::devices::virtio::driver::{BAR, Ring, WRITE, resources, start};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 
-const BAR: u32 = 0xc000_0000;
 const RAM: usize = 64 << 20;
 const DISK: u64 = 256 << 20;
 /// Where the data of the requests is, above rings and headers.
@@ -50,13 +47,7 @@ impl Driver {
         // So that the host has the pages.
         memory.write_slice(&vec![0; RAM], GuestAddress(0)).unwrap();
         let wires = Arc::new(FakeWires::default());
-        let resources = PciResources {
-            slot: 1,
-            bar: BAR,
-            memory: memory.clone(),
-            interrupts: wires.clone(),
-            doorbells: wires.clone(),
-        };
+        let resources = resources(&memory, &wires);
         let identity = Identity::of(&file).unwrap();
         let no_uring = disk_options().contains("_disable_io_uring=on");
         let image = Image {
@@ -80,22 +71,7 @@ impl Driver {
         });
         let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
         function.write_config(4, &6_u16.to_le_bytes());
-        for (at, value, size) in [
-            (0x14, 1, 1),
-            (0x14, 3, 1),
-            (0x08, 0, 4),
-            (0x0c, F_FLUSH, 4),
-            (0x08, 1, 4),
-            (0x0c, VERSION_1 >> 32, 4),
-            (0x14, 11, 1),
-            (0x20, ring.descriptors(), 8),
-            (0x28, ring.available(), 8),
-            (0x30, ring.used(), 8),
-            (0x1c, 1, 2),
-            (0x14, 15, 1),
-        ] {
-            function.write(at, &value.to_le_bytes()[..size]);
-        }
+        start(&ring, F_FLUSH, |at, bytes| function.write(at, bytes));
         let mut status = [0];
         function.read(0x14, &mut status);
         assert_eq!(status, [15]);

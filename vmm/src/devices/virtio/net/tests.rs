@@ -16,16 +16,15 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
-use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
+use crate::devices::virtio::Worker;
+use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources};
 use crate::devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use crate::devices::virtio::{PciResources, Worker};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 use crate::state::Persist;
 use crate::state::Schema;
 use crate::state::node::read_node;
 
-const BAR: u32 = 0xc000_0000;
 const STATUS: u64 = 0x14;
 const DEVICE: u64 = 0x2000;
 /// Where these tests have data in guest memory, behind the rings.
@@ -46,16 +45,6 @@ struct Guest {
     wire: Vec<UnixDatagram>,
     rings: BTreeMap<u16, Ring>,
     shared: Arc<Shared>,
-}
-
-fn resources(memory: &GuestMemoryMmap, wires: &Arc<FakeWires>) -> PciResources {
-    PciResources {
-        slot: 1,
-        bar: BAR,
-        memory: memory.clone(),
-        interrupts: wires.clone(),
-        doorbells: wires.clone(),
-    }
 }
 
 /// A wire of sockets, and its other ends.

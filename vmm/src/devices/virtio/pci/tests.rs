@@ -18,7 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::backend::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
 use super::*;
-use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
+use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources};
 use crate::devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::devices::virtio::{VirtioWorker, features};
 use crate::kvm::interrupts::MsiMessage;
@@ -26,7 +26,6 @@ use crate::kvm::interrupts::fake::FakeWires;
 use crate::state::node::read_node;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-const BAR: u32 = 0xc000_0000;
 /// The first feature of [`Echo`].
 const LOUD: u64 = 1;
 /// The vectors that [`Machine::start`] gives to queue 0, queue 1 and the configuration.
@@ -172,16 +171,6 @@ struct Machine<D: VirtioDevice> {
 fn pause(device: &mut impl Device) {
     device.pause();
     device.drain(Instant::now()).unwrap();
-}
-
-fn resources(memory: &GuestMemoryMmap, wires: &Arc<FakeWires>) -> PciResources {
-    PciResources {
-        slot: 1,
-        bar: BAR,
-        memory: memory.clone(),
-        interrupts: wires.clone(),
-        doorbells: wires.clone(),
-    }
 }
 
 /// A machine with an [`Echo`], and its log.

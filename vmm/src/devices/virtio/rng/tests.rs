@@ -9,13 +9,11 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
-use crate::devices::virtio::driver::{Part, Ring, WRITE, ram};
-use crate::devices::virtio::features::VERSION_1;
-use crate::devices::virtio::{PciResources, Worker};
+use crate::devices::virtio::Worker;
+use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 
-const BAR: u32 = 0xc000_0000;
 const DATA: u64 = 0x1_0000;
 
 struct Guest {
@@ -30,32 +28,13 @@ impl Guest {
     /// A guest whose driver has started the device.
     fn new(source: impl Into<OwnedFd>) -> Self {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
-        let resources = PciResources {
-            slot: 1,
-            bar: BAR,
-            memory: memory.clone(),
-            interrupts: wires.clone(),
-            doorbells: wires.clone(),
-        };
+        let resources = resources(&memory, &wires);
         let rng = Rng::new(source.into().into());
         let mut function = VirtioPci::new(rng, resources).unwrap();
         let mut thread = EventManager::new().unwrap();
         thread.add_subscriber(function.worker());
         let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
-        for (at, value, size) in [
-            (0x14, 1, 1),
-            (0x14, 3, 1),
-            (0x08, 1, 4),
-            (0x0c, VERSION_1 >> 32, 4),
-            (0x14, 11, 1),
-            (0x20, ring.descriptors(), 8),
-            (0x28, ring.available(), 8),
-            (0x30, ring.used(), 8),
-            (0x1c, 1, 2),
-            (0x14, 15, 1),
-        ] {
-            function.write(at, &value.to_le_bytes()[..size]);
-        }
+        start(&ring, 0, |at, bytes| function.write(at, bytes));
         Self { function, thread, wires, memory, ring }
     }
 
