@@ -4,12 +4,13 @@
 //! comes there to a guest, which is on the same network as the host's uplink. The connection has data on
 //! its way in both directions all the time, and each byte is checked.
 
-use crate::mutex::lock;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::mutex::lock;
 
 /// The port on which a guest with a network sends back what it gets.
 pub const ECHO_PORT: u16 = 7;

@@ -3,13 +3,14 @@
 //! If `PERENNIAL_TIMES` names a file, a line with seconds and name of each test is appended to it, so
 //! that `make test`, which runs several programs, can list the slowest tests of all.
 
-use crate::mutex::lock;
 use std::env;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::time::Duration;
+
+use crate::mutex::lock;
 
 /// Number of tests in the list of the slowest.
 const SLOWEST: usize = 10;

@@ -4,7 +4,6 @@
 //! with its position and contents at the switch, and a file that was not retrieved is discarded when its
 //! session is finished.
 
-use crate::mutex::lock;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use luo::Errno;
 use luo::builtin::scripted::{ScriptedFile, ScriptedHandler};
 use luo::builtin::{Compatible, File, Handle, Handler, Retrieval, SessionId};
+
+use crate::mutex::lock;
 
 /// The kind of a file.
 #[derive(Debug, Clone)]
