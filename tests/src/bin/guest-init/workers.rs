@@ -205,7 +205,7 @@ fn use_disk(path: &str, boot: &str, progress: &Progress, console: &Console) -> i
 /// How far ahead of the newest record the writer may come while a record is read.
 const AHEAD: u64 = 64;
 
-/// Reads records all over the ring, side by side with others that do, until one is not as it must be.
+/// Reads records in all parts of the ring, in parallel with other readers, until a record is wrong.
 fn read_records(path: &str, reader: u64, progress: &Progress) -> io::Result<()> {
     let flags = OFlags::DIRECT.bits() as i32;
     let disk = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
