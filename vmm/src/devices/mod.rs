@@ -10,6 +10,7 @@ pub mod interface;
 pub mod kind;
 pub mod pci;
 pub mod power;
+pub mod rate_limit;
 pub mod serial;
 pub mod virtio;
 

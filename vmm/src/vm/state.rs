@@ -116,7 +116,7 @@ impl Schema for VmStateV1 {
 mod tests {
     use super::*;
     use crate::devices::serial::SerialStateV1;
-    use crate::devices::virtio::block::VirtioBlkStateV1;
+    use crate::devices::virtio::block::VirtioBlkStateV2;
     use crate::devices::virtio::pci::BAR_SIZE;
     use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
     use crate::machine::tests::{disk, sample as machine};
@@ -127,7 +127,7 @@ mod tests {
         pub(crate) fn sample() -> Self {
             let serial = DeviceState::Serial(SerialStateV1::sample());
             let first = VirtioState {
-                device: VirtioBlkStateV1 { readonly: false, ..VirtioBlkStateV1::sample() },
+                device: VirtioBlkStateV2 { readonly: false, ..VirtioBlkStateV2::sample() },
                 transport: VirtioPciStateV1::sample(),
             };
             let mut second = first.clone();

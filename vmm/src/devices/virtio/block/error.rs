@@ -47,12 +47,12 @@ pub enum BlockError {
         /// The format.
         format: &'static str,
     },
-    /// The size differs from the saved one.
+    /// The size is smaller than the saved one.
     #[error(
-        "the disk {path} had {saved} bytes before the update and has {here} now: bring the disk \
+        "the disk {path} had {saved} bytes before the update and has only {here} now: bring the disk \
          back as it was, then restore the VM"
     )]
-    Changed {
+    Shrunk {
         /// The disk.
         path: String,
         /// Size before.

@@ -2,6 +2,8 @@
 //! hostile driver does meanwhile.
 
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
@@ -34,18 +36,22 @@ struct Guest {
 }
 
 impl Guest {
-    /// A guest whose driver has started the disk `file`, with the features `features`.
-    fn new(file: File, no_uring: bool, features: u64) -> Self {
-        Self::with_sectors(file, SECTORS, no_uring, features)
+    /// A guest whose driver has started the disk `file`, with the options `options` and the features `features`.
+    fn new(file: File, options: &str, features: u64) -> Self {
+        Self::with_sectors(file, SECTORS, options, features)
     }
 
-    fn with_sectors(file: File, sectors: u64, no_uring: bool, features: u64) -> Self {
+    fn with_sectors(file: File, sectors: u64, options: &str, features: u64) -> Self {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
         let resources = resources(&memory, &wires);
         let identity = Identity::File { file_system: 1, inode: 2 };
-        let path = "a disk".to_owned();
-        let image = Image { file, identity, readonly: false, raw: true, no_uring, queues: 1, path };
-        let block = Block::with(image, sectors, [0; identification::LEN]);
+        let options = BlockOptions::parse(&format!("path=a disk,{options}")).unwrap();
+        let (file, cached) = match options.direct.then(|| without_cache(&file)).flatten() {
+            Some(direct) => (direct, Some(file)),
+            None => (file, None),
+        };
+        let image = Image { file, cached, identity, options };
+        let block = Block::with(image, sectors, Geometry::default(), [0; identification::LEN]);
         let mut function = VirtioPci::new(block, resources).unwrap();
         let mut thread = EventManager::new().unwrap();
         thread.add_subscriber(function.worker());
@@ -103,13 +109,25 @@ fn image() -> File {
     file
 }
 
-/// Both engines.
-const ENGINES: [bool; 2] = [false, true];
+/// The same file opened with O_DIRECT, or `None` if it is not a file of a file system that supports it.
+fn without_cache(file: &File) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT).open(path).ok()
+}
+
+/// Both engines, with and without the host's page cache.
+const ENGINES: [&str; 4] = [
+    "_disable_io_uring=off",
+    "_disable_io_uring=on",
+    "direct=on,_disable_io_uring=off",
+    "direct=on,_disable_io_uring=on",
+];
 
 #[test]
 fn a_whole_ring_of_requests_is_answered_each_with_its_own_data() {
-    for no_uring in ENGINES {
-        let mut guest = Guest::new(image(), no_uring, F_FLUSH);
+    for options in ENGINES {
+        let mut guest = Guest::new(image(), options, F_FLUSH);
         for n in 0..SECTORS {
             guest.offer(0, n, &[(DATA + 512 * n, 100, WRITE), (DATA + 512 * n + 100, 412, WRITE)]);
         }
@@ -128,9 +146,9 @@ fn a_whole_ring_of_requests_is_answered_each_with_its_own_data() {
 
 #[test]
 fn writes_in_flight_are_on_the_disk_after_a_pause_and_what_came_later_is_in_the_ring() {
-    for no_uring in ENGINES {
+    for options in ENGINES {
         let file = image();
-        let mut guest = Guest::new(file.try_clone().unwrap(), no_uring, F_FLUSH);
+        let mut guest = Guest::new(file.try_clone().unwrap(), options, F_FLUSH);
         guest.memory.write_slice(&[0x77; 512], GuestAddress(DATA)).unwrap();
         for n in 0..32 {
             guest.offer(1, n, &[(DATA, 512, 0)]);
@@ -159,8 +177,8 @@ fn writes_in_flight_are_on_the_disk_after_a_pause_and_what_came_later_is_in_the_
 fn a_flush_that_fails_fails_every_request_that_waits_for_one() {
     // Cannot be flushed, but takes every write.
     let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
-    for no_uring in ENGINES {
-        let mut guest = Guest::new(null(), no_uring, F_FLUSH);
+    for options in ENGINES {
+        let mut guest = Guest::new(null(), options, F_FLUSH);
         let flushes: Vec<u64> = (0..5).map(|_| guest.offer(4, 0, &[])).collect();
         let write = guest.offer(1, 0, &[(DATA, 512, 0)]);
         guest.ring_doorbell();
@@ -168,7 +186,7 @@ fn a_flush_that_fails_fails_every_request_that_waits_for_one() {
         assert!(flushes.iter().all(|n| guest.status(*n) == 1));
         assert_eq!(guest.status(write), 0);
 
-        let mut guest = Guest::new(null(), no_uring, 0);
+        let mut guest = Guest::new(null(), options, 0);
         let write = guest.offer(1, 0, &[(DATA, 512, 0)]);
         guest.ring_doorbell();
         guest.run_until(1);
@@ -178,10 +196,10 @@ fn a_flush_that_fails_fails_every_request_that_waits_for_one() {
 
 #[test]
 fn errors_of_the_host_are_errors_of_their_requests_only() {
-    for no_uring in ENGINES {
+    for options in ENGINES {
         let file = image();
         file.set_len(32 * 512).unwrap();
-        let mut guest = Guest::new(file, no_uring, F_FLUSH);
+        let mut guest = Guest::new(file, options, F_FLUSH);
         let beyond = guest.offer(0, 31, &[(DATA, 1024, WRITE)]);
         let within = guest.offer(0, 31, &[(DATA + 4096, 512, WRITE)]);
         guest.ring_doorbell();
@@ -192,8 +210,8 @@ fn errors_of_the_host_are_errors_of_their_requests_only() {
 
 #[test]
 fn a_driver_that_resets_the_disk_with_requests_in_flight_gets_it_back() {
-    for no_uring in ENGINES {
-        let mut guest = Guest::new(image(), no_uring, F_FLUSH);
+    for options in ENGINES {
+        let mut guest = Guest::new(image(), options, F_FLUSH);
         for n in 0..60 {
             guest.offer(
                 u32::from(n % 2 == 0),
@@ -220,10 +238,10 @@ fn a_driver_that_resets_the_disk_with_requests_in_flight_gets_it_back() {
 
 #[test]
 fn more_than_may_be_in_flight_waits_in_the_ring_and_is_done() {
-    for no_uring in ENGINES {
+    for options in ENGINES {
         // Gives as much as is asked for.
         let file = File::open("/dev/zero").unwrap();
-        let mut guest = Guest::with_sectors(file, 1 << 40, no_uring, F_FLUSH);
+        let mut guest = Guest::with_sectors(file, 1 << 40, options, F_FLUSH);
         // Four requests of 15 MiB, which may be two in flight.
         let data = vec![(DATA, 256 << 10, WRITE); 60];
         for n in 0..4 {
@@ -238,9 +256,9 @@ fn more_than_may_be_in_flight_waits_in_the_ring_and_is_done() {
 
 #[test]
 fn sectors_that_are_zeroed_or_discarded_read_as_zeroes_and_their_neighbours_as_before() {
-    for no_uring in ENGINES {
+    for options in ENGINES {
         let file = image();
-        let mut guest = Guest::new(file.try_clone().unwrap(), no_uring, F_FLUSH);
+        let mut guest = Guest::new(file.try_clone().unwrap(), options, F_FLUSH);
         for (n, (kind, sector, flags)) in
             [(11, 4u64, 0u32), (13, 8, 1), (13, 12, 0)].iter().enumerate()
         {
@@ -267,14 +285,61 @@ fn sectors_that_are_zeroed_or_discarded_read_as_zeroes_and_their_neighbours_as_b
 
 #[test]
 fn a_disk_that_cannot_clear_sectors_says_so_of_zeroes_and_keeps_what_is_discarded() {
-    for no_uring in ENGINES {
+    for options in ENGINES {
         let file = File::options().read(true).write(true).open("/dev/zero").unwrap();
-        let mut guest = Guest::new(file, no_uring, F_FLUSH);
+        let mut guest = Guest::new(file, options, F_FLUSH);
         guest.memory.write_slice(&(2u128 << 64).to_le_bytes(), GuestAddress(DATA)).unwrap();
         guest.offer(11, 0, &[(DATA, 16, 0)]);
         guest.offer(13, 0, &[(DATA, 16, 0)]);
         guest.ring_doorbell();
         guest.run_until(2);
         assert_eq!((guest.status(0), guest.status(1)), (0, 2));
+    }
+}
+
+#[test]
+fn a_disk_with_direct_on_also_moves_what_o_direct_does_not_accept() {
+    for options in &ENGINES[2..] {
+        let file = image();
+        let mut guest = Guest::new(file.try_clone().unwrap(), options, F_FLUSH);
+        // Odd addresses and lengths in memory, and a sector within a block of the file.
+        guest.memory.write_slice(&[0x77; 513], GuestAddress(DATA + 1)).unwrap();
+        guest.offer(1, 5, &[(DATA + 1, 3, 0), (DATA + 4, 509, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(1);
+        let read = DATA + 0x1000;
+        guest.offer(0, 4, &[(read + 3, 1001, WRITE), (read + 2001, 535, WRITE)]);
+        guest.ring_doorbell();
+        guest.run_until(2);
+        assert_eq!((guest.status(0), guest.status(1)), (0, 0), "{options}");
+        let mut sectors = [0; 1536];
+        guest.memory.read_slice(&mut sectors[..1001], GuestAddress(read + 3)).unwrap();
+        guest.memory.read_slice(&mut sectors[1001..], GuestAddress(read + 2001)).unwrap();
+        assert_eq!(sectors, *[[4; 512], [0x77; 512], [6; 512]].as_flattened(), "{options}");
+    }
+}
+
+#[test]
+fn a_disk_with_a_limit_takes_what_it_allows_and_the_rest_later() {
+    for options in ENGINES {
+        // Two requests at once, the next one after an hour.
+        let limit = "ops_size=2,ops_refill_time=7200000";
+        let mut guest = Guest::new(image(), &format!("{options},{limit}"), F_FLUSH);
+        (0..6).for_each(|n| _ = guest.offer(0, n, &[(DATA, 512, WRITE)]));
+        guest.ring_doorbell();
+        guest.run_until(2);
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        guest.pause();
+        assert_eq!((guest.ring.used_index(), guest.status(2)), (2, UNTOUCHED), "{options}");
+
+        // A flush counts as a request without bytes.
+        let limit = "bw_size=512,bw_refill_time=1";
+        let mut guest = Guest::new(image(), &format!("{options},{limit}"), F_FLUSH);
+        (0..6).for_each(|n| _ = guest.offer(0, n, &[(DATA, 4096, WRITE)]));
+        guest.offer(4, 0, &[]);
+        guest.ring_doorbell();
+        guest.run_until(7);
+        assert!((0..7).all(|n| guest.status(n) == 0), "{options}");
     }
 }

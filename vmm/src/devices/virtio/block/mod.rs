@@ -9,6 +9,7 @@ mod error;
 #[cfg(test)]
 mod flight_tests;
 mod format;
+mod geometry;
 mod identification;
 mod options;
 mod request;
@@ -21,19 +22,22 @@ mod transfer;
 mod worker;
 
 pub use error::BlockError;
+pub use geometry::Geometry;
 pub use options::BlockOptions;
-pub use state::VirtioBlkStateV1;
+pub use state::VirtioBlkStateV2;
 pub use worker::BlockWorker;
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::engine::Engine;
+use self::geometry::Alignment;
+use self::transfer::Pieces;
 use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
-use crate::devices::files::{OpenError, Opened};
+use crate::devices::files::{FilesError, OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::kind::{Built, Kind, Place, Site};
 
@@ -55,6 +59,7 @@ const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
 const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
@@ -62,20 +67,21 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 /// An open image or block device of the host.
 #[derive(Debug)]
 pub struct Image {
-    /// The file or block device.
+    /// The file or block device; with `direct=on` opened with O_DIRECT.
     pub file: File,
+    /// The same without O_DIRECT, if `file` is opened with it.
+    pub cached: Option<File>,
     /// Identifies the image independently of its path.
     pub identity: Identity,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// Whether the configuration says that the image is raw even if it has another format's magic number.
-    pub raw: bool,
-    /// Whether the configuration forbids io_uring.
-    pub no_uring: bool,
-    /// Number of the disk's queues.
-    pub queues: u16,
-    /// Path on the host, for errors only.
-    pub path: String,
+    /// What the configuration says of the disk.
+    pub options: BlockOptions,
+}
+
+impl Image {
+    /// Returns the path on the host, for messages only.
+    fn path(&self) -> String {
+        self.options.path.display().to_string()
+    }
 }
 
 /// The device.
@@ -86,7 +92,13 @@ pub struct Block(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     image: Image,
-    sectors: u64,
+    /// Size in sectors, as the guest was told.
+    sectors: AtomicU64,
+    /// Whether the size has grown since the driver was told.
+    grown: AtomicBool,
+    geometry: Geometry,
+    /// What O_DIRECT needs.
+    alignment: Alignment,
     id: [u8; identification::LEN],
     /// The size of each queue.
     queue_sizes: Vec<u16>,
@@ -100,41 +112,55 @@ impl Block {
     /// `image_type=raw`.
     pub fn new(image: Image, label: &str) -> Result<Self, BlockError> {
         let size = transfer::size(&image.file)
-            .map_err(|source| BlockError::Size { path: image.path.clone(), source })?;
+            .map_err(|source| BlockError::Size { path: image.path(), source })?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
-            return Err(BlockError::NoSectors { path: image.path, bytes: size });
+            return Err(BlockError::NoSectors { path: image.path(), bytes: size });
         }
-        if !image.raw {
+        if !image.options.raw {
             let format = format::recognize(&image.file, size)
-                .map_err(|source| BlockError::Head { path: image.path.clone(), source })?;
+                .map_err(|source| BlockError::Head { path: image.path(), source })?;
             if let Some(format) = format {
-                return Err(BlockError::Format { path: image.path, format });
+                return Err(BlockError::Format { path: image.path(), format });
             }
         }
-        Ok(Self::with(image, size / SECTOR, identification::of(label)))
+        let geometry = Geometry::of(&image.file)
+            .map_err(|source| BlockError::Size { path: image.path(), source })?;
+        Ok(Self::with(image, size / SECTOR, geometry, identification::of(label)))
     }
 
-    fn with(image: Image, sectors: u64, id: [u8; identification::LEN]) -> Self {
-        let driver_flushes = AtomicBool::new(false);
-        let queue_sizes = vec![QUEUE_SIZE; usize::from(image.queues)];
-        Self(Arc::new(Shared { image, sectors, id, queue_sizes, driver_flushes }))
+    fn with(image: Image, sectors: u64, geometry: Geometry, id: [u8; identification::LEN]) -> Self {
+        Self(Arc::new(Shared {
+            alignment: Alignment::of(&image.file),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(image.options.queues())],
+            image,
+            sectors: AtomicU64::new(sectors),
+            grown: AtomicBool::new(false),
+            geometry,
+            id,
+            driver_flushes: AtomicBool::new(false),
+        }))
     }
 
     /// The configuration structure (5.2.4).
     fn config(&self) -> [u8; 60] {
         let mut bytes = [0; 60];
         let most = (REQUEST_MAX / SECTOR) as u32;
+        let geometry = self.0.geometry;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         // capacity, size_max, seg_max, blk_size, num_queues
-        put(0, &self.0.sectors.to_le_bytes());
+        put(0, &self.0.sectors().to_le_bytes());
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
-        put(20, &(SECTOR as u32).to_le_bytes());
+        put(20, &geometry.block_bytes.to_le_bytes());
+        // topology: physical_block_exp, alignment_offset, min_io_size, opt_io_size
+        put(24, &[geometry.physical_exponent, geometry.alignment_offset]);
+        put(26, &geometry.minimum_io_blocks.to_le_bytes());
+        put(28, &geometry.optimal_io_blocks.to_le_bytes());
         put(34, &(self.0.queue_sizes.len() as u16).to_le_bytes());
         // max_discard_sectors, max_discard_seg, discard_sector_alignment
         put(36, &most.to_le_bytes());
         put(40, &1u32.to_le_bytes());
-        put(44, &1u32.to_le_bytes());
+        put(44, &(geometry.block_bytes / SECTOR as u32).to_le_bytes());
         // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap
         put(48, &most.to_le_bytes());
         put(52, &1u32.to_le_bytes());
@@ -166,9 +192,10 @@ impl VirtioDevice for Block {
 
     fn features(&self) -> u64 {
         let clear = F_DISCARD | F_WRITE_ZEROES;
-        let mode = if self.0.image.readonly { F_RO } else { clear };
+        let mode = if self.0.image.options.readonly { F_RO } else { clear };
         let several = if self.0.queue_sizes.len() > 1 { F_MQ } else { 0 };
-        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | mode | several
+        let topology = if self.0.geometry.has_topology() { F_TOPOLOGY } else { 0 };
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | mode | several | topology
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -190,6 +217,10 @@ impl VirtioDevice for Block {
         self.0.driver_flushes.store(features & F_FLUSH != 0, Ordering::Relaxed);
     }
 
+    fn resumed(&mut self) -> bool {
+        self.0.grown.swap(false, Ordering::Relaxed)
+    }
+
     fn worker(&self) -> BlockWorker {
         BlockWorker::new(self.0.clone(), Engine::new(&self.0))
     }
@@ -200,9 +231,41 @@ impl VirtioDevice for Block {
 }
 
 impl Shared {
+    /// Size in sectors, as the guest was told.
+    fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Relaxed)
+    }
+
+    /// Takes over that the file has `bytes` bytes now, if that is more than the guest was told. Returns whether
+    /// it is. A last part of a block is left out.
+    fn grow(&self, bytes: u64) -> bool {
+        let block = u64::from(self.geometry.block_bytes);
+        let sectors = bytes / block * block / SECTOR;
+        let grown = sectors > self.sectors.fetch_max(sectors, Ordering::Relaxed);
+        self.grown.fetch_or(grown, Ordering::Relaxed);
+        grown
+    }
+
+    /// Whether a transfer of `bytes` bytes at `offset` between the file and `pieces` goes through the page cache
+    /// although the disk has `direct=on`.
+    ///
+    /// A disk with `direct=on` reads and writes through the page cache what O_DIRECT does not accept: few
+    /// requests, such as those of a boot loader, or of a guest whose image was made for smaller blocks. Linux
+    /// keeps both views of the file the same.
+    fn needs_cache(&self, offset: u64, bytes: u64, pieces: &Pieces) -> bool {
+        let Alignment { memory, offset: block } = self.alignment;
+        let aligned = || {
+            (offset | bytes).is_multiple_of(block)
+                && pieces.left().iter().all(|piece| {
+                    (piece.iov_base.addr() as u64 | piece.iov_len as u64).is_multiple_of(memory)
+                })
+        };
+        self.image.cached.is_some() && !aligned()
+    }
+
     /// Makes all completed writes durable.
     fn flush(&self) -> io::Result<()> {
-        match self.image.readonly {
+        match self.image.options.readonly {
             true => Ok(()),
             false => self.image.file.sync_data(),
         }
@@ -216,7 +279,7 @@ impl Kind for Block {
     const PLACE: Place = Place::Slot;
 
     type Options = BlockOptions;
-    type State = VirtioState<VirtioBlkStateV1>;
+    type State = VirtioState<VirtioBlkStateV2>;
 
     fn parse(text: &str) -> Result<BlockOptions, String> {
         BlockOptions::parse(text)
@@ -237,11 +300,11 @@ impl Kind for Block {
     ) -> Result<Built<Self::State>, DeviceError> {
         let taken = site.files.take_identified(options::IMAGE);
         let (fd, identity) = taken.map_err(|error| site.files_error(error))?;
-        let BlockOptions { path, readonly, raw, no_uring, more_queues: _ } = options;
-        let path = path.display().to_string();
-        let (readonly, raw, no_uring) = (*readonly, *raw, *no_uring);
-        let (file, queues) = (fd.into(), options.queues());
-        let image = Image { file, identity, readonly, raw, no_uring, queues, path };
+        let cached = site.files.take_optional(options::CACHED).map(File::from);
+        if options.direct && cached.is_none() {
+            return Err(site.files_error(FilesError::Missing(options::CACHED)));
+        }
+        let image = Image { file: fd.into(), cached, identity, options: options.clone() };
         VirtioPci::build(site, state, image, |image| Self::new(image, &site.label))
     }
 }

@@ -1,19 +1,24 @@
 //! `disk = ["path=...,readonly=on"]`: the options of a disk.
 
 use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::devices::files::{OpenError, Opened, open};
+use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
+use crate::devices::rate_limit::{self, RateLimits};
 use crate::options::Options;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// The role of the open image.
 pub(super) const IMAGE: &str = "image";
-
-const V2: &str = BlockOptions::COMPATIBLE[0];
+/// The role of the image opened without O_DIRECT, with `direct=on`.
+pub(super) const CACHED: &str = "cached-image";
+/// What to do if an image cannot be opened with O_DIRECT.
+const NO_DIRECT: &str = ": its file system does not support direct=on, so remove that option";
 
 /// One disk: a raw file or a block device of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,17 +33,22 @@ pub struct BlockOptions {
     pub no_uring: bool,
     /// Number of queues besides the first: `num_queues` minus 1.
     pub more_queues: u16,
+    /// `direct=on`: reads and writes bypass the host's page cache (O_DIRECT).
+    pub direct: bool,
+    /// Limits on bytes and requests.
+    pub rate_limits: RateLimits,
 }
 
 /// Most queues of a disk.
 const QUEUES_MAX: u16 = 16;
 
+/// The keys of a disk's options, without those of its limits.
+const KEYS: [&str; 6] =
+    ["path", "readonly", "direct", "image_type", "num_queues", "_disable_io_uring"];
+
 impl BlockOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let options = Options::parse(
-            text,
-            &["path", "readonly", "image_type", "_disable_io_uring", "num_queues"],
-        )?;
+        let options = Options::parse(text, &[&KEYS[..], &rate_limit::KEYS].concat())?;
         let raw = match options.get("image_type") {
             None => false,
             Some("raw") => true,
@@ -46,14 +56,20 @@ impl BlockOptions {
                 return Err(format!("image_type is raw, the only format there is, not `{other}`"));
             }
         };
-        let (path, readonly) = (options.path("path")?.into(), options.switch("readonly")?);
-        let no_uring = options.switch("_disable_io_uring")?;
         let queues = options.get("num_queues").unwrap_or("1");
         let more_queues = match queues.parse::<u16>() {
             Ok(count @ 1..=QUEUES_MAX) => count - 1,
             _ => return Err(format!("num_queues is 1 to {QUEUES_MAX}, not `{queues}`")),
         };
-        Ok(Self { path, readonly, raw, no_uring, more_queues })
+        Ok(Self {
+            path: options.path("path")?.into(),
+            readonly: options.switch("readonly")?,
+            raw,
+            no_uring: options.switch("_disable_io_uring")?,
+            more_queues,
+            direct: options.switch("direct")?,
+            rate_limits: RateLimits::parse(&options)?,
+        })
     }
 
     /// Number of the disk's queues.
@@ -62,66 +78,107 @@ impl BlockOptions {
         self.more_queues.min(QUEUES_MAX - 1) + 1
     }
 
+    /// Opens the image, and with `direct=on` once more through the page cache, for the requests that O_DIRECT
+    /// does not accept.
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
+        let mut opened = vec![self.open_image(IMAGE, self.direct)?];
+        if self.direct {
+            opened.push(self.open_image(CACHED, false)?);
+            if opened[0].identity != opened[1].identity {
+                let source =
+                    io::Error::other("it was replaced by another file while it was opened");
+                return Err(OpenError {
+                    what: "disk",
+                    path: self.path.clone(),
+                    remedy: "",
+                    source,
+                });
+            }
+        }
+        Ok(opened)
+    }
+
+    fn open_image(&self, role: &'static str, direct: bool) -> Result<Opened, OpenError> {
         // The VM's process checks the format, because the guest controls the contents of the image.
-        let Self { path, readonly, raw: _, no_uring: _, more_queues: _ } = self;
+        let path = &self.path;
+        let error = |remedy, source| OpenError { what: "disk", path: path.clone(), remedy, source };
         let mut options = OpenOptions::new();
-        options.read(true).write(!readonly);
-        let file = open("disk", path, &options)?;
-        let identity = Identity::of(&file).map_err(|source| OpenError {
-            what: "disk",
-            path: path.clone(),
-            remedy: "",
-            source,
+        options.read(true).write(!self.readonly);
+        if direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        let file = options.open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidInput if direct => error(NO_DIRECT, source),
+            _ => error("", source),
         })?;
-        Ok(vec![Opened { role: IMAGE, fd: file.into(), identity: Some(identity) }])
+        let identity = Identity::of(&file).map_err(|source| error("", source))?;
+        Ok(Opened { role, fd: file.into(), identity: Some(identity) })
+    }
+
+    /// Whether the options have nothing that the bindings before v3 lack.
+    fn is_v2(&self) -> bool {
+        !self.direct && self.rate_limits == RateLimits::default()
+    }
+
+    /// Whether the options have nothing that the first binding lacks.
+    fn is_v1(&self) -> bool {
+        self.is_v2() && !self.raw && !self.no_uring && self.more_queues == 0
     }
 }
 
-/// `perennial,virtio-blk-options-v2`. A disk without options that `-v1` lacks is written as `-v1`, so that
-/// programs which know only that binding can read it.
+/// `perennial,virtio-blk-options-v3`. Options are written in the oldest binding that can say all of them, so
+/// that programs which know only that binding can read them.
 impl Schema for BlockOptions {
-    const COMPATIBLE: &'static [&'static str] =
-        &["perennial,virtio-blk-options-v2", "perennial,virtio-blk-options-v1"];
+    const COMPATIBLE: &'static [&'static str] = &[
+        "perennial,virtio-blk-options-v3",
+        "perennial,virtio-blk-options-v2",
+        "perennial,virtio-blk-options-v1",
+    ];
 
     fn bindings(&self) -> &'static [&'static str] {
-        let Self { path, readonly, raw: _, no_uring: _, more_queues: _ } = self;
-        let plain = Self { path: path.clone(), readonly: *readonly, ..Self::default() };
-        match *self == plain {
-            true => &Self::COMPATIBLE[1..],
-            false => &Self::COMPATIBLE[..1],
+        match (self.is_v1(), self.is_v2()) {
+            (true, _) => &Self::COMPATIBLE[2..],
+            (false, true) => &Self::COMPATIBLE[1..2],
+            (false, false) => &Self::COMPATIBLE[..1],
         }
     }
 
     fn encode(&self, node: &mut Node) {
-        let Self { path, readonly, raw, no_uring, more_queues: _ } = self;
+        let Self { path, readonly, raw, no_uring, more_queues: _, direct, rate_limits } = self;
         node.put_str("path", &path.to_string_lossy());
         node.put_bool("read-only", *readonly);
-        if self.bindings() == [V2] {
+        if !self.is_v1() {
             node.put_bool("raw", *raw);
             node.put_bool("no-io-uring", *no_uring);
             node.put_u32("queues", self.queues().into());
         }
+        if !self.is_v2() {
+            node.put_bool("direct", *direct);
+            rate_limits.encode(node);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+        let [v3, v2, _] = Self::COMPATIBLE else { unreachable!("three bindings") };
         let (path, readonly) = (reader.str("path")?.into(), reader.bool("read-only")?);
-        let plain = Self { path, readonly, ..Self::default() };
-        match reader.is_compatible(V2) {
-            false => Ok(plain),
-            true => Ok(Self {
-                raw: reader.bool("raw")?,
-                no_uring: reader.bool("no-io-uring")?,
-                more_queues: match reader.narrow("queues")? {
-                    count @ 1..=QUEUES_MAX => count - 1,
-                    other => {
-                        let problem = format!("{other} queues, there are 1 to {QUEUES_MAX}");
-                        return Err(reader.invalid("queues", problem));
-                    }
-                },
-                ..plain
-            }),
+        let mut options = Self { path, readonly, ..Self::default() };
+        let v3 = reader.is_compatible(v3);
+        if v3 || reader.is_compatible(v2) {
+            options.raw = reader.bool("raw")?;
+            options.no_uring = reader.bool("no-io-uring")?;
+            options.more_queues = match reader.narrow("queues")? {
+                count @ 1..=QUEUES_MAX => count - 1,
+                other => {
+                    let problem = format!("{other} queues, there are 1 to {QUEUES_MAX}");
+                    return Err(reader.invalid("queues", problem));
+                }
+            };
         }
+        if v3 {
+            options.direct = reader.bool("direct")?;
+            options.rate_limits = RateLimits::decode(reader)?;
+        }
+        Ok(options)
     }
 }
 
@@ -134,7 +191,7 @@ mod sample {
     use super::*;
     use crate::devices::kind::{Sample, SampleFiles};
     use crate::devices::virtio::VirtioState;
-    use crate::devices::virtio::block::{Block, SECTOR, VirtioBlkStateV1};
+    use crate::devices::virtio::block::{Block, SECTOR, VirtioBlkStateV2};
 
     impl Sample for Block {
         fn options() -> BlockOptions {
@@ -142,7 +199,7 @@ mod sample {
         }
 
         /// A disk that takes no room, as large as the state says, if there can be one.
-        fn files(state: Option<&VirtioState<VirtioBlkStateV1>>) -> Option<SampleFiles> {
+        fn files(state: Option<&VirtioState<VirtioBlkStateV2>>) -> Option<SampleFiles> {
             let state = state.map(|state| &state.device);
             let fd = memfd_create("image", MemfdFlags::CLOEXEC).unwrap();
             let sectors = state.map_or(64, |state| state.capacity_sectors);
@@ -160,6 +217,7 @@ mod sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::rate_limit::RateLimit;
     use crate::state::contract::contract_tests;
 
     mod v1 {
@@ -173,6 +231,24 @@ mod tests {
         }
     }
 
+    mod v2 {
+        use super::*;
+
+        contract_tests! {
+            BlockOptions,
+            sample: || BlockOptions {
+                path: "/dev/vdb".into(),
+                readonly: true,
+                raw: true,
+                no_uring: true,
+                more_queues: 3,
+                ..Default::default()
+            },
+            changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false, |d| d.no_uring = false, |d| d.more_queues = 0, |d| d.direct = true],
+            golden: "virtio-blk-options-v2",
+        }
+    }
+
     contract_tests! {
         BlockOptions,
         sample: || BlockOptions {
@@ -181,9 +257,15 @@ mod tests {
             raw: true,
             no_uring: true,
             more_queues: 3,
+            direct: true,
+            rate_limits: RateLimits {
+                bandwidth: Some(RateLimit { size: 1 << 20, one_time_burst: 3, refill_ms: 100 }),
+                operations: Some(RateLimit { size: 500, one_time_burst: 0, refill_ms: 1000 }),
+            },
         },
-        changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false, |d| d.no_uring = false, |d| d.more_queues = 0],
-        golden: "virtio-blk-options-v2",
+        changes: [|d| d.path.push("x"), |d| d.readonly = false, |d| d.raw = false, |d| d.no_uring = false, |d| d.more_queues = 0, |d| d.direct = false, |d| d.rate_limits.bandwidth = None, |d| d.rate_limits.operations = None],
+        optional: ["/:bandwidth-limit", "/:operations-limit"],
+        golden: "virtio-blk-options-v3",
     }
 
     #[test]
@@ -201,6 +283,11 @@ mod tests {
             let refused = BlockOptions::parse(&format!("path=/a,num_queues={wrong}")).unwrap_err();
             assert!(refused.contains("num_queues is 1 to 16"), "{refused}");
         }
+        let direct = BlockOptions { direct: true, ..plain.clone() };
+        assert_eq!(BlockOptions::parse("path=/a,direct=on"), Ok(direct));
+        let limited = BlockOptions::parse("path=/a,ops_size=5,ops_refill_time=9").unwrap();
+        let limit = RateLimit { size: 5, one_time_burst: 0, refill_ms: 9 };
+        assert_eq!(limited.rate_limits.operations, Some(limit));
         let refused = BlockOptions::parse("path=/a,image_type=qcow2").unwrap_err();
         assert!(refused.contains("not `qcow2`"), "{refused}");
         assert!(BlockOptions::parse("readonly=on").unwrap_err().contains("path=FILE"));

@@ -49,6 +49,16 @@ pub(super) enum Task {
     Clear(Clear),
 }
 
+impl Task {
+    /// Number of bytes that it moves.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Transfer(transfer) => transfer.bytes,
+            Self::Done(..) | Self::Flush | Self::Clear(_) => 0,
+        }
+    }
+}
+
 /// Discards or zeroes `bytes` bytes of the file from `offset` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Clear {
@@ -111,7 +121,7 @@ pub(super) fn parse(
             .unwrap_or_else(|error| {
                 tracing::debug!(
                     "disk {}: request {kind} at sector {sector}: {error}",
-                    disk.image.path
+                    disk.image.path()
                 );
                 Task::Done(Status::IoError, 0)
             }),
@@ -190,16 +200,17 @@ fn task(
             return Ok(Task::Done(Status::Ok, 0));
         }
         let pieces = Pieces::new(memory, slices);
-        Ok(Task::Transfer(Transfer { write, pieces, offset, rest: bytes, bytes }))
+        let cached = disk.needs_cache(offset, bytes, &pieces);
+        Ok(Task::Transfer(Transfer { write, pieces, offset, rest: bytes, bytes, cached }))
     };
     match kind {
         T_IN => transfer(&buffers.writable, false),
-        T_OUT if disk.image.readonly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        T_OUT if disk.image.options.readonly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
         T_OUT => transfer(&buffers.readable, true),
-        T_FLUSH if disk.image.readonly => Ok(Task::Done(Status::Ok, 0)),
+        T_FLUSH if disk.image.options.readonly => Ok(Task::Done(Status::Ok, 0)),
         T_FLUSH => Ok(Task::Flush),
         T_GET_ID => identify(disk, &buffers.writable),
-        T_DISCARD | T_WRITE_ZEROES if disk.image.readonly => {
+        T_DISCARD | T_WRITE_ZEROES if disk.image.options.readonly => {
             Err(io::ErrorKind::ReadOnlyFilesystem.into())
         }
         T_DISCARD => clear(disk, &buffers.readable, true),
@@ -260,7 +271,7 @@ fn range(disk: &Shared, sector: u64, bytes: Option<u64>) -> io::Result<(u64, u64
     let end = bytes.and_then(|bytes| sector.checked_add(bytes / SECTOR));
     match (bytes, end) {
         // `end` is within the disk, whose size in bytes fits 64 bits: so does this product.
-        (Some(bytes), Some(end)) if end <= disk.sectors => Ok((sector * SECTOR, bytes)),
+        (Some(bytes), Some(end)) if end <= disk.sectors() => Ok((sector * SECTOR, bytes)),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }

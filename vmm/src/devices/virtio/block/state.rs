@@ -1,12 +1,13 @@
 //! The state of a disk.
 
-use super::{Block, BlockError, Image, SECTOR, Shared, identification, transfer};
+use super::{Block, BlockError, Geometry, Image, SECTOR, Shared, identification, transfer};
 use crate::devices::identity::Identity;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-blk-v1`. The transport has the driver's features.
+/// `perennial,virtio-blk-v2`. A disk with blocks of 512 bytes and no topology is written as `-v1`, which lacks
+/// them, so that programs which know only that binding can read it. The transport has the driver's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtioBlkStateV1 {
+pub struct VirtioBlkStateV2 {
     /// Size of the disk, in sectors of 512 bytes.
     pub capacity_sectors: u64,
     /// Whether the guest may only read.
@@ -15,17 +16,41 @@ pub struct VirtioBlkStateV1 {
     pub id: [u8; identification::LEN],
     /// The file or block device of the host.
     pub identity: Identity,
+    /// The block sizes that the guest was told.
+    pub geometry: Geometry,
 }
 
-impl Schema for VirtioBlkStateV1 {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-blk-v1"];
+impl Schema for VirtioBlkStateV2 {
+    const COMPATIBLE: &'static [&'static str] =
+        &["perennial,virtio-blk-v2", "perennial,virtio-blk-v1"];
+
+    fn bindings(&self) -> &'static [&'static str] {
+        match self.geometry == Geometry::default() {
+            true => &Self::COMPATIBLE[1..],
+            false => &Self::COMPATIBLE[..1],
+        }
+    }
 
     fn encode(&self, node: &mut Node) {
-        let Self { capacity_sectors, readonly, id, identity } = self;
+        let Self { capacity_sectors, readonly, id, identity, geometry } = self;
         node.put_u64("capacity-sectors", *capacity_sectors);
         node.put_bool("read-only", *readonly);
         node.put_bytes("id", id);
         identity.encode(node);
+        let Geometry {
+            block_bytes,
+            physical_exponent,
+            alignment_offset,
+            minimum_io_blocks,
+            optimal_io_blocks,
+        } = *geometry;
+        if *geometry != Geometry::default() {
+            node.put_u32("block-bytes", block_bytes);
+            node.put_u32("physical-block-exponent", physical_exponent.into());
+            node.put_u32("alignment-offset-blocks", alignment_offset.into());
+            node.put_u32("minimum-io-blocks", minimum_io_blocks.into());
+            node.put_u32("optimal-io-blocks", optimal_io_blocks);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
@@ -39,29 +64,66 @@ impl Schema for VirtioBlkStateV1 {
             readonly: reader.bool("read-only")?,
             id: reader.array("id")?,
             identity: Identity::decode(reader)?,
+            geometry: match reader.is_compatible(Self::COMPATIBLE[0]) {
+                true => decode_geometry(reader)?,
+                false => Geometry::default(),
+            },
         })
     }
 }
 
+fn decode_geometry(reader: &mut Reader<'_>) -> Result<Geometry, StateError> {
+    let block_bytes = reader.u32("block-bytes")?;
+    if !Geometry::is_block_size(block_bytes) {
+        let problem = format!("{block_bytes} bytes is not the size of a block of a disk");
+        return Err(reader.invalid("block-bytes", problem));
+    }
+    Ok(Geometry {
+        block_bytes,
+        physical_exponent: reader.narrow("physical-block-exponent")?,
+        alignment_offset: reader.narrow("alignment-offset-blocks")?,
+        minimum_io_blocks: reader.narrow("minimum-io-blocks")?,
+        optimal_io_blocks: reader.u32("optimal-io-blocks")?,
+    })
+}
+
 impl Persist for Block {
-    type State = VirtioBlkStateV1;
+    type State = VirtioBlkStateV2;
     type Resources = Image;
     type Error = BlockError;
 
-    fn save(&self) -> Result<VirtioBlkStateV1, BlockError> {
-        // The transport saves the queues, and the features, which say whether the driver knows FLUSH.
+    fn save(&self) -> Result<VirtioBlkStateV2, BlockError> {
         let Self(shared) = self;
-        let Shared { image, sectors, id, queue_sizes: _, driver_flushes: _ } = &**shared;
-        // The new host opens the file again; the options are in the machine's description.
-        let Image { file: _, identity, readonly, raw: _, no_uring: _, queues: _, path: _ } = image;
-        let identity = identity.clone();
-        Ok(VirtioBlkStateV1 { capacity_sectors: *sectors, readonly: *readonly, id: *id, identity })
+        let Shared {
+            image,
+            sectors: _,
+            // After a restore the driver is told the size once more than necessary at worst.
+            grown: _,
+            geometry,
+            // The new host finds out what its O_DIRECT needs.
+            alignment: _,
+            id,
+            // The transport saves the queues, and the features, which say whether the driver knows FLUSH.
+            queue_sizes: _,
+            driver_flushes: _,
+        } = &**shared;
+        // The new host opens the files again; the options are in the machine's description.
+        let Image { file: _, cached: _, identity, options } = image;
+        Ok(VirtioBlkStateV2 {
+            capacity_sectors: shared.sectors(),
+            readonly: options.readonly,
+            id: *id,
+            identity: identity.clone(),
+            geometry: *geometry,
+        })
     }
 
-    fn restore(state: VirtioBlkStateV1, image: Image) -> Result<Self, BlockError> {
-        let VirtioBlkStateV1 { capacity_sectors, readonly, id, identity } = state;
-        let path = image.path.clone();
-        if image.readonly != readonly {
+    /// Errors if the disk is another one or has become smaller. A disk that has grown is larger for the guest
+    /// as well; its driver is told when the VM is resumed.
+    fn restore(state: VirtioBlkStateV2, image: Image) -> Result<Self, BlockError> {
+        let VirtioBlkStateV2 { capacity_sectors, readonly, id, identity, geometry } = state;
+        let path = image.path();
+        if image.options.readonly != readonly {
             return Err(BlockError::Mode { path, saved: readonly });
         }
         if !image.identity.is_same(&identity) {
@@ -70,10 +132,12 @@ impl Persist for Block {
         let here = transfer::size(&image.file)
             .map_err(|source| BlockError::Size { path: path.clone(), source })?;
         let saved = capacity_sectors * SECTOR;
-        if here != saved {
-            return Err(BlockError::Changed { path, saved, here });
+        if here < saved {
+            return Err(BlockError::Shrunk { path, saved, here });
         }
-        Ok(Self::with(image, capacity_sectors, id))
+        let block = Self::with(image, capacity_sectors, geometry, id);
+        block.0.grow(here);
+        Ok(block)
     }
 }
 
@@ -84,7 +148,7 @@ mod tests {
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
-    impl VirtioBlkStateV1 {
+    impl VirtioBlkStateV2 {
         pub(crate) fn sample() -> Self {
             Self {
                 capacity_sectors: 0x0010_0000,
@@ -95,26 +159,75 @@ mod tests {
                     minor: 16,
                     serial: "disk-7".to_owned(),
                 },
+                geometry: Geometry::default(),
             }
         }
     }
 
+    mod v1 {
+        use super::*;
+
+        contract_tests! {
+            VirtioState<VirtioBlkStateV2>,
+            sample: || VirtioState {
+                device: VirtioBlkStateV2::sample(),
+                transport: VirtioPciStateV1::sample(),
+            },
+            changes: [
+                |s| s.device.capacity_sectors += 1,
+                |s| s.device.readonly = false,
+                |s| s.device.id[19] = 0,
+                |s| s.device.identity = Identity::File { file_system: 0x1234_5678_9abc_def0, inode: 12 },
+                |s| s.device.identity =
+                    Identity::BlockDevice { major: 254, minor: 16, serial: String::new() },
+                |s| s.transport.isr += 1,
+                |s| s.device.geometry.block_bytes = 4096,
+            ],
+            golden: "virtio-blk-v1",
+        }
+    }
+
+    /// A disk with every block size other than the usual one.
+    fn with_topology() -> VirtioBlkStateV2 {
+        let geometry = Geometry {
+            block_bytes: 4096,
+            physical_exponent: 2,
+            alignment_offset: 1,
+            minimum_io_blocks: 4,
+            optimal_io_blocks: 256,
+        };
+        VirtioBlkStateV2 { geometry, ..VirtioBlkStateV2::sample() }
+    }
+
     contract_tests! {
-        VirtioState<VirtioBlkStateV1>,
+        VirtioState<VirtioBlkStateV2>,
         sample: || VirtioState {
-            device: VirtioBlkStateV1::sample(),
+            device: with_topology(),
             transport: VirtioPciStateV1::sample(),
         },
         changes: [
             |s| s.device.capacity_sectors += 1,
             |s| s.device.readonly = false,
             |s| s.device.id[19] = 0,
-            |s| s.device.identity = Identity::File { file_system: 0x1234_5678_9abc_def0, inode: 12 },
-            |s| s.device.identity =
-                Identity::BlockDevice { major: 254, minor: 16, serial: String::new() },
-            |s| s.transport.isr += 1,
+            |s| s.device.identity = Identity::File { file_system: 1, inode: 12 },
+            |s| s.device.geometry.block_bytes = 512,
+            |s| s.device.geometry.physical_exponent = 0,
+            |s| s.device.geometry.alignment_offset = 0,
+            |s| s.device.geometry.minimum_io_blocks = 0,
+            |s| s.device.geometry.optimal_io_blocks = 0,
+            |s| s.device.geometry = Geometry::default(),
         ],
-        golden: "virtio-blk-v1",
+        golden: "virtio-blk-v2",
+    }
+
+    #[test]
+    fn blocks_of_an_impossible_size_are_refused() {
+        for bytes in [0, 256, 3 << 10, 1 << 20] {
+            let mut state = with_topology();
+            state.geometry.block_bytes = bytes;
+            let error = read_node::<VirtioBlkStateV2>(&state.to_node("device"), "/").unwrap_err();
+            assert!(error.to_string().starts_with("/device: property `block-bytes`"), "{error}");
+        }
     }
 
     #[test]
@@ -127,19 +240,19 @@ mod tests {
             &["block-device", "254:x", "a"],
             &["socket", "1", "2"],
         ] {
-            let mut node = VirtioBlkStateV1::sample().to_node("disk");
+            let mut node = VirtioBlkStateV2::sample().to_node("disk");
             node.properties.remove("identity");
             node.put_strings("identity", words);
-            let error = read_node::<VirtioBlkStateV1>(&node, "/").unwrap_err().to_string();
+            let error = read_node::<VirtioBlkStateV2>(&node, "/").unwrap_err().to_string();
             assert!(error.starts_with("/disk: property `identity`"), "{error}");
         }
     }
 
     #[test]
     fn a_disk_too_large_for_its_bytes_to_be_counted_is_refused() {
-        let mut state = VirtioBlkStateV1::sample();
+        let mut state = VirtioBlkStateV2::sample();
         state.capacity_sectors = u64::MAX / SECTOR + 1;
-        let error = read_node::<VirtioBlkStateV1>(&state.to_node("device"), "/").unwrap_err();
+        let error = read_node::<VirtioBlkStateV2>(&state.to_node("device"), "/").unwrap_err();
         assert!(error.to_string().starts_with("/device: property `capacity-sectors`"), "{error}");
     }
 }

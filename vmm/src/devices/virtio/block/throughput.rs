@@ -42,23 +42,18 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(file: File) -> Self {
+    fn new(file: File, path: &std::path::Path) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
         // So that the host has the pages.
         memory.write_slice(&vec![0; RAM], GuestAddress(0)).unwrap();
         let wires = Arc::new(FakeWires::default());
         let resources = resources(&memory, &wires);
         let identity = Identity::of(&file).unwrap();
-        let no_uring = disk_options().contains("_disable_io_uring=on");
-        let image = Image {
-            file,
-            identity,
-            readonly: false,
-            raw: true,
-            no_uring,
-            queues: 1,
-            path: "bench".into(),
-        };
+        let text = ["path=bench,image_type=raw", &disk_options()].join(",");
+        let options = BlockOptions::parse(text.trim_end_matches(',')).unwrap();
+        let cached =
+            options.direct.then(|| File::options().read(true).write(true).open(path).unwrap());
+        let image = Image { file, cached, identity, options };
         let block = Block::new(image, "bench-0").unwrap();
         let mut function = VirtioPci::new(block, resources).unwrap();
         let worker = function.worker();
@@ -158,7 +153,7 @@ fn throughput() {
     if disk_options().contains("direct=on") {
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT);
     }
-    let mut driver = Driver::new(options.open(file.path()).unwrap());
+    let mut driver = Driver::new(options.open(file.path()).unwrap(), file.path());
     for load in LOADS {
         let rate = driver.measure(load);
         let mib = rate * f64::from(load.1) / f64::from(1 << 20);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
+use super::Image;
+
 /// Returns the size of a file or a block device, in bytes.
 pub(super) fn size(file: &File) -> io::Result<u64> {
     // Block devices have no length in their metadata; their end can be sought.
@@ -72,6 +74,8 @@ pub(super) struct Transfer {
     pub(super) rest: u64,
     /// Length of all data, in bytes.
     pub(super) bytes: u64,
+    /// Whether it goes through the page cache although the disk has `direct=on`.
+    pub(super) cached: bool,
 }
 
 impl Transfer {
@@ -88,12 +92,13 @@ impl Transfer {
     }
 
     /// Moves bytes with one system call, with `flags` of preadv2(2). Returns how many.
-    pub(super) fn step(&self, file: &File, flags: libc::c_int) -> io::Result<usize> {
-        let (fd, pieces) = (file.as_raw_fd(), self.pieces.left());
+    pub(super) fn step(&self, image: &Image, flags: libc::c_int) -> io::Result<usize> {
+        let cached = image.cached.as_ref().filter(|_| self.cached);
+        let (fd, pieces) = (cached.unwrap_or(&image.file).as_raw_fd(), self.pieces.left());
         let count = pieces.len() as libc::c_int;
         let offset = libc::off_t::try_from(self.offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let moved = match self.write {
-            // SAFETY: `fd` is open as long as `file`, and `pieces` are mapped memory of the guest as
+            // SAFETY: `fd` is open as long as `image`, and `pieces` are mapped memory of the guest as
             // long as `self`, both of which are borrowed here. The kernel reads them.
             true => unsafe { libc::pwritev2(fd, pieces.as_ptr(), count, offset, flags) },
             // SAFETY: as above, and the kernel writes them.

@@ -11,16 +11,25 @@
 
 use std::io;
 use std::mem::take;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use super::engine::{Completed, Engine, Job, MOST, Work};
 use super::request::{self, Answer, Clear, How, Status, Task};
 use super::transfer::Transfer;
 use super::{REQUEST_MAX, Shared};
+use crate::devices::rate_limit::RateLimiter;
 use crate::devices::virtio::{Request, Rings, VirtioWorker};
 
+/// The index of the timer among the event sources.
+const TIMER: usize = 1;
 /// Most requests that are taken before the thread handles its other events.
 const BATCH: usize = 256;
 
@@ -35,6 +44,9 @@ pub struct BlockWorker {
     bytes: u64,
     /// Whether the bounds left requests in the rings.
     full: bool,
+    limiter: RateLimiter,
+    /// Expires when the limits allow the next request. Only a disk with limits has one.
+    timer: Option<OwnedFd>,
     /// Whether an error of the host was logged as a warning.
     reported: bool,
 }
@@ -54,8 +66,32 @@ struct Flushes {
 
 impl BlockWorker {
     pub(super) fn new(disk: Arc<Shared>, engine: Engine) -> Self {
+        let limiter = RateLimiter::new(&disk.image.options.rate_limits, Instant::now());
+        let timer = limiter.limits_anything().then(|| {
+            timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )
+            .expect("a timer, as every doorbell is a file descriptor too")
+        });
         let flushes = Flushes::default();
-        Self { disk, engine, flushes, requests: 0, bytes: 0, full: false, reported: false }
+        let (requests, bytes, full, reported) = (0, 0, false, false);
+        Self { disk, engine, flushes, requests, bytes, full, limiter, timer, reported }
+    }
+
+    /// Returns whether the limits allow a request now. If not, sets the timer for when they do.
+    fn allowed(&mut self) -> bool {
+        let Some(timer) = &self.timer else { return true };
+        let wait = self.limiter.wait(Instant::now());
+        if wait.is_zero() {
+            return true;
+        }
+        // A timer of 0 would be off. More than a day is not needed: it is set again then.
+        let wait = wait.clamp(Duration::from_micros(1), Duration::from_secs(86_400));
+        let value = Timespec::try_from(wait).expect("at most a day");
+        let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
+        timerfd_settime(timer, TimerfdTimerFlags::empty(), &once).expect("a valid time");
+        false
     }
 
     /// Takes requests of queue `queue` up to the bounds.
@@ -65,12 +101,16 @@ impl BlockWorker {
                 self.full = true;
                 return;
             }
+            if !self.allowed() {
+                return;
+            }
             let Some(request) = rings.take(queue) else { return };
             let Some((answer, task)) = request::parse(&self.disk, rings.memory(), request.chain())
             else {
                 rings.complete(request, 0);
                 continue;
             };
+            self.limiter.take(task.bytes());
             match task {
                 Task::Done(status, written) => {
                     let written = answer.give(rings.memory(), status, written);
@@ -220,7 +260,7 @@ impl BlockWorker {
     /// Returns the status for the guest. Logs the first error of the host as a warning.
     fn status(&mut self, what: &str, result: &io::Result<()>) -> Status {
         let Err(error) = result else { return Status::Ok };
-        let path = &self.disk.image.path;
+        let path = self.disk.image.path();
         match std::mem::replace(&mut self.reported, true) {
             false => tracing::warn!("disk {path}: a {what} failed: {error}"),
             true => tracing::debug!("disk {path}: a {what} failed: {error}"),
@@ -236,7 +276,8 @@ fn answer((request, answer): (Request, Answer), status: Status, written: u64, ri
 
 impl VirtioWorker for BlockWorker {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.engine.event()]
+        let timer = self.timer.as_ref().map(AsFd::as_fd);
+        [Some(self.engine.event()), timer].into_iter().flatten().collect()
     }
 
     fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
@@ -244,7 +285,10 @@ impl VirtioWorker for BlockWorker {
         self.advance(rings);
     }
 
-    fn on_source(&mut self, _source: usize, rings: &Rings) {
+    fn on_source(&mut self, source: usize, rings: &Rings) {
+        if source == TIMER {
+            (0..rings.count()).for_each(|queue| rings.look_again(queue));
+        }
         self.advance(rings);
     }
 }

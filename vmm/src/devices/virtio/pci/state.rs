@@ -84,6 +84,10 @@ pub struct VirtioState<S> {
 impl<S: Schema> Schema for VirtioState<S> {
     const COMPATIBLE: &'static [&'static str] = S::COMPATIBLE;
 
+    fn bindings(&self) -> &'static [&'static str] {
+        self.device.bindings()
+    }
+
     fn encode(&self, node: &mut Node) {
         let Self { device, transport } = self;
         device.encode(node);

@@ -2,12 +2,14 @@
 //! host's kernel does not allow io_uring.
 //!
 //! ```text
-//!   begin(Job), ... --submit--> kernel or threads --event--> completed() -> [(Job, result)]
+//!   begin(Job) --try-- page cache -------------------------> completed() -> [(Job, result)]
+//!                \--submit--> kernel or threads --event--/
 //! ```
 //!
 //! An engine gets at most [`MOST`] jobs at a time. It completes them in any order and signals an event. After a
 //! short read or write the worker begins the rest as a new job.
 
+mod page_cache;
 mod pool;
 mod uring;
 
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::FallocateFlags;
 
+use self::page_cache::PageCache;
 use self::pool::Pool;
 use self::uring::Uring;
 use super::Shared;
@@ -63,7 +66,16 @@ pub(super) type Completed = (Job, io::Result<usize>);
 
 /// Executes jobs.
 #[derive(Debug)]
-pub(super) enum Engine {
+pub(super) struct Engine {
+    background: Background,
+    page_cache: PageCache,
+    /// Jobs that were done when they were begun.
+    done: Vec<Completed>,
+}
+
+/// What executes the jobs that may have to wait.
+#[derive(Debug)]
+enum Background {
     Uring(Box<Uring>),
     Pool(Pool),
 }
@@ -71,8 +83,55 @@ pub(super) enum Engine {
 impl Engine {
     /// Creates the best engine that the host's kernel allows, and logs which one it is.
     pub(super) fn new(disk: &Arc<Shared>) -> Self {
-        let path = &disk.image.path;
-        if disk.image.no_uring {
+        let page_cache = PageCache::new(disk);
+        Self { background: Background::new(disk), page_cache, done: Vec::new() }
+    }
+
+    /// Returns the fd that is readable when jobs may have been completed.
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        match &self.background {
+            Background::Uring(uring) => uring.event.as_fd(),
+            Background::Pool(pool) => pool.event().as_fd(),
+        }
+    }
+
+    /// Takes a job. The next [`submit`](Self::submit) begins it at the latest.
+    pub(super) fn begin(&mut self, job: Job) {
+        if let Work::Transfer(transfer) = &job.work
+            && let Some(result) = self.page_cache.attempt(transfer)
+        {
+            return self.done.push((job, result));
+        }
+        match &mut self.background {
+            Background::Uring(uring) => uring.begin(job),
+            Background::Pool(pool) => pool.begin(job),
+        }
+    }
+
+    /// Begins all jobs that were taken so far.
+    pub(super) fn submit(&mut self) {
+        match &mut self.background {
+            Background::Uring(uring) => uring.submit(),
+            // The pool begins each job when it takes it.
+            Background::Pool(_) => {}
+        }
+    }
+
+    /// Returns the jobs that were completed since the last call.
+    pub(super) fn completed(&mut self) -> Vec<Completed> {
+        let mut completed = std::mem::take(&mut self.done);
+        completed.append(&mut match &mut self.background {
+            Background::Uring(uring) => uring.completed(),
+            Background::Pool(pool) => pool.completed(),
+        });
+        completed
+    }
+}
+
+impl Background {
+    fn new(disk: &Arc<Shared>) -> Self {
+        let path = disk.image.path();
+        if disk.image.options.no_uring {
             return Self::Pool(Pool::new(disk));
         }
         match Uring::new(disk) {
@@ -87,39 +146,6 @@ impl Engine {
                 );
                 Self::Pool(Pool::new(disk))
             }
-        }
-    }
-
-    /// Returns the fd that is readable when jobs may have been completed.
-    pub(super) fn event(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Uring(uring) => uring.event.as_fd(),
-            Self::Pool(pool) => pool.event().as_fd(),
-        }
-    }
-
-    /// Takes a job. The next [`submit`](Self::submit) begins it at the latest.
-    pub(super) fn begin(&mut self, job: Job) {
-        match self {
-            Self::Uring(uring) => uring.begin(job),
-            Self::Pool(pool) => pool.begin(job),
-        }
-    }
-
-    /// Begins all jobs that were taken so far.
-    pub(super) fn submit(&mut self) {
-        match self {
-            Self::Uring(uring) => uring.submit(),
-            // The pool begins each job when it takes it.
-            Self::Pool(_) => {}
-        }
-    }
-
-    /// Returns the jobs that were completed since the last call.
-    pub(super) fn completed(&mut self) -> Vec<Completed> {
-        match self {
-            Self::Uring(uring) => uring.completed(),
-            Self::Pool(pool) => pool.completed(),
         }
     }
 }

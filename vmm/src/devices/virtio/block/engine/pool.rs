@@ -20,10 +20,8 @@ pub(in crate::devices::virtio::block) struct Pool {
     disk: Arc<Shared>,
     state: Arc<State>,
     threads: usize,
-    /// Jobs that were completed without a thread.
-    at_once: Vec<Completed>,
-    /// Whether the file system supports reads and writes that do not wait. The first try shows it.
-    nowait: bool,
+    /// Jobs that were completed without a thread, because none could be started.
+    without_thread: Vec<Completed>,
 }
 
 #[derive(Debug)]
@@ -50,26 +48,16 @@ impl Pool {
             changed: Condvar::new(),
             event: new_event().expect("an eventfd, as every doorbell is one"),
         };
-        let at_once = Vec::new();
-        Self { disk: disk.clone(), state: Arc::new(state), threads: 0, at_once, nowait: true }
+        let (disk, without_thread) = (disk.clone(), Vec::new());
+        Self { disk, state: Arc::new(state), threads: 0, without_thread }
     }
 
     pub(super) fn event(&self) -> &OwnedFd {
         &self.state.event
     }
 
-    /// Does the job at once if it need not wait (data in the host's page cache). Otherwise passes the job to
-    /// a thread.
+    /// Passes the job to a thread.
     pub(super) fn begin(&mut self, job: Job) {
-        if let Work::Transfer(transfer) = &job.work
-            && self.nowait
-        {
-            match transfer.step(&self.disk.image.file, libc::RWF_NOWAIT) {
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.nowait = false,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return self.at_once.push((job, result)),
-            }
-        }
         let mut jobs = lock(&self.state.jobs);
         jobs.waiting.push_back(job);
         let more = jobs.waiting.len() > jobs.idle && self.threads < THREADS;
@@ -88,15 +76,15 @@ impl Pool {
             // The existing threads do the work; without any, this thread does.
             Err(_) if self.threads > 0 => {}
             Err(error) => {
-                tracing::warn!("disk {}: cannot start a thread: {error}", self.disk.image.path);
+                tracing::warn!("disk {}: cannot start a thread: {error}", self.disk.image.path());
                 let job = lock(&self.state.jobs).waiting.pop_front();
-                self.at_once.extend(job.map(|job| perform(&self.disk, job)));
+                self.without_thread.extend(job.map(|job| perform(&self.disk, job)));
             }
         }
     }
 
     pub(super) fn completed(&mut self) -> Vec<Completed> {
-        let mut completed = std::mem::take(&mut self.at_once);
+        let mut completed = std::mem::take(&mut self.without_thread);
         completed.append(&mut lock(&self.state.jobs).completed);
         completed
     }
@@ -139,7 +127,7 @@ impl State {
 /// Does a job and waits until it is done.
 pub(super) fn perform(disk: &Shared, job: Job) -> Completed {
     let result = match &job.work {
-        Work::Transfer(transfer) => transfer.step(&disk.image.file, 0),
+        Work::Transfer(transfer) => transfer.step(&disk.image, 0),
         Work::Sync => disk.image.file.sync_data().map(|()| 0),
         Work::Clear(Clear { how, offset, bytes }) => {
             fallocate(&disk.image.file, how.flags(), *offset, *bytes)

@@ -1,7 +1,6 @@
 //! io_uring: the kernel reads, writes, flushes and clears, and no thread of this process waits for it.
 //!
-//! The ring is restricted, before its first use, to four operations on the
-//! one file that is registered with it. So it is no way around the seccomp filter of the process.
+//! The ring is restricted, before its first use, to four operations on the one image that is registered with it. So it is no way around the seccomp filter of the process.
 
 #![expect(unsafe_code, reason = "the kernel is given addresses of guest memory and of iovecs")]
 
@@ -11,6 +10,7 @@ use std::os::fd::AsRawFd;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 
+use super::super::Image;
 use super::{Arc, Clear, Completed, Job, MOST, OwnedFd, Shared, Work, new_event, signal};
 
 /// Entries of the submission queue: room for all jobs and a flush between two submissions.
@@ -18,6 +18,8 @@ const ENTRIES: u32 = 256;
 const _: () = assert!(MOST < ENTRIES as usize);
 /// Index of the image in the ring's registered files.
 const FILE: types::Fixed = types::Fixed(0);
+/// Index of the image opened without O_DIRECT, with `direct=on`.
+const CACHED: types::Fixed = types::Fixed(1);
 /// Most kernel threads for one ring: for files, and for other work.
 const KERNEL_THREADS: [u32; 2] = [8, 8];
 
@@ -46,7 +48,10 @@ impl Uring {
         let ring = IoUring::builder().setup_r_disabled().build(ENTRIES)?;
         let event = new_event()?;
         let submitter = ring.submitter();
-        submitter.register_files(&[disk.image.file.as_raw_fd()])?;
+        let Image { file, cached, identity: _, options: _ } = &disk.image;
+        let files = [Some(file), cached.as_ref()].into_iter().flatten();
+        let files: Vec<_> = files.map(AsRawFd::as_raw_fd).collect();
+        submitter.register_files(&files)?;
         submitter.register_eventfd(event.as_raw_fd())?;
         // Linux 5.15 and later. Earlier kernels have their own limit.
         let _ = submitter.register_iowq_max_workers(&mut KERNEL_THREADS.clone());
@@ -76,9 +81,10 @@ impl Uring {
             Work::Transfer(transfer) => {
                 let (pieces, offset) = (transfer.pieces.left(), transfer.offset);
                 let (first, count) = (pieces.as_ptr(), pieces.len() as u32);
+                let file = if transfer.cached { CACHED } else { FILE };
                 match transfer.write {
-                    true => opcode::Writev::new(FILE, first, count).offset(offset).build(),
-                    false => opcode::Readv::new(FILE, first, count).offset(offset).build(),
+                    true => opcode::Writev::new(file, first, count).offset(offset).build(),
+                    false => opcode::Readv::new(file, first, count).offset(offset).build(),
                 }
             }
         };

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::devices::identity::Identity;
-use crate::devices::virtio::block::{Block, Image};
+use crate::devices::virtio::block::{Block, BlockOptions, Image};
 use crate::devices::virtio::driver::{INDIRECT, NEXT};
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 use proptest::prelude::*;
@@ -216,15 +216,7 @@ fn act() -> impl Strategy<Value = Act> {
 fn disk(file: &tempfile::NamedTempFile) -> Image {
     let file = file.reopen().unwrap();
     let identity = Identity::of(&file).unwrap();
-    Image {
-        file,
-        identity,
-        readonly: false,
-        raw: false,
-        no_uring: false,
-        queues: 1,
-        path: "a disk".to_owned(),
-    }
+    Image { file, cached: None, identity, options: BlockOptions::default() }
 }
 
 proptest! {
