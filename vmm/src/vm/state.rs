@@ -118,7 +118,7 @@ mod tests {
     use crate::devices::serial::SerialStateV1;
     use crate::devices::virtio::block::VirtioBlkStateV2;
     use crate::devices::virtio::pci::BAR_SIZE;
-    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::devices::virtio::{VirtioPciStateV2, VirtioState};
     use crate::machine::tests::{disk, sample as machine};
     use crate::state::contract::{contract_tests, refusal};
 
@@ -128,7 +128,7 @@ mod tests {
             let serial = DeviceState::Serial(SerialStateV1::sample());
             let first = VirtioState {
                 device: VirtioBlkStateV2 { readonly: false, ..VirtioBlkStateV2::sample() },
-                transport: VirtioPciStateV1::sample(),
+                transport: VirtioPciStateV2::sample(),
             };
             let mut second = first.clone();
             second.transport.config.bar_base += BAR_SIZE;

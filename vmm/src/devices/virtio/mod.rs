@@ -19,7 +19,7 @@ pub mod rng;
 
 pub use block::{Block, BlockError};
 pub use pci::{
-    Chain, PciResources, Request, Rings, VirtioPci, VirtioPciStateV1, VirtioState, Worker,
+    Chain, PciResources, Request, Rings, VirtioPci, VirtioPciStateV2, VirtioState, Worker,
 };
 
 use std::os::fd::BorrowedFd;

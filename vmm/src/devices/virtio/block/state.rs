@@ -144,7 +144,7 @@ impl Persist for Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::devices::virtio::{VirtioPciStateV2, VirtioState};
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
@@ -171,7 +171,7 @@ mod tests {
             VirtioState<VirtioBlkStateV2>,
             sample: || VirtioState {
                 device: VirtioBlkStateV2::sample(),
-                transport: VirtioPciStateV1::sample(),
+                transport: VirtioPciStateV2::sample(),
             },
             changes: [
                 |s| s.device.capacity_sectors += 1,
@@ -203,7 +203,7 @@ mod tests {
         VirtioState<VirtioBlkStateV2>,
         sample: || VirtioState {
             device: with_topology(),
-            transport: VirtioPciStateV1::sample(),
+            transport: VirtioPciStateV2::sample(),
         },
         changes: [
             |s| s.device.capacity_sectors += 1,

@@ -177,7 +177,7 @@ impl Persist for Net {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::devices::virtio::{VirtioPciStateV2, VirtioState};
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
@@ -205,7 +205,7 @@ mod tests {
 
     contract_tests! {
         VirtioState<VirtioNetStateV1>,
-        sample: || VirtioState { device: sample(), transport: VirtioPciStateV1::sample() },
+        sample: || VirtioState { device: sample(), transport: VirtioPciStateV2::sample() },
         changes: [
             |s| s.device.mac = OTHER,
             |s| s.device.current_mac = OTHER,

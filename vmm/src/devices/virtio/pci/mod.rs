@@ -12,6 +12,7 @@
 
 mod backend;
 mod common;
+mod config_access;
 mod place;
 mod rings;
 mod state;
@@ -23,7 +24,7 @@ mod worker;
 pub use rings::{Chain, Request, Rings};
 pub use worker::Worker;
 
-pub use state::{VirtioPciError, VirtioPciStateV1, VirtioState};
+pub use state::{VirtioPciError, VirtioPciStateV2, VirtioState};
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
 use self::common::Selects;
+use self::config_access::ConfigAccessStateV1;
 use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
 use crate::devices::pci::{ConfigSpace, Msix, PciFunction, PciIds, msix};
@@ -82,6 +84,8 @@ pub struct VirtioPci<D> {
     config: ConfigSpace,
     /// Offset of the MSI-X capability in the configuration space.
     msix_capability: u8,
+    /// Offset of the capability for accesses through the configuration space.
+    access_capability: u8,
     selects: Selects,
     device: D,
     shared: Arc<Shared>,
@@ -108,7 +112,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 Ok(doorbell)
             })
             .collect::<Result<Vec<EventFd>, InterruptError>>()?;
-        let (config, msix_capability) = config_space::<D>(bar, &msix);
+        let (config, [msix_capability, access_capability]) = config_space::<D>(bar, &msix);
         let interrupt = Interrupt {
             msix,
             config_vector: NO_VECTOR,
@@ -119,7 +123,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let backend = Backend::new(D::NAME, D::FEATURES, offered, queues);
         let shared = Arc::new(Shared::new(backend, interrupt, memory, events));
         let selects = Selects::default();
-        Ok(Self { slot, config, msix_capability, selects, device, shared })
+        Ok(Self { slot, config, msix_capability, access_capability, selects, device, shared })
     }
 
     /// Returns the event subscriber that the device's thread runs. Called once.
@@ -145,8 +149,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
 }
 
 /// Returns a configuration space with header, virtio capabilities (4.1.4) and MSI-X capability, and
-/// the offset of the MSI-X capability.
-fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, u8) {
+/// the offsets of the MSI-X capability and of that for accesses through the configuration space.
+fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, [u8; 2]) {
     let identity = PciIds {
         vendor: VENDOR,
         device: DEVICE_BASE + D::ID,
@@ -175,17 +179,35 @@ fn config_space<D: VirtioDevice>(bar: u32, msix: &Msix) -> (ConfigSpace, u8) {
     body.extend((MSIX_PENDING as u32).to_le_bytes());
     let mut writable = vec![0; body.len()];
     writable[..2].copy_from_slice(&msix::CONTROL_WRITABLE.to_le_bytes());
-    let offset = space.add_capability(msix::CAPABILITY, &body, &writable);
-    (space, offset)
+    let msix = space.add_capability(msix::CAPABILITY, &body, &writable);
+    let (body, writable) = config_access::capability();
+    let access = space.add_capability(VENDOR_CAPABILITY, &body, &writable);
+    (space, [msix, access])
 }
 
 impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
     fn read_config(&mut self, offset: u8, data: &mut [u8]) {
+        let at = self.access_capability;
+        let access = ConfigAccessStateV1::read(&self.config, at);
+        if ConfigAccessStateV1::is_touched(at, offset, data.len())
+            && let Some((register, length)) = access.register()
+        {
+            let mut access = access;
+            self.read_register(register, &mut access.data[..length]);
+            access.write(&mut self.config, at);
+        }
         self.config.read(offset, data);
     }
 
     fn write_config(&mut self, offset: u8, data: &[u8]) {
         self.config.write(offset, data);
+        let at = self.access_capability;
+        let access = ConfigAccessStateV1::read(&self.config, at);
+        if ConfigAccessStateV1::is_touched(at, offset, data.len())
+            && let Some((register, length)) = access.register()
+        {
+            self.write_register(register, &access.data[..length]);
+        }
         let control = u16::from_le_bytes(self.config.get(usize::from(self.msix_capability) + 2));
         let mut interrupt = lock(&self.shared.interrupt);
         if control != interrupt.msix.control() {
@@ -196,9 +218,21 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
 
 impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if !self.guest_enabled_memory() {
-            return;
+        if self.guest_enabled_memory() {
+            self.read_register(offset, data);
         }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if self.guest_enabled_memory() {
+            self.write_register(offset, data);
+        }
+    }
+}
+
+impl<D: VirtioDevice> VirtioPci<D> {
+    /// Handles a read of the BAR.
+    fn read_register(&mut self, offset: u64, data: &mut [u8]) {
         match (offset & !(REGION - 1), offset & (REGION - 1)) {
             (COMMON, at) => self.selects.read(&self.shared, at as usize, data),
             (ISR, 0) => {
@@ -213,10 +247,8 @@ impl<D: VirtioDevice> BusDevice for VirtioPci<D> {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        if !self.guest_enabled_memory() {
-            return;
-        }
+    /// Handles a write to the BAR.
+    fn write_register(&mut self, offset: u64, data: &[u8]) {
         match (offset & !(REGION - 1), offset & (REGION - 1)) {
             (COMMON, at) => {
                 let Self { selects, device, shared, .. } = self;

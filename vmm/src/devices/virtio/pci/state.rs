@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::backend::{Interrupt, NO_VECTOR, status};
 use super::common::Selects;
+use super::config_access::ConfigAccessStateV1;
 use super::{PciResources, VirtioPci};
 use crate::devices::pci::config_space::ConfigError;
 use crate::devices::pci::msix::VectorsError;
@@ -78,7 +79,7 @@ pub struct VirtioState<S> {
     /// The device behind the transport.
     pub device: S,
     /// The transport.
-    pub transport: VirtioPciStateV1,
+    pub transport: VirtioPciStateV2,
 }
 
 impl<S: Schema> Schema for VirtioState<S> {
@@ -100,9 +101,10 @@ impl<S: Schema> Schema for VirtioState<S> {
     }
 }
 
-/// The state of the transport. `perennial,virtio-pci-v1`.
+/// The state of the transport. `perennial,virtio-pci-v2`. A function whose driver has not used the access through
+/// the configuration space is written as `-v1`, which lacks it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtioPciStateV1 {
+pub struct VirtioPciStateV2 {
     /// Device status register.
     pub device_status: u8,
     /// The features that the driver wrote, negotiated or not.
@@ -121,6 +123,8 @@ pub struct VirtioPciStateV1 {
     pub config: PciConfigStateV1,
     /// The interrupts.
     pub msix: MsixStateV1,
+    /// The access through the configuration space.
+    pub access: ConfigAccessStateV1,
 }
 
 /// The state of one queue. `perennial,virtio-queue-v1`.
@@ -141,14 +145,22 @@ where
     type Error = VirtioPciError;
 
     fn save(&self) -> Result<Self::State, VirtioPciError> {
-        // The slot is in the node's name; the capability's offset is the same in every function.
-        let Self { slot: _, config, msix_capability: _, selects, device, shared } = self;
+        // The slot is in the node's name; the offsets of capabilities are the same in every function.
+        let Self {
+            slot: _,
+            config,
+            msix_capability: _,
+            access_capability,
+            selects,
+            device,
+            shared,
+        } = self;
         let Selects { device_feature, driver_feature, queue } = *selects;
         let device = device.save().map_err(|e| VirtioPciError::Device(e.into()))?;
         let (device_status, driver_features, config_generation, rings) = shared.enter().save();
         let Interrupt { msix, config_vector, queue_vectors, isr } = &*lock(&shared.interrupt);
         let queues = rings.into_iter().zip(queue_vectors);
-        let transport = VirtioPciStateV1 {
+        let transport = VirtioPciStateV2 {
             device_status,
             driver_features,
             config_generation,
@@ -160,6 +172,7 @@ where
                 .collect(),
             config: config.save(),
             msix: msix.save(),
+            access: ConfigAccessStateV1::read(config, *access_capability),
         };
         Ok(VirtioState { device, transport })
     }
@@ -169,7 +182,7 @@ where
         (resources, device_resources): Self::Resources,
     ) -> Result<Self, VirtioPciError> {
         let VirtioState { device, transport } = state;
-        let VirtioPciStateV1 {
+        let VirtioPciStateV2 {
             device_status,
             driver_features,
             config_generation,
@@ -179,12 +192,14 @@ where
             queues,
             config,
             msix,
+            access,
         } = transport;
         let device = D::restore(device, device_resources)
             .map_err(|error| VirtioPciError::Device(error.into()))?;
         let mut function = VirtioPci::new(device, resources)?;
         // The header first: it holds the address at which the guest knows the BAR.
         function.config.restore(config)?;
+        access.write(&mut function.config, function.access_capability);
         function.selects.device_feature = device_feature;
         function.selects.driver_feature = driver_feature;
         // Decoding has checked that the value fits the 16-bit register.
@@ -297,8 +312,16 @@ fn with(present: bool) -> &'static str {
     if present { "with" } else { "without" }
 }
 
-impl Schema for VirtioPciStateV1 {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-pci-v1"];
+impl Schema for VirtioPciStateV2 {
+    const COMPATIBLE: &'static [&'static str] =
+        &["perennial,virtio-pci-v2", "perennial,virtio-pci-v1"];
+
+    fn bindings(&self) -> &'static [&'static str] {
+        match self.access == ConfigAccessStateV1::default() {
+            true => &Self::COMPATIBLE[1..],
+            false => &Self::COMPATIBLE[..1],
+        }
+    }
 
     fn encode(&self, node: &mut Node) {
         let Self {
@@ -311,6 +334,7 @@ impl Schema for VirtioPciStateV1 {
             queues,
             config,
             msix,
+            access,
         } = self;
         node.put_u32("device-status", (*device_status).into());
         node.put_u64("driver-features", *driver_features);
@@ -322,6 +346,9 @@ impl Schema for VirtioPciStateV1 {
         node.put_u32("isr", (*isr).into());
         node.push(config.to_node("pci-config"));
         node.push(msix.to_node("msix"));
+        if *access != ConfigAccessStateV1::default() {
+            node.push(access.to_node("config-access"));
+        }
         for (index, queue) in queues.iter().enumerate() {
             node.push(queue.to_node(&format!("queue@{index:x}")));
         }
@@ -369,6 +396,10 @@ impl Schema for VirtioPciStateV1 {
             queues,
             config,
             msix,
+            access: match reader.is_compatible(Self::COMPATIBLE[0]) {
+                true => reader.child("config-access")?,
+                false => ConfigAccessStateV1::default(),
+            },
         })
     }
 }

@@ -42,14 +42,14 @@ impl Persist for Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::virtio::{VirtioPciStateV1, VirtioState};
+    use crate::devices::virtio::{VirtioPciStateV2, VirtioState};
     use crate::state::contract::contract_tests;
 
     contract_tests! {
         VirtioState<VirtioRngStateV1>,
         sample: || VirtioState {
             device: VirtioRngStateV1,
-            transport: VirtioPciStateV1::sample(),
+            transport: VirtioPciStateV2::sample(),
         },
         changes: [|s| s.transport.isr += 1, |s| s.transport.queues.clear()],
         golden: "virtio-rng-v1",

@@ -20,7 +20,7 @@ impl VirtioQueueStateV1 {
     }
 }
 
-impl VirtioPciStateV1 {
+impl VirtioPciStateV2 {
     pub(crate) fn sample() -> Self {
         Self {
             device_status: status::ACKNOWLEDGE
@@ -35,29 +35,49 @@ impl VirtioPciStateV1 {
             queues: vec![VirtioQueueStateV1::sample()],
             config: PciConfigStateV1::sample(),
             msix: MsixStateV1::sample(),
+            access: ConfigAccessStateV1::default(),
         }
     }
 }
 
+mod v1 {
+    use super::*;
+
+    contract_tests! {
+        VirtioPciStateV2,
+        sample: VirtioPciStateV2::sample,
+        changes: [
+            |s| s.device_status |= status::NEEDS_RESET,
+            |s| s.driver_features += 1,
+            |s| s.config_generation += 1,
+            |s| s.selects[0] = 0,
+            |s| s.selects[1] = 0,
+            |s| s.selects[2] = 0xffff,
+            |s| s.config_vector = NO_VECTOR,
+            |s| s.isr += 1,
+            |s| s.queues[0].vector = NO_VECTOR,
+            |s| s.queues.clear(),
+            |s| s.queues.push(VirtioQueueStateV1::sample()),
+            |s| s.config.interrupt_line += 1,
+            |s| s.msix.pending[0] = 1,
+            |s| s.access.bar = 1,
+        ],
+        golden: "virtio-pci-v1",
+    }
+}
+
 contract_tests! {
-    VirtioPciStateV1,
-    sample: VirtioPciStateV1::sample,
+    VirtioPciStateV2,
+    sample: || VirtioPciStateV2 {
+        access: ConfigAccessStateV1::sample(),
+        ..VirtioPciStateV2::sample()
+    },
     changes: [
-        |s| s.device_status |= status::NEEDS_RESET,
-        |s| s.driver_features += 1,
-        |s| s.config_generation += 1,
-        |s| s.selects[0] = 0,
-        |s| s.selects[1] = 0,
-        |s| s.selects[2] = 0xffff,
-        |s| s.config_vector = NO_VECTOR,
+        |s| s.access.data = [0; 4],
+        |s| s.access = ConfigAccessStateV1::default(),
         |s| s.isr += 1,
-        |s| s.queues[0].vector = NO_VECTOR,
-        |s| s.queues.clear(),
-        |s| s.queues.push(VirtioQueueStateV1::sample()),
-        |s| s.config.interrupt_line += 1,
-        |s| s.msix.pending[0] = 1,
     ],
-    golden: "virtio-pci-v1",
+    golden: "virtio-pci-v2",
 }
 
 mod queue {
@@ -84,7 +104,7 @@ mod queue {
 
 #[test]
 fn an_inconsistent_function_is_refused_with_the_property_name() {
-    let cases: [(fn(&mut VirtioPciStateV1), _, _); 5] = [
+    let cases: [(fn(&mut VirtioPciStateV2), _, _); 5] = [
         (|s| s.device_status |= 0x10, "/: property `device-status`", "bits that are not defined"),
         (|s| s.selects[2] = 0x1_0000, "/: property `queue-select`", "out of range"),
         (|s| s.config_vector = 2, "/: property `config-vector`", "vector 2, the function has 2"),
@@ -92,7 +112,7 @@ fn an_inconsistent_function_is_refused_with_the_property_name() {
         (|s| s.isr = 4, "/: property `isr`", "bits that are not defined"),
     ];
     for (change, place, problem) in cases {
-        let error = refusal(VirtioPciStateV1::sample(), change);
+        let error = refusal(VirtioPciStateV2::sample(), change);
         assert!(error.starts_with(place) && error.contains(problem), "{error}");
     }
 }

@@ -146,6 +146,6 @@ fn an_invalid_node_is_refused_with_its_path() {
 fn queues_with_a_gap_are_refused() {
     let mut node = state(|_| {}).transport.to_node("transport");
     node.children.iter_mut().find(|c| c.name == "queue@1").unwrap().name = "queue@2".to_owned();
-    let error = read_node::<VirtioPciStateV1>(&node, "").unwrap_err().to_string();
+    let error = read_node::<VirtioPciStateV2>(&node, "").unwrap_err().to_string();
     assert_eq!(error, "/: child node `queue@1` is missing");
 }
