@@ -91,6 +91,9 @@ pub struct Status {
     /// The errors in the configuration.
     #[serde(default)]
     pub config_error: Option<Vec<String>>,
+    /// The host's own address.
+    #[serde(default)]
+    pub address: Option<String>,
     /// The VMs.
     #[serde(default)]
     pub vms: Vec<VmStatus>,

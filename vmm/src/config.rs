@@ -6,7 +6,7 @@
 
 mod network;
 
-pub use network::{Address, NetworkSection};
+pub use network::{Address, HostAddress, NetworkSection};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

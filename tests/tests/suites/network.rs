@@ -1,6 +1,10 @@
 //! Guests on the network: connections from outside the host that live through updates.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::network::HOST;
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both};
 use serde_json::json;
@@ -19,9 +23,40 @@ fn vm(name: &str) -> VmPlan {
     VmPlan { network: true, ..VmPlan::new(name, 128, 1) }
 }
 
+/// Has the host ask for its own address.
+fn by_dhcp(config: String) -> String {
+    let network = config.lines().filter(|line| !line.starts_with("gateway = "));
+    let ask = |line: &str| match line.starts_with("address = ") {
+        true => "address = \"dhcp\"\n".to_owned(),
+        false => format!("{line}\n"),
+    };
+    network.map(ask).collect()
+}
+
+/// Waits until the host has the address that QEMU's user network assigns.
+fn wait_for_address(host: &mut Host) -> Result<(), Failure> {
+    let wanted = format!("{HOST}/24");
+    let deadline = Instant::now() + WORK;
+    loop {
+        match host.status()?.address {
+            Some(address) if address == wanted => return Ok(()),
+            other if Instant::now() > deadline => {
+                return Err(format!("the host's address is {other:?} instead of {wanted}").into());
+            }
+            _ => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
 fn updates(luo: Luo) -> Result<(), Failure> {
     let several = VmPlan { queues: 2, cpus: 2, ..vm("db") };
-    let (mut host, status) = Host::boot(&HostPlan::new(vec![vm("web"), several]).on(luo))?;
+    let plan = HostPlan {
+        edit_a: Some(by_dhcp),
+        edit_b: Some(by_dhcp),
+        ..HostPlan::new(vec![vm("web"), several]).on(luo)
+    };
+    let (mut host, status) = Host::boot(&plan)?;
+    wait_for_address(&mut host)?;
     if status.config_error.is_some() {
         return Err(format!("the host says: {status:?}").into());
     }
@@ -35,6 +70,7 @@ fn updates(luo: Luo) -> Result<(), Failure> {
         if after.live_updates != number || after.config_error.is_some() {
             return Err(format!("update {number}: {after:?}").into());
         }
+        wait_for_address(&mut host)?;
         for connection in &connections {
             connection.wait_for(BYTES, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         }

@@ -187,6 +187,9 @@ pub struct Status {
     pub unfinished: Vec<String>,
     /// Why the host's own configuration is not in use, or which of its modules and mounts failed.
     pub config_error: Option<Vec<String>>,
+    /// The host's own address and the length of its network's prefix, `192.0.2.5/24`, on the interface of
+    /// `[host.network]`; `None` if there is none.
+    pub address: Option<String>,
     /// The VMs.
     pub vms: Vec<VmStatus>,
 }

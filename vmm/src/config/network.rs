@@ -17,12 +17,17 @@ pub struct NetworkSection {
     #[serde(deserialize_with = "interface_name")]
     pub uplink: Option<String>,
     /// The host's own address, on the bridge or, without one, on the uplink.
-    pub address: Option<Address>,
+    pub address: Option<HostAddress>,
     /// The default gateway.
     pub gateway: Option<Ipv4Addr>,
 }
 
 impl NetworkSection {
+    /// The interface that has the host's own address.
+    pub fn own_interface(&self) -> Option<&str> {
+        self.bridge.as_deref().or(self.uplink.as_deref())
+    }
+
     /// Checks that the settings fit each other. The error says which do not.
     pub(super) fn check(&self) -> Result<(), String> {
         let Self { bridge, uplink, address, gateway } = self;
@@ -33,12 +38,39 @@ impl NetworkSection {
             return Err("`bridge` and `uplink` must be different interfaces".to_owned());
         }
         match (gateway, address) {
-            (Some(gateway), Some(address)) if address.has_in_network(*gateway) => Ok(()),
-            (Some(gateway), Some(Address { address, prefix })) => {
+            (Some(gateway), Some(HostAddress::Fixed(address)))
+                if address.has_in_network(*gateway) =>
+            {
+                Ok(())
+            }
+            (Some(_), Some(HostAddress::Dhcp)) => {
+                Err("the `gateway` comes by DHCP as the address does; remove it".to_owned())
+            }
+            (Some(gateway), Some(HostAddress::Fixed(Address { address, prefix }))) => {
                 Err(format!("the gateway {gateway} is not in the network of {address}/{prefix}"))
             }
             (Some(_), None) => Err("a `gateway` needs an `address`".to_owned()),
             (None, _) => Ok(()),
+        }
+    }
+}
+
+/// Where the host's own address comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum HostAddress {
+    /// `dhcp`: a server on the network assigns the address and the gateway.
+    Dhcp,
+    /// This address.
+    Fixed(Address),
+}
+
+impl TryFrom<String> for HostAddress {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "dhcp" => Ok(Self::Dhcp),
+            _ => Address::try_from(text).map(Self::Fixed),
         }
     }
 }
@@ -70,7 +102,7 @@ impl TryFrom<String> for Address {
         });
         parsed.ok_or_else(|| {
             format!(
-                "`{}` is no IPv4 address with its prefix, such as 192.0.2.5/24",
+                "`{}` is neither `dhcp` nor an IPv4 address with its prefix, such as 192.0.2.5/24",
                 text.escape_default()
             )
         })
@@ -98,7 +130,8 @@ mod tests {
         let full = parse(
             "bridge = \"br0\"\nuplink = \"eth0\"\naddress = \"10.0.2.15/24\"\ngateway = \"10.0.2.2\"",
         );
-        let address = Address { address: Ipv4Addr::new(10, 0, 2, 15), prefix: 24 };
+        let address =
+            HostAddress::Fixed(Address { address: Ipv4Addr::new(10, 0, 2, 15), prefix: 24 });
         let expected = NetworkSection {
             bridge: Some("br0".to_owned()),
             uplink: Some("eth0".to_owned()),
@@ -106,6 +139,9 @@ mod tests {
             gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
         };
         assert_eq!(full, Ok(Some(expected)));
+        let by_dhcp = parse("uplink = \"eth0\"\naddress = \"dhcp\"").unwrap().unwrap();
+        assert_eq!(by_dhcp.address, Some(HostAddress::Dhcp));
+        assert_eq!(by_dhcp.own_interface(), Some("eth0"));
         assert_eq!(parse(""), Ok(Some(NetworkSection::default())));
         assert_eq!(Config::parse("").unwrap().host.network, None);
     }
@@ -125,6 +161,9 @@ mod tests {
                 "bridge = \"br0\"\naddress = \"10.0.2.15/24\"\ngateway = \"10.0.3.2\"",
                 "10.0.3.2 is not in the network of 10.0.2.15/24",
             ),
+            ("address = \"dhcp\"", "`bridge` or an `uplink`"),
+            ("bridge = \"br0\"\naddress = \"dhcp\"\ngateway = \"10.0.3.2\"", "comes by DHCP"),
+            ("bridge = \"br0\"\naddress = \"DHCP\"", "neither `dhcp` nor"),
             ("colour = \"red\"", "colour"),
         ] {
             let said = parse(lines).expect_err(lines);

@@ -13,6 +13,7 @@
 //! One thread does all of this in one loop, so no other command runs during a live update.
 
 pub mod backend;
+mod dhcp;
 mod error;
 pub mod format;
 pub mod init;
@@ -256,6 +257,7 @@ impl Host {
                 .chain(self.unfinished.iter().map(|session| session.name().to_string()))
                 .collect(),
             config_error: self.config_error.clone(),
+            address: self.config.host.network.as_ref().and_then(network::own_address),
             vms: self.vms.iter().map(vm_status).collect(),
         }
     }

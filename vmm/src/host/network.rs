@@ -6,8 +6,9 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use super::dhcp;
 use crate::causes::chain;
-use crate::config::{Address, NetworkSection};
+use crate::config::{Address, HostAddress, NetworkSection};
 use crate::devices::files::wait_for_device;
 use crate::devices::interface::{Interface, set_gateway};
 
@@ -66,16 +67,25 @@ pub(super) fn set_up(section: &NetworkSection) -> Vec<NetworkError> {
     if let Some(bridge) = bridge {
         attempt(step("switch on", bridge, Interface::set_up));
     }
-    if let (Some(Address { address, prefix }), Some(own)) =
-        (address, bridge.as_ref().or(uplink.as_ref()))
-    {
-        attempt(step("give its address to", own, |own| own.set_address(*address, *prefix)));
+    if let (Some(address), Some(own)) = (address, section.own_interface()) {
+        attempt(match address {
+            HostAddress::Dhcp => step("ask by DHCP for an address of", own, dhcp::start),
+            HostAddress::Fixed(Address { address, prefix }) => {
+                step("give its address to", own, |own| own.set_address(*address, *prefix))
+            }
+        });
     }
     if let Some(gateway) = *gateway {
         let set = set_gateway(gateway);
         attempt(set.map_err(|source| NetworkError::Gateway { gateway, source }));
     }
     failed
+}
+
+/// Returns the host's own address in the form `192.0.2.5/24`, if it has one.
+pub(super) fn own_address(section: &NetworkSection) -> Option<String> {
+    let interface = Interface::new(section.own_interface()?).ok()?;
+    interface.address().ok()?.map(|(address, prefix)| format!("{address}/{prefix}"))
 }
 
 /// Switches the uplink on, and makes it a port of the bridge.

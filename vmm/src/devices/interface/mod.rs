@@ -11,11 +11,12 @@ mod mac;
 pub use mac::Mac;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::sockopt::set_socket_broadcast;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
 /// Most bytes of an interface's name (`IFNAMSIZ` without the NUL byte).
 pub const NAME_MAX: usize = 15;
@@ -102,6 +103,11 @@ impl Interface {
         Ok(Self { name: name.to_owned(), socket })
     }
 
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether the interface exists.
     pub fn exists(&self) -> bool {
         self.directory().exists()
@@ -148,6 +154,52 @@ impl Interface {
         self.request(libc::SIOCSIFADDR, &socket_address(address))?;
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
         self.request(libc::SIOCSIFNETMASK, &socket_address(Ipv4Addr::from(mask))).map(drop)
+    }
+
+    /// Returns the interface's IPv4 address and the length of its network's prefix, or `None` if it has none.
+    pub fn address(&self) -> io::Result<Option<(Ipv4Addr, u8)>> {
+        let ask = |number| -> io::Result<u32> {
+            let [_, _, _, _, a, b, c, d, ..] = self.request(number, &[])?.value;
+            Ok(u32::from_be_bytes([a, b, c, d]))
+        };
+        match ask(libc::SIOCGIFADDR) {
+            Ok(address) => {
+                let prefix = ask(libc::SIOCGIFNETMASK)?.leading_ones() as u8;
+                Ok(Some((address.into(), prefix)))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the interface's IPv4 address. Linux then removes the routes that need it.
+    pub fn remove_address(&self) -> io::Result<()> {
+        let nothing = socket_address(Ipv4Addr::UNSPECIFIED);
+        self.request(libc::SIOCSIFADDR, &nothing).map(drop)
+    }
+
+    /// Returns a UDP socket on `port` that sends and receives through this interface only, broadcasts too, and
+    /// also while the interface has no address.
+    pub fn udp_socket(&self, port: u16) -> io::Result<UdpSocket> {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        let name = self.name.as_bytes();
+        // SAFETY: a socket's fd, and the address and the length of the name, which the kernel copies.
+        let bound = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_BINDTODEVICE,
+                name.as_ptr().cast(),
+                name.len() as libc::socklen_t,
+            )
+        };
+        if bound != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        set_socket_broadcast(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
+        Ok(socket.into())
     }
 
     /// Creates a bridge of this name. Returns `false` if it existed already.
