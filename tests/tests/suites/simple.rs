@@ -32,7 +32,11 @@ fn one_update(luo: Luo, vms: Vec<VmPlan>) -> Result<(), Failure> {
     if report.host.luo != luo.backend() || report.guest_ram_bytes_copied != 0 {
         return Err(format!("the report says: {report:?}").into());
     }
-    check_restore_is_silent(&host.console())?;
+    let console = host.console();
+    check_restore_is_silent(&console)?;
+    if !console.contains("tsc_early_khz=") {
+        return Err("the next kernel was not told the rate of the TSC".into());
+    }
     host.power_off_and_check_disks()
 }
 

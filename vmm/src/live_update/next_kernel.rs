@@ -9,9 +9,15 @@ use kexec::{
 };
 use luo::Ticket;
 
+use crate::arch::x86_64::tsc;
+use crate::kvm;
+
 /// The kernel parameter that carries a ticket. The kernel ignores it: it ignores every parameter of a
 /// module that it does not have, which is how it reads a name with a dot.
 pub const PARAMETER: &str = "perennial.ticket";
+
+/// The kernel parameter with the rate of the TSC in kHz (Linux 5.12 and later; others ignore it).
+const TSC_RATE: &str = "tsc_early_khz";
 
 /// The next kernel cannot be used, or would lose preserved memory.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +84,10 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
             (Survival::Reserved, line)
         }
     };
+    let command_line = match tsc::rate_is_in_cpuid() {
+        true => command_line,
+        false => tell_tsc_rate(command_line, kvm::tsc_khz().ok()),
+    };
     let root = Path::new("/");
     let running = Running::read(root)?;
     preflight::check(&running, &image, &command_line, survival)
@@ -86,6 +96,23 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
         compare_formats(root, &image)?;
     }
     Ok(kexec::load(&image, &command_line, &running)?)
+}
+
+/// Tells the next kernel the rate of the TSC, as this kernel knows it, unless the operator already does.
+///
+/// A kernel measures the rate at its start if the CPU does not tell it, on a loaded hypervisor very wrongly. A guest
+/// cannot be restored if the rates of two kernels of one machine differ, unless the CPU scales the TSC. The next
+/// kernel measures again later, and corrects the rate by at most 1 % (`tsc_refine_calibration_work` in Linux
+/// arch/x86/kernel/tsc.c).
+fn tell_tsc_rate(line: CommandLine, khz: Option<u32>) -> CommandLine {
+    let is_told = kexec::parameters(line.as_str()).any(|parameter| parameter.is(TSC_RATE));
+    match khz {
+        // A line without room for it is used as it is.
+        Some(khz @ 1..) if !is_told => {
+            line.clone().with(TSC_RATE, &khz.to_string()).unwrap_or(line)
+        }
+        _ => line,
+    }
 }
 
 /// Errors if the next kernel does not read the handover formats that this kernel writes. Only warns if
@@ -107,4 +134,24 @@ fn compare_formats(root: &Path, image: &Image) -> Result<(), NextKernelError> {
         return Err(NextKernelError::Differs { path: path(), differences });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_kernel_is_told_the_rate_of_the_tsc_once() {
+        let told = |text: &str, khz| {
+            tell_tsc_rate(CommandLine::new(text).unwrap(), khz).as_str().to_owned()
+        };
+        assert_eq!(told("quiet", Some(2_596_148)), "quiet tsc_early_khz=2596148");
+        assert_eq!(told("quiet -- 1", Some(1)), "quiet tsc_early_khz=1 -- 1");
+        assert_eq!(told("tsc-early-khz=5", Some(2_596_148)), "tsc-early-khz=5");
+        for unknown in [None, Some(0)] {
+            assert_eq!(told("quiet", unknown), "quiet");
+        }
+        let full = "x".repeat(CommandLine::MAX_BYTES);
+        assert_eq!(told(&full, Some(1)), full);
+    }
 }

@@ -4,7 +4,7 @@
 //! can be compared. The kernels' own clocks cannot. It counts at a fixed rate on every processor
 //! that KVM calls stable (Intel SDM 3B 18.17; AMD APM 2, 13.2.4).
 
-#![expect(unsafe_code, reason = "rdtsc is an unsafe intrinsic")]
+#![expect(unsafe_code, reason = "rdtsc and cpuid are unsafe intrinsics")]
 
 /// The counter's name in documents.
 pub const NAME: &str = "x86-tsc";
@@ -17,6 +17,22 @@ const NS_PER_MS: u128 = 1_000_000;
 pub fn now() -> u64 {
     // SAFETY: every x86-64 processor has RDTSC, and Linux does not set CR4.TSD for this process.
     unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Whether the CPU tells the rate of its TSC (CPUID leaf 0x15, Intel SDM 3A 20.7.3), so that no kernel has to
+/// measure it.
+#[allow(unused_unsafe, reason = "the intrinsic is unsafe in older releases of Rust only")]
+pub fn rate_is_in_cpuid() -> bool {
+    const LEAF: u32 = 0x15;
+    // SAFETY: every x86-64 processor has CPUID; leaf 0 gives the highest leaf.
+    let highest = unsafe { core::arch::x86_64::__cpuid(0) }.eax;
+    if highest < LEAF {
+        return false;
+    }
+    // SAFETY: as above, and the leaf exists.
+    let leaf = unsafe { core::arch::x86_64::__cpuid(LEAF) };
+    // Denominator and numerator of the ratio to the crystal clock, and the rate of that in Hz.
+    leaf.eax != 0 && leaf.ebx != 0 && leaf.ecx != 0
 }
 
 /// Nanoseconds of `ticks` at `khz`, rounded down; saturates after 584 years. A rate of 0 gives 0.
