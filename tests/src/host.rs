@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::control::{self, Control, ControlError};
+use crate::datagrams::Datagrams;
 use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
 use crate::network::Connection;
@@ -115,10 +116,20 @@ impl Host {
     /// A connection from outside to a guest on the network, with data on its way in both directions. The
     /// guest is waited for.
     pub fn connect(&self, name: &str) -> Result<Connection, Failure> {
+        Ok(Connection::open(name, self.echo_port(name)?)?)
+    }
+
+    /// Datagrams from outside to a guest on the network, which sends them back. The guest is waited for.
+    pub fn send_datagrams(&self, name: &str) -> Result<Datagrams, Failure> {
+        Ok(Datagrams::start(name, self.echo_port(name)?)?)
+    }
+
+    /// Waits until the guest sends back what it gets, and returns the port of this computer that leads to it.
+    fn echo_port(&self, name: &str) -> Result<u16, Failure> {
         let guest = self.guests.iter().find(|guest| guest.name() == name).ok_or("no such guest")?;
         let port = self.vm_ports.iter().find(|(vm, _)| vm == name).ok_or("it has no network")?.1;
         guest.wait_for_note("echo", WORK)?;
-        Ok(Connection::open(name, port)?)
+        Ok(port)
     }
 
     /// Removes a guest from all checks: the test has removed its VM.

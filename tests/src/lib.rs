@@ -5,6 +5,7 @@ pub mod binaries;
 pub mod conformance;
 pub mod continuity;
 pub mod control;
+pub mod datagrams;
 pub mod dependencies;
 pub mod diagnosis;
 pub mod guest;

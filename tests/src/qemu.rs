@@ -467,7 +467,8 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
     }
     if !machine.forwards.is_empty() {
         let forward = |(port, to): &(u16, SocketAddrV4)| {
-            format!(",hostfwd=tcp:127.0.0.1:{port}-{}:{}", to.ip(), to.port())
+            let end = format!("127.0.0.1:{port}-{}:{}", to.ip(), to.port());
+            format!(",hostfwd=tcp:{end},hostfwd=udp:{end}")
         };
         let forwards: String = machine.forwards.iter().map(forward).collect();
         command

@@ -13,6 +13,8 @@ use serde_json::json;
 const UPDATES: u64 = 3;
 /// Bytes that must come back after each.
 const BYTES: u64 = 256 << 10;
+/// Datagrams that must come back after each.
+const DATAGRAMS: u64 = 20;
 
 pub(crate) const TESTS: &[Test] = &[
     both("connections_from_outside_live_through_three_updates", updates),
@@ -62,6 +64,7 @@ fn updates(luo: Luo) -> Result<(), Failure> {
     }
     host.wait_for_guests()?;
     let connections = [host.connect("web")?, host.connect("db")?];
+    let datagrams = host.send_datagrams("web")?;
     for connection in &connections {
         connection.wait_for(BYTES, WORK)?;
     }
@@ -74,11 +77,14 @@ fn updates(luo: Luo) -> Result<(), Failure> {
         for connection in &connections {
             connection.wait_for(BYTES, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         }
+        datagrams.wait_for(DATAGRAMS, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         host.check_guests().map_err(|error| format!("after update {number}: {error}"))?;
     }
     for connection in &connections {
         connection.finish(WORK)?;
     }
+    let (sent, returned) = datagrams.finish()?;
+    println!("{returned} of {sent} datagrams came back, each once");
     host.power_off_and_check_disks()
 }
 

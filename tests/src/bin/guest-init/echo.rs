@@ -1,7 +1,7 @@
-//! Sends back what arrives on a TCP port. The kernel has set up the interface (`ip=` on its command line).
+//! Sends back what arrives on a port, by TCP and by UDP. The kernel has set up the interface (`ip=` on its command line).
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 
@@ -19,6 +19,13 @@ pub(crate) fn start(port: u16, console: &Arc<Console>) {
 
 fn serve(port: u16, console: &Arc<Console>) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let for_datagrams = Arc::clone(console);
+    thread::spawn(move || {
+        if let Err(error) = return_datagrams(&datagrams) {
+            for_datagrams.note("problem", &format!("datagrams to port {port}: {error}"));
+        }
+    });
     console.note("echo", &format!("port {port}"));
     loop {
         let (stream, _) = listener.accept()?;
@@ -28,6 +35,15 @@ fn serve(port: u16, console: &Arc<Console>) -> io::Result<()> {
                 console.note("problem", &format!("a connection to port {port}: {error}"));
             }
         });
+    }
+}
+
+fn return_datagrams(socket: &UdpSocket) -> io::Result<()> {
+    let mut bytes = [0; 2048];
+    loop {
+        let (count, from) = socket.recv_from(&mut bytes)?;
+        // A datagram may be lost, also because there is no route for a moment.
+        let _ = socket.send_to(&bytes[..count], from);
     }
 }
 
