@@ -87,6 +87,8 @@ pub struct VmPlan {
     pub disk_options: &'static str,
     /// Threads of the guest that read the disk besides the one that writes it.
     pub disk_readers: u32,
+    /// More parameters of its kernel.
+    pub parameters: &'static str,
 }
 
 impl VmPlan {
@@ -108,6 +110,7 @@ impl VmPlan {
             queues: 1,
             disk_options: "",
             disk_readers: 0,
+            parameters: "",
         }
     }
 
@@ -137,8 +140,8 @@ impl VmPlan {
         let unwatched = "tsc=nowatchdog";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS} perennial.readers={}",
-            self.checksummed, self.busy, self.disk_readers
+             perennial.interval={HEARTBEAT_MS} perennial.readers={} {}",
+            self.checksummed, self.busy, self.disk_readers, self.parameters
         )
     }
 

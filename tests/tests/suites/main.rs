@@ -4,6 +4,7 @@
 
 mod abort;
 mod bad_input;
+mod clocks;
 mod handover;
 mod network;
 mod repeat;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
+        Suite { name: "clocks", tests: clocks::TESTS },
         Suite { name: "systemd", tests: systemd::TESTS },
         Suite { name: "bad_input", tests: bad_input::TESTS },
         Suite { name: "simple", tests: simple::TESTS },

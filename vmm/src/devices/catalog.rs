@@ -175,6 +175,7 @@ catalog! {
     VirtioBlk => super::virtio::Block,
     VirtioRng => super::virtio::rng::Rng,
     VirtioNet => super::virtio::net::Net,
+    Acpi => super::acpi::Acpi,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

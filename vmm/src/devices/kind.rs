@@ -16,8 +16,10 @@ use vm_memory::GuestMemoryMmap;
 
 use super::files::{DeviceFiles, FilesError, OpenError, Opened};
 use super::pci::PciFunction;
+use super::power::OnPower;
 use super::{Device, DeviceError};
 use crate::bus::BusDevice;
+use crate::kvm::clock::GuestClock;
 use crate::kvm::interrupts::{Doorbells, Interrupts};
 use crate::mutex::lock;
 use crate::state::{Persist, Schema};
@@ -83,6 +85,10 @@ pub struct Site {
     pub interrupts: Arc<dyn Interrupts>,
     /// Doorbells.
     pub doorbells: Arc<dyn Doorbells>,
+    /// The guest's clock.
+    pub clock: Arc<dyn GuestClock>,
+    /// The machine's handler for a power-off or a reset by the guest.
+    pub on_power: OnPower,
     /// The files that the host has opened for the device.
     pub files: DeviceFiles,
 }

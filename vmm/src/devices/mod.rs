@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+pub mod acpi;
 pub mod catalog;
 pub mod files;
 pub mod identity;

@@ -1,5 +1,6 @@
-//! The ways in which a guest turns itself off or resets itself: the keyboard controller's reset
-//! line, the ACPI sleep registers of a hardware-reduced platform, and the reset control register.
+//! What a guest asks of its machine's power, and two ways in which it resets itself: the keyboard
+//! controller's reset line and the reset control register. It powers itself off through
+//! [`acpi`](super::acpi).
 //!
 //! None of these devices has state to save: each reports the guest's request to the machine at once.
 
@@ -29,15 +30,6 @@ const KEYBOARD_COMMAND: u64 = 4;
 /// Command: pulse the reset line of the CPU.
 const KEYBOARD_RESET_CPU: u8 = 0xfe;
 
-/// First port of the ACPI sleep registers, which [`SleepRegisters`] answers.
-pub const SLEEP_BASE: u16 = 0x600;
-/// The sleep control register and the sleep status register (ACPI 6.5, 4.8.3.7).
-pub const SLEEP_LEN: u16 = 2;
-/// The sleep type in this machine's ACPI object `\_S5` (power off).
-pub const SLEEP_TYPE_S5: u8 = 5;
-/// Sleep control: enter the sleep type in bits 4..2.
-const SLEEP_ENABLE: u8 = 1 << 5;
-
 /// Value for the ACPI reset register, port 0xcf9: reset, hard.
 pub const RESET_VALUE: u8 = 0x06;
 /// Reset control: the processor is reset when this bit is set.
@@ -63,31 +55,6 @@ impl BusDevice for KeyboardReset {
     fn write(&mut self, offset: u64, data: &[u8]) {
         if (offset, data) == (KEYBOARD_COMMAND, &[KEYBOARD_RESET_CPU]) {
             (self.0)(PowerEvent::Reset);
-        }
-    }
-}
-
-/// The ACPI sleep control and status registers.
-pub struct SleepRegisters(OnPower);
-
-impl SleepRegisters {
-    /// Reports to `on_power`.
-    pub fn new(on_power: OnPower) -> Self {
-        Self(on_power)
-    }
-}
-
-impl BusDevice for SleepRegisters {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (0, [value]) = (offset, data)
-            && value & SLEEP_ENABLE != 0
-            && value >> 2 & 0b111 == SLEEP_TYPE_S5
-        {
-            (self.0)(PowerEvent::Shutdown);
         }
     }
 }
@@ -128,19 +95,6 @@ mod tests {
     }
 
     #[test]
-    fn only_sleep_type_5_with_enable_shuts_down() {
-        let (on_power, events) = recorder();
-        let mut sleep = SleepRegisters::new(on_power);
-        for value in (0..=255).filter(|v| v & 0x3c != 0x34) {
-            sleep.write(0, &[value]);
-        }
-        sleep.write(1, &[0x34]);
-        assert!(events.lock().unwrap().is_empty());
-        sleep.write(0, &[SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE]);
-        assert_eq!(*events.lock().unwrap(), [PowerEvent::Shutdown]);
-    }
-
-    #[test]
     fn the_reset_control_register_resets_on_its_cpu_bit() {
         let (on_power, events) = recorder();
         let on_reset = reset_control(on_power);
@@ -157,31 +111,15 @@ mod tests {
     #[test]
     fn reads_and_writes_of_other_widths_ask_for_nothing() {
         let (on_power, events) = recorder();
-        let mut keyboard = KeyboardReset::new(on_power.clone());
-        let mut sleep = SleepRegisters::new(on_power);
+        let mut keyboard = KeyboardReset::new(on_power);
         for len in [2, 4, 8] {
             for offset in 0..8 {
                 keyboard.write(offset, &[KEYBOARD_RESET_CPU; 8][..len]);
-                sleep.write(offset, &[0x34; 8][..len]);
             }
             let mut data = [0xff; 8];
             keyboard.read(0, &mut data[..len]);
             assert_eq!(data[..len], [0; 8][..len]);
-            data.fill(0xff);
-            sleep.read(0, &mut data[..len]);
-            assert_eq!(data[..len], [0; 8][..len]);
         }
         assert!(events.lock().unwrap().is_empty());
-    }
-
-    #[test]
-    fn repeated_requests_are_all_reported() {
-        let (on_power, events) = recorder();
-        let mut sleep = SleepRegisters::new(on_power);
-        // The second value also sets the wake bits, which ACPI has in the same byte.
-        for value in [0x34, 0xb7, 0x34] {
-            sleep.write(0, &[value]);
-        }
-        assert_eq!(*events.lock().unwrap(), [PowerEvent::Shutdown; 3]);
     }
 }

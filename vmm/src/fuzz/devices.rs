@@ -31,6 +31,7 @@ pub(super) fn wires(memory: &GuestMemoryMmap) -> (Wires, Arc<FakeWires>) {
         memory: memory.clone(),
         interrupts: fake.clone(),
         doorbells: fake.clone(),
+        clock: fake.clone(),
         events: Arc::new(|_| ()),
     };
     (wires, fake)

@@ -11,6 +11,8 @@
 //! `CLOCK_REALTIME` of a freshly booted kernel comes from the RTC and is accurate to one second
 //! only. It is used only if the TSC was reset, which shows as a TSC below the saved one.
 
+use std::sync::Arc;
+
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::{Cap, VmFd};
 use rustix::time::{ClockId, clock_gettime};
@@ -48,6 +50,24 @@ impl Moment {
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
         let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
         Self { tsc: tsc::now(), realtime_ns: seconds * 1_000_000_000 + nanoseconds }
+    }
+}
+
+/// The guest's time since its machine was built, for devices that measure time. It goes on over a pause
+/// and over a live update, and never goes backward.
+pub trait GuestClock: Send + Sync {
+    /// Returns the time in nanoseconds.
+    fn now_ns(&self) -> u64;
+}
+
+/// The kvmclock of one VM. So devices and a guest with kvmclock measure the same time.
+#[derive(Debug)]
+pub struct KvmClock(pub Arc<VmFd>);
+
+impl GuestClock for KvmClock {
+    fn now_ns(&self) -> u64 {
+        // KVM_GET_CLOCK cannot fail on a VM's fd. Devices take a time that is too early as no progress.
+        self.0.get_clock().map_or(0, |data| data.clock)
     }
 }
 

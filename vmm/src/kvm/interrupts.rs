@@ -83,6 +83,9 @@ pub enum InterruptError {
     /// KVM refused to connect an eventfd to an interrupt line.
     #[error("cannot connect an eventfd to GSI {0} (KVM_IRQFD)")]
     Line(u32, #[source] kvm_ioctls::Error),
+    /// KVM refused to change the level of an interrupt line.
+    #[error("cannot set the level of GSI {0} (KVM_IRQ_LINE)")]
+    Level(u32, #[source] kvm_ioctls::Error),
     /// KVM refused the routing table.
     #[error("cannot route {0} (KVM_SET_GSI_ROUTING)")]
     Routing(String, #[source] kvm_ioctls::Error),
@@ -103,6 +106,11 @@ pub trait Interrupts: Send + Sync {
     /// Returns an eventfd that raises and lowers pin `gsi` (below [`FIRST_MSI_GSI`]) of the
     /// interrupt controllers: an edge-triggered interrupt, as of an ISA device.
     fn edge(&self, gsi: u32) -> Result<EventFd, InterruptError>;
+
+    /// Raises or lowers pin `gsi` (below [`FIRST_MSI_GSI`]) of the interrupt controllers, which stays as it
+    /// is until the next call: a level-triggered interrupt. KVM does not save the levels of pins, so a
+    /// restored device sets its own again.
+    fn set_level(&self, gsi: u32, high: bool) -> Result<(), InterruptError>;
 }
 
 /// Turns guest writes into eventfd wake-ups, without a return to this process.
@@ -182,6 +190,10 @@ impl Interrupts for KvmInterrupts {
         // virt/kvm/eventfd.c.
         self.connect(gsi)
     }
+
+    fn set_level(&self, gsi: u32, high: bool) -> Result<(), InterruptError> {
+        self.vm.set_irq_line(gsi, high).map_err(|e| InterruptError::Level(gsi, e))
+    }
 }
 
 impl Doorbells for KvmInterrupts {
@@ -239,7 +251,10 @@ fn set_routing(vm: &VmFd, messages: &BTreeMap<u32, MsiMessage>) -> Result<(), kv
 pub(crate) mod fake {
     #![expect(clippy::unwrap_used, reason = "a test or fuzz target that cannot go on has failed")]
 
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
+    use crate::kvm::clock::GuestClock;
 
     /// A guest's message that [`FakeWires`] refuses, as KVM refuses some.
     pub(crate) const REFUSED: u64 = 0xdead_0000;
@@ -249,6 +264,9 @@ pub(crate) mod fake {
         lines: Mutex<Vec<EventFd>>,
         pub(crate) routes: Mutex<BTreeMap<u32, MsiMessage>>,
         pub(crate) doorbells: Mutex<BTreeMap<u64, EventFd>>,
+        pub(crate) levels: Mutex<BTreeMap<u32, bool>>,
+        /// The guest's clock, which only a test moves.
+        pub(crate) now_ns: AtomicU64,
     }
 
     impl FakeWires {
@@ -289,6 +307,17 @@ pub(crate) mod fake {
 
         fn edge(&self, gsi: u32) -> Result<EventFd, InterruptError> {
             event(&format!("GSI {gsi}"))
+        }
+
+        fn set_level(&self, gsi: u32, high: bool) -> Result<(), InterruptError> {
+            self.levels.lock().unwrap().insert(gsi, high);
+            Ok(())
+        }
+    }
+
+    impl GuestClock for FakeWires {
+        fn now_ns(&self) -> u64 {
+            self.now_ns.load(Ordering::Relaxed)
         }
     }
 
@@ -333,6 +362,8 @@ mod tests {
         first.trigger();
         second.trigger();
         pull(&wires.edge(4).unwrap());
+        wires.set_level(9, true).unwrap();
+        wires.set_level(9, false).unwrap();
         let doorbell = event("a test").unwrap();
         wires.watch(0xc000_3000, &doorbell).unwrap();
         let twice = wires.watch(0xc000_3000, &doorbell).unwrap_err();

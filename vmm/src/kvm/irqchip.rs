@@ -15,8 +15,8 @@ const PICS: [(u32, u8, u8); 2] =
     [(KVM_IRQCHIP_PIC_MASTER, 0x08, 0xf8), (KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xde)];
 
 /// Masks every line of the PICs of a new machine, as firmware does. KVM creates the PICs unmasked
-/// and with vectors from 0 on. A kernel on a hardware-reduced platform never configures the PICs
-/// and would take the first interrupt of COM1, IRQ 4, for the exception with that vector.
+/// and with vectors from 0 on. A kernel that uses only the I/O APIC may never configure the PICs, and
+/// would take the first interrupt of COM1, IRQ 4, for the exception with that vector.
 pub fn mask_pics(vm: &VmFd) -> Result<(), KvmError> {
     for (chip_id, irq_base, elcr_mask) in PICS {
         let pic = kvm_pic_state { imr: 0xff, irq_base, elcr_mask, ..Default::default() };

@@ -7,7 +7,8 @@
 //!         SerialStateV1,
 //!         // A fn() -> SerialStateV1. No field is zero: zero would hide a field that is not
 //! written.         sample: sample,
-//!         // One change for each field. Without it, no test notices if the field is lost.
+//!         // One change for each field. Without it, no test notices if the field is lost. None for a
+//!         // type without fields.
 //!         changes: [|s| s.divisor = 12, |s| s.fifo.push(0x41)],
 //!         // What may be absent (optional_bytes), as "path:property". Usually left out.
 //!         optional: ["/:input"],
@@ -36,7 +37,7 @@ macro_rules! contract_tests {
     (
         $state:ty,
         sample: $sample:expr,
-        changes: [$($change:expr),+ $(,)?]
+        changes: [$($change:expr),* $(,)?]
         $(, optional: [$($optional:literal),* $(,)?])?
         $(, golden: $golden:literal)?
         $(,)?
@@ -56,7 +57,7 @@ macro_rules! contract_tests {
 
             #[test]
             fn every_change_shows_in_the_document() {
-                let changes: Vec<fn(&mut $state)> = vec![$($change),+];
+                let changes: Vec<fn(&mut $state)> = vec![$($change),*];
                 $crate::state::contract::changes_show(value, &changes);
             }
 

@@ -21,9 +21,10 @@ use crate::devices::catalog::DeviceState;
 use crate::devices::kind::{Built, Save, Site};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
-use crate::devices::power::{self, KeyboardReset, OnPower, PowerEvent, SleepRegisters};
+use crate::devices::power::{self, KeyboardReset, OnPower, PowerEvent};
 use crate::devices::virtio::pci::BAR_SIZE;
 use crate::devices::{Device, DeviceError, pci};
+use crate::kvm::clock::GuestClock;
 use crate::kvm::interrupts::{Doorbells, Interrupts};
 use crate::link::{Event, Fds};
 use crate::machine::{DeviceSpec, Machine};
@@ -46,6 +47,8 @@ pub struct Wires {
     pub interrupts: Arc<dyn Interrupts>,
     /// Doorbells from the guest.
     pub doorbells: Arc<dyn Doorbells>,
+    /// The guest's clock.
+    pub clock: Arc<dyn GuestClock>,
     /// Receives events of the devices that concern the whole machine.
     pub events: Events,
 }
@@ -152,16 +155,14 @@ impl Board {
         Ok(board)
     }
 
-    /// Builds a board without devices: the PCI bus, and the registers for power-off and reset.
+    /// Builds a board without devices: the PCI bus, and the registers for reset.
     fn empty(mut pci: PciBus, wires: &Wires) -> Result<Self, BoardError> {
         let mut pio = Bus::default();
         pci.insert(0, Arc::new(Mutex::new(HostBridge::new())))?;
         let pci = Arc::new(Mutex::new(pci));
         let keyboard = Arc::new(Mutex::new(KeyboardReset::new(wires.on_power())));
-        let sleep = Arc::new(Mutex::new(SleepRegisters::new(wires.on_power())));
         pio.insert(pci::bus::PORTS_BASE.into(), pci::bus::PORTS_LEN.into(), pci.clone())?;
         pio.insert(power::KEYBOARD_BASE.into(), power::KEYBOARD_LEN.into(), keyboard)?;
-        pio.insert(power::SLEEP_BASE.into(), power::SLEEP_LEN.into(), sleep)?;
         let (devices, workers) = (Vec::new(), Vec::new());
         Ok(Self { pio: Arc::new(pio), mmio: Arc::default(), pci, devices, workers })
     }
@@ -266,6 +267,8 @@ fn site(machine: &Machine, spec: &DeviceSpec, wires: &Wires, fds: &mut Fds) -> S
         memory: wires.memory.clone(),
         interrupts: wires.interrupts.clone(),
         doorbells: wires.doorbells.clone(),
+        clock: wires.clock.clone(),
+        on_power: wires.on_power(),
         files: fds.take_device(&node),
         node,
     }

@@ -36,7 +36,9 @@ impl Vm {
             rsdp,
         )?;
         for (id, vcpu) in (0..).zip(&parts.vcpus) {
-            let entries = cpuid::for_vcpu(&parts.capabilities.cpuid, id, machine.cpus);
+            let mut entries = cpuid::for_vcpu(&parts.capabilities.cpuid, id, machine.cpus);
+            let tsc_khz = vcpu.get_tsc_khz().attempt("read the rate of the TSC")?;
+            cpuid::add_frequencies(&mut entries, tsc_khz);
             let entries = cpuid::to_kvm(&entries).attempt("set the CPUID")?;
             vcpu.set_cpuid2(&entries).attempt("set the CPUID")?;
             registers::set_up_boot_vcpu(vcpu, id, &entry, memory)?;

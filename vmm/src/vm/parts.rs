@@ -10,6 +10,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::board::{Board, Events, Wires};
 use super::{Vm, VmError, memory, ram_layout};
+use crate::kvm::clock::KvmClock;
 use crate::kvm::interrupts::KvmInterrupts;
 use crate::kvm::{self, Attempt, Capabilities};
 use crate::link::{Event, Fds, Ram, Role};
@@ -82,6 +83,7 @@ impl Parts {
             memory: self.ram.memory().clone(),
             interrupts: self.interrupts.clone(),
             doorbells: self.interrupts.clone(),
+            clock: Arc::new(KvmClock(self.fd.clone())),
             events: self.events.clone(),
         }
     }

@@ -1,18 +1,17 @@
-//! The ACPI tables of the machine: a hardware-reduced platform with one PCI root bus and COM1.
+//! The ACPI tables of the machine: a PC with the ACPI fixed hardware, one PCI root bus and COM1.
 //!
-//! A hardware-reduced platform (ACPI 6.5, 4.1) has no SCI, no PM timer and no switch to a legacy mode. The
-//! guest powers off by the sleep control register and resets by the reset register. The tables depend only
-//! on the number of vCPUs.
+//! The platform is not hardware-reduced (ACPI 6.5, 4.1): on such a platform Linux uses neither the PM timer
+//! nor the PIT and the PICs, so a guest without kvmclock could not measure time. There is no legacy mode to
+//! leave: `SMI_CMD` is 0. The tables depend only on the number of vCPUs.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path,
     ResourceTemplate, Scope,
 };
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -59,8 +58,9 @@ pub fn write(memory: &GuestMemoryMmap, cpus: u32) -> Result<GuestAddress, AcpiEr
 fn tables(cpus: u32) -> Vec<u8> {
     let mut image = Image { bytes: vec![0; Rsdp::len().next_multiple_of(ALIGNMENT)] };
     let dsdt = image.add(&dsdt());
-    let fadt = image.add(&bytes_of(&fadt(dsdt)));
-    let madt = image.add(&bytes_of(&madt(cpus)));
+    let facs = image.add(&bytes_of(&FACS::new()));
+    let fadt = image.add(&bytes_of(&fadt(dsdt, facs)));
+    let madt = image.add(&madt(cpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -99,44 +99,72 @@ fn bytes_of(aml: &dyn Aml) -> Vec<u8> {
     sink.0
 }
 
-fn port(address: u16) -> GAS {
-    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+fn port(address: u16, bytes: u8, access: AccessSize) -> GAS {
+    GAS::new(GasSpace::SystemIo, bytes * 8, 0, access, address.into())
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, facs: u64) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        // Below 4 GiB. Some ACPI code looks only at the fields of 32 bits.
+        .firmware_ctrl_32(facs as u32)
         .dsdt_64(dsdt)
-        .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Wbinvd)
-        .flag(Flags::PwrButton)
-        .flag(Flags::SlpButton);
-    fadt.reset_reg = port(layout::RESET_PORT);
+        .flag(Flags::ProcC1)
+        // Set: the machine has no such button in its fixed hardware. It has a power button there.
+        .flag(Flags::SlpButton)
+        // Set: the RTC has no wake status in the fixed hardware.
+        .flag(Flags::FixRtc);
+    fadt.dsdt = (dsdt as u32).into();
+    fadt.sci_int = (layout::SCI_IRQ as u16).into();
+    fadt.pm1a_evt_blk = u32::from(layout::PM_PORT).into();
+    fadt.pm1_evt_len = 4;
+    fadt.x_pm1a_evt_blk = port(layout::PM_PORT, 4, AccessSize::WordAccess);
+    fadt.pm1a_cnt_blk = u32::from(layout::PM1_CONTROL_PORT).into();
+    fadt.pm1_cnt_len = 2;
+    fadt.x_pm1a_cnt_blk = port(layout::PM1_CONTROL_PORT, 2, AccessSize::WordAccess);
+    fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
+    fadt.pm_tmr_len = 4;
+    fadt.x_pm_tmr_blk = port(layout::PM_TIMER_PORT, 4, AccessSize::DwordAccess);
+    // Latencies beyond these limits say: there is no C2 and no C3.
+    fadt.p_lvl2_lat = 101.into();
+    fadt.p_lvl3_lat = 1001.into();
+    fadt.reset_reg = port(layout::RESET_PORT, 1, AccessSize::ByteAccess);
     fadt.reset_value = layout::RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::SLEEP_CONTROL_PORT);
-    fadt.sleep_status_reg = port(layout::SLEEP_STATUS_PORT);
     // IAPC_BOOT_ARCH: no VGA (bit 2), no CMOS RTC (bit 5), and no 8042 (bit 1 is clear). The port that
     // resets as an 8042 does is for kernels that do not read this table.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
     fadt.finalize()
 }
 
-fn madt(cpus: u32) -> impl Aml {
-    let controller = LocalInterruptController::Address(layout::LAPIC);
-    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, controller);
+/// MADT flags: the machine has two 8259s as well.
+const PCAT_COMPAT: u32 = 1;
+/// MPS INTI flags of an interrupt that is active high (bits 1..0) and level triggered (bits 3..2).
+const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
+
+fn madt(cpus: u32) -> Vec<u8> {
+    // The crate's `MADT` has neither flags nor interrupt source overrides.
+    let mut madt = Sdt::new(*b"APIC", 44, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    madt.write_u32(36, layout::LAPIC);
+    madt.write_u32(40, PCAT_COMPAT);
     for id in (0..cpus).filter_map(|id| u8::try_from(id).ok()) {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+        madt.append_slice(&bytes_of(&ProcessorLocalApic::new(id, id, EnabledStatus::Enabled)));
     }
-    madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
-    madt
+    madt.append_slice(&bytes_of(&IoApic::new(0, layout::IOAPIC, 0)));
+    // ISA interrupt 9, the SCI: to the pin of the same number, but not edge triggered as on the ISA bus. The
+    // others, also the timer's interrupt 0, are as on the ISA bus.
+    let [flags_low, flags_high] = ACTIVE_HIGH_LEVEL.to_le_bytes();
+    let [sci, ..] = layout::SCI_IRQ.to_le_bytes();
+    madt.append_slice(&[2, 10, 0, sci, sci, 0, 0, 0, flags_low, flags_high]);
+    madt.as_slice().to_vec()
 }
 
 fn dsdt() -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&bytes_of(&root_bus()));
     table.append_slice(&bytes_of(&com1()));
-    // What to write into the sleep control register for S5 (ACPI 6.5, 7.4.2).
-    let s5 = Package::new(vec![&layout::SLEEP_TYPE_S5]);
+    // The sleep types of S5 for PM1a and PM1b control (ACPI 6.5, 7.4.2).
+    let s5 = Package::new(vec![&layout::SLEEP_TYPE_S5, &0u8, &0u8, &0u8]);
     table.append_slice(&bytes_of(&Name::new("_S5_".into(), &s5)));
     table.as_slice().to_vec()
 }
@@ -216,6 +244,10 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
+    fn half(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
@@ -241,11 +273,32 @@ mod tests {
         assert_eq!((&madt[..4], sum(madt)), (&b"APIC"[..], 0));
         let dsdt = table(&image, word(fadt, 140));
         assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+        assert_eq!(u64::from(half(fadt, 40)), word(fadt, 140), "both fields lead to the DSDT");
+        let facs = table(&image, half(fadt, 36).into());
+        assert_eq!((&facs[..4], facs.len()), (&b"FACS"[..], 64));
+        assert!(half(fadt, 36).is_multiple_of(64), "a FACS must be aligned to 64 bytes");
+    }
+
+    #[test]
+    fn the_fadt_has_the_fixed_hardware_and_no_legacy_mode() {
+        let image = tables(1);
+        let fadt = table(&image, word(table(&image, word(&image, 24)), 36));
+        assert_eq!(half(fadt, 112) & 1 << 20, 0, "it is not hardware-reduced");
+        assert_eq!(half(fadt, 112) & 1 << 4, 0, "the power button is a fixed one");
+        assert_eq!(half(fadt, 112) & 1 << 8, 0, "the timer has 24 bits");
+        assert_eq!(half(fadt, 48), 0, "SMI_CMD");
+        let blocks = [56, 64, 76].map(|at| half(fadt, at));
+        assert_eq!(blocks, [0x600, 0x604, 0x608]);
+        let extended = [148, 172, 208].map(|at| word(fadt, at + 4) as u32);
+        assert_eq!(extended, blocks);
+        assert_eq!([fadt[88], fadt[89], fadt[91], fadt[92]], [4, 2, 4, 0], "lengths");
+        assert_eq!(fadt[46], 9, "the SCI");
     }
 
     #[test]
     fn the_madt_has_every_vcpu_and_the_io_apic() {
-        let madt = bytes_of(&madt(5));
+        let madt = madt(5);
+        assert_eq!(madt[40] & 1, 1, "there are PICs");
         let mut entries = Vec::new();
         let mut rest = &madt[44..];
         while let [kind, len, ..] = rest {
@@ -255,6 +308,9 @@ mod tests {
         let apics: Vec<u8> = entries.iter().filter(|(k, _)| *k == 0).map(|(_, e)| e[3]).collect();
         assert_eq!(apics, [0, 1, 2, 3, 4]);
         assert_eq!(entries.iter().filter(|(k, _)| *k == 1).count(), 1);
+        let overrides: Vec<&[u8]> =
+            entries.iter().filter(|(k, _)| *k == 2).map(|(_, e)| &e[3..]).collect();
+        assert_eq!(overrides, [[9, 9, 0, 0, 0, 0x0d, 0]], "the SCI is level triggered");
     }
 
     #[test]

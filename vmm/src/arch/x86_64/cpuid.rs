@@ -83,6 +83,14 @@ const FEATURES: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, Eax, 0),
 ];
 
+/// The range of the hypervisor's leaves, and its name.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// The rates of TSC and LAPIC timer, in kHz.
+const FREQUENCIES: u32 = 0x4000_0010;
+/// Rate of KVM's LAPIC timer before its divider: one tick is a nanosecond (`APIC_BUS_CYCLE_NS_DEFAULT` in
+/// arch/x86/kvm/lapic.h).
+const LAPIC_TIMER_KHZ: u32 = 1_000_000;
+
 fn get(entry: &kvm_cpuid_entry2, register: Register) -> u32 {
     match register {
         Eax => entry.eax,
@@ -166,6 +174,24 @@ pub fn for_vcpu(template: &[kvm_cpuid_entry2], id: u32, count: u32) -> Vec<kvm_c
         entries.sort_by_key(|e| (e.function, e.index));
     }
     entries
+}
+
+/// Adds the leaf of frequencies, by which a guest can know the rates of its TSC and its LAPIC timer without
+/// measuring them. VMware defined it, and FreeBSD and others read it under every hypervisor. Leaves 0x15 and
+/// 0x16 stay as KVM has them, empty: a rate in leaf 0x15 that fits the LAPIC timer of KVM makes Linux
+/// compute the TSC's rate in 32 bits, which only multiples of 1 MHz fit.
+pub fn add_frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
+    entries.retain(|e| e.function != FREQUENCIES);
+    if let Some(range) = entries.iter_mut().find(|e| e.function == HYPERVISOR) {
+        range.eax = range.eax.max(FREQUENCIES);
+        entries.push(kvm_cpuid_entry2 {
+            function: FREQUENCIES,
+            eax: tsc_khz,
+            ebx: LAPIC_TIMER_KHZ,
+            ..Default::default()
+        });
+        entries.sort_by_key(|e| (e.function, e.index));
+    }
 }
 
 fn set(register: &mut u32, bit: u32, value: bool) {
@@ -313,6 +339,23 @@ mod tests {
             assert_eq!(find(&entries, 0x8000_001d, 0).unwrap().eax >> 14, 0);
             assert_eq!(find(&entries, 0x8000_001d, 3).unwrap().eax >> 14, 5);
         }
+    }
+
+    #[test]
+    fn the_rates_of_tsc_and_lapic_timer_are_told_within_the_range_of_leaves() {
+        let mut entries = amd();
+        add_frequencies(&mut entries, 2_994_375);
+        assert!(find(&entries, FREQUENCIES, 0).is_none(), "there is no hypervisor");
+        entries.push(entry(HYPERVISOR, 0, [0x4000_0001, 1, 2, 3]));
+        for khz in [2_994_375, 3_000_000] {
+            add_frequencies(&mut entries, khz);
+            let found: Vec<_> = entries.iter().filter(|e| e.function == FREQUENCIES).collect();
+            assert_eq!(
+                found.iter().map(|e| (e.eax, e.ebx)).collect::<Vec<_>>(),
+                [(khz, 1_000_000)]
+            );
+        }
+        assert_eq!(find(&entries, HYPERVISOR, 0).unwrap().eax, FREQUENCIES);
     }
 
     #[test]

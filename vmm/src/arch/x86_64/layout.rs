@@ -92,10 +92,18 @@ pub const I8042_DATA_PORT: u16 = 0x60;
 pub const I8042_COMMAND_PORT: u16 = 0x64;
 /// The keyboard controller's command that pulses the reset line.
 pub const I8042_RESET_COMMAND: u8 = 0xfe;
-/// ACPI sleep control register (ACPI 6.5, 4.8.3.7); one byte.
-pub const SLEEP_CONTROL_PORT: u16 = 0x600;
-/// ACPI sleep status register; one byte.
-pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// First port of the ACPI fixed hardware: the PM1 event block (4 bytes), the PM1 control block and the PM
+/// timer (ACPI 6.5, 4.8.3).
+pub const PM_PORT: u16 = 0x600;
+/// Number of ports of the ACPI fixed hardware.
+pub const PM_LEN: u16 = 16;
+/// The PM1 control register, two bytes.
+pub const PM1_CONTROL_PORT: u16 = PM_PORT + 4;
+/// The PM timer, four bytes.
+pub const PM_TIMER_PORT: u16 = PM_PORT + 8;
+/// The interrupt of the ACPI fixed hardware (SCI): level triggered, active high, on the I/O APIC pin of the
+/// same number.
+pub const SCI_IRQ: u32 = 9;
 /// SLP_TYP of S5, soft off.
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// The value that the guest writes to the sleep control register to power off: SLP_TYP in bits 2 to

@@ -81,6 +81,7 @@ impl Running {
             memory: memory.clone(),
             interrupts: fake.clone(),
             doorbells: fake.clone(),
+            clock: fake.clone(),
             events: events_of_devices.clone(),
         };
         let (mut fds, console) = files(&image);
@@ -204,7 +205,13 @@ fn a_board_goes_on_with_the_state_that_it_had() {
     let wires = || {
         let fake = Arc::new(FakeWires::default());
         let events: Events = Arc::new(|_| ());
-        Wires { memory: ram(), interrupts: fake.clone(), doorbells: fake, events }
+        Wires {
+            memory: ram(),
+            interrupts: fake.clone(),
+            doorbells: fake.clone(),
+            clock: fake,
+            events,
+        }
     };
     let board = Board::new(&machine(), &wires(), &mut files(&image).0).unwrap();
     board.pause().unwrap();

@@ -1,0 +1,40 @@
+//! Guests that measure time without kvmclock: by the TSC, by the ACPI PM timer, with a tick from the PIT.
+
+use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::suite::{Test, both};
+use serde_json::json;
+
+pub(crate) const TESTS: &[Test] =
+    &[both("guests_that_measure_time_without_kvmclock_go_on_with_their_clocks_right", each_clock)];
+
+/// Name, parameters of the kernel, and the clock source that the kernel must use with them. Without
+/// kvmclock Linux measures the TSC's rate, which it gives up where each exit takes long, as in a nested and
+/// emulated guest; it then uses the PM timer.
+const GUESTS: [(&str, &str, Option<&str>); 4] = [
+    ("tsc", "clocksource=tsc", Some("tsc")),
+    ("pmtimer", "no-kvmclock clocksource=acpi_pm", Some("acpi_pm")),
+    ("periodic", "no-kvmclock nohz=off highres=off", None),
+    ("pit", "no-kvmclock nolapic_timer", None),
+];
+
+fn each_clock(luo: Luo) -> Result<(), Failure> {
+    let vms = GUESTS.map(|(name, parameters, _)| VmPlan { parameters, ..VmPlan::new(name, 96, 1) });
+    let (mut host, _) = Host::boot(&HostPlan::new(vms.to_vec()).on(luo))?;
+    host.wait_for_guests()?;
+    for (guest, (name, parameters, wish)) in host.guests().iter().zip(GUESTS) {
+        let used = guest.wait_for_note("boot", WORK)?["clocksource"].clone();
+        let right = match wish {
+            Some(clock) => used == clock,
+            None => used != "kvm-clock",
+        };
+        if !right {
+            return Err(format!("{name}: with `{parameters}` it measures time by {used}").into());
+        }
+    }
+    for _ in 0..2 {
+        host.update(json!({}))?;
+        host.check_guests()?;
+    }
+    host.power_off_and_check_disks()
+}
