@@ -160,6 +160,16 @@ impl Host {
         self.control.request(request, ANSWER)
     }
 
+    /// Sends a request without waiting. [`reply`](Self::reply) waits for its reply.
+    pub fn send(&mut self, request: Value) -> Result<(u64, String), ControlError> {
+        self.control.send(request)
+    }
+
+    /// Waits for the reply to a request that was sent. It must be the next reply of the host.
+    pub fn reply(&mut self, (id, name): (u64, String)) -> Result<Value, ControlError> {
+        self.control.reply(id, &name, ANSWER)
+    }
+
     /// The host's status.
     pub fn status(&mut self) -> Result<Status, Failure> {
         Ok(serde_json::from_value(self.request(json!({"do": "status"}))?)?)
@@ -299,12 +309,22 @@ impl Host {
         self.done = true;
     }
 
-    /// Powers the host off, and then reads the contents of the guests' disks from their image files.
+    /// Powers the host off, which asks its guests to shut down. Returns the host's console up to its end.
+    pub fn shut_down(mut self) -> Result<String, Failure> {
+        self.control.send(json!({"do": "power-off"}))?;
+        if !self.qemu.wait_for_end(BOOT) {
+            return Err("the machine did not power off".into());
+        }
+        self.done = true;
+        Ok(self.qemu.console())
+    }
+
+    /// Pulls the plug of all guests, powers the host off, and then reads the contents of the guests' disks from their image files.
     pub fn power_off(mut self) -> Result<Vec<(String, Contents)>, Failure> {
         match self.orders {
             // Under systemd, the API's `power-off` ends only the service.
             Some(_) => self.order("systemctl poweroff")?,
-            None => drop(self.control.send(json!({"do": "power-off"}))?),
+            None => drop(self.control.send(json!({"do": "power-off", "now": true}))?),
         }
         if !self.qemu.wait_for_end(ANSWER) {
             return Err("the machine did not power off".into());

@@ -96,9 +96,20 @@ pub struct HostSection {
     pub pool: Option<PathBuf>,
     /// The network interfaces that PID 1 sets up before it starts or resumes any VM.
     pub network: Option<NetworkSection>,
+    /// How many seconds a guest has to shut down when it is asked to; 0 is to pull the plug at once.
+    pub stop_within_s: Option<u32>,
 }
 
+/// How many seconds a guest has to shut down if the configuration does not say: what Debian's systemd needs
+/// for a service that hangs is 90 s, most guests take 10 s.
+const STOP_WITHIN_S: u32 = 60;
+
 impl HostSection {
+    /// How many seconds a guest has to shut down when it is asked to.
+    pub fn stop_within_s(&self) -> u32 {
+        self.stop_within_s.unwrap_or(STOP_WITHIN_S)
+    }
+
     /// Returns `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
     /// key that cannot be read is empty. A host needs these to reach the pool, and so the VMs that
     /// the previous kernel left.
@@ -306,6 +317,7 @@ mod tests {
         [host]
         hostname = "host-a"
         socket = "/run/perennial.sock"
+        stop-within-s = 90
         control-port = "perennial.control"
         mounts = [{ source = "/dev/vda", target = "/data", type = "ext4" }]
         [update]
@@ -340,10 +352,13 @@ mod tests {
         assert_eq!(web.ram_bytes, 512 << 20);
         assert_eq!(web.cpus, 2);
         let nodes: Vec<String> = web.devices.iter().map(|device| device.node()).collect();
-        assert_eq!(nodes, ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
+        // Behind them are those that every machine has.
+        assert_eq!(nodes[..3], ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
         assert_eq!(web.devices[0].options, serial());
         assert_eq!(web.devices[2].options, disk("/data/ro.img", true));
         assert_eq!(config.host.mounts[0].target, Path::new("/data"));
+        assert_eq!(config.host.stop_within_s(), 90);
+        assert_eq!(HostSection::default().stop_within_s(), 60);
     }
 
     #[test]

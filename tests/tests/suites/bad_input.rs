@@ -132,7 +132,7 @@ fn disk_gone(luo: Luo) -> Result<(), Failure> {
         other => return Err(format!("an update was not refused as `preserved`: {other:?}").into()),
     }
     // After the VM is given up, it no longer prevents updates.
-    host.request(json!({"do": "stop", "vm": "log"}))?;
+    host.request(json!({"do": "stop", "vm": "log", "now": true}))?;
     let (kernel, initramfs) = ("/elsewhere/a/bzImage", "/elsewhere/a/initramfs");
     let status = host.update(json!({"kernel": kernel, "initramfs": initramfs}))?;
     if !status.unfinished.is_empty() || status.live_updates != 2 {

@@ -7,6 +7,7 @@ mod bad_input;
 mod clocks;
 mod handover;
 mod network;
+mod power;
 mod repeat;
 mod silence;
 mod simple;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
+        Suite { name: "power", tests: power::TESTS },
         Suite { name: "clocks", tests: clocks::TESTS },
         Suite { name: "systemd", tests: systemd::TESTS },
         Suite { name: "bad_input", tests: bad_input::TESTS },

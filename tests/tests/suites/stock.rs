@@ -138,7 +138,7 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
     // A VM that was given up can be booted again; then its old state must not come back.
     let status = host.update(json!({}))?;
     expect_states(&status, ["withheld", "withheld"])?;
-    host.request(json!({"do": "stop", "vm": "web"}))?;
+    host.request(json!({"do": "stop", "vm": "web", "now": true}))?;
     host.request(json!({"do": "boot", "vm": "web"}))?;
     expect_states(&host.status()?, ["running", "withheld"])?;
     expect_refusal(&host.try_update(json!({})), "preserved", "`web` was given up")?;

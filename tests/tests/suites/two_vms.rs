@@ -28,7 +28,7 @@ fn states(luo: Luo) -> Result<(), Failure> {
     host.request(json!({"do": "resume", "vm": "small"}))?;
     host.check_guests()?;
 
-    host.request(json!({"do": "stop", "vm": "small"}))?;
+    host.request(json!({"do": "stop", "vm": "small", "now": true}))?;
     host.forget_guest("small");
     let status = host.update(json!({}))?;
     expect_states(&status.vms, &["running", "stopped"])?;

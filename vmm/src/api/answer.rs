@@ -27,6 +27,11 @@ pub enum Answer {
         /// The bytes, in hexadecimal.
         memory: String,
     },
+    /// Of `stop`, when the VM has ended.
+    Ended {
+        /// How.
+        ended: Ended,
+    },
     /// Of `update` under systemd, before systemd has done anything.
     LeftToSystemd {
         /// The guests run.
@@ -41,6 +46,18 @@ pub enum Answer {
         /// The step that was not performed.
         stopped_before: Step,
     },
+}
+
+/// How a VM ended that was to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ended {
+    /// Its guest shut down.
+    ByGuest,
+    /// The plug was pulled, or there was no guest that could shut down.
+    Pulled,
+    /// Its process failed.
+    Failed,
 }
 
 impl Line {
@@ -83,6 +100,7 @@ mod tests {
         for (answer, json) in [
             (Answer::Done {}, "{}"),
             (Answer::Document { document: "d00d".into() }, r#"{"document":"d00d"}"#),
+            (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
             (
                 Answer::LeftToSystemd { outcome, kexec: "asked of systemd" },

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use answer::Answer;
+pub use answer::{Answer, Ended};
 pub use stream::{Lines, StreamError};
 
 use crate::live_update::{Outcome, Step};
@@ -54,10 +54,16 @@ pub enum Command {
         /// Name of the VM.
         vm: VmName,
     },
-    /// End a VM at once, as pulling its plug would.
+    /// Ask a VM's guest to shut down, and pull the plug if it does not. The reply comes when the VM has ended.
     Stop {
         /// Name of the VM.
         vm: VmName,
+        /// Pull the plug at once.
+        #[serde(default)]
+        now: bool,
+        /// Seconds until the plug is pulled. Default: the configuration's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        within_s: Option<u32>,
     },
     /// Stop a VM's vCPUs and devices.
     Pause {
@@ -98,8 +104,12 @@ pub enum Command {
     Handover(HandoverCall),
     /// The report of the last live update or handover: when each phase began and ended.
     Report,
-    /// Stop all VMs and switch the host off (PID 1), or end the host's process.
-    PowerOff,
+    /// Stop all VMs, as `stop` does, and switch the host off (PID 1), or end the host's process.
+    PowerOff {
+        /// Pull the plug of all VMs at once.
+        #[serde(default)]
+        now: bool,
+    },
 }
 
 /// The arguments of an update. `kernel`, `initramfs` and `cmdline` default to the configuration's.
@@ -199,7 +209,7 @@ pub struct Status {
 pub struct VmStatus {
     /// The VM's name.
     pub name: VmName,
-    /// `running`, `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept), or
+    /// `running`, `stopping` (it runs, and its guest was asked to shut down), `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept), or
     /// `withheld` (not started, because it may be preserved where this host cannot reach it).
     pub state: String,
     /// Guest RAM, in bytes.
@@ -254,6 +264,18 @@ mod tests {
         };
         assert_eq!(update.stop_before, Some(Step::PreserveState));
         assert!(!update.verify_frames);
+    }
+
+    #[test]
+    fn a_stop_asks_the_guest_unless_it_says_now() {
+        let vm = VmName::new("web").unwrap();
+        let parsed = |line| serde_json::from_str::<Call>(line).unwrap().command;
+        let asks = Command::Stop { vm: vm.clone(), now: false, within_s: None };
+        assert_eq!(parsed(r#"{"do":"stop","vm":"web"}"#), asks);
+        let now = Command::Stop { vm, now: true, within_s: Some(5) };
+        assert_eq!(parsed(r#"{"do":"stop","vm":"web","now":true,"within_s":5}"#), now);
+        assert_eq!(parsed(r#"{"do":"power-off"}"#), Command::PowerOff { now: false });
+        assert_eq!(parsed(r#"{"do":"power-off","now":true}"#), Command::PowerOff { now: true });
     }
 
     #[test]

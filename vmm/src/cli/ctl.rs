@@ -31,8 +31,18 @@ enum Command {
     Status,
     /// Boot a VM that is stopped
     Boot(Name),
-    /// End a VM at once, as pulling its plug would
-    Stop(Name),
+    /// Ask a VM's guest to shut down, and pull the plug if it has not done so in time
+    Stop {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// Pull the plug at once
+        #[arg(long)]
+        now: bool,
+        /// Time until the plug is pulled, instead of `stop-within-s` of the configuration
+        #[arg(long, value_name = "SECONDS", conflicts_with = "now")]
+        within: Option<u32>,
+    },
     /// Stop a VM's vCPUs and devices
     Pause(Name),
     /// Resume a paused VM
@@ -90,8 +100,12 @@ enum Command {
     },
     /// Print when each phase of the last live update or handover began and ended
     Report,
-    /// Stop all VMs and the host
-    PowerOff,
+    /// Stop all VMs, as `stop` does, and the host
+    PowerOff {
+        /// Pull the plug of all VMs at once
+        #[arg(long)]
+        now: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -143,7 +157,7 @@ impl From<Command> for api::Command {
         match command {
             Command::Status => Self::Status,
             Command::Boot(Name { vm }) => Self::Boot { vm },
-            Command::Stop(Name { vm }) => Self::Stop { vm },
+            Command::Stop { vm, now, within } => Self::Stop { vm, now, within_s: within },
             Command::Pause(Name { vm }) => Self::Pause { vm },
             Command::Resume(Name { vm }) => Self::Resume { vm },
             Command::Restore(Name { vm }) => Self::Restore { vm },
@@ -157,7 +171,7 @@ impl From<Command> for api::Command {
                 Self::Handover(HandoverCall { program, stop_before })
             }
             Command::Report => Self::Report,
-            Command::PowerOff => Self::PowerOff,
+            Command::PowerOff { now } => Self::PowerOff { now },
         }
     }
 }

@@ -16,7 +16,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::files::{DeviceFiles, FilesError, OpenError, Opened};
 use super::pci::PciFunction;
-use super::power::OnPower;
+use super::power::{OnPower, PowerButton};
 use super::{Device, DeviceError};
 use crate::bus::BusDevice;
 use crate::kvm::clock::GuestClock;
@@ -129,6 +129,8 @@ pub struct Built<S> {
     pub function: Option<Arc<Mutex<dyn PciFunction>>>,
     /// The event subscriber that the device's thread runs.
     pub worker: Box<dyn MutEventSubscriber + Send>,
+    /// The machine's power button, if it is part of this device.
+    pub power_button: Option<PowerButton>,
 }
 
 impl<S: 'static> Built<S> {
@@ -151,14 +153,16 @@ impl<S: 'static> Built<S> {
                 source: error.into(),
             })
         };
-        Self { device, save: Box::new(save), ports: None, mmio: None, function: None, worker }
+        let save = Box::new(save);
+        let (ports, mmio, function, power_button) = (None, None, None, None);
+        Self { device, save, ports, mmio, function, worker, power_button }
     }
 
     /// Returns the same device with its state type converted by `wrap`.
     pub fn map<T: 'static>(self, wrap: impl Fn(S) -> T + Send + Sync + 'static) -> Built<T> {
-        let Self { device, save, ports, mmio, function, worker } = self;
+        let Self { device, save, ports, mmio, function, worker, power_button } = self;
         let save = Box::new(move || save().map(&wrap));
-        Built { device, save, ports, mmio, function, worker }
+        Built { device, save, ports, mmio, function, worker, power_button }
     }
 }
 

@@ -21,6 +21,9 @@ pub enum PowerEvent {
 /// The machine's handler for a [`PowerEvent`]. Called on a vCPU's thread, possibly several times.
 pub type OnPower = Arc<dyn Fn(PowerEvent) + Send + Sync>;
 
+/// Presses a machine's power button, which asks its guest to shut down.
+pub type PowerButton = Box<dyn Fn() + Send + Sync>;
+
 /// First port of the keyboard controller, which [`KeyboardReset`] answers.
 pub const KEYBOARD_BASE: u16 = 0x60;
 /// Number of ports from there to the command port, 0x64.

@@ -86,11 +86,20 @@ impl std::error::Error for Reasons {
     }
 }
 
+/// A request that the process has not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Unanswered {
+    /// The request, in words.
+    request: &'static str,
+    /// Whether the host waits for the answer. If not, the answer is dropped when it comes.
+    awaited: bool,
+}
+
 /// The host's end of the link to one process.
 #[derive(Debug)]
 pub struct Conversation {
     channel: Channel,
-    unanswered: RefCell<VecDeque<&'static str>>,
+    unanswered: RefCell<VecDeque<Unanswered>>,
     events: RefCell<VecDeque<Event>>,
 }
 
@@ -107,18 +116,45 @@ impl Conversation {
         request: Request,
         fds: &[(Role, BorrowedFd<'_>)],
     ) -> Result<(), ProcessError> {
+        self.send_and(request, fds, true)
+    }
+
+    /// Sends a request whose answer nobody waits for. A refusal is logged.
+    pub fn notify(&self, request: Request) -> Result<(), ProcessError> {
+        self.send_and(request, &[], false)
+    }
+
+    fn send_and(
+        &self,
+        request: Request,
+        fds: &[(Role, BorrowedFd<'_>)],
+        awaited: bool,
+    ) -> Result<(), ProcessError> {
         let name = verb(&request);
         let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().cloned().unzip();
         self.channel
             .send(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;
-        self.unanswered.borrow_mut().push_back(name);
+        self.unanswered.borrow_mut().push_back(Unanswered { request: name, awaited });
         Ok(())
     }
 
-    /// Waits for the answer to the oldest unanswered request.
+    /// Waits for the answer to the oldest unanswered request whose answer is awaited.
     pub fn reply(&self) -> Result<Reply, ProcessError> {
-        let request = self.unanswered.borrow_mut().pop_front().unwrap_or(NO_REQUEST);
+        loop {
+            let oldest = self.unanswered.borrow_mut().pop_front();
+            let request = oldest.map_or(NO_REQUEST, |oldest| oldest.request);
+            match self.answer(request) {
+                answer if oldest.is_none_or(|oldest| oldest.awaited) => return answer,
+                Ok(_) => {}
+                Err(refused @ ProcessError::Refused { .. }) => log(&refused),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the next answer, which is to this request.
+    fn answer(&self, request: &'static str) -> Result<Reply, ProcessError> {
         loop {
             let (message, _) =
                 self.channel.receive::<FromVm>().map_err(|source| link(request, source))?;
@@ -171,11 +207,25 @@ impl Conversation {
                 Ok((FromVm::Event(event), _)) => {
                     self.queue_event(event).map_err(|source| link(request, source))?;
                 }
-                Ok((FromVm::Reply(reply), _)) => return Err(unexpected(request, &reply)),
+                Ok((FromVm::Reply(reply), _)) => self.take_unawaited(reply)?,
                 Err(source) => return Err(link(request, source)),
             }
         }
         Ok(self.events.borrow_mut().drain(..).collect())
+    }
+
+    /// Drops the answer to a request whose answer nobody waits for. Errors if there is no such request.
+    fn take_unawaited(&self, reply: Reply) -> Result<(), ProcessError> {
+        match (self.unanswered.borrow_mut().pop_front(), reply) {
+            (Some(Unanswered { request, awaited: false }), Reply::Failed(chain)) => {
+                log(&ProcessError::Refused { request, source: Reasons::new(chain) });
+                Ok(())
+            }
+            (Some(Unanswered { awaited: false, .. }), _) => Ok(()),
+            (other, reply) => {
+                Err(unexpected(other.map_or(NO_REQUEST, |other| other.request), &reply))
+            }
+        }
     }
 
     fn queue_event(&self, event: Event) -> Result<(), LinkError> {
@@ -195,6 +245,10 @@ impl AsFd for Conversation {
     }
 }
 
+fn log(error: &ProcessError) {
+    tracing::warn!("{}", crate::causes::chain(error).join(": "));
+}
+
 fn link(request: &'static str, source: LinkError) -> ProcessError {
     ProcessError::Link { request, source }
 }
@@ -212,6 +266,7 @@ fn verb(request: &Request) -> &'static str {
         Request::Pause => "pause the guest",
         Request::Save => "save the guest's state",
         Request::Sync => "sync the guest's disks",
+        Request::PressPowerButton => "press the power button",
     }
 }
 
@@ -259,6 +314,30 @@ mod tests {
         assert_eq!(host.last_words(), Some(Event::Crashed("why".to_owned())));
         assert_eq!(host.last_words(), Some(Event::Reset));
         assert_eq!(host.last_words(), None);
+    }
+
+    #[test]
+    fn the_answer_that_nobody_waits_for_comes_at_any_time_and_disturbs_no_other() {
+        let (host, vm) = conversation();
+        host.notify(Request::PressPowerButton).unwrap();
+        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+        assert_eq!(host.events(true).unwrap(), []);
+        // Behind it comes the answer to another request, and an event between both.
+        for refused in [false, true] {
+            host.notify(Request::PressPowerButton).unwrap();
+            host.notify(Request::PressPowerButton).unwrap();
+            host.send(Request::Save, &[]).unwrap();
+            let first = if refused { Reply::Failed(Vec::new()) } else { Reply::Pressed };
+            vm.send(&FromVm::Reply(first), &[]).unwrap();
+            vm.send(&FromVm::Event(Event::Shutdown), &[]).unwrap();
+            vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+            vm.send(&FromVm::Reply(Reply::Saved { bytes: 7 }), &[]).unwrap();
+            assert_eq!(host.reply().unwrap(), Reply::Saved { bytes: 7 });
+            assert_eq!(host.events(false).unwrap(), [Event::Shutdown]);
+        }
+        // An answer too many is an error.
+        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+        host.events(true).unwrap_err();
     }
 
     #[test]

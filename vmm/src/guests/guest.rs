@@ -1,7 +1,7 @@
 //! One VM as the host holds it: its description, its RAM, its process, and the state of its life.
 //!
 //! ```text
-//!   Stopped --boot--> Live --guest shuts down, stop--> Stopped
+//!   Stopped --boot--> Live --guest shuts down (asked or not), plug pulled--> Stopped
 //!                      |  \--process dies, vCPU fails--> Failed --boot--> Live
 //!                      |
 //!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Live
@@ -13,6 +13,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use guest_mem::{Layout, Segment};
 use luo::Incoming;
@@ -193,6 +194,9 @@ pub struct Live {
     pub segments: Vec<Segment>,
     /// Whether the vCPUs run.
     pub running: bool,
+    /// When the VM is ended if its guest, which was asked to shut down, has not done so. `None` if the guest
+    /// was not asked.
+    pub stopping: Option<Instant>,
 }
 
 /// One VM.
@@ -215,6 +219,7 @@ impl Guest {
         match &self.life {
             Life::Stopped => "stopped",
             Life::Failed(_) => "failed",
+            Life::Live(live) if live.running && live.stopping.is_some() => "stopping",
             Life::Live(live) if live.running => "running",
             Life::Live(_) => "paused",
             Life::Preserved { .. } => "preserved",
@@ -288,7 +293,7 @@ impl Guest {
             Ok(process)
         };
         let process = start().map_err(|source| self.process_error(source))?;
-        self.life = Life::Live(Live { process, segments, running: true });
+        self.life = Life::Live(Live { process, segments, running: true, stopping: None });
         Ok(())
     }
 
@@ -405,6 +410,36 @@ impl Guest {
         Ok(bytes)
     }
 
+    /// Presses the power button: asks the guest to shut down until `deadline`. The caller ends the VM then
+    /// ([`stopping`](Self::stopping)). An earlier deadline stays. Errors unless the guest runs.
+    pub fn shut_down(&mut self, deadline: Instant) -> Result<(), GuestError> {
+        let remedy = "its guest cannot shut down: `resume` it first, or end it at once with `stop --now`";
+        let (name, wrong) = (self.name(), self.wrong_state(remedy));
+        let Life::Live(live) = &mut self.life else { return Err(wrong) };
+        if !live.running {
+            return Err(wrong);
+        }
+        // A process that hangs must not delay the host, so nobody waits for its answer.
+        live.process
+            .notify(Request::PressPowerButton)
+            .map_err(|source| GuestError::Process { name, source })?;
+        live.stopping = Some(live.stopping.map_or(deadline, |earlier| earlier.min(deadline)));
+        Ok(())
+    }
+
+    /// Returns when the VM is ended at the latest, if its guest was asked to shut down.
+    pub fn stopping(&self) -> Option<Instant> {
+        match &self.life {
+            Life::Live(live) => live.stopping,
+            _ => None,
+        }
+    }
+
+    /// Whether the VM has a process.
+    pub fn is_live(&self) -> bool {
+        matches!(self.life, Life::Live(_))
+    }
+
     /// Ends the VM at once. A preserved VM loses its memory.
     pub fn stop(&mut self) {
         self.life = Life::Stopped;
@@ -416,6 +451,10 @@ impl Guest {
         match event {
             Some(Event::Shutdown) => {
                 tracing::info!("VM `{name}` has shut down");
+                self.life = Life::Stopped;
+            }
+            Some(Event::Reset) if self.stopping().is_some() => {
+                tracing::info!("VM `{name}` was asked to shut down and resets: it is stopped");
                 self.life = Life::Stopped;
             }
             Some(Event::Reset) => {

@@ -66,6 +66,18 @@ pub enum HostError {
         #[source]
         source: NoteError,
     },
+    /// A VM's guest was asked to shut down and has not done so yet.
+    #[error(
+        "VM `{0}` is stopping: wait until it has ended, or end it at once with `stop --now`, and try \
+         again"
+    )]
+    Stopping(VmName),
+    /// The host is about to end.
+    #[error("this host ends as soon as its VMs have: no VM is started on it")]
+    Ending,
+    /// Too many requests wait for the end of a VM.
+    #[error("{0} requests wait for the end of a VM already: no more can wait")]
+    TooManyWait(usize),
     /// The kernel or the initramfs of an update is not given.
     #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),
@@ -97,6 +109,7 @@ impl HostError {
             Self::NoLuo(NoLuo { may_hold_vms: false, .. })
             | Self::NothingToLoad(_)
             | Self::FramesNotPinned
+            | Self::Stopping(_)
             | Self::Service(_)
             | Self::OwnProgram(_) => Some(Outcome::Running),
             Self::NoLuo(_)

@@ -25,6 +25,7 @@ mod report;
 mod serve;
 pub mod service;
 mod start;
+mod stop;
 
 pub use error::HostError;
 
@@ -317,8 +318,8 @@ impl Host {
         }
     }
 
-    /// Ends a VM. A withheld VM is marked as given up: no host restores its old state in this boot.
-    fn stop(&mut self, name: &VmName) -> Result<(), HostError> {
+    /// Ends a VM at once. A withheld VM is marked as given up: no host restores its old state in this boot.
+    fn pull(&mut self, name: &VmName) -> Result<(), HostError> {
         let vm = find(&mut self.vms, name)?;
         if let Life::Withheld(_) = vm.life {
             self.kernel_entry
@@ -355,6 +356,7 @@ impl Host {
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
+        self.check_none_stops()?;
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
             Ok(luo) => luo,
@@ -403,6 +405,7 @@ impl Host {
 
     /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
+        self.check_none_stops()?;
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
@@ -455,6 +458,7 @@ impl Host {
         announce: impl FnOnce(),
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
+        self.check_none_stops()?;
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.may_hold_vms => return Err(HostError::Withheld),

@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitOptions, wait};
 use rustix::time::Timespec;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
+use super::stop::Stops;
 use super::{Host, HostError, service};
 use crate::api::{Answer, Call, Command, Line, Lines, hex};
 use crate::causes::chain;
@@ -22,9 +24,9 @@ use crate::live_update::{Outcome, UpdateError};
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;
-/// Nanoseconds between two attempts to read a control port whose other end is closed. Such a port is not
-/// polled, because every poll would return at once.
-const PORT_PAUSE_NS: i64 = 200_000_000;
+/// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
+/// because every poll would return at once.
+const PORT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Listeners, clients and signals.
 pub(super) struct Server {
@@ -32,7 +34,24 @@ pub(super) struct Server {
     end: UnixStream,
     listener: Option<(UnixListener, PathBuf)>,
     port: Option<Port>,
-    clients: Vec<Lines>,
+    clients: Vec<Client>,
+    /// Number of the next client.
+    next_client: u64,
+    stops: Stops<Whom>,
+}
+
+/// A client of the socket.
+struct Client {
+    /// Differs from that of every other client, also of those that are gone.
+    number: u64,
+    lines: Lines,
+}
+
+/// The client that a reply is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Port,
+    Client(u64),
 }
 
 /// The control port, which stays open when its client disconnects.
@@ -49,11 +68,6 @@ enum Source {
     Port,
     Client(usize),
     Vm(usize),
-}
-
-enum After {
-    GoOn,
-    Stop,
 }
 
 impl Server {
@@ -73,6 +87,8 @@ impl Server {
             listener: None,
             port: None,
             clients: Vec::new(),
+            next_client: 0,
+            stops: Stops::default(),
         })
     }
 
@@ -95,7 +111,7 @@ impl Server {
         Ok(())
     }
 
-    /// Serves until `power-off`, SIGTERM or SIGINT.
+    /// Serves until `power-off`, SIGTERM or SIGINT, and then until all VMs have ended.
     pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
         let summary = summary(host);
         tracing::info!("ready: {summary}");
@@ -103,11 +119,15 @@ impl Server {
         self.tell_port(&Line::ready(&host.status()));
         loop {
             for source in self.wait(host).map_err(|e| HostError::Loop(e.into()))? {
-                if let After::Stop = self.handle(source, host) {
-                    return Ok(());
-                }
+                self.handle(source, host);
             }
-            self.clients.retain(|client| !client.is_closed());
+            for (whom, line) in self.stops.round(host) {
+                self.tell(whom, &line);
+            }
+            if self.stops.has_ended(host) {
+                return Ok(());
+            }
+            self.clients.retain(|client| !client.lines.is_closed());
         }
     }
 
@@ -126,30 +146,21 @@ impl Server {
             sources.push(Source::Listener);
             fds.push(PollFd::new(listener, PollFlags::IN));
         }
-        let mut timeout = None;
-        match &self.port {
-            Some(port) if port.hung_up => {
-                timeout = Some(Timespec { tv_sec: 0, tv_nsec: PORT_PAUSE_NS });
-            }
-            Some(port) => {
-                sources.push(Source::Port);
-                fds.push(PollFd::new(&port.lines, interest(&port.lines)));
-            }
-            None => {}
+        if let Some(port) = self.port.as_ref().filter(|port| !port.hung_up) {
+            sources.push(Source::Port);
+            fds.push(PollFd::new(&port.lines, interest(&port.lines)));
         }
         for (index, client) in self.clients.iter().enumerate() {
             sources.push(Source::Client(index));
-            fds.push(PollFd::new(client, interest(client)));
+            fds.push(PollFd::new(&client.lines, interest(&client.lines)));
         }
         for (index, vm) in host.vms.iter().enumerate() {
             if let Life::Live(live) = &vm.life {
-                if live.process.has_events() {
-                    timeout = Some(Timespec { tv_sec: 0, tv_nsec: 0 });
-                }
                 sources.push(Source::Vm(index));
                 fds.push(PollFd::from_borrowed_fd(live.process.as_fd(), PollFlags::IN));
             }
         }
+        let timeout = self.timeout(host).and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno),
@@ -173,21 +184,39 @@ impl Server {
         Ok(ready)
     }
 
-    fn handle(&mut self, source: Source, host: &mut Host) -> After {
+    /// Returns how long to wait at most. `None`: until a source is ready.
+    fn timeout(&self, host: &Host) -> Option<Duration> {
+        let heard = |life: &Life| matches!(life, Life::Live(live) if live.process.has_events());
+        let heard = host.vms.iter().any(|vm| heard(&vm.life)).then_some(Duration::ZERO);
+        let stop = host.stop_deadline();
+        let stop = stop.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
+        [heard, stop, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
+    }
+
+    fn handle(&mut self, source: Source, host: &mut Host) {
         match source {
             Source::Children => reap(&self.children, host),
-            Source::End => {
-                tracing::info!("stopping: got SIGTERM or SIGINT");
-                let announce = |server: &mut Self| server.tell_port(&Line::jumping());
-                host.leave_to_service(|| announce(self));
-                return After::Stop;
-            }
+            Source::End => self.end(host),
             Source::Listener => self.accept(),
-            Source::Port => return self.serve_port(host),
-            Source::Client(index) => return self.serve_client(index, host),
+            Source::Port => self.serve_port(host),
+            Source::Client(index) => self.serve_client(index, host),
             Source::Vm(index) => handle_events(host, index),
         }
-        After::GoOn
+    }
+
+    /// Handles SIGTERM or SIGINT: leaves the VMs to systemd, or asks all guests to shut down. A second signal
+    /// pulls the plug at once.
+    fn end(&mut self, host: &mut Host) {
+        drain(&self.end);
+        let within_s = match self.stops.host_ends() {
+            true => 0,
+            false => host.config.host.stop_within_s(),
+        };
+        tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
+        let announce = |server: &mut Self| server.tell_port(&Line::jumping());
+        host.leave_to_service(|| announce(self));
+        self.stops.end_host(host, None, within_s);
     }
 
     fn accept(&mut self) {
@@ -196,20 +225,24 @@ impl Server {
             stream.set_nonblocking(true)?;
             Ok(stream)
         }) {
-            Ok(stream) => self.clients.push(Lines::new(OwnedFd::from(stream))),
+            Ok(stream) => {
+                let (number, lines) = (self.next_client, Lines::new(OwnedFd::from(stream)));
+                self.next_client += 1;
+                self.clients.push(Client { number, lines });
+            }
             Err(error) => tracing::warn!("a client of the API could not be accepted: {error}"),
         }
     }
 
-    fn serve_port(&mut self, host: &mut Host) -> After {
-        let Some(port) = &mut self.port else { return After::GoOn };
+    fn serve_port(&mut self, host: &mut Host) {
+        let Some(port) = &mut self.port else { return };
         port.hung_up = false;
         let lines = port.lines.flush().and_then(|()| port.lines.read());
         match lines {
             Ok(lines) => {
                 // No bytes although the port was ready: the other end is closed.
                 port.hung_up = lines.is_empty() && !port.lines.is_behind();
-                self.answer_all(lines, host, |server, line| server.tell_port(line))
+                self.answer_all(lines, host, Whom::Port);
             }
             Err(error) => {
                 if let crate::api::StreamError::Closed = error {
@@ -218,20 +251,30 @@ impl Server {
                     tracing::warn!("control port `{}`: {}", port.name, chain(&error).join(": "));
                     port.hung_up = true;
                 }
-                After::GoOn
             }
         }
     }
 
-    fn serve_client(&mut self, index: usize, host: &mut Host) -> After {
-        let client = &mut self.clients[index];
-        match client.flush().and_then(|()| client.read()) {
-            Ok(lines) => self.answer_all(lines, host, |server, line| {
-                server.clients[index].send(&line.text());
-            }),
-            Err(_) => {
-                client.close();
-                After::GoOn
+    fn serve_client(&mut self, index: usize, host: &mut Host) {
+        let Client { number, lines } = &mut self.clients[index];
+        match lines.flush().and_then(|()| lines.read()) {
+            Ok(lines) => {
+                let whom = Whom::Client(*number);
+                self.answer_all(lines, host, whom);
+            }
+            Err(_) => lines.close(),
+        }
+    }
+
+    /// Sends a line to a client, if it is still there.
+    fn tell(&mut self, whom: Whom, line: &Line) {
+        match whom {
+            Whom::Port => self.tell_port(line),
+            Whom::Client(number) => {
+                let client = self.clients.iter_mut().find(|client| client.number == number);
+                if let Some(client) = client {
+                    client.lines.send(&line.text());
+                }
             }
         }
     }
@@ -242,47 +285,65 @@ impl Server {
         }
     }
 
-    fn answer_all(
-        &mut self,
-        lines: Vec<String>,
-        host: &mut Host,
-        reply: impl Fn(&mut Self, &Line),
-    ) -> After {
+    fn answer_all(&mut self, lines: Vec<String>, host: &mut Host, whom: Whom) {
         for line in lines {
             let call = match Call::parse(&line) {
                 Ok(call) => call,
                 Err(refusal) => {
-                    reply(self, &refusal);
+                    self.tell(whom, &refusal);
                     continue;
                 }
             };
             let id = call.id;
-            if call.command == Command::PowerOff {
-                reply(self, &Line::ok(id, &Answer::Done {}));
-                return After::Stop;
-            }
-            let announce = |server: &mut Self| reply(server, &Line::jumping());
-            let line = match self.carry_out(call.command, host, announce) {
-                Ok(answer) => Line::ok(id, &answer),
+            let line = match self.carry_out(call, host, whom) {
+                // The reply comes when what was asked for has ended.
+                Ok(None) => continue,
+                Ok(Some(answer)) => Line::ok(id, &answer),
                 Err(error) => {
                     let why = chain(&error);
                     tracing::warn!("{}", why.join(": "));
                     Line::Error { id, error: why, outcome: error.outcome() }
                 }
             };
-            reply(self, &line);
+            self.tell(whom, &line);
         }
-        After::GoOn
     }
 
+    /// Carries out a command. Returns the answer, or `None` if the answer comes later.
     fn carry_out(
+        &mut self,
+        call: Call,
+        host: &mut Host,
+        whom: Whom,
+    ) -> Result<Option<Answer>, HostError> {
+        let within_s = host.config.host.stop_within_s();
+        match call.command {
+            Command::Stop { vm, now, within_s: own } => {
+                let within_s = if now { 0 } else { own.unwrap_or(within_s) };
+                self.stops.stop(host, (whom, call.id), vm, within_s)?;
+                Ok(None)
+            }
+            Command::PowerOff { now } => {
+                let within_s = if now { 0 } else { within_s };
+                self.stops.end_host(host, Some((whom, call.id)), within_s);
+                Ok(None)
+            }
+            Command::Boot { .. } | Command::Restore { .. } if self.stops.host_ends() => {
+                Err(HostError::Ending)
+            }
+            command => self.carry_out_at_once(command, host, whom).map(Some),
+        }
+    }
+
+    fn carry_out_at_once(
         &mut self,
         command: Command,
         host: &mut Host,
-        announce: impl FnOnce(&mut Self),
+        whom: Whom,
     ) -> Result<Answer, HostError> {
+        let announce = |server: &mut Self| server.tell(whom, &Line::jumping());
         match command {
-            Command::Status | Command::PowerOff => {
+            Command::Status | Command::Stop { .. } | Command::PowerOff { .. } => {
                 return Ok(Answer::Status(Box::new(host.status())));
             }
             Command::Report => {
@@ -290,9 +351,6 @@ impl Server {
                 return Ok(Answer::Report(Box::new(report)));
             }
             Command::Boot { vm } => host.boot(&vm)?,
-            Command::Stop { vm } => {
-                host.stop(&vm)?;
-            }
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Restore { vm } => host.restore(&vm)?,
@@ -360,10 +418,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
-fn reap(pipe: &UnixStream, host: &mut Host) {
+/// Reads the signals that have come.
+fn drain(pipe: &UnixStream) {
     let mut bytes = [0; 64];
     while io::Read::read(&mut &*pipe, &mut bytes).is_ok_and(|count| count > 0) {}
+}
+
+/// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
+fn reap(pipe: &UnixStream, host: &mut Host) {
+    drain(pipe);
     while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
         let ended = host
             .vms

@@ -99,6 +99,8 @@ pub enum Request {
     Save,
     /// Make durable what the guest wrote to its disks.
     Sync,
+    /// Press the machine's power button: ask the guest to shut down.
+    PressPowerButton,
 }
 
 /// The answer to a request.
@@ -124,6 +126,8 @@ pub enum Reply {
     },
     /// To [`Request::Sync`].
     Synced,
+    /// To [`Request::PressPowerButton`].
+    Pressed,
     /// The request failed: the chain of causes, outermost first. A running VM keeps running, a
     /// paused one stays paused.
     Failed(Vec<String>),

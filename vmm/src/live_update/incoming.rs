@@ -293,7 +293,8 @@ fn complete(arriving: Arriving) -> RestoredVm {
             },
             false => None,
         };
-        Ok((Live { process, segments, running: entry.running }, first_entry))
+        let live = Live { process, segments, running: entry.running, stopping: None };
+        Ok((live, first_entry))
     });
     match resumed {
         Ok((live, first_entry_ticks)) => {

@@ -21,7 +21,7 @@ use crate::devices::catalog::DeviceState;
 use crate::devices::kind::{Built, Save, Site};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
-use crate::devices::power::{self, KeyboardReset, OnPower, PowerEvent};
+use crate::devices::power::{self, KeyboardReset, OnPower, PowerButton, PowerEvent};
 use crate::devices::virtio::pci::BAR_SIZE;
 use crate::devices::{Device, DeviceError, pci};
 use crate::kvm::clock::GuestClock;
@@ -115,6 +115,7 @@ pub struct Board {
     pub mmio: Arc<Bus>,
     pci: Arc<Mutex<PciBus>>,
     devices: Vec<Placed>,
+    power_button: Option<PowerButton>,
     /// The threads that are not started yet, by the nodes of their devices.
     workers: Vec<(String, Worker)>,
 }
@@ -163,8 +164,9 @@ impl Board {
         let keyboard = Arc::new(Mutex::new(KeyboardReset::new(wires.on_power())));
         pio.insert(pci::bus::PORTS_BASE.into(), pci::bus::PORTS_LEN.into(), pci.clone())?;
         pio.insert(power::KEYBOARD_BASE.into(), power::KEYBOARD_LEN.into(), keyboard)?;
+        let pio = Arc::new(pio);
         let (devices, workers) = (Vec::new(), Vec::new());
-        Ok(Self { pio: Arc::new(pio), mmio: Arc::default(), pci, devices, workers })
+        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers })
     }
 
     fn place(
@@ -173,7 +175,7 @@ impl Board {
         site: Site,
         built: Built<DeviceState>,
     ) -> Result<(), BoardError> {
-        let Built { device, save, ports, mmio, function, worker } = built;
+        let Built { device, save, ports, mmio, function, worker, power_button } = built;
         let node = site.node.clone();
         let error = |source| DeviceError {
             device: node.clone(),
@@ -188,6 +190,9 @@ impl Board {
         }
         if let Some(function) = function {
             lock(&self.pci).insert(site.slot, function)?;
+        }
+        if power_button.is_some() {
+            self.power_button = power_button;
         }
         self.workers.push((site.node, worker));
         self.devices.push(Placed { device, save, address: spec.address });
@@ -217,6 +222,11 @@ impl Board {
         Ok(())
     }
 
+    /// Presses the power button. Returns whether the machine has one.
+    pub fn press_power_button(&self) -> bool {
+        self.power_button.as_ref().map(|press| press()).is_some()
+    }
+
     /// Stops all devices, then waits until no device has a request in flight.
     pub fn pause(&self) -> Result<(), DeviceError> {
         self.devices.iter().for_each(|placed| lock(&placed.device).pause());
@@ -244,6 +254,7 @@ impl Board {
             devices,
             // Keep nothing that their devices do not.
             workers: _,
+            power_button: _,
         } = self;
         let Ok(pci) = lock(pci).save();
         let save =

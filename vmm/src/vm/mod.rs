@@ -70,6 +70,9 @@ pub enum VmError {
     /// A machine without vCPUs.
     #[error("the machine has no vCPU")]
     NoVcpu,
+    /// A machine without a power button.
+    #[error("the machine has no power button")]
+    NoPowerButton,
     /// A vCPU failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -144,6 +147,14 @@ impl Vm {
             return Err(error.into());
         }
         Ok(last_exit)
+    }
+
+    /// Presses the power button, which asks the guest to shut down. A paused guest notices after the pause.
+    pub fn press_power_button(&self) -> Result<(), VmError> {
+        match self.board.press_power_button() {
+            true => Ok(()),
+            false => Err(VmError::NoPowerButton),
+        }
     }
 
     /// Makes the guest's writes to its disks durable. Call while paused.

@@ -109,6 +109,10 @@ impl Process {
                 self.vm()?.sync()?;
                 Ok(Reply::Synced)
             }
+            Request::PressPowerButton => {
+                self.vm()?.press_power_button()?;
+                Ok(Reply::Pressed)
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! heartbeat, or notes on the console. The kernel's command line has its [`settings`], [`workers`] has
 //! the workload, and lines that arrive on the console are [`orders`].
 
+mod button;
 mod clocks;
 mod console;
 mod echo;
@@ -56,6 +57,9 @@ fn main() {
     workers::start(&settings, &boot, &progress, &console);
     if let Some(port) = settings.echo {
         echo::start(port, &console);
+    }
+    if settings.obeys_button {
+        button::start(&console);
     }
     orders::start(&console);
     beat(&settings, &boot, &progress, &console)

@@ -18,6 +18,9 @@ pub(crate) struct Settings {
     pub(crate) interval: Duration,
     /// `perennial.echo=PORT`: the TCP port on which what arrives is sent back.
     pub(crate) echo: Option<u16>,
+    /// `perennial.button=obey`: the guest powers itself off when its power button is pressed. Otherwise it
+    /// ignores the button.
+    pub(crate) obeys_button: bool,
 }
 
 impl Default for Settings {
@@ -29,6 +32,7 @@ impl Default for Settings {
             busy: 100,
             interval: Duration::from_millis(200),
             echo: None,
+            obeys_button: false,
         }
     }
 }
@@ -53,6 +57,7 @@ impl Settings {
                     let port = value.parse().map_err(|_| format!("{word}: not a port"))?;
                     settings.echo = Some(port);
                 }
+                "button" if value == "obey" => settings.obeys_button = true,
                 _ => return Err(format!("{word}: no such setting")),
             }
         }

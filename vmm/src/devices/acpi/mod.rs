@@ -72,6 +72,13 @@ impl Shared {
         }
         worker::set_alarm(&self.alarm, registers);
     }
+
+    /// Presses the power button. The guest of a paused machine notices after the pause.
+    fn press(&self) {
+        let mut registers = lock(&self.registers);
+        registers.press();
+        self.update(&mut registers);
+    }
 }
 
 impl Acpi {
@@ -91,12 +98,9 @@ impl Acpi {
         Ok(Self(Arc::new(Shared { registers, interrupts, on_power, alarm })))
     }
 
-    /// Presses the power button.
     #[cfg(test)]
     fn press(&self) {
-        let mut registers = lock(&self.0.registers);
-        registers.press();
-        self.0.update(&mut registers);
+        self.0.press();
     }
 }
 
@@ -191,9 +195,11 @@ impl Kind for Acpi {
             None => Self::new(resources).map_err(|e| site.error("create it", e)),
         }?;
         let worker = Box::new(AcpiWorker::new(device.0.clone()));
+        let shared = device.0.clone();
         let device = Arc::new(Mutex::new(device));
         let mut built = Built::new(&site.node, device.clone(), worker);
         built.ports = Some((layout::PM_PORT.into(), layout::PM_LEN.into(), device));
+        built.power_button = Some(Box::new(move || shared.press()));
         Ok(built)
     }
 }

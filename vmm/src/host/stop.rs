@@ -1,0 +1,147 @@
+//! Ends VMs: asks their guests to shut down, and pulls the plug of those that have not by their deadline.
+//!
+//! ```text
+//!   stop       ask the guest ---it shuts down---> reply
+//!   power-off  ask all guests, one deadline      /
+//!   SIGTERM          \\--deadline, or `now`--> pull the plug
+//! ```
+//!
+//! Nobody waits meanwhile: the main loop serves all else, and looks after each round at what has ended.
+
+use std::time::{Duration, Instant};
+
+use super::{Host, HostError, find};
+use crate::api::{Answer, Ended, Line};
+use crate::causes::chain;
+use crate::guests::Life;
+use crate::machine::VmName;
+
+/// Most requests that wait for the end of a VM.
+const MOST_WAITING: usize = 256;
+
+/// The requests that wait for ends. `C` tells which client a reply is for.
+pub(super) struct Stops<C> {
+    waiting: Vec<Waiting<C>>,
+    /// The VMs whose plug was pulled in this round of the main loop.
+    pulled: Vec<VmName>,
+    /// The requests that wait for the end of the host. `None` if the host is not to end.
+    ending: Option<Vec<(C, u64)>>,
+}
+
+struct Waiting<C> {
+    client: C,
+    id: u64,
+    vm: VmName,
+}
+
+impl<C> Default for Stops<C> {
+    fn default() -> Self {
+        Self { waiting: Vec::new(), pulled: Vec::new(), ending: None }
+    }
+}
+
+impl<C: Copy> Stops<C> {
+    /// Whether the host ends when its VMs have.
+    pub(super) fn host_ends(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Begins to stop a VM. The reply to request `id` comes from [`round`](Self::round).
+    pub(super) fn stop(
+        &mut self,
+        host: &mut Host,
+        (client, id): (C, u64),
+        vm: VmName,
+        within_s: u32,
+    ) -> Result<(), HostError> {
+        if self.waiting.len() >= MOST_WAITING {
+            return Err(HostError::TooManyWait(MOST_WAITING));
+        }
+        if !find(&mut host.vms, &vm)?.is_live() || within_s == 0 {
+            host.pull(&vm)?;
+            self.pulled.push(vm.clone());
+        } else {
+            find(&mut host.vms, &vm)?.shut_down(after(within_s))?;
+            tracing::info!("VM `{vm}`: its guest was asked to shut down within {within_s} s");
+        }
+        self.waiting.push(Waiting { client, id, vm });
+        Ok(())
+    }
+
+    /// Begins to stop all VMs and then the host, at the latest after `within_s`. `request` is the one to reply
+    /// to.
+    pub(super) fn end_host(&mut self, host: &mut Host, request: Option<(C, u64)>, within_s: u32) {
+        self.ending.get_or_insert_default().extend(request);
+        for vm in &mut host.vms {
+            let Life::Live(live) = &vm.life else { continue };
+            let name = vm.machine.name.clone();
+            if within_s == 0 || !live.running {
+                tracing::warn!("VM `{name}` is {}: the plug is pulled", vm.state());
+                vm.stop();
+            } else if let Err(error) = vm.shut_down(after(within_s)) {
+                tracing::error!("{}: the plug is pulled", chain(&error).join(": "));
+                vm.stop();
+            }
+        }
+    }
+
+    /// Pulls the plug of each VM whose deadline has passed. Returns the replies to the requests whose VM has
+    /// ended.
+    pub(super) fn round(&mut self, host: &mut Host) -> Vec<(C, Line)> {
+        let now = Instant::now();
+        for vm in &mut host.vms {
+            if vm.stopping().is_some_and(|deadline| deadline <= now) {
+                let name = &vm.machine.name;
+                tracing::warn!("VM `{name}`: its guest did not shut down in time: the plug is pulled");
+                self.pulled.push(name.clone());
+                vm.stop();
+            }
+        }
+        let pulled = std::mem::take(&mut self.pulled);
+        let mut replies = Vec::new();
+        self.waiting.retain(|Waiting { client, id, vm }| {
+            let guest = host.vms.iter().find(|guest| guest.machine.name == *vm);
+            if guest.is_some_and(|guest| guest.stopping().is_some()) {
+                return true;
+            }
+            let ended = match guest.map(|guest| &guest.life) {
+                _ if pulled.contains(vm) => Ended::Pulled,
+                Some(Life::Failed(_)) => Ended::Failed,
+                _ => Ended::ByGuest,
+            };
+            replies.push((*client, Line::ok(*id, &Answer::Ended { ended })));
+            false
+        });
+        if let Some(requests) = &self.ending
+            && self.has_ended(host)
+        {
+            let done = |&(client, id)| (client, Line::ok(id, &Answer::Done {}));
+            replies.extend(requests.iter().map(done));
+        }
+        replies
+    }
+
+    /// Whether the host is to end and all of its VMs have ended.
+    pub(super) fn has_ended(&self, host: &Host) -> bool {
+        self.ending.is_some() && host.stop_deadline().is_none()
+    }
+}
+
+impl Host {
+    /// Returns when the first plug is pulled, if no guest shuts down before.
+    pub(super) fn stop_deadline(&self) -> Option<Instant> {
+        self.vms.iter().filter_map(|vm| vm.stopping()).min()
+    }
+
+    /// Errors if a VM is stopping: the next host would not know its deadline.
+    pub(super) fn check_none_stops(&self) -> Result<(), HostError> {
+        match self.vms.iter().find(|vm| vm.stopping().is_some()) {
+            Some(vm) => Err(HostError::Stopping(vm.machine.name.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn after(seconds: u32) -> Instant {
+    Instant::now() + Duration::from_secs(seconds.into())
+}
