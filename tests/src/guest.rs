@@ -70,7 +70,7 @@ impl Guest {
         &self.name
     }
 
-    /// Sends the guest an order (`say TEXT`, `poweroff`, `reboot`, `panic`, `hang`).
+    /// Sends the guest an order (`say TEXT`, `date`, `poweroff`, `reboot`, `panic`, `hang`).
     pub fn order(&self, order: &str) -> io::Result<()> {
         (&self.port).write_all(format!("{order}\n").as_bytes())
     }

@@ -1,5 +1,8 @@
 //! Guests that measure time without kvmclock: by the TSC, by the ACPI PM timer, with a tick from the PIT.
 
+use std::time::SystemTime;
+
+use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both};
@@ -7,6 +10,9 @@ use serde_json::json;
 
 pub(crate) const TESTS: &[Test] =
     &[both("guests_that_measure_time_without_kvmclock_go_on_with_their_clocks_right", each_clock)];
+
+/// How far a date may be off: without an RTC it is off by years.
+const ABOUT_NOW_S: u64 = 600;
 
 /// Name, parameters of the kernel, and the clock source that the kernel must use with them. Without
 /// kvmclock Linux measures the TSC's rate, which it gives up where each exit takes long, as in a nested and
@@ -32,9 +38,21 @@ fn each_clock(luo: Luo) -> Result<(), Failure> {
             return Err(format!("{name}: with `{parameters}` it measures time by {used}").into());
         }
     }
-    for _ in 0..2 {
-        host.update(json!({}))?;
-        host.check_guests()?;
-    }
+    host.update(json!({}))?;
+    host.check_guests()?;
+    host.guests().iter().try_for_each(check_date)?;
     host.power_off_and_check_disks()
+}
+
+/// Checks that the guest knows the date, which it read from its RTC at boot, and that the RTC still has it.
+fn check_date(guest: &Guest) -> Result<(), Failure> {
+    guest.order("date")?;
+    let note = guest.wait_for_note("date", WORK)?;
+    let rtc: u64 = note["text"].as_str().unwrap_or_default().parse()?;
+    let kernel = guest.last().ok_or("no heartbeat")?.realtime_us / 1_000_000;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    match [rtc, kernel].iter().all(|seconds| seconds.abs_diff(now) < ABOUT_NOW_S) {
+        true => Ok(()),
+        false => Err(format!("{}: it is {now}, RTC {rtc}, kernel {kernel}", guest.name()).into()),
+    }
 }

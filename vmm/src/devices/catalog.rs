@@ -176,6 +176,7 @@ catalog! {
     VirtioRng => super::virtio::rng::Rng,
     VirtioNet => super::virtio::net::Net,
     Acpi => super::acpi::Acpi,
+    Rtc => super::rtc::Rtc,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

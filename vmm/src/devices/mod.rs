@@ -12,6 +12,7 @@ pub mod kind;
 pub mod pci;
 pub mod power;
 pub mod rate_limit;
+pub mod rtc;
 pub mod serial;
 pub mod virtio;
 

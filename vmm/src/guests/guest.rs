@@ -413,7 +413,8 @@ impl Guest {
     /// Presses the power button: asks the guest to shut down until `deadline`. The caller ends the VM then
     /// ([`stopping`](Self::stopping)). An earlier deadline stays. Errors unless the guest runs.
     pub fn shut_down(&mut self, deadline: Instant) -> Result<(), GuestError> {
-        let remedy = "its guest cannot shut down: `resume` it first, or end it at once with `stop --now`";
+        let remedy =
+            "its guest cannot shut down: `resume` it first, or end it at once with `stop --now`";
         let (name, wrong) = (self.name(), self.wrong_state(remedy));
         let Life::Live(live) = &mut self.life else { return Err(wrong) };
         if !live.running {

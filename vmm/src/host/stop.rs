@@ -92,7 +92,9 @@ impl<C: Copy> Stops<C> {
         for vm in &mut host.vms {
             if vm.stopping().is_some_and(|deadline| deadline <= now) {
                 let name = &vm.machine.name;
-                tracing::warn!("VM `{name}`: its guest did not shut down in time: the plug is pulled");
+                tracing::warn!(
+                    "VM `{name}`: its guest did not shut down in time: the plug is pulled"
+                );
                 self.pulled.push(name.clone());
                 vm.stop();
             }

@@ -53,11 +53,15 @@ impl Moment {
     }
 }
 
-/// The guest's time since its machine was built, for devices that measure time. It goes on over a pause
-/// and over a live update, and never goes backward.
+/// The clocks of a guest, for devices that measure time.
 pub trait GuestClock: Send + Sync {
-    /// Returns the time in nanoseconds.
+    /// Returns the time since the machine was built, in nanoseconds. It goes on over a pause and over a live
+    /// update, and never goes backward.
     fn now_ns(&self) -> u64;
+
+    /// Returns the host's date, in nanoseconds since 1970. Somebody may set it at any time, and a host that was
+    /// just entered may not know it.
+    fn realtime_ns(&self) -> u64;
 }
 
 /// The kvmclock of one VM. So devices and a guest with kvmclock measure the same time.
@@ -68,6 +72,10 @@ impl GuestClock for KvmClock {
     fn now_ns(&self) -> u64 {
         // KVM_GET_CLOCK cannot fail on a VM's fd. Devices take a time that is too early as no progress.
         self.0.get_clock().map_or(0, |data| data.clock)
+    }
+
+    fn realtime_ns(&self) -> u64 {
+        Moment::now().realtime_ns
     }
 }
 

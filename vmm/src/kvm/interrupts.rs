@@ -267,6 +267,8 @@ pub(crate) mod fake {
         pub(crate) levels: Mutex<BTreeMap<u32, bool>>,
         /// The guest's clock, which only a test moves.
         pub(crate) now_ns: AtomicU64,
+        /// The host's date, which only a test moves.
+        pub(crate) realtime_ns: AtomicU64,
     }
 
     impl FakeWires {
@@ -318,6 +320,10 @@ pub(crate) mod fake {
     impl GuestClock for FakeWires {
         fn now_ns(&self) -> u64 {
             self.now_ns.load(Ordering::Relaxed)
+        }
+
+        fn realtime_ns(&self) -> u64 {
+            self.realtime_ns.load(Ordering::Relaxed)
         }
     }
 

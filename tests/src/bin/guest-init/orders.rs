@@ -8,6 +8,9 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::console::{self, Console};
 
+/// The date of the machine's clock, in seconds since 1970.
+const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
+
 /// Starts the thread that reads and executes orders.
 pub(crate) fn start(console: &Arc<Console>) {
     let console = Arc::clone(console);
@@ -26,6 +29,9 @@ fn obey(order: &str, console: &Console) {
             console.note("said", text);
             Ok(())
         }
+        ("date", _) => fs::read_to_string(RTC)
+            .map(|seconds| console.note("date", seconds.trim()))
+            .map_err(|e| e.to_string()),
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -33,9 +39,8 @@ fn obey(order: &str, console: &Console) {
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => {
-            Err("unknown order; the orders are say TEXT, poweroff, reboot, panic, hang".to_owned())
-        }
+        _ => Err("unknown order; the orders are say TEXT, date, poweroff, reboot, panic, hang"
+            .to_owned()),
     };
     if let Err(problem) = done {
         console.note("problem", &format!("{order}: {problem}"));

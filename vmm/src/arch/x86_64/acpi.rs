@@ -1,4 +1,4 @@
-//! The ACPI tables of the machine: a PC with the ACPI fixed hardware, one PCI root bus and COM1.
+//! The ACPI tables of the machine: a PC with the ACPI fixed hardware, one PCI root bus, COM1 and an RTC.
 //!
 //! The platform is not hardware-reduced (ACPI 6.5, 4.1): on such a platform Linux uses neither the PM timer
 //! nor the PIT and the PICs, so a guest without kvmclock could not measure time. There is no legacy mode to
@@ -131,9 +131,10 @@ fn fadt(dsdt: u64, facs: u64) -> impl Aml {
     fadt.p_lvl3_lat = 1001.into();
     fadt.reset_reg = port(layout::RESET_PORT, 1, AccessSize::ByteAccess);
     fadt.reset_value = layout::RESET_VALUE;
-    // IAPC_BOOT_ARCH: no VGA (bit 2), no CMOS RTC (bit 5), and no 8042 (bit 1 is clear). The port that
-    // resets as an 8042 does is for kernels that do not read this table.
-    fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
+    fadt.century = layout::RTC_CENTURY;
+    // IAPC_BOOT_ARCH: no VGA (bit 2), and no 8042 (bit 1 is clear), but a CMOS RTC (bit 5 is clear). The port
+    // that resets as an 8042 does is for kernels that do not read this table.
+    fadt.iapc_boot_arch = (1 << 2).into();
     fadt.finalize()
 }
 
@@ -163,6 +164,7 @@ fn dsdt() -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&bytes_of(&root_bus()));
     table.append_slice(&bytes_of(&com1()));
+    table.append_slice(&bytes_of(&rtc()));
     // The sleep types of S5 for PM1a and PM1b control (ACPI 6.5, 7.4.2).
     let s5 = Package::new(vec![&layout::SLEEP_TYPE_S5, &0u8, &0u8, &0u8]);
     table.append_slice(&bytes_of(&Name::new("_S5_".into(), &s5)));
@@ -225,6 +227,20 @@ fn com1() -> impl Aml {
             ],
         )],
     )))
+}
+
+fn rtc() -> impl Aml {
+    let resources = Name::new(
+        "_CRS".into(),
+        &ResourceTemplate::new(vec![
+            // Consumer, edge, active high, exclusive.
+            &Interrupt::new(true, true, false, false, layout::RTC_IRQ),
+            &IO::new(layout::RTC_PORT, layout::RTC_PORT, 1, layout::RTC_LEN as u8),
+        ]),
+    );
+    let id = Name::new("_HID".into(), &EISAName::new("PNP0B00"));
+    let device = Device::new(Path::new("RTC0"), vec![&id, &resources]);
+    Raw(bytes_of(&Scope::new("\\_SB_".into(), vec![&device])))
 }
 
 /// AML bytes that were generated before.

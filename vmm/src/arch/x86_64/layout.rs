@@ -78,6 +78,14 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const COM1_LEN: u16 = 8;
 /// The interrupt line of COM1, edge triggered.
 pub const COM1_IRQ: u32 = 4;
+/// The real-time clock: index register and data register.
+pub const RTC_PORT: u16 = 0x70;
+/// Ports of the real-time clock.
+pub const RTC_LEN: u16 = 2;
+/// The interrupt line of the real-time clock, edge triggered.
+pub const RTC_IRQ: u32 = 8;
+/// The register of the real-time clock that has the century.
+pub const RTC_CENTURY: u8 = 0x32;
 /// PCI configuration mechanism #1: address at +0, data at +4 (PCI Local Bus 3.0, 3.2.2.3.2).
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Ports of the PCI configuration mechanism.
