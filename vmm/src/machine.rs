@@ -165,7 +165,7 @@ pub struct KernelBoot {
 /// One device of a machine: its address and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSpec {
-    /// Its port, or its slot on the PCI bus; which of them depends on its kind.
+    /// Its port, its slot on the PCI bus, or the segment of its tables; which of them depends on its kind.
     pub address: u16,
     /// Its options, which also tell its kind.
     pub options: DeviceOptions,
@@ -234,7 +234,9 @@ impl Machine {
         let mut taken = BTreeSet::new();
         for device in &self.devices {
             let problem = match device.options.kind().place {
-                Place::Port(port) if port != device.address => "its kind has another port",
+                Place::Port(at) | Place::Tables(at) if at != device.address => {
+                    "its kind has another address"
+                }
                 Place::Slot if !SLOTS.contains(&device.address) => "the PCI bus has no such slot",
                 Place::Slot if !taken.insert(device.address) => "another device has its slot",
                 _ => continue,
@@ -264,7 +266,7 @@ pub fn place(wanted: Vec<DeviceOptions>) -> Vec<DeviceSpec> {
     let mut slots = *SLOTS.start()..;
     let spec = |options: DeviceOptions| {
         let address = match options.kind().place {
-            Place::Port(port) => port,
+            Place::Port(at) | Place::Tables(at) => at,
             Place::Slot => slots.next().unwrap_or(u16::MAX),
         };
         DeviceSpec { address, options }

@@ -32,9 +32,22 @@ fn boot(plan: &HostPlan) -> Result<(Host, Status), Failure> {
     Ok((host, status))
 }
 
+/// The UUID that follows from the name `web`.
+const UUID: &str = "4b82b14c-b2d1-511a-8fd3-41fae68544bd";
+
+/// The request for the SMBIOS tables of VM `web`.
+fn smbios() -> Value {
+    json!({"do": "memory", "vm": "web", "address": 0xf_0000, "bytes": 256})
+}
+
 fn there_and_back(luo: Luo) -> Result<(), Failure> {
     let plan = HostPlan { stock_guests: true, ..HostPlan::new(vec![VmPlan::new("web", 256, 2)]) };
     let (mut host, mut before) = boot(&plan.on(luo))?;
+    let uuid = host.guests()[0].wait_for_note("boot", WORK)?["uuid"].clone();
+    if uuid != UUID {
+        return Err(format!("the guest reads the UUID {uuid}, not {UUID}").into());
+    }
+    let tables = host.request(smbios())?;
     for _ in 0..2 {
         expect_huge_pages(&host.status()?.vms[0])?;
         let after = host.update(json!({"verify_frames": true}))?;
@@ -50,6 +63,9 @@ fn there_and_back(luo: Luo) -> Result<(), Failure> {
             frames => return Err(format!("page frames: {frames:?}").into()),
         }
         before = after;
+    }
+    if host.request(smbios())? != tables {
+        return Err("the SMBIOS tables are not what they were".into());
     }
     expect_huge_pages(&host.status()?.vms[0])?;
     host.power_off_and_check_disks()

@@ -177,6 +177,7 @@ catalog! {
     VirtioNet => super::virtio::net::Net,
     Acpi => super::acpi::Acpi,
     Rtc => super::rtc::Rtc,
+    Smbios => super::smbios::Smbios,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

@@ -67,6 +67,8 @@ pub enum Place {
     Port(u16),
     /// In a slot of the PCI bus.
     Slot,
+    /// As tables in guest RAM, in this real-mode segment.
+    Tables(u16),
 }
 
 /// The place of one device in a machine, and the resources that the machine gives to it.
@@ -75,6 +77,8 @@ pub struct Site {
     pub node: String,
     /// A label that is unique among the devices of this kind in all VMs of a host, such as `web-0`.
     pub label: String,
+    /// The name of the VM.
+    pub machine: String,
     /// PCI device number, for a device in a slot.
     pub slot: u8,
     /// Guest physical address of the device's BAR, for a device in a slot.
@@ -127,8 +131,8 @@ pub struct Built<S> {
     pub mmio: Option<Range>,
     /// Its configuration space on the PCI bus.
     pub function: Option<Arc<Mutex<dyn PciFunction>>>,
-    /// The event subscriber that the device's thread runs.
-    pub worker: Box<dyn MutEventSubscriber + Send>,
+    /// The event subscriber that the device's thread runs, if the device has a thread.
+    pub worker: Option<Box<dyn MutEventSubscriber + Send>>,
     /// The machine's power button, if it is part of this device.
     pub power_button: Option<PowerButton>,
 }
@@ -144,6 +148,14 @@ impl<S: 'static> Built<S> {
     where
         T: Device + Persist<State = S, Error: Send + Sync> + 'static,
     {
+        Self { worker: Some(worker), ..Self::without_thread(node, device) }
+    }
+
+    /// Wraps a device that only answers accesses of the guest.
+    pub fn without_thread<T>(node: &str, device: Arc<Mutex<T>>) -> Self
+    where
+        T: Device + Persist<State = S, Error: Send + Sync> + 'static,
+    {
         let (node, saved) = (node.to_owned(), device.clone());
         let save = move || {
             let device = lock(&saved);
@@ -154,8 +166,15 @@ impl<S: 'static> Built<S> {
             })
         };
         let save = Box::new(save);
-        let (ports, mmio, function, power_button) = (None, None, None, None);
-        Self { device, save, ports, mmio, function, worker, power_button }
+        Self {
+            device,
+            save,
+            ports: None,
+            mmio: None,
+            function: None,
+            worker: None,
+            power_button: None,
+        }
     }
 
     /// Returns the same device with its state type converted by `wrap`.

@@ -37,9 +37,8 @@ use crate::vm::board::{Board, Worker};
 
 /// The doorbell of a function's first queue, in its BAR.
 const DOORBELL: u64 = 0x3000;
-/// Two slots with a hole between them.
-const RAM: [(GuestAddress, usize); 2] =
-    [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
+/// Two slots with a hole between them. The second has the place of the tables.
+const RAM: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0x8_0000), (layout::SMBIOS, 0x2_0000)];
 /// Addresses of the rings of a correct driver: descriptors, available, used.
 const RING: [u64; 3] = [0x4000, 0x5000, 0x6000];
 

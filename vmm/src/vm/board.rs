@@ -194,7 +194,7 @@ impl Board {
         if power_button.is_some() {
             self.power_button = power_button;
         }
-        self.workers.push((site.node, worker));
+        self.workers.extend(worker.map(|worker| (site.node, worker)));
         self.devices.push(Placed { device, save, address: spec.address });
         Ok(())
     }
@@ -273,6 +273,7 @@ fn site(machine: &Machine, spec: &DeviceSpec, wires: &Wires, fds: &mut Fds) -> S
     let bar = layout::PCI_BARS.0 as u32 + u32::from(slot.saturating_sub(1)) * BAR_SIZE;
     Site {
         label: format!("{}-{index}", machine.name),
+        machine: machine.name.to_string(),
         slot,
         bar,
         memory: wires.memory.clone(),

@@ -50,6 +50,9 @@ fn main() {
         "release": read("/proc/sys/kernel/osrelease"),
         "vcpus": vcpus,
         "memory_total_kib": settings::meminfo("MemTotal"),
+        // Empty if the kernel has no DMI.
+        "uuid": read("/sys/class/dmi/id/product_uuid"),
+        "serial": read("/sys/class/dmi/id/product_serial"),
         "clocksource": read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
     }));
 

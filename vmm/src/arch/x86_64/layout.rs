@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  0x0000_0500  GDT, 0x6000 PVH start info, 0x7000 zero page, 0x9000 page tables, 0x2_0000 cmdline
-//!  0x000a_0000  legacy VGA and ROM hole; ACPI tables at 0xe_0000
+//!  0x000a_0000  legacy VGA and ROM hole; ACPI tables at 0xe_0000, SMBIOS at 0xf_0000
 //!  0x0010_0000  kernel ... initramfs at the top of low RAM
 //!  0xc000_0000  PCI hole: 32-bit BARs, ECAM, then IOAPIC, LAPIC, KVM's own pages
 //!  0x1_0000_0000 the rest of RAM
@@ -39,7 +39,12 @@ pub const LOW_MEMORY_END: u64 = 0xa_0000;
 /// The RSDP, and behind it every other ACPI table (the area where ACPI 6.5, 5.2.5.1 has OSPM look).
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// End of the area for ACPI tables.
-pub const ACPI_TABLES_END: GuestAddress = GuestAddress(0x10_0000);
+pub const ACPI_TABLES_END: GuestAddress = SMBIOS;
+/// The entry point of the SMBIOS tables, and behind it the tables: where guests without EFI look for them
+/// (DMTF DSP0134 3.6, 5.2.2).
+pub const SMBIOS: GuestAddress = GuestAddress(0xf_0000);
+/// End of the area for SMBIOS tables.
+pub const SMBIOS_END: GuestAddress = GuestAddress(0x10_0000);
 /// Load address of a kernel: `code32_start` of every bzImage.
 pub const KERNEL: GuestAddress = GuestAddress(0x10_0000);
 
