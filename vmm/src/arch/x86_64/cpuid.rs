@@ -342,6 +342,37 @@ mod tests {
     }
 
     #[test]
+    fn sixteen_vcpus_are_the_cores_of_one_package_by_every_leaf_on_both_vendors() {
+        let mut intel = amd();
+        // GenuineIntel; caches of the first and the third level.
+        intel[0] = entry(0, 0, [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
+        intel.insert(3, entry(4, 3, [3 << 5 | 3, 0, 0, 0]));
+        let (amd, intel) = (offer(&amd(), true), offer(&intel, true));
+        let mut found = Vec::new();
+        for id in 0..16 {
+            for template in [&amd, &intel] {
+                let entries = for_vcpu(template, id, 16);
+                let [thread, core] = [0, 1].map(|level| *find(&entries, 0xb, level).unwrap());
+                assert_eq!((thread.eax, thread.ebx), (0, 1), "one thread to a core");
+                assert_eq!((core.eax, core.ebx, core.edx), (4, 16, id));
+                assert_eq!(core.edx >> core.eax, 0, "one package");
+                assert!(find(&entries, 0x1f, 0).is_none(), "no other leaf that could disagree");
+                assert_eq!(find(&entries, 1, 0).unwrap().ebx >> 16 & 0xff, 16);
+            }
+            let entries = for_vcpu(&intel, id, 16);
+            let cache = |level| find(&entries, 4, level).unwrap().eax;
+            assert_eq!([cache(0) >> 26, cache(3) >> 26], [15, 15], "cores of the package");
+            assert_eq!(cache(3) >> 14 & 0xfff, 15, "all share the third level");
+            let entries = for_vcpu(&amd, id, 16);
+            assert_eq!(find(&entries, 0x8000_0008, 0).unwrap().ecx & 0xf0ff, 4 << 12 | 15);
+            let node = find(&entries, 0x8000_001e, 0).unwrap();
+            assert_eq!((node.eax, node.ebx, node.ecx), (id, id, 0), "core, one thread, one node");
+            found.push(node.eax);
+        }
+        assert_eq!(found, (0..16).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_rates_of_tsc_and_lapic_timer_are_told_within_the_range_of_leaves() {
         let mut entries = amd();
         add_frequencies(&mut entries, 2_994_375);
