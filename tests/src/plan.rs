@@ -311,7 +311,7 @@ impl HostPlan {
         let pool = self.pool().map_or(String::new(), |_| format!(", {}", pool::mount()));
         let mut out = format!(
             "[host]\nhostname = \"host-{side}\"\nsocket = \"/run/perennial.sock\"\n\
-             control-port = \"{CONTROL_PORT}\"\n\
+             control-port = \"{CONTROL_PORT}\"\nconfine = \"required\"\n\
              mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}{pool}]\n\
              {host_lines}{}\n{}[update]\nkernel = \"/data/{other}/bzImage\"\n\
              initramfs = \"/data/{other}/initramfs\"\ncmdline = \"{}\"\n",

@@ -4,8 +4,10 @@
 //! ["path=..."]`). Each VM's section becomes a checked [`Machine`] in which all defaults are filled
 //! in; the rest of the program sees only that.
 
+mod confinement;
 mod network;
 
+pub use confinement::{Confine, FirstUser, USERS};
 pub use network::{Address, HostAddress, NetworkSection};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,6 +100,10 @@ pub struct HostSection {
     pub network: Option<NetworkSection>,
     /// How many seconds a guest has to shut down when it is asked to; 0 is to pull the plug at once.
     pub stop_within_s: Option<u32>,
+    /// The first of the user IDs that the processes of VMs run as, if the host runs as root.
+    pub users: FirstUser,
+    /// What to do with a VM whose process cannot be confined in full.
+    pub confine: Confine,
 }
 
 /// How many seconds a guest has to shut down if the configuration does not say: what Debian's systemd needs
@@ -124,6 +130,8 @@ impl HostSection {
                 mounts: key(host, "mounts"),
                 pool: key(host, "pool"),
                 network: key(host, "network"),
+                users: key(host, "users"),
+                confine: key(host, "confine"),
                 ..Self::default()
             },
             None => Self::default(),

@@ -6,6 +6,7 @@ pub mod bus;
 pub mod causes;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod devices;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

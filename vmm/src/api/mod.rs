@@ -221,6 +221,9 @@ pub struct VmStatus {
     /// Numbers of the pages with which KVM maps the VM's RAM at this moment; `None` if the kernel does
     /// not show them.
     pub mapped: Option<MappedPages>,
+    /// The parts that are missing of the confinement of the VM's process, each with the reason.
+    #[serde(default)]
+    pub unconfined: Vec<String>,
     /// The chain of causes, if the VM is failed, preserved or withheld.
     pub error: Option<Vec<String>>,
 }

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::causes::chain;
+use crate::guests::process::is_vm_process;
 use crate::host::{self, init};
 use crate::live_update::next_host;
 use crate::vm;
@@ -47,7 +48,7 @@ enum Command {
 /// process.
 pub fn main(started: u64) -> ExitCode {
     let inherited = next_host::inherit();
-    if init::is_pid_1() {
+    if init::is_pid_1() && !is_vm_process() {
         if inherited.is_none() {
             init::set_up();
         }

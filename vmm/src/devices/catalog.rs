@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DeviceError;
 use super::files::{OpenError, Opened};
-use super::kind::{Built, Kind, Place, Site};
+use super::kind::{Built, DeviceCalls, Kind, Place, Site};
 use crate::state::node::read_node;
 use crate::state::{Node, Schema, StateError};
 
@@ -23,6 +23,8 @@ pub struct KindInfo {
     pub most: usize,
     /// Where the guest finds such a device.
     pub place: Place,
+    /// The system calls that its devices make.
+    pub calls: DeviceCalls,
     /// Parses the configuration's text for one device.
     pub parse: fn(&str) -> Result<DeviceOptions, String>,
     /// The device that a machine gets by default if its configuration does not have the key.
@@ -46,6 +48,7 @@ macro_rules! catalog {
             name: <$path as Kind>::NAME,
             most: <$path>::MOST,
             place: <$path>::PLACE,
+            calls: <$path>::CALLS,
             parse: |text| <$path>::parse(text).map(DeviceOptions::$kind),
             unasked: || <$path>::unasked().map(DeviceOptions::$kind),
             options: Decoder {

@@ -19,6 +19,7 @@ use super::pci::PciFunction;
 use super::power::{OnPower, PowerButton};
 use super::{Device, DeviceError};
 use crate::bus::BusDevice;
+use crate::confine::Call;
 use crate::kvm::clock::GuestClock;
 use crate::kvm::interrupts::{Doorbells, Interrupts};
 use crate::mutex::lock;
@@ -34,6 +35,8 @@ pub trait Kind: Sized + 'static {
     const MOST: usize;
     /// Where the guest finds such a device.
     const PLACE: Place;
+    /// The system calls that its devices make.
+    const CALLS: DeviceCalls;
 
     /// The options of one device in the configuration. Part of the machine's description.
     type Options: Clone + Debug + Eq + Serialize + DeserializeOwned + Schema;
@@ -58,6 +61,20 @@ pub trait Kind: Sized + 'static {
         site: &mut Site,
         state: Option<Self::State>,
     ) -> Result<Built<Self::State>, DeviceError>;
+}
+
+/// The system calls that the devices of a kind make, beyond those that every thread may make
+/// ([`EVERY_THREAD`](crate::confine::calls::EVERY_THREAD)).
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceCalls {
+    /// On the main thread, while it builds the machine.
+    pub build: &'static [Call],
+    /// On the thread of the device, beyond those of its event loop
+    /// ([`EVENT_LOOP`](crate::confine::calls::EVENT_LOOP)).
+    pub thread: &'static [&'static [Call]],
+    /// On the threads that call the device: of a vCPU, when the guest accesses a register; the main thread,
+    /// when it pauses, saves, syncs or resumes the device.
+    pub registers: &'static [Call],
 }
 
 /// Where the guest finds the devices of a kind.

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use crate::config::USERS;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
 /// Most unread events. A VM sends only a few events in its whole life.
@@ -23,6 +24,27 @@ pub enum ProcessError {
     /// The process cannot be started.
     #[error("cannot start the VM's process")]
     Spawn(#[source] std::io::Error),
+    /// All user IDs are taken.
+    #[error(
+        "all {USERS} user IDs for VMs' processes are in use: stop a VM, or end processes of VMs that hang"
+    )]
+    NoUser,
+    /// A part of the confinement is missing, which the configuration requires.
+    #[error(
+        "the VM's process cannot be confined in full, as `confine = \"required\"` in [host] demands: {missing}"
+    )]
+    Unconfined {
+        /// The missing parts.
+        missing: String,
+    },
+    /// The process reported why it ends, and ended.
+    #[error("the VM's process ended (request: {request}): {why}")]
+    Crashed {
+        /// The request, in words.
+        request: &'static str,
+        /// The reason that the process gave.
+        why: String,
+    },
     /// The link to the process failed.
     #[error("the link to the VM's process failed (request: {request})")]
     Link {
@@ -156,8 +178,14 @@ impl Conversation {
     /// Waits for the next answer, which is to this request.
     fn answer(&self, request: &'static str) -> Result<Reply, ProcessError> {
         loop {
-            let (message, _) =
-                self.channel.receive::<FromVm>().map_err(|source| link(request, source))?;
+            let (message, _) = self.channel.receive::<FromVm>().map_err(|source| {
+                match (&source, self.events.borrow().back()) {
+                    (LinkError::Closed, Some(Event::Crashed(why))) => {
+                        ProcessError::Crashed { request, why: why.clone() }
+                    }
+                    _ => link(request, source),
+                }
+            })?;
             match message {
                 FromVm::Event(event) => {
                     self.queue_event(event).map_err(|source| link(request, source))?
@@ -260,6 +288,7 @@ pub fn unexpected(request: &'static str, reply: &Reply) -> ProcessError {
 
 fn verb(request: &Request) -> &'static str {
     match request {
+        Request::Confine { .. } => "confine itself",
         Request::Boot { .. } => "boot the guest",
         Request::Restore { .. } => "restore the guest",
         Request::Resume => "resume the guest",

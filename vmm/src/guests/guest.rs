@@ -13,11 +13,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use guest_mem::{Layout, Segment};
 use luo::Incoming;
 
+use super::confinement::Confinement;
 use super::conversation::{ProcessError, unexpected};
 use super::entry::VmEntry;
 use super::files::{Files, OpenError};
@@ -204,14 +206,15 @@ pub struct Live {
 pub struct Guest {
     /// The VM's description.
     pub machine: Machine,
+    confinement: Arc<Confinement>,
     /// The state of the VM's life.
     pub life: Life,
 }
 
 impl Guest {
     /// Returns a VM that is switched off.
-    pub fn new(machine: Machine) -> Self {
-        Self { machine, life: Life::Stopped }
+    pub fn new(machine: Machine, confinement: &Arc<Confinement>) -> Self {
+        Self { machine, confinement: confinement.clone(), life: Life::Stopped }
     }
 
     /// Returns the name of the state in the API.
@@ -282,9 +285,9 @@ impl Guest {
             files.push(Role::Segment, clone);
         }
         let start = || {
-            let process = VmProcess::spawn()?;
+            let process = VmProcess::spawn(&self.confinement)?;
             let request = Request::Boot { machine: self.machine.clone(), ram: ram.kind() };
-            process.send(request, &files.borrow())?;
+            process.build(request, &files.borrow())?;
             match process.reply()? {
                 Reply::Built => {}
                 other => return Err(unexpected("boot", &other)),

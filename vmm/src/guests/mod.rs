@@ -1,6 +1,7 @@
 //! VMs as the host holds them: each with its description, its open files, its RAM, and a process to which
 //! the host sends requests. Both `host` and `live_update` use this module, so it imports neither.
 
+pub mod confinement;
 pub mod conversation;
 pub mod entry;
 pub mod files;

@@ -30,6 +30,7 @@ mod stop;
 pub use error::HostError;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
@@ -40,6 +41,7 @@ use crate::api::{Status, UpdateCall, VmStatus};
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
+use crate::guests::confinement::Confinement;
 use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
@@ -69,6 +71,7 @@ pub struct Host {
     pool: Option<PathBuf>,
     kernel_entry: KernelEntry,
     vms: Vec<Guest>,
+    confinement: Arc<Confinement>,
     /// What was replaced to start this host: kernel or program. `None` after a cold boot.
     replaced: Option<Replaced>,
     number: u32,
@@ -125,6 +128,7 @@ impl Host {
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
         let mut host = Self {
+            confinement: Confinement::new(&config.host),
             config,
             config_text,
             config_error,
@@ -163,7 +167,7 @@ impl Host {
     fn boot_vms(&mut self) {
         let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
         for machine in self.config.machines.iter().cloned() {
-            let mut vm = Guest::new(machine);
+            let mut vm = Guest::new(machine, &self.confinement);
             match unreachable {
                 Some(none) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
                     vm.withhold(&none.why, self.kernel_entry.ticket().is_some());
@@ -202,7 +206,7 @@ impl Host {
             !given_up
         });
         let opened = tsc::now();
-        let arrived = incoming::resume_all(luo, &manifest.vms);
+        let arrived = incoming::resume_all(luo, &manifest.vms, &self.confinement);
         let resumed = tsc::now();
         let backend = luo.backend();
         self.number = manifest.number;
@@ -220,7 +224,8 @@ impl Host {
         }
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
-        self.vms.extend(new.cloned().map(Guest::new));
+        let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
+        self.vms.extend(new);
     }
 
     /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
@@ -294,7 +299,8 @@ impl Host {
         else {
             return Ok(());
         };
-        let RestoredVm { vm: restored, session, .. } = incoming::retry(luo, session, *entry);
+        let RestoredVm { vm: restored, session, .. } =
+            incoming::retry(luo, session, *entry, &self.confinement);
         let failed = match &restored.life {
             Life::Preserved { why, .. } => Some(why.clone()),
             _ => None,
@@ -527,6 +533,10 @@ fn vm_status(vm: &Guest) -> VmStatus {
         }
         Life::Stopped => (None, None),
     };
+    let unconfined = match &vm.life {
+        Life::Live(live) => live.process.missing().to_vec(),
+        _ => Vec::new(),
+    };
     VmStatus {
         name: vm.machine.name.clone(),
         state: vm.state().to_owned(),
@@ -534,6 +544,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         vcpus: vm.machine.cpus,
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
+        unconfined,
         error,
     }
 }

@@ -427,7 +427,7 @@ fn drain(pipe: &UnixStream) {
 /// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
 fn reap(pipe: &UnixStream, host: &mut Host) {
     drain(pipe);
-    while let Ok(Some((pid, _))) = wait(WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         let ended = host
             .vms
             .iter()
@@ -438,7 +438,11 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
                 Life::Live(live) => live.process.last_words(),
                 _ => None,
             };
-            host.on_event(index, last);
+            let how = match (status.terminating_signal(), status.exit_status()) {
+                (Some(signal), _) => format!("signal {signal} ended its process"),
+                (None, code) => format!("its process ended with exit code {}", code.unwrap_or(0)),
+            };
+            host.on_event(index, last.or(Some(crate::link::Event::Crashed(how))));
         }
     }
 }

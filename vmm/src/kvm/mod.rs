@@ -8,6 +8,7 @@
 //! one part to the next during the save is saved twice rather than lost. [`clock`] can be saved at
 //! any point.
 
+pub mod calls;
 pub mod clock;
 pub mod interrupts;
 pub mod irqchip;

@@ -75,6 +75,11 @@ impl From<Ram> for Backing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
+    /// Give up all power that the process does not need. Always the first request, and only then.
+    Confine {
+        /// The user and group ID to change to. Used if the process runs as root.
+        user: u32,
+    },
     /// Build the machine and load its kernel; it stays paused.
     Boot {
         /// The description of the machine.
@@ -107,6 +112,11 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
+    /// To [`Request::Confine`].
+    Confined {
+        /// The parts of the confinement that are missing, each with the reason.
+        missing: Vec<String>,
+    },
     /// To [`Request::Boot`] and [`Request::Restore`].
     Built,
     /// To [`Request::Resume`].
@@ -143,6 +153,12 @@ pub enum Event {
     Reset,
     /// A vCPU cannot continue; the text says why.
     Crashed(String),
+}
+
+impl Event {
+    /// What stands before and after the text in a packet with [`Event::Crashed`], for a signal handler, which
+    /// cannot use the allocator. The text must have neither quotation marks nor backslashes.
+    pub const CRASHED: (&str, &str) = ("{\"event\":{\"crashed\":\"", "\"}}");
 }
 
 /// Any message that a VM's process sends.

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator, Token};
@@ -16,6 +17,7 @@ use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use crate::arch::x86_64::tsc;
+use crate::guests::confinement::Confinement;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::VmEntry;
 use crate::guests::files::{Files, OpenError};
@@ -140,11 +142,19 @@ struct Begun {
 
 /// Restores and resumes every VM of the manifest, in its order. Returns each VM with its session, which
 /// the caller finishes when all VMs are resumed, and with its ledger.
-pub fn resume_all(luo: &dyn Orchestrator, entries: &[VmEntry]) -> Vec<RestoredVm> {
+pub fn resume_all(
+    luo: &dyn Orchestrator,
+    entries: &[VmEntry],
+    confinement: &Arc<Confinement>,
+) -> Vec<RestoredVm> {
     // The processes restore at the same time. The manifest lists the most urgent VM first, so it is
     // started first and waited for first.
-    let arriving: Vec<_> = entries.iter().cloned().map(|entry| start(luo, entry)).collect();
-    arriving.into_iter().map(|vm| vm.map_or_else(|lost| *lost, complete)).collect()
+    let arriving: Vec<_> =
+        entries.iter().cloned().map(|entry| start(luo, entry, confinement)).collect();
+    arriving
+        .into_iter()
+        .map(|vm| vm.map_or_else(|lost| *lost, |vm| complete(vm, confinement)))
+        .collect()
 }
 
 /// A VM after a live update.
@@ -173,15 +183,20 @@ pub struct FrameComparison {
 }
 
 /// Retrieves a VM's session and memory and lets its process begin the restore.
-fn start(luo: &dyn Orchestrator, mut entry: VmEntry) -> Result<Arriving, Box<RestoredVm>> {
+fn start(
+    luo: &dyn Orchestrator,
+    mut entry: VmEntry,
+    confinement: &Arc<Confinement>,
+) -> Result<Arriving, Box<RestoredVm>> {
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
         Ok(session) => {
-            let started = begin(RamSource::new(Some(luo)), &session, &mut entry, start);
+            let started =
+                begin(RamSource::new(Some(luo)), &session, &mut entry, start, confinement);
             Ok(Arriving { entry, session, started })
         }
         Err(error) => {
-            let mut vm = Guest::new(entry.machine.clone());
+            let mut vm = Guest::new(entry.machine.clone(), confinement);
             vm.life = Life::Failed(crate::causes::chain(&error));
             let (session, first_entry_ticks, frames) = (None, None, Vec::new());
             Err(Box::new(RestoredVm { entry, vm, session, first_entry_ticks, frames }))
@@ -194,9 +209,10 @@ fn begin(
     session: &Incoming,
     entry: &mut VmEntry,
     start: u64,
+    confinement: &Arc<Confinement>,
 ) -> Result<Begun, IncomingError> {
     // The process starts while the memory is retrieved.
-    let process = VmProcess::spawn()?;
+    let process = VmProcess::spawn(confinement)?;
     let spawned = tsc::now();
     entry.ledger.enter("spawn", start, spawned);
     let segments = retrieve_ram(ram, session, entry)?;
@@ -215,7 +231,7 @@ fn begin(
     }
     let (machine, bytes) = (entry.machine.clone(), entry.state_bytes);
     let request = Request::Restore { machine, ram: ram.kind(), bytes };
-    process.send(request, &files.borrow())?;
+    process.build(request, &files.borrow())?;
     entry.ledger.enter("open", retrieved, tsc::now());
     Ok(Begun { process, segments, frames })
 }
@@ -273,9 +289,9 @@ fn retrieve_ram(
 }
 
 /// Waits for the restore, and resumes the guest if it ran before the update.
-fn complete(arriving: Arriving) -> RestoredVm {
+fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
     let Arriving { mut entry, session, started } = arriving;
-    let mut vm = Guest::new(entry.machine.clone());
+    let mut vm = Guest::new(entry.machine.clone(), confinement);
     let waiting = tsc::now();
     let mut frames = Vec::new();
     let resumed = started.and_then(|begun| {
@@ -314,7 +330,12 @@ fn complete(arriving: Arriving) -> RestoredVm {
 }
 
 /// Tries again to restore a preserved VM. If that fails, the VM stays preserved.
-pub fn retry(luo: &dyn Orchestrator, session: Incoming, mut entry: VmEntry) -> RestoredVm {
-    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now());
-    complete(Arriving { entry, session, started })
+pub fn retry(
+    luo: &dyn Orchestrator,
+    session: Incoming,
+    mut entry: VmEntry,
+    confinement: &Arc<Confinement>,
+) -> RestoredVm {
+    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now(), confinement);
+    complete(Arriving { entry, session, started }, confinement)
 }

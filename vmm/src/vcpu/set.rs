@@ -12,6 +12,7 @@ use super::run::{Command, Control, Runner, VcpuEvent};
 use super::run_page::RunPage;
 use super::state::VcpuStateV1;
 use crate::bus::Bus;
+use crate::confine::{self, Call};
 use crate::kvm::{Capabilities, KvmError};
 
 /// An operation on the vCPUs failed.
@@ -69,13 +70,14 @@ struct Handle {
 
 impl VcpuSet {
     /// Starts a thread for each of `vcpus`; the index of a vCPU is its id. The vCPUs' threads call
-    /// `events`.
+    /// `events`, and are confined to the system calls of `calls`.
     pub fn spawn(
         vcpus: Vec<VcpuFd>,
         capabilities: &Arc<Capabilities>,
         pio: &Arc<Bus>,
         mmio: &Arc<Bus>,
         events: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+        calls: &[&'static [Call]],
     ) -> Result<Self, VcpuError> {
         install_kick();
         let mut set = Self { vcpus: Vec::with_capacity(vcpus.len()), _events: events.clone() };
@@ -95,9 +97,13 @@ impl VcpuSet {
                 commands: commands_receiver,
                 events: Arc::downgrade(&events),
             };
+            let calls = calls.to_vec();
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || runner.run())
+                .spawn(move || {
+                    confine::thread(&calls);
+                    runner.run();
+                })
                 .map_err(|source| VcpuError::Thread { id, source })?;
             set.vcpus.push(Handle { id, control, commands, stopped, thread: Some(thread) });
         }

@@ -17,6 +17,8 @@ use vm_memory::GuestMemoryMmap;
 use super::state::{DevicesStateV1, SavedDevice};
 use crate::arch::x86_64::layout;
 use crate::bus::{Bus, Overlap};
+use crate::confine::calls::EVENT_LOOP;
+use crate::confine::{self, Call};
 use crate::devices::catalog::DeviceState;
 use crate::devices::kind::{Built, Save, Site};
 use crate::devices::pci::bus::SlotError;
@@ -118,6 +120,8 @@ pub struct Board {
     power_button: Option<PowerButton>,
     /// The threads that are not started yet, by the nodes of their devices.
     workers: Vec<(String, Worker)>,
+    /// The system calls of each thread in `workers`.
+    calls: Vec<&'static [&'static [Call]]>,
 }
 
 impl Board {
@@ -165,8 +169,8 @@ impl Board {
         pio.insert(pci::bus::PORTS_BASE.into(), pci::bus::PORTS_LEN.into(), pci.clone())?;
         pio.insert(power::KEYBOARD_BASE.into(), power::KEYBOARD_LEN.into(), keyboard)?;
         let pio = Arc::new(pio);
-        let (devices, workers) = (Vec::new(), Vec::new());
-        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers })
+        let (devices, workers, calls) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers, calls })
     }
 
     fn place(
@@ -194,7 +198,10 @@ impl Board {
         if power_button.is_some() {
             self.power_button = power_button;
         }
-        self.workers.extend(worker.map(|worker| (site.node, worker)));
+        if let Some(worker) = worker {
+            self.workers.push((site.node, worker));
+            self.calls.push(spec.options.kind().calls.thread);
+        }
         self.devices.push(Placed { device, save, address: spec.address });
         Ok(())
     }
@@ -208,11 +215,16 @@ impl Board {
     /// Starts a thread for each device. The threads run as long as the process. If a thread ends, its device
     /// stops working, which is reported to `events`.
     pub fn start_threads(&mut self, events: &Events) -> Result<(), BoardError> {
-        for (device, worker) in self.take_workers() {
+        let calls = std::mem::take(&mut self.calls);
+        for ((device, worker), calls) in self.take_workers().into_iter().zip(calls) {
             let events = events.clone();
             let node = device.clone();
             let run = move || {
-                let why = catch_unwind(AssertUnwindSafe(|| run(worker)))
+                let run = || {
+                    confine::thread(&[&[EVENT_LOOP], calls].concat());
+                    run(worker)
+                };
+                let why = catch_unwind(AssertUnwindSafe(run))
                     .unwrap_or_else(|_| "it panicked".to_owned());
                 events(Event::Crashed(format!("the thread of {node} ended: {why}")));
             };
@@ -254,6 +266,7 @@ impl Board {
             devices,
             // Keep nothing that their devices do not.
             workers: _,
+            calls: _,
             power_button: _,
         } = self;
         let Ok(pci) = lock(pci).save();

@@ -9,6 +9,7 @@
 
 pub mod board;
 mod boot;
+pub mod calls;
 mod memory;
 mod parts;
 mod restore;

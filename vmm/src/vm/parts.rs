@@ -9,7 +9,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::board::{Board, Events, Wires};
-use super::{Vm, VmError, memory, ram_layout};
+use super::{Vm, VmError, calls, memory, ram_layout};
 use crate::kvm::clock::KvmClock;
 use crate::kvm::interrupts::KvmInterrupts;
 use crate::kvm::{self, Attempt, Capabilities};
@@ -73,7 +73,14 @@ impl Parts {
                 VcpuEvent::Failed(why) => Event::Crashed(why),
             });
         });
-        let vcpus = VcpuSet::spawn(vcpus, &capabilities, &board.pio, &board.mmio, on_vcpu)?;
+        let vcpus = VcpuSet::spawn(
+            vcpus,
+            &capabilities,
+            &board.pio,
+            &board.mmio,
+            on_vcpu,
+            &calls::vcpus(&machine),
+        )?;
         Ok(Vm { machine, vcpus, board, fd, _ram: ram, tsc_khz, running: false })
     }
 

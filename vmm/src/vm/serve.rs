@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::{Vm, VmError};
+use super::{Vm, VmError, calls};
 use crate::causes::chain;
+use crate::confine;
 use crate::link::{
     Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Ram, Reply, Request, Role,
 };
@@ -27,6 +28,14 @@ pub enum ServeError {
     /// The link broke.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Files that the host left open cannot be closed: a kernel before Linux 5.9.
+    #[error("cannot close the files that the host may have left open")]
+    Files(#[source] io::Error),
+    /// The first request is not [`Request::Confine`].
+    #[error(
+        "the first request on the link is not to confine the process: this is a bug, please report it"
+    )]
+    Unconfined,
 }
 
 /// A request failed.
@@ -35,6 +44,8 @@ pub enum ServeError {
 enum RequestError {
     #[error("there is a machine in this process already")]
     Second,
+    #[error("this process has been confined already")]
+    Confined,
     #[error("there is no machine in this process yet")]
     NoMachine,
     #[error(transparent)]
@@ -55,8 +66,25 @@ enum RequestError {
 
 /// Serves the host that started this process.
 pub fn run() -> Result<(), ServeError> {
+    // The process has only its link and its log, also if the host left more open by mistake.
+    confine::close_all_files_from(3).map_err(ServeError::Files)?;
     let link = io::stdin().as_fd().try_clone_to_owned().map_err(ServeError::NoLink)?;
-    serve(Channel::from_fd(link))
+    let link = Channel::from_fd(link);
+    confine(&link)?;
+    serve(link)
+}
+
+/// Confines this process as the host says in its first request.
+fn confine(link: &Channel) -> Result<(), ServeError> {
+    let (Envelope { request: Request::Confine { user }, .. }, _) = link.receive()? else {
+        return Err(ServeError::Unconfined);
+    };
+    let (before, after) = Event::CRASHED;
+    let report = confine::Report { socket: link.as_fd().as_raw_fd(), before, after };
+    let mut missing = confine::isolate(user);
+    missing.extend(confine::filter(&calls::process(), report));
+    let missing = missing.iter().map(ToString::to_string).collect();
+    Ok(link.send(&FromVm::Reply(Reply::Confined { missing }), &[])?)
 }
 
 /// Serves the host until it closes the link.
@@ -87,20 +115,19 @@ struct Process {
 impl Process {
     fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
         match request {
+            Request::Confine { .. } => Err(RequestError::Confined),
             Request::Boot { machine, ram } => {
                 let events = self.first()?;
                 let vm = Vm::boot(machine, ram, &mut fds, events)?;
                 fds.finish()?;
-                self.vm = Some(vm);
-                Ok(Reply::Built)
+                Ok(self.keep(vm))
             }
             Request::Restore { machine, ram, bytes } => {
                 let events = self.first()?;
                 let state = read_state(&mut fds, bytes)?;
                 let vm = restore(machine, &state, ram, &mut fds, events)?;
                 fds.finish()?;
-                self.vm = Some(vm);
-                Ok(Reply::Built)
+                Ok(self.keep(vm))
             }
             Request::Resume => Ok(Reply::Resumed { first_entry_ticks: self.vm()?.resume()? }),
             Request::Pause => Ok(Reply::Paused { last_exit_ticks: self.vm()?.pause()? }),
@@ -114,6 +141,13 @@ impl Process {
                 Ok(Reply::Pressed)
             }
         }
+    }
+
+    /// Keeps the machine, which is built. From now on this thread only answers requests to it.
+    fn keep(&mut self, vm: Vm) -> Reply {
+        confine::thread(&calls::main(&vm.machine));
+        self.vm = Some(vm);
+        Reply::Built
     }
 
     /// Returns the function that sends the machine's events to the host.

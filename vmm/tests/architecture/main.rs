@@ -16,7 +16,7 @@ use source::{Source, sources, strings};
 /// The modules of `vmm/src` from the ground up. A module imports from its own layer and from those
 /// below. ARCHITECTURE.md shows the same list.
 const LAYERS: &[&[&str]] = &[
-    &["mutex", "causes", "options", "bus", "state"],
+    &["mutex", "causes", "options", "confine", "bus", "state"],
     &["arch", "kvm"],
     &["devices"],
     &["machine"],

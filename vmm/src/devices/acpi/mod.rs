@@ -5,6 +5,7 @@
 //! level-triggered interrupt, the SCI. It is high exactly while an enabled status bit is set, so no event is
 //! lost over a live update: the restored device sets the line as its registers say.
 
+mod calls;
 mod options;
 mod registers;
 mod state;
@@ -26,7 +27,7 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use self::registers::{Contents, Registers};
 use super::files::{OpenError, Opened};
-use super::kind::{Built, Kind, Place, Site};
+use super::kind::{Built, DeviceCalls, Kind, Place, Site};
 use super::power::{OnPower, PowerEvent};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
@@ -163,6 +164,7 @@ impl Kind for Acpi {
     const NAME: &'static str = "acpi";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::PM_PORT);
+    const CALLS: DeviceCalls = calls::CALLS;
 
     type Options = AcpiOptions;
     type State = AcpiStateV1;

@@ -5,6 +5,7 @@
 //! the device computes them at each access. Its thread waits for the next interrupt that the guest has
 //! enabled.
 
+mod calls;
 mod date;
 mod options;
 mod registers;
@@ -31,7 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::registers::{CMOS, Ns};
 use self::time::Time;
 use super::files::{OpenError, Opened};
-use super::kind::{Built, Kind, Place, Site};
+use super::kind::{Built, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
@@ -205,6 +206,7 @@ impl Kind for Rtc {
     const NAME: &'static str = "rtc";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::RTC_PORT);
+    const CALLS: DeviceCalls = calls::CALLS;
 
     type Options = RtcOptions;
     type State = RtcStateV1;

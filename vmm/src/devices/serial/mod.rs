@@ -7,6 +7,7 @@
 //! byte: a byte sent after the save would be sent again after the restore, and a byte received after the
 //! save would be lost.
 
+mod calls;
 mod options;
 #[cfg(test)]
 mod pauses;
@@ -31,7 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::sink::Sink;
 use self::uart::Written;
-use super::kind::{Built, Kind, Place, Site};
+use super::kind::{Built, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
@@ -230,6 +231,7 @@ impl Kind for Serial {
     const NAME: &'static str = "serial";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::COM1_PORT);
+    const CALLS: DeviceCalls = calls::CALLS;
 
     type Options = SerialOptions;
     type State = SerialStateV1;

@@ -15,7 +15,7 @@ use std::time::Instant;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::files::{OpenError, Opened};
-use super::kind::{Built, Kind, Place, Site};
+use super::kind::{Built, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
@@ -92,6 +92,8 @@ impl Kind for Smbios {
     const NAME: &'static str = "smbios";
     const MOST: usize = 1;
     const PLACE: Place = Place::Tables(SEGMENT);
+    /// Its tables are memory of the guest.
+    const CALLS: DeviceCalls = DeviceCalls { build: &[], thread: &[], registers: &[] };
 
     type Options = SmbiosOptions;
     type State = SmbiosStateV1;

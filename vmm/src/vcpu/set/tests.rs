@@ -122,7 +122,8 @@ impl Guest {
         pio.insert(PORT.into(), 4, Arc::new(Mutex::new(echo))).unwrap();
         let events = Arc::new(move |event| sender.send(Seen::Ended(event)).unwrap());
         let buses = (Arc::new(pio), Arc::new(Bus::default()));
-        let vcpus = VcpuSet::spawn(vec![vcpu], &capabilities, &buses.0, &buses.1, events).unwrap();
+        let vcpus =
+            VcpuSet::spawn(vec![vcpu], &capabilities, &buses.0, &buses.1, events, &[]).unwrap();
         assert!(control.set(vcpus.vcpus[0].control.clone()).is_ok());
         Some(Self { vcpus, seen, ram, _vm: vm })
     }

@@ -4,6 +4,7 @@
 //! write completes when the kernel has the data. The data is durable after a later FLUSH completes; for a
 //! driver that has not negotiated FLUSH each write is durable when it completes (5.2.6.2).
 
+mod calls;
 mod engine;
 mod error;
 #[cfg(test)]
@@ -39,7 +40,7 @@ use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{FilesError, OpenError, Opened};
 use crate::devices::identity::Identity;
-use crate::devices::kind::{Built, Kind, Place, Site};
+use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
@@ -277,6 +278,7 @@ impl Kind for Block {
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 24;
     const PLACE: Place = Place::Slot;
+    const CALLS: DeviceCalls = calls::CALLS;
 
     type Options = BlockOptions;
     type State = VirtioState<VirtioBlkStateV2>;

@@ -1,6 +1,7 @@
 //! Measures the throughput of a disk as a guest's driver sees it: `cargo test --release -p vmm --lib --
 //! --ignored --nocapture throughput`. The image is a sparse file in the directory for temporary files
-//! (`TMPDIR`), in the page cache unless `PERENNIAL_DISK` is `direct=on`.
+//! (`TMPDIR`), in the page cache unless `PERENNIAL_DISK` is `direct=on`. With `PERENNIAL_CONFINED`
+//! set, the disk's threads run under the filters that they have in a VM's process.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::bus::BusDevice;
+use crate::confine::calls::EVENT_LOOP;
+use crate::confine::{self, Call};
 use crate::devices::pci::PciFunction;
 use crate::devices::virtio::driver::{BAR, Ring, WRITE, resources, start};
 use crate::kvm::interrupts::fake::FakeWires;
@@ -33,6 +36,9 @@ const LOADS: [Load; 6] = [
     ("1 MiB sequential write", 1 << 20, true, false, 2),
 ];
 
+/// What this test does beside the disk: duplicates doorbells, and removes the image.
+const OF_THE_TEST: &[Call] = &[Call::any(libc::SYS_fcntl), Call::any(libc::SYS_unlink)];
+
 struct Driver {
     _function: VirtioPci<Block>,
     memory: GuestMemoryMmap,
@@ -54,10 +60,19 @@ impl Driver {
         let cached =
             options.direct.then(|| File::options().read(true).write(true).open(path).unwrap());
         let image = Image { file, cached, identity, options };
+        if is_confined() {
+            let report = confine::Report { socket: 2, before: "", after: "\n" };
+            let lists =
+                [&[EVENT_LOOP, calls::CALLS.build, OF_THE_TEST], calls::CALLS.thread].concat();
+            assert!(confine::filter(&lists, report).is_none());
+        }
         let block = Block::new(image, "bench-0").unwrap();
         let mut function = VirtioPci::new(block, resources).unwrap();
         let worker = function.worker();
         std::thread::spawn(move || {
+            if is_confined() {
+                confine::thread(&[&[EVENT_LOOP], calls::CALLS.thread].concat());
+            }
             let mut thread = EventManager::new().unwrap();
             thread.add_subscriber(worker);
             loop {
@@ -133,6 +148,10 @@ impl Driver {
         }
         done as f64 / start.elapsed().as_secs_f64()
     }
+}
+
+fn is_confined() -> bool {
+    std::env::var_os("PERENNIAL_CONFINED").is_some()
 }
 
 fn disk_options() -> String {

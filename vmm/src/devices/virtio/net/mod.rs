@@ -38,12 +38,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use self::receive::Receiver;
 use self::tap::Tap;
 use super::{Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use crate::confine::Call;
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
-use crate::devices::kind::{Built, Kind, Place, Site};
+use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
 use crate::mutex::lock;
 
+/// The settings that the driver's features and its number of queues need: TUNSETQUEUE detaches a queue from
+/// the tap that the host has opened, or attaches it again. The other settings of a tap need TUNSETIFF.
+const SETTINGS: &[Call] = &[Call::ioctl(&[libc::TUNSETOFFLOAD as u32, libc::TUNSETQUEUE as u32])];
 /// Most pairs of queues.
 pub const PAIRS_MAX: usize = 8;
 /// Least and most bytes of a packet that can be configured: what the specification allows (5.1.4.2),
@@ -387,6 +391,11 @@ impl Kind for Net {
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 8;
     const PLACE: Place = Place::Slot;
+    const CALLS: DeviceCalls = DeviceCalls {
+        build: &[Call::ioctl(&[libc::TUNGETIFF as u32, libc::TUNSETVNETHDRSZ as u32])],
+        thread: &[SETTINGS],
+        registers: SETTINGS,
+    };
 
     type Options = NetOptions;
     type State = VirtioState<VirtioNetStateV1>;

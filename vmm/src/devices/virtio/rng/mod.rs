@@ -23,7 +23,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 use super::{Chain, Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
-use crate::devices::kind::{Built, Kind, Place, Site};
+use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
 
 /// Number of entries of the only queue.
 const QUEUE_SIZE: u16 = 64;
@@ -152,6 +152,8 @@ impl Kind for Rng {
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 1;
     const PLACE: Place = Place::Slot;
+    /// Its thread only reads.
+    const CALLS: DeviceCalls = DeviceCalls { build: &[], thread: &[], registers: &[] };
 
     type Options = RngOptions;
     type State = VirtioState<VirtioRngStateV1>;

@@ -8,7 +8,9 @@ use std::thread;
 
 use rustix::fs::fallocate;
 
+use super::super::calls::POOL;
 use super::{Clear, Completed, Job, OwnedFd, Shared, Work, new_event, signal};
+use crate::confine;
 use crate::mutex::lock;
 
 /// Most threads of one disk. The worker ensures that at most one of them flushes at a time.
@@ -100,6 +102,7 @@ impl Drop for Pool {
 impl State {
     /// Runs one thread of the pool.
     fn serve(&self, disk: &Shared) {
+        confine::thread(&[POOL]);
         while let Some(job) = self.next() {
             let completed = perform(disk, job);
             lock(&self.jobs).completed.push(completed);

@@ -1,0 +1,115 @@
+//! How the host confines the processes of its VMs: which users they run as, and whether a VM may run if a part
+//! of its confinement is missing. What the confinement is, `crate::confine` says.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use super::conversation::ProcessError;
+use crate::config::{Confine, HostSection, USERS};
+use crate::mutex::lock;
+
+/// The confinement of all VMs of a host.
+#[derive(Debug)]
+pub struct Confinement {
+    first_user: u32,
+    required: bool,
+    taken: Mutex<BTreeSet<u32>>,
+    said: Mutex<BTreeSet<String>>,
+}
+
+impl Confinement {
+    /// The confinement that `[host]` asks for.
+    pub fn new(section: &HostSection) -> Arc<Self> {
+        let (first_user, required) = (section.users.0, section.confine == Confine::Required);
+        let (taken, said) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { first_user, required, taken, said })
+    }
+
+    /// Takes a user that no other process of this host runs as, for a new process. `None` if all are taken.
+    pub fn take_user(self: &Arc<Self>) -> Option<User> {
+        let mut taken = lock(&self.taken);
+        let id = (self.first_user..self.first_user + USERS).find(|id| !taken.contains(id))?;
+        taken.insert(id);
+        Some(User { id, confinement: self.clone() })
+    }
+
+    /// Decides whether a VM may run whose confinement lacks the parts in `missing`. If so, logs each of them
+    /// once for all VMs.
+    pub fn accept(&self, missing: &[String]) -> Result<(), ProcessError> {
+        if self.required && !missing.is_empty() {
+            return Err(ProcessError::Unconfined { missing: missing.join("; ") });
+        }
+        for text in missing {
+            if lock(&self.said).insert(text.clone()) {
+                tracing::warn!("the processes of VMs are not confined in full: {text}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A user and group ID of one process. Free for another process when dropped.
+#[derive(Debug)]
+pub struct User {
+    id: u32,
+    confinement: Arc<Confinement>,
+}
+
+impl User {
+    /// The user ID, and the group ID.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The confinement of the host.
+    pub fn confinement(&self) -> &Arc<Confinement> {
+        &self.confinement
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        lock(&self.confinement.taken).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::FirstUser;
+
+    #[test]
+    fn no_two_processes_run_as_one_user_at_a_time() {
+        let section = HostSection { users: FirstUser(7000), ..HostSection::default() };
+        let confinement = Confinement::new(&section);
+        let take = || confinement.take_user().unwrap();
+        let (a, b) = (take(), take());
+        assert_eq!((a.id(), b.id()), (7000, 7001));
+        drop(a);
+        let c = take();
+        assert_eq!((b.id(), c.id()), (7001, 7000));
+        let rest: Vec<_> = (2..USERS).map(|_| take()).collect();
+        assert!(confinement.take_user().is_none());
+        drop(rest);
+        assert_eq!(take().id(), 7002);
+    }
+
+    #[test]
+    fn an_incomplete_confinement_is_an_error_only_if_a_complete_one_is_required() {
+        let missing = ["landlock: the kernel has none", "seccomp: none"].map(str::to_owned);
+        for (confine, accepted) in [(Confine::BestEffort, true), (Confine::Required, false)] {
+            let section = HostSection { confine, ..HostSection::default() };
+            let confinement = Confinement::new(&section);
+            assert!(confinement.accept(&[]).is_ok());
+            match confinement.accept(&missing) {
+                Ok(()) => assert!(accepted),
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(
+                        !accepted && said.ends_with("landlock: the kernel has none; seccomp: none")
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! What a VM's process cannot do, tried from inside: this test program starts itself again as a VM's process, and
+//! as processes that are confined like one and then do what a guest would do that has taken one over.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(unsafe_code, reason = "the attempts are system calls")]
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use vmm::config::HostSection;
+use vmm::confine::{self, Report};
+use vmm::guests::confinement::Confinement;
+use vmm::guests::process::{VmProcess, is_vm_process};
+use vmm::kvm::calls::VCPU;
+use vmm::link::Request;
+
+/// The argument that makes this program an inside of a confinement.
+const INSIDE: &str = "inside";
+const USER: u32 = 1_900_000_000;
+
+// How an inside is confined.
+/// As a VM's process is.
+const FILTER: &str = "filter";
+/// Without the seccomp filter.
+const NO_FILTER: &str = "no-filter";
+/// Without the filter, by a host that does not run as root.
+const WITHOUT_ROOT: &str = "without-root";
+
+/// An attempt: its name, the system call that it makes and the one that the filter stops, if another.
+struct Attempt {
+    name: &'static str,
+    stopped_at: &'static str,
+    make: fn(&Outside) -> libc::c_long,
+}
+
+/// What the attempts are made on: a process and a TCP port outside of the confinement.
+struct Outside {
+    process: libc::pid_t,
+    port: u16,
+}
+
+fn call(number: libc::c_long, arguments: [usize; 5]) -> libc::c_long {
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: the attempts pass addresses of values that live during the call, or null.
+    unsafe { libc::syscall(number, a, b, c, d, e) }
+}
+
+fn path(text: &str) -> (CString, usize) {
+    let text = CString::new(text).unwrap();
+    let address = text.as_ptr() as usize;
+    (text, address)
+}
+
+fn open(file: &str, flags: libc::c_int) -> libc::c_long {
+    let (_text, address) = path(file);
+    call(libc::SYS_openat, [libc::AT_FDCWD as usize, address, flags as usize, 0, 0])
+}
+
+fn connect(outside: &Outside) -> libc::c_long {
+    let socket =
+        call(libc::SYS_socket, [libc::AF_INET as usize, libc::SOCK_STREAM as usize, 0, 0, 0]);
+    let mut address = [0u8; 16];
+    address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    address[2..4].copy_from_slice(&outside.port.to_be_bytes());
+    address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    call(libc::SYS_connect, [socket as usize, address.as_ptr() as usize, 16, 0, 0])
+}
+
+const ATTEMPTS: &[Attempt] = &[
+    Attempt { name: "read_a_file", stopped_at: "openat", make: |_| open("/etc/passwd", 0) },
+    Attempt { name: "read_the_root", stopped_at: "openat", make: |_| open("/", libc::O_DIRECTORY) },
+    Attempt {
+        name: "write_a_file",
+        stopped_at: "openat",
+        make: |_| open("/tmp/confinement", libc::O_CREAT | libc::O_WRONLY),
+    },
+    Attempt {
+        name: "touch_luo",
+        stopped_at: "openat",
+        make: |_| open("/dev/liveupdate", libc::O_RDWR),
+    },
+    Attempt { name: "open_kvm", stopped_at: "openat", make: |_| open("/dev/kvm", libc::O_RDWR) },
+    Attempt { name: "connect_out", stopped_at: "socket", make: connect },
+    Attempt {
+        name: "signal_a_process",
+        stopped_at: "kill",
+        make: |outside| call(libc::SYS_kill, [outside.process as usize, 0, 0, 0, 0]),
+    },
+    Attempt {
+        name: "trace_a_process",
+        stopped_at: "ptrace",
+        make: |outside| {
+            let (attach, process) = (libc::PTRACE_ATTACH as usize, outside.process as usize);
+            call(libc::SYS_ptrace, [attach, process, 0, 0, 0])
+        },
+    },
+    Attempt {
+        name: "read_the_memory_of_a_process",
+        stopped_at: "process_vm_readv",
+        make: |outside| {
+            let byte = 0u8;
+            let piece = libc::iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
+            let piece = (&raw const piece) as usize;
+            call(libc::SYS_process_vm_readv, [outside.process as usize, piece, 1, piece, 1])
+        },
+    },
+    Attempt {
+        name: "load_a_module",
+        stopped_at: "init_module",
+        make: |_| {
+            call(
+                libc::SYS_init_module,
+                [INSIDE.as_ptr() as usize, 6, INSIDE.as_ptr() as usize, 0, 0],
+            )
+        },
+    },
+    Attempt {
+        name: "mount",
+        stopped_at: "mount",
+        make: |_| {
+            let ((_fs, fs), (_at, at)) = (path("tmpfs"), path("/"));
+            call(libc::SYS_mount, [fs, at, fs, 0, 0])
+        },
+    },
+    Attempt {
+        name: "become_root",
+        stopped_at: "setresuid",
+        make: |_| call(libc::SYS_setresuid, [0, 0, 0, 0, 0]),
+    },
+    Attempt {
+        name: "set_the_hosts_name",
+        stopped_at: "sethostname",
+        make: |_| call(libc::SYS_sethostname, [INSIDE.as_ptr() as usize, 6, 0, 0, 0]),
+    },
+    Attempt {
+        name: "restart_the_host",
+        stopped_at: "reboot",
+        make: |_| {
+            let (one, two) = (libc::LINUX_REBOOT_MAGIC1 as u32, libc::LINUX_REBOOT_MAGIC2 as u32);
+            let off = libc::LINUX_REBOOT_CMD_CAD_OFF as u32;
+            call(libc::SYS_reboot, [one as usize, two as usize, off as usize, 0, 0])
+        },
+    },
+    Attempt {
+        name: "execute_a_program",
+        stopped_at: "execve",
+        make: |_| {
+            let (_text, address) = path("/bin/true");
+            let none = [0usize; 1];
+            call(libc::SYS_execve, [address, none.as_ptr() as usize, none.as_ptr() as usize, 0, 0])
+        },
+    },
+];
+
+/// Attempts that only the filter stops: they harm nobody outside, but widen what can be attacked.
+const FILTERED: &[Attempt] = &[
+    Attempt {
+        name: "fork",
+        stopped_at: "clone",
+        make: |_| call(libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0, 0, 0]),
+    },
+    Attempt {
+        name: "make_a_namespace",
+        stopped_at: "unshare",
+        make: |_| call(libc::SYS_unshare, [libc::CLONE_NEWUSER as usize, 0, 0, 0, 0]),
+    },
+    Attempt { name: "use_bpf", stopped_at: "bpf", make: |_| call(libc::SYS_bpf, [0, 0, 0, 0, 0]) },
+    Attempt {
+        name: "type_into_a_terminal",
+        stopped_at: "ioctl",
+        make: |_| {
+            call(libc::SYS_ioctl, [2, libc::TIOCSTI as usize, INSIDE.as_ptr() as usize, 0, 0])
+        },
+    },
+    Attempt {
+        name: "make_memory_executable",
+        stopped_at: "mmap",
+        make: |_| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let protection = (libc::PROT_READ | libc::PROT_EXEC) as usize;
+            call(libc::SYS_mmap, [0, 4096, protection, flags as usize, usize::MAX])
+        },
+    },
+    Attempt {
+        name: "handle_sigsys_itself",
+        stopped_at: "rt_sigaction",
+        make: |_| call(libc::SYS_rt_sigaction, [libc::SIGSYS as usize, 0, 0, 8, 0]),
+    },
+    Attempt {
+        name: "signal_another_process_by_tgkill",
+        stopped_at: "tgkill",
+        make: |outside| {
+            let process = outside.process as usize;
+            call(libc::SYS_tgkill, [process, process, 0, 0, 0])
+        },
+    },
+    Attempt {
+        name: "receive_requests_on_a_vcpus_thread",
+        stopped_at: "recvmsg",
+        make: |_| {
+            thread::Builder::new()
+                .name("vcpu7".to_owned())
+                .spawn(|| {
+                    confine::thread(&[VCPU]);
+                    call(libc::SYS_recvmsg, [0, 0, 0, 0, 0])
+                })
+                .unwrap()
+                .join()
+                .unwrap()
+        },
+    },
+];
+
+/// A failure of the program itself, whose handling makes system calls, and what becomes of the process: the
+/// signal that ends it, or none.
+type Failure = (&'static str, Option<libc::c_int>, fn());
+
+const FAILURES: &[Failure] = &[
+    ("panic", None, || {
+        thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+    }),
+    ("abort", Some(libc::SIGABRT), || std::process::abort()),
+    ("overflow_of_the_stack", Some(libc::SIGABRT), || {
+        fn deep(depth: u64) -> u64 {
+            let bytes = std::hint::black_box([depth; 64]);
+            if bytes[0] == u64::MAX { 0 } else { bytes[0] + deep(depth + 1) }
+        }
+        thread::spawn(|| deep(0)).join().unwrap();
+    }),
+    ("many_threads_that_allocate", None, || {
+        let threads: Vec<_> = (0..40u8)
+            .map(|index| {
+                thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    for _ in 0..1000 {
+                        bytes.extend_from_slice(&[index; 4096]);
+                    }
+                    thread::sleep(std::time::Duration::from_nanos(1));
+                    bytes.len()
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), 1000 * 4096));
+    }),
+];
+
+/// What an inside does: confines itself, makes the attempt, writes `errno N` or `done` to its standard output.
+fn inside(arguments: &[String]) -> ExitCode {
+    let [how, name, process, port] = arguments else { panic!("{arguments:?}") };
+    let outside = Outside { process: process.parse().unwrap(), port: port.parse().unwrap() };
+    confine::close_all_files_from(3).unwrap();
+    let mut missing = vec!["PID namespace"];
+    if how == WITHOUT_ROOT {
+        missing.insert(0, "a user of its own");
+        let nobody = rustix::process::Uid::from_raw(65534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+    }
+    let found = confine::isolate(USER);
+    assert_eq!(found.iter().map(|part| part.part).collect::<Vec<_>>(), missing, "{found:?}");
+    if how == FILTER {
+        let report = Report { socket: io::stdin().as_raw_fd(), before: "", after: "" };
+        let missing = confine::filter(&vmm::vm::calls::process(), report);
+        assert!(missing.is_none(), "{missing:?}");
+    }
+    if let Some((_, _, fail)) = FAILURES.iter().find(|(failure, _, _)| failure == name) {
+        fail();
+        println!("done");
+        return ExitCode::SUCCESS;
+    }
+    let attempt = ATTEMPTS.iter().chain(FILTERED).find(|attempt| attempt.name == name).unwrap();
+    match (attempt.make)(&outside) {
+        -1 => println!("errno {}", io::Error::last_os_error()),
+        _ => println!("done"),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs an inside. Returns its end, its report of a forbidden system call, and its output.
+fn run(name: &str, how: &str) -> (ExitStatus, String, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (mut report, link) = UnixStream::pair().unwrap();
+    // A process outside, of root.
+    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+    let child = Command::new("/proc/self/exe")
+        .args([INSIDE, how, name, &other.id().to_string(), &port.to_string()])
+        .env_clear()
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(link)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let mut text = String::new();
+    report.read_to_string(&mut text).unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status, text, String::from_utf8_lossy(&said).into_owned())
+}
+
+fn check(holds: bool, why: impl std::fmt::Debug) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(format!("{why:?}").into()) }
+}
+
+/// The filter ends the process, and the report names the system call and the thread.
+fn is_stopped(attempt: &Attempt) -> Result<(), Failed> {
+    let (status, report, said) = run(attempt.name, FILTER);
+    let thread = if attempt.stopped_at == "recvmsg" { "vcpu7" } else { "main" };
+    let expected = format!("its thread `{thread}` made the system call {} ", attempt.stopped_at);
+    let holds = status.code() == Some(159) && report.starts_with(&expected) && said.is_empty();
+    check(holds, (status, report, said))
+}
+
+/// Without the filter the other parts make the attempt fail.
+fn fails(attempt: &Attempt, how: &str) -> Result<(), Failed> {
+    let (status, report, said) = run(attempt.name, how);
+    check(
+        status.success() && said.starts_with("errno ") && report.is_empty(),
+        (status, report, said),
+    )
+}
+
+fn fails_by_itself(name: &str, signal: Option<libc::c_int>) -> Result<(), Failed> {
+    let (status, report, said) = run(name, FILTER);
+    let ended = match signal {
+        None => status.success() && said.contains("done"),
+        Some(_) => status.signal() == signal,
+    };
+    check(ended && report.is_empty(), (status, report, said))
+}
+
+/// A VM's process as the host starts it.
+fn a_process_of_the_host_is_confined() -> Result<(), Failed> {
+    let confinement = Confinement::new(&HostSection::default());
+    let (first, second) =
+        (VmProcess::spawn(&confinement).unwrap(), VmProcess::spawn(&confinement).unwrap());
+    let mut users = Vec::new();
+    for process in [&first, &second] {
+        // Any request: the answer to it comes after that to the first, which confines the process.
+        process.build(Request::Sync, &[]).unwrap();
+        let error = vmm::causes::chain(&process.reply().unwrap_err()).join(": ");
+        check(error.contains("no machine"), error)?;
+        check(process.missing().is_empty(), process.missing())?;
+        let proc = format!("/proc/{}", process.pid());
+        let proc = Path::new(&proc);
+        let status = fs::read_to_string(proc.join("status")).unwrap();
+        let line = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap_or("absent").split_whitespace().collect::<Vec<_>>()
+        };
+        for (key, expected) in [
+            ("CapEff:", "0000000000000000"),
+            ("CapPrm:", "0000000000000000"),
+            ("CapBnd:", "0000000000000000"),
+            ("CapAmb:", "0000000000000000"),
+            ("NoNewPrivs:", "1"),
+            ("Seccomp:", "2"),
+        ] {
+            check(line(key) == [expected], (key, line(key)))?;
+        }
+        check(line("Groups:").is_empty(), line("Groups:"))?;
+        check(line("NSpid:").last() == Some(&"1"), line("NSpid:"))?;
+        users.push(line("Uid:").join(" "));
+        check(line("Uid:") == line("Gid:"), line("Gid:"))?;
+        for namespace in ["user", "mnt", "net", "pid", "ipc", "uts"] {
+            let [inside, outside] = [proc, Path::new("/proc/self")]
+                .map(|proc| fs::read_link(proc.join("ns").join(namespace)).unwrap());
+            check(inside != outside, namespace)?;
+        }
+        check(fs::read_dir(proc.join("root")).unwrap().next().is_none(), "files in the root")?;
+        check(fs::read(proc.join("environ")).unwrap().is_empty(), "an environment")?;
+        let files = fs::read_dir(proc.join("fd")).unwrap().count();
+        check(files == 4, ("open files", files))?;
+    }
+    let [a, b] = [USER, USER + 1].map(|id| [id; 4].map(|id| id.to_string()).join(" "));
+    check(users == [a, b], users)
+}
+
+fn main() -> ExitCode {
+    if is_vm_process() {
+        return match vmm::vm::serve::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((INSIDE, rest)) =
+        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return inside(rest);
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: the confinement is tested as root, because only root can make all of it");
+        return ExitCode::SUCCESS;
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    for attempt in ATTEMPTS.iter().chain(FILTERED) {
+        let name = format!("the_filter_reports_an_attempt_to_{}", attempt.name);
+        trials.push(Trial::test(name, || is_stopped(attempt)));
+    }
+    for attempt in ATTEMPTS {
+        for how in [NO_FILTER, WITHOUT_ROOT] {
+            let name = format!("{how}_an_attempt_to_{}_fails", attempt.name);
+            trials.push(Trial::test(name, move || fails(attempt, how)));
+        }
+    }
+    for (name, signal, _) in FAILURES {
+        let trial = format!("the_filter_allows_what_follows_{name}");
+        trials.push(Trial::test(trial, || fails_by_itself(name, *signal)));
+    }
+    let name = "a_process_of_the_host_is_confined";
+    trials.push(Trial::test(name, a_process_of_the_host_is_confined));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
