@@ -32,6 +32,11 @@ impl Binaries {
         self.directory.join("conformance-agent")
     }
 
+    /// PID 1 of the machine on which `perennial run` is tried.
+    pub fn foreground_init(&self) -> PathBuf {
+        self.directory.join("foreground-init")
+    }
+
     /// PID 1 of the machine that checks whether an accelerator offers nested KVM.
     pub fn probe_init(&self) -> PathBuf {
         self.directory.join("probe-init")
@@ -84,7 +89,7 @@ fn cargo_build() -> io::Result<Binaries> {
     // A separate build: cargo would unify the features, and the other binaries need features of
     // `luo` that the host's binary must not have.
     cargo(&target, &["--package", "vmm", "--no-default-features", "--bin", "perennial"])?;
-    let bins = ["guest-init", "probe-init", "conformance-agent"];
+    let bins = ["guest-init", "probe-init", "conformance-agent", "foreground-init"];
     let bins: Vec<&str> = bins.iter().flat_map(|bin| ["--bin", bin]).collect();
     cargo(&target, &[&["--package", "perennial-tests"], &bins[..]].concat())?;
     Ok(Binaries { directory: target.join(TARGET).join("release") })

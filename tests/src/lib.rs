@@ -8,6 +8,7 @@ pub mod control;
 pub mod datagrams;
 pub mod dependencies;
 pub mod diagnosis;
+pub mod foreground;
 pub mod guest;
 pub mod host;
 pub mod image;

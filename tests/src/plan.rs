@@ -472,12 +472,21 @@ fn guest_files(role: Role, binaries: &Binaries, tree: &Ext4) -> Result<(), Box<d
     if kernel.vmlinux().exists() {
         tree.copy("guest/vmlinux", &kernel.vmlinux())?;
     }
+    Ok(guest_initramfs(role, binaries)?.write(&tree.path("guest/initramfs")?)?)
+}
+
+/// The initramfs of the guests.
+pub(crate) fn guest_initramfs(
+    role: Role,
+    binaries: &Binaries,
+) -> Result<Initramfs, Box<dyn Error>> {
+    let kernel = kernels::find(role)?;
     let mut archive = Initramfs::new()?;
     archive.file("init", 0o755, &binaries::contents(&binaries.guest_init())?)?;
     // virtio_net needs the two that are called after failover.
     let needed = |name: &&String| name.starts_with("virtio") || name.ends_with("failover");
     archive.modules(kernel, kernel.modules.iter().filter(needed))?;
-    Ok(archive.write(&tree.path("guest/initramfs")?)?)
+    Ok(archive)
 }
 
 /// A root file system for a guest without initramfs.

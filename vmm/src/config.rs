@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_bad_word_names_the_vm_the_key_and_what_would_be_right() {
-        let text = error(&vm("serial = \"socket=/x\""));
+        let text = error(&vm("serial = \"sock=/x\""));
         assert!(text.contains("VM `a`") && text.contains("serial") && text.contains("file=PATH"));
         assert!(error(&vm("disk = [\"readonly=on\"]")).contains("path=FILE"));
         assert!(error(&vm("disk = [\"path=/a,path=/b\"]")).contains("twice"));

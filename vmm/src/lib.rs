@@ -18,6 +18,7 @@ pub mod live_update;
 pub mod machine;
 mod mutex;
 pub mod options;
+pub mod socket;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

@@ -1,6 +1,9 @@
 //! The option dialect of the configuration and the command line, which is Cloud Hypervisor's:
 //! `key=value,key=value`, and sizes such as `512M`.
 
+/// Follows a key in the error about a key that is not known.
+pub const UNKNOWN: &str = " is not known here";
+
 /// The pairs of one option text. Each key is known and occurs once.
 #[derive(Debug)]
 pub struct Options<'a>(Vec<(&'a str, &'a str)>);
@@ -15,7 +18,10 @@ impl<'a> Options<'a> {
                 return Err(format!("`{part}` is not of the form key=value"));
             };
             if !known.contains(&key) {
-                return Err(format!("`{key}` is not known here; there is {}", known.join(", ")));
+                return Err(match nearest(key, known) {
+                    Some(meant) => format!("`{key}`{UNKNOWN}: did you mean `{meant}`?"),
+                    None => format!("`{key}`{UNKNOWN}; there is {}", known.join(", ")),
+                });
             }
             if pairs.iter().any(|(k, _)| *k == key) {
                 return Err(format!("`{key}` is given twice"));
@@ -44,6 +50,14 @@ impl<'a> Options<'a> {
             Some(other) => Err(format!("{key} is on or off, not `{other}`")),
         }
     }
+}
+
+/// Returns the word of `known` that `word` was probably meant to be.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let near = known.iter().map(|other| (strsim::damerau_levenshtein(word, other), *other));
+    let (distance, nearest) = near.min()?;
+    // One mistake for each three letters; more would make any short word near to any other.
+    (distance <= nearest.len().div_ceil(3) && distance < nearest.len()).then_some(nearest)
 }
 
 /// Parses a size in bytes with an optional suffix K, M, G or T (powers of 1024). Errors if it is
@@ -88,6 +102,10 @@ mod tests {
             ("path=a,path=b", "`path` is given twice"),
         ] {
             assert_eq!(Options::parse(text, &["path"]).unwrap_err(), problem);
+        }
+        for (typed, meant) in [("pth", "path"), ("Path", "path"), ("read_only", "readonly")] {
+            let error = Options::parse(&format!("{typed}=on"), &["path", "readonly"]).unwrap_err();
+            assert_eq!(error, format!("`{typed}` is not known here: did you mean `{meant}`?"));
         }
         let empty = Options::parse("path=", &["path"]).unwrap();
         assert_eq!(empty.path("path").unwrap_err(), "it must name a path: path=FILE");

@@ -5,6 +5,7 @@
 mod abort;
 mod bad_input;
 mod clocks;
+mod foreground;
 mod handover;
 mod network;
 mod power;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Suite { name: "systemd", tests: systemd::TESTS },
         Suite { name: "bad_input", tests: bad_input::TESTS },
         Suite { name: "simple", tests: simple::TESTS },
+        Suite { name: "foreground", tests: foreground::TESTS },
         Suite { name: "silence", tests: silence::TESTS },
     ])
 }

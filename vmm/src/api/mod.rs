@@ -218,6 +218,8 @@ pub struct VmStatus {
     pub vcpus: u32,
     /// Process id of the VM's process.
     pub pid: Option<i32>,
+    /// Where programs of the host attach to the VM's console: the path of a socket or of a pseudoterminal.
+    pub console: Option<PathBuf>,
     /// Numbers of the pages with which KVM maps the VM's RAM at this moment; `None` if the kernel does
     /// not show them.
     pub mapped: Option<MappedPages>,

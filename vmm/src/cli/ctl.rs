@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::api::{self, Call, HandoverCall, Line, UpdateCall};
+use crate::api::{self, Call, HandoverCall, Line, Status, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
@@ -186,6 +186,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
     };
     println!("{}", serde_json::to_string_pretty(&answer)?);
     Ok(())
+}
+
+/// Asks the host for its status.
+pub(super) fn status(socket: &Path) -> Result<Status, CtlError> {
+    Ok(serde_json::from_value(ask(socket, Command::Status)?)?)
 }
 
 fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {

@@ -1,13 +1,20 @@
-//! The command line: `perennial host`, `ctl`, `state`, `luo`, and the internal `vmm`.
+//! The command line: `perennial host`, `run`, `console`, `ctl`, `state`, `luo`, and the internal `vmm`.
 
+mod console;
 mod ctl;
 mod luo;
+mod run;
 mod state;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
+use tracing::level_filters::LevelFilter;
 
 use crate::causes::chain;
 use crate::guests::process::is_vm_process;
@@ -31,6 +38,10 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = host::IMAGE_CONFIG)]
         config: PathBuf,
     },
+    /// Run one VM in the foreground, with the options of Cloud Hypervisor
+    Run(Box<run::Arguments>),
+    /// Attach the terminal to the console of a VM of a running host
+    Console(console::Arguments),
     /// Talk to a running host
     Ctl(ctl::Arguments),
     /// Print or check state documents
@@ -41,7 +52,11 @@ enum Command {
     Luo(luo::Command),
     /// The process of one VM; the host starts it, with the link as its standard input
     #[command(hide = true)]
-    Vmm,
+    Vmm {
+        /// How much to log
+        #[arg(long, default_value_t = LevelFilter::INFO)]
+        log: LevelFilter,
+    },
 }
 
 /// Runs the command of the command line; as PID 1, runs the host. `started` is the TSC at the start of the
@@ -52,18 +67,43 @@ pub fn main(started: u64) -> ExitCode {
         if inherited.is_none() {
             init::set_up();
         }
-        log();
+        log(LevelFilter::INFO);
         let result = host::run(Path::new(host::IMAGE_CONFIG), started, inherited);
         report(&result);
         init::power_off();
     }
-    log();
-    match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    log(match &command {
+        Command::Run(arguments) => arguments.level(),
+        Command::Vmm { log } => *log,
+        _ => LevelFilter::INFO,
+    });
+    match command {
         Command::Host { config } => exit(host::run(&config, started, inherited)),
-        Command::Vmm => exit(vm::serve::run()),
+        Command::Run(arguments) => {
+            let result = run::run(&arguments);
+            report(&result);
+            result.unwrap_or(ExitCode::FAILURE)
+        }
+        Command::Vmm { .. } => {
+            ignore_keys();
+            exit(vm::serve::run())
+        }
+        Command::Console(arguments) => exit(console::run(&arguments)),
         Command::Ctl(arguments) => exit(ctl::run(arguments)),
         Command::State(command) => exit(state::run(command)),
         Command::Luo(command) => luo::run(command),
+    }
+}
+
+/// Lets the signals of a terminal's keys and of its end do nothing: they go to all processes in the
+/// foreground, and the host decides what becomes of its VMs.
+fn ignore_keys() {
+    for signal in [SIGINT, SIGQUIT, SIGHUP] {
+        let noticed = Arc::new(AtomicBool::new(false));
+        if let Err(error) = signal_hook::flag::register(signal, noticed) {
+            tracing::warn!("signal {signal} will end this VM: {error}");
+        }
     }
 }
 
@@ -82,8 +122,9 @@ fn report<T, E: std::error::Error>(result: &Result<T, E>) {
     }
 }
 
-fn log() {
+fn log(level: LevelFilter) {
     tracing_subscriber::fmt()
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(false)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DeviceError;
 use super::files::{OpenError, Opened};
-use super::kind::{Built, DeviceCalls, Kind, Place, Site};
+use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use crate::state::node::read_node;
 use crate::state::{Node, Schema, StateError};
 
@@ -17,6 +17,8 @@ use crate::state::{Node, Schema, StateError};
 pub struct KindInfo {
     /// The key in a VM's configuration that adds a device of this kind.
     pub key: &'static str,
+    /// The option of `perennial run` that adds a device of this kind.
+    pub command_line: Option<CommandLine>,
     /// The name of its nodes in the state document.
     pub name: &'static str,
     /// Maximum number of devices of this kind in one machine.
@@ -45,6 +47,7 @@ macro_rules! catalog {
         /// The kinds, in the order of their slots.
         pub const KINDS: &[KindInfo] = &[$(KindInfo {
             key: <$path>::KEY,
+            command_line: <$path>::COMMAND_LINE,
             name: <$path as Kind>::NAME,
             most: <$path>::MOST,
             place: <$path>::PLACE,

@@ -29,6 +29,8 @@ use crate::state::{Persist, Schema};
 pub trait Kind: Sized + 'static {
     /// The key in a VM's configuration that adds a device of this kind, such as `disk`.
     const KEY: &'static str;
+    /// The option of `perennial run` that adds a device of this kind.
+    const COMMAND_LINE: Option<CommandLine>;
     /// The name of its nodes in the state document without the unit address, such as `virtio-blk`.
     const NAME: &'static str;
     /// Maximum number of devices of this kind in one machine.
@@ -75,6 +77,19 @@ pub struct DeviceCalls {
     /// On the threads that call the device: of a vCPU, when the guest accesses a register; the main thread,
     /// when it pauses, saves, syncs or resumes the device.
     pub registers: &'static [Call],
+}
+
+/// The option of `perennial run` that adds a device of a kind. It has the name of the kind's key, and the values
+/// of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandLine {
+    /// What the help says of the values.
+    pub usage: &'static str,
+    /// The value if the option is not given. `None`: no device then.
+    pub default: Option<&'static str>,
+    /// Keys that Cloud Hypervisor has in the values and this kind has not, each with what to do instead or an
+    /// empty text.
+    pub foreign: &'static [(&'static str, &'static str)],
 }
 
 /// Where the guest finds the devices of a kind.

@@ -15,6 +15,7 @@ pub mod rate_limit;
 pub mod rtc;
 pub mod serial;
 pub mod smbios;
+pub mod terminal;
 pub mod virtio;
 
 /// The life cycle that every device implements. Saving and restoring its state is separate:

@@ -2,7 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 pub use crate::devices::files::OpenError;
 use crate::devices::files::open;
@@ -12,6 +13,16 @@ use crate::machine::Machine;
 /// Open files with their roles, in the order of the machine's devices.
 #[derive(Debug, Default)]
 pub struct Files(Vec<(Role, OwnedFd)>);
+
+/// Where programs of the host attach to an open file: the path of a listening socket, or of the slave of a
+/// pseudoterminal's master. `None` for any other file.
+fn place_of(fd: &OwnedFd) -> Option<PathBuf> {
+    if let Ok(slave) = rustix::pty::ptsname(fd, Vec::new()) {
+        return Some(PathBuf::from(slave.into_string().ok()?));
+    }
+    let listener = UnixListener::from(fd.try_clone().ok()?);
+    std::path::absolute(listener.local_addr().ok()?.as_pathname()?).ok()
+}
 
 impl Files {
     /// Opens what a VM needs for a boot and for a restore: KVM and the files of its devices.
@@ -46,8 +57,39 @@ impl Files {
         self.0.push((role, fd.into()));
     }
 
+    /// Where programs attach to the machine's console, if they can.
+    pub fn console(&self) -> Option<PathBuf> {
+        let of_devices = self.0.iter().filter(|(role, _)| matches!(role, Role::Device { .. }));
+        of_devices.filter_map(|(_, fd)| place_of(fd)).next()
+    }
+
     /// Borrows the files, to send with a request.
     pub fn borrow(&self) -> Vec<(Role, BorrowedFd<'_>)> {
         self.0.iter().map(|(role, fd)| (role.clone(), fd.as_fd())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::catalog::DeviceOptions;
+    use crate::devices::serial::SerialOptions;
+    use crate::machine::place;
+
+    fn console(serial: SerialOptions) -> Option<PathBuf> {
+        let device = &place(vec![DeviceOptions::Serial(serial)])[0];
+        let opened = device.options.open().unwrap().into_iter();
+        let files = opened.map(|file| Role::of_device(&device.node(), file)).collect();
+        Files(files).console()
+    }
+
+    #[test]
+    fn a_console_is_where_a_program_attaches_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        assert_eq!(console(SerialOptions::Socket(path.clone())), Some(path.clone()));
+        assert!(console(SerialOptions::Pty).unwrap().starts_with("/dev/pts"));
+        assert_eq!(console(SerialOptions::File(directory.path().join("log"))), None);
+        assert_eq!(console(SerialOptions::Off), None);
     }
 }

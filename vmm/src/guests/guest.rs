@@ -199,6 +199,8 @@ pub struct Live {
     /// When the VM is ended if its guest, which was asked to shut down, has not done so. `None` if the guest
     /// was not asked.
     pub stopping: Option<Instant>,
+    /// Where programs attach to its console: a socket or a pseudoterminal.
+    pub console: Option<PathBuf>,
 }
 
 /// One VM.
@@ -296,7 +298,13 @@ impl Guest {
             Ok(process)
         };
         let process = start().map_err(|source| self.process_error(source))?;
-        self.life = Life::Live(Live { process, segments, running: true, stopping: None });
+        self.life = Life::Live(Live {
+            process,
+            segments,
+            running: true,
+            stopping: None,
+            console: files.console(),
+        });
         Ok(())
     }
 

@@ -48,13 +48,15 @@ pub struct VmProcess {
 
 impl VmProcess {
     /// Starts this program again as `perennial vmm`, and lets it confine itself. The link is its standard
-    /// input.
+    /// input. It logs as much as this process.
     pub fn spawn(confinement: &Arc<Confinement>) -> Result<Self, ProcessError> {
         let user = confinement.take_user().ok_or(ProcessError::NoUser)?;
         let (here, there) = Channel::pair().map_err(ProcessError::Spawn)?;
         here.set_timeout(Some(ANSWER_WITHIN)).map_err(ProcessError::Spawn)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0(NAME).arg(COMMAND).stdin(Stdio::from(there.into_fd()));
+        let level = tracing::level_filters::LevelFilter::current().to_string();
+        let arguments = [COMMAND, "--log", &level];
+        command.arg0(NAME).args(arguments).stdin(Stdio::from(there.into_fd()));
         // The environment is for the host only: systemd's sockets, and what the last host left.
         command.env_clear();
         let child = spawn_in_pid_namespace(command).map_err(ProcessError::Spawn)?;

@@ -12,6 +12,7 @@
 //!
 //! One thread does all of this in one loop, so no other command runs during a live update.
 
+pub mod alone;
 pub mod backend;
 mod dhcp;
 mod error;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
 use luo::{Backend, Incoming, Orchestrator};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::api::report::{Replaced, Report};
 use crate::api::{Status, UpdateCall, VmStatus};
@@ -82,6 +84,8 @@ pub struct Host {
     /// outlives this process.
     next: Option<LoadedImage>,
     started_ticks: u64,
+    /// Whether this is the host of `perennial run`, which ends with its VM.
+    is_alone: bool,
 }
 
 impl Host {
@@ -142,6 +146,7 @@ impl Host {
             unfinished: Vec::new(),
             next: None,
             started_ticks,
+            is_alone: false,
         };
         host.populate(arrival, inherited.keeper.as_ref());
         Ok(host)
@@ -468,6 +473,7 @@ impl Host {
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.may_hold_vms => return Err(HostError::Withheld),
+            Err(none) if self.is_alone => return Err(HostError::NoLuo(none.clone())),
             Ok(luo) if luo.backend().survives_exec() => (luo.as_ref(), None),
             // The kernel's LUO returns preserved files only after a kexec.
             _ => (&own, Some(&own)),
@@ -526,6 +532,10 @@ fn finish(session: Incoming) -> Option<Incoming> {
 }
 
 fn vm_status(vm: &Guest) -> VmStatus {
+    let console = match &vm.life {
+        Life::Live(live) => live.console.clone(),
+        _ => None,
+    };
     let (pid, error) = match &vm.life {
         Life::Live(live) => (Some(live.process.pid()), None),
         Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {
@@ -543,6 +553,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
+        console,
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         unconfined,
         error,
@@ -555,7 +566,7 @@ pub fn run(
     started_ticks: u64,
     inherited: Option<Result<Inherited, InheritError>>,
 ) -> Result<(), HostError> {
-    let mut server = serve::Server::new()?;
+    let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
     let mut host = Host::start(config_path, started_ticks, inherited)?;
     server.listen(&host.config.host)?;
     server.run(&mut host)

@@ -3,15 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitOptions, wait};
 use rustix::time::Timespec;
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::SIGCHLD;
 
 use super::stop::Stops;
 use super::{Host, HostError, service};
@@ -21,6 +20,7 @@ use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
 use crate::live_update::{Outcome, UpdateError};
+use crate::socket::listen;
 
 /// Most clients of the API socket at a time.
 const MAX_CLIENTS: usize = 64;
@@ -32,6 +32,7 @@ const PORT_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Server {
     children: UnixStream,
     end: UnixStream,
+    left: Option<UnixStream>,
     listener: Option<(UnixListener, PathBuf)>,
     port: Option<Port>,
     clients: Vec<Client>,
@@ -64,6 +65,7 @@ struct Port {
 enum Source {
     Children,
     End,
+    Left,
     Listener,
     Port,
     Client(usize),
@@ -72,7 +74,8 @@ enum Source {
 
 impl Server {
     /// Installs the signal handlers. To be called before the first child is started.
-    pub(super) fn new() -> Result<Self, HostError> {
+    /// `end` are the signals that end the host.
+    pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
             read.set_nonblocking(true)?;
@@ -83,13 +86,19 @@ impl Server {
         };
         Ok(Self {
             children: pipe(&[SIGCHLD]).map_err(HostError::Loop)?,
-            end: pipe(&[SIGTERM, SIGINT]).map_err(HostError::Loop)?,
+            end: pipe(end).map_err(HostError::Loop)?,
+            left: None,
             listener: None,
             port: None,
             clients: Vec::new(),
             next_client: 0,
             stops: Stops::default(),
         })
+    }
+
+    /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
+    pub(super) fn end_with(&mut self, left: UnixStream) {
+        self.left = Some(left);
     }
 
     /// Opens the socket and the control port of the configuration.
@@ -124,7 +133,7 @@ impl Server {
             for (whom, line) in self.stops.round(host) {
                 self.tell(whom, &line);
             }
-            if self.stops.has_ended(host) {
+            if self.stops.has_ended(host) || host.has_nothing_left() {
                 return Ok(());
             }
             self.clients.retain(|client| !client.lines.is_closed());
@@ -136,6 +145,10 @@ impl Server {
         let mut sources = vec![Source::Children, Source::End];
         let mut fds =
             vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
+        if let Some(left) = &self.left {
+            sources.push(Source::Left);
+            fds.push(PollFd::new(left, PollFlags::IN));
+        }
         let interest = |lines: &Lines| match lines.is_behind() {
             true => PollFlags::IN | PollFlags::OUT,
             false => PollFlags::IN,
@@ -198,6 +211,10 @@ impl Server {
         match source {
             Source::Children => reap(&self.children, host),
             Source::End => self.end(host),
+            Source::Left => {
+                tracing::info!("stopping: the user has left");
+                self.stops.end_host(host, None, 0);
+            }
             Source::Listener => self.accept(),
             Source::Port => self.serve_port(host),
             Source::Client(index) => self.serve_client(index, host),
@@ -400,22 +417,6 @@ fn answer_unless_done(
         ) => Ok(Answer::Stopped { outcome: Outcome::Running, stopped_before: step }),
         Err(error) => Err(error),
     }
-}
-
-/// Listens at `path`, accessible to root only. Replaces a socket of a process that has ended; errors if
-/// another host listens there.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another host listens there"));
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// Reads the signals that have come.

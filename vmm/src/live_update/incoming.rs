@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use guest_mem::{FrameDigest, Segment};
@@ -138,6 +139,7 @@ struct Begun {
     process: VmProcess,
     segments: Vec<Segment>,
     frames: Vec<FrameComparison>,
+    console: Option<PathBuf>,
 }
 
 /// Restores and resumes every VM of the manifest, in its order. Returns each VM with its session, which
@@ -233,7 +235,7 @@ fn begin(
     let request = Request::Restore { machine, ram: ram.kind(), bytes };
     process.build(request, &files.borrow())?;
     entry.ledger.enter("open", retrieved, tsc::now());
-    Ok(Begun { process, segments, frames })
+    Ok(Begun { process, segments, frames, console: files.console() })
 }
 
 /// Computes the digests of the page frames of those segments for which the manifest has a digest. Returns
@@ -295,7 +297,7 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
     let waiting = tsc::now();
     let mut frames = Vec::new();
     let resumed = started.and_then(|begun| {
-        let Begun { process, segments, .. } = begun;
+        let Begun { process, segments, console, .. } = begun;
         frames = begun.frames;
         match process.reply()? {
             Reply::Built => {}
@@ -309,7 +311,7 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
             },
             false => None,
         };
-        let live = Live { process, segments, running: entry.running, stopping: None };
+        let live = Live { process, segments, running: entry.running, stopping: None, console };
         Ok((live, first_entry))
     });
     match resumed {

@@ -16,7 +16,7 @@ use source::{Source, sources, strings};
 /// The modules of `vmm/src` from the ground up. A module imports from its own layer and from those
 /// below. ARCHITECTURE.md shows the same list.
 const LAYERS: &[&[&str]] = &[
-    &["mutex", "causes", "options", "confine", "bus", "state"],
+    &["mutex", "causes", "options", "socket", "confine", "bus", "state"],
     &["arch", "kvm"],
     &["devices"],
     &["machine"],
@@ -55,6 +55,8 @@ const OF_DEVICES: &[&str] = &[
     "kind",
     "pci",
     "power",
+    // The terminal of the process, which `perennial run` lends to devices.
+    "terminal",
     // The window that the guest physical address space has for each virtio function.
     "virtio::pci::BAR_SIZE",
     "Device",

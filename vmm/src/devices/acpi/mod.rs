@@ -27,7 +27,7 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use self::registers::{Contents, Registers};
 use super::files::{OpenError, Opened};
-use super::kind::{Built, DeviceCalls, Kind, Place, Site};
+use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::power::{OnPower, PowerEvent};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
@@ -161,6 +161,7 @@ impl Persist for Acpi {
 
 impl Kind for Acpi {
     const KEY: &'static str = "acpi";
+    const COMMAND_LINE: Option<CommandLine> = None;
     const NAME: &'static str = "acpi";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::PM_PORT);

@@ -32,7 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::registers::{CMOS, Ns};
 use self::time::Time;
 use super::files::{OpenError, Opened};
-use super::kind::{Built, DeviceCalls, Kind, Place, Site};
+use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
@@ -203,6 +203,7 @@ impl Persist for Rtc {
 
 impl Kind for Rtc {
     const KEY: &'static str = "rtc";
+    const COMMAND_LINE: Option<CommandLine> = None;
     const NAME: &'static str = "rtc";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::RTC_PORT);

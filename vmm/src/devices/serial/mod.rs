@@ -8,9 +8,13 @@
 //! save would be lost.
 
 mod calls;
+#[cfg(test)]
+mod clients;
+mod console;
 mod options;
 #[cfg(test)]
 mod pauses;
+mod pty;
 mod sink;
 mod state;
 #[cfg(test)]
@@ -30,9 +34,9 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use self::sink::Sink;
+use self::console::Console;
 use self::uart::Written;
-use super::kind::{Built, DeviceCalls, Kind, Place, Site};
+use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
@@ -115,7 +119,7 @@ impl Registers {
 pub struct Serial {
     registers: Arc<Registers>,
     outbox: Outbox,
-    sink: Option<Sink>,
+    console: Option<Console>,
 }
 
 /// A serial port cannot be created or restored.
@@ -133,6 +137,10 @@ pub struct SerialResources {
     pub interrupt: EventFd,
     /// File for the output. Input is read from it if it is non-blocking and open for reading and writing.
     pub sink: Option<OwnedFd>,
+    /// A socket on which clients connect. Each takes the place of the sink.
+    pub listener: Option<OwnedFd>,
+    /// An inotify instance that is readable when a program has opened the sink, a pseudoterminal.
+    pub opened: Option<OwnedFd>,
 }
 
 impl Serial {
@@ -142,14 +150,15 @@ impl Serial {
     }
 
     fn with(uart: Uart, outbox: Outbox, resources: SerialResources) -> Self {
-        let SerialResources { interrupt, sink } = resources;
+        let SerialResources { interrupt, sink, listener, opened } = resources;
         let registers = Arc::new(Registers { uart: Mutex::new(uart), interrupt });
-        Self { registers, outbox, sink: sink.map(Sink::new) }
+        Self { registers, outbox, console: Some(Console::new(sink, listener, opened)) }
     }
 
-    /// Returns the worker of the port's thread. The first call passes the sink on to it.
+    /// Returns the worker of the port's thread. The first call passes the console on to it.
     pub fn worker(&mut self) -> SerialWorker {
-        SerialWorker::new(self.registers.clone(), self.outbox.clone(), self.sink.take())
+        let console = self.console.take().unwrap_or_default();
+        SerialWorker::new(self.registers.clone(), self.outbox.clone(), console)
     }
 }
 
@@ -211,8 +220,8 @@ impl Persist for Serial {
     type Error = SerialError;
 
     fn save(&self) -> Result<SerialStateV1, SerialError> {
-        // The sink belongs to the new host.
-        let Self { registers, outbox, sink: _ } = self;
+        // The new host opens the console anew.
+        let Self { registers, outbox, console: _ } = self;
         // The interrupt line as well.
         let Registers { uart, interrupt: _ } = &**registers;
         let registers = lock(uart).clone();
@@ -228,6 +237,11 @@ impl Persist for Serial {
 
 impl Kind for Serial {
     const KEY: &'static str = "serial";
+    const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
+        usage: "The serial port ttyS0: tty, pty, socket=PATH, file=FILE, port=NAME or off",
+        default: Some("tty"),
+        foreign: &[],
+    });
     const NAME: &'static str = "serial";
     const MOST: usize = 1;
     const PLACE: Place = Place::Port(layout::COM1_PORT);
@@ -254,13 +268,14 @@ impl Kind for Serial {
         site: &mut Site,
         state: Option<SerialStateV1>,
     ) -> Result<Built<SerialStateV1>, DeviceError> {
-        let sink = match options {
-            SerialOptions::Off => None,
-            _ => Some(site.files.take(options::SINK).map_err(|e| site.files_error(e))?),
-        };
+        let [sink, listener, opened] = options.roles().map(|role| {
+            let taken = role.map(|role| site.files.take(role));
+            taken.transpose().map_err(|e| site.files_error(e))
+        });
+        let (sink, listener, opened) = (sink?, listener?, opened?);
         let line = site.interrupts.edge(layout::COM1_IRQ);
         let interrupt = line.map_err(|e| site.error("connect its interrupt", e))?;
-        let resources = SerialResources { interrupt, sink };
+        let resources = SerialResources { interrupt, sink, listener, opened };
         let mut port = match state {
             Some(state) => Self::restore(state, resources).map_err(|e| site.error("restore it", e)),
             None => Self::new(resources).map_err(|e| site.error("create it", e)),

@@ -1,20 +1,25 @@
 //! `serial = "..."`: the sink of the serial port's output.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::pty;
 use crate::devices::files::{OpenError, Opened, open, wait_for_device};
+use crate::devices::terminal;
+use crate::socket;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// The role of the file that takes the output.
 pub(super) const SINK: &str = "sink";
-/// The host's terminal.
-const STDOUT: &str = "/dev/stdout";
+/// The role of the socket on which clients of the console connect.
+pub(super) const LISTENER: &str = "listener";
+/// The role of the inotify instance that reports that a program has opened the pseudoterminal.
+pub(super) const OPENED: &str = "opened";
 
 /// The sink of the serial port's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +27,12 @@ const STDOUT: &str = "/dev/stdout";
 pub enum SerialOptions {
     /// No sink: the output is dropped.
     Off,
-    /// The host's own standard output.
+    /// The host's terminal: its standard output, and in `perennial run` its standard input as well.
     Tty,
+    /// A pseudoterminal that the host makes.
+    Pty,
+    /// A socket that the host makes at this path, for one client at a time.
+    Socket(PathBuf),
     /// A file, appended to.
     File(PathBuf),
     /// A virtio-serial port of the host, by name.
@@ -33,43 +42,51 @@ pub enum SerialOptions {
 impl SerialOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            None if text == "off" => Ok(Self::Off),
+            None if text == "off" || text == "null" => Ok(Self::Off),
             None if text == "tty" => Ok(Self::Tty),
+            None if text == "pty" => Ok(Self::Pty),
+            Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("port", name)) if !name.is_empty() => Ok(Self::Port(name.to_owned())),
-            _ => Err("it is one of off, tty, file=PATH, port=NAME".to_owned()),
+            _ => Err("it is one of off, tty, pty, socket=PATH, file=PATH, port=NAME".to_owned()),
+        }
+    }
+
+    /// The roles of the files that [`open`](Self::open) returns: sink, listener, and watch of a
+    /// pseudoterminal.
+    pub(super) fn roles(&self) -> [Option<&'static str>; 3] {
+        match self {
+            Self::Off => [None, None, None],
+            Self::Tty | Self::File(_) | Self::Port(_) => [Some(SINK), None, None],
+            Self::Socket(_) => [None, Some(LISTENER), None],
+            Self::Pty => [Some(SINK), None, Some(OPENED)],
         }
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
-        let sink: Option<OwnedFd> = match self {
-            Self::Off => None,
-            Self::Tty => Some(open_stdout()?),
+        let sink: OwnedFd = match self {
+            Self::Off => return Ok(Vec::new()),
+            Self::Pty => return pty::open(),
+            Self::Socket(path) => {
+                let listener = socket::listen(path).map_err(|source| OpenError {
+                    what: "serial socket",
+                    path: path.clone(),
+                    remedy: "",
+                    source,
+                })?;
+                let fd = listener.into();
+                return Ok(vec![Opened { role: LISTENER, fd, identity: None }]);
+            }
+            Self::Tty => terminal::open_line()?,
             Self::File(path) => {
                 let mut options = OpenOptions::new();
                 options.append(true).create(true);
-                Some(open("serial output", path, &options)?.into())
+                open("serial output", path, &options)?.into()
             }
-            Self::Port(name) => Some(open_port(name)?.into()),
+            Self::Port(name) => open_port(name)?.into(),
         };
-        Ok(sink.into_iter().map(|fd| Opened { role: SINK, fd, identity: None }).collect())
+        Ok(vec![Opened { role: SINK, fd: sink, identity: None }])
     }
-}
-
-fn open_stdout() -> Result<OwnedFd, OpenError> {
-    if io::stdout().is_terminal() {
-        // Opened again, so that only this VM's file is non-blocking: a terminal that was stopped with
-        // Ctrl-S polls as writable but blocks a blocking writer.
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        return open("serial output", Path::new(STDOUT), &options).map(OwnedFd::from);
-    }
-    io::stdout().as_fd().try_clone_to_owned().map_err(|source| OpenError {
-        what: "serial output",
-        path: STDOUT.into(),
-        remedy: "",
-        source,
-    })
 }
 
 /// Opens a virtio-serial port of the host by its name, without blocking.
@@ -102,6 +119,8 @@ impl Schema for SerialOptions {
         let (kind, argument) = match self {
             Self::Off => ("off", String::new()),
             Self::Tty => ("tty", String::new()),
+            Self::Pty => ("pty", String::new()),
+            Self::Socket(path) => ("socket", path.to_string_lossy().into_owned()),
             Self::File(path) => ("file", path.to_string_lossy().into_owned()),
             Self::Port(port) => ("port", port.clone()),
         };
@@ -113,6 +132,8 @@ impl Schema for SerialOptions {
         match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["off", ""] => Ok(Self::Off),
             ["tty", ""] => Ok(Self::Tty),
+            ["pty", ""] => Ok(Self::Pty),
+            ["socket", path] => Ok(Self::Socket(path.into())),
             ["file", path] => Ok(Self::File(path.into())),
             ["port", port] => Ok(Self::Port(port.to_owned())),
             _ => Err(reader.invalid("output", format!("{words:?} names no output"))),
@@ -157,6 +178,8 @@ mod tests {
         changes: [
             |s| *s = SerialOptions::Off,
             |s| *s = SerialOptions::Tty,
+            |s| *s = SerialOptions::Pty,
+            |s| *s = SerialOptions::Socket("web".into()),
             |s| *s = SerialOptions::File("web".into()),
             |s| *s = SerialOptions::Port("other".to_owned()),
         ],
@@ -164,12 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn an_output_is_one_of_four_things() {
+    fn an_output_is_one_of_six_things() {
         assert_eq!(SerialOptions::parse("off"), Ok(SerialOptions::Off));
         assert_eq!(SerialOptions::parse("tty"), Ok(SerialOptions::Tty));
+        assert_eq!(SerialOptions::parse("null"), Ok(SerialOptions::Off));
+        assert_eq!(SerialOptions::parse("pty"), Ok(SerialOptions::Pty));
+        assert_eq!(SerialOptions::parse("socket=/s"), Ok(SerialOptions::Socket("/s".into())));
         assert_eq!(SerialOptions::parse("file=/a=b"), Ok(SerialOptions::File("/a=b".into())));
         assert_eq!(SerialOptions::parse("port=web"), Ok(SerialOptions::Port("web".to_owned())));
-        for wrong in ["", "on", "socket=/x", "file=", "port=", "Off"] {
+        for wrong in ["", "on", "socket=", "pty=1", "file=", "port=", "Off"] {
             assert!(SerialOptions::parse(wrong).unwrap_err().contains("file=PATH"), "{wrong}");
         }
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
-use super::sink::{Sink, Written};
+use super::console::{Accepted, Console};
+use super::sink::{Peer, Written};
 use super::uart::FIFO;
 use super::{Outbox, Registers, lock, pull};
 
@@ -17,22 +18,26 @@ const CHUNK: usize = 4096;
 pub struct SerialWorker {
     registers: Arc<Registers>,
     outbox: Outbox,
-    sink: Option<Sink>,
+    console: Console,
+    /// Whether a client may wait for the console.
+    client_waits: bool,
     /// Whether the sink has input for which the FIFO had no room.
     pub(super) input_waits: bool,
 }
 
 impl SerialWorker {
-    pub(super) fn new(registers: Arc<Registers>, outbox: Outbox, sink: Option<Sink>) -> Self {
-        Self { registers, outbox, sink, input_waits: false }
+    pub(super) fn new(registers: Arc<Registers>, outbox: Outbox, console: Console) -> Self {
+        Self { registers, outbox, console, client_waits: false, input_waits: false }
     }
 
     const DOORBELL: u32 = 0;
-    const SINK: u32 = 1;
 
     pub(super) fn send(&mut self) {
-        let Some(sink) = &mut self.sink else {
-            self.outbox.pending().clear();
+        let keeps_output = self.console.keeps_output();
+        let Some(sink) = self.console.output() else {
+            if !keeps_output {
+                self.outbox.pending().clear();
+            }
             return;
         };
         loop {
@@ -44,13 +49,22 @@ impl SerialWorker {
                 Written::Bytes(count) => self.outbox.put_back(&chunk[count..]),
                 // An event of the sink follows when it has room.
                 Written::Full => return self.outbox.put_back(&chunk),
+                // The next client gets it. What this one has sent before it left is still read.
+                Written::Broken if sink.peer == Peer::Client => {
+                    sink.peer = Peer::LeavingClient;
+                    self.input_waits = true;
+                    return self.outbox.put_back(&chunk);
+                }
                 Written::Broken => self.outbox.pending().clear(),
             }
         }
     }
 
-    pub(super) fn receive(&mut self) {
-        let Some(sink) = self.sink.as_mut().filter(|sink| sink.reads) else { return };
+    /// Reads input. Returns whether the sink is a client that has left.
+    pub(super) fn receive(&mut self) -> bool {
+        let sink = self.console.sink.as_mut();
+        let Some(sink) = sink.filter(|sink| sink.reads) else { return false };
+        let is_client = matches!(sink.peer, Peer::Client | Peer::LeavingClient);
         self.input_waits = false;
         loop {
             let mut uart = self.registers.uart();
@@ -58,7 +72,7 @@ impl SerialWorker {
             if room == 0 {
                 // The guest's next read of a byte rings the doorbell.
                 self.input_waits = true;
-                return;
+                return false;
             }
             let mut bytes = [0; FIFO];
             match sink.file.read(&mut bytes[..room]) {
@@ -68,15 +82,16 @@ impl SerialWorker {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // No input, or the other end is not open yet.
-                _ => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // The other end is closed, or not open yet.
+                _ => return is_client,
             }
         }
     }
 }
 
 impl MutEventSubscriber for SerialWorker {
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.data() == Self::DOORBELL {
             let _ = self.outbox.0.doorbell.read();
         }
@@ -84,12 +99,22 @@ impl MutEventSubscriber for SerialWorker {
         let running = lock(&shared.running);
         if !*running {
             // The event is edge-triggered and does not come again. The resume rings the doorbell.
-            self.input_waits |= events.data() == Self::SINK;
+            self.input_waits |= events.data() == Console::SINK;
+            self.client_waits |= events.data() == Console::LISTENER;
             return;
         }
+        if events.data() == Console::OPENED {
+            self.console.read_opened();
+        }
+        if events.data() == Console::LISTENER || self.client_waits {
+            self.client_waits = self.console.accept(ops) == Accepted::Some;
+            if self.client_waits {
+                self.outbox.ring();
+            }
+        }
         self.send();
-        if events.data() == Self::SINK || self.input_waits {
-            self.receive();
+        if (events.data() == Console::SINK || self.input_waits) && self.receive() {
+            self.console.detach(ops);
         }
     }
 
@@ -98,10 +123,6 @@ impl MutEventSubscriber for SerialWorker {
         if let Err(error) = ops.add(doorbell) {
             tracing::error!(%error, "the serial port will write nothing");
         }
-        if let Some(sink) = &self.sink {
-            let when = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            // epoll refuses a regular file, whose writes never wait.
-            let _ = ops.add(Events::with_data(&sink.file, Self::SINK, when));
-        }
+        self.console.watch(ops);
     }
 }

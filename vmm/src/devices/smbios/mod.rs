@@ -15,7 +15,7 @@ use std::time::Instant;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::files::{OpenError, Opened};
-use super::kind::{Built, DeviceCalls, Kind, Place, Site};
+use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
@@ -89,6 +89,16 @@ impl Persist for Smbios {
 impl Kind for Smbios {
     /// As Cloud Hypervisor calls what its tables say.
     const KEY: &'static str = "platform";
+    const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
+        usage: "What the VM's tables say of it: uuid=UUID,serial_number=TEXT",
+        default: None,
+        foreign: &[
+            ("num_pci_segments", ""),
+            ("oem_strings", ""),
+            ("iommu_segments", ""),
+            ("tdx", ""),
+        ],
+    });
     const NAME: &'static str = "smbios";
     const MOST: usize = 1;
     const PLACE: Place = Place::Tables(SEGMENT);

@@ -40,7 +40,7 @@ use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{FilesError, OpenError, Opened};
 use crate::devices::identity::Identity;
-use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
+use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
@@ -275,6 +275,11 @@ impl Shared {
 
 impl Kind for Block {
     const KEY: &'static str = "disk";
+    const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
+        usage: "Disks: path=FILE[,readonly=on][,direct=on][,num_queues=N], raw images or block devices",
+        default: None,
+        foreign: options::FOREIGN,
+    });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 24;
     const PLACE: Place = Place::Slot;

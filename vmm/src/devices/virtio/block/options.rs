@@ -20,6 +20,20 @@ pub(super) const CACHED: &str = "cached-image";
 /// What to do if an image cannot be opened with O_DIRECT.
 const NO_DIRECT: &str = ": its file system does not support direct=on, so remove that option";
 
+/// Keys that only Cloud Hypervisor has, with what to do instead.
+pub(super) const FOREIGN: &[(&str, &str)] = &[
+    ("backing_files", "an image must be raw and complete"),
+    ("disable_aio", ""),
+    ("_disable_aio", ""),
+    ("disable_io_uring", "write `_disable_io_uring`"),
+    ("queue_affinity", ""),
+    ("queue_size", ""),
+    ("serial", ""),
+    ("socket", "name an image or a block device with path="),
+    ("sparse", ""),
+    ("vhost_user", "name an image or a block device with path="),
+];
+
 /// One disk: a raw file or a block device of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockOptions {

@@ -42,7 +42,7 @@ use crate::confine::Call;
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
-use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
+use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use crate::mutex::lock;
 
 /// The settings that the driver's features and its number of queues need: TUNSETQUEUE detaches a queue from
@@ -388,6 +388,11 @@ pub struct Wire {
 
 impl Kind for Net {
     const KEY: &'static str = "net";
+    const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
+        usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS]",
+        default: None,
+        foreign: options::FOREIGN,
+    });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 8;
     const PLACE: Place = Place::Slot;

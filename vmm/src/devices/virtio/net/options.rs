@@ -14,6 +14,22 @@ use crate::state::{Node, Reader, Schema, StateError};
 pub(super) const TAPS: [&str; PAIRS_MAX] =
     ["tap-0", "tap-1", "tap-2", "tap-3", "tap-4", "tap-5", "tap-6", "tap-7"];
 
+/// Keys that only Cloud Hypervisor has, with what to do instead.
+pub(super) const FOREIGN: &[(&str, &str)] = &[
+    ("fd", "name a tap with tap="),
+    ("host_mac", ""),
+    ("ip", "give the tap an address with `ip`, or a bridge with bridge="),
+    ("mask", "give the tap an address with `ip`, or a bridge with bridge="),
+    ("num_queues", "write queues= with half of it: it counts pairs"),
+    ("offload_csum", ""),
+    ("offload_tso", ""),
+    ("offload_ufo", ""),
+    ("queue_size", ""),
+    ("socket", "name a tap with tap="),
+    ("vhost_mode", ""),
+    ("vhost_user", "name a tap with tap="),
+];
+
 /// One network device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -23,7 +23,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 use super::{Chain, Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
-use crate::devices::kind::{Built, DeviceCalls, Kind, Place, Site};
+use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 
 /// Number of entries of the only queue.
 const QUEUE_SIZE: u16 = 64;
@@ -149,6 +149,11 @@ impl RngWorker {
 
 impl Kind for Rng {
     const KEY: &'static str = "rng";
+    const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
+        usage: "A source of entropy: src=DEVICE",
+        default: Some("src=/dev/urandom"),
+        foreign: &[],
+    });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 1;
     const PLACE: Place = Place::Slot;

@@ -1,0 +1,115 @@
+//! Consoles of a host's VMs: a person attaches, leaves and attaches again, over a handover and a live update.
+//!
+//! PID 1 starts the host as a daemon, in both kernels. The second kernel has [`AGAIN`] on its command line.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::Duration;
+
+use super::init::{BOOTED, CMDLINE, Problem};
+use super::session::{Session, Terminal};
+use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL};
+
+const CONFIG: &str = "/config.toml";
+const API: &str = "/run/perennial.sock";
+/// The VMs, and their serial ports.
+const VMS: [(&str, &str); 2] = [("web", "socket=/run/consoles/web"), ("db", "pty")];
+
+pub(super) fn before_the_update() -> Result<(), Problem> {
+    let mut host = start_host()?;
+    for (vm, _) in VMS {
+        // What the guest has said before anybody was attached is shown.
+        let mut session = attach(vm)?;
+        session.wait_for(BOOTED)?;
+        say(&mut session, "first")?;
+        leave(session, "the first time")?;
+        let mut session = attach(vm)?;
+        say(&mut session, "second")?;
+        leave(session, "the second time")?;
+    }
+    let mut replaced = attach("web")?;
+    say(&mut replaced, "third")?;
+    let mut stays = attach("web")?;
+    replaced.wait_for("another client has taken")?;
+    replaced.expect_end("replaced", 1)?;
+    say(&mut stays, "fourth")?;
+
+    // A console that is attached during a handover is attached again by itself.
+    ctl(&["handover"])?;
+    say(&mut stays, "fifth")?;
+    leave(stays, "after the handover")?;
+
+    let refused = ctl(&["update"]);
+    let ended = host.try_wait()?;
+    Err(format!("the live update did not take place: {refused:?}; the host: {ended:?}").into())
+}
+
+pub(super) fn after_the_update() -> Result<(), Problem> {
+    let _host = start_host()?;
+    let status = ctl(&["status"])?;
+    if !status.contains("\"boot\": \"live-update\"") || !status.contains("\"/run/consoles/web\"") {
+        return Err(format!("the status is {status}").into());
+    }
+    for (vm, _) in VMS {
+        let mut session = attach(vm)?;
+        say(&mut session, "sixth")?;
+        leave(session, "after the live update")?;
+    }
+    Ok(())
+}
+
+fn start_host() -> Result<Child, Problem> {
+    let mut config = format!(
+        "[host]\nsocket = \"{API}\"\n[update]\nkernel = \"{DATA}/bzImage\"\n\
+         initramfs = \"{DATA}/initramfs\"\ncmdline = \"{NEXT_CMDLINE} {AGAIN}\"\n"
+    );
+    for (name, serial) in VMS {
+        config += &format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"size=64M\"\nkernel = \"{GUEST}/bzImage\"\n\
+             initramfs = \"{GUEST}/initramfs\"\ncmdline = \"{CMDLINE}\"\nserial = \"{serial}\"\n"
+        );
+    }
+    fs::write(CONFIG, config)?;
+    let mut host = Command::new(PERENNIAL).args(["host", "--config", CONFIG]).spawn()?;
+    while UnixStream::connect(API).is_err() {
+        if let Some(status) = host.try_wait()? {
+            return Err(format!("the host ended: {status}").into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(host)
+}
+
+fn attach(vm: &str) -> Result<Session, Problem> {
+    Session::start(Terminal::open()?, &[PERENNIAL, "console", vm])
+}
+
+/// Has the guest repeat a word. What is typed while the console is attached again may be lost, as on a line
+/// that is plugged in again.
+fn say(session: &mut Session, word: &str) -> Result<(), Problem> {
+    const ATTEMPTS: u32 = 10;
+    for _ in 0..ATTEMPTS {
+        session.type_keys(format!("\rsay {word}\r").as_bytes())?;
+        if session.wait_within(&format!("\"text\":\"{word}\""), Duration::from_secs(20)).is_ok() {
+            return Ok(());
+        }
+    }
+    session.wait_for(word)
+}
+
+fn leave(mut session: Session, when: &str) -> Result<(), Problem> {
+    session.type_keys(b"\x01x")?;
+    session.expect_end(when, 0)?;
+    session.terminal.expect_settings(when, &session.terminal.before)
+}
+
+/// Runs `perennial ctl` and returns its output.
+fn ctl(arguments: &[&str]) -> Result<String, Problem> {
+    let output = Command::new(PERENNIAL).arg("ctl").args(arguments).output()?;
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout)?),
+        false => Err(String::from_utf8_lossy(&output.stderr).into()),
+    }
+}

@@ -1,0 +1,110 @@
+//! Programs on a terminal: a machine whose PID 1 ([`init`]) is the person at the terminal, who uses
+//! `perennial run` or `perennial console`.
+//!
+//! `perennial`, a guest's kernel and its initramfs are in the machine's own initramfs. PID 1 prints its verdict on the console and powers off.
+
+mod consoles;
+pub mod init;
+mod session;
+
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::host::Failure;
+use crate::image::{Ext4, Initramfs};
+use crate::kernels::{self, Role};
+use crate::plan::{self, Luo};
+use crate::qemu::{self, Machine, Qemu};
+
+/// Where the machine has `perennial`, and the directory of the guest's files.
+const PERENNIAL: &str = "/perennial";
+const GUEST: &str = "/guest";
+
+/// The start of the line with the verdict; the rest is `PASSED` or what went wrong.
+const VERDICT: &str = "foreground: ";
+const PASSED: &str = "all is well";
+
+/// Longest time from power-on to power-off.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// On the command line of the machine that tries consoles: of the first kernel, and of the second.
+const CONSOLES: &str = "perennial.consoles=first";
+const AGAIN: &str = "perennial.consoles=again";
+/// The rest of these command lines.
+const NEXT_CMDLINE: &str = "console=ttyS0 panic=-1 quiet kho_scratch=16M,128M,0";
+/// Directory with the second kernel and its initramfs.
+const DATA: &str = "/data";
+
+/// Tries `perennial run` on the first of the two kernels of `luo`.
+pub fn run(luo: Luo) -> Result<(), Failure> {
+    let directory = qemu::scratch_directory()?;
+    let [role, _] = luo.hosts();
+    let initramfs = directory.path().join("initramfs");
+    image(role, directory.path())?.write(&initramfs)?;
+    let machine = Machine {
+        kernel: kernels::find(role)?.bzimage(),
+        initramfs,
+        cmdline: "console=ttyS0 panic=-1 quiet".into(),
+        memory_mib: 1024,
+        ..Machine::default()
+    };
+    expect_content(machine, directory)
+}
+
+/// Tries the consoles of a host's VMs, over a live update from the first of the two kernels of `luo` to the
+/// second.
+pub fn consoles(luo: Luo) -> Result<(), Failure> {
+    let directory = qemu::scratch_directory()?;
+    let [first, second] = luo.hosts();
+    let initramfs = directory.path().join("initramfs");
+    image(first, directory.path())?.write(&initramfs)?;
+    let tree = Ext4::new(directory.path())?;
+    tree.copy("bzImage", &kernels::find(second)?.bzimage())?;
+    image(second, directory.path())?.write(&tree.path("initramfs")?)?;
+    let disk = directory.path().join("data.img");
+    tree.write(&disk, 0)?;
+    let machine = Machine {
+        kernel: kernels::find(first)?.bzimage(),
+        initramfs,
+        cmdline: format!("{NEXT_CMDLINE} liveupdate=on kho=on {CONSOLES}"),
+        memory_mib: 1536,
+        disks: vec![disk],
+        ..Machine::default()
+    };
+    expect_content(machine, directory)
+}
+
+/// The initramfs of the machine. `directory` is for temporary files.
+fn image(role: Role, directory: &Path) -> Result<Initramfs, Failure> {
+    let (kernel, binaries) = (kernels::find(role)?, binaries::build()?);
+    let guest = directory.join("guest-initramfs");
+    plan::guest_initramfs(Role::Guest, binaries)?.write(&guest)?;
+    let mut archive = Initramfs::new()?;
+    archive.modules(kernel, &kernel.modules)?;
+    archive.directory(&GUEST[1..])?;
+    for (name, path) in [
+        ("init", binaries.foreground_init()),
+        (&PERENNIAL[1..], binaries.perennial()),
+        ("guest/bzImage", kernels::find(Role::Guest)?.bzimage()),
+        ("guest/initramfs", guest),
+    ] {
+        archive.file(name, 0o755, &binaries::contents(&path)?)?;
+    }
+    Ok(archive)
+}
+
+/// Errors unless PID 1 of the machine is content.
+fn expect_content(machine: Machine, directory: TempDir) -> Result<(), Failure> {
+    let mut qemu = Qemu::start(&machine, qemu::accelerator(), directory)?;
+    let ended = qemu.wait_for_end(WITHIN);
+    let console = qemu.console();
+    let verdict = console.lines().find_map(|line| line.trim_end().strip_prefix(VERDICT));
+    match verdict {
+        Some(PASSED) if ended => Ok(()),
+        Some(verdict) => Err(verdict.into()),
+        None => Err(format!("no verdict; the console:\n{}", qemu.last_lines(40)).into()),
+    }
+}

@@ -1,0 +1,86 @@
+//! What Cloud Hypervisor's command line has and this one does not. A person who types one of these is told
+//! so, and what to do instead.
+
+use crate::devices::catalog::KINDS;
+use crate::options::UNKNOWN;
+
+/// Options, with a remedy or an empty text.
+pub(super) const OPTIONS: &[(&str, &str)] = &[
+    ("balloon", ""),
+    ("debug-console", "use `--serial`"),
+    ("device", ""),
+    ("event-monitor", "use `status` of the API"),
+    ("firmware", "give the guest's kernel with `--kernel`"),
+    ("fs", "give the guest a disk with `--disk`"),
+    ("gdb", ""),
+    ("generic-vhost-user", ""),
+    ("host-data", ""),
+    ("igvm", "give the guest's kernel with `--kernel`"),
+    ("ivshmem", ""),
+    ("landlock", "the VM's process opens no file by its path"),
+    ("landlock-rules", "the VM's process opens no file by its path"),
+    ("memory-zone", "use `--memory size=...`"),
+    ("no-shutdown", ""),
+    ("numa", ""),
+    ("pci-segment", ""),
+    ("pmem", "give the guest a disk with `--disk`"),
+    ("pvmemcontrol", ""),
+    ("pvpanic", ""),
+    ("rate-limit-group", ""),
+    ("restore", "a `perennial host` carries VMs over a live update"),
+    ("seccomp", ""),
+    ("tpm", ""),
+    ("user-device", ""),
+    ("vdpa", ""),
+    ("vsock", "connect by `--net` or by the serial port"),
+    ("watchdog", ""),
+];
+
+/// Keys inside of options that are for no device: the option, the key, and a remedy or an empty text. A kind of
+/// device knows its own.
+const KEYS: &[(&str, &str, &str)] = &[
+    ("cpus", "affinity", "use `taskset`"),
+    ("cpus", "core_scheduling", ""),
+    ("cpus", "features", ""),
+    ("cpus", "kvm_hyperv", ""),
+    ("cpus", "max_phys_bits", ""),
+    ("cpus", "nested", ""),
+    ("cpus", "topology", ""),
+    ("memory", "hotplug_method", ""),
+    ("memory", "hotplug_size", ""),
+    ("memory", "hotplugged_size", ""),
+    ("memory", "hugepage_size", ""),
+    ("memory", "hugepages", "transparent huge pages are used where the host allows them"),
+    ("memory", "mergeable", ""),
+    ("memory", "prefault", ""),
+    ("memory", "shared", "guest memory is always shared"),
+    ("memory", "thp", "transparent huge pages are used where the host allows them"),
+];
+/// Keys of every device.
+const OF_ALL: &[&str] = &[
+    "bw_one_time_burst",
+    "bw_refill_time",
+    "bw_size",
+    "id",
+    "iommu",
+    "ops_one_time_burst",
+    "ops_refill_time",
+    "ops_size",
+    "pci_segment",
+    "rate_limit_group",
+];
+
+/// If `problem` is that `option` has an unknown key that Cloud Hypervisor knows, returns the key and the remedy.
+pub(super) fn key<'a>(option: &str, problem: &'a str) -> Option<(&'a str, &'static str)> {
+    let (key, rest) = problem.strip_prefix('`')?.split_once('`')?;
+    if !rest.starts_with(UNKNOWN) {
+        return None;
+    }
+    let own = KEYS.iter().find(|(of, name, _)| *of == option && *name == key);
+    let own = own.map(|(_, _, remedy)| *remedy);
+    let kind = KINDS.iter().find(|kind| kind.key == option);
+    let foreign = kind.and_then(|kind| kind.command_line).map_or(&[][..], |line| line.foreign);
+    let of_kind = foreign.iter().find(|(of, _)| *of == key);
+    let remedy = own.or(of_kind.map(|(_, remedy)| *remedy));
+    remedy.or(OF_ALL.contains(&key).then_some("")).map(|remedy| (key, remedy))
+}

@@ -1,0 +1,164 @@
+use clap::Parser;
+
+use super::*;
+use crate::devices::serial::SerialOptions;
+use crate::devices::virtio::block::BlockOptions;
+use crate::machine::Machine;
+
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+/// The arguments of a line, with a kernel in front.
+fn arguments(line: &str) -> Arguments {
+    let words = ["run", "--kernel", "/k"].into_iter().chain(line.split_whitespace());
+    Line::try_parse_from(words).expect(line).arguments
+}
+
+fn config(line: &str) -> Result<Config, RunError> {
+    Config::parse(&arguments(line).to_config()?).map_err(config_error)
+}
+
+fn machine(line: &str) -> Machine {
+    config(line).expect(line).machines.remove(0)
+}
+
+fn refused(line: &str) -> String {
+    let error = crate::causes::chain(&config(line).expect_err(line)).join(": ");
+    assert!(!error.contains('\n'), "{error}");
+    error
+}
+
+/// The options of the devices of one kind, by its key.
+fn options(machine: &Machine, key: &str) -> Vec<String> {
+    let of_kind = machine.devices.iter().filter(|device| device.options.kind().key == key);
+    of_kind.map(|device| format!("{:?}", device.options)).collect()
+}
+
+#[test]
+fn a_kernel_is_enough_and_the_rest_is_as_in_cloud_hypervisor() {
+    let machine = machine("");
+    assert_eq!(machine.cpus, 1);
+    assert_eq!(machine.ram_bytes, 512 << 20);
+    assert_eq!(machine.boot.kernel, Path::new("/k"));
+    assert_eq!(options(&machine, "serial"), [r"Serial(Tty)"]);
+    assert!(options(&machine, "rng")[0].contains("/dev/urandom"));
+    assert_eq!(options(&machine, "disk").len(), 0);
+}
+
+#[test]
+fn every_option_reaches_the_machine() {
+    let line = "--initramfs i --cmdline console=ttyS0 --cpus boot=2 --memory size=2G --disk path=a \
+                path=b,readonly=on --net tap=t --disk path=c --serial null --console off --rng \
+                src=/dev/random --api-socket s -vv";
+    let machine = machine(line);
+    assert_eq!(machine.boot.initramfs.as_deref(), Some(Path::new("i")));
+    assert_eq!(machine.boot.cmdline, "console=ttyS0");
+    assert_eq!((machine.cpus, machine.ram_bytes), (2, 2 << 30));
+    let disk = |path: &str, readonly| {
+        let options = BlockOptions { path: path.into(), readonly, ..BlockOptions::default() };
+        format!("VirtioBlk({options:?})")
+    };
+    let disks = [disk("a", false), disk("b", true), disk("c", false)];
+    assert_eq!(options(&machine, "disk"), disks);
+    assert_eq!(options(&machine, "serial"), [format!("Serial({:?})", SerialOptions::Off)]);
+    assert!(options(&machine, "rng")[0].contains("/dev/random"));
+    assert!(options(&machine, "net")[0].contains("\"t\""));
+    assert_eq!(config(line).unwrap().host.socket.as_deref(), Some(Path::new("s")));
+    assert_eq!(arguments(line).level(), LevelFilter::DEBUG);
+}
+
+#[test]
+fn short_forms_mean_the_same() {
+    assert_eq!(machine("--cpus 2 --memory 1G"), machine("--cpus boot=2,max=2 --memory size=1G"));
+    let socket = |line| config(line).unwrap().host.socket;
+    assert_eq!(socket("--api-socket path=/s"), socket("--api-socket /s"));
+    assert_eq!(machine("--cmdline --quiet").boot.cmdline, "--quiet");
+}
+
+#[test]
+fn each_mistake_is_named_with_its_option_and_what_would_be_right() {
+    for (line, parts) in [
+        ("--cpus two", ["--cpus two: ", "boot is a number"]),
+        ("--cpus boot=", ["--cpus boot=: ", "not ``"]),
+        ("--cpus max=2", ["--cpus max=2: ", "boot=2"]),
+        ("--cpus boot=1,max=2", ["--cpus ", "max must be 1"]),
+        ("--cpus boot=1,boot=2", ["--cpus ", "twice"]),
+        ("--cpus boot=0", ["0 vCPUs", "1 to 64"]),
+        ("--cpus bot=1", ["--cpus bot=1: ", "did you mean `boot`"]),
+        ("--memory 2X", ["--memory size=2X: ", "512M"]),
+        ("--memory 1K", ["1024 bytes", "multiple of 2 MiB"]),
+        ("--memory size=1G,", ["--memory size=1G,: ", "key=value"]),
+        ("--disk img", ["--disk img: ", "key=value"]),
+        ("--disk path=", ["--disk path=: ", "path=FILE"]),
+        ("--disk pth=a", ["--disk pth=a: ", "did you mean `path`"]),
+        ("--disk path=a,readonly=yes", ["--disk ", "on or off, not `yes`"]),
+        ("--disk path=a,colour=red", ["--disk ", "there is path, readonly"]),
+        ("--net tap=a/b", ["--net tap=a/b: ", "a/b"]),
+        ("--serial on", ["--serial on: ", "file=PATH"]),
+        ("--serial tty --serial off", ["2 of `serial`", "at most 1"]),
+        ("--rng /dev/urandom", ["--rng /dev/urandom: ", "key=value"]),
+        ("--console tty", ["--console tty: ", "console=ttyS0"]),
+        ("--api-socket fd=3", ["--api-socket fd=3: ", "--api-socket PATH"]),
+        ("--api-socket path=", ["--api-socket path=: ", "--api-socket PATH"]),
+    ] {
+        let error = refused(line);
+        parts.iter().for_each(|part| assert!(error.contains(part), "{line}: {error}"));
+    }
+}
+
+#[test]
+fn a_guest_without_a_kernel_is_refused() {
+    let line = Line::try_parse_from(["run", "--disk", "path=a"]).unwrap();
+    let error = line.arguments.to_config().unwrap_err();
+    assert!(error.to_string().contains("--kernel FILE"), "{error}");
+}
+
+#[test]
+fn what_only_cloud_hypervisor_has_is_named_as_such() {
+    for (line, parts) in [
+        ("--firmware /fw", ["Cloud Hypervisor has `--firmware`", "`--kernel`"]),
+        ("--watchdog", ["Cloud Hypervisor has `--watchdog`", "Perennial has not"]),
+        ("--seccomp true", ["Cloud Hypervisor has `--seccomp`", "Perennial has not"]),
+        ("--fs tag=a,socket=b tag=c", ["Cloud Hypervisor has `--fs`", "`--disk`"]),
+        ("--memory size=1G,shared=on", ["Cloud Hypervisor has `shared`", "always shared"]),
+        ("--cpus boot=1,topology=1:1:1:1", ["Cloud Hypervisor has `topology`", "--cpus"]),
+        ("--disk path=a,id=d0", ["Cloud Hypervisor has `id`", "--disk path=a,id=d0: "]),
+        ("--net tap=a,num_queues=2", ["Cloud Hypervisor has `num_queues`", "queues="]),
+        ("--rng src=/dev/random,iommu=on", ["Cloud Hypervisor has `iommu`", "--rng"]),
+    ] {
+        let error = refused(line);
+        parts.iter().for_each(|part| assert!(error.contains(part), "{line}: {error}"));
+    }
+}
+
+#[test]
+fn a_mistyped_option_is_told_what_was_meant() {
+    for (typed, meant) in [("--memry", "--memory"), ("--disks", "--disk"), ("--kernal", "--kernel")]
+    {
+        let error = Line::try_parse_from(["run", typed, "x"]).unwrap_err().to_string();
+        assert!(error.contains(&format!("'{meant}'")), "{error}");
+    }
+}
+
+#[test]
+fn help_says_what_the_options_of_every_kind_are() {
+    let help = Line::try_parse_from(["run", "--help"]).unwrap_err().to_string();
+    for kind in crate::devices::catalog::KINDS {
+        let Some(command_line) = kind.command_line else { continue };
+        assert!(help.contains(&format!("--{} ", kind.key)), "{help}");
+        assert!(command_line.usage.contains('='), "{}", kind.key);
+    }
+    assert!(!help.contains("firmware"), "{help}");
+}
+
+#[test]
+fn one_who_would_see_nothing_gets_a_hint() {
+    assert!(arguments("").hints().unwrap().contains("console=ttyS0"));
+    assert!(arguments("--cmdline console=hvc0").hints().unwrap().contains("virtio-console"));
+    for silent in ["--cmdline console=ttyS0", "--serial off", "--cmdline console=tty0"] {
+        assert_eq!(arguments(silent).hints(), None, "{silent}");
+    }
+}

@@ -1,0 +1,73 @@
+//! A host in the foreground with one VM and no LUO: `perennial run`. It ends with its VM.
+//!
+//! It uses nothing that only root may use, and nothing that only one host of a machine can have.
+
+use std::os::unix::net::UnixStream;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use super::backend::NoLuo;
+use super::kernel_entry::KernelEntry;
+use super::serve::Server;
+use super::{Host, HostError, ram_source};
+use crate::config::Config;
+use crate::guests::confinement::Confinement;
+use crate::guests::{Guest, Life};
+
+/// How the VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest powered its machine off, or the user ended it.
+    Stopped,
+    /// The VM failed; the log says why.
+    Failed,
+}
+
+impl Host {
+    /// A host whose VMs are not booted yet.
+    fn alone(config: Config, config_text: String) -> Self {
+        let why = "`perennial run` keeps its VM only while it runs itself; VMs of `perennial host` live on";
+        let confinement = Confinement::new(&config.host);
+        let machines = config.machines.iter().cloned();
+        Self {
+            vms: machines.map(|machine| Guest::new(machine, &confinement)).collect(),
+            confinement,
+            config,
+            config_text,
+            config_error: None,
+            luo: Err(NoLuo { why: why.to_owned(), may_hold_vms: false }),
+            pool: None,
+            kernel_entry: KernelEntry::unknown(),
+            replaced: None,
+            number: 0,
+            report: None,
+            unfinished: Vec::new(),
+            next: None,
+            started_ticks: 0,
+            is_alone: true,
+        }
+    }
+
+    /// Whether this is a host of `perennial run` none of whose VMs is left.
+    pub(super) fn has_nothing_left(&self) -> bool {
+        self.is_alone && !self.vms.iter().any(|vm| matches!(vm.life, Life::Live(_)))
+    }
+}
+
+/// Boots the VMs of `config`, whose text is `text`, and runs until none is left, `power-off`, a signal, or the
+/// end of the socket `left`.
+pub fn run(config: Config, text: String, left: UnixStream) -> Result<Ended, HostError> {
+    let mut server = Server::new(&[SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
+    server.end_with(left);
+    let mut host = Host::alone(config, text);
+    server.listen(&host.config.host)?;
+    for index in 0..host.vms.len() {
+        let ram = ram_source(&host.luo, &host.vms, index);
+        host.vms[index].boot(ram)?;
+    }
+    server.run(&mut host)?;
+    Ok(match host.vms.iter().any(|vm| matches!(vm.life, Life::Failed(_))) {
+        true => Ended::Failed,
+        false => Ended::Stopped,
+    })
+}

@@ -1,0 +1,71 @@
+//! Listening sockets at paths of the host.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// Listens at `path`, accessible to this user only; accepting does not block. Creates missing directories, and
+/// replaces a socket whose process has ended. Errors if somebody listens there, and if there is anything but
+/// a socket: that is left as it is.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => remove_if_stale(path)?,
+        Ok(_) => {
+            let problem = "there is a file that is not a socket: remove it, or name another path";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn remove_if_stale(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_a_socket_without_a_listener_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("missing/web.sock");
+        let first = listen(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let _second = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("web.img");
+        fs::write(&image, "contents").unwrap();
+        let link = directory.path().join("link");
+        symlink(&image, &link).unwrap();
+        for path in [&image, &link, &directory.path().to_owned()] {
+            let error = listen(path).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+        }
+        assert_eq!(fs::read_to_string(&link).unwrap(), "contents");
+    }
+}
