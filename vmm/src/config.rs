@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::devices::catalog::{DeviceOptions, KINDS};
-use crate::machine::{self, KernelBoot, Machine, MachineError, VmName};
+use crate::machine::{self, Boot, DiskBoot, KernelBoot, Machine, MachineError, VmName};
 use crate::options::{Options, parse_size};
 
 /// A configuration that is not valid.
@@ -62,6 +62,28 @@ pub enum ConfigError {
         key: String,
         /// The keys of a VM.
         known: String,
+    },
+    /// A VM's section has nothing to boot.
+    #[error(
+        "{vm}: there is nothing to boot: add `kernel = \"FILE\"`, or `boot = \"disk\"` for what is on its \
+         first disk"
+    )]
+    NoBoot {
+        /// The VM as the file names it.
+        vm: String,
+    },
+    /// A VM boots from its disk and has a kernel, too.
+    #[error(
+        "{vm}: boot = \"disk\" takes kernel and initramfs from the disk, but there is {key} = \"{path}\": \
+         remove one of the two"
+    )]
+    BootTwice {
+        /// The VM as the file names it.
+        vm: String,
+        /// The key that must not be there.
+        key: &'static str,
+        /// Its value.
+        path: String,
     },
     /// A machine that cannot exist.
     #[error(transparent)]
@@ -188,7 +210,8 @@ struct VmSection {
     memory: String,
     #[serde(default = "one")]
     cpus: u32,
-    kernel: PathBuf,
+    boot: Option<BootFrom>,
+    kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
     #[serde(default)]
     cmdline: String,
@@ -197,8 +220,15 @@ struct VmSection {
     devices: BTreeMap<String, OneOrMore>,
 }
 
+/// The values of the key `boot`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum BootFrom {
+    Disk,
+}
+
 /// The keys of a VM's section that are not for devices.
-const VM_KEYS: [&str; 6] = ["name", "memory", "cpus", "kernel", "initramfs", "cmdline"];
+const VM_KEYS: [&str; 7] = ["name", "memory", "cpus", "boot", "kernel", "initramfs", "cmdline"];
 
 /// The value of a device's key.
 #[derive(Deserialize)]
@@ -260,12 +290,33 @@ impl VmSection {
         let ram_bytes =
             parse_memory(&self.memory).map_err(|p| option("memory", &self.memory, p))?;
         let devices = parse_devices(&self.name, &self.devices, option)?;
-        let Self { cpus, kernel, initramfs, cmdline, .. } = self;
-        let boot = KernelBoot { kernel, initramfs, cmdline };
+        let boot = self.boot()?;
+        let cpus = self.cpus;
         let devices = machine::place(devices);
         let machine = Machine { name, ram_bytes, cpus, boot, devices };
         machine.check()?;
         Ok(machine)
+    }
+}
+
+impl VmSection {
+    /// What the VM boots.
+    fn boot(&self) -> Result<Boot, ConfigError> {
+        let Self { boot, kernel, initramfs, cmdline, .. } = self;
+        let shown = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+        let (cmdline, vm) = (cmdline.clone(), || format!("VM `{}`", self.name));
+        match (boot, kernel) {
+            (None, Some(kernel)) => {
+                let (kernel, initramfs) = (kernel.clone(), initramfs.clone());
+                Ok(KernelBoot { kernel, initramfs, cmdline }.into())
+            }
+            (None, None) => Err(ConfigError::NoBoot { vm: vm() }),
+            (Some(BootFrom::Disk), _) => match (shown(kernel), shown(initramfs)) {
+                (None, None) => Ok(DiskBoot { cmdline }.into()),
+                (Some(path), _) => Err(ConfigError::BootTwice { vm: vm(), key: "kernel", path }),
+                (_, Some(path)) => Err(ConfigError::BootTwice { vm: vm(), key: "initramfs", path }),
+            },
+        }
     }
 }
 
@@ -391,6 +442,25 @@ mod tests {
         let module = HostSection::salvage(&wrong.replace("[\"nd_pmem\"]", "7"));
         assert_eq!(module, HostSection { modules: Vec::new(), ..good });
         assert_eq!(HostSection::salvage("not TOML"), HostSection::default());
+    }
+
+    #[test]
+    fn a_vm_boots_a_kernel_or_its_first_disk() {
+        let vm = |lines: &str| {
+            Config::parse(&format!("[[vm]]\nname = \"a\"\nmemory = \"size=64M\"\n{lines}"))
+        };
+        let boot = |lines: &str| vm(lines).unwrap().machines.remove(0).boot;
+        let disk = "boot = \"disk\"\ndisk = \"path=/d\"\n";
+        assert_eq!(boot(disk), DiskBoot::default().into());
+        let more = DiskBoot { cmdline: "quiet".to_owned() };
+        assert_eq!(boot(&format!("{disk}cmdline = \"quiet\"")), more.into());
+        let refused = |lines: &str| vm(lines).unwrap_err().to_string();
+        assert!(refused("").contains("add `kernel = \"FILE\"`, or `boot = \"disk\"`"));
+        assert!(refused("initramfs = \"/i\"").contains("nothing to boot"));
+        assert!(refused(&format!("{disk}kernel = \"/k\"")).contains("there is kernel = \"/k\""));
+        assert!(refused(&format!("{disk}initramfs = \"/i\"")).contains("initramfs = \"/i\""));
+        assert!(refused("boot = \"network\"").contains("expected `disk`"));
+        assert!(refused("boot = \"disk\"").contains("needs a disk: add `disk = "));
     }
 
     #[test]

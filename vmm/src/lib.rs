@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod arch;
+pub mod boot_disk;
 pub mod bus;
 pub mod causes;
 pub mod cli;

@@ -3,10 +3,13 @@
 //! The description is made from the configuration. Over a live update, the host's manifest and the
 //! VM's state document carry it, so that a restore does not need the configuration.
 
+mod boot;
+
+pub use boot::{Boot, DiskBoot, KernelBoot};
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +93,12 @@ pub enum MachineError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A VM without disks that boots from its disk.
+    #[error("VM `{name}`: boot = \"disk\" needs a disk: add `disk = [\"path=FILE\"]`")]
+    NoBootDisk {
+        /// The VM.
+        name: VmName,
+    },
     /// A text with a NUL byte in it.
     #[error("VM `{name}`: its {what} contains a NUL byte")]
     Nul {
@@ -151,17 +160,6 @@ impl From<VmName> for String {
     }
 }
 
-/// The kernel that a VM boots, in files of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelBoot {
-    /// Kernel image: bzImage or PVH ELF.
-    pub kernel: PathBuf,
-    /// Initramfs to boot with.
-    pub initramfs: Option<PathBuf>,
-    /// The guest kernel's command line.
-    pub cmdline: String,
-}
-
 /// One device of a machine: its address and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSpec {
@@ -192,8 +190,8 @@ pub struct Machine {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// The kernel that it boots.
-    pub boot: KernelBoot,
+    /// What it boots.
+    pub boot: Boot,
     /// Its devices.
     pub devices: Vec<DeviceSpec>,
 }
@@ -211,10 +209,19 @@ impl Machine {
             return Err(MachineError::Cpus { name: name(), cpus: self.cpus });
         }
         self.check_devices()?;
+        if matches!(self.boot, Boot::Disk(_)) && self.boot_disk().is_none() {
+            return Err(MachineError::NoBootDisk { name: name() });
+        }
         match self.boot.texts().find(|(_, text)| text.contains('\0')) {
             Some((what, _)) => Err(MachineError::Nul { name: name(), what }),
             None => Ok(()),
         }
+    }
+
+    /// Returns the disk from which the machine boots if its configuration says so, which is its first one, and
+    /// the role of the file with its contents.
+    pub fn boot_disk(&self) -> Option<(&DeviceSpec, &'static str)> {
+        self.devices.iter().find_map(|spec| Some((spec, spec.options.kind().boots_from?)))
     }
 
     fn check_devices(&self) -> Result<(), MachineError> {
@@ -244,15 +251,6 @@ impl Machine {
             return Err(MachineError::Place { name: name(), node: device.node(), problem });
         }
         Ok(())
-    }
-}
-
-impl KernelBoot {
-    fn texts(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let path = |p: &PathBuf| p.to_string_lossy().into_owned();
-        [("kernel path", path(&self.kernel)), ("command line", self.cmdline.clone())]
-            .into_iter()
-            .chain(self.initramfs.iter().map(move |p| ("initramfs path", path(p))))
     }
 }
 
@@ -325,28 +323,6 @@ pub fn address_of(node: &Node, kind: &KindInfo, parent: &str) -> Result<u16, Sta
     })
 }
 
-/// `perennial,kernel-boot-v1`.
-impl Schema for KernelBoot {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,kernel-boot-v1"];
-
-    fn encode(&self, node: &mut Node) {
-        let Self { kernel, initramfs, cmdline } = self;
-        node.put_str("kernel", &kernel.to_string_lossy());
-        if let Some(initramfs) = initramfs {
-            node.put_str("initramfs", &initramfs.to_string_lossy());
-        }
-        node.put_str("cmdline", cmdline);
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        Ok(Self {
-            kernel: reader.str("kernel")?.into(),
-            initramfs: reader.optional_str("initramfs")?.map(PathBuf::from),
-            cmdline: reader.str("cmdline")?,
-        })
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -372,11 +348,7 @@ pub(crate) mod tests {
             name: VmName::new("web-1").unwrap(),
             ram_bytes: 64 << 20,
             cpus: 2,
-            boot: KernelBoot {
-                kernel: "/data/vmlinux".into(),
-                initramfs: Some("/data/initramfs".into()),
-                cmdline: "console=ttyS0".to_owned(),
-            },
+            boot: boot::tests::kernel().into(),
             devices: place(vec![disk("/data/a.img", false), disk("/dev/vdb", true), serial()]),
         }
     }
@@ -388,9 +360,10 @@ pub(crate) mod tests {
             |m| m.name = VmName::new("web-2").unwrap(),
             |m| m.ram_bytes += RAM_UNIT,
             |m| m.cpus = 1,
-            |m| m.boot.kernel.push("x"),
-            |m| m.boot.initramfs = None,
-            |m| m.boot.cmdline.clear(),
+            |m| m.boot = KernelBoot { kernel: "/x".into(), ..boot::tests::kernel() }.into(),
+            |m| m.boot = KernelBoot { initramfs: None, ..boot::tests::kernel() }.into(),
+            |m| m.boot = KernelBoot { cmdline: "x".into(), ..boot::tests::kernel() }.into(),
+            |m| m.boot = DiskBoot { cmdline: "console=ttyS0".into() }.into(),
             |m| m.devices[1].address = 31,
             |m| m.devices[1].options = disk("/data/b.img", false),
             |m| m.devices.swap(1, 2),
@@ -400,23 +373,22 @@ pub(crate) mod tests {
         golden: "machine-v1",
     }
 
-    mod kernel_boot {
-        use super::*;
-
-        contract_tests! {
-            KernelBoot,
-            sample: || sample().boot,
-            changes: [|b| b.kernel.push("x"), |b| b.initramfs = None, |b| b.cmdline.clear()],
-            optional: ["/:initramfs"],
-            golden: "kernel-boot-v1",
-        }
-    }
-
     #[test]
     fn devices_get_their_places_by_the_order_of_the_kinds_and_then_by_their_own() {
         let nodes: Vec<String> = sample().devices.iter().map(DeviceSpec::node).collect();
         assert_eq!(nodes, ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
         assert_eq!(sample().devices[1].options, disk("/data/a.img", false));
+    }
+
+    fn refused_boot(boot: Boot) -> String {
+        Machine { boot, ..sample() }.check().expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_machine_boots_from_its_first_disk() {
+        let sample = sample();
+        let (spec, role) = sample.boot_disk().unwrap();
+        assert_eq!((spec.node().as_str(), role), ("virtio-blk@1", "image"));
     }
 
     #[test]
@@ -431,8 +403,21 @@ pub(crate) mod tests {
         assert!(refused(|m| m.ram_bytes = 2 << 40).contains("1 TiB"));
         assert!(refused(|m| m.cpus = 0).contains("0 vCPUs"));
         assert!(refused(|m| m.cpus = 65).contains("1 to 64"));
-        assert!(refused(|m| m.boot.cmdline.push('\0')).contains("command line"));
-        assert!(refused(|m| m.boot.kernel.push("\0")).contains("kernel path"));
+        let boot = |boot: KernelBoot| refused_boot(boot.into());
+        assert!(
+            boot(KernelBoot { cmdline: "\0".into(), ..boot::tests::kernel() })
+                .contains("command line")
+        );
+        assert!(
+            boot(KernelBoot { kernel: "\0".into(), ..boot::tests::kernel() })
+                .contains("kernel path")
+        );
+        assert!(refused_boot(DiskBoot { cmdline: "\0".into() }.into()).contains("command line"));
+        let no_disk = refused(|m| {
+            m.boot = DiskBoot::default().into();
+            m.devices = place(vec![serial()]);
+        });
+        assert!(no_disk.contains("needs a disk: add `disk = "), "{no_disk}");
         let disks = |m: &mut Machine, count| m.devices = place(vec![disk("/a", false); count]);
         let mut most = sample();
         disks(&mut most, 24);

@@ -27,6 +27,8 @@ pub struct KindInfo {
     pub place: Place,
     /// The system calls that its devices make.
     pub calls: DeviceCalls,
+    /// The role of the file from which a machine can boot, for kinds of disks.
+    pub boots_from: Option<&'static str>,
     /// Parses the configuration's text for one device.
     pub parse: fn(&str) -> Result<DeviceOptions, String>,
     /// The device that a machine gets by default if its configuration does not have the key.
@@ -52,6 +54,7 @@ macro_rules! catalog {
             most: <$path>::MOST,
             place: <$path>::PLACE,
             calls: <$path>::CALLS,
+            boots_from: <$path>::BOOTS_FROM,
             parse: |text| <$path>::parse(text).map(DeviceOptions::$kind),
             unasked: || <$path>::unasked().map(DeviceOptions::$kind),
             options: Decoder {

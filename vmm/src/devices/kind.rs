@@ -39,6 +39,8 @@ pub trait Kind: Sized + 'static {
     const PLACE: Place;
     /// The system calls that its devices make.
     const CALLS: DeviceCalls;
+    /// The role of the file from which a machine can boot, for kinds of disks.
+    const BOOTS_FROM: Option<&'static str> = None;
 
     /// The options of one device in the configuration. Part of the machine's description.
     type Options: Clone + Debug + Eq + Serialize + DeserializeOwned + Schema;

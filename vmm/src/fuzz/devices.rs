@@ -9,7 +9,7 @@ use crate::devices::catalog::KindInfo;
 use crate::devices::files::Opened;
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::link::{Fds, Role};
-use crate::machine::{KernelBoot, Machine, VmName, place};
+use crate::machine::{DiskBoot, Machine, VmName, place};
 use crate::vm::DevicesStateV1;
 use crate::vm::board::Wires;
 
@@ -19,7 +19,7 @@ pub(super) fn machine() -> Machine {
         name: VmName::new("fuzz").unwrap(),
         ram_bytes: 64 << 20,
         cpus: 1,
-        boot: KernelBoot { kernel: "/kernel".into(), initramfs: None, cmdline: String::new() },
+        boot: DiskBoot::default().into(),
         devices: place(KindInfo::samples()),
     }
 }

@@ -10,6 +10,7 @@ mod documents;
 mod guest;
 mod link;
 
+pub use crate::boot_disk::fuzz::{boot_config, boot_disk};
 pub use control::control;
 pub use documents::{manifest, state_document};
 pub use guest::guest;
@@ -48,6 +49,16 @@ mod tests {
     #[test]
     fn the_host_goes_on_whatever_a_process_of_a_vm_says() {
         replay(seeds("from_vm"), from_vm);
+    }
+
+    #[test]
+    fn a_boot_configuration_is_refused_or_boots_something() {
+        replay(seeds("boot_config"), boot_config);
+    }
+
+    #[test]
+    fn a_disk_has_something_to_boot_or_an_error_says_why_not() {
+        replay(seeds("boot_disk"), boot_disk);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub use crate::devices::files::OpenError;
 use crate::devices::files::open;
 use crate::link::Role;
-use crate::machine::Machine;
+use crate::machine::{Boot, Machine};
 
 /// Open files with their roles, in the order of the machine's devices.
 #[derive(Debug, Default)]
@@ -43,10 +43,12 @@ impl Files {
 
     /// Opens and adds the images that only a boot needs: the kernel and the initramfs.
     pub fn with_kernel(mut self, machine: &Machine) -> Result<Self, OpenError> {
+        // A VM that boots from its disk reads the images there itself.
+        let Boot::Kernel(boot) = &machine.boot else { return Ok(self) };
         let mut options = OpenOptions::new();
         options.read(true);
-        self.push(Role::Kernel, open("kernel", &machine.boot.kernel, &options)?);
-        if let Some(path) = &machine.boot.initramfs {
+        self.push(Role::Kernel, open("kernel", &boot.kernel, &options)?);
+        if let Some(path) = &boot.initramfs {
             self.push(Role::Initramfs, open("initramfs", path, &options)?);
         }
         Ok(self)

@@ -3,11 +3,12 @@
 //! The host knows all names (paths, sessions). The VM's process opens nothing by name and receives
 //! file descriptors instead, each with its [`Role`]. The host sends a [`Request`] and waits for its
 //! [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one per
-//! packet, and contain no bytes that a guest wrote.
+//! packet. They contain no bytes that a guest wrote, except for the names in an error about a VM that
+//! boots from its disk, which are short and escaped.
 
 mod channel;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use guest_mem::Backing;
 use serde::{Deserialize, Serialize};
@@ -246,6 +247,15 @@ impl Fds {
         files
     }
 
+    /// Borrows the file `role` of the device at `node`, which stays.
+    pub fn device_file(&self, node: &str, role: &str) -> Option<BorrowedFd<'_>> {
+        let found = self.0.iter().find(|(found, _)| match found {
+            Role::Device { node: of, role: found, identity: _ } => of == node && found == role,
+            _ => false,
+        });
+        found.map(|(_, fd)| fd.as_fd())
+    }
+
     /// Errors if a descriptor was not taken.
     pub fn finish(self) -> Result<(), FdsError> {
         match self.0.into_iter().next() {
@@ -295,6 +305,10 @@ mod tests {
         };
         let roles = [role("disk@1", "image"), role("disk@2", "image"), role("disk@1", "log")];
         let mut fds = Fds::new(&roles, vec![null(), null(), null()]).unwrap();
+        assert!(
+            fds.device_file("disk@1", "log").is_some()
+                && fds.device_file("disk@2", "log").is_none()
+        );
         let mut first = fds.take_device("disk@1");
         assert!(first.take("image").is_ok() && first.take("log").is_ok());
         assert_eq!(first.finish(), Ok(()));

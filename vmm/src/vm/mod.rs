@@ -27,6 +27,7 @@ use crate::arch::x86_64::acpi::AcpiError;
 use crate::arch::x86_64::boot::BootError;
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::registers::SetUpError;
+use crate::boot_disk::BootDiskError;
 use crate::devices::DeviceError;
 use crate::kvm::KvmError;
 use crate::kvm::clock::ClockStateV1;
@@ -56,6 +57,29 @@ pub enum VmError {
     /// The kernel cannot be loaded.
     #[error("cannot load the guest's kernel")]
     Boot(#[from] BootError),
+    /// The VM boots from its disk, and cannot.
+    #[error("cannot boot from {disk}")]
+    BootDisk {
+        /// The disk, as a node.
+        disk: String,
+        /// Why.
+        #[source]
+        source: BootDiskError,
+    },
+    /// The kernel that the disk has cannot be loaded.
+    #[error("cannot load the guest's kernel, {origin} of {disk}")]
+    BootFromDisk {
+        /// The disk, as a node.
+        disk: String,
+        /// Which entry of which configuration.
+        origin: String,
+        /// Why.
+        #[source]
+        source: BootError,
+    },
+    /// The file descriptor of the disk to boot from is missing, or cannot be duplicated.
+    #[error("cannot boot from a disk: its file cannot be used")]
+    BootDiskFile(#[source] std::io::Error),
     /// The first registers cannot be set.
     #[error("cannot set up the vCPUs")]
     SetUp(#[from] SetUpError),

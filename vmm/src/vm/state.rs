@@ -175,7 +175,7 @@ mod tests {
         VmStateV1,
         sample: VmStateV1::sample,
         changes: [
-            |s| s.machine.boot.cmdline.clear(),
+            |s| s.machine.boot = crate::machine::DiskBoot::default().into(),
             |s| s.platform.clock.clock_ns += 1,
             |s| s.vcpus[0].tsc_offset += 1,
             |s| s.vcpus[1].tsc_offset += 1,

@@ -4,7 +4,6 @@
 //! Both get the command line, the initramfs, the memory map and the address of the ACPI tables.
 //! Images come from the operator, not from the guest; but a truncated one must be named, not run.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -120,12 +119,17 @@ pub enum Protocol {
     Pvh,
 }
 
+/// A kernel or an initramfs that can be read into guest memory.
+pub trait Image: Read + ReadVolatile + Seek {}
+
+impl<T: Read + ReadVolatile + Seek> Image for T {}
+
 /// Loads the kernel, the initramfs, the command line and the memory map.
-pub fn load(
+pub fn load<I: Image>(
     memory: &GuestMemoryMmap,
     ram_bytes: u64,
-    kernel: &mut File,
-    initramfs: Option<&mut File>,
+    kernel: &mut I,
+    initramfs: Option<&mut I>,
     cmdline: &str,
     rsdp: GuestAddress,
 ) -> Result<Entry, BootError> {
@@ -140,7 +144,7 @@ pub fn load(
     }
 }
 
-fn has_magic(file: &mut File, offset: u64, magic: &[u8; 4]) -> Result<bool, BootError> {
+fn has_magic(file: &mut impl Image, offset: u64, magic: &[u8; 4]) -> Result<bool, BootError> {
     let mut bytes = Vec::with_capacity(magic.len());
     file.seek(SeekFrom::Start(offset)).map_err(BootError::Read)?;
     file.take(magic.len() as u64).read_to_end(&mut bytes).map_err(BootError::Read)?;
@@ -190,10 +194,10 @@ struct Initramfs {
 }
 
 impl Loader<'_> {
-    fn load_bzimage(
+    fn load_bzimage<I: Image>(
         &self,
-        kernel: &mut File,
-        initramfs: Option<&mut File>,
+        kernel: &mut I,
+        initramfs: Option<&mut I>,
         cmdline: &str,
     ) -> Result<Entry, BootError> {
         let found = kernel.seek(SeekFrom::End(0)).map_err(BootError::Read)?;
@@ -243,10 +247,10 @@ impl Loader<'_> {
         Ok(Entry { rip: loaded.kernel_load.0 + ENTRY_64, protocol: Protocol::Linux64 })
     }
 
-    fn load_elf(
+    fn load_elf<I: Image>(
         &self,
-        kernel: &mut File,
-        initramfs: Option<&mut File>,
+        kernel: &mut I,
+        initramfs: Option<&mut I>,
     ) -> Result<Entry, BootError> {
         kernel.rewind().map_err(BootError::Read)?;
         let loaded =
@@ -291,7 +295,7 @@ impl Loader<'_> {
     /// last address that it may have). The kernel ends at `kernel_end`.
     fn load_initramfs(
         &self,
-        file: Option<&mut File>,
+        file: Option<&mut impl Image>,
         kernel_end: u64,
         highest: u64,
     ) -> Result<Option<Initramfs>, BootError> {

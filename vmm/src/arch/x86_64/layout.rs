@@ -31,9 +31,9 @@ pub const BOOT_PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
 pub const BOOT_PAGE_TABLE_PAGES: u64 = 6;
 /// The kernel's command line, NUL-terminated.
 pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-/// Longest command line, without its NUL. Linux x86: `COMMAND_LINE_SIZE` is 2048; newer or patched
-/// kernels may accept more, and the kernel's own limit is checked as well.
-pub const CMDLINE_MAX: usize = 4095;
+/// Longest command line, without its NUL. A bzImage says how much it takes (`cmdline_size`), which is
+/// checked as well: 2047 bytes for Linux as it is released, more for some patched ones. A PVH kernel does not say.
+pub const CMDLINE_MAX: usize = (64 << 10) - 1;
 /// End of low memory and start of the legacy VGA window.
 pub const LOW_MEMORY_END: u64 = 0xa_0000;
 /// The RSDP, and behind it every other ACPI table (the area where ACPI 6.5, 5.2.5.1 has OSPM look).

@@ -28,7 +28,7 @@ const NAME: &str = "vm";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The guest's kernel: a bzImage or a PVH ELF kernel
+    /// The guest's kernel: a bzImage or a PVH ELF kernel. Without it the guest boots what is on its first disk
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The guest's initramfs
@@ -64,7 +64,10 @@ pub(super) struct Arguments {
 /// The VM of a command line cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RunError {
-    #[error("the guest needs a kernel: name a bzImage or a PVH ELF kernel with `--kernel FILE`")]
+    #[error(
+        "the guest needs a kernel: name a bzImage or a PVH ELF kernel with `--kernel FILE`, or only a disk \
+         that has one with `--disk path=FILE`"
+    )]
     NoKernel,
     #[error("Cloud Hypervisor has `--{option}`, Perennial has not{}", or_else(remedy))]
     Foreign { option: String, remedy: &'static str },
@@ -117,7 +120,11 @@ impl Arguments {
         put("name", NAME.into());
         put("memory", self.memory_option().into());
         put("cpus", i64::from(self.vcpus()?).into());
-        put("kernel", text("kernel", self.kernel.as_deref().ok_or(RunError::NoKernel)?)?.into());
+        match &self.kernel {
+            Some(kernel) => put("kernel", text("kernel", kernel)?.into()),
+            None if self.has_disk() && self.initramfs.is_none() => put("boot", "disk".into()),
+            None => return Err(RunError::NoKernel),
+        };
         if let Some(initramfs) = &self.initramfs {
             put("initramfs", text("initramfs", initramfs)?.into());
         }
@@ -133,6 +140,10 @@ impl Arguments {
             file.insert("host".to_owned(), host.into());
         }
         Ok(toml::to_string(&file)?)
+    }
+
+    fn has_disk(&self) -> bool {
+        self.devices.values.iter().any(|(key, _)| *key == "disk")
     }
 
     fn memory_option(&self) -> String {

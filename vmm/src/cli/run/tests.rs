@@ -3,7 +3,7 @@ use clap::Parser;
 use super::*;
 use crate::devices::serial::SerialOptions;
 use crate::devices::virtio::block::BlockOptions;
-use crate::machine::Machine;
+use crate::machine::{Boot, DiskBoot, KernelBoot, Machine};
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -37,12 +37,19 @@ fn options(machine: &Machine, key: &str) -> Vec<String> {
     of_kind.map(|device| format!("{:?}", device.options)).collect()
 }
 
+fn kernel(machine: &Machine) -> &KernelBoot {
+    match &machine.boot {
+        Boot::Kernel(boot) => boot,
+        Boot::Disk(_) => panic!("it boots from its disk"),
+    }
+}
+
 #[test]
 fn a_kernel_is_enough_and_the_rest_is_as_in_cloud_hypervisor() {
     let machine = machine("");
     assert_eq!(machine.cpus, 1);
     assert_eq!(machine.ram_bytes, 512 << 20);
-    assert_eq!(machine.boot.kernel, Path::new("/k"));
+    assert_eq!(kernel(&machine).kernel, Path::new("/k"));
     assert_eq!(options(&machine, "serial"), [r"Serial(Tty)"]);
     assert!(options(&machine, "rng")[0].contains("/dev/urandom"));
     assert_eq!(options(&machine, "disk").len(), 0);
@@ -54,8 +61,8 @@ fn every_option_reaches_the_machine() {
                 path=b,readonly=on --net tap=t --disk path=c --serial null --console off --rng \
                 src=/dev/random --api-socket s -vv";
     let machine = machine(line);
-    assert_eq!(machine.boot.initramfs.as_deref(), Some(Path::new("i")));
-    assert_eq!(machine.boot.cmdline, "console=ttyS0");
+    assert_eq!(kernel(&machine).initramfs.as_deref(), Some(Path::new("i")));
+    assert_eq!(kernel(&machine).cmdline, "console=ttyS0");
     assert_eq!((machine.cpus, machine.ram_bytes), (2, 2 << 30));
     let disk = |path: &str, readonly| {
         let options = BlockOptions { path: path.into(), readonly, ..BlockOptions::default() };
@@ -75,7 +82,7 @@ fn short_forms_mean_the_same() {
     assert_eq!(machine("--cpus 2 --memory 1G"), machine("--cpus boot=2,max=2 --memory size=1G"));
     let socket = |line| config(line).unwrap().host.socket;
     assert_eq!(socket("--api-socket path=/s"), socket("--api-socket /s"));
-    assert_eq!(machine("--cmdline --quiet").boot.cmdline, "--quiet");
+    assert_eq!(kernel(&machine("--cmdline --quiet")).cmdline, "--quiet");
 }
 
 #[test]
@@ -110,10 +117,15 @@ fn each_mistake_is_named_with_its_option_and_what_would_be_right() {
 }
 
 #[test]
-fn a_guest_without_a_kernel_is_refused() {
-    let line = Line::try_parse_from(["run", "--disk", "path=a"]).unwrap();
-    let error = line.arguments.to_config().unwrap_err();
-    assert!(error.to_string().contains("--kernel FILE"), "{error}");
+fn a_guest_without_a_kernel_boots_its_first_disk_and_is_refused_without_one() {
+    let parsed = |line: &[&str]| Line::try_parse_from([&["run"], line].concat()).unwrap().arguments;
+    let text = parsed(&["--disk", "path=a", "--cmdline", "quiet"]).to_config().unwrap();
+    let machine = Config::parse(&text).unwrap().machines.remove(0);
+    assert_eq!(machine.boot, Boot::Disk(DiskBoot { cmdline: "quiet".to_owned() }));
+    for line in [&["--cmdline", "quiet"][..], &["--disk", "path=a", "--initramfs", "i"]] {
+        let error = parsed(line).to_config().unwrap_err().to_string();
+        assert!(error.contains("--kernel FILE") && error.contains("--disk path=FILE"), "{error}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::devices::virtio::block::BlockOptions;
 use crate::devices::virtio::driver::{Ring, WRITE, ram, start};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::link::Role;
-use crate::machine::{KernelBoot, VmName, place};
+use crate::machine::{DiskBoot, VmName, place};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Longer than anything takes that is not stuck.
@@ -39,7 +39,7 @@ fn machine() -> Machine {
         name: VmName::new("a-vm").unwrap(),
         ram_bytes: 64 << 20,
         cpus: 1,
-        boot: KernelBoot { kernel: "/kernel".into(), initramfs: None, cmdline: String::new() },
+        boot: DiskBoot::default().into(),
         devices: place(vec![serial, disk(), disk()]),
     }
 }

@@ -38,7 +38,7 @@ use self::geometry::Alignment;
 use self::transfer::Pieces;
 use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
-use crate::devices::files::{FilesError, OpenError, Opened};
+use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 
@@ -284,6 +284,7 @@ impl Kind for Block {
     const MOST: usize = 24;
     const PLACE: Place = Place::Slot;
     const CALLS: DeviceCalls = calls::CALLS;
+    const BOOTS_FROM: Option<&'static str> = Some(options::IMAGE);
 
     type Options = BlockOptions;
     type State = VirtioState<VirtioBlkStateV2>;
@@ -307,11 +308,15 @@ impl Kind for Block {
     ) -> Result<Built<Self::State>, DeviceError> {
         let taken = site.files.take_identified(options::IMAGE);
         let (fd, identity) = taken.map_err(|error| site.files_error(error))?;
-        let cached = site.files.take_optional(options::CACHED).map(File::from);
-        if options.direct && cached.is_none() {
-            return Err(site.files_error(FilesError::Missing(options::CACHED)));
-        }
-        let image = Image { file: fd.into(), cached, identity, options: options.clone() };
+        let (file, cached) = match options.direct {
+            true => {
+                let direct = site.files.take(options::DIRECT);
+                let direct = direct.map_err(|error| site.files_error(error))?;
+                (direct.into(), Some(fd.into()))
+            }
+            false => (fd.into(), None),
+        };
+        let image = Image { file, cached, identity, options: options.clone() };
         VirtioPci::build(site, state, image, |image| Self::new(image, &site.label))
     }
 }

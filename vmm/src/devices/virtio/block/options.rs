@@ -15,8 +15,8 @@ use crate::state::{Node, Reader, Schema, StateError};
 
 /// The role of the open image.
 pub(super) const IMAGE: &str = "image";
-/// The role of the image opened without O_DIRECT, with `direct=on`.
-pub(super) const CACHED: &str = "cached-image";
+/// The role of the image opened with O_DIRECT, if the disk has `direct=on`.
+pub(super) const DIRECT: &str = "direct-image";
 /// What to do if an image cannot be opened with O_DIRECT.
 const NO_DIRECT: &str = ": its file system does not support direct=on, so remove that option";
 
@@ -92,12 +92,11 @@ impl BlockOptions {
         self.more_queues.min(QUEUES_MAX - 1) + 1
     }
 
-    /// Opens the image, and with `direct=on` once more through the page cache, for the requests that O_DIRECT
-    /// does not accept.
+    /// Opens the image, and with `direct=on` once more with O_DIRECT.
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
-        let mut opened = vec![self.open_image(IMAGE, self.direct)?];
+        let mut opened = vec![self.open_image(IMAGE, false)?];
         if self.direct {
-            opened.push(self.open_image(CACHED, false)?);
+            opened.push(self.open_image(DIRECT, true)?);
             if opened[0].identity != opened[1].identity {
                 let source =
                     io::Error::other("it was replaced by another file while it was opened");

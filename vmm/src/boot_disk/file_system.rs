@@ -1,0 +1,378 @@
+//! The file systems on a disk: ext2 to ext4 by `ext4-view`, FAT by `fatfs`.
+//!
+//! Both crates trust some of what they read with memory: how many block groups there are, how long a symbolic
+//! link is. What they would trust is checked here first. The search as a whole has a deadline, and a
+//! panic in a crate is an error of the search (see [`super`]).
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::rc::Rc;
+
+use ext4_view::{Ext4, Ext4Error};
+
+use super::excerpt;
+use super::partitions::u32_at;
+use super::view::View;
+
+/// Where the superblock of ext4 begins, and how much of it is read here.
+const SUPERBLOCK: u64 = 1024;
+/// `s_magic`, at 0x38 of the superblock.
+const EXT4_MAGIC: u32 = 0xef53;
+/// Most block groups: at 128 MiB each these are 16 TiB. `ext4-view` has 16 bytes for each.
+const GROUPS_MAX: u64 = 1 << 17;
+/// Most symbolic links on the way to a file, as for Linux, and most bytes of a path.
+const LINKS: usize = 40;
+const PATH_MAX: usize = 4096;
+/// Most bytes of a path on FAT, which `fatfs` follows by a call for each directory.
+const FAT_PATH_MAX: usize = 1024;
+/// Bytes of a file on FAT that are read at once.
+const CHUNK: usize = 1 << 20;
+
+type Fat = fatfs::FileSystem<View>;
+
+/// Something cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileSystemError {
+    /// What is there is no file system that can be read; with the name of what it looks like.
+    #[error("it is {0}, which cannot be read here (only ext4 and FAT can)")]
+    Foreign(&'static str),
+    /// There is nothing that looks like a file system.
+    #[error("it has no file system that is known here")]
+    Unknown,
+    /// The file system claims to be larger than its partition, or has absurd numbers.
+    #[error("its ext4 file system is damaged: {0}")]
+    Absurd(&'static str),
+    /// The crate refuses the file system or the file.
+    #[error("its {kind} file system: {problem}")]
+    Refused { kind: &'static str, problem: String },
+    /// The file is larger than what may be read.
+    #[error("the file {path} has {bytes} bytes, {most} can be read")]
+    TooLarge { path: String, bytes: u64, most: u64 },
+    /// The path leads nowhere.
+    #[error("there is no file {0}")]
+    Missing(String),
+    /// The path leads in a circle, or is too long.
+    #[error("the path {0} has more than {LINKS} symbolic links or more than {PATH_MAX} bytes")]
+    Links(String),
+}
+
+use FileSystemError as Error;
+
+/// A file system.
+#[derive(Clone)]
+pub(super) struct FileSystem {
+    kind: Kind,
+    /// Its UUID, as GRUB and blkid write it.
+    pub(super) uuid: String,
+    pub(super) label: String,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Ext4(Ext4),
+    Fat(Rc<Fat>),
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    File { bytes: u64 },
+    Directory,
+}
+
+impl FileSystem {
+    /// Reads the file system that begins at the first byte of `view`.
+    pub(super) fn open(mut view: View) -> Result<Self, Error> {
+        let mut head = vec![0; (SUPERBLOCK + 1024) as usize];
+        match view.read_exact_at(0, &mut head) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(Error::Unknown);
+            }
+            other => other.map_err(|error| refused("unknown", &error))?,
+        }
+        let superblock = &head[SUPERBLOCK as usize..];
+        if u32_at(superblock, 0x38) & 0xffff == EXT4_MAGIC {
+            check_superblock(superblock, view.len())?;
+            let ext4 = Ext4::load(Box::new(view)).map_err(|error| refused("ext4", &error))?;
+            let (uuid, label) = (ext4.uuid().to_string(), ext4.label().display().to_string());
+            return Ok(Self { kind: Kind::Ext4(ext4), uuid, label });
+        }
+        if is_fat(&head) {
+            let options = fatfs::FsOptions::new();
+            let fat = Fat::new(view, options).map_err(|error| refused("FAT", &error))?;
+            let id = fat.volume_id();
+            let uuid = format!("{:04X}-{:04X}", id >> 16, id & 0xffff);
+            let label = fat.volume_label();
+            return Ok(Self { kind: Kind::Fat(Rc::new(fat)), uuid, label });
+        }
+        Err(foreign(&mut view, &head).map_or(Error::Unknown, Error::Foreign))
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Ext4(_) => "ext4",
+            Kind::Fat(_) => "FAT",
+        }
+    }
+
+    /// What is at `path`, if anything.
+    pub(super) fn look(&self, path: &str) -> Result<Option<Found>, Error> {
+        match &self.kind {
+            Kind::Ext4(ext4) => {
+                let Some(path) = resolve(ext4, path)? else { return Ok(None) };
+                let metadata = ext4.metadata(path.as_str()).map_err(|e| refused("ext4", &e))?;
+                let file = metadata.file_type().is_regular_file();
+                Ok(match metadata.is_dir() {
+                    true => Some(Found::Directory),
+                    false => file.then_some(Found::File { bytes: metadata.len() }),
+                })
+            }
+            Kind::Fat(fat) => fat_look(fat, path),
+        }
+    }
+
+    /// The names in a directory, at most `most` of them; `None` if there is no such directory.
+    pub(super) fn list(&self, path: &str, most: usize) -> Result<Option<Vec<String>>, Error> {
+        if self.look(path)? != Some(Found::Directory) {
+            return Ok(None);
+        }
+        match &self.kind {
+            Kind::Ext4(ext4) => {
+                let Some(path) = resolve(ext4, path)? else { return Ok(None) };
+                let entries = ext4.read_dir(path.as_str()).map_err(|e| refused("ext4", &e))?;
+                let names = entries.take(most).map(|entry| {
+                    let entry = entry.map_err(|e| refused("ext4", &e))?;
+                    Ok(entry.file_name().as_str().unwrap_or_default().to_owned())
+                });
+                Ok(Some(names.collect::<Result<_, Error>>()?))
+            }
+            Kind::Fat(fat) => {
+                let directory = fat.root_dir().open_dir(fat_path(path));
+                let directory = directory.map_err(|error| refused("FAT", &error))?;
+                let names = directory
+                    .iter()
+                    .take(most)
+                    .map(|entry| Ok(entry.map_err(|error| refused("FAT", &error))?.file_name()));
+                Ok(Some(names.collect::<Result<_, Error>>()?))
+            }
+        }
+    }
+
+    /// Opens the file at `path`. Errors if it has more than `most` bytes.
+    pub(super) fn file(&self, path: &str, most: u64) -> Result<DiskFile, Error> {
+        let missing = || Error::Missing(excerpt(path));
+        let bytes = match self.look(path)? {
+            Some(Found::File { bytes }) => bytes,
+            _ => return Err(missing()),
+        };
+        if bytes > most {
+            return Err(Error::TooLarge { path: excerpt(path), bytes, most });
+        }
+        let source = match &self.kind {
+            Kind::Ext4(ext4) => {
+                let path = resolve(ext4, path)?.ok_or_else(missing)?;
+                let file = ext4.open(path.as_str()).map_err(|e| refused("ext4", &e))?;
+                Source::Ext4(Box::new(file))
+            }
+            Kind::Fat(fat) => {
+                let path = fat_path(path).to_owned();
+                Source::Fat { fat: fat.clone(), path, start: 0, chunk: Vec::new() }
+            }
+        };
+        Ok(DiskFile { source, bytes, position: 0 })
+    }
+}
+
+/// Checks what `ext4-view` would believe. Offsets are those of the kernel's `struct ext4_super_block`.
+fn check_superblock(superblock: &[u8], bytes: u64) -> Result<(), Error> {
+    let blocks = u64::from(u32_at(superblock, 0x4))
+        | match u32_at(superblock, 0x60) & 0x80 {
+            0 => 0,
+            // INCOMPAT_64BIT: the number of blocks has 64 bits.
+            _ => u64::from(u32_at(superblock, 0x150)) << 32,
+        };
+    let (log_size, per_group) = (u32_at(superblock, 0x18), u64::from(u32_at(superblock, 0x20)));
+    if log_size > 6 {
+        return Err(Error::Absurd("its blocks are larger than 64 KiB"));
+    }
+    match blocks.checked_mul(1024 << log_size) {
+        Some(needed) if needed <= bytes => {}
+        _ => return Err(Error::Absurd("it is larger than its partition")),
+    }
+    // INCOMPAT_64BIT is believed or not by the same rule in `ext4-view` as here; the high half counts there
+    // in any case.
+    if u32_at(superblock, 0x60) & 0x80 == 0 && u32_at(superblock, 0x150) != 0 {
+        return Err(Error::Absurd("it has more than 2^32 blocks without the 64bit feature"));
+    }
+    if per_group == 0 || blocks / per_group > GROUPS_MAX {
+        return Err(Error::Absurd("it has more block groups than its size needs"));
+    }
+    Ok(())
+}
+
+/// Whether a boot sector is one of FAT: a jump, sectors of a known size, and the name.
+fn is_fat(head: &[u8]) -> bool {
+    let sector = u32_at(head, 11) & 0xffff;
+    let names = [&head[54..57], &head[82..85]];
+    matches!(head[0], 0xeb | 0xe9)
+        && [512, 1024, 2048, 4096].contains(&sector)
+        && names.contains(&&b"FAT"[..])
+}
+
+/// The name of a file system or container that cannot be read.
+fn foreign(view: &mut View, head: &[u8]) -> Option<&'static str> {
+    let mut btrfs = [0; 8];
+    let at = |offset: usize, magic: &[u8]| head[offset..].starts_with(magic);
+    if at(0, b"XFSB") {
+        Some("XFS")
+    } else if at(512, b"LABELONE") {
+        Some("an LVM volume")
+    } else if at(0, b"LUKS\xba\xbe") {
+        Some("encrypted (LUKS)")
+    } else if at(1024, &0xf2f5_2010_u32.to_le_bytes()) {
+        Some("F2FS")
+    } else if view.read_exact_at(0x10040, &mut btrfs).is_ok() && &btrfs == b"_BHRfS_M" {
+        Some("Btrfs")
+    } else {
+        None
+    }
+}
+
+fn refused(kind: &'static str, error: &dyn std::error::Error) -> Error {
+    Error::Refused { kind, problem: excerpt(&error.to_string()) }
+}
+
+/// Returns `path` without symbolic links, `.` and `..`; `None` if it leads nowhere. `ext4-view` could do
+/// that, but would read a symbolic link of whatever length into memory.
+fn resolve(ext4: &Ext4, path: &str) -> Result<Option<String>, Error> {
+    let too_many = || Error::Links(excerpt(path));
+    let mut ahead: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
+    let (mut done, mut links) = (String::new(), 0);
+    while let Some(name) = ahead.pop() {
+        match name.as_str() {
+            "" | "." => continue,
+            ".." => {
+                done.truncate(done.rfind('/').unwrap_or(0));
+                continue;
+            }
+            _ => {}
+        }
+        let here = format!("{done}/{name}");
+        if here.len() > PATH_MAX || ahead.len() > PATH_MAX {
+            return Err(too_many());
+        }
+        let metadata = match ext4.symlink_metadata(here.as_str()) {
+            Err(Ext4Error::NotFound | Ext4Error::NotADirectory) => return Ok(None),
+            other => other.map_err(|error| refused("ext4", &error))?,
+        };
+        if !metadata.is_symlink() {
+            done = here;
+            continue;
+        }
+        links += 1;
+        if links > LINKS || metadata.len() > PATH_MAX as u64 {
+            return Err(too_many());
+        }
+        let target = ext4.read_link(here.as_str()).map_err(|error| refused("ext4", &error))?;
+        let Ok(target) = target.to_str() else { return Ok(None) };
+        if target.starts_with('/') {
+            done.clear();
+        }
+        ahead.extend(target.split('/').rev().map(str::to_owned));
+    }
+    Ok(Some(if done.is_empty() { "/".to_owned() } else { done }))
+}
+
+fn fat_path(path: &str) -> &str {
+    path.trim_matches('/')
+}
+
+fn fat_look(fat: &Fat, path: &str) -> Result<Option<Found>, Error> {
+    let path = fat_path(path);
+    if path.is_empty() {
+        return Ok(Some(Found::Directory));
+    }
+    if path.len() > FAT_PATH_MAX {
+        return Ok(None);
+    }
+    let root = fat.root_dir();
+    match root.open_dir(path) {
+        Ok(_) => return Ok(Some(Found::Directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // It is a file, or cannot be read, which the next attempt tells.
+        Err(_) => {}
+    }
+    match root.open_file(path) {
+        Ok(mut file) => {
+            let bytes = file.seek(SeekFrom::End(0)).map_err(|error| refused("FAT", &error))?;
+            Ok(Some(Found::File { bytes }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(refused("FAT", &error)),
+    }
+}
+
+/// An open file.
+pub(super) struct DiskFile {
+    source: Source,
+    /// Its length.
+    pub(super) bytes: u64,
+    position: u64,
+}
+
+enum Source {
+    Ext4(Box<ext4_view::File>),
+    /// `fatfs` lends its files from the file system, so each chunk of the file is read by opening it again.
+    Fat {
+        fat: Rc<Fat>,
+        path: String,
+        start: u64,
+        chunk: Vec<u8>,
+    },
+}
+
+impl Read for DiskFile {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let left = self.bytes.saturating_sub(self.position);
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(target.len());
+        let target = &mut target[..most];
+        if target.is_empty() {
+            return Ok(0);
+        }
+        let count = match &mut self.source {
+            Source::Ext4(file) => {
+                if file.position() != self.position {
+                    file.seek_to(self.position)?;
+                }
+                file.read_bytes(target)?
+            }
+            Source::Fat { fat, path, start, chunk } => {
+                let held = *start..*start + chunk.len() as u64;
+                if !held.contains(&self.position) {
+                    let mut file = fat.root_dir().open_file(path)?;
+                    file.seek(SeekFrom::Start(self.position))?;
+                    (*start, *chunk) = (self.position, Vec::new());
+                    file.take(CHUNK as u64).read_to_end(chunk)?;
+                }
+                let offset = (self.position - *start) as usize;
+                let found = chunk.get(offset..).unwrap_or_default();
+                let count = found.len().min(target.len());
+                target[..count].copy_from_slice(&found[..count]);
+                count
+            }
+        };
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for DiskFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}

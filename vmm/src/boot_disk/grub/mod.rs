@@ -1,0 +1,87 @@
+//! The entry that GRUB would boot, by its configuration as Debian and others write it.
+//!
+//! ```text
+//!   grub.cfg --syntax--> script --shell--> menu entries, `default` --menu--> one entry --shell--> linux, initrd
+//! ```
+//!
+//! Scripts run with GRUB's own commands, as far as these bear on what is booted. Nothing is written: `save_env`
+//! does nothing, and an entry that is chosen for the next boot only (`next_entry`) is not used, because
+//! that it was used could not be noted. The text is the guest's: the number of commands, the entries and the
+//! sizes of values are bounded.
+
+mod environment;
+mod menu;
+mod shell;
+mod syntax;
+#[cfg(test)]
+mod tests;
+
+use super::excerpt;
+
+/// A configuration does not say what to boot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum GrubError {
+    #[error("it cannot be parsed: {0}")]
+    Syntax(&'static str),
+    #[error("it cannot be parsed: `{0}` is missing")]
+    Missing(&'static str),
+    #[error("it has too much of something: {0}")]
+    TooMuch(&'static str),
+    #[error("it has no menu entries")]
+    NoEntries,
+    #[error("its default entry `{0}` has no `linux` command, and nothing else can be booted")]
+    NoKernel(String),
+    #[error("its default entry `{entry}` names the device `{device}`, which is not on this disk")]
+    Device { entry: String, device: String },
+}
+
+/// The file systems of a disk, as GRUB's scripts see them. Numbers stand for file systems.
+pub(super) trait Volumes {
+    /// The file system of GRUB's device `name`, such as `hd0,gpt1`.
+    fn by_name(&self, name: &str) -> Option<usize>;
+    /// GRUB's name of a file system's device.
+    fn name(&self, volume: usize) -> String;
+    /// The file system with this UUID.
+    fn by_uuid(&self, uuid: &str) -> Option<usize>;
+    /// The file system with this label.
+    fn by_label(&self, label: &str) -> Option<usize>;
+    /// The first file system that has this file.
+    fn by_file(&self, path: &str) -> Option<usize>;
+    /// The contents of a text file, if there is one of a bounded size.
+    fn read(&self, volume: usize, path: &str) -> Option<String>;
+    /// Whether there is something at `path`: the length of a file, `None` in it for a directory.
+    fn look(&self, volume: usize, path: &str) -> Option<Option<u64>>;
+}
+
+/// A file on one of the disk's file systems.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) volume: usize,
+    pub(super) path: String,
+}
+
+/// What an entry boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chosen {
+    /// The title in the menu.
+    pub(super) title: String,
+    pub(super) kernel: Place,
+    /// Files that make up the initramfs, one behind the other.
+    pub(super) initramfs: Vec<Place>,
+    pub(super) cmdline: String,
+}
+
+/// Returns what GRUB would boot by its configuration at `path` of `volume`, whose text is `text`.
+pub(super) fn choose(
+    volumes: &dyn Volumes,
+    volume: usize,
+    path: &str,
+    text: &str,
+) -> Result<Chosen, GrubError> {
+    let script = syntax::parse(text)?;
+    let prefix = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let mut shell = shell::Shell::new(volumes, volume, prefix);
+    shell.run(&script)?;
+    let entry = menu::default_entry(&mut shell)?;
+    shell.start(&entry)
+}

@@ -1,0 +1,231 @@
+use super::*;
+
+const UUID: &str = "11111111-2222-4333-8444-555555555555";
+
+/// One disk with a root file system as partition 1 and a boot partition 2.
+#[derive(Default)]
+struct Disk {
+    /// The contents of `grubenv`.
+    block: String,
+    /// The contents of `custom.cfg`.
+    custom: String,
+}
+
+impl Volumes for Disk {
+    fn by_name(&self, name: &str) -> Option<usize> {
+        ["hd0,gpt1", "hd0,gpt2"].iter().position(|known| *known == name)
+    }
+
+    fn name(&self, volume: usize) -> String {
+        format!("hd0,gpt{}", volume + 1)
+    }
+
+    fn by_uuid(&self, uuid: &str) -> Option<usize> {
+        ["another", UUID].iter().position(|known| *known == uuid)
+    }
+
+    fn by_label(&self, label: &str) -> Option<usize> {
+        ["root", "boot"].iter().position(|known| *known == label)
+    }
+
+    fn by_file(&self, path: &str) -> Option<usize> {
+        ["/on-1", "/on-2"].iter().position(|known| *known == path)
+    }
+
+    fn read(&self, volume: usize, path: &str) -> Option<String> {
+        match (volume, path) {
+            (0, "/boot/grub/grubenv") => Some(self.block.clone()),
+            (0, "/boot/grub/custom.cfg") => Some(self.custom.clone()),
+            _ => None,
+        }
+    }
+
+    fn look(&self, volume: usize, path: &str) -> Option<Option<u64>> {
+        match (volume, path) {
+            (0, "/boot") => Some(None),
+            _ => self.read(volume, path).map(|text| Some(text.len() as u64)),
+        }
+    }
+}
+
+fn choose_on(disk: &Disk, text: &str) -> Result<Chosen, GrubError> {
+    choose(disk, 0, "/boot/grub/grub.cfg", text)
+}
+
+fn chosen(text: &str) -> Chosen {
+    choose_on(&Disk::default(), text).unwrap()
+}
+
+fn refused(text: &str) -> String {
+    choose_on(&Disk::default(), text).unwrap_err().to_string()
+}
+
+/// A menu in the manner of `update-grub`, with `head` in front.
+fn menu(head: &str) -> String {
+    let entry = |title: &str, id: &str, version: &str| {
+        format!(
+            "menuentry '{title}' --class os $menuentry_id_option '{id}' {{\n\
+             \tvideo\n\tif [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi\n\
+             \tset root='hd0,gpt9'\n\
+             \tif [ x$feature_platform_search_hint = xy ]; then\n\
+             \t  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt9  {UUID}\n\
+             \telse\n\t  search --no-floppy --fs-uuid --set=root {UUID}\n\tfi\n\
+             \techo\t'Loading ...'\n\
+             \tlinux\t/boot/vmlinuz-{version} root=UUID={UUID} ro  quiet\n\
+             \tinitrd\t/boot/initrd-{version}\n}}\n"
+        )
+    };
+    let newest = entry("Debian", "debian-simple", "6.2");
+    let (a, b) =
+        (entry("Debian 6.2", "debian-6.2", "6.2"), entry("Debian 6.1", "debian-6.1", "6.1"));
+    format!(
+        "# a comment; with 'quotes\n\
+         if [ -s $prefix/grubenv ]; then\n  load_env\nfi\n\
+         {head}\n\
+         if [ x\"${{feature_menuentry_id}}\" = xy ]; then\n  menuentry_id_option=\"--id\"\nelse\n  \
+         menuentry_id_option=\"\"\nfi\n\
+         function video {{\n  if [ x$feature_all_video_module = xy ]; then\n    insmod all_video\n  fi\n}}\n\
+         if loadfont $font ; then\n  terminal_output gfxterm\nfi\n\
+         {newest}submenu 'More' $menuentry_id_option 'debian-more' {{\n{a}{b}}}\n\
+         if [ -f $prefix/custom.cfg ]; then\n  source $prefix/custom.cfg\nfi\n"
+    )
+}
+
+#[test]
+fn the_first_entry_is_booted_from_the_file_system_that_its_uuid_names() {
+    let chosen = chosen(&menu("set default=\"0\""));
+    assert_eq!(chosen.title, "Debian");
+    assert_eq!(chosen.kernel, Place { volume: 1, path: "/boot/vmlinuz-6.2".to_owned() });
+    assert_eq!(chosen.initramfs, [Place { volume: 1, path: "/boot/initrd-6.2".to_owned() }]);
+    assert_eq!(chosen.cmdline, format!("BOOT_IMAGE=/boot/vmlinuz-6.2 root=UUID={UUID} ro quiet"));
+}
+
+#[test]
+fn the_default_is_a_number_a_title_or_an_identifier_at_each_level() {
+    let title = |default: &str| chosen(&menu(&format!("set default='{default}'"))).title;
+    assert_eq!(title("debian-simple"), "Debian");
+    assert_eq!(title("1>1"), "Debian 6.1");
+    assert_eq!(title("More>Debian 6.1"), "Debian 6.1");
+    assert_eq!(title("debian-more>debian-6.1"), "Debian 6.1");
+    assert_eq!(title("1>0"), "Debian 6.2");
+    assert_eq!(title("debian-more"), "Debian 6.2");
+    assert_eq!(title("there is no such entry"), "Debian");
+    assert_eq!(title("7"), "Debian");
+}
+
+#[test]
+fn a_saved_entry_counts_and_an_entry_for_once_does_not() {
+    let block = "# GRUB Environment Block\nsaved_entry=More>Debian 6.\\1\nnext_entry=1>0\n####";
+    let disk = Disk { block: block.to_owned(), ..Disk::default() };
+    let head = "if [ \"${next_entry}\" ] ; then\n set default=\"${next_entry}\"\nelse\n \
+                set default=\"${saved_entry}\"\nfi";
+    assert_eq!(choose_on(&disk, &menu(head)).unwrap().title, "Debian 6.1");
+    let no_block = Disk { block: "saved_entry=1>1".to_owned(), ..Disk::default() };
+    assert_eq!(choose_on(&no_block, &menu(head)).unwrap().title, "Debian");
+}
+
+#[test]
+fn another_file_can_add_entries_and_set_the_default() {
+    let custom =
+        "set default=mine\nmenuentry Mine --id=mine { linux (hd0,gpt2)/k a=1; initrd /a /b }";
+    let disk = Disk { custom: custom.to_owned(), ..Disk::default() };
+    let chosen = choose_on(&disk, &menu("")).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.kernel.volume), ("Mine", 1));
+    assert_eq!(chosen.initramfs.len(), 2);
+    assert!(chosen.initramfs.iter().all(|place| place.volume == 0), "{chosen:?}");
+}
+
+#[test]
+fn words_are_quoted_expanded_and_split_as_in_a_shell() {
+    let text = "set a='x  y'\nset e=\nset q=\"$a \\\"${a}\\\" \\$a\"\n\
+                menuentry t { linux /k \"$a\" $a $e '$a' a\\ b \"$q\" c\\\nd \"\" $ }";
+    assert_eq!(chosen(text).cmdline, "BOOT_IMAGE=/k x  y x y $a a b x  y \"x  y\" $a cd  $");
+}
+
+#[test]
+fn conditions_loops_and_functions_are_run() {
+    let condition = |condition: &str| {
+        let text = format!(
+            "if {condition}; then set r=yes; else set r=no; fi\nmenuentry t {{ linux /k $r }}"
+        );
+        chosen(&text).cmdline.ends_with("yes")
+    };
+    for holds in [
+        "true",
+        "[ a = a ]",
+        "[ a == a ]",
+        "[ a != b ]",
+        "[ ! a = b ]",
+        "[ -z '' ]",
+        "[ -n a ]",
+        "test a",
+        "[ 2 -lt 10 ]",
+        "[ 2 -ge 2 -a 1 -eq 1 ]",
+        "[ a = b -o b = b ]",
+        "[ -d /boot ]",
+        "[ -e /boot/grub/grubenv ]",
+        "[ -f (hd0,gpt1)/boot/grub/custom.cfg ]",
+        "[ $grub_platform = pc ]",
+        "false; [ $? = 1 ]",
+        "search --set=x --label boot",
+        "search --file /on-2",
+    ] {
+        assert!(condition(holds), "{holds}");
+    }
+    for not in [
+        "false",
+        "[ a = b ]",
+        "[ '' ]",
+        "[ -s /boot/grub/grubenv ]",
+        "[ -f /boot ]",
+        "keystatus --shift",
+        "[ -f (hd1)/boot ]",
+        "[ a = b -a a = a ]",
+        "search --set=x --fs-uuid none",
+        "[ ]",
+        "no-command",
+    ] {
+        assert!(!condition(not), "{not}");
+    }
+    let text = "function f { set r=\"$r$1\"; }\nfor x in a b c; do f $x; done\n\
+                while [ \"$r\" != abcdd ]; do f d; done\nuntil [ -n \"$u\" ]; do set u=u; done\n\
+                menuentry t { linux /k $r$u }";
+    assert!(chosen(text).cmdline.ends_with(" abcddu"), "{}", chosen(text).cmdline);
+    let found = chosen("search.fs_label boot root\nmenuentry t { linux /k }");
+    assert_eq!(found.kernel.volume, 1);
+}
+
+#[test]
+fn a_configuration_that_boots_nothing_says_why() {
+    assert_eq!(refused("set default=0"), "it has no menu entries");
+    assert!(
+        refused("menuentry 'Memory test' { linux16_ /m }").contains("`Memory test` has no `linux`")
+    );
+    assert!(
+        refused("menuentry t { linux (hd1,gpt1)/k }").contains("`t` names the device `hd1,gpt1`")
+    );
+    assert!(refused("submenu s { }").contains("no menu entries"));
+    assert!(refused("if true; then").contains("`fi` is missing"));
+    assert!(refused("menuentry t {").contains("`}` is missing"));
+    assert!(refused("}").contains("did not begin"));
+    assert!(refused("set a='").contains("quotation does not end"));
+}
+
+#[test]
+fn work_and_memory_have_bounds() {
+    assert!(refused("while true; do true; done").contains("50000 commands"));
+    assert!(refused("while true; do done").contains("50000 commands"));
+    assert!(refused("function f { f; }\nf").contains("call each other"));
+    assert!(refused(&"if true; then\n".repeat(100)).contains("32 blocks"));
+    let doubled = format!("set a=xxxxxxxx\n{}", "set a=\"$a$a\"\n".repeat(40));
+    assert!(refused(&doubled).contains("16 KiB"), "{}", refused(&doubled));
+    let variables: String = (0..2000).map(|n| format!("set v{n}=1\n")).collect();
+    assert!(refused(&variables).contains("1000 variables"));
+    assert!(refused(&"menuentry t { true }\n".repeat(1001)).contains("1000 menu entries"));
+    let disk = Disk { custom: "source $prefix/custom.cfg".to_owned(), ..Disk::default() };
+    let error = choose_on(&disk, "source $prefix/custom.cfg").unwrap_err().to_string();
+    assert!(error.contains("call each other"), "{error}");
+    let calls = "source $prefix/custom.cfg\n".repeat(100);
+    let error = choose_on(&Disk::default(), &calls).unwrap_err().to_string();
+    assert!(error.contains("32 other files"), "{error}");
+}

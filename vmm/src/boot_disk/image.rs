@@ -1,0 +1,71 @@
+//! What is booted from the disk: a kernel, or an initramfs that may be several files one behind the other.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice};
+
+use super::file_system::DiskFile;
+
+/// Bytes that are copied into guest memory at once.
+const PIECE: usize = 64 << 10;
+
+/// One or more files of the disk, read one behind the other.
+pub struct Image {
+    files: Vec<DiskFile>,
+    bytes: u64,
+    position: u64,
+    piece: Vec<u8>,
+}
+
+impl Image {
+    pub(super) fn new(files: Vec<DiskFile>) -> Self {
+        let bytes = files.iter().fold(0u64, |sum, file| sum.saturating_add(file.bytes));
+        Self { files, bytes, position: 0, piece: Vec::new() }
+    }
+}
+
+impl Read for Image {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let mut start = 0;
+        for file in &mut self.files {
+            let offset = self.position - start;
+            if offset < file.bytes {
+                file.seek(SeekFrom::Start(offset))?;
+                let count = file.read(target)?;
+                self.position += count as u64;
+                return Ok(count);
+            }
+            start += file.bytes;
+        }
+        Ok(0)
+    }
+}
+
+impl Seek for Image {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+impl ReadVolatile for Image {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        target: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let mut piece = std::mem::take(&mut self.piece);
+        piece.resize(PIECE, 0);
+        let most = target.len().min(PIECE);
+        let read = self.read(&mut piece[..most]).map_err(VolatileMemoryError::IOError);
+        let written = read.and_then(|count| target.write(&piece[..count], 0));
+        self.piece = piece;
+        // An empty target is not an error.
+        if most == 0 { Ok(0) } else { written }
+    }
+}

@@ -1,0 +1,240 @@
+//! Boot Loader Specification entries: `/loader/entries/*.conf`, with the default in `/loader/loader.conf`
+//! (UAPI group, "The Boot Loader Specification", type 1; systemd's loader.conf(5)).
+
+use std::cmp::Ordering;
+
+/// Most bytes of the command line's pieces.
+const OPTIONS_MAX: usize = 64 << 10;
+/// Most files of an initramfs.
+const INITRDS: usize = 32;
+
+/// One entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The file's name without `.conf` and boot counters.
+    id: String,
+    /// Whether the boot counter says that all attempts failed.
+    exhausted: bool,
+    pub(super) title: String,
+    version: String,
+    machine_id: String,
+    sort_key: String,
+    /// The path of the kernel on the file system of the entry.
+    pub(super) linux: String,
+    /// The paths of the files that make up the initramfs.
+    pub(super) initrds: Vec<String>,
+    pub(super) options: String,
+}
+
+impl Entry {
+    /// Parses an entry. `None` for one that cannot be booted here: without `linux`, or for another
+    /// architecture.
+    pub(super) fn parse(file_name: &str, text: &str) -> Option<Self> {
+        let name = file_name.strip_suffix(".conf")?;
+        let (id, exhausted) = counters(name);
+        let mut entry = Self { id, exhausted, ..Self::default() };
+        for (key, value) in settings(text) {
+            match key {
+                "title" => value.clone_into(&mut entry.title),
+                "version" => value.clone_into(&mut entry.version),
+                "machine-id" => value.clone_into(&mut entry.machine_id),
+                "sort-key" => value.clone_into(&mut entry.sort_key),
+                "linux" => value.clone_into(&mut entry.linux),
+                "initrd" if entry.initrds.len() < INITRDS => entry.initrds.push(value.to_owned()),
+                "options" if entry.options.len() + value.len() < OPTIONS_MAX => {
+                    if !entry.options.is_empty() {
+                        entry.options.push(' ');
+                    }
+                    entry.options.push_str(value);
+                }
+                "architecture" if !value.eq_ignore_ascii_case("x64") => return None,
+                _ => {}
+            }
+        }
+        if entry.title.is_empty() {
+            entry.title.clone_from(&entry.id);
+        }
+        (!entry.linux.is_empty()).then_some(entry)
+    }
+
+    /// The order of the menu, in which the first is the default: newest first; entries that failed last.
+    fn order(&self, other: &Self) -> Ordering {
+        let unsorted = |entry: &Self| entry.sort_key.is_empty();
+        let by_key = match unsorted(self) || unsorted(other) {
+            true => Ordering::Equal,
+            false => (self.sort_key.cmp(&other.sort_key))
+                .then_with(|| self.machine_id.cmp(&other.machine_id))
+                .then_with(|| compare_versions(&other.version, &self.version)),
+        };
+        (self.exhausted.cmp(&other.exhausted))
+            .then_with(|| unsorted(self).cmp(&unsorted(other)))
+            .then(by_key)
+            .then_with(|| compare_versions(&other.id, &self.id))
+    }
+}
+
+/// Returns the entry that is booted. `loader_conf` is the text of `loader.conf`.
+pub(super) fn choose(mut entries: Vec<Entry>, loader_conf: &str) -> Option<Entry> {
+    entries.sort_by(Entry::order);
+    let pattern = settings(loader_conf).filter(|(key, _)| *key == "default").last();
+    let matches = |entry: &Entry, pattern: &str| {
+        let pattern = pattern.strip_suffix(".conf").unwrap_or(pattern);
+        glob(pattern.as_bytes(), entry.id.as_bytes())
+    };
+    let named = pattern.and_then(|(_, p)| entries.iter().position(|entry| matches(entry, p)));
+    (!entries.is_empty()).then(|| entries.swap_remove(named.unwrap_or(0)))
+}
+
+/// The keys and values of the lines.
+fn settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once([' ', '\t'])).map(|(key, value)| (key, value.trim()))
+}
+
+/// Splits a boot counter (`+LEFT` or `+LEFT-DONE`) off a name. Returns whether no attempt is left.
+fn counters(name: &str) -> (String, bool) {
+    let counted = name.rsplit_once('+').and_then(|(id, counter)| {
+        let (left, done) = counter.split_once('-').unwrap_or((counter, "0"));
+        done.parse::<u32>().ok()?;
+        Some((id.to_owned(), left.parse::<u32>().ok()? == 0))
+    });
+    counted.unwrap_or_else(|| (name.to_owned(), false))
+}
+
+/// Whether `pattern`, with `*` for any characters and `?` for one, matches all of `text`.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on if what follows the last `*` does not match here.
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                retry = Some((p, t + 1));
+            }
+            Some(c) if *c == b'?' || *c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match retry {
+                Some((after, next)) => {
+                    (p, t) = (after, next);
+                    retry = Some((after, next + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+/// Compares versions (UAPI group, "Version Format Specification"): by numbers and words, in which `~` is
+/// less than an end, and `-`, `^` and `.` separate what counts for more from what counts for less.
+fn compare_versions(left: &str, right: &str) -> Ordering {
+    let (mut left, mut right) = (left.as_bytes(), right.as_bytes());
+    let counts = |c: &u8| c.is_ascii_alphanumeric() || b"~-^.".contains(c);
+    loop {
+        left = &left[left.iter().position(counts).unwrap_or(left.len())..];
+        right = &right[right.iter().position(counts).unwrap_or(right.len())..];
+        for separator in *b"~-^." {
+            if separator == b'-' && (left.is_empty() || right.is_empty()) {
+                // The shorter of two versions is the older one.
+                return left.len().cmp(&right.len());
+            }
+            match (left.first() == Some(&separator), right.first() == Some(&separator)) {
+                (true, true) => (left, right) = (&left[1..], &right[1..]),
+                (true, false) => return Ordering::Less,
+                (false, true) => return Ordering::Greater,
+                (false, false) => continue,
+            }
+            break;
+        }
+        let is_digit = |part: &[u8]| part.first().is_some_and(u8::is_ascii_digit);
+        let ordering = if is_digit(left) || is_digit(right) {
+            let (a, b) =
+                (take(&mut left, u8::is_ascii_digit), take(&mut right, u8::is_ascii_digit));
+            let (a, b) = (without_zeroes(a), without_zeroes(b));
+            a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+        } else {
+            let letters = u8::is_ascii_alphabetic;
+            take(&mut left, letters).cmp(take(&mut right, letters))
+        };
+        if ordering.is_ne() || (left.is_empty() && right.is_empty()) {
+            return ordering;
+        }
+    }
+}
+
+fn take<'a>(text: &mut &'a [u8], which: impl Fn(&u8) -> bool) -> &'a [u8] {
+    let end = text.iter().position(|c| !which(c)).unwrap_or(text.len());
+    let (taken, rest) = text.split_at(end);
+    *text = rest;
+    taken
+}
+
+fn without_zeroes(digits: &[u8]) -> &[u8] {
+    &digits[digits.iter().position(|c| *c != b'0').unwrap_or(digits.len())..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, more: &str) -> Entry {
+        Entry::parse(name, &format!("linux /k\n{more}")).unwrap()
+    }
+
+    fn chosen(entries: &[(&str, &str)], loader_conf: &str) -> String {
+        let entries = entries.iter().map(|(name, more)| entry(name, more)).collect();
+        choose(entries, loader_conf).unwrap().id
+    }
+
+    #[test]
+    fn an_entry_has_a_kernel_an_initramfs_and_a_command_line() {
+        let text = "# made by kernel-install\ntitle Debian\nversion\t6.1.0\nlinux   /6.1.0/linux\n\
+                    initrd /6.1.0/ucode\ninitrd /6.1.0/initrd\noptions root=/dev/vda1\noptions quiet ro\n";
+        let entry = Entry::parse("debian-6.1.0+3-1.conf", text).unwrap();
+        assert_eq!((entry.id.as_str(), entry.exhausted), ("debian-6.1.0", false));
+        assert_eq!((entry.title.as_str(), entry.linux.as_str()), ("Debian", "/6.1.0/linux"));
+        assert_eq!(entry.initrds, ["/6.1.0/ucode", "/6.1.0/initrd"]);
+        assert_eq!(entry.options, "root=/dev/vda1 quiet ro");
+        assert_eq!(Entry::parse("a.conf", "efi /shell.efi"), None);
+        assert_eq!(Entry::parse("a.conf", "linux /k\narchitecture aa64"), None);
+        assert!(Entry::parse("a.conf", "linux /k\narchitecture x64").is_some());
+        assert_eq!(Entry::parse("a.conf~", "linux /k"), None);
+    }
+
+    #[test]
+    fn the_newest_entry_is_booted_unless_another_is_named() {
+        let entries = [("d-6.1.0-9.conf", ""), ("d-6.1.0-18.conf", ""), ("d-6.1.0-10.conf", "")];
+        assert_eq!(chosen(&entries, ""), "d-6.1.0-18");
+        assert_eq!(chosen(&entries, "timeout 3\ndefault d-6.1.0-9.conf"), "d-6.1.0-9");
+        assert_eq!(chosen(&entries, "default *-1?"), "d-6.1.0-18");
+        assert_eq!(chosen(&entries, "default nothing*"), "d-6.1.0-18");
+        let failed = [("d-6.1.0-9.conf", ""), ("d-6.1.0-18+0-3.conf", "")];
+        assert_eq!(chosen(&failed, ""), "d-6.1.0-9");
+        let sorted = [
+            ("z.conf", ""),
+            ("a.conf", "sort-key debian\nversion 2"),
+            ("b.conf", "sort-key debian\nversion 10"),
+        ];
+        assert_eq!(chosen(&sorted, ""), "b");
+        assert_eq!(choose(Vec::new(), "default *"), None);
+    }
+
+    #[test]
+    fn versions_are_compared_as_people_read_them() {
+        // From the smallest to the largest.
+        let versions = ["1~rc1", "1", "1-2", "1-2.1", "1.a", "1.2", "1.10", "1.10.1", "11", "0100"];
+        for (index, left) in versions.iter().enumerate() {
+            for (other, right) in versions.iter().enumerate() {
+                assert_eq!(compare_versions(left, right), index.cmp(&other), "{left} {right}");
+            }
+        }
+        assert_eq!(compare_versions("6.01", "6.1"), Ordering::Equal);
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        assert!(glob(b"a*c?e", b"abbcde") && glob(b"*", b"") && glob(b"a**", b"a"));
+        assert!(!glob(b"a*c", b"abcd") && !glob(b"?", b"") && !glob(b"", b"a"));
+        assert!(!glob("*a".repeat(50).as_bytes(), "a".repeat(49).as_bytes()));
+    }
+}

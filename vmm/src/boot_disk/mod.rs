@@ -1,0 +1,375 @@
+//! Finds a kernel, an initramfs and a command line on the guest's own disk, as a boot loader does.
+//!
+//! ```text
+//!   disk --partitions--> views --file_system--> /loader/entries, grub.cfg --> kernel, initramfs, command line
+//! ```
+//!
+//! The search runs in the VM's process, reads the disk through the file descriptor that the host opened for
+//! it, and never writes. Every byte of the disk is the guest's. So the search has bounds for all that it keeps, and
+//! runs on a thread of its own: it ends with an error after [`WITHIN`], whatever the disk claims, and a panic in
+//! a crate that reads file systems is an error of the search.
+
+mod file_system;
+mod grub;
+mod image;
+mod loader_spec;
+mod partitions;
+mod view;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use self::file_system::{FileSystem, FileSystemError, Found};
+use self::grub::{Chosen, Place, Volumes};
+pub use self::image::Image;
+use self::partitions::{Partition, Scheme};
+use self::view::View;
+
+/// The longest time in which a disk is searched and its kernel is loaded.
+pub const WITHIN: Duration = Duration::from_secs(20);
+
+/// Stack of the thread: `fatfs` follows a path by a call for each directory.
+const STACK: usize = 8 << 20;
+/// Most partitions whose file systems are opened.
+const VOLUMES: usize = 32;
+/// Most bytes of a kernel. An initramfs is limited by the guest's RAM.
+const KERNEL_MAX: u64 = 256 << 20;
+/// Most bytes of a configuration file.
+const TEXT_MAX: u64 = 1 << 20;
+/// Most boot loader entries of a file system.
+const ENTRIES: usize = 256;
+/// Most bytes of a text from the disk in an error.
+const EXCERPT: usize = 80;
+/// Most notes about what was found in an error.
+const NOTES: usize = 40;
+
+/// Where boot loader entries are: on the ESP or a boot partition, or in a root file system.
+const LOADER: [&str; 2] = ["/loader", "/boot/loader"];
+/// Where GRUB's configuration is: in a root file system, or on a boot partition.
+const GRUB: [&str; 4] =
+    ["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
+
+/// Nothing can be booted from a disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootDiskError {
+    /// The disk cannot be read.
+    #[error("the disk cannot be read")]
+    Read(#[source] io::Error),
+    /// The disk has nothing that can be booted.
+    #[error(
+        "looked for boot loader entries (/loader/entries/*.conf, also under /boot) and for GRUB's \
+         configuration (/boot/grub/grub.cfg, /grub/grub.cfg, also in grub2) on ext4 and FAT; the disk \
+         has {found}"
+    )]
+    Nothing {
+        /// What the disk has.
+        found: String,
+    },
+    /// It takes too long.
+    #[error("reading it took more than {} s: the disk is damaged, or too slow", WITHIN.as_secs())]
+    Late,
+    /// A reader of file systems panicked.
+    #[error("its file systems confuse their reader, which says: {0}")]
+    Confused(String),
+    /// The thread cannot be started.
+    #[error("cannot start the thread that reads the disk")]
+    Thread(#[source] io::Error),
+}
+
+/// What a disk boots.
+pub struct Boot {
+    /// The kernel.
+    pub kernel: Image,
+    /// The initramfs, if there is one.
+    pub initramfs: Option<Image>,
+    /// The command line.
+    pub cmdline: String,
+    /// Which entry of which configuration this is, for people.
+    pub origin: String,
+}
+
+/// Searches `disk` and calls `load` with what was found, both on a thread of their own.
+pub fn boot<T: Send + 'static>(
+    disk: File,
+    load: impl FnOnce(Boot) -> T + Send + 'static,
+) -> Result<T, BootDiskError> {
+    let deadline = Instant::now() + WITHIN;
+    let (sender, receiver) = mpsc::channel();
+    let search = move || {
+        let found = catch_unwind(AssertUnwindSafe(|| find(disk, deadline).map(load)));
+        let found = found.unwrap_or_else(|panic| Err(BootDiskError::Confused(words(&*panic))));
+        // The receiver is gone if this is too late.
+        drop(sender.send(found));
+    };
+    let name = "boot-disk".to_owned();
+    let started = thread::Builder::new().name(name).stack_size(STACK).spawn(search);
+    started.map_err(BootDiskError::Thread)?;
+    match receiver.recv_timeout(WITHIN) {
+        Ok(found) => found,
+        // The thread may still run; the VM's process ends when its host hears of this error.
+        Err(RecvTimeoutError::Timeout) => Err(BootDiskError::Late),
+        Err(RecvTimeoutError::Disconnected) => Err(BootDiskError::Confused("nothing".to_owned())),
+    }
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    excerpt(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("nothing"))
+}
+
+/// Text from the disk for an error: printable, short, on one line.
+fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(EXCERPT).flat_map(char::escape_default).collect();
+    if text.chars().nth(EXCERPT).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
+/// Returns what `disk` boots.
+fn find(disk: File, deadline: Instant) -> Result<Boot, BootDiskError> {
+    let search = || {
+        let mut search = Search::new(View::whole(disk, deadline)?)?;
+        let found = search.loader_entries().or_else(|| search.grub());
+        Ok(found.ok_or_else(|| search.description()))
+    };
+    match search() {
+        Ok(Ok(boot)) => Ok(boot),
+        _ if Instant::now() > deadline => Err(BootDiskError::Late),
+        Ok(Err(found)) => Err(BootDiskError::Nothing { found }),
+        Err(error) => Err(BootDiskError::Read(error)),
+    }
+}
+
+/// A partition with its file system.
+struct Volume {
+    partition: Partition,
+    file_system: Result<FileSystem, FileSystemError>,
+}
+
+/// A disk that is searched.
+struct Search {
+    scheme: Scheme,
+    bytes: u64,
+    volumes: Vec<Volume>,
+    /// What was found and cannot be booted.
+    notes: Vec<String>,
+}
+
+impl Search {
+    fn new(mut disk: View) -> io::Result<Self> {
+        let whole = FileSystem::open(disk.again());
+        let table = partitions::read(&mut disk, whole.is_ok())?;
+        let file_system = |partition: &Partition| match disk.part(partition.start, partition.bytes)
+        {
+            Some(view) => FileSystem::open(view),
+            None => Err(FileSystemError::Absurd("the partition is not on the disk")),
+        };
+        let volumes = table.partitions.iter().take(VOLUMES);
+        let volumes = volumes.map(|p| Volume { partition: *p, file_system: file_system(p) });
+        let (scheme, bytes, notes) = (table.scheme, disk.len(), Vec::new());
+        Ok(Self { scheme, bytes, volumes: volumes.collect(), notes })
+    }
+
+    fn file_systems(&self) -> Vec<(usize, FileSystem)> {
+        let volumes = self.volumes.iter().enumerate();
+        volumes.filter_map(|(at, v)| Some((at, v.file_system.as_ref().ok()?.clone()))).collect()
+    }
+
+    /// What the first file system with boot loader entries boots.
+    fn loader_entries(&mut self) -> Option<Boot> {
+        for (volume, file_system) in self.file_systems() {
+            for directory in LOADER {
+                match self.loader_entry(volume, &file_system, directory) {
+                    Ok(None) => {}
+                    Ok(Some(boot)) => return Some(boot),
+                    Err(error) => self.note(volume, &format!("{directory}/entries"), &error),
+                }
+            }
+        }
+        None
+    }
+
+    fn loader_entry(
+        &self,
+        volume: usize,
+        file_system: &FileSystem,
+        directory: &str,
+    ) -> Result<Option<Boot>, FileSystemError> {
+        let entries = format!("{directory}/entries");
+        let Some(names) = file_system.list(&entries, ENTRIES)? else { return Ok(None) };
+        let mut parsed = Vec::new();
+        for name in names.iter().filter(|name| name.ends_with(".conf")) {
+            let text = text(file_system, &format!("{entries}/{name}"))?;
+            parsed.extend(loader_spec::Entry::parse(name, &text));
+        }
+        let settings = text(file_system, &format!("{directory}/loader.conf")).unwrap_or_default();
+        let Some(entry) = loader_spec::choose(parsed, &settings) else { return Ok(None) };
+        let place = |path: String| Place { volume, path };
+        let chosen = Chosen {
+            title: entry.title,
+            kernel: place(entry.linux),
+            initramfs: entry.initrds.into_iter().map(place).collect(),
+            cmdline: entry.options,
+        };
+        self.open(chosen, volume, &entries).map(Some)
+    }
+
+    /// What the first GRUB configuration that can be used boots.
+    fn grub(&mut self) -> Option<Boot> {
+        for (volume, file_system) in self.file_systems() {
+            for path in GRUB {
+                let text = match file_system.look(path) {
+                    Ok(Some(Found::File { .. })) => text(&file_system, path),
+                    Ok(_) => continue,
+                    Err(error) => Err(error),
+                };
+                let chosen = match text {
+                    Ok(text) => grub::choose(&*self, volume, path, &text),
+                    Err(error) => {
+                        self.note(volume, path, &error);
+                        continue;
+                    }
+                };
+                match chosen {
+                    Ok(chosen) => match self.open(chosen, volume, path) {
+                        Ok(boot) => return Some(boot),
+                        Err(error) => self.note(volume, path, &error),
+                    },
+                    Err(error) => self.note(volume, path, &error),
+                }
+            }
+        }
+        None
+    }
+
+    /// Opens the files of what was chosen by the configuration at `path` of `volume`.
+    fn open(&self, chosen: Chosen, volume: usize, path: &str) -> Result<Boot, FileSystemError> {
+        let Chosen { title, kernel, initramfs, cmdline } = chosen;
+        let open = |place: &Place, most| match self.file_system(place.volume) {
+            Some(file_system) => file_system.file(&place.path, most),
+            None => Err(FileSystemError::Missing(excerpt(&place.path))),
+        };
+        let kernel = Image::new(vec![open(&kernel, KERNEL_MAX)?]);
+        let files = initramfs.iter().map(|place| open(place, u64::MAX));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let initramfs = (!files.is_empty()).then(|| Image::new(files));
+        let origin = format!("`{}` of {path} on {}", excerpt(&title), self.called(volume));
+        Ok(Boot { kernel, initramfs, cmdline, origin })
+    }
+
+    fn file_system(&self, volume: usize) -> Option<&FileSystem> {
+        self.volumes.get(volume)?.file_system.as_ref().ok()
+    }
+
+    fn called(&self, volume: usize) -> String {
+        match self.volumes.get(volume).map_or(0, |volume| volume.partition.number) {
+            0 => "the whole disk".to_owned(),
+            number => format!("partition {number}"),
+        }
+    }
+
+    fn note(&mut self, volume: usize, path: &str, error: &dyn std::error::Error) {
+        let note = format!("{path} on {}: {error}", self.called(volume));
+        self.notes.push(note);
+    }
+
+    /// What the disk has, in words.
+    fn description(&self) -> String {
+        let scheme = match self.scheme {
+            Scheme::Gpt => "a GPT",
+            Scheme::Mbr => "an MBR",
+            Scheme::None => "no partition table",
+        };
+        let mut words = format!("{} bytes, {scheme}", self.bytes);
+        if self.volumes.is_empty() {
+            words.push_str(" without partitions");
+        }
+        for (at, volume) in self.volumes.iter().enumerate() {
+            let (called, bytes) = (self.called(at), volume.partition.bytes);
+            let found = match &volume.file_system {
+                Ok(file_system) => file_system.name().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            // Writing to a string cannot fail.
+            let _ = write!(words, "; {called} ({bytes} bytes): {found}");
+        }
+        for note in self.notes.iter().take(NOTES) {
+            let _ = write!(words, "; {note}");
+        }
+        words
+    }
+}
+
+/// The text of a configuration file. What is not UTF-8 is replaced: it can only be in comments and titles.
+fn text(file_system: &FileSystem, path: &str) -> Result<String, FileSystemError> {
+    let mut bytes = Vec::new();
+    let file = file_system.file(path, TEXT_MAX)?;
+    let read = file.take(TEXT_MAX).read_to_end(&mut bytes);
+    read.map_err(|error| FileSystemError::Refused {
+        kind: file_system.name(),
+        problem: excerpt(&format!("{path}: {error}")),
+    })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+impl Volumes for Search {
+    fn by_name(&self, name: &str) -> Option<usize> {
+        // `hd0`, `hd0,gpt1`, `hd0,msdos5`, `hd0,1`: this is the only disk.
+        let number = match name.strip_prefix("hd0")?.strip_prefix(',') {
+            None => 0,
+            Some(part) => {
+                let digits = part.trim_start_matches("gpt").trim_start_matches("msdos");
+                digits.parse().ok()?
+            }
+        };
+        self.volumes.iter().position(|volume| volume.partition.number == number)
+    }
+
+    fn name(&self, volume: usize) -> String {
+        let number = self.volumes.get(volume).map_or(0, |volume| volume.partition.number);
+        match self.scheme {
+            Scheme::Gpt => format!("hd0,gpt{number}"),
+            Scheme::Mbr => format!("hd0,msdos{number}"),
+            Scheme::None => "hd0".to_owned(),
+        }
+    }
+
+    fn by_uuid(&self, uuid: &str) -> Option<usize> {
+        let is = |fs: &FileSystem| fs.uuid.eq_ignore_ascii_case(uuid);
+        (0..self.volumes.len()).find(|at| self.file_system(*at).is_some_and(is))
+    }
+
+    fn by_label(&self, label: &str) -> Option<usize> {
+        let is = |fs: &FileSystem| fs.label == label;
+        (0..self.volumes.len()).find(|at| self.file_system(*at).is_some_and(is))
+    }
+
+    fn by_file(&self, path: &str) -> Option<usize> {
+        let has = |fs: &FileSystem| matches!(fs.look(path), Ok(Some(_)));
+        (0..self.volumes.len()).find(|at| self.file_system(*at).is_some_and(has))
+    }
+
+    fn read(&self, volume: usize, path: &str) -> Option<String> {
+        text(self.file_system(volume)?, path).ok()
+    }
+
+    fn look(&self, volume: usize, path: &str) -> Option<Option<u64>> {
+        match self.file_system(volume)?.look(path).ok()?? {
+            Found::File { bytes } => Some(Some(bytes)),
+            Found::Directory => Some(None),
+        }
+    }
+}

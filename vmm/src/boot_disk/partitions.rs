@@ -1,0 +1,183 @@
+//! The partitions of a disk: GPT (UEFI specification 2.10, chapter 5), MBR with logical partitions, or none.
+//!
+//! A table is parsed here and not by a crate, because it is a few fields, and `gpt` allocates as much memory as
+//! the table's header claims. A guest that writes nonsense gets an error or fewer partitions, after a bounded
+//! number of reads.
+
+use std::io;
+
+use super::view::View;
+
+/// Most partitions that are looked at.
+const MOST: usize = 128;
+/// Sizes of a logical sector, the unit of GPT's addresses.
+const SECTORS: [u64; 2] = [512, 4096];
+/// The unit of MBR's addresses.
+const SECTOR: u64 = 512;
+
+const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
+/// Bytes of a GPT header up to its last field.
+const GPT_HEADER: usize = 92;
+/// Most bytes of the table of a GPT, and its usual size 64 times over.
+const GPT_TABLE_MAX: usize = 1 << 20;
+const GPT_ENTRY: usize = 128;
+
+const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+/// The type of the MBR partition that protects a GPT.
+const PROTECTIVE: u8 = 0xee;
+/// The types of MBR partitions that hold logical partitions.
+const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+
+/// The partition table of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    Gpt,
+    Mbr,
+    /// No table: a file system may begin at the disk's first byte.
+    None,
+}
+
+/// A partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Partition {
+    /// Its number, as in `/dev/vda1`; 0 is the whole disk.
+    pub(super) number: u32,
+    /// First byte on the disk.
+    pub(super) start: u64,
+    /// Length in bytes.
+    pub(super) bytes: u64,
+}
+
+/// The partitions of a disk, in the order of their numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) scheme: Scheme,
+    pub(super) partitions: Vec<Partition>,
+}
+
+/// Reads the partition table. `is_file_system` says that a file system begins at the disk's first byte: such
+/// a disk may end its first sector like an MBR. Errors if the disk cannot be read.
+pub(super) fn read(disk: &mut View, is_file_system: bool) -> io::Result<Table> {
+    if let Some(partitions) = gpt(disk)? {
+        return Ok(Table { scheme: Scheme::Gpt, partitions });
+    }
+    if !is_file_system {
+        let partitions = mbr(disk)?;
+        if !partitions.is_empty() {
+            return Ok(Table { scheme: Scheme::Mbr, partitions });
+        }
+    }
+    let whole = Partition { number: 0, start: 0, bytes: disk.len() };
+    Ok(Table { scheme: Scheme::None, partitions: vec![whole] })
+}
+
+/// The partitions of the GPT, whose copy at the end of the disk counts if the first is damaged. `None` if
+/// there is no GPT.
+fn gpt(disk: &mut View) -> io::Result<Option<Vec<Partition>>> {
+    for sector in SECTORS {
+        let last = (disk.len() / sector).saturating_sub(1);
+        for header in [1, last] {
+            if let Some(table) = gpt_at(disk, sector, header)? {
+                return Ok(Some(table));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn gpt_at(disk: &mut View, sector: u64, header_at: u64) -> io::Result<Option<Vec<Partition>>> {
+    let mut header = [0; GPT_HEADER];
+    let Some(at) = header_at.checked_mul(sector).filter(|at| at + GPT_HEADER as u64 <= disk.len())
+    else {
+        return Ok(None);
+    };
+    disk.read_exact_at(at, &mut header)?;
+    // Longer headers have nothing more but zeroes that the checksum covers; nobody writes them.
+    let plain = &header[..8] == GPT_SIGNATURE && u32_at(&header, 12) as usize == GPT_HEADER;
+    let checksum = u32_at(&header, 16);
+    header[16..20].fill(0);
+    if !plain || crc32fast::hash(&header) != checksum || u64_at(&header, 24) != header_at {
+        return Ok(None);
+    }
+    let (table_at, entries) = (u64_at(&header, 72), u32_at(&header, 80) as usize);
+    let entry = u32_at(&header, 84) as usize;
+    let length = entries.checked_mul(entry).filter(|length| *length <= GPT_TABLE_MAX);
+    let (Some(length), Some(table_at)) = (length, table_at.checked_mul(sector)) else {
+        return Ok(None);
+    };
+    let outside = table_at.saturating_add(length as u64) > disk.len();
+    if entry < GPT_ENTRY || !entry.is_multiple_of(GPT_ENTRY) || outside {
+        return Ok(None);
+    }
+    let mut table = vec![0; length];
+    disk.read_exact_at(table_at, &mut table)?;
+    if crc32fast::hash(&table) != u32_at(&header, 88) {
+        return Ok(None);
+    }
+    let partitions = (1..).zip(table.chunks_exact(entry)).filter_map(|(number, entry)| {
+        // The first 16 bytes are the type; all zeroes say that the entry is unused.
+        let used = entry[..16].iter().any(|byte| *byte != 0);
+        let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+        let sectors = last.checked_sub(first)?.checked_add(1)?;
+        let (start, bytes) = (first.checked_mul(sector)?, sectors.checked_mul(sector)?);
+        used.then_some(Partition { number, start, bytes })
+    });
+    Ok(Some(partitions.take(MOST).collect()))
+}
+
+/// The partitions of the MBR, and the logical ones in its extended partition. Empty if there is no MBR.
+fn mbr(disk: &mut View) -> io::Result<Vec<Partition>> {
+    let Some(primary) = mbr_sector(disk, 0)? else { return Ok(Vec::new()) };
+    let mut partitions = Vec::new();
+    let mut extended = None;
+    for (number, (kind, first, sectors)) in (1..).zip(primary) {
+        match kind {
+            _ if sectors == 0 => {}
+            0 | PROTECTIVE => {}
+            kind if EXTENDED.contains(&kind) => extended = Some(first),
+            _ => partitions.push(of_sectors(number, first, sectors)),
+        }
+    }
+    // The logical partitions are a chain of sectors, each with one of them and the way to the next. A chain
+    // that runs in a circle ends with the last number.
+    let mut next = extended;
+    for number in 5..MOST as u32 {
+        let (Some(base), Some(at)) = (extended, next) else { break };
+        let Some([(kind, first, sectors), link, ..]) = mbr_sector(disk, at)? else { break };
+        if kind != 0 && sectors != 0 {
+            partitions.push(of_sectors(number, at.saturating_add(first), sectors));
+        }
+        next = EXTENDED.contains(&link.0).then(|| base.saturating_add(link.1));
+    }
+    Ok(partitions)
+}
+
+fn of_sectors(number: u32, first: u64, sectors: u64) -> Partition {
+    // Both are sums of 32-bit numbers, so neither product overflows.
+    Partition { number, start: first * SECTOR, bytes: sectors * SECTOR }
+}
+
+/// The type, first sector and number of sectors of each entry in a sector that has the MBR's signature.
+fn mbr_sector(disk: &mut View, at: u64) -> io::Result<Option<[(u8, u64, u64); 4]>> {
+    let mut sector = [0; SECTOR as usize];
+    let Some(at) = at.checked_mul(SECTOR).filter(|at| at + SECTOR <= disk.len()) else {
+        return Ok(None);
+    };
+    disk.read_exact_at(at, &mut sector)?;
+    let entry = |index: usize| {
+        let entry = &sector[446 + 16 * index..];
+        (entry[4], u64::from(u32_at(entry, 8)), u64::from(u32_at(entry, 12)))
+    };
+    Ok((sector[510..] == MBR_SIGNATURE).then(|| [entry(0), entry(1), entry(2), entry(3)]))
+}
+
+/// The little-endian number at `at`; bytes beyond the end count as 0.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u64_at(bytes, at) as u32
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.iter_mut().zip(bytes.iter().skip(at)).for_each(|(to, from)| *to = *from);
+    u64::from_le_bytes(number)
+}

@@ -1,0 +1,354 @@
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const UUID: &str = "11111111-2222-4333-8444-555555555555";
+
+/// A file system of ext4 with the files that `fill` writes into a directory.
+fn ext4(options: &[&str], fill: impl FnOnce(&Path)) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, image) = (directory.path().join("root"), directory.path().join("image"));
+    fs::create_dir(&root).unwrap();
+    fill(&root);
+    // Tools for root are not in the path of every user.
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let made = Command::new("mke2fs")
+        .env("PATH", path)
+        .args(["-q", "-F", "-t", "ext4", "-U", UUID, "-L", "root", "-d"])
+        .arg(&root)
+        .args(options)
+        .arg(&image)
+        .arg("8M")
+        .output()
+        .expect("mke2fs, of the package e2fsprogs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::read(image).unwrap()
+}
+
+/// A file system of FAT with these files.
+fn fat(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut image = io::Cursor::new(vec![0; 4 * MIB as usize]);
+    let options = fatfs::FormatVolumeOptions::new().volume_id(0x1234_abcd);
+    fatfs::format_volume(&mut image, options).unwrap();
+    {
+        let fat = fatfs::FileSystem::new(&mut image, fatfs::FsOptions::new()).unwrap();
+        for (path, contents) in files {
+            let names: Vec<&str> = path.split('/').collect();
+            for end in 1..names.len() {
+                fat.root_dir().create_dir(&names[..end].join("/")).unwrap();
+            }
+            fat.root_dir().create_file(path).unwrap().write_all(contents).unwrap();
+        }
+    }
+    image.into_inner()
+}
+
+/// Writes the files into a directory.
+fn write(root: &Path, files: &[(&str, &[u8])]) {
+    for (path, contents) in files {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// A disk with a GPT and these partitions, each at a multiple of 1 MiB, with the numbers that stand before them.
+fn gpt(partitions: &[(usize, &[u8])]) -> File {
+    let disk = file(&[]);
+    let mut table = vec![0; 128 * 128];
+    let mut next = MIB;
+    for (number, contents) in partitions {
+        disk.write_all_at(contents, next).unwrap();
+        let entry = &mut table[(number - 1) * 128..];
+        let (first, last) = (next / 512, (next + contents.len() as u64) / 512 - 1);
+        entry[..16].fill(7);
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        next += (contents.len() as u64).next_multiple_of(MIB);
+    }
+    let last = (next + MIB) / 512 - 1;
+    disk.set_len((last + 1) * 512).unwrap();
+    for (at, table_at) in [(1, 2), (last, last - 32)] {
+        let mut header = [0; 92];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[8..12].copy_from_slice(&0x1_0000_u32.to_le_bytes());
+        header[12..16].copy_from_slice(&92_u32.to_le_bytes());
+        header[24..32].copy_from_slice(&at.to_le_bytes());
+        header[72..80].copy_from_slice(&table_at.to_le_bytes());
+        header[80..84].copy_from_slice(&128_u32.to_le_bytes());
+        header[84..88].copy_from_slice(&128_u32.to_le_bytes());
+        header[88..92].copy_from_slice(&crc32fast::hash(&table).to_le_bytes());
+        let checksum = crc32fast::hash(&header);
+        header[16..20].copy_from_slice(&checksum.to_le_bytes());
+        disk.write_all_at(&header, at * 512).unwrap();
+        disk.write_all_at(&table, table_at * 512).unwrap();
+    }
+    disk
+}
+
+fn mbr_entry(kind: u8, first: u32, sectors: u32) -> [u8; 16] {
+    let mut entry = [0; 16];
+    entry[4] = kind;
+    entry[8..12].copy_from_slice(&first.to_le_bytes());
+    entry[12..].copy_from_slice(&sectors.to_le_bytes());
+    entry
+}
+
+fn write_mbr(disk: &File, sector: u64, entries: &[[u8; 16]]) {
+    for (index, entry) in (0..).zip(entries) {
+        disk.write_all_at(entry, sector * 512 + 446 + 16 * index).unwrap();
+    }
+    disk.write_all_at(&[0x55, 0xaa], sector * 512 + 510).unwrap();
+}
+
+fn search(disk: File) -> Result<Boot, BootDiskError> {
+    find(disk, Instant::now() + WITHIN)
+}
+
+/// The kernel, the initramfs and the command line of a disk.
+fn booted(disk: File) -> (String, String, String) {
+    let boot = search(disk).unwrap_or_else(|error| panic!("{error}"));
+    let text = |image: Option<Image>| {
+        let mut text = String::new();
+        image.map(|mut image| image.read_to_string(&mut text).unwrap());
+        text
+    };
+    (text(Some(boot.kernel)), text(boot.initramfs), boot.cmdline)
+}
+
+fn refused(disk: File) -> String {
+    let error = search(disk).err().expect("nothing to boot").to_string();
+    assert!(!error.contains('\n'), "{error}");
+    error
+}
+
+const GRUB_CFG: &[u8] = b"menuentry 'Debian' {\n\
+    search --fs-uuid --set=root 11111111-2222-4333-8444-555555555555\n\
+    linux /boot/vmlinuz root=/dev/vda1 ro\n initrd /boot/initrd }\n";
+
+fn debian(root: &Path) {
+    write(
+        root,
+        &[
+            ("boot/grub/grub.cfg", GRUB_CFG),
+            ("boot/vmlinuz-6.1", b"kernel"),
+            ("boot/initrd", b"initrd"),
+        ],
+    );
+    // As the package does it, and as far as links go.
+    symlink("vmlinuz-6.1", root.join("boot/vmlinuz")).unwrap();
+}
+
+fn debian_boots(disk: File) {
+    let (kernel, initramfs, cmdline) = booted(disk);
+    assert_eq!((kernel.as_str(), initramfs.as_str()), ("kernel", "initrd"));
+    assert_eq!(cmdline, "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda1 ro");
+}
+
+#[test]
+fn a_disk_as_debian_lays_it_out_boots_by_its_grub_configuration() {
+    let (root, esp) = (ext4(&[], debian), fat(&[("EFI/debian/grub.cfg", b"configfile /x")]));
+    debian_boots(gpt(&[(1, &root), (14, &[0; 4096]), (15, &esp)]));
+    debian_boots(file(&root));
+}
+
+#[test]
+fn any_kind_of_ext_is_read() {
+    for options in [
+        &["-b", "1024", "-O", "^has_journal"][..],
+        &["-b", "4096", "-O", "^metadata_csum,^64bit"],
+        &["-O", "^extents,^flex_bg,^metadata_csum,^64bit"],
+    ] {
+        debian_boots(file(&ext4(options, debian)));
+    }
+}
+
+#[test]
+fn a_gpt_whose_first_header_is_damaged_is_read_from_its_copy() {
+    let disk = gpt(&[(1, &ext4(&[], debian))]);
+    disk.write_all_at(&[1], 512 + 60).unwrap();
+    debian_boots(disk);
+}
+
+#[test]
+fn partitions_of_an_mbr_are_found_logical_ones_too() {
+    let root = ext4(&[], debian);
+    let sectors = (root.len() / 512) as u32;
+    let disk = file(&[]);
+    disk.write_all_at(&root, 4096 * 512).unwrap();
+    write_mbr(&disk, 0, &[mbr_entry(0x83, 4096, sectors)]);
+    debian_boots(disk);
+    let disk = file(&[]);
+    disk.set_len(32 * MIB).unwrap();
+    write_mbr(&disk, 0, &[mbr_entry(0x83, 1, 1), mbr_entry(0x05, 100, sectors + 9000)]);
+    write_mbr(&disk, 100, &[mbr_entry(0x83, 1, 1), mbr_entry(0x05, 50, 9000)]);
+    write_mbr(&disk, 150, &[mbr_entry(0x83, 4000, sectors)]);
+    disk.write_all_at(&root, 4150 * 512).unwrap();
+    debian_boots(disk);
+}
+
+#[test]
+fn logical_partitions_in_a_circle_end() {
+    let disk = file(&[]);
+    disk.set_len(MIB).unwrap();
+    write_mbr(&disk, 0, &[mbr_entry(0x05, 100, 1000)]);
+    write_mbr(&disk, 100, &[mbr_entry(0x83, 1, 1), mbr_entry(0x05, 0, 1000)]);
+    let refused = refused(disk);
+    assert!(refused.contains("an MBR") && refused.contains("partition 5 (512 bytes)"), "{refused}");
+}
+
+#[test]
+fn boot_loader_entries_are_preferred_and_the_newest_is_booted() {
+    let old = ("loader/entries/d-6.1.0-9.conf", &b"linux /old\n"[..]);
+    let new = (
+        "loader/entries/d-6.1.0-18.conf",
+        &b"linux /d/Linux\ninitrd /d/a\ninitrd /d/b\noptions quiet ro"[..],
+    );
+    // More than one chunk of a file on FAT.
+    let big = vec![b'x'; 3 << 20];
+    let files = [old, new, ("old", b""), ("d/linux", &big), ("d/a", b"one"), ("d/b", b"two")];
+    let disk = gpt(&[(1, &ext4(&[], debian)), (2, &fat(&files))]);
+    let (kernel, initramfs, cmdline) = booted(disk);
+    assert!(kernel.as_bytes() == big, "{} bytes", kernel.len());
+    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("onetwo", "quiet ro"));
+    let settings = ("loader/loader.conf", &b"default d-6.1.0-9*"[..]);
+    let (kernel, ..) = booted(file(&fat(&[old, new, settings, ("old", b"the old one")])));
+    assert_eq!(kernel, "the old one");
+}
+
+#[test]
+fn a_separate_boot_partition_is_found_by_its_uuid() {
+    let cfg =
+        b"search --no-floppy --fs-uuid --set=root 1234-ABCD\nmenuentry t { linux /linux a=b }";
+    let root = ext4(&[], |root| write(root, &[("boot/grub/grub.cfg", cfg)]));
+    let disk = gpt(&[(1, &root), (2, &fat(&[("linux", b"kernel")]))]);
+    assert_eq!(booted(disk), ("kernel".into(), String::new(), "BOOT_IMAGE=/linux a=b".into()));
+}
+
+#[test]
+fn a_disk_with_nothing_to_boot_says_what_was_looked_for_and_what_there_is() {
+    let nothing = refused(file(&[0; 8192]));
+    assert!(nothing.contains("/loader/entries/*.conf") && nothing.contains("/boot/grub/grub.cfg"));
+    assert!(nothing.contains("8192 bytes, no partition table; the whole disk"), "{nothing}");
+    assert!(refused(file(&[])).contains("0 bytes"));
+    let mut xfs = vec![0; MIB as usize];
+    xfs[..4].copy_from_slice(b"XFSB");
+    let text = refused(gpt(&[(1, &xfs), (15, &fat(&[]))]));
+    assert!(text.contains("a GPT; partition 1 (1048576 bytes): it is XFS"), "{text}");
+    assert!(text.contains("partition 15 (4194304 bytes): FAT"), "{text}");
+    let cfg = b"menuentry t { linux /gone }";
+    let text = refused(file(&ext4(&[], |root| write(root, &[("grub/grub.cfg", cfg)]))));
+    assert!(text.contains("/grub/grub.cfg on the whole disk: there is no file /gone"), "{text}");
+    let cfg = b"menuentry \"a\nb\" { chainloader +1 }";
+    let text = refused(file(&ext4(&[], |root| write(root, &[("grub/grub.cfg", cfg)]))));
+    assert!(text.contains("`a\\nb` has no `linux` command"), "{text}");
+    let past = file(&[]);
+    past.set_len(MIB).unwrap();
+    write_mbr(&past, 0, &[mbr_entry(0x83, 100, u32::MAX)]);
+    assert!(refused(past).contains("the partition is not on the disk"));
+}
+
+#[test]
+fn links_that_lead_in_a_circle_or_nowhere_are_errors() {
+    let with = |fill: fn(&Path)| {
+        refused(file(&ext4(&[], |root| {
+            write(root, &[("boot/grub/grub.cfg", GRUB_CFG)]);
+            fill(root);
+        })))
+    };
+    let circle = with(|root| symlink("vmlinuz", root.join("boot/vmlinuz")).unwrap());
+    assert!(circle.contains("more than 40 symbolic links"), "{circle}");
+    let nowhere = with(|root| symlink("/nowhere", root.join("boot/vmlinuz")).unwrap());
+    assert!(nowhere.contains("no file /boot/vmlinuz"), "{nowhere}");
+    let growing = with(|root| symlink("x/../vmlinuz/y", root.join("boot/vmlinuz")).unwrap());
+    assert!(growing.contains("no file") || growing.contains("symbolic links"), "{growing}");
+    let directory = with(|root| fs::create_dir(root.join("boot/vmlinuz")).unwrap());
+    assert!(directory.contains("no file /boot/vmlinuz"), "{directory}");
+}
+
+#[test]
+fn links_may_leave_their_directory_but_not_the_file_system() {
+    debian_boots(file(&ext4(&[], |root| {
+        debian(root);
+        fs::remove_file(root.join("boot/vmlinuz")).unwrap();
+        symlink("/../../boot/./grub/../vmlinuz-6.1", root.join("boot/vmlinuz")).unwrap();
+    })));
+}
+
+/// A file system without checksums, so that its fields can be changed.
+fn plain(fill: impl FnOnce(&Path)) -> Vec<u8> {
+    ext4(&["-b", "1024", "-O", "^metadata_csum,^has_journal"], fill)
+}
+
+#[test]
+fn a_superblock_that_claims_too_much_is_refused_before_it_is_believed() {
+    let claim = |offset: usize, value: u32| {
+        let mut image = plain(debian);
+        image[1024 + offset..1024 + offset + 4].copy_from_slice(&value.to_le_bytes());
+        refused(file(&image))
+    };
+    assert!(claim(0x4, u32::MAX).contains("larger than its partition"));
+    assert!(claim(0x150, 1).contains("larger than its partition"));
+    assert!(claim(0x18, 7).contains("larger than 64 KiB"));
+    assert!(claim(0x20, 0).contains("block groups"));
+}
+
+/// Sets the size of the inode of `path`.
+fn claim_size(image: &mut [u8], path: &str, bytes: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, sbin) = (directory.path().join("image"), "/usr/sbin:/sbin:/usr/bin:/bin");
+    fs::write(&file, &image).unwrap();
+    let request = format!("sif {path} size {bytes}");
+    let mut debugfs = Command::new("debugfs");
+    let done = debugfs.env("PATH", sbin).args(["-w", "-R", &request]).arg(&file).output();
+    assert!(done.expect("debugfs, of the package e2fsprogs").status.success());
+    image.copy_from_slice(&fs::read(&file).unwrap());
+}
+
+#[test]
+fn files_and_links_that_claim_to_be_huge_take_no_memory() {
+    let mut image = plain(|root| {
+        debian(root);
+        fs::remove_file(root.join("boot/vmlinuz")).unwrap();
+        symlink("v".repeat(100), root.join("boot/vmlinuz")).unwrap();
+    });
+    claim_size(&mut image, "/boot/vmlinuz", 1 << 41);
+    assert!(refused(file(&image)).contains("4096 bytes"), "{}", refused(file(&image)));
+    let mut image = plain(debian);
+    claim_size(&mut image, "/boot/vmlinuz-6.1", 1 << 40);
+    let text = refused(file(&image));
+    assert!(
+        text.contains("/boot/vmlinuz has 1099511627776 bytes, 268435456 can be read"),
+        "{text}"
+    );
+    let mut image = plain(debian);
+    claim_size(&mut image, "/boot/grub/grub.cfg", 1 << 40);
+    assert!(refused(file(&image)).contains("grub.cfg has 1099511627776 bytes, 1048576 can be"));
+    // The initramfs may be as large as the guest's RAM, which is checked by its length.
+    let mut image = plain(debian);
+    claim_size(&mut image, "/boot/initrd", 1 << 40);
+    let mut initramfs = search(file(&image)).unwrap().initramfs.unwrap();
+    assert_eq!(initramfs.seek(SeekFrom::End(0)).unwrap(), 1 << 40);
+}
+
+#[test]
+fn a_panic_of_a_reader_and_a_search_without_end_are_errors() {
+    let disk = || file(&ext4(&[], debian));
+    let origin = boot(disk(), |boot| boot.origin).unwrap();
+    assert_eq!(origin, "`Debian` of /boot/grub/grub.cfg on the whole disk");
+    let error = boot::<()>(disk(), |_| panic!("oh\nno")).unwrap_err();
+    assert_eq!(error.to_string(), "its file systems confuse their reader, which says: oh\\nno");
+    let late = find(disk(), Instant::now() - Duration::from_secs(1)).err().unwrap();
+    assert!(matches!(late, BootDiskError::Late), "{late}");
+}

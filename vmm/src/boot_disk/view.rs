@@ -1,0 +1,222 @@
+//! A read-only view of a part of the disk: the whole disk or one partition.
+//!
+//! A view reads whole aligned blocks, so that it also works on an image that was opened with `O_DIRECT`. It never
+//! reads beyond its end, and refuses to read after the search's deadline.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The strictest alignment that a disk asks for: of positions in the file, lengths, and buffers.
+const ALIGNMENT: usize = 4096;
+/// Bytes that a view reads at once.
+const WINDOW: usize = 32 << 10;
+
+/// A part of the disk.
+#[derive(Debug)]
+pub(super) struct View {
+    file: Arc<File>,
+    /// First byte of the part on the disk.
+    start: u64,
+    /// Length of the part in bytes.
+    bytes: u64,
+    /// Where the next `Read::read` begins, in the part.
+    position: u64,
+    /// After this time nothing is read.
+    deadline: Instant,
+    /// The bytes of the disk that were read last.
+    window: Window,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    /// Has the window at its first aligned address.
+    buffer: Vec<u8>,
+    /// First byte of the window in `buffer`.
+    aligned: usize,
+    /// First byte of the window on the disk.
+    start: u64,
+    /// Length of the window in bytes.
+    bytes: usize,
+}
+
+impl View {
+    /// The whole disk. Errors if its size cannot be found.
+    pub(super) fn whole(file: File, deadline: Instant) -> io::Result<Self> {
+        // Block devices have no length in their metadata; their end can be sought.
+        let bytes = (&file).seek(SeekFrom::End(0))?;
+        let file = Arc::new(file);
+        Ok(Self { file, start: 0, bytes, position: 0, deadline, window: Window::default() })
+    }
+
+    /// A part of this view. `None` if it is not wholly inside.
+    pub(super) fn part(&self, start: u64, bytes: u64) -> Option<Self> {
+        let inside = start.checked_add(bytes)? <= self.bytes;
+        let start = self.start.checked_add(start)?;
+        let (file, deadline) = (self.file.clone(), self.deadline);
+        let window = Window::default();
+        inside.then_some(Self { file, start, bytes, position: 0, deadline, window })
+    }
+
+    /// Another view of the same part.
+    pub(super) fn again(&self) -> Self {
+        let Self { file, start, bytes, position: _, deadline, window: _ } = self;
+        let (file, window) = (file.clone(), Window::default());
+        Self { file, start: *start, bytes: *bytes, position: 0, deadline: *deadline, window }
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Fills `target` with the bytes from `at` on. Errors if the part ends before.
+    pub(super) fn read_exact_at(&mut self, at: u64, target: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < target.len() {
+            match self.read_at(at.saturating_add(done as u64), &mut target[done..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => done += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads some bytes from `at` on. Returns 0 at the end of the part.
+    fn read_at(&mut self, at: u64, target: &mut [u8]) -> io::Result<usize> {
+        let left = self.bytes.saturating_sub(at);
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(target.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let position = self.start.saturating_add(at);
+        let found = self.window.get(position);
+        let found = match found {
+            Some(found) => found,
+            None => {
+                if Instant::now() > self.deadline {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long"));
+                }
+                self.window.fill(&self.file, position)?;
+                self.window.get(position).ok_or(io::ErrorKind::UnexpectedEof)?
+            }
+        };
+        let count = found.len().min(most);
+        target[..count].copy_from_slice(&found[..count]);
+        Ok(count)
+    }
+}
+
+impl Window {
+    /// The bytes from `position` on that the window has, if it has any.
+    fn get(&self, position: u64) -> Option<&[u8]> {
+        let offset = usize::try_from(position.checked_sub(self.start)?).ok()?;
+        let found = self.buffer.get(self.aligned..)?.get(..self.bytes)?.get(offset..)?;
+        (!found.is_empty()).then_some(found)
+    }
+
+    /// Reads the window in which `position` is.
+    fn fill(&mut self, file: &File, position: u64) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; WINDOW + ALIGNMENT];
+            self.aligned = self.buffer.as_ptr().align_offset(ALIGNMENT);
+        }
+        self.bytes = 0;
+        self.start = position - position % ALIGNMENT as u64;
+        let target = self.buffer.get_mut(self.aligned..self.aligned.saturating_add(WINDOW));
+        let target = target.ok_or(io::ErrorKind::OutOfMemory)?;
+        self.bytes = loop {
+            match file.read_at(target, self.start) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        Ok(())
+    }
+}
+
+impl Read for View {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let count = self.read_at(self.position, target)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for View {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+/// `fatfs` asks for a disk that can be written; this one cannot.
+impl Write for View {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ext4_view::Ext4Read for View {
+    fn read(
+        &mut self,
+        start: u64,
+        target: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
+        Ok(self.read_exact_at(start, target)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn view(bytes: &[u8]) -> View {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        View::whole(file, Instant::now() + Duration::from_secs(60)).unwrap()
+    }
+
+    #[test]
+    fn a_part_has_its_own_bytes_and_no_others() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| n as u8 ^ (n >> 8) as u8).collect();
+        let whole = view(&bytes);
+        let mut part = whole.part(1000, 70_000).unwrap();
+        let mut read = Vec::new();
+        part.read_to_end(&mut read).unwrap();
+        assert_eq!(read, &bytes[1000..71_000]);
+        let mut some = [0; 9];
+        part.read_exact_at(69_991, &mut some).unwrap();
+        assert_eq!(some, bytes[70_991..71_000]);
+        assert!(part.read_exact_at(69_992, &mut some).is_err());
+        assert!(part.read_exact_at(u64::MAX, &mut some).is_err());
+        assert!(whole.part(30_001, 70_000).is_none());
+        assert!(whole.part(u64::MAX, 2).is_none());
+        assert!(part.part(0, 70_001).is_none());
+    }
+
+    #[test]
+    fn nothing_is_read_after_the_deadline() {
+        let late = View { deadline: Instant::now() - Duration::from_secs(1), ..view(&[7; 9]) };
+        let error = { late }.read_exact_at(0, &mut [0; 9]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn nothing_is_written() {
+        assert!(view(&[7; 9]).write(&[1]).is_err());
+    }
+}
