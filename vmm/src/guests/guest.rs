@@ -26,6 +26,7 @@ use super::files::{Files, OpenError};
 use super::memfd::document_memfd;
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
+use super::resets::Resets;
 use crate::link::{Event, Ram, Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
@@ -211,12 +212,14 @@ pub struct Guest {
     confinement: Arc<Confinement>,
     /// The state of the VM's life.
     pub life: Life,
+    resets: Resets,
 }
 
 impl Guest {
     /// Returns a VM that is switched off.
     pub fn new(machine: Machine, confinement: &Arc<Confinement>) -> Self {
-        Self { machine, confinement: confinement.clone(), life: Life::Stopped }
+        let confinement = confinement.clone();
+        Self { machine, confinement, life: Life::Stopped, resets: Resets::default() }
     }
 
     /// Returns the name of the state in the API.
@@ -264,6 +267,11 @@ impl Guest {
     /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Errors unless the
     /// VM is stopped or failed.
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
+        self.resets.boots(Instant::now(), true);
+        self.boot_again(ram)
+    }
+
+    fn boot_again(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) => {}
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
@@ -472,7 +480,12 @@ impl Guest {
             Some(Event::Reset) => {
                 tracing::info!("VM `{name}` resets");
                 self.life = Life::Stopped;
-                if let Err(error) = self.boot(ram) {
+                let now = Instant::now();
+                if let Some(why) = self.resets.resets(now) {
+                    return self.fail(vec![why]);
+                }
+                self.resets.boots(now, false);
+                if let Err(error) = self.boot_again(ram) {
                     let why = crate::causes::chain(&error);
                     tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                     self.life = Life::Failed(why);

@@ -10,5 +10,6 @@ pub mod ledger;
 pub mod memfd;
 pub mod process;
 pub mod ram;
+mod resets;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

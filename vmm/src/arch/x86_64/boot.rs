@@ -4,14 +4,15 @@
 //! Both get the command line, the initramfs, the memory map and the address of the ACPI tables.
 //! Images come from the operator, not from the guest; but a truncated one must be named, not run.
 
+mod elf;
+
 use std::io::{Read, Seek, SeekFrom};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use linux_loader::loader::{BzImage, KernelLoader, KernelLoaderResult};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     ReadVolatile,
@@ -62,6 +63,9 @@ pub enum BootError {
     /// The loader refuses it.
     #[error("it is damaged, or does not fit into the guest's RAM")]
     Load(#[source] linux_loader::loader::Error),
+    /// The ELF kernel is damaged, or of a kind that cannot be booted.
+    #[error("the ELF kernel cannot be loaded: {0}")]
+    Elf(&'static str),
     /// An ELF file without the note that names the entry point.
     #[error("the ELF kernel has no PVH entry point; build it with CONFIG_PVH")]
     NoPvh,
@@ -252,13 +256,8 @@ impl Loader<'_> {
         kernel: &mut I,
         initramfs: Option<&mut I>,
     ) -> Result<Entry, BootError> {
-        kernel.rewind().map_err(BootError::Read)?;
-        let loaded =
-            Elf::load(self.memory, None, kernel, Some(layout::KERNEL)).map_err(BootError::Load)?;
-        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-            return Err(BootError::NoPvh);
-        };
-        let initramfs = self.load_initramfs(initramfs, loaded.kernel_end, PVH_INITRAMFS_MAX)?;
+        let elf::Loaded { entry, end } = elf::load(self.memory, self.ram_bytes, kernel)?;
+        let initramfs = self.load_initramfs(initramfs, end, PVH_INITRAMFS_MAX)?;
         let base = layout::PVH_START_INFO;
         let (modules, memmap) = (base.0 + PVH_MODULES, base.0 + PVH_MEMMAP);
         let map = layout::memory_map(self.ram_bytes);
@@ -288,7 +287,7 @@ impl Loader<'_> {
             ..Default::default()
         };
         self.memory.write_obj(info, base)?;
-        Ok(Entry { rip: entry.0, protocol: Protocol::Pvh })
+        Ok(Entry { rip: entry, protocol: Protocol::Pvh })
     }
 
     /// Reads the initramfs to the end of low RAM, or of what the kernel can reach (`highest`, the

@@ -18,6 +18,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::terminal::Terminal;
 use crate::config::{Config, ConfigError};
+use crate::devices::catalog::KINDS;
 use crate::devices::terminal;
 use crate::host::{self, HostError, alone};
 use crate::options::Options;
@@ -142,8 +143,10 @@ impl Arguments {
         Ok(toml::to_string(&file)?)
     }
 
+    /// Whether there is a disk that the guest may boot from.
     fn has_disk(&self) -> bool {
-        self.devices.values.iter().any(|(key, _)| *key == "disk")
+        let boots = |key| KINDS.iter().any(|kind| kind.key == key && kind.boots_from.is_some());
+        self.devices.values.iter().any(|(key, _)| boots(*key))
     }
 
     fn memory_option(&self) -> String {
