@@ -15,13 +15,12 @@ pub struct Image {
     files: Vec<DiskFile>,
     bytes: u64,
     position: u64,
-    piece: Vec<u8>,
 }
 
 impl Image {
     pub(super) fn new(files: Vec<DiskFile>) -> Self {
         let bytes = files.iter().fold(0u64, |sum, file| sum.saturating_add(file.bytes));
-        Self { files, bytes, position: 0, piece: Vec::new() }
+        Self { files, bytes, position: 0 }
     }
 }
 
@@ -55,17 +54,23 @@ impl Seek for Image {
 }
 
 impl ReadVolatile for Image {
+    /// Fills the target, unless the image ends before: loaders of kernels take a short read for the end, because
+    /// a read of a file has none.
     fn read_volatile<B: BitmapSlice>(
         &mut self,
         target: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let mut piece = std::mem::take(&mut self.piece);
-        piece.resize(PIECE, 0);
-        let most = target.len().min(PIECE);
-        let read = self.read(&mut piece[..most]).map_err(VolatileMemoryError::IOError);
-        let written = read.and_then(|count| target.write(&piece[..count], 0));
-        self.piece = piece;
-        // An empty target is not an error.
-        if most == 0 { Ok(0) } else { written }
+        let mut piece = vec![0; PIECE.min(target.len())];
+        let mut done = 0;
+        while done < target.len() {
+            let most = piece.len().min(target.len() - done);
+            let count = self.read(&mut piece[..most]).map_err(VolatileMemoryError::IOError)?;
+            if count == 0 {
+                break;
+            }
+            target.write_slice(&piece[..count], done)?;
+            done += count;
+        }
+        Ok(done)
     }
 }

@@ -4,6 +4,8 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use vm_memory::{ReadVolatile, VolatileSlice};
+
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -225,6 +227,32 @@ fn boot_loader_entries_are_preferred_and_the_newest_is_booted() {
     let settings = ("loader/loader.conf", &b"default d-6.1.0-9*"[..]);
     let (kernel, ..) = booted(file(&fat(&[old, new, settings, ("old", b"the old one")])));
     assert_eq!(kernel, "the old one");
+}
+
+#[test]
+fn a_kernel_is_read_into_guest_memory_at_once() {
+    let kernel: Vec<u8> = (0..300_000u32).map(|n| (n >> 3) as u8).collect();
+    let disks = [
+        ext4(&[], |root| {
+            write(
+                root,
+                &[
+                    ("boot/grub/grub.cfg", GRUB_CFG),
+                    ("boot/vmlinuz", &kernel),
+                    ("boot/initrd", b""),
+                ],
+            )
+        }),
+        fat(&[("loader/entries/a.conf", b"linux /k"), ("k", &kernel)]),
+    ];
+    for disk in disks {
+        let mut image = search(file(&disk)).unwrap().kernel;
+        let mut memory = vec![0; kernel.len() + 9];
+        let count = image.read_volatile(&mut VolatileSlice::from(&mut memory[..])).unwrap();
+        assert_eq!(count, kernel.len());
+        assert!(memory[..count] == kernel, "the bytes differ");
+        assert_eq!(image.read_volatile(&mut VolatileSlice::from(&mut memory[..])).unwrap(), 0);
+    }
 }
 
 #[test]

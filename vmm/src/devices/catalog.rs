@@ -187,6 +187,7 @@ catalog! {
     Acpi => super::acpi::Acpi,
     Rtc => super::rtc::Rtc,
     Smbios => super::smbios::Smbios,
+    CloudInit => super::virtio::seed::Seed,
 }
 
 fn kind_of(name: &str) -> &'static KindInfo {

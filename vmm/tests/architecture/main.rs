@@ -42,8 +42,9 @@ const OWNED: &[(&[&str], &[&str])] = &[
     // A device asks for interrupts and doorbells, not for KVM.
     (&["kvm_ioctls", "kvm_bindings"], &["arch", "kvm", "vcpu", "vm"]),
     (&["linux_loader"], &["arch"]),
-    // File systems with bytes of a guest are read in the VM's process only.
-    (&["ext4_view", "fatfs"], &["boot_disk"]),
+    // File systems with bytes of a guest are read in the VM's process only; the host makes one for a seed.
+    (&["ext4_view"], &["boot_disk"]),
+    (&["fatfs"], &["boot_disk", "devices::virtio::seed"]),
     // JSON is for the edges: clients, and the link to a VM's process.
     (&["serde_json"], &["link", "api", "cli"]),
 ];

@@ -16,6 +16,7 @@ pub mod features;
 pub mod net;
 pub mod pci;
 pub mod rng;
+pub mod seed;
 
 pub use block::{Block, BlockError};
 pub use pci::{
