@@ -123,6 +123,7 @@ impl Runner {
                 VcpuEvent::Reset
             }
             Ok(VcpuExit::SystemEvent(..)) => VcpuEvent::Reset,
+            Ok(VcpuExit::InternalError) => VcpuEvent::Failed(self.describe_internal_error()),
             Ok(exit) => VcpuEvent::Failed(format!("vCPU {}: KVM exit {exit:?}", self.id)),
             Err(error) => VcpuEvent::Failed(format!("vCPU {}: KVM_RUN failed: {error}", self.id)),
         };
@@ -130,6 +131,17 @@ impl Runner {
             events(event);
         }
         self.wait_for_stop()
+    }
+
+    /// Says what KVM could not do, and where the guest was.
+    fn describe_internal_error(&self) -> String {
+        let (suberror, data) = self.control.page.internal_error();
+        let at = self.vcpu.get_regs().map_or("?".to_owned(), |regs| format!("{:#x}", regs.rip));
+        format!(
+            "vCPU {}: KVM cannot go on at rip {at}: internal error {suberror} (linux/kvm.h, \
+             KVM_INTERNAL_ERROR_*), data {data:x?}",
+            self.id
+        )
     }
 
     /// Logs the registers after a triple fault. Some kernels reset the machine by a triple fault,
