@@ -91,7 +91,7 @@ mod tests {
         let path = directory.path().join("console");
         assert_eq!(console(SerialOptions::Socket(path.clone())), Some(path.clone()));
         assert!(console(SerialOptions::Pty).unwrap().starts_with("/dev/pts"));
-        assert_eq!(console(SerialOptions::File(directory.path().join("log"))), None);
+        assert_eq!(console(SerialOptions::Tty), None);
         assert_eq!(console(SerialOptions::Off), None);
     }
 }

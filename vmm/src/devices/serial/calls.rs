@@ -10,6 +10,8 @@ pub(super) const CALLS: DeviceCalls = DeviceCalls {
         // A sink that is a socket which the host listens on: a client comes, reads and writes, and goes.
         Call::any(libc::SYS_accept4),
         Call::any(libc::SYS_recvfrom),
+        // The next log file, from the host.
+        Call::any(libc::SYS_recvmsg),
         Call::any(libc::SYS_sendto),
         Call::any(libc::SYS_shutdown),
         Call::one_of(

@@ -16,37 +16,40 @@ use super::*;
 const READY: u8 = 1;
 
 /// A port with its console, and its thread.
-struct Machine {
-    port: Serial,
-    thread: EventManager<SerialWorker>,
+pub(super) struct Machine {
+    pub(super) port: Serial,
+    pub(super) thread: EventManager<SerialWorker>,
 }
 
 impl Machine {
-    fn new(make: impl FnOnce(SerialResources) -> Serial, options: &SerialOptions) -> Self {
+    pub(super) fn new(
+        make: impl FnOnce(SerialResources) -> Serial,
+        options: &SerialOptions,
+    ) -> Self {
         let mut files = files::DeviceFiles::from(options.open().unwrap());
-        let [sink, listener, opened] =
+        let [sink, listener, opened, next] =
             options.roles().map(|role| role.map(|role| files.take(role).unwrap()));
         files.finish().unwrap();
         let interrupt = event("a test").unwrap();
-        let mut port = make(SerialResources { interrupt, sink, listener, opened });
+        let mut port = make(SerialResources { interrupt, sink, listener, opened, next });
         port.write(FCR, &[1]);
         let mut thread = EventManager::new().unwrap();
         thread.add_subscriber(port.worker());
         Self { port, thread }
     }
 
-    fn fresh(options: &SerialOptions) -> Self {
+    pub(super) fn fresh(options: &SerialOptions) -> Self {
         Self::new(|resources| Serial::new(resources).unwrap(), options)
     }
 
     /// Lets the port's thread do all that it has to do.
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         let quiet = (0..1000).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
         assert!(quiet, "the port's thread has no rest");
     }
 
     /// The guest sends a text.
-    fn send(&mut self, text: &[u8]) {
+    pub(super) fn send(&mut self, text: &[u8]) {
         text.iter().for_each(|byte| self.port.write(DATA, &[*byte]));
         self.run();
     }
@@ -222,7 +225,8 @@ fn a_pseudoterminal_is_opened_and_closed_again_and_again() {
     let interrupt = event("a test").unwrap();
     let [sink, opened] = [options::SINK, options::OPENED].map(|role| files.take(role).ok());
     let mut port =
-        Serial::new(SerialResources { interrupt, sink, listener: None, opened }).unwrap();
+        Serial::new(SerialResources { interrupt, sink, listener: None, opened, next: None })
+            .unwrap();
     port.write(FCR, &[1]);
     let mut thread = EventManager::new().unwrap();
     thread.add_subscriber(port.worker());

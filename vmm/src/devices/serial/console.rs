@@ -9,12 +9,15 @@
 //! A client that hangs cannot keep others out, because the next client replaces it. While nobody is there,
 //! the output waits in the port's outbox, which keeps the latest.
 
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use event_manager::{EventOps, Events};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, accept_with, recvmsg,
+};
 use vmm_sys_util::epoll::EventSet;
 
 use super::sink::{Peer, Sink};
@@ -30,6 +33,8 @@ pub(super) struct Console {
     pub(super) sink: Option<Sink>,
     pub(super) listener: Option<OwnedFd>,
     pub(super) opened: Option<OwnedFd>,
+    /// Where the host sends the sinks that follow the present one.
+    pub(super) next: Option<OwnedFd>,
 }
 
 /// Whether further clients may wait.
@@ -43,14 +48,16 @@ impl Console {
     pub(super) const SINK: u32 = 1;
     pub(super) const LISTENER: u32 = 2;
     pub(super) const OPENED: u32 = 3;
+    pub(super) const NEXT: u32 = 4;
 
     pub(super) fn new(
         sink: Option<OwnedFd>,
         listener: Option<OwnedFd>,
         opened: Option<OwnedFd>,
+        next: Option<OwnedFd>,
     ) -> Self {
         let peer = if opened.is_some() { Peer::Pty } else { Peer::Fixed };
-        Self { sink: sink.map(|fd| Sink::new(fd, peer)), listener, opened }
+        Self { sink: sink.map(|fd| Sink::new(fd, peer)), listener, opened, next }
     }
 
     /// Whether output waits for somebody who takes it. Otherwise output without a sink is dropped.
@@ -68,11 +75,16 @@ impl Console {
         if let Some(sink) = &self.sink {
             watch_sink(sink, ops);
         }
-        for (fd, data) in [(&self.listener, Self::LISTENER), (&self.opened, Self::OPENED)] {
+        let sources = [
+            (&self.listener, Self::LISTENER),
+            (&self.opened, Self::OPENED),
+            (&self.next, Self::NEXT),
+        ];
+        for (fd, data) in sources {
             let Some(fd) = fd else { continue };
             let when = EventSet::IN | EventSet::EDGE_TRIGGERED;
             if let Err(error) = ops.add(Events::with_data(fd, data, when)) {
-                tracing::error!(%error, "nobody can attach to the serial port");
+                tracing::error!(%error, "the serial port cannot watch a file");
             }
         }
     }
@@ -109,6 +121,13 @@ impl Console {
         }
     }
 
+    /// Takes the sinks that the host has sent: the last of them is the sink from now on.
+    pub(super) fn take_next(&mut self) {
+        while let Some(next) = self.next.as_ref().and_then(receive) {
+            self.sink = Some(Sink::new(next, Peer::Fixed));
+        }
+    }
+
     /// Forgets that a program has opened the pseudoterminal.
     pub(super) fn read_opened(&self) {
         let mut events = [0; 1024];
@@ -122,4 +141,17 @@ fn watch_sink(sink: &Sink, ops: &mut EventOps<'_>) {
     let when = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
     // epoll refuses a regular file, whose writes never wait.
     let _ = ops.add(Events::with_data(&sink.file, Console::SINK, when));
+}
+
+/// Receives one file, if one has been sent.
+fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })
 }

@@ -11,6 +11,9 @@ mod calls;
 #[cfg(test)]
 mod clients;
 mod console;
+mod log;
+#[cfg(test)]
+mod logs;
 mod options;
 #[cfg(test)]
 mod pauses;
@@ -22,6 +25,7 @@ mod tests;
 mod uart;
 mod worker;
 
+pub use log::LogOptions;
 pub use options::{SerialOptions, open_port};
 pub use state::SerialStateV1;
 pub use uart::Uart;
@@ -141,6 +145,8 @@ pub struct SerialResources {
     pub listener: Option<OwnedFd>,
     /// An inotify instance that is readable when a program has opened the sink, a pseudoterminal.
     pub opened: Option<OwnedFd>,
+    /// A socket on which the host sends the sinks that follow the first.
+    pub next: Option<OwnedFd>,
 }
 
 impl Serial {
@@ -150,9 +156,9 @@ impl Serial {
     }
 
     fn with(uart: Uart, outbox: Outbox, resources: SerialResources) -> Self {
-        let SerialResources { interrupt, sink, listener, opened } = resources;
+        let SerialResources { interrupt, sink, listener, opened, next } = resources;
         let registers = Arc::new(Registers { uart: Mutex::new(uart), interrupt });
-        Self { registers, outbox, console: Some(Console::new(sink, listener, opened)) }
+        Self { registers, outbox, console: Some(Console::new(sink, listener, opened, next)) }
     }
 
     /// Returns the worker of the port's thread. The first call passes the console on to it.
@@ -268,14 +274,14 @@ impl Kind for Serial {
         site: &mut Site,
         state: Option<SerialStateV1>,
     ) -> Result<Built<SerialStateV1>, DeviceError> {
-        let [sink, listener, opened] = options.roles().map(|role| {
+        let [sink, listener, opened, next] = options.roles().map(|role| {
             let taken = role.map(|role| site.files.take(role));
             taken.transpose().map_err(|e| site.files_error(e))
         });
-        let (sink, listener, opened) = (sink?, listener?, opened?);
+        let (sink, listener, opened, next) = (sink?, listener?, opened?, next?);
         let line = site.interrupts.edge(layout::COM1_IRQ);
         let interrupt = line.map_err(|e| site.error("connect its interrupt", e))?;
-        let resources = SerialResources { interrupt, sink, listener, opened };
+        let resources = SerialResources { interrupt, sink, listener, opened, next };
         let mut port = match state {
             Some(state) => Self::restore(state, resources).map_err(|e| site.error("restore it", e)),
             None => Self::new(resources).map_err(|e| site.error("create it", e)),

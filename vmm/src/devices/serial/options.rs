@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::log::LogOptions;
 use super::pty;
 use crate::devices::files::{OpenError, Opened, open, wait_for_device};
 use crate::devices::terminal;
@@ -18,6 +19,8 @@ use crate::state::{Node, Reader, Schema, StateError};
 pub(super) const SINK: &str = "sink";
 /// The role of the socket on which clients of the console connect.
 pub(super) const LISTENER: &str = "listener";
+/// The role of the socket on which the host sends the next logs.
+pub(super) const NEXT: &str = "next";
 /// The role of the inotify instance that reports that a program has opened the pseudoterminal.
 pub(super) const OPENED: &str = "opened";
 
@@ -34,7 +37,7 @@ pub enum SerialOptions {
     /// A socket that the host makes at this path, for one client at a time.
     Socket(PathBuf),
     /// A file, appended to.
-    File(PathBuf),
+    File(LogOptions),
     /// A virtio-serial port of the host, by name.
     Port(String),
 }
@@ -46,20 +49,21 @@ impl SerialOptions {
             None if text == "tty" => Ok(Self::Tty),
             None if text == "pty" => Ok(Self::Pty),
             Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
-            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("file", path)) if !path.is_empty() => LogOptions::parse(text).map(Self::File),
             Some(("port", name)) if !name.is_empty() => Ok(Self::Port(name.to_owned())),
             _ => Err("it is one of off, tty, pty, socket=PATH, file=PATH, port=NAME".to_owned()),
         }
     }
 
-    /// The roles of the files that [`open`](Self::open) returns: sink, listener, and watch of a
-    /// pseudoterminal.
-    pub(super) fn roles(&self) -> [Option<&'static str>; 3] {
+    /// The roles of the files that [`open`](Self::open) returns: sink, listener, watch of a
+    /// pseudoterminal, and next sinks.
+    pub(super) fn roles(&self) -> [Option<&'static str>; 4] {
         match self {
-            Self::Off => [None, None, None],
-            Self::Tty | Self::File(_) | Self::Port(_) => [Some(SINK), None, None],
-            Self::Socket(_) => [None, Some(LISTENER), None],
-            Self::Pty => [Some(SINK), None, Some(OPENED)],
+            Self::Off => [None; 4],
+            Self::Tty | Self::Port(_) => [Some(SINK), None, None, None],
+            Self::File(_) => [Some(SINK), None, None, Some(NEXT)],
+            Self::Socket(_) => [None, Some(LISTENER), None, None],
+            Self::Pty => [Some(SINK), None, Some(OPENED), None],
         }
     }
 
@@ -78,11 +82,7 @@ impl SerialOptions {
                 return Ok(vec![Opened { role: LISTENER, fd, identity: None }]);
             }
             Self::Tty => terminal::open_line()?,
-            Self::File(path) => {
-                let mut options = OpenOptions::new();
-                options.append(true).create(true);
-                open("serial output", path, &options)?.into()
-            }
+            Self::File(log) => return log.open(),
             Self::Port(name) => open_port(name)?.into(),
         };
         Ok(vec![Opened { role: SINK, fd: sink, identity: None }])
@@ -117,11 +117,15 @@ impl Schema for SerialOptions {
 
     fn encode(&self, node: &mut Node) {
         let (kind, argument) = match self {
+            Self::File(LogOptions { path, max_size, keep }) => {
+                let path = path.to_string_lossy();
+                let (max_size, keep) = (max_size.to_string(), keep.to_string());
+                return node.put_strings("output", &["file", &path, &max_size, &keep]);
+            }
             Self::Off => ("off", String::new()),
             Self::Tty => ("tty", String::new()),
             Self::Pty => ("pty", String::new()),
             Self::Socket(path) => ("socket", path.to_string_lossy().into_owned()),
-            Self::File(path) => ("file", path.to_string_lossy().into_owned()),
             Self::Port(port) => ("port", port.clone()),
         };
         node.put_strings("output", &[kind, &argument]);
@@ -134,7 +138,14 @@ impl Schema for SerialOptions {
             ["tty", ""] => Ok(Self::Tty),
             ["pty", ""] => Ok(Self::Pty),
             ["socket", path] => Ok(Self::Socket(path.into())),
-            ["file", path] => Ok(Self::File(path.into())),
+            ["file", path, max_size, keep] => {
+                let number = |text: &str| {
+                    let problem = || format!("`{text}` is not a number");
+                    text.parse::<u64>().map_err(|_| reader.invalid("output", problem()))
+                };
+                let keep = u32::try_from(number(keep)?).unwrap_or(u32::MAX);
+                Ok(Self::File(LogOptions { path: path.into(), max_size: number(max_size)?, keep }))
+            }
             ["port", port] => Ok(Self::Port(port.to_owned())),
             _ => Err(reader.invalid("output", format!("{words:?} names no output"))),
         }
@@ -180,7 +191,9 @@ mod tests {
             |s| *s = SerialOptions::Tty,
             |s| *s = SerialOptions::Pty,
             |s| *s = SerialOptions::Socket("web".into()),
-            |s| *s = SerialOptions::File("web".into()),
+            |s| *s = SerialOptions::File(LogOptions::parse("file=web").unwrap()),
+            |s| *s = SerialOptions::File(LogOptions::parse("file=web,keep=1").unwrap()),
+            |s| *s = SerialOptions::File(LogOptions::parse("file=web,max_size=1M").unwrap()),
             |s| *s = SerialOptions::Port("other".to_owned()),
         ],
         golden: "serial-options-v1",
@@ -193,7 +206,14 @@ mod tests {
         assert_eq!(SerialOptions::parse("null"), Ok(SerialOptions::Off));
         assert_eq!(SerialOptions::parse("pty"), Ok(SerialOptions::Pty));
         assert_eq!(SerialOptions::parse("socket=/s"), Ok(SerialOptions::Socket("/s".into())));
-        assert_eq!(SerialOptions::parse("file=/a=b"), Ok(SerialOptions::File("/a=b".into())));
+        let log = LogOptions { path: "/a=b".into(), max_size: 1 << 20, keep: 2 };
+        let text = "file=/a=b,max_size=1M,keep=2";
+        assert_eq!(SerialOptions::parse(text), Ok(SerialOptions::File(log)));
+        for (wrong, why) in [("max_size=1K", "64 K"), ("keep=101", "0 to 100"), ("keep=", "not ``")]
+        {
+            let error = SerialOptions::parse(&format!("file=/a,{wrong}")).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
         assert_eq!(SerialOptions::parse("port=web"), Ok(SerialOptions::Port("web".to_owned())));
         for wrong in ["", "on", "socket=", "pty=1", "file=", "port=", "Off"] {
             assert!(SerialOptions::parse(wrong).unwrap_err().contains("file=PATH"), "{wrong}");

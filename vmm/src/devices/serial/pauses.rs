@@ -48,8 +48,13 @@ impl Machine {
         let interrupt = event("a test").unwrap();
         let line = interrupt.try_clone().unwrap();
         let other = sink.try_clone().unwrap();
-        let mut port =
-            make(SerialResources { interrupt, sink: Some(other), listener: None, opened: None });
+        let mut port = make(SerialResources {
+            interrupt,
+            sink: Some(other),
+            listener: None,
+            opened: None,
+            next: None,
+        });
         let mut thread = EventManager::new().unwrap();
         thread.add_subscriber(port.worker());
         Self { port, line, thread, terminal, sink }

@@ -15,7 +15,8 @@ fn port(sink: Option<OwnedFd>) -> (Serial, EventFd) {
     let interrupt = event("a test").unwrap();
     let line = interrupt.try_clone().unwrap();
     let mut serial =
-        Serial::new(SerialResources { interrupt, sink, listener: None, opened: None }).unwrap();
+        Serial::new(SerialResources { interrupt, sink, listener: None, opened: None, next: None })
+            .unwrap();
     serial.write(FCR, &[FIFO_MODE]);
     (serial, line)
 }
@@ -98,7 +99,8 @@ fn a_port_goes_on_with_its_registers_its_input_and_its_unsent_output() {
     let (mut near, far) = pair();
     let interrupt = event("a test").unwrap();
     let line = interrupt.try_clone().unwrap();
-    let resources = SerialResources { interrupt, sink: Some(far), listener: None, opened: None };
+    let resources =
+        SerialResources { interrupt, sink: Some(far), listener: None, opened: None, next: None };
     let mut restored = Serial::restore(state.clone(), resources).unwrap();
     assert_eq!(restored.save().unwrap(), state);
     let mut worker = restored.worker();

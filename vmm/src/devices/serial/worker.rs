@@ -95,6 +95,9 @@ impl MutEventSubscriber for SerialWorker {
         if events.data() == Self::DOORBELL {
             let _ = self.outbox.0.doorbell.read();
         }
+        if events.data() == Console::NEXT {
+            self.console.take_next();
+        }
         let shared = self.outbox.0.clone();
         let running = lock(&shared.running);
         if !*running {
