@@ -45,7 +45,7 @@ STEP = @echo "==>"
 help: ## This list
 	@echo "Perennial: virtual machines that outlive their host's kernel"
 	@echo
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 .PHONY: demo
 demo: setup $(if $(filter kernel,$(LUO)),kernels,stock) ## Show a live update under two running VMs (LUO=pool|kernel)
@@ -72,7 +72,7 @@ test: setup ## All checks and all tests, as CI runs them
 	@mkdir -p target
 	@rm -f $(TIMES)
 	$(STEP) "kernels, in the background (first run: 10 to 20 minutes on 2 cores; log: $(KERNELS_LOG))"
-	@$(MAKE) --no-print-directory kernels stock systemd >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
+	@$(MAKE) --no-print-directory kernels stock systemd debian >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
 	trap 'kill $$kernels 2>/dev/null || true' EXIT; \
 	$(MAKE) --no-print-directory lint; \
 	echo "==> compiling the tests (first run: some minutes)"; \
@@ -90,9 +90,15 @@ test: setup ## All checks and all tests, as CI runs them
 	exit $$status
 
 .PHONY: suites
-suites: setup kernels stock systemd ## Only the end-to-end suites; SUITE=name for one of them
+suites: setup kernels stock systemd debian ## Only the end-to-end suites; SUITE=name for one of them
 	$(STEP) "end-to-end suites $(SUITE) (first run: some minutes to compile)"
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
+
+.PHONY: test-guests
+test-guests: setup kernels stock debian ## Debian guests at work, the tests included that CI has no time for
+	$(STEP) "end-to-end suites debian and guests (some minutes)"
+	@PERENNIAL_GUESTS=1 $(WITH_KERNELS) $(WITH_STOCK) \
+		cargo test -p perennial-tests --test suites -- debian
 
 .PHONY: conformance
 conformance: setup kernels stock ## The whole conformance table, on every LUO
@@ -159,6 +165,11 @@ stock: ## Fetch Debian's kernels, or find them in the cache
 systemd: ## Fetch the systemd of the tests, or find it in the cache
 	$(STEP) "systemd (first run: half a minute, 15 MB)"
 	@resources/systemd/image.sh
+
+.PHONY: debian
+debian: ## Make the Debian disk image of the tests, or find it in the cache
+	$(STEP) "disk image of Debian (first run: one to four minutes, 150 MB)"
+	@resources/debian/image.sh
 
 .PHONY: setup
 setup: ## Install missing packages for building and testing (Debian 12 or 13)

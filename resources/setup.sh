@@ -39,6 +39,10 @@ xz-utils        xz
 zstd            zstd
 cpio            cpio
 e2fsprogs       mkfs.ext4
+mmdebstrap      mmdebstrap
+fdisk           sfdisk
+dosfstools      mkfs.vfat
+mtools          mcopy
 device-tree-compiler dtc
 pkg-config      pkg-config
 git             git

@@ -106,6 +106,17 @@ impl Guest {
         Ok(find(&self.lock()).unwrap_or_default())
     }
 
+    /// Waits until `are_enough` holds for the notes so far, and returns them.
+    pub fn wait_for_notes(
+        &self,
+        waited_for: &str,
+        timeout: Duration,
+        are_enough: impl Fn(&[Note]) -> bool,
+    ) -> Result<Vec<Note>, GuestError> {
+        self.wait(waited_for, timeout, |heard| are_enough(&heard.notes))?;
+        Ok(self.notes())
+    }
+
     /// The results of all checks of this guest, in a fixed order.
     pub fn checks(&self) -> Vec<Check> {
         self.lock().continuity.checks()

@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 
 use crate::control::{self, Control, ControlError};
 use crate::datagrams::Datagrams;
+use crate::debian;
 use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
 use crate::network::Connection;
-use crate::plan::{CONTROL_PORT, HostPlan};
+use crate::plan::{CONTROL_PORT, DiskKind, HostPlan, VmDisk};
 use crate::qemu::{self, Accelerator, Qemu};
 use crate::report::{Report, Status};
 use crate::suite;
@@ -51,7 +52,7 @@ pub struct Host {
     /// The port for the commands of a shell, if the host is under systemd.
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
-    vm_disks: Vec<(String, PathBuf)>,
+    vm_disks: Vec<VmDisk>,
     /// Name of each VM on the network, and the port of this computer that leads to it.
     vm_ports: Vec<(String, u16)>,
     /// Name of each VM and its number of vCPUs.
@@ -135,7 +136,7 @@ impl Host {
     /// Removes a guest from all checks: the test has removed its VM.
     pub fn forget_guest(&mut self, name: &str) {
         self.guests.retain(|guest| guest.name() != name);
-        self.vm_disks.retain(|(guest, _)| guest != name);
+        self.vm_disks.retain(|disk| disk.vm != name);
     }
 
     /// Waits until every guest has booted and made progress in each kind of work.
@@ -321,6 +322,34 @@ impl Host {
 
     /// Pulls the plug of all guests, powers the host off, and then reads the contents of the guests' disks from their image files.
     pub fn power_off(mut self) -> Result<Vec<(String, Contents)>, Failure> {
+        self.switch_off()?;
+        let contents = self
+            .disks_with(DiskKind::Records)
+            .map(|disk| {
+                let file = File::open(&disk.path)?;
+                let slots = disk::slots(file.metadata()?.len());
+                Ok((disk.vm.clone(), disk::read_ring(&file, slots)?))
+            })
+            .collect::<Result<_, Failure>>()?;
+        self.done = true;
+        Ok(contents)
+    }
+
+    /// Powers the host off under its guests. Errors unless the file systems of Debian guests are consistent.
+    pub fn power_off_and_check_file_systems(mut self) -> Result<(), Failure> {
+        self.switch_off()?;
+        for disk in self.disks_with(DiskKind::Debian) {
+            debian::check_file_system(&disk.path).map_err(|e| format!("{}: {e}", disk.vm))?;
+        }
+        self.done = true;
+        Ok(())
+    }
+
+    fn disks_with(&self, kind: DiskKind) -> impl Iterator<Item = &VmDisk> {
+        self.vm_disks.iter().filter(move |disk| disk.kind == kind)
+    }
+
+    fn switch_off(&mut self) -> Result<(), Failure> {
         match self.orders {
             // Under systemd, the API's `power-off` ends only the service.
             Some(_) => self.order("systemctl poweroff")?,
@@ -329,17 +358,7 @@ impl Host {
         if !self.qemu.wait_for_end(ANSWER) {
             return Err("the machine did not power off".into());
         }
-        let contents = self
-            .vm_disks
-            .iter()
-            .map(|(name, path)| {
-                let disk = File::open(path)?;
-                let slots = disk::slots(disk.metadata()?.len());
-                Ok((name.clone(), disk::read_ring(&disk, slots)?))
-            })
-            .collect::<Result<_, Failure>>()?;
-        self.done = true;
-        Ok(contents)
+        Ok(())
     }
 
     /// Powers off. Errors unless each guest's disk holds every record that the guest's last heartbeat

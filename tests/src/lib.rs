@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod continuity;
 pub mod control;
 pub mod datagrams;
+pub mod debian;
 pub mod dependencies;
 pub mod diagnosis;
 pub mod foreground;

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
+use crate::debian;
 use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Kernel, Role};
 use crate::network;
@@ -47,6 +48,8 @@ pub enum GuestRoot {
     Initramfs,
     /// On a virtio disk; there is no initramfs.
     Disk,
+    /// On a disk image of Debian, from which the guest also boots. See [`crate::debian`].
+    Debian,
 }
 
 /// Where the contents of a guest's disk are.
@@ -127,6 +130,7 @@ impl VmPlan {
         let root = match self.root {
             GuestRoot::Initramfs => "perennial.disk=/dev/vda",
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
+            GuestRoot::Debian => return debian::CMDLINE.to_owned(),
         };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
         // The workqueue watchdog is the only one that does not learn that a guest was paused. It
@@ -211,13 +215,35 @@ pub struct HostPlan {
     pub without_luo: bool,
 }
 
+/// What is on a disk of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskKind {
+    /// The records of the workload.
+    Records,
+    /// An image of Debian.
+    Debian,
+    /// What the work of a Debian guest writes.
+    Work,
+}
+
+/// A disk of a VM that is a disk of the host as well.
+#[derive(Debug, Clone)]
+pub struct VmDisk {
+    /// Name of the VM.
+    pub vm: String,
+    /// The image file.
+    pub path: PathBuf,
+    /// What is on it.
+    pub kind: DiskKind,
+}
+
 /// A plan's machine, with all files made.
 #[derive(Debug)]
 pub struct Prepared {
     /// The machine to start.
     pub machine: Machine,
-    /// Image files of the VMs' disks that are disks of the host: name of the VM and path.
-    pub vm_disks: Vec<(String, PathBuf)>,
+    /// The VMs' disks that are disks of the host.
+    pub vm_disks: Vec<VmDisk>,
     /// Ports of this computer that lead to VMs: name of the VM and port.
     pub vm_ports: Vec<(String, u16)>,
 }
@@ -321,12 +347,17 @@ impl HostPlan {
         );
         let mut devices = 'b'..='z';
         for (number, vm) in self.vms.iter().enumerate() {
+            let mut device = || format!("/dev/vd{}", devices.next().unwrap_or('z'));
+            let root = match vm.root {
+                GuestRoot::Debian => device(),
+                _ => format!("/data/{}.root", vm.name),
+            };
             let disk = match vm.backing {
-                Backing::Device => format!("/dev/vd{}", devices.next().unwrap_or('z')),
+                Backing::Device => device(),
                 Backing::File => format!("/data/{}.img", vm.name),
             };
             // Writing to a String cannot fail.
-            let _ = write_vm(&mut out, vm, &disk, network::address(number));
+            let _ = write_vm(&mut out, vm, &root, &disk, network::address(number));
         }
         out
     }
@@ -364,7 +395,7 @@ impl HostPlan {
         }
         let vm_disks = self.vm_disks(binaries, directory, &tree)?;
         let data = directory.join("data.img");
-        let disks = vm_disks.iter().map(|(_, path)| path.clone());
+        let disks = vm_disks.iter().map(|disk| disk.path.clone());
         let disks: Vec<PathBuf> = [data.clone()].into_iter().chain(disks).collect();
         let initramfs = directory.join("initramfs");
         fs::copy(tree.path("a/initramfs")?, &initramfs)?;
@@ -398,17 +429,28 @@ impl HostPlan {
         Ok(Prepared { machine, vm_disks, vm_ports })
     }
 
-    /// Makes the disks of the VMs. Returns those that are disks of the host as well, by VM.
+    /// Makes the disks of the VMs. Returns those that are disks of the host as well, in their order.
     fn vm_disks(
         &self,
         binaries: &Binaries,
         directory: &Path,
         tree: &Ext4,
-    ) -> Result<Vec<(String, PathBuf)>, Box<dyn Error>> {
+    ) -> Result<Vec<VmDisk>, Box<dyn Error>> {
         let mut disks = Vec::new();
         for vm in &self.vms {
-            if vm.root == GuestRoot::Disk {
-                guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
+            match vm.root {
+                GuestRoot::Initramfs => {}
+                GuestRoot::Disk => {
+                    guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
+                }
+                GuestRoot::Debian => {
+                    let path = directory.join(format!("{}.root", vm.name));
+                    debian::copy(&path)?;
+                    let kind = DiskKind::Debian;
+                    disks.push(VmDisk { vm: vm.name.clone(), path, kind });
+                    let user_data = tree.path(&format!("{}.seed/user-data", vm.name))?;
+                    fs::write(user_data, debian::user_data())?;
+                }
             }
             let bytes = vm.disk_mib << 20;
             match vm.backing {
@@ -416,7 +458,11 @@ impl HostPlan {
                 Backing::Device => {
                     let path = directory.join(format!("{}.img", vm.name));
                     raw_disk(&path, bytes)?;
-                    disks.push((vm.name.clone(), path));
+                    let kind = match vm.root {
+                        GuestRoot::Debian => DiskKind::Work,
+                        _ => DiskKind::Records,
+                    };
+                    disks.push(VmDisk { vm: vm.name.clone(), path, kind });
                 }
             }
         }
@@ -424,7 +470,13 @@ impl HostPlan {
     }
 }
 
-fn write_vm(out: &mut String, vm: &VmPlan, disk: &str, address: Ipv4Addr) -> std::fmt::Result {
+fn write_vm(
+    out: &mut String,
+    vm: &VmPlan,
+    root: &str,
+    disk: &str,
+    address: Ipv4Addr,
+) -> std::fmt::Result {
     let kernel = match vm.kernel {
         GuestKernel::BzImage => "bzImage",
         GuestKernel::Pvh => "vmlinux",
@@ -433,9 +485,14 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str, address: Ipv4Addr) -> std
         "" => format!("\"path={disk}\""),
         more => format!("\"path={disk},{more}\""),
     };
-    let (initramfs, disks) = match vm.root {
-        GuestRoot::Initramfs => ("initramfs = \"/data/guest/initramfs\"\n", disk),
-        GuestRoot::Disk => ("", format!("\"path=/data/{}.root\", {disk}", vm.name)),
+    let kernel = format!("kernel = \"/data/guest/{kernel}\"\n");
+    let (boot, disks) = match vm.root {
+        GuestRoot::Initramfs => (format!("{kernel}initramfs = \"/data/guest/initramfs\"\n"), disk),
+        GuestRoot::Disk => (kernel, format!("\"path={root}\", {disk}")),
+        GuestRoot::Debian => {
+            let seed = format!("cloud-init = \"/data/{}.seed\"\n", vm.name);
+            (format!("boot = \"disk\"\n{seed}"), format!("\"path={root}\", {disk}"))
+        }
     };
     let (net, on_network) = match vm.network {
         false => (String::new(), String::new()),
@@ -447,7 +504,7 @@ fn write_vm(out: &mut String, vm: &VmPlan, disk: &str, address: Ipv4Addr) -> std
     write!(
         out,
         "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
-         kernel = \"/data/guest/{kernel}\"\n{initramfs}cmdline = \"{}{on_network}\"\n{net}\
+         {boot}cmdline = \"{}{on_network}\"\n{net}\
          disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
         vm.name,
         vm.memory_mib,

@@ -5,6 +5,7 @@
 mod abort;
 mod bad_input;
 mod clocks;
+mod debian;
 mod foreground;
 mod handover;
 mod network;
@@ -16,12 +17,14 @@ mod stock;
 mod systemd;
 mod two_vms;
 
+use std::env;
 use std::process::ExitCode;
 
 use perennial_tests::suite::{self, Suite};
 
 fn main() -> ExitCode {
-    suite::run(&[
+    let mut suites = vec![
+        Suite { name: "debian", tests: debian::TESTS },
         Suite { name: "repeat", tests: repeat::TESTS },
         Suite { name: "network", tests: network::TESTS },
         Suite { name: "abort", tests: abort::TESTS },
@@ -35,5 +38,10 @@ fn main() -> ExitCode {
         Suite { name: "simple", tests: simple::TESTS },
         Suite { name: "foreground", tests: foreground::TESTS },
         Suite { name: "silence", tests: silence::TESTS },
-    ])
+    ];
+    // `make test-guests` asks for them: they take too long for every run.
+    if env::var_os("PERENNIAL_GUESTS").is_some() {
+        suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
+    }
+    suite::run(&suites)
 }
