@@ -147,7 +147,8 @@ fn a_lease_is_extended_by_its_server_then_by_any_and_given_up_at_its_end() {
     assert_eq!(network.passed_since(start), Duration::from_secs(3600));
     assert!(matches!(given_up[..], [Action::Deconfigure, Action::Send(_, Ipv4Addr::BROADCAST)]));
     assert!(messages.iter().all(|(at, to)| (*to == SERVER) == (*at < 3150)), "{messages:?}");
-    assert!(messages.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 59), "{messages:?}");
+    let rarely = |pair: &[(u64, _)]| pair[1].0 - pair[0].0 >= 59 || pair[1].0 == 3150;
+    assert!(messages.windows(2).all(rarely), "{messages:?}");
     assert!((6..20).contains(&messages.len()), "{messages:?}");
 }
 
