@@ -95,6 +95,7 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
     if survival == Survival::HandedOver {
         compare_formats(root, &image)?;
     }
+    tracing::info!("next kernel: {} with the command line `{command_line}`", kernel.display());
     Ok(kexec::load(&image, &command_line, &running)?)
 }
 

@@ -1,7 +1,7 @@
 //! A seed for cloud-init: a small read-only disk that the host makes of a directory.
 //!
 //! cloud-init's data source NoCloud looks for a file system with the label `cidata`. The host reads the directory
-//! when the VM's files are opened and makes the disk in a memfd ([`image`]). It is not carried over a live
+//! when the VM's files are opened and makes the disk in a memfd (`image`). It is not carried over a live
 //! update: the next host makes it again, byte for byte, if the directory has the same files. The state has the
 //! disk's digest, and a restore refuses another disk, because the guest may have this one mounted.
 //!
