@@ -13,7 +13,7 @@ pub use network::{Address, HostAddress, NetworkSection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::devices::catalog::{DeviceOptions, KINDS};
 use crate::machine::{self, Boot, DiskBoot, KernelBoot, Machine, MachineError, VmName};
@@ -220,10 +220,11 @@ struct VmSection {
     devices: BTreeMap<String, OneOrMore>,
 }
 
-/// The values of the key `boot`.
-#[derive(Clone, Copy, Deserialize)]
+/// The values of a VM's key `boot`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum BootFrom {
+pub enum BootFrom {
+    /// What is on the VM's first disk.
     Disk,
 }
 

@@ -27,7 +27,7 @@ pub(super) const BOOTED: &str = "\"note\":\"boot\"";
 /// One thing that a person does.
 type Step = fn() -> Result<(), Problem>;
 
-/// Runs as PID 1, or as the program that a [`Session`] starts in its terminal.
+/// Runs as PID 1, or as the program that a `Session` starts in its terminal.
 pub fn main() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == IN_TERMINAL) {

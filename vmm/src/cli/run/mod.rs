@@ -17,7 +17,7 @@ use rustix::stdio::{dup2_stderr, stderr};
 use tracing::level_filters::LevelFilter;
 
 use super::terminal::Terminal;
-use crate::config::{Config, ConfigError};
+use crate::config::{BootFrom, Config, ConfigError};
 use crate::devices::catalog::KINDS;
 use crate::devices::terminal;
 use crate::host::{self, HostError, alone};
@@ -123,7 +123,9 @@ impl Arguments {
         put("cpus", i64::from(self.vcpus()?).into());
         match &self.kernel {
             Some(kernel) => put("kernel", text("kernel", kernel)?.into()),
-            None if self.has_disk() && self.initramfs.is_none() => put("boot", "disk".into()),
+            None if self.has_disk() && self.initramfs.is_none() => {
+                put("boot", toml::Value::try_from(BootFrom::Disk)?)
+            }
             None => return Err(RunError::NoKernel),
         };
         if let Some(initramfs) = &self.initramfs {
