@@ -471,8 +471,9 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
             format!(",hostfwd=tcp:{end},hostfwd=udp:{end}")
         };
         let forwards: String = machine.forwards.iter().map(forward).collect();
+        // Not `restrict=on`: that also drops the datagrams with which a guest answers forwarded ones.
         command
-            .args(["-netdev", &format!("user,id=net,restrict=on{forwards}")])
+            .args(["-netdev", &format!("user,id=net{forwards}")])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="]);
     }
     for (index, disk) in machine.disks.iter().enumerate() {

@@ -25,13 +25,21 @@ const GUESTS: [(&str, &str, Option<&str>); 4] = [
 ];
 
 fn each_clock(luo: Luo) -> Result<(), Failure> {
-    let vms = GUESTS.map(|(name, parameters, _)| VmPlan { parameters, ..VmPlan::new(name, 96, 1) });
-    let (mut host, _) = Host::boot(&HostPlan::new(vms.to_vec()).on(luo))?;
+    let guests = match luo {
+        Luo::Kernel => &GUESTS[..],
+        // On the distribution's kernels an emulated guest with a tick from the PIT gets too little done.
+        Luo::Pool => &GUESTS[..3],
+    };
+    let vm = |(name, parameters, _): &(&str, &'static str, _)| VmPlan {
+        parameters,
+        ..VmPlan::new(name, 96, 1)
+    };
+    let (mut host, _) = Host::boot(&HostPlan::new(guests.iter().map(vm).collect()).on(luo))?;
     host.wait_for_guests()?;
-    for (guest, (name, parameters, wish)) in host.guests().iter().zip(GUESTS) {
+    for (guest, (name, parameters, wish)) in host.guests().iter().zip(guests) {
         let used = guest.wait_for_note("boot", WORK)?["clocksource"].clone();
         let right = match wish {
-            Some(clock) => used == clock,
+            Some(clock) => used == *clock,
             None => used != "kvm-clock",
         };
         if !right {

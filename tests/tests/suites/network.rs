@@ -68,6 +68,7 @@ fn updates(luo: Luo) -> Result<(), Failure> {
     for connection in &connections {
         connection.wait_for(BYTES, WORK)?;
     }
+    datagrams.wait_for(DATAGRAMS, WORK)?;
     for number in 1..=UPDATES {
         let after = host.update(json!({}))?;
         if after.live_updates != number || after.config_error.is_some() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perennial_tests::host::{Failure, Host};
+use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::paths;
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both};
@@ -47,7 +47,7 @@ fn told(luo: Luo) -> Result<(), Failure> {
     }
     // The diagnosis must not have stopped the paused guest for good.
     host.request(json!({"do": "resume", "vm": "db"}))?;
-    host.guests()[1].wait_for_heartbeats(10, SILENCE)?;
+    host.guests()[1].wait_for_heartbeats(10, WORK)?;
 
     // The diagnosis must distinguish a silent host from a host with silent guests.
     host.freeze()?;
