@@ -11,7 +11,7 @@ use ext4_view::{Ext4, Ext4Error};
 
 use super::excerpt;
 use super::partitions::u32_at;
-use super::view::View;
+use super::view::{View, sought};
 
 /// Where the superblock of ext4 begins, and how much of it is read here.
 const SUPERBLOCK: u64 = 1024;
@@ -367,12 +367,7 @@ impl Read for DiskFile {
 
 impl Seek for DiskFile {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        self.position = sought(to, self.position, self.bytes)?;
         Ok(self.position)
     }
 }

@@ -6,6 +6,7 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::file_system::DiskFile;
+use super::view::sought;
 
 /// Bytes that are copied into guest memory at once.
 const PIECE: usize = 64 << 10;
@@ -43,12 +44,7 @@ impl Read for Image {
 
 impl Seek for Image {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        self.position = sought(to, self.position, self.bytes)?;
         Ok(self.position)
     }
 }

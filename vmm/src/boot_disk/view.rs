@@ -145,14 +145,19 @@ impl Read for View {
     }
 }
 
+/// Returns the position that a seek leads to, from `position` in a file of `bytes` bytes.
+pub(super) fn sought(to: SeekFrom, position: u64, bytes: u64) -> io::Result<u64> {
+    let sought = match to {
+        SeekFrom::Start(position) => Some(position),
+        SeekFrom::End(offset) => bytes.checked_add_signed(offset),
+        SeekFrom::Current(offset) => position.checked_add_signed(offset),
+    };
+    Ok(sought.ok_or(io::ErrorKind::InvalidInput)?)
+}
+
 impl Seek for View {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::End(offset) => self.bytes.checked_add_signed(offset),
-            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
-        };
-        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        self.position = sought(to, self.position, self.bytes)?;
         Ok(self.position)
     }
 }
