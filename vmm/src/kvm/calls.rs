@@ -32,6 +32,10 @@ const fn iowr<T>(number: u32) -> u32 {
 
 /// `KVM_RUN`.
 const RUN: u32 = io(0x80);
+/// `KVM_GET_CLOCK`.
+const GET_CLOCK: u32 = ior::<kvm_clock_data>(0x7c);
+/// `KVM_IRQ_LINE`.
+const IRQ_LINE: u32 = iow::<kvm_irq_level>(0x61);
 
 const _: () = assert!(RUN == 0xae80 && iow::<kvm_userspace_memory_region>(0x46) == 0x4020_ae46);
 
@@ -41,15 +45,15 @@ pub const WIRING: &[Call] = &[Call::ioctl(&[
     iow::<kvm_irq_routing>(0x6a), // KVM_SET_GSI_ROUTING: a message of an MSI-X table
     iow::<kvm_irqfd>(0x76),       // KVM_IRQFD: the line of a message
     iow::<kvm_ioeventfd>(0x79),   // KVM_IOEVENTFD: a doorbell, whose address the guest can move
-    iow::<kvm_irq_level>(0x61),   // KVM_IRQ_LINE
-    iow::<kvm_msi>(0xa5),         // KVM_SIGNAL_MSI
+    IRQ_LINE,
+    iow::<kvm_msi>(0xa5), // KVM_SIGNAL_MSI
 ])];
 
 /// Reads the guest's clock.
-pub const CLOCK: Call = Call::ioctl(&[ior::<kvm_clock_data>(0x7c)]); // KVM_GET_CLOCK
+pub const CLOCK: Call = Call::ioctl(&[GET_CLOCK]);
 
 /// Sets the level of an interrupt line.
-pub const LINE: Call = Call::ioctl(&[iow::<kvm_irq_level>(0x61)]); // KVM_IRQ_LINE
+pub const LINE: Call = Call::ioctl(&[IRQ_LINE]);
 
 /// The thread of a vCPU: runs the vCPU, and reads its state after a pause.
 pub const VCPU: &[Call] = &[Call::ioctl(&[
@@ -73,8 +77,8 @@ pub const VCPU: &[Call] = &[Call::ioctl(&[
 pub const SAVE: &[Call] = &[Call::ioctl(&[
     ior::<kvm_pit_state2>(0x9f), // KVM_GET_PIT2
     iowr::<kvm_irqchip>(0x62),   // KVM_GET_IRQCHIP
-    ior::<kvm_clock_data>(0x7c), // KVM_GET_CLOCK
-    io(0x03),                    // KVM_CHECK_EXTENSION
+    GET_CLOCK,
+    io(0x03), // KVM_CHECK_EXTENSION
 ])];
 
 /// Creates a VM and its vCPUs, and sets their state. On the main thread, before the guest runs.
