@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 pub mod acpi;
+pub mod alarm;
 pub mod catalog;
 pub mod files;
 pub mod identity;

@@ -19,13 +19,11 @@ pub use state::AcpiStateV1;
 pub use worker::AcpiWorker;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-
 use self::registers::{Contents, Registers};
+use super::alarm::Alarm;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::power::{OnPower, PowerEvent};
@@ -47,7 +45,7 @@ struct Shared {
     on_power: OnPower,
     /// Wakes the device's thread when the PM timer's highest bit changes, if the guest wants an interrupt
     /// for that.
-    alarm: OwnedFd,
+    alarm: Alarm,
 }
 
 /// The device cannot be created or restored.
@@ -92,9 +90,7 @@ impl Acpi {
 
     fn with(contents: Contents, resources: AcpiResources) -> Result<Self, AcpiError> {
         let AcpiResources { interrupts, clock, on_power } = resources;
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let alarm = timerfd_create(TimerfdClockId::Monotonic, flags);
-        let alarm = alarm.map_err(|errno| AcpiError(errno.into()))?;
+        let alarm = Alarm::new().map_err(AcpiError)?;
         let registers = Mutex::new(Registers::new(contents, clock));
         Ok(Self(Arc::new(Shared { registers, interrupts, on_power, alarm })))
     }
@@ -123,7 +119,7 @@ impl Device for Acpi {
     fn pause(&mut self) {
         let mut registers = lock(&self.0.registers);
         registers.tick();
-        worker::stop_alarm(&self.0.alarm);
+        self.0.alarm.set(None);
     }
 
     fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {

@@ -1,40 +1,21 @@
 //! The thread of the ACPI fixed hardware: raises the SCI when the highest bit of the PM timer changes.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
 use super::registers::Registers;
+use crate::devices::alarm::Alarm;
 use crate::mutex::lock;
-
-const NEVER: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Sets the alarm to the next change of the timer's highest bit, or to never if the guest wants no interrupt
 /// for that. While the timer catches up after a pause, the alarm is late.
-pub(super) fn set_alarm(alarm: &OwnedFd, registers: &mut Registers) {
-    if !registers.watches_timer() {
-        return stop_alarm(alarm);
-    }
-    // At most 2.35 s.
-    let ns = registers.until_timer_ns() as i64;
-    set(alarm, Timespec { tv_sec: ns / 1_000_000_000, tv_nsec: ns % 1_000_000_000 });
-}
-
-/// Sets the alarm to never.
-pub(super) fn stop_alarm(alarm: &OwnedFd) {
-    set(alarm, NEVER);
-}
-
-fn set(alarm: &OwnedFd, it_value: Timespec) {
-    let when = Itimerspec { it_interval: NEVER, it_value };
-    // Fails only for an fd that is no timer, or a time out of range.
-    if let Err(error) = timerfd_settime(alarm, TimerfdTimerFlags::empty(), &when) {
-        tracing::error!("acpi: cannot set its timer: {error}");
-    }
+pub(super) fn set_alarm(alarm: &Alarm, registers: &mut Registers) {
+    let watches = registers.watches_timer();
+    alarm.set(watches.then(|| Duration::from_nanos(registers.until_timer_ns())));
 }
 
 /// The part of the device that its thread runs.
@@ -50,7 +31,7 @@ impl MutEventSubscriber for AcpiWorker {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         let mut registers = lock(&self.0.registers);
         // Nothing to read: the alarm was changed since, by a vCPU or a pause.
-        if rustix::io::read(&self.0.alarm, &mut [0; 8]).is_err() {
+        if !self.0.alarm.has_gone_off() {
             return;
         }
         registers.tick();

@@ -22,15 +22,14 @@ pub use time::Seen;
 pub use worker::RtcWorker;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::registers::{CMOS, Ns};
 use self::time::Time;
+use super::alarm::Alarm;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
@@ -52,7 +51,7 @@ struct Shared {
     clock: Mutex<Clock>,
     interrupt: EventFd,
     /// Wakes the device's thread at the next interrupt that the guest has enabled.
-    alarm: OwnedFd,
+    alarm: Alarm,
 }
 
 /// The registers and the date.
@@ -116,9 +115,7 @@ impl Rtc {
         interrupt: EventFd,
         running: bool,
     ) -> Result<Self, RtcError> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let alarm = timerfd_create(TimerfdClockId::Monotonic, flags);
-        let alarm = alarm.map_err(|errno| RtcError(errno.into()))?;
+        let alarm = Alarm::new().map_err(RtcError)?;
         let clock = Mutex::new(Clock { registers, time, running });
         Ok(Self(Arc::new(Shared { clock, interrupt, alarm })))
     }
@@ -153,7 +150,7 @@ impl Device for Rtc {
         let mut clock = lock(&self.0.clock);
         clock.tick();
         clock.running = false;
-        worker::set_alarm(&self.0.alarm, None);
+        self.0.alarm.set(None);
     }
 
     fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {

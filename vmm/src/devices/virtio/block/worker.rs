@@ -11,20 +11,16 @@
 
 use std::io;
 use std::mem::take;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
+use std::time::Instant;
 
 use super::engine::{Completed, Engine, Job, MOST, Work};
 use super::request::{self, Answer, Clear, How, Status, Task};
 use super::transfer::Transfer;
 use super::{REQUEST_MAX, Shared};
+use crate::devices::alarm::Alarm;
 use crate::devices::rate_limit::RateLimiter;
 use crate::devices::virtio::{Request, Rings, VirtioWorker};
 
@@ -46,7 +42,7 @@ pub struct BlockWorker {
     full: bool,
     limiter: RateLimiter,
     /// Expires when the limits allow the next request. Only a disk with limits has one.
-    timer: Option<OwnedFd>,
+    timer: Option<Alarm>,
     /// Whether an error of the host was logged as a warning.
     reported: bool,
 }
@@ -67,13 +63,9 @@ struct Flushes {
 impl BlockWorker {
     pub(super) fn new(disk: Arc<Shared>, engine: Engine) -> Self {
         let limiter = RateLimiter::new(&disk.image.options.rate_limits, Instant::now());
-        let timer = limiter.limits_anything().then(|| {
-            timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-            )
-            .expect("a timer, as every doorbell is a file descriptor too")
-        });
+        let timer = limiter
+            .limits_anything()
+            .then(|| Alarm::new().expect("the process may open one more file"));
         let flushes = Flushes::default();
         let (requests, bytes, full, reported) = (0, 0, false, false);
         Self { disk, engine, flushes, requests, bytes, full, limiter, timer, reported }
@@ -86,11 +78,7 @@ impl BlockWorker {
         if wait.is_zero() {
             return true;
         }
-        // A timer of 0 would be off. More than a day is not needed: it is set again then.
-        let wait = wait.clamp(Duration::from_micros(1), Duration::from_secs(86_400));
-        let value = Timespec::try_from(wait).expect("at most a day");
-        let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
-        timerfd_settime(timer, TimerfdTimerFlags::empty(), &once).expect("a valid time");
+        timer.set(Some(wait));
         false
     }
 
