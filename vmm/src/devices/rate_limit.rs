@@ -1,9 +1,9 @@
 //! Limits on the bytes and the operations of a device, in the option words of Cloud Hypervisor: token buckets.
 //!
 //! A bucket of `size` tokens fills evenly within `refill_time` milliseconds. An operation takes its tokens when
-//! it begins. It begins if the bucket has a token, even if it needs more: then the bucket
-//! owes them, and the next operation waits until the debt is paid. So the average rate is exact, and no
-//! operation is too large to ever begin.
+//! it begins, and it begins as soon as the bucket has one token. If the operation takes more than there are, the
+//! level becomes negative, and the next operation waits longer. So the average rate is exact, and no operation is
+//! too large to ever begin.
 //!
 //! The fill levels are not part of the saved state: after a live update each bucket is full.
 

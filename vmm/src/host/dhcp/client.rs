@@ -104,10 +104,7 @@ impl Client {
             return Vec::new();
         }
         match self.state {
-            State::Requesting { sent: REQUESTS.., .. } => {
-                self.start_again(now);
-                self.due(now)
-            }
+            State::Requesting { sent: REQUESTS.., .. } => self.start_again(now),
             State::Selecting(sent) => {
                 self.state = State::Selecting(sent.saturating_add(1));
                 self.deadline = now + self.wait(sent);
@@ -126,10 +123,7 @@ impl Client {
     fn extend(&mut self, lease: Lease, since: Instant, now: Instant) -> Vec<Action> {
         let [_, rebind, end] = lease.times.map(|time| since + time);
         if now >= end {
-            self.start_again(now);
-            let mut actions = vec![Action::Deconfigure];
-            actions.append(&mut self.due(now));
-            return actions;
+            return self.give_up(now);
         }
         if self.asked < since + lease.times[0] {
             self.ask_anew(now);
@@ -158,15 +152,9 @@ impl Client {
             (DhcpMessageType::Ack, State::Bound(old, since)) if self.extends(&old, since) => {
                 self.bind(lease(&answer).filter(|new| new.address == old.address), now)
             }
-            (DhcpMessageType::Nak, State::Requesting { .. }) => {
-                self.start_again(now);
-                self.due(now)
-            }
+            (DhcpMessageType::Nak, State::Requesting { .. }) => self.start_again(now),
             (DhcpMessageType::Nak, State::Bound(old, since)) if self.extends(&old, since) => {
-                self.start_again(now);
-                let mut actions = vec![Action::Deconfigure];
-                actions.append(&mut self.due(now));
-                actions
+                self.give_up(now)
             }
             _ => Vec::new(),
         }
@@ -196,10 +184,19 @@ impl Client {
         vec![Action::Configure(lease)]
     }
 
-    fn start_again(&mut self, now: Instant) {
+    /// Gives the address up and looks for another.
+    fn give_up(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = vec![Action::Deconfigure];
+        actions.append(&mut self.start_again(now));
+        actions
+    }
+
+    /// Looks for an offer from now on.
+    fn start_again(&mut self, now: Instant) -> Vec<Action> {
         self.state = State::Selecting(0);
         self.deadline = now;
         self.ask_anew(now);
+        self.due(now)
     }
 
     fn ask_anew(&mut self, now: Instant) {
@@ -272,7 +269,7 @@ fn lease(answer: &DhcpRepr<'_>) -> Option<Lease> {
     let server = answer.server_identifier.filter(is_of_host)?;
     let mask = answer.subnet_mask?.to_bits();
     let prefix = mask.leading_ones();
-    // Ones, then zeroes; and not none.
+    // The bits of a netmask are ones and then zeroes. A mask without ones would be a network of all addresses.
     let contiguous = mask.checked_shl(prefix).unwrap_or(0) == 0;
     let prefix = u8::try_from(prefix).ok().filter(|prefix| contiguous && *prefix > 0)?;
     let in_network = |other: &Ipv4Addr| (other.to_bits() ^ address.to_bits()) & mask == 0;
