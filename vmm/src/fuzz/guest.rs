@@ -210,8 +210,8 @@ impl Machine {
 /// Runs all devices on one thread, so that a script gives the same result each time.
 fn thread(board: &mut Board) -> EventManager<Worker> {
     let mut thread = EventManager::new().unwrap();
-    for (_, worker) in board.take_workers() {
-        thread.add_subscriber(worker);
+    for device in board.take_workers() {
+        thread.add_subscriber(device.worker);
     }
     thread
 }

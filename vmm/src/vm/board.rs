@@ -106,6 +106,16 @@ struct Placed {
     address: u16,
 }
 
+/// The thread of a device, which is not started yet.
+pub struct DeviceThread {
+    /// The device's node.
+    node: String,
+    /// What the thread runs.
+    pub worker: Worker,
+    /// The system calls that it may make, beyond those of its event loop.
+    calls: &'static [&'static [Call]],
+}
+
 /// What the thread of a device runs: it waits for doorbells and for input.
 pub type Worker = Box<dyn MutEventSubscriber + Send>;
 
@@ -118,10 +128,8 @@ pub struct Board {
     pci: Arc<Mutex<PciBus>>,
     devices: Vec<Placed>,
     power_button: Option<PowerButton>,
-    /// The threads that are not started yet, by the nodes of their devices.
-    workers: Vec<(String, Worker)>,
-    /// The system calls of each thread in `workers`.
-    calls: Vec<&'static [&'static [Call]]>,
+    /// The threads that are not started yet.
+    workers: Vec<DeviceThread>,
 }
 
 impl Board {
@@ -169,8 +177,8 @@ impl Board {
         pio.insert(pci::bus::PORTS_BASE.into(), pci::bus::PORTS_LEN.into(), pci.clone())?;
         pio.insert(power::KEYBOARD_BASE.into(), power::KEYBOARD_LEN.into(), keyboard)?;
         let pio = Arc::new(pio);
-        let (devices, workers, calls) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers, calls })
+        let (devices, workers) = (Vec::new(), Vec::new());
+        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers })
     }
 
     fn place(
@@ -199,24 +207,22 @@ impl Board {
             self.power_button = power_button;
         }
         if let Some(worker) = worker {
-            self.workers.push((site.node, worker));
-            self.calls.push(spec.options.kind().calls.thread);
+            let calls = spec.options.kind().calls.thread;
+            self.workers.push(DeviceThread { node: site.node, worker, calls });
         }
         self.devices.push(Placed { device, save, address: spec.address });
         Ok(())
     }
 
-    /// Returns the workers of the devices' threads, with the devices' nodes. The first call returns all of
-    /// them, a later one none.
-    pub fn take_workers(&mut self) -> Vec<(String, Worker)> {
+    /// Returns the threads of the devices. The first call returns all of them, a later one none.
+    pub fn take_workers(&mut self) -> Vec<DeviceThread> {
         std::mem::take(&mut self.workers)
     }
 
     /// Starts a thread for each device. The threads run as long as the process. If a thread ends, its device
     /// stops working, which is reported to `events`.
     pub fn start_threads(&mut self, events: &Events) -> Result<(), BoardError> {
-        let calls = std::mem::take(&mut self.calls);
-        for ((device, worker), calls) in self.take_workers().into_iter().zip(calls) {
+        for DeviceThread { node: device, worker, calls } in self.take_workers() {
             let events = events.clone();
             let node = device.clone();
             let run = move || {
@@ -266,7 +272,6 @@ impl Board {
             devices,
             // Keep nothing that their devices do not.
             workers: _,
-            calls: _,
             power_button: _,
         } = self;
         let Ok(pci) = lock(pci).save();

@@ -150,8 +150,8 @@ impl MutEventSubscriber for Stuck {
 fn get_stuck(board: &mut Board, node: &str) -> (Receiver<()>, Sender<()>) {
     let called = eventfd(1, EventfdFlags::empty()).unwrap();
     let ((stuck, is_stuck), (release, released)) = (mpsc::channel(), mpsc::channel());
-    let place = board.workers.iter_mut().find(|(name, _)| name == node).unwrap();
-    place.1 = Box::new(Stuck { called, stuck, released });
+    let place = board.workers.iter_mut().find(|thread| thread.node == node).unwrap();
+    place.worker = Box::new(Stuck { called, stuck, released });
     (is_stuck, release)
 }
 
@@ -190,7 +190,7 @@ fn a_device_whose_thread_ends_ends_its_vm_visibly() {
     }
     let machine = Running::new(|board| {
         let called = eventfd(1, EventfdFlags::empty()).unwrap();
-        board.workers[2].1 = Box::new(Panics(called));
+        board.workers[2].worker = Box::new(Panics(called));
     });
     match machine.events.recv_timeout(PATIENCE).unwrap() {
         Event::Crashed(why) => assert!(why.contains("thread of virtio-blk@2"), "{why}"),
