@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Longest line that a client may send, in bytes.
 const MAX_LINE: usize = 64 << 10;
+/// Most lines that are returned at once: the commands of one client that are carried out before those of the
+/// next one.
+const MAX_LINES: usize = 8;
 /// Most unwritten bytes for a client that does not read. Above this, the client is dropped.
 const MAX_BACKLOG: usize = 4 << 20;
 
@@ -49,31 +52,46 @@ impl Lines {
         }
     }
 
-    /// Reads all available bytes and returns the complete lines. Errors with [`StreamError::Closed`] only
-    /// after all complete lines have been returned.
+    /// Reads what is available, up to a bound, and returns the complete lines, at most [`MAX_LINES`]. What is
+    /// left is returned by the next calls: see [`has_lines`](Self::has_lines). Errors with
+    /// [`StreamError::Closed`] only after all complete lines have been returned.
     pub fn read(&mut self) -> Result<Vec<String>, StreamError> {
+        if !self.has_lines() {
+            self.receive()?;
+        }
+        let lines = self.incoming.split_inclusive(|b| *b == b'\n').take(MAX_LINES);
+        let complete: Vec<&[u8]> = lines.filter(|line| line.ends_with(b"\n")).collect();
+        let bytes: usize = complete.iter().map(|line| line.len()).sum();
+        if bytes == 0 {
+            return if self.ended { Err(StreamError::Closed) } else { Ok(Vec::new()) };
+        }
+        let text = |line: &&[u8]| String::from_utf8_lossy(&line[..line.len() - 1]).into_owned();
+        let lines = complete.iter().map(text).filter(|line| !line.is_empty()).collect();
+        self.incoming.drain(..bytes);
+        Ok(lines)
+    }
+
+    /// Reads until the stream has no more bytes or `incoming` has as many as a line may have.
+    fn receive(&mut self) -> Result<(), StreamError> {
         let mut buffer = [0; 4096];
-        loop {
+        while !self.ended && self.incoming.len() <= MAX_LINE {
             match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
+                Ok(0) => self.ended = true,
                 Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e.into()),
             }
-            if self.incoming.len() > MAX_LINE && !self.incoming.contains(&b'\n') {
-                return Err(StreamError::TooLong);
-            }
         }
-        let Some(end) = self.incoming.iter().rposition(|b| *b == b'\n') else {
-            return if self.ended { Err(StreamError::Closed) } else { Ok(Vec::new()) };
-        };
-        let complete: Vec<u8> = self.incoming.drain(..=end).collect();
-        let lines = complete.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        Ok(lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect())
+        match self.incoming.len() > MAX_LINE && !self.has_lines() {
+            true => Err(StreamError::TooLong),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether [`read`](Self::read) returns lines although the stream may have no more bytes.
+    pub fn has_lines(&self) -> bool {
+        self.incoming.contains(&b'\n')
     }
 
     /// Queues one line and writes as much as the stream takes.
@@ -150,6 +168,29 @@ mod tests {
         client.write_all(b"e\n\ntwo\nthr").unwrap();
         drop(client);
         assert_eq!(lines.read().unwrap(), ["one", "two"]);
+        assert!(matches!(lines.read(), Err(StreamError::Closed)));
+    }
+
+    #[test]
+    fn a_client_that_sends_without_end_takes_a_bounded_turn_and_bounded_memory() {
+        let (mut client, mut lines) = pair();
+        let writer = std::thread::spawn(move || client.write_all(&vec![b'\n'; 1 << 22]));
+        for _ in 0..1000 {
+            assert_eq!(lines.read().unwrap(), Vec::<String>::new());
+            assert!(lines.incoming.len() <= MAX_LINE + 4096);
+        }
+        drop(lines);
+        assert!(writer.join().unwrap().is_err(), "it wrote more than was read");
+
+        let (mut client, mut lines) = pair();
+        let sent = MAX_LINES * 2 + 1;
+        (0..sent).for_each(|n| writeln!(client, "{n}").unwrap());
+        drop(client);
+        assert_eq!(lines.read().unwrap().len(), MAX_LINES);
+        assert!(lines.has_lines());
+        assert_eq!(lines.read().unwrap().last().unwrap(), &(sent - 2).to_string());
+        assert_eq!(lines.read().unwrap(), [(sent - 1).to_string()]);
+        assert!(!lines.has_lines());
         assert!(matches!(lines.read(), Err(StreamError::Closed)));
     }
 

@@ -14,12 +14,14 @@
 
 pub mod alone;
 pub mod backend;
+mod clients;
 mod dhcp;
 mod error;
 pub mod format;
 pub mod init;
 pub mod kernel_entry;
 pub mod kvm_pages;
+mod limits;
 pub mod modules;
 mod network;
 mod report;
@@ -566,6 +568,7 @@ pub fn run(
     started_ticks: u64,
     inherited: Option<Result<Inherited, InheritError>>,
 ) -> Result<(), HostError> {
+    limits::raise_open_files();
     let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
     let mut host = Host::start(config_path, started_ticks, inherited)?;
     server.listen(&host.config.host)?;

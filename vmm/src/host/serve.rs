@@ -1,51 +1,44 @@
 //! The host's main loop: the API's clients, the VMs' processes, and the signals.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitOptions, wait};
 use rustix::time::Timespec;
-use signal_hook::consts::SIGCHLD;
+use signal_hook::consts::{
+    SIGALRM, SIGCHLD, SIGHUP, SIGIO, SIGPROF, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    SIGXFSZ,
+};
 
+use super::clients::{Client, Clients};
 use super::stop::Stops;
 use super::{Host, HostError, service};
-use crate::api::{Answer, Call, Command, Line, Lines, hex};
+use crate::api::{Answer, Call, Command, Line, Lines, StreamError, hex};
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
 use crate::live_update::{Outcome, UpdateError};
-use crate::socket::listen;
 
-/// Most clients of the API socket at a time.
-const MAX_CLIENTS: usize = 64;
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
 /// because every poll would return at once.
 const PORT_PAUSE: Duration = Duration::from_millis(200);
+/// Time until the host waits again after poll(2) has failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listeners, clients and signals.
 pub(super) struct Server {
     children: UnixStream,
     end: UnixStream,
+    ignored: UnixStream,
     left: Option<UnixStream>,
-    listener: Option<(UnixListener, PathBuf)>,
+    clients: Option<Clients>,
     port: Option<Port>,
-    clients: Vec<Client>,
-    /// Number of the next client.
-    next_client: u64,
     stops: Stops<Whom>,
-}
-
-/// A client of the socket.
-struct Client {
-    /// Differs from that of every other client, also of those that are gone.
-    number: u64,
-    lines: Lines,
 }
 
 /// The client that a reply is for.
@@ -62,19 +55,21 @@ struct Port {
     hung_up: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Children,
     End,
+    Ignored,
     Left,
     Listener,
     Port,
-    Client(usize),
+    Client(u64),
     Vm(usize),
 }
 
 impl Server {
     /// Installs the signal handlers. To be called before the first child is started.
-    /// `end` are the signals that end the host.
+    /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let pipe = |signals: &[i32]| -> io::Result<UnixStream> {
             let (read, write) = UnixStream::pair()?;
@@ -84,14 +79,30 @@ impl Server {
             }
             Ok(read)
         };
+        // By default each of them ends the process, and with it all VMs.
+        let named = [
+            SIGHUP,
+            SIGQUIT,
+            SIGUSR1,
+            SIGUSR2,
+            SIGALRM,
+            SIGVTALRM,
+            SIGPROF,
+            SIGIO,
+            SIGXCPU,
+            SIGXFSZ,
+            libc::SIGPWR,
+            libc::SIGSTKFLT,
+        ];
+        let ignored = named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+        let ignored: Vec<i32> = ignored.filter(|signal| !end.contains(signal)).collect();
         Ok(Self {
             children: pipe(&[SIGCHLD]).map_err(HostError::Loop)?,
             end: pipe(end).map_err(HostError::Loop)?,
+            ignored: pipe(&ignored).map_err(HostError::Loop)?,
             left: None,
-            listener: None,
+            clients: None,
             port: None,
-            clients: Vec::new(),
-            next_client: 0,
             stops: Stops::default(),
         })
     }
@@ -104,8 +115,7 @@ impl Server {
     /// Opens the socket and the control port of the configuration.
     pub(super) fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
         if let Some(path) = &section.socket {
-            let error = |source| HostError::Socket { path: path.clone(), source };
-            self.listener = Some((listen(path).map_err(error)?, path.clone()));
+            self.clients = Some(Clients::listen(path)?);
         }
         if let Some(name) = &section.control_port {
             match open_port(name) {
@@ -126,9 +136,20 @@ impl Server {
         tracing::info!("ready: {summary}");
         service::ready(&summary);
         self.tell_port(&Line::ready(&host.status()));
+        let mut failing = false;
         loop {
-            for source in self.wait(host).map_err(|e| HostError::Loop(e.into()))? {
-                self.handle(source, host);
+            match self.wait(host) {
+                Ok(ready) => {
+                    failing = false;
+                    ready.into_iter().for_each(|source| self.handle(source, host));
+                }
+                // Nothing that poll(2) lacks is worth the VMs. It may come back.
+                Err(errno) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!("the host cannot wait for its clients and VMs: {errno}");
+                    }
+                    thread::sleep(RETRY_PAUSE);
+                }
             }
             for (whom, line) in self.stops.round(host) {
                 self.tell(whom, &line);
@@ -136,36 +157,37 @@ impl Server {
             if self.stops.has_ended(host) || host.has_nothing_left() {
                 return Ok(());
             }
-            self.clients.retain(|client| !client.lines.is_closed());
+            let Self { clients, stops, .. } = &mut *self;
+            let is_waiting = |number| stops.is_waiting(Whom::Client(number));
+            clients.iter_mut().for_each(|clients| clients.sweep(is_waiting));
         }
     }
 
     /// Waits until at least one source is ready. Returns the sources that are ready.
     fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
-        let mut sources = vec![Source::Children, Source::End];
-        let mut fds =
-            vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
+        let mut sources = vec![Source::Children, Source::End, Source::Ignored];
+        let signals = [&self.children, &self.end, &self.ignored];
+        let mut fds = signals.map(|pipe| PollFd::new(pipe, PollFlags::IN)).to_vec();
         if let Some(left) = &self.left {
             sources.push(Source::Left);
             fds.push(PollFd::new(left, PollFlags::IN));
         }
-        let interest = |lines: &Lines| match lines.is_behind() {
-            true => PollFlags::IN | PollFlags::OUT,
-            false => PollFlags::IN,
-        };
-        if let Some((listener, _)) = &self.listener
-            && self.clients.len() < MAX_CLIENTS
-        {
+        let is_waiting = |number| self.stops.is_waiting(Whom::Client(number));
+        if let Some(listener) = self.clients.as_ref().and_then(|c| c.listener(is_waiting)) {
             sources.push(Source::Listener);
-            fds.push(PollFd::new(listener, PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
         }
         if let Some(port) = self.port.as_ref().filter(|port| !port.hung_up) {
             sources.push(Source::Port);
-            fds.push(PollFd::new(&port.lines, interest(&port.lines)));
+            let interest = match port.lines.is_behind() {
+                true => PollFlags::IN | PollFlags::OUT,
+                false => PollFlags::IN,
+            };
+            fds.push(PollFd::new(&port.lines, interest));
         }
-        for (index, client) in self.clients.iter().enumerate() {
-            sources.push(Source::Client(index));
-            fds.push(PollFd::new(&client.lines, interest(&client.lines)));
+        for client in self.clients() {
+            sources.push(Source::Client(client.number));
+            fds.push(PollFd::new(&client.lines, client.interest()));
         }
         for (index, vm) in host.vms.iter().enumerate() {
             if let Life::Live(live) = &vm.life {
@@ -187,8 +209,13 @@ impl Server {
         drop(fds);
         for (index, vm) in host.vms.iter().enumerate() {
             let heard = matches!(&vm.life, Life::Live(live) if live.process.has_events());
-            if heard && !ready.iter().any(|s| matches!(s, Source::Vm(i) if *i == index)) {
+            if heard && !ready.contains(&Source::Vm(index)) {
                 ready.push(Source::Vm(index));
+            }
+        }
+        for client in self.clients().filter(|client| client.has_lines()) {
+            if !ready.contains(&Source::Client(client.number)) {
+                ready.push(Source::Client(client.number));
             }
         }
         if self.port.as_ref().is_some_and(|port| port.hung_up) {
@@ -200,24 +227,37 @@ impl Server {
     /// Returns how long to wait at most. `None`: until a source is ready.
     fn timeout(&self, host: &Host) -> Option<Duration> {
         let heard = |life: &Life| matches!(life, Life::Live(live) if live.process.has_events());
-        let heard = host.vms.iter().any(|vm| heard(&vm.life)).then_some(Duration::ZERO);
+        let heard = host.vms.iter().any(|vm| heard(&vm.life));
+        let heard = heard || self.clients().any(Client::has_lines);
+        let heard = heard.then_some(Duration::ZERO);
+        let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let stop = host.stop_deadline();
         let stop = stop.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
-        [heard, stop, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
+        [heard, stop, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
     }
 
     fn handle(&mut self, source: Source, host: &mut Host) {
         match source {
             Source::Children => reap(&self.children, host),
             Source::End => self.end(host),
+            Source::Ignored => {
+                drain(&self.ignored);
+                tracing::warn!(
+                    "got a signal that does nothing here: SIGTERM ends the host and its VMs"
+                );
+            }
             Source::Left => {
                 tracing::info!("stopping: the user has left");
                 self.stops.end_host(host, None, 0);
             }
-            Source::Listener => self.accept(),
+            Source::Listener => {
+                let Self { clients, stops, .. } = self;
+                let is_waiting = |number| stops.is_waiting(Whom::Client(number));
+                clients.iter_mut().for_each(|clients| clients.accept(is_waiting));
+            }
             Source::Port => self.serve_port(host),
-            Source::Client(index) => self.serve_client(index, host),
+            Source::Client(number) => self.serve_client(number, host),
             Source::Vm(index) => handle_events(host, index),
         }
     }
@@ -236,19 +276,13 @@ impl Server {
         self.stops.end_host(host, None, within_s);
     }
 
-    fn accept(&mut self) {
-        let Some((listener, _)) = &self.listener else { return };
-        match listener.accept().and_then(|(stream, _)| {
-            stream.set_nonblocking(true)?;
-            Ok(stream)
-        }) {
-            Ok(stream) => {
-                let (number, lines) = (self.next_client, Lines::new(OwnedFd::from(stream)));
-                self.next_client += 1;
-                self.clients.push(Client { number, lines });
-            }
-            Err(error) => tracing::warn!("a client of the API could not be accepted: {error}"),
-        }
+    fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter().flat_map(|clients| &clients.all)
+    }
+
+    fn client(&mut self, number: u64) -> Option<&mut Client> {
+        let mut all = self.clients.iter_mut().flat_map(|clients| &mut clients.all);
+        all.find(|client| client.number == number)
     }
 
     fn serve_port(&mut self, host: &mut Host) {
@@ -272,14 +306,13 @@ impl Server {
         }
     }
 
-    fn serve_client(&mut self, index: usize, host: &mut Host) {
-        let Client { number, lines } = &mut self.clients[index];
-        match lines.flush().and_then(|()| lines.read()) {
-            Ok(lines) => {
-                let whom = Whom::Client(*number);
-                self.answer_all(lines, host, whom);
-            }
-            Err(_) => lines.close(),
+    fn serve_client(&mut self, number: u64, host: &mut Host) {
+        let Some(client) = self.client(number) else { return };
+        client.hear();
+        match client.lines.flush().and_then(|()| client.lines.read()) {
+            Ok(lines) => self.answer_all(lines, host, Whom::Client(number)),
+            Err(StreamError::Closed) => client.end(),
+            Err(_) => client.lines.close(),
         }
     }
 
@@ -288,8 +321,7 @@ impl Server {
         match whom {
             Whom::Port => self.tell_port(line),
             Whom::Client(number) => {
-                let client = self.clients.iter_mut().find(|client| client.number == number);
-                if let Some(client) = client {
+                if let Some(client) = self.client(number) {
                     client.lines.send(&line.text());
                 }
             }
@@ -311,6 +343,13 @@ impl Server {
                     continue;
                 }
             };
+            if let Whom::Client(number) = whom
+                && self.client(number).is_none_or(|client| client.has_left())
+            {
+                let what: String = line.chars().take(80).collect();
+                tracing::warn!("not carried out, because its client has left: {what}");
+                continue;
+            }
             let id = call.id;
             let line = match self.carry_out(call, host, whom) {
                 // The reply comes when what was asked for has ended.
@@ -393,14 +432,6 @@ impl Server {
             }
         }
         Ok(Answer::Done {})
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some((_, path)) = &self.listener {
-            let _ = fs::remove_file(path);
-        }
     }
 }
 

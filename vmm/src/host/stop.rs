@@ -40,7 +40,13 @@ impl<C> Default for Stops<C> {
     }
 }
 
-impl<C: Copy> Stops<C> {
+impl<C: Copy + PartialEq> Stops<C> {
+    /// Whether `client` waits for a reply.
+    pub(super) fn is_waiting(&self, client: C) -> bool {
+        let ending = self.ending.iter().flatten().any(|(whom, _)| *whom == client);
+        ending || self.waiting.iter().any(|waiting| waiting.client == client)
+    }
+
     /// Whether the host ends when its VMs have.
     pub(super) fn host_ends(&self) -> bool {
         self.ending.is_some()

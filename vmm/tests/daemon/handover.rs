@@ -1,60 +1,14 @@
 //! Handovers of a host without VMs that is not PID 1: to the same binary and to other programs. The
 //! end-to-end suites, which have KVM, test handovers with VMs.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
-
-/// A running host. Killed when dropped.
-struct Host {
-    child: Child,
-    directory: tempfile::TempDir,
-    log: BufReader<std::process::ChildStderr>,
-}
+use crate::host::{Host, PERENNIAL};
 
 impl Host {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let config = directory.path().join("config.toml");
-        let socket = directory.path().join("socket");
-        fs::write(&config, format!("[host]\nsocket = {socket:?}\n")).unwrap();
-        let mut child = Command::new(PERENNIAL)
-            .args(["host", "--config"])
-            .arg(&config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut host = Self { child, directory, log };
-        host.wait_until_ready("boot cold");
-        host
-    }
-
-    /// Reads the log up to the line with `ready:`, which must contain `how`.
-    fn wait_until_ready(&mut self, how: &str) {
-        let mut line = String::new();
-        while !line.contains("ready:") {
-            line.clear();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "the host ended");
-        }
-        assert!(line.contains(how), "{line}");
-    }
-
-    fn ctl(&self, arguments: &[&str]) -> Output {
-        Command::new(PERENNIAL)
-            .args(["ctl", "--socket"])
-            .arg(self.directory.path().join("socket"))
-            .args(arguments)
-            .output()
-            .unwrap()
-    }
-
     fn refused(&self, program: &Path) -> String {
         let output = self.ctl(&["handover", "--program", program.to_str().unwrap()]);
         assert!(!output.status.success());
@@ -65,7 +19,7 @@ impl Host {
 
     /// Writes a copy of `perennial` in which the name `format` is replaced by `called`, as another
     /// version may have it.
-    fn other_version(&self, format: &str, called: &str) -> std::path::PathBuf {
+    fn other_version(&self, format: &str, called: &str) -> PathBuf {
         assert_eq!(format.len(), called.len());
         let mut bytes = fs::read(PERENNIAL).unwrap();
         let at = |bytes: &[u8]| bytes.windows(format.len()).position(|w| w == format.as_bytes());
@@ -77,13 +31,6 @@ impl Host {
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

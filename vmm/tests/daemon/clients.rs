@@ -1,0 +1,87 @@
+//! Clients that behave badly, beside an operator whose commands must be carried out.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+
+use crate::host::Host;
+
+impl Host {
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.socket()).unwrap()
+    }
+
+    /// Most memory that the host ever used, in KiB.
+    fn peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+#[test]
+fn idle_clients_do_not_lock_an_operator_out() {
+    let host = Host::start();
+    let idle: Vec<UnixStream> = (0..200).map(|_| host.connect()).collect();
+    host.answers();
+    drop(idle);
+    host.answers();
+}
+
+#[test]
+fn clients_that_send_without_end_cost_bounded_memory_and_delay_nobody() {
+    let host = Host::start();
+    let before = host.peak_kib();
+    for flood in [&b"\n"[..], b"x", b"{\"do\":\"status\"}\n", b"nonsense\n"] {
+        let mut streams: Vec<UnixStream> = (0..8).map(|_| host.connect()).collect();
+        let piece = flood.repeat((64 << 10) / flood.len());
+        for stream in &mut streams {
+            stream.set_write_timeout(Some(Duration::from_millis(1))).unwrap();
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(500) {
+            for stream in &mut streams {
+                // It may be cut off, or not be read from.
+                let _ = stream.write(&piece);
+            }
+        }
+        host.answers();
+    }
+    let grown = host.peak_kib() - before;
+    assert!(grown < 32 << 10, "it grew by {grown} KiB");
+}
+
+#[test]
+fn a_host_without_file_descriptors_still_answers_its_operator() {
+    let host = Host::start();
+    let pid = Pid::from_child(&host.child);
+    let open = fs::read_dir(format!("/proc/{}/fd", host.child.id())).unwrap().count() as u64;
+    let few = Rlimit { current: Some(open + 3), maximum: Some(open + 3) };
+    prlimit(Some(pid), Resource::Nofile, few).unwrap();
+    let _idle: Vec<UnixStream> = (0..10).map(|_| host.connect()).collect();
+    host.answers();
+}
+
+#[test]
+fn what_a_client_asked_for_before_it_left_is_not_carried_out() {
+    let mut host = Host::start();
+    host.signal(Signal::STOP);
+    let mut gone = host.connect();
+    gone.write_all(b"{\"do\":\"power-off\",\"now\":true}\n").unwrap();
+    drop(gone);
+    host.signal(Signal::CONT);
+    host.answers();
+    assert!(host.child.try_wait().unwrap().is_none());
+
+    // One that only said that it will send no more does wait for its answer.
+    let mut waiting = host.connect();
+    waiting.write_all(b"{\"id\":7,\"do\":\"power-off\",\"now\":true}\n").unwrap();
+    waiting.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"id\":7,\"ok\""), "{answer}");
+    assert!(host.child.wait().unwrap().success());
+}

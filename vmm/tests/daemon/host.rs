@@ -1,0 +1,75 @@
+//! A host without VMs that is not PID 1, as a process of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
+
+/// A running host. Killed when dropped.
+pub(crate) struct Host {
+    pub(crate) child: Child,
+    pub(crate) directory: tempfile::TempDir,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Host {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config.toml");
+        let socket = directory.path().join("socket");
+        fs::write(&config, format!("[host]\nsocket = {socket:?}\n")).unwrap();
+        let mut child = Command::new(PERENNIAL)
+            .args(["host", "--config"])
+            .arg(&config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut host = Self { child, directory, log };
+        host.wait_until_ready("boot cold");
+        host
+    }
+
+    /// Reads the log up to the line with `ready:`, which must contain `how`.
+    pub(crate) fn wait_until_ready(&mut self, how: &str) {
+        let mut line = String::new();
+        while !line.contains("ready:") {
+            line.clear();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "the host ended");
+        }
+        assert!(line.contains(how), "{line}");
+    }
+
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(PERENNIAL)
+            .args(["ctl", "--socket"])
+            .arg(self.socket())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub(crate) fn answers(&self) {
+        let output = self.ctl(&["status"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,8 @@
+//! Hosts that are not PID 1, without VMs: what needs no KVM.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod clients;
+mod handover;
+mod host;
+mod signals;
