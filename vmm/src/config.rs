@@ -109,6 +109,8 @@ pub struct HostSection {
     pub hostname: Option<String>,
     /// Path of the API socket.
     pub socket: Option<PathBuf>,
+    /// Path of the lock that says that a host runs on this machine.
+    pub lock: Option<PathBuf>,
     /// Name of a virtio-serial port on which the host serves the API, too.
     pub control_port: Option<String>,
     /// Kernel modules that PID 1 loads, in this order, before it mounts file systems.
@@ -138,7 +140,7 @@ impl HostSection {
         self.stop_within_s.unwrap_or(STOP_WITHIN_S)
     }
 
-    /// Returns `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
+    /// Returns `lock`, `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
     /// key that cannot be read is empty. A host needs these to reach the pool, and so the VMs that
     /// the previous kernel left.
     pub fn salvage(text: &str) -> Self {
@@ -148,6 +150,7 @@ impl HostSection {
         let file: Option<toml::Table> = toml::from_str(text).ok();
         match file.as_ref().and_then(|file| file.get("host")) {
             Some(host) => Self {
+                lock: key(host, "lock"),
                 modules: key(host, "modules"),
                 mounts: key(host, "mounts"),
                 pool: key(host, "pool"),

@@ -52,7 +52,7 @@ impl Lines {
         }
     }
 
-    /// Reads what is available, up to a bound, and returns the complete lines, at most [`MAX_LINES`]. What is
+    /// Reads what is available, up to a bound, and returns the complete lines, at most eight. What is
     /// left is returned by the next calls: see [`has_lines`](Self::has_lines). Errors with
     /// [`StreamError::Closed`] only after all complete lines have been returned.
     pub fn read(&mut self) -> Result<Vec<String>, StreamError> {

@@ -45,6 +45,7 @@ impl Host {
             next: None,
             started_ticks: 0,
             is_alone: true,
+            instance: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::backend::NoLuo;
+use super::instance::InstanceError;
 use super::kernel_entry::NoteError;
 use super::service;
 use crate::config::ConfigError;
@@ -87,6 +88,9 @@ pub enum HostError {
     /// This host was not started by a live update or a handover.
     #[error("there is no report: this host was started by a cold boot")]
     NoReport,
+    /// Another host runs on this machine, or it is not known whether one does.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
     /// The API cannot be offered.
     #[error("cannot offer the API on {}", path.display())]
     Socket {

@@ -19,6 +19,7 @@ mod dhcp;
 mod error;
 pub mod format;
 pub mod init;
+mod instance;
 pub mod kernel_entry;
 pub mod kvm_pages;
 mod limits;
@@ -50,12 +51,13 @@ use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
 use crate::live_update::manifest::vm_session;
-use crate::live_update::next_host::{self, InheritError, Inherited};
+use crate::live_update::next_host::{self, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::{Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{ChosenLuo, NoLuo};
+use instance::Instance;
 use kernel_entry::KernelEntry;
 
 /// Path of the configuration in the image of a Perennial host.
@@ -88,25 +90,29 @@ pub struct Host {
     started_ticks: u64,
     /// Whether this is the host of `perennial run`, which ends with its VM.
     is_alone: bool,
+    /// Says that a host runs on this machine. `None` if that cannot be said, and for `perennial run`.
+    instance: Option<Instance>,
+}
+
+/// The VMs that the last kernel or the last host left, before they are resumed.
+struct Found {
+    arrival: Option<RetrievedManifest>,
+    keeper: Option<Keeper>,
 }
 
 impl Host {
-    /// Reads the configuration, chooses a LUO, and resumes the VMs that the last kernel, or the last host
-    /// of this process, left; else boots those of the configuration. As PID 1, loads modules and mounts
-    /// file systems first.
-    pub fn start(
+    /// Reads the configuration, chooses a LUO, and looks for the VMs that the last kernel, or the last host
+    /// of this process, left. As PID 1, loads modules and mounts file systems first. Starts no VM.
+    fn look(
         config_path: &Path,
         started_ticks: u64,
-        inherited: Option<Result<Inherited, InheritError>>,
-    ) -> Result<Self, HostError> {
-        let replaced = match inherited {
+        left: Option<Left>,
+    ) -> Result<(Self, Found), HostError> {
+        let replaced = match left {
             Some(_) => Replaced::Program,
             None => Replaced::Kernel,
         };
-        if replaced == Replaced::Program {
-            next_host::wait_for_old_vm_processes();
-        }
-        let inherited = start::inherit(inherited);
+        let (sessions, lock) = left.map_or((None, None), |left| (Some(left.sessions), left.lock));
         let text = std::fs::read_to_string(config_path)
             .map_err(|source| ConfigError::Read { path: config_path.to_owned(), source });
         let (text, parsed) = match text {
@@ -119,6 +125,12 @@ impl Host {
             Ok(config) => config.host.clone(),
             Err(_) => HostSection::salvage(&text),
         };
+        let goes_on = init::is_pid_1() || replaced == Replaced::Program;
+        let instance = start::lock(&section, lock, goes_on)?;
+        if replaced == Replaced::Program {
+            next_host::wait_for_old_vm_processes();
+        }
+        let inherited = start::inherit(sessions);
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
         let kernel_entry = KernelEntry::read(Path::new("/"), inherited.ticket);
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
@@ -133,7 +145,7 @@ impl Host {
         // A missing module or mount does not stop the start. A VM that needs it reports an error.
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
-        let mut host = Self {
+        let host = Self {
             confinement: Confinement::new(&config.host),
             config,
             config_text,
@@ -149,12 +161,36 @@ impl Host {
             next: None,
             started_ticks,
             is_alone: false,
+            instance,
         };
-        host.populate(arrival, inherited.keeper.as_ref());
-        Ok(host)
+        Ok((host, Found { arrival, keeper: inherited.keeper }))
     }
 
-    fn populate(&mut self, arrival: Option<RetrievedManifest>, keeper: Option<&Keeper>) {
+    /// Offers the API. If that fails, a host that has VMs, or is PID 1, goes on, and listens where the last host
+    /// did, or at [`DEFAULT_SOCKET`].
+    fn listen(&mut self, server: &mut serve::Server, found: &Found) -> Result<(), HostError> {
+        let Err(error) = server.listen(&self.config.host) else { return Ok(()) };
+        let holds = matches!(&self.luo, Err(none) if none.may_hold_vms);
+        if !(init::is_pid_1() || found.arrival.is_some() || holds) {
+            return Err(error);
+        }
+        let why = chain(&error);
+        tracing::error!("{}", why.join(": "));
+        self.config_error.get_or_insert_default().extend(why);
+        let old = found.arrival.as_ref().and_then(|a| Config::parse(&a.manifest.config).ok());
+        let old = old.and_then(|config| config.host.socket);
+        for socket in old.into_iter().chain([DEFAULT_SOCKET.into()]) {
+            let section = HostSection { socket: Some(socket), ..HostSection::default() };
+            match server.listen(&section) {
+                Ok(()) => break,
+                Err(error) => tracing::error!("{}", chain(&error).join(": ")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Resumes the VMs that were found; else boots those of the configuration.
+    fn populate(&mut self, Found { arrival, keeper }: Found) {
         if init::is_pid_1()
             && let Some(name) = &self.config.host.hostname
         {
@@ -164,7 +200,7 @@ impl Host {
             tracing::warn!("{}", chain(&error).join(": "));
         }
         match arrival {
-            Some(arrival) => self.resume_vms(arrival, keeper),
+            Some(arrival) => self.resume_vms(arrival, keeper.as_ref()),
             None => self.boot_vms(),
         }
     }
@@ -484,6 +520,7 @@ impl Host {
             destination: Destination::Host {
                 program: call.program.map_or_else(next_host::own_program, Ok)?,
                 keeper,
+                lock: self.instance.as_ref().map(Instance::lock),
             },
             stop_before: call.stop_before,
             // A keeper does not pin pages: the kernel may move the pages of a memfd at any time.
@@ -563,14 +600,11 @@ fn vm_status(vm: &Guest) -> VmStatus {
 }
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.
-pub fn run(
-    config_path: &Path,
-    started_ticks: u64,
-    inherited: Option<Result<Inherited, InheritError>>,
-) -> Result<(), HostError> {
+pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result<(), HostError> {
     limits::raise_open_files();
     let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
-    let mut host = Host::start(config_path, started_ticks, inherited)?;
-    server.listen(&host.config.host)?;
+    let (mut host, found) = Host::look(config_path, started_ticks, left)?;
+    host.listen(&mut server, &found)?;
+    host.populate(found);
     server.run(&mut host)
 }

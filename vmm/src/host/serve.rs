@@ -114,9 +114,6 @@ impl Server {
 
     /// Opens the socket and the control port of the configuration.
     pub(super) fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
-        if let Some(path) = &section.socket {
-            self.clients = Some(Clients::listen(path)?);
-        }
         if let Some(name) = &section.control_port {
             match open_port(name) {
                 Ok(file) => {
@@ -126,6 +123,9 @@ impl Server {
                 // A host without its control port still runs its VMs.
                 Err(error) => tracing::error!("{}", chain(&error).join(": ")),
             }
+        }
+        if let Some(path) = &section.socket {
+            self.clients = Some(Clients::listen(path)?);
         }
         Ok(())
     }

@@ -1,10 +1,14 @@
 //! The first steps of a host: it loads modules and mounts file systems, looks for the VMs of the last
 //! kernel or host, and chooses the configuration. None of these steps starts or stops a VM.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
 
 use super::backend::{self, ChosenLuo, NoLuo};
+use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules, network};
 use crate::causes::chain;
@@ -32,6 +36,25 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     (!missing.is_empty()).then_some(missing)
 }
 
+/// Takes the machine's lock on hosts. `goes_on` says that this host must not end, because there are VMs that
+/// only it can resume, or because it is PID 1: then it goes on without the lock. So does one that is not root's,
+/// where no lock can be.
+pub(super) fn lock(
+    section: &HostSection,
+    left: Option<OwnedFd>,
+    goes_on: bool,
+) -> Result<Option<Instance>, HostError> {
+    let path = section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK));
+    match Instance::take(path, left) {
+        Ok(instance) => Ok(Some(instance)),
+        Err(error @ InstanceError::Taken { .. }) if !goes_on => Err(error.into()),
+        Err(error) => {
+            tracing::error!("{}", chain(&error).join(": "));
+            Ok(None)
+        }
+    }
+}
+
 /// What the last host of this process left, as far as it can be read.
 #[derive(Default)]
 pub(super) struct Inheritance {
@@ -42,8 +65,8 @@ pub(super) struct Inheritance {
 }
 
 /// Takes over what the last host of this process left. Logs an error if it cannot be read.
-pub(super) fn inherit(left: Option<Result<Inherited, InheritError>>) -> Inheritance {
-    let why = match left {
+pub(super) fn inherit(sessions: Option<Result<Inherited, InheritError>>) -> Inheritance {
+    let why = match sessions {
         None => return Inheritance::default(),
         Some(Ok(Inherited::InPool(ticket))) => {
             return Inheritance { ticket: Some(ticket), ..Inheritance::default() };

@@ -30,6 +30,8 @@ use crate::guests::memfd::document_memfd;
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
 /// the ticket for the sessions in a pool (`ticket=...`).
 pub const HANDOVER_VARIABLE: &str = "PERENNIAL_HANDOVER";
+/// The environment variable with the number of the fd that has the machine's lock on hosts.
+const LOCK_VARIABLE: &str = "PERENNIAL_LOCK";
 /// Prefix of a ticket in the variable, which distinguishes it from fds.
 const TICKET: &str = "ticket=";
 
@@ -139,11 +141,11 @@ impl NextHost {
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
     }
 
-    /// Executes the program in this process, and passes `left` on to it. Returns only on an error; the
-    /// VMs are unchanged then.
-    pub fn enter(&self, left: Inherited) -> NextHostError {
+    /// Executes the program in this process, and passes `left` and the `lock` on to it. Returns only on an error;
+    /// the VMs are unchanged then.
+    pub fn enter(&self, left: Inherited, lock: Option<BorrowedFd<'_>>) -> NextHostError {
         let Handover { tree, mut fds } = match left {
-            Inherited::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}")),
+            Inherited::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}"), lock),
             Inherited::Kept(handover) => handover,
         };
         match self.write_tree(&tree) {
@@ -156,7 +158,7 @@ impl NextHost {
             }
         }
         let numbers: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-        self.exec(&numbers.join(","))
+        self.exec(&numbers.join(","), lock)
     }
 
     /// Writes the keeper's tree to a memfd, and checks that the program can read it.
@@ -170,14 +172,24 @@ impl NextHost {
         }
     }
 
-    fn exec(&self, left: &str) -> NextHostError {
+    fn exec(&self, left: &str, lock: Option<BorrowedFd<'_>>) -> NextHostError {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| "perennial".into());
         let mut command = self.command();
         for variable in luo::systemd::PASSED {
             command.env_remove(variable);
         }
+        if let Some(lock) = lock {
+            if let Err(errno) = fcntl_setfd(lock, FdFlags::empty()) {
+                return self.error("leave the machine's lock for", errno.into());
+            }
+            command.env(LOCK_VARIABLE, lock.as_raw_fd().to_string());
+        }
         let error = command.arg0(name).args(arguments).env(HANDOVER_VARIABLE, left).exec();
+        if let Some(lock) = lock {
+            // This host goes on. A program that it starts must not have the lock.
+            let _ = fcntl_setfd(lock, FdFlags::CLOEXEC);
+        }
         self.error("execute", error)
     }
 
@@ -196,6 +208,7 @@ impl NextHost {
             .command()
             .args(arguments)
             .env_remove(HANDOVER_VARIABLE)
+            .env_remove(LOCK_VARIABLE)
             .stdin(Stdio::null())
             .stdout(output()?)
             .stderr(output()?)
@@ -255,9 +268,24 @@ pub enum InheritError {
     Tree(#[source] io::Error),
 }
 
+/// All that the last host in this process left.
+#[derive(Debug)]
+pub struct Left {
+    /// The VMs' sessions.
+    pub sessions: Result<Inherited, InheritError>,
+    /// The machine's lock on hosts, unless that host had none.
+    pub lock: Option<OwnedFd>,
+}
+
 /// Takes over what the last host in this process left; `None` if there was no host. Must be called once,
 /// before this process opens any file.
-pub fn inherit() -> Option<Result<Inherited, InheritError>> {
+pub fn inherit() -> Option<Left> {
+    let sessions = inherit_sessions()?;
+    let lock = std::env::var(LOCK_VARIABLE).ok().and_then(|number| take_fd(number.parse().ok()?));
+    Some(Left { sessions, lock })
+}
+
+fn inherit_sessions() -> Option<Result<Inherited, InheritError>> {
     let text = std::env::var_os(HANDOVER_VARIABLE)?.to_string_lossy().into_owned();
     if let Some(ticket) = text.strip_prefix(TICKET) {
         return Some(ticket.parse().map(Inherited::InPool).map_err(InheritError::Ticket));

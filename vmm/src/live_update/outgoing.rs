@@ -5,7 +5,7 @@
 //! running. No step between pause and jump takes longer for a guest with more RAM.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
@@ -43,6 +43,8 @@ pub enum Destination<'a> {
         program: PathBuf,
         /// The keeper with the sessions; `None` if they are in a pool.
         keeper: Option<&'a Keeper>,
+        /// The machine's lock on hosts, which the program takes over.
+        lock: Option<BorrowedFd<'a>>,
     },
     /// The next process of this systemd service, under this kernel or another. This process ends.
     Service,
@@ -67,7 +69,7 @@ pub struct Plan<'a> {
 /// A destination that is ready to be entered.
 enum Next<'a> {
     Kernel(LoadedImage),
-    Host(NextHost, Option<&'a Keeper>),
+    Host(NextHost, Option<&'a Keeper>, Option<BorrowedFd<'a>>),
     Service,
 }
 
@@ -166,7 +168,7 @@ pub fn run(
     let mut manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
     manifest.vms.extend(vms.iter().filter_map(still_preserved));
     let manifest = preserve_manifest(&host, &manifest)?;
-    if let Next::Host(program, _) = &next {
+    if let Next::Host(program, ..) = &next {
         rehearse(program, &manifest, paused.vms)?;
     }
     Err(jump(luo, next))
@@ -179,7 +181,9 @@ fn load<'a>(
 ) -> Result<Next<'a>, UpdateError> {
     Ok(match destination {
         Destination::Kernel(next) => Next::Kernel(next_kernel::load(next, luo.ticket())?),
-        Destination::Host { program, keeper } => Next::Host(NextHost::open(program)?, *keeper),
+        Destination::Host { program, keeper, lock } => {
+            Next::Host(NextHost::open(program)?, *keeper, *lock)
+        }
         Destination::Service => Next::Service,
     })
 }
@@ -213,12 +217,13 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
                 failed = image.take().map(|image| UpdateError::Jump(kexec::jump(image)));
             })
         }
-        Next::Host(program, None) => luo.switch(&mut || {
-            failed = luo.ticket().map(|ticket| program.enter(Inherited::InPool(ticket)).into());
+        Next::Host(program, None, lock) => luo.switch(&mut || {
+            let enter = |ticket| program.enter(Inherited::InPool(ticket), lock).into();
+            failed = luo.ticket().map(enter);
         }),
-        Next::Host(program, Some(keeper)) => {
+        Next::Host(program, Some(keeper), lock) => {
             let entered = keeper.hand_over(|handover| {
-                Err::<std::convert::Infallible, _>(program.enter(Inherited::Kept(handover)))
+                Err::<std::convert::Infallible, _>(program.enter(Inherited::Kept(handover), lock))
             });
             match entered {
                 Ok(never) => match never {},

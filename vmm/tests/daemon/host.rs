@@ -21,7 +21,8 @@ impl Host {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.toml");
         let socket = directory.path().join("socket");
-        fs::write(&config, format!("[host]\nsocket = {socket:?}\n")).unwrap();
+        let lock = directory.path().join("lock");
+        fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n")).unwrap();
         let mut child = Command::new(PERENNIAL)
             .args(["host", "--config"])
             .arg(&config)
@@ -60,6 +61,10 @@ impl Host {
     pub(crate) fn answers(&self) {
         let output = self.ctl(&["status"]);
         assert!(output.status.success(), "{output:?}");
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.path().join("config.toml")
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

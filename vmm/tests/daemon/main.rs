@@ -5,4 +5,5 @@
 mod clients;
 mod handover;
 mod host;
+mod instance;
 mod signals;

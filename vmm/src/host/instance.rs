@@ -1,0 +1,111 @@
+//! One host a machine: a lock that the host takes before it opens anything else, and keeps until it ends.
+//!
+//! A second host would boot the same VMs on the same disks. The kernel drops the lock with the process that has it, so
+//! that one left behind by a host that was killed is in nobody's way. A handover passes it on: it is never free
+//! in between.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Where the lock is, if the configuration does not say.
+pub(super) const DEFAULT_LOCK: &str = "/run/perennial/host.lock";
+
+/// The lock cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstanceError {
+    /// Another host has it.
+    #[error(
+        "another host runs on this machine{owner}, it has locked {}: stop that host first. Two hosts \
+         with VMs and disks of their own need a `lock` of their own in [host] as well",
+        path.display()
+    )]
+    Taken {
+        /// The lock.
+        path: PathBuf,
+        /// Who has it, in parentheses, if that is known.
+        owner: String,
+    },
+    /// The file cannot be created or locked.
+    #[error("cannot lock {}, which says that a host runs on this machine", path.display())]
+    File {
+        /// The lock.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The lock, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Instance(File);
+
+impl Instance {
+    /// Takes the lock at `path`, or takes over the one that the last host of this process has `left`.
+    pub(super) fn take(path: &Path, left: Option<OwnedFd>) -> Result<Self, InstanceError> {
+        let error = |source| InstanceError::File { path: path.to_owned(), source };
+        let file = match left {
+            Some(left) => File::from(left),
+            None => open(path).map_err(error)?,
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+            Err(TryLockError::WouldBlock) => {
+                let mut text = [0; 20];
+                let count = file.read_at(&mut text, 0).unwrap_or(0);
+                let owner = String::from_utf8_lossy(&text[..count]).trim().parse::<u32>();
+                let owner = owner.map_or(String::new(), |pid| format!(" (process {pid})"));
+                return Err(InstanceError::Taken { path: path.to_owned(), owner });
+            }
+        }
+        // Only for the error of a second host.
+        let own = format!("{}\n", std::process::id());
+        let _ = file.set_len(0).and_then(|()| file.write_all_at(own.as_bytes(), 0));
+        Ok(Self(file))
+    }
+
+    /// The locked file, to be left to the next host of this process.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_host_is_told_who_the_first_one_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/host.lock");
+        let first = Instance::take(&path, None).unwrap();
+        let error = Instance::take(&path, None).unwrap_err().to_string();
+        let own = format!("(process {})", std::process::id());
+        assert!(error.contains(&own) && error.contains(path.to_str().unwrap()), "{error}");
+        let left = first.lock().try_clone_to_owned().unwrap();
+        drop(first);
+        let next = Instance::take(Path::new("/nowhere"), Some(left)).unwrap();
+        assert!(Instance::take(&path, None).is_err());
+        drop(next);
+        Instance::take(&path, None).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_there_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Instance::take(directory.path(), None).unwrap_err();
+        assert!(matches!(error, InstanceError::File { .. }), "{error}");
+    }
+}

@@ -1,0 +1,57 @@
+//! One host a machine, and a host that goes on without what it can do without.
+
+use std::fs;
+use std::process::Command;
+
+use crate::host::{Host, PERENNIAL};
+
+impl Host {
+    /// Starts a second host with the configuration `text`, which must refuse to run. Returns what it says.
+    fn second(&self, text: &str) -> String {
+        let config = self.directory.path().join("second.toml");
+        fs::write(&config, text).unwrap();
+        let output =
+            Command::new(PERENNIAL).args(["host", "--config"]).arg(config).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+#[test]
+fn a_second_host_ends_before_it_opens_anything() {
+    let mut host = Host::start();
+    let lock = host.directory.path().join("lock");
+    let socket = host.directory.path().join("another-socket");
+    let text = format!("[host]\nlock = {lock:?}\nsocket = {socket:?}\n");
+    let own = format!("(process {})", host.child.id());
+    for _ in 0..2 {
+        let said = host.second(&text);
+        assert!(said.contains("another host runs") && said.contains(&own), "{said}");
+        assert!(!socket.exists());
+        assert!(host.ctl(&["handover"]).status.success());
+        host.wait_until_ready("boot handover");
+    }
+    let said = host.second(&text);
+    assert!(said.contains(&own), "the lock goes along with a handover: {said}");
+
+    // A host that was killed is in nobody's way.
+    host.child.kill().unwrap();
+    host.child.wait().unwrap();
+    let said = host.second(&format!("[host]\nlock = {lock:?}\nsocket = {:?}\n", lock.join("no")));
+    assert!(said.contains("cannot offer the API"), "{said}");
+}
+
+#[test]
+fn a_socket_that_cannot_be_there_ends_a_cold_host_and_not_one_that_took_over() {
+    let mut host = Host::start();
+    let socket = host.socket();
+    let config = fs::read_to_string(host.config()).unwrap();
+    let blocked = config.replace("/socket\"", "/lock/socket\"");
+    assert_ne!(config, blocked);
+    fs::write(host.config(), blocked).unwrap();
+    assert!(host.ctl(&["handover"]).status.success());
+    host.wait_until_ready("boot handover");
+    assert!(socket.exists(), "it listens where the last host did");
+    let status = String::from_utf8(host.ctl(&["status"]).stdout).unwrap();
+    assert!(status.contains("cannot offer the API on"), "{status}");
+}
