@@ -12,6 +12,7 @@ mod flight_tests;
 mod format;
 mod geometry;
 mod identification;
+mod lock;
 mod options;
 mod request;
 mod state;

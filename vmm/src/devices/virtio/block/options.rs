@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::lock;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::rate_limit::{self, RateLimits};
@@ -92,7 +93,7 @@ impl BlockOptions {
         self.more_queues.min(QUEUES_MAX - 1) + 1
     }
 
-    /// Opens the image, and with `direct=on` once more with O_DIRECT.
+    /// Opens and locks the image, and with `direct=on` opens it once more with O_DIRECT.
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
         let mut opened = vec![self.open_image(IMAGE, false)?];
         if self.direct {
@@ -120,7 +121,16 @@ impl BlockOptions {
         if direct {
             options.custom_flags(libc::O_DIRECT);
         }
-        let file = options.open(path).map_err(|source| match source.kind() {
+        let file = match direct {
+            true => options.open(path),
+            false => {
+                // Of a block device, that it is this program's alone. Nothing if it is a file.
+                let exclusive = if self.readonly { 0 } else { libc::O_EXCL };
+                options.custom_flags(exclusive);
+                lock::open_locked(self.readonly, || options.open(path))
+            }
+        };
+        let file = file.map_err(|source| match source.kind() {
             io::ErrorKind::InvalidInput if direct => error(NO_DIRECT, source),
             _ => error("", source),
         })?;
