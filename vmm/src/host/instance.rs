@@ -4,11 +4,14 @@
 //! that one left behind by a host that was killed is in nobody's way. A handover passes it on: it is never free
 //! in between.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// Where the lock is, if the configuration does not say.
 pub(super) const DEFAULT_LOCK: &str = "/run/perennial/host.lock";
@@ -52,16 +55,16 @@ impl Instance {
             Some(left) => File::from(left),
             None => open(path).map_err(error)?,
         };
-        match file.try_lock() {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(TryLockError::Error(source)) => return Err(error(source)),
-            Err(TryLockError::WouldBlock) => {
+            Err(Errno::WOULDBLOCK) => {
                 let mut text = [0; 20];
                 let count = file.read_at(&mut text, 0).unwrap_or(0);
                 let owner = String::from_utf8_lossy(&text[..count]).trim().parse::<u32>();
                 let owner = owner.map_or(String::new(), |pid| format!(" (process {pid})"));
                 return Err(InstanceError::Taken { path: path.to_owned(), owner });
             }
+            Err(errno) => return Err(error(errno.into())),
         }
         // Only for the error of a second host.
         let own = format!("{}\n", std::process::id());
