@@ -19,6 +19,7 @@ use vmm::config::HostSection;
 use vmm::confine::{self, Report};
 use vmm::guests::confinement::Confinement;
 use vmm::guests::process::{VmProcess, is_vm_process};
+use vmm::host::dhcp;
 use vmm::kvm::calls::VCPU;
 use vmm::link::Request;
 
@@ -343,46 +344,64 @@ fn a_process_of_the_host_is_confined() -> Result<(), Failed> {
     let confinement = Confinement::new(&HostSection::default());
     let (first, second) =
         (VmProcess::spawn(&confinement).unwrap(), VmProcess::spawn(&confinement).unwrap());
-    let mut users = Vec::new();
-    for process in [&first, &second] {
+    for (process, user) in [(&first, USER), (&second, USER + 1)] {
         // Any request: the answer to it comes after that to the first, which confines the process.
         process.build(Request::Sync, &[]).unwrap();
         let error = vmm::causes::chain(&process.reply().unwrap_err()).join(": ");
         check(error.contains("no machine"), error)?;
         check(process.missing().is_empty(), process.missing())?;
-        let proc = format!("/proc/{}", process.pid());
-        let proc = Path::new(&proc);
-        let status = fs::read_to_string(proc.join("status")).unwrap();
-        let line = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.unwrap_or("absent").split_whitespace().collect::<Vec<_>>()
-        };
-        for (key, expected) in [
-            ("CapEff:", "0000000000000000"),
-            ("CapPrm:", "0000000000000000"),
-            ("CapBnd:", "0000000000000000"),
-            ("CapAmb:", "0000000000000000"),
-            ("NoNewPrivs:", "1"),
-            ("Seccomp:", "2"),
-        ] {
-            check(line(key) == [expected], (key, line(key)))?;
-        }
-        check(line("Groups:").is_empty(), line("Groups:"))?;
-        check(line("NSpid:").last() == Some(&"1"), line("NSpid:"))?;
-        users.push(line("Uid:").join(" "));
-        check(line("Uid:") == line("Gid:"), line("Gid:"))?;
-        for namespace in ["user", "mnt", "net", "pid", "ipc", "uts"] {
-            let [inside, outside] = [proc, Path::new("/proc/self")]
-                .map(|proc| fs::read_link(proc.join("ns").join(namespace)).unwrap());
-            check(inside != outside, namespace)?;
-        }
-        check(fs::read_dir(proc.join("root")).unwrap().next().is_none(), "files in the root")?;
-        check(fs::read(proc.join("environ")).unwrap().is_empty(), "an environment")?;
-        let files = fs::read_dir(proc.join("fd")).unwrap().count();
-        check(files == 4, ("open files", files))?;
+        is_confined(process.pid(), user, 4)?;
     }
-    let [a, b] = [USER, USER + 1].map(|id| [id; 4].map(|id| id.to_string()).join(" "));
-    check(users == [a, b], users)
+    Ok(())
+}
+
+/// The process that speaks DHCP as the host starts it.
+fn the_process_that_speaks_dhcp_is_confined() -> Result<(), Failed> {
+    let (wire, _network) = UnixStream::pair().unwrap();
+    let (mut here, there) = UnixStream::pair().unwrap();
+    let arguments = ["--user", "1900000009", "--mac", "02:00:00:00:00:01"].map(str::to_owned);
+    let process =
+        confine::Process::spawn("dhcp", &arguments, wire.into(), Some(there.into()), "").unwrap();
+    // Its first message says what is missing.
+    let mut first = [0; 64];
+    let len = here.read(&mut first).unwrap();
+    check(first[..len] == *b"c", String::from_utf8_lossy(&first[..len]))?;
+    is_confined(process.pid(), 1_900_000_009, 3)
+}
+
+/// Whether a process runs as `user`, has this many open files and no power.
+fn is_confined(pid: rustix::process::Pid, user: u32, files: usize) -> Result<(), Failed> {
+    let proc = format!("/proc/{pid}");
+    let proc = Path::new(&proc);
+    let status = fs::read_to_string(proc.join("status")).unwrap();
+    let line = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or("absent").split_whitespace().collect::<Vec<_>>()
+    };
+    for (key, expected) in [
+        ("CapEff:", "0000000000000000"),
+        ("CapPrm:", "0000000000000000"),
+        ("CapBnd:", "0000000000000000"),
+        ("CapAmb:", "0000000000000000"),
+        ("NoNewPrivs:", "1"),
+        ("Seccomp:", "2"),
+    ] {
+        check(line(key) == [expected], (key, line(key)))?;
+    }
+    check(line("Groups:").is_empty(), line("Groups:"))?;
+    check(line("NSpid:").last() == Some(&"1"), line("NSpid:"))?;
+    let user = user.to_string();
+    check(line("Uid:") == [user.as_str(); 4], line("Uid:"))?;
+    check(line("Uid:") == line("Gid:"), line("Gid:"))?;
+    for namespace in ["user", "mnt", "net", "pid", "ipc", "uts"] {
+        let [inside, outside] = [proc, Path::new("/proc/self")]
+            .map(|proc| fs::read_link(proc.join("ns").join(namespace)).unwrap());
+        check(inside != outside, namespace)?;
+    }
+    check(fs::read_dir(proc.join("root")).unwrap().next().is_none(), "files in the root")?;
+    check(fs::read(proc.join("environ")).unwrap().is_empty(), "an environment")?;
+    let open = fs::read_dir(proc.join("fd")).unwrap().count();
+    check(open == files, ("open files", open))
 }
 
 fn main() -> ExitCode {
@@ -393,6 +412,15 @@ fn main() -> ExitCode {
         };
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if dhcp::is_dhcp_process() {
+        let [_dhcp, _log, _level, _user, user, _mac, mac] = &arguments[..] else {
+            panic!("arguments of the DHCP process: {arguments:?}")
+        };
+        return match dhcp::run_process(user.parse().unwrap(), mac) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     if let Some((INSIDE, rest)) =
         arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
     {
@@ -419,5 +447,7 @@ fn main() -> ExitCode {
     }
     let name = "a_process_of_the_host_is_confined";
     trials.push(Trial::test(name, a_process_of_the_host_is_confined));
+    let name = "the_process_that_speaks_dhcp_is_confined";
+    trials.push(Trial::test(name, the_process_that_speaks_dhcp_is_confined));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -1,4 +1,4 @@
-//! The command line: `perennial host`, `run`, `console`, `ctl`, `state`, `luo`, and the internal `vmm`.
+//! The command line: `perennial host`, `run`, `console`, `ctl`, `state`, `luo`, and the internal `vmm` and `dhcp`.
 
 mod console;
 mod ctl;
@@ -18,7 +18,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::causes::chain;
 use crate::guests::process::is_vm_process;
-use crate::host::{self, init};
+use crate::host::{self, dhcp, init};
 use crate::live_update::next_host;
 use crate::vm;
 
@@ -57,13 +57,27 @@ enum Command {
         #[arg(long, default_value_t = LevelFilter::INFO)]
         log: LevelFilter,
     },
+    /// The process that speaks DHCP for the host; the host starts it, with its sockets as standard input
+    /// and output
+    #[command(hide = true)]
+    Dhcp {
+        /// How much to log
+        #[arg(long, default_value_t = LevelFilter::INFO)]
+        log: LevelFilter,
+        /// The user and group ID to change to
+        #[arg(long)]
+        user: u32,
+        /// The address of the uplink
+        #[arg(long)]
+        mac: String,
+    },
 }
 
 /// Runs the command of the command line; as PID 1, runs the host. `started` is the TSC at the start of the
 /// process.
 pub fn main(started: u64) -> ExitCode {
     let inherited = next_host::inherit();
-    if init::is_pid_1() && !is_vm_process() {
+    if init::is_pid_1() && !is_vm_process() && !dhcp::is_dhcp_process() {
         if inherited.is_none() {
             init::set_up();
         }
@@ -75,7 +89,7 @@ pub fn main(started: u64) -> ExitCode {
     let command = Arguments::parse().command;
     log(match &command {
         Command::Run(arguments) => arguments.level(),
-        Command::Vmm { log } => *log,
+        Command::Vmm { log } | Command::Dhcp { log, .. } => *log,
         _ => LevelFilter::INFO,
     });
     match command {
@@ -89,6 +103,7 @@ pub fn main(started: u64) -> ExitCode {
             ignore_keys();
             exit(vm::serve::run())
         }
+        Command::Dhcp { log: _, user, mac } => exit(dhcp::run_process(user, &mac)),
         Command::Console(arguments) => exit(console::run(&arguments)),
         Command::Ctl(arguments) => exit(ctl::run(arguments)),
         Command::State(command) => exit(state::run(command)),

@@ -37,6 +37,11 @@ impl NetworkSection {
         if bridge.is_some() && bridge == uplink {
             return Err("`bridge` and `uplink` must be different interfaces".to_owned());
         }
+        if *address == Some(HostAddress::Dhcp) && uplink.is_none() {
+            let remedy = "name the `uplink` through which a DHCP server answers; on a bridge alone, only guests \
+                          could";
+            return Err(remedy.to_owned());
+        }
         match (gateway, address) {
             (Some(gateway), Some(HostAddress::Fixed(address)))
                 if address.has_in_network(*gateway) =>
@@ -162,7 +167,8 @@ mod tests {
                 "10.0.3.2 is not in the network of 10.0.2.15/24",
             ),
             ("address = \"dhcp\"", "`bridge` or an `uplink`"),
-            ("bridge = \"br0\"\naddress = \"dhcp\"\ngateway = \"10.0.3.2\"", "comes by DHCP"),
+            ("bridge = \"br0\"\naddress = \"dhcp\"", "name the `uplink`"),
+            ("uplink = \"eth0\"\naddress = \"dhcp\"\ngateway = \"10.0.3.2\"", "comes by DHCP"),
             ("bridge = \"br0\"\naddress = \"DHCP\"", "neither `dhcp` nor"),
             ("colour = \"red\"", "colour"),
         ] {

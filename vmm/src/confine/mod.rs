@@ -16,6 +16,7 @@ pub mod calls;
 mod landlock;
 mod namespaces;
 mod privileges;
+mod process;
 mod seccomp;
 mod trap;
 
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use calls::{Args, Call};
 pub use privileges::close_all_files_from;
+pub use process::{Process, was_started_as};
 pub use seccomp::FilterError;
 pub use trap::Report;
 

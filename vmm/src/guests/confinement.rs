@@ -28,7 +28,7 @@ impl Confinement {
     /// Takes a user that no other process of this host runs as, for a new process. `None` if all are taken.
     pub fn take_user(self: &Arc<Self>) -> Option<User> {
         let mut taken = lock(&self.taken);
-        let id = (self.first_user..self.first_user + USERS).find(|id| !taken.contains(id))?;
+        let id = (self.first_user..last_user(self.first_user)).find(|id| !taken.contains(id))?;
         taken.insert(id);
         Some(User { id, confinement: self.clone() })
     }
@@ -46,6 +46,12 @@ impl Confinement {
         }
         Ok(())
     }
+}
+
+/// The last user of the host's range, `first` being the first. No VM has it: it is for the process that
+/// speaks DHCP for the host.
+pub fn last_user(first: u32) -> u32 {
+    first + USERS - 1
 }
 
 /// A user and group ID of one process. Free for another process when dropped.
@@ -88,7 +94,8 @@ mod tests {
         drop(a);
         let c = take();
         assert_eq!((b.id(), c.id()), (7001, 7000));
-        let rest: Vec<_> = (2..USERS).map(|_| take()).collect();
+        let rest: Vec<_> = (2..USERS - 1).map(|_| take()).collect();
+        assert!(rest.iter().all(|user| user.id() != last_user(7000)));
         assert!(confinement.take_user().is_none());
         drop(rest);
         assert_eq!(take().id(), 7002);

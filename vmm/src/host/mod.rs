@@ -15,7 +15,7 @@
 pub mod alone;
 pub mod backend;
 mod clients;
-mod dhcp;
+pub mod dhcp;
 mod error;
 pub mod format;
 pub mod init;

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::dhcp;
 use crate::causes::chain;
-use crate::config::{Address, HostAddress, NetworkSection};
+use crate::config::{Address, HostAddress, HostSection, NetworkSection};
 use crate::devices::files::wait_for_device;
 use crate::devices::interface::{Interface, set_gateway};
 
@@ -49,8 +49,10 @@ pub(super) enum NetworkError {
     },
 }
 
-/// Sets up loopback and the network of the section. Returns the steps that failed; the others are done.
-pub(super) fn set_up(section: &NetworkSection) -> Vec<NetworkError> {
+/// Sets up loopback and the network of `[host.network]`. Returns the steps that failed; the others are done.
+pub(super) fn set_up(host: &HostSection) -> Vec<NetworkError> {
+    let none = NetworkSection::default();
+    let section = host.network.as_ref().unwrap_or(&none);
     let NetworkSection { bridge, uplink, address, gateway } = section;
     // The host does not need loopback, and a kernel may be built without IP, so an error is ignored.
     if let Err(error) = step("switch on", LOOPBACK, Interface::set_up) {
@@ -69,7 +71,9 @@ pub(super) fn set_up(section: &NetworkSection) -> Vec<NetworkError> {
     }
     if let (Some(address), Some(own)) = (address, section.own_interface()) {
         attempt(match address {
-            HostAddress::Dhcp => step("ask by DHCP for an address of", own, dhcp::start),
+            HostAddress::Dhcp => step("ask by DHCP for an address of", own, |own| {
+                dhcp::start(own, uplink.as_deref().unwrap_or(own.name()), host)
+            }),
             HostAddress::Fixed(Address { address, prefix }) => {
                 step("give its address to", own, |own| own.set_address(*address, *prefix))
             }

@@ -12,7 +12,7 @@ use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules, network};
 use crate::causes::chain;
-use crate::config::{Config, ConfigError, HostSection, NetworkSection};
+use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::incoming::{self, RetrievedManifest};
 use crate::live_update::next_host::{InheritError, Inherited};
 use crate::machine::Machine;
@@ -28,8 +28,7 @@ pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>>
     let absent = absent.iter().map(|error| chain(error).join(": "));
     let unmounted = init::mount_all(&section.mounts, fresh);
     let unmounted = unmounted.iter().map(|error| chain(error).join(": "));
-    let network = section.network.as_ref();
-    let disconnected = network::set_up(network.unwrap_or(&NetworkSection::default()));
+    let disconnected = network::set_up(section);
     let disconnected = disconnected.iter().map(|error| chain(error).join(": "));
     let missing: Vec<String> = absent.chain(unmounted).chain(disconnected).collect();
     missing.iter().for_each(|why| tracing::error!("{why}"));

@@ -7,8 +7,10 @@
 #![expect(unsafe_code, reason = "neither rustix nor std has ioctls on network interfaces")]
 
 mod mac;
+mod packet;
 
 pub use mac::Mac;
+pub use packet::packet_socket;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};

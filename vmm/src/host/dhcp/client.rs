@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress};
 
+use super::frame::MESSAGE_MAX;
+use super::lease::{FOREVER, Lease, is_of_host};
 use crate::devices::interface::Mac;
 
 /// Wait for an answer to the first message; it doubles with each repetition.
@@ -27,31 +29,19 @@ const REQUESTS: u32 = 4;
 const BETWEEN_RENEWALS: Duration = Duration::from_secs(60);
 /// Shortest lease that is taken as such. A shorter one would keep the client busy.
 const SHORTEST_LEASE: Duration = Duration::from_secs(120);
-/// Length of a lease without a limit.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// The options that the client asks for: subnet mask and router (RFC 2132).
 const WANTED: [u8; 2] = [1, 3];
 
-/// An address that a server has assigned.
+/// A lease, and when it is to be extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lease {
-    pub(super) address: Ipv4Addr,
-    /// Length of the network's prefix, in bits: 1 to 32.
-    pub(super) prefix: u8,
-    pub(super) gateway: Option<Ipv4Addr>,
-    pub(super) server: Ipv4Addr,
-    /// Times after which the lease is to be extended: by its server, by any server, and when it ends.
-    times: [Duration; 3],
+struct Held {
+    lease: Lease,
+    /// Times after which the lease is to be extended: by its server, by any server.
+    renew: Duration,
+    rebind: Duration,
 }
 
-impl Lease {
-    /// Time for which the address is assigned.
-    pub(super) fn duration(&self) -> Duration {
-        self.times[2]
-    }
-}
-
-/// What the host has to do.
+/// What the client wants to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
     /// Send a message to this address.
@@ -83,7 +73,7 @@ enum State {
     /// Has asked for the offered address. Number of messages so far.
     Requesting { address: Ipv4Addr, server: Ipv4Addr, sent: u32 },
     /// Has an address since this moment.
-    Bound(Lease, Instant),
+    Bound(Held, Instant),
 }
 
 impl Client {
@@ -96,6 +86,14 @@ impl Client {
     /// When [`due`](Self::due) is to be called.
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The address from which the client sends: its own, once it has one.
+    pub(super) fn source(&self) -> Ipv4Addr {
+        match self.state {
+            State::Bound(held, _) => held.lease.address,
+            State::Selecting(_) | State::Requesting { .. } => Ipv4Addr::UNSPECIFIED,
+        }
     }
 
     /// Does what is due at `now`.
@@ -115,17 +113,18 @@ impl Client {
                 self.deadline = now + self.wait(sent);
                 vec![self.broadcast(DhcpMessageType::Request, now)]
             }
-            State::Bound(lease, since) => self.extend(lease, since, now),
+            State::Bound(held, since) => self.extend(held, since, now),
         }
     }
 
     /// Asks for a longer lease, or gives it up at its end.
-    fn extend(&mut self, lease: Lease, since: Instant, now: Instant) -> Vec<Action> {
-        let [_, rebind, end] = lease.times.map(|time| since + time);
+    fn extend(&mut self, held: Held, since: Instant, now: Instant) -> Vec<Action> {
+        let Held { lease, renew, rebind } = held;
+        let (rebind, end) = (since + rebind, since + lease.duration);
         if now >= end {
             return self.give_up(now);
         }
-        if self.asked < since + lease.times[0] {
+        if self.asked < since + renew {
             self.ask_anew(now);
         }
         let next = if now < rebind { rebind } else { end };
@@ -146,11 +145,12 @@ impl Client {
         match (answer.message_type, self.state) {
             (DhcpMessageType::Offer, State::Selecting(1..)) => self.offered(&answer, now),
             (DhcpMessageType::Ack, State::Requesting { address, server, .. }) => {
-                let lease = lease(&answer).filter(|lease| lease.address == address);
-                self.bind(lease.filter(|lease| lease.server == server), now)
+                let held = held(&answer).filter(|held| held.lease.address == address);
+                self.bind(held.filter(|held| held.lease.server == server), now)
             }
             (DhcpMessageType::Ack, State::Bound(old, since)) if self.extends(&old, since) => {
-                self.bind(lease(&answer).filter(|new| new.address == old.address), now)
+                let new = held(&answer).filter(|new| new.lease.address == old.lease.address);
+                self.bind(new, now)
             }
             (DhcpMessageType::Nak, State::Requesting { .. }) => self.start_again(now),
             (DhcpMessageType::Nak, State::Bound(old, since)) if self.extends(&old, since) => {
@@ -161,8 +161,8 @@ impl Client {
     }
 
     /// Whether the client has asked for a longer lease.
-    fn extends(&self, lease: &Lease, since: Instant) -> bool {
-        self.asked >= since + lease.times[0]
+    fn extends(&self, held: &Held, since: Instant) -> bool {
+        self.asked >= since + held.renew
     }
 
     fn offered(&mut self, offer: &DhcpRepr<'_>, now: Instant) -> Vec<Action> {
@@ -176,12 +176,12 @@ impl Client {
         self.due(now)
     }
 
-    fn bind(&mut self, lease: Option<Lease>, now: Instant) -> Vec<Action> {
-        let Some(lease) = lease else { return Vec::new() };
-        self.state = State::Bound(lease, now);
+    fn bind(&mut self, held: Option<Held>, now: Instant) -> Vec<Action> {
+        let Some(held) = held else { return Vec::new() };
+        self.state = State::Bound(held, now);
         self.asked = now;
-        self.deadline = now + lease.times[0];
-        vec![Action::Configure(lease)]
+        self.deadline = now + held.renew;
+        vec![Action::Configure(held.lease)]
     }
 
     /// Gives the address up and looks for another.
@@ -223,7 +223,7 @@ impl Client {
             State::Requesting { address, server, .. } => {
                 (Ipv4Addr::UNSPECIFIED, Some(address), Some(server))
             }
-            State::Bound(lease, _) => (lease.address, None, None),
+            State::Bound(held, _) => (held.lease.address, None, None),
         };
         let seconds = now.saturating_duration_since(self.asked).as_secs();
         let message = DhcpRepr {
@@ -244,7 +244,7 @@ impl Client {
             server_identifier,
             parameter_request_list: Some(&WANTED),
             dns_servers: None,
-            max_size: Some(super::MESSAGE_MAX as u16),
+            max_size: Some(MESSAGE_MAX as u16),
             lease_duration: None,
             renew_duration: None,
             rebind_duration: None,
@@ -257,28 +257,27 @@ impl Client {
     }
 }
 
-/// Whether `address` can be the address of one host.
-fn is_of_host(address: &Ipv4Addr) -> bool {
-    let is_class_e = address.octets()[0] >= 240;
-    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_class_e)
-}
-
 /// Returns the lease of an answer, if it is one that a host can use.
-fn lease(answer: &DhcpRepr<'_>) -> Option<Lease> {
-    let address = Some(answer.your_ip).filter(is_of_host)?;
-    let server = answer.server_identifier.filter(is_of_host)?;
+fn held(answer: &DhcpRepr<'_>) -> Option<Held> {
     let mask = answer.subnet_mask?.to_bits();
     let prefix = mask.leading_ones();
-    // The bits of a netmask are ones and then zeroes. A mask without ones would be a network of all addresses.
-    let contiguous = mask.checked_shl(prefix).unwrap_or(0) == 0;
-    let prefix = u8::try_from(prefix).ok().filter(|prefix| contiguous && *prefix > 0)?;
-    let in_network = |other: &Ipv4Addr| (other.to_bits() ^ address.to_bits()) & mask == 0;
-    let gateway = answer.router.filter(|router| is_of_host(router) && in_network(router));
+    // The bits of a netmask are ones and then zeroes.
+    (mask.checked_shl(prefix).unwrap_or(0) == 0).then_some(())?;
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    let end = answer.lease_duration.map_or(FOREVER, seconds).max(SHORTEST_LEASE);
-    let rebind = answer.rebind_duration.map(seconds).filter(|time| *time < end);
-    let rebind = rebind.unwrap_or(end / 8 * 7);
+    let duration = answer.lease_duration.map_or(FOREVER, seconds).max(SHORTEST_LEASE);
+    let without_gateway = Lease {
+        address: answer.your_ip,
+        prefix: u8::try_from(prefix).ok()?,
+        gateway: None,
+        server: answer.server_identifier?,
+        duration,
+    };
+    without_gateway.is_usable().then_some(())?;
+    let lease = Lease { gateway: answer.router, ..without_gateway };
+    let lease = if lease.is_usable() { lease } else { without_gateway };
+    let rebind = answer.rebind_duration.map(seconds).filter(|time| *time < duration);
+    let rebind = rebind.unwrap_or(duration / 8 * 7);
     let renew = answer.renew_duration.map(seconds).filter(|time| *time < rebind);
-    let renew = renew.unwrap_or((end / 2).min(rebind));
-    Some(Lease { address, prefix, gateway, server, times: [renew, rebind, end] })
+    let renew = renew.unwrap_or((duration / 2).min(rebind));
+    Some(Held { lease, renew, rebind })
 }

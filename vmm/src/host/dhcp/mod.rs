@@ -1,124 +1,224 @@
 //! Gets the host's own address by DHCP (PID 1 only), on a thread that neither the VMs nor a live update wait for.
 //!
+//! ```text
+//!   network --frames--> uplink's socket --> perennial dhcp: parses, decides      unprivileged
+//!                                              | packets of a fixed shape
+//!                                           this thread: checks, sets the address    PID 1
+//! ```
+//!
+//! Frames of strangers never reach PID 1: a confined process of its own reads them (`process`). Frames of guests
+//! do not even reach that process, because its socket receives only what comes in from the uplink's wire
+//! (`frame::FILTER`).
+//!
 //! The lease is not carried over a live update: the next host asks again, and a server gives a client the address
 //! that it had (RFC 2131, 4.3.1).
 
 mod client;
+mod frame;
+mod lease;
+mod process;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;
 
-use std::hash::{BuildHasher, RandomState};
+pub use process::{DhcpProcessError, run as run_process};
+
 use std::io;
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::client::{Action, Client};
-use crate::devices::interface::{Interface, set_gateway};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair, sockopt};
 
-/// The ports of client and server.
-const CLIENT: u16 = 68;
-const SERVER: u16 = 67;
-/// Most bytes of a message that the client takes: what fits a packet of Ethernet.
-const MESSAGE_MAX: usize = 1472;
-/// Number of questions without any answer after which the log says so.
-const SILENT: u32 = 3;
+use self::lease::{Lease, Message, TEXT_MAX};
+use crate::config::{Confine, HostSection};
+use crate::confine;
+use crate::devices::interface::{Interface, packet_socket, set_gateway};
+use crate::guests::confinement::last_user;
 
-/// Starts the client on `interface`.
-pub(super) fn start(interface: &Interface) -> io::Result<()> {
-    let socket = interface.udp_socket(CLIENT)?;
-    let mac = interface.mac()?;
-    let interface = Interface::new(interface.name())?;
-    let client = Client::new(mac, Instant::now(), random);
+/// The subcommand of the process.
+const COMMAND: &str = "dhcp";
+/// Wait before the process is started again after its end; it doubles up to the longest with each time.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(64);
+
+/// Whether this process speaks DHCP for a host, which started it. It is then not the host even with the ID 1.
+pub fn is_dhcp_process() -> bool {
+    confine::was_started_as(COMMAND)
+}
+
+/// The process that speaks DHCP cannot be used, or has ended.
+#[derive(Debug, thiserror::Error)]
+enum DhcpError {
+    #[error("cannot {attempt}: {source}")]
+    Start { attempt: &'static str, source: io::Error },
+    #[error("`[host] confine` is \"required\", and the kernel does not allow {missing}")]
+    Unconfined { missing: String },
+    #[error("{0}")]
+    Forbidden(String),
+    #[error(
+        "it sent a packet that is none of its messages: this is a bug, or an attack over the network"
+    )]
+    Malformed,
+    #[error("it has ended")]
+    Ended,
+}
+
+/// Starts to get an address for `own` from a DHCP server on the wire of `uplink`, which is `own` itself or a port
+/// of this bridge.
+pub(super) fn start(own: &Interface, uplink: &str, section: &HostSection) -> io::Result<()> {
+    let host = Host {
+        // The server's answers to the host's address arrive at this port, too. Nobody reads the socket; without
+        // it the kernel would answer that nobody listens.
+        _port: own.udp_socket(frame::CLIENT)?,
+        own: Interface::new(own.name())?,
+        uplink: Interface::new(uplink)?,
+        user: last_user(section.users.0),
+        confinement_required: section.confine == Confine::Required,
+        end: None,
+    };
     let name = "dhcp".to_owned();
-    thread::Builder::new().name(name).spawn(move || run(&interface, &socket, client)).map(drop)
+    thread::Builder::new().name(name).spawn(move || host.serve_for_ever()).map(drop)
 }
 
-fn random() -> u32 {
-    // A `RandomState` has random keys. The first ones of a process are from getrandom(2).
-    RandomState::new().hash_one(Instant::now()) as u32
+/// The host's side.
+struct Host {
+    _port: UdpSocket,
+    /// The interface that has the address.
+    own: Interface,
+    uplink: Interface,
+    user: u32,
+    confinement_required: bool,
+    /// When the current lease ends.
+    end: Option<Instant>,
 }
 
-/// Runs the client for ever.
-fn run(interface: &Interface, socket: &UdpSocket, mut client: Client) {
-    let mut unanswered = 0;
-    let mut message = [0; MESSAGE_MAX];
-    loop {
-        let now = Instant::now();
-        let mut actions = client.due(now);
-        unanswered += u32::from(!actions.is_empty());
-        if unanswered == SILENT {
-            tracing::warn!("{}: no DHCP server answers; asking on", interface.name());
-        }
-        if actions.is_empty() {
-            actions = match receive(socket, &mut message, client.deadline() - now) {
-                Some(bytes) => client.receive(bytes, Instant::now()),
-                None => Vec::new(),
-            };
-            if !actions.is_empty() {
-                unanswered = 0;
+impl Host {
+    /// Starts the process again whenever it has ended.
+    fn serve_for_ever(mut self) {
+        let mut wait = FIRST_WAIT;
+        loop {
+            let begin = Instant::now();
+            let Err(why) = self.serve();
+            if begin.elapsed() > LONGEST_WAIT {
+                wait = FIRST_WAIT;
             }
-        }
-        for action in &actions {
-            if let Err(error) = perform(action, interface, socket) {
-                tracing::warn!("{}: cannot {}: {error}", interface.name(), attempt(action));
-            }
-        }
-    }
-}
-
-/// Waits for a message, for at most `wait`.
-fn receive<'m>(socket: &UdpSocket, message: &'m mut [u8], wait: Duration) -> Option<&'m [u8]> {
-    // A timeout of 0 would be none.
-    let wait = wait.clamp(Duration::from_millis(1), Duration::from_secs(3600));
-    let received = socket.set_read_timeout(Some(wait)).and_then(|()| socket.recv_from(message));
-    match received {
-        Ok((count, from)) if from.port() == SERVER => Some(&message[..count]),
-        Ok(_) => None,
-        Err(error) if is_nothing_yet(&error) => None,
-        Err(error) => {
-            tracing::debug!("DHCP: cannot receive: {error}");
-            // Such as ENETDOWN, which would be reported again at once.
-            thread::sleep(wait.min(Duration::from_secs(1)));
-            None
-        }
-    }
-}
-
-fn is_nothing_yet(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-fn perform(action: &Action, interface: &Interface, socket: &UdpSocket) -> io::Result<()> {
-    match action {
-        Action::Send(message, to) => socket.send_to(message, (*to, SERVER)).map(drop),
-        Action::Deconfigure => {
-            tracing::warn!("{}: the DHCP server has not extended the lease", interface.name());
-            interface.remove_address()
-        }
-        Action::Configure(lease) => {
-            if interface.address()? == Some((lease.address, lease.prefix)) {
-                return Ok(());
-            }
-            tracing::info!(
-                "{}: address {}/{} for {} s, from the DHCP server {}",
-                interface.name(),
-                lease.address,
-                lease.prefix,
-                lease.duration().as_secs(),
-                lease.server
+            tracing::warn!(
+                "{}: the process that speaks DHCP: {why}; next attempt in {} s",
+                self.uplink.name(),
+                wait.as_secs()
             );
-            interface.remove_address()?;
-            interface.set_address(lease.address, lease.prefix)?;
-            lease.gateway.map_or(Ok(()), set_gateway)
+            thread::sleep(wait);
+            wait = (2 * wait).min(LONGEST_WAIT);
         }
     }
-}
 
-fn attempt(action: &Action) -> &'static str {
-    match action {
-        Action::Send(..) => "send a DHCP message",
-        Action::Configure(_) => "take the address that a DHCP server has assigned",
-        Action::Deconfigure => "give up its address",
+    /// Starts the process, and does what it says until it ends.
+    fn serve(&mut self) -> Result<std::convert::Infallible, DhcpError> {
+        let (_process, socket) =
+            self.spawn().map_err(|(attempt, source)| DhcpError::Start { attempt, source })?;
+        let mut is_confined = false;
+        loop {
+            match self.receive(&socket)? {
+                None => {}
+                Some(Message::Confined(missing)) if !is_confined => {
+                    self.accept(&missing)?;
+                    is_confined = true;
+                }
+                Some(Message::Forbidden(why)) => return Err(DhcpError::Forbidden(why)),
+                Some(Message::Lease(lease)) if is_confined => self.take(lease),
+                Some(Message::NoLease) if is_confined => self.give_up(),
+                Some(_) => return Err(DhcpError::Malformed),
+            }
+        }
+    }
+
+    fn spawn(&self) -> Result<(confine::Process, OwnedFd), (&'static str, io::Error)> {
+        let wire = packet_socket(&self.uplink, &frame::FILTER)
+            .map_err(|error| ("open a socket on the uplink", error))?;
+        let mac = self.uplink.mac().map_err(|error| ("read the uplink's address", error))?;
+        let (here, there) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| ("make a pair of sockets", errno.into()))?;
+        let user = self.user.to_string();
+        let arguments = ["--user".to_owned(), user, "--mac".to_owned(), mac.to_string()];
+        let process = confine::Process::spawn(
+            COMMAND,
+            &arguments,
+            wire,
+            Some(there),
+            "a socket on the uplink",
+        );
+        Ok((process.map_err(|error| ("start it", error))?, here))
+    }
+
+    /// Waits for the next message, or until the end of the lease. Returns `None` in the latter case.
+    fn receive(&mut self, socket: &OwnedFd) -> Result<Option<Message>, DhcpError> {
+        let left = self.end.map(|end| end.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            self.give_up();
+            return Ok(None);
+        }
+        let start =
+            |attempt| move |errno: Errno| DhcpError::Start { attempt, source: errno.into() };
+        sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, left)
+            .map_err(start("wait for its messages"))?;
+        // One byte more than the longest message, so that a longer one shows.
+        let mut packet = [0; TEXT_MAX + 1];
+        match recv(socket, &mut packet[..], RecvFlags::empty()) {
+            Ok((0, _)) | Err(Errno::CONNRESET) => Err(DhcpError::Ended),
+            Ok((len, _)) => Message::decode(&packet[..len]).ok_or(DhcpError::Malformed).map(Some),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(errno) => Err(start("read its messages")(errno)),
+        }
+    }
+
+    /// Decides whether a process may go on whose confinement lacks these parts.
+    fn accept(&self, missing: &[String]) -> Result<(), DhcpError> {
+        match missing {
+            [] => {}
+            _ if self.confinement_required => {
+                return Err(DhcpError::Unconfined { missing: missing.join("; ") });
+            }
+            _ => tracing::warn!(
+                "the process that speaks DHCP is not confined in full: {}",
+                missing.join("; ")
+            ),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, lease: Lease) {
+        self.end = (lease.duration < lease::FOREVER).then(|| Instant::now() + lease.duration);
+        if let Err(error) = self.set(&lease) {
+            let attempt = "take the address that a DHCP server has assigned";
+            tracing::warn!("{}: cannot {attempt}: {error}", self.own.name());
+        }
+    }
+
+    fn set(&self, lease: &Lease) -> io::Result<()> {
+        let Lease { address, prefix, gateway, server, duration } = lease;
+        if self.own.address()? == Some((*address, *prefix)) {
+            return Ok(());
+        }
+        tracing::info!(
+            "{}: address {address}/{prefix} for {} s, from the DHCP server {server}",
+            self.own.name(),
+            duration.as_secs(),
+        );
+        self.own.remove_address()?;
+        self.own.set_address(*address, *prefix)?;
+        gateway.map_or(Ok(()), set_gateway)
+    }
+
+    fn give_up(&mut self) {
+        self.end = None;
+        tracing::warn!("{}: the DHCP server has not extended the lease", self.own.name());
+        if let Err(error) = self.own.remove_address() {
+            tracing::warn!("{}: cannot give up its address: {error}", self.own.name());
+        }
     }
 }

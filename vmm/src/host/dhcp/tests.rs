@@ -10,16 +10,25 @@ use crate::devices::interface::Mac;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 
 /// An answer that fits `question`.
 fn answer(question: &DhcpRepr<'_>, message_type: DhcpMessageType) -> DhcpRepr<'static> {
+    answer_about(question.transaction_id, question.client_hardware_address, message_type)
+}
+
+/// An answer to the question of `client` with the number `transaction_id`.
+pub(super) fn answer_about(
+    transaction_id: u32,
+    client: EthernetAddress,
+    message_type: DhcpMessageType,
+) -> DhcpRepr<'static> {
     DhcpRepr {
         message_type,
-        transaction_id: question.transaction_id,
+        transaction_id,
         secs: 0,
-        client_hardware_address: question.client_hardware_address,
+        client_hardware_address: client,
         client_ip: Ipv4Addr::UNSPECIFIED,
         your_ip: ADDRESS,
         server_ip: SERVER,
@@ -40,7 +49,7 @@ fn answer(question: &DhcpRepr<'_>, message_type: DhcpMessageType) -> DhcpRepr<'s
     }
 }
 
-fn bytes(message: &DhcpRepr<'_>) -> Vec<u8> {
+pub(super) fn bytes(message: &DhcpRepr<'_>) -> Vec<u8> {
     let mut bytes = vec![0; message.buffer_len()];
     message.emit(&mut DhcpPacket::new_unchecked(&mut bytes[..])).unwrap();
     bytes
@@ -117,7 +126,7 @@ fn an_address_is_offered_requested_and_taken() {
     let [Action::Configure(lease)] = &taken[..] else { panic!("{taken:?}") };
     assert_eq!((lease.address, lease.prefix), (ADDRESS, 24));
     assert_eq!((lease.gateway, lease.server), (Some(SERVER), SERVER));
-    assert_eq!(lease.duration(), Duration::from_secs(3600));
+    assert_eq!(lease.duration, Duration::from_secs(3600));
     assert_eq!(network.receive(&ack), [], "the same answer once more");
 }
 
@@ -180,10 +189,11 @@ fn a_refused_address_is_given_up_at_once() {
 
 #[test]
 fn what_cannot_be_the_address_of_a_host_is_not_taken() {
-    let changes: [fn(&mut DhcpRepr<'static>); 12] = [
+    let changes: [fn(&mut DhcpRepr<'static>); 13] = [
         |m| m.your_ip = Ipv4Addr::UNSPECIFIED,
         |m| m.your_ip = Ipv4Addr::BROADCAST,
         |m| m.your_ip = Ipv4Addr::LOCALHOST,
+        |m| m.your_ip = Ipv4Addr::new(0, 0, 2, 15),
         |m| m.your_ip = Ipv4Addr::new(224, 0, 0, 1),
         |m| m.server_identifier = None,
         |m| m.server_identifier = Some(Ipv4Addr::BROADCAST),
@@ -225,7 +235,7 @@ fn times_that_make_no_sense_are_replaced_and_a_foreign_gateway_is_left_out() {
         m.router = Some(Ipv4Addr::new(192, 0, 2, 1));
     });
     let [Action::Configure(lease)] = &taken[..] else { panic!("{taken:?}") };
-    assert_eq!((lease.duration(), lease.gateway), (Duration::from_secs(120), None));
+    assert_eq!((lease.duration, lease.gateway), (Duration::from_secs(120), None));
     assert_eq!(network.next().1, 60);
 }
 

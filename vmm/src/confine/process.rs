@@ -1,0 +1,106 @@
+//! A process of this program that confines itself: another subcommand of the same executable, which the host
+//! starts as the first process of a PID namespace, and which ends with its [`Process`].
+
+#![expect(unsafe_code, reason = "rustix counts unshare as unsafe")]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::time::Timespec;
+
+/// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
+/// example on a disk that does not answer, takes longer.
+const GONE_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// The name under which such processes run: the first of their arguments.
+const NAME: &str = "perennial";
+
+/// A running process. Dropping this kills the process and waits for its end, so that its files are closed.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    /// Refers to the process even after it was reaped and its pid given to another process.
+    pidfd: OwnedFd,
+    /// What the process has, for a message.
+    holds: &'static str,
+}
+
+impl Process {
+    /// Starts `perennial COMMAND ARGUMENTS...` with these files, without an environment, and with the log
+    /// level of this process as `--log`. The process must end by itself when the other end of `stdin` or
+    /// `stdout` closes. `holds` says what the process has, for a message.
+    pub fn spawn(
+        command: &str,
+        arguments: &[String],
+        stdin: OwnedFd,
+        stdout: Option<OwnedFd>,
+        holds: &'static str,
+    ) -> io::Result<Self> {
+        let level = tracing::level_filters::LevelFilter::current().to_string();
+        let mut program = Command::new("/proc/self/exe");
+        program.arg0(NAME).args([command, "--log", &level]).args(arguments);
+        program.stdin(Stdio::from(stdin));
+        if let Some(stdout) = stdout {
+            program.stdout(Stdio::from(stdout));
+        }
+        // The environment is for the host only: systemd's sockets, and what the last host left.
+        program.env_clear();
+        let pid = Pid::from_child(&spawn_in_pid_namespace(program)?);
+        // If this fails, the process need not be killed: it has nothing yet, and ends when its files close.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { pid, pidfd, holds })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+/// Starts `command` as the first process of a PID namespace, or in the host's namespace if the host may not make
+/// one; the process itself reports that as missing.
+fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
+    // On a thread of its own, because the namespace becomes that of all later children of the thread, and
+    // dies with the first one.
+    let spawn = move || {
+        // SAFETY: only UnshareFlags::FILES is unsafe, and it is not used.
+        let _ = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
+        command.spawn()
+    };
+    let thread = thread::Builder::new().name("spawn".to_owned()).spawn(spawn)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
+}
+
+/// Whether this process was started by [`Process::spawn`] with this command. It is then not the host even
+/// with the ID 1, which it has in its own namespace.
+pub fn was_started_as(command: &str) -> bool {
+    // It may have options after the command.
+    std::env::args_os().take(2).eq([NAME, command])
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Errors if the process has ended already. The host's main loop may even have reaped it.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut gone, Some(&GONE_WITHIN))) {
+            Ok(0) => tracing::error!(
+                "process {} was killed and does not end: it may keep {} busy",
+                self.pid,
+                self.holds
+            ),
+            _ => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+            }
+        }
+    }
+}
