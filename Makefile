@@ -39,6 +39,10 @@ WITH_KERNELS = \
 	PERENNIAL_KERNEL_HOST_B="$$(resources/kernel/build.sh host-b)" \
 	PERENNIAL_KERNEL_GUEST="$$(resources/kernel/build.sh guest)"
 
+# What `make bench` measures: `luo`, `blackout`, `machine`, or everything if it is empty. `make bench machine` works
+# as well, because the second word is then a target that does nothing.
+BENCH := $(filter luo blackout machine,$(MAKECMDGOALS))
+
 STEP = @echo "==>"
 
 .PHONY: help
@@ -106,9 +110,13 @@ conformance: setup kernels stock ## The whole conformance table, on every LUO
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test conformance
 
 .PHONY: bench
-bench: setup kernels ## Measure the blackout and the built-in LUO
-	$(STEP) "benchmark (first run: some minutes to compile)"
-	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin bench
+bench: setup kernels $(if $(filter luo blackout,$(BENCH)),,qemu) ## Measure; `make bench machine` (or luo, blackout) for one part
+	$(STEP) "benchmark $(BENCH) (first run: some minutes to compile)"
+	@$(WITH_KERNELS) cargo run --release -p perennial-tests --bin bench -- $(BENCH)
+
+.PHONY: luo blackout machine
+luo blackout machine: $(if $(filter bench,$(MAKECMDGOALS)),,bench)
+	@:
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser and device for a minute each
@@ -165,6 +173,11 @@ stock: ## Fetch Debian's kernels, or find them in the cache
 systemd: ## Fetch the systemd of the tests, or find it in the cache
 	$(STEP) "systemd (first run: half a minute, 15 MB)"
 	@resources/systemd/image.sh
+
+.PHONY: qemu
+qemu: ## Fetch the QEMU that is measured beside Perennial, or find it in the cache
+	$(STEP) "Debian's QEMU (first run: half a minute, 40 MB)"
+	@resources/qemu/image.sh
 
 .PHONY: debian
 debian: ## Make the Debian disk image of the tests, or find it in the cache

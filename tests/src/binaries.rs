@@ -37,6 +37,11 @@ impl Binaries {
         self.directory.join("foreground-init")
     }
 
+    /// PID 1 of the machine in which VMMs are measured side by side, and of its guests.
+    pub fn side_by_side_init(&self) -> PathBuf {
+        self.directory.join("side-by-side-init")
+    }
+
     /// PID 1 of the machine that checks whether an accelerator offers nested KVM.
     pub fn probe_init(&self) -> PathBuf {
         self.directory.join("probe-init")
@@ -89,7 +94,8 @@ fn cargo_build() -> io::Result<Binaries> {
     // A separate build: cargo would unify the features, and the other binaries need features of
     // `luo` that the host's binary must not have.
     cargo(&target, &["--package", "vmm", "--no-default-features", "--bin", "perennial"])?;
-    let bins = ["guest-init", "probe-init", "conformance-agent", "foreground-init"];
+    let bins =
+        ["guest-init", "probe-init", "conformance-agent", "foreground-init", "side-by-side-init"];
     let bins: Vec<&str> = bins.iter().flat_map(|bin| ["--bin", bin]).collect();
     cargo(&target, &[&["--package", "perennial-tests"], &bins[..]].concat())?;
     Ok(Binaries { directory: target.join(TARGET).join("release") })

@@ -23,6 +23,7 @@ pub mod pool;
 pub mod qemu;
 pub mod report;
 pub mod samples;
+pub mod side_by_side;
 pub mod suite;
 pub mod systemd;
 pub mod timeline;

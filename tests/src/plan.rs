@@ -92,6 +92,10 @@ pub struct VmPlan {
     pub disk_readers: u32,
     /// More parameters of its kernel.
     pub parameters: &'static str,
+    /// Disks that it has besides and that nothing uses: files of 1 MiB on the host's data disk.
+    pub idle_disks: u32,
+    /// Network devices that it has besides and that nothing uses.
+    pub idle_nets: u32,
 }
 
 impl VmPlan {
@@ -114,7 +118,13 @@ impl VmPlan {
             disk_options: "",
             disk_readers: 0,
             parameters: "",
+            idle_disks: 0,
+            idle_nets: 0,
         }
+    }
+
+    fn idle_disk(&self, number: u32) -> String {
+        format!("{}.idle{number}.img", self.name)
     }
 
     /// What the kernel and PID 1 of a guest on the network are told.
@@ -452,6 +462,9 @@ impl HostPlan {
                     fs::write(user_data, debian::user_data())?;
                 }
             }
+            for number in 0..vm.idle_disks {
+                raw_disk(&tree.path(&vm.idle_disk(number))?, 1 << 20)?;
+            }
             let bytes = vm.disk_mib << 20;
             match vm.backing {
                 Backing::File => raw_disk(&tree.path(&format!("{}.img", vm.name))?, bytes)?,
@@ -494,17 +507,22 @@ fn write_vm(
             (format!("boot = \"disk\"\n{seed}"), format!("\"path={root}\", {disk}"))
         }
     };
-    let (net, on_network) = match vm.network {
-        false => (String::new(), String::new()),
+    let idle_disks =
+        (0..vm.idle_disks).map(|number| format!(", \"path=/data/{}\"", vm.idle_disk(number)));
+    let disks = disks + &idle_disks.collect::<String>();
+    let (mut nets, on_network) = match vm.network {
+        false => (vec![], String::new()),
         true => (
-            format!("net = \"tap=vm-{},bridge={BRIDGE},queues={}\"\n", vm.name, vm.queues),
+            vec![format!("\"tap=vm-{},bridge={BRIDGE},queues={}\"", vm.name, vm.queues)],
             VmPlan::network_cmdline(address),
         ),
     };
+    nets.extend((0..vm.idle_nets).map(|number| format!("\"tap={}-{number}\"", vm.name)));
+    let net = nets.join(", ");
     write!(
         out,
         "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
-         {boot}cmdline = \"{}{on_network}\"\n{net}\
+         {boot}cmdline = \"{}{on_network}\"\nnet = [{net}]\n\
          disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
         vm.name,
         vm.memory_mib,

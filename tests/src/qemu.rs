@@ -369,7 +369,7 @@ fn monitor_path(directory: &Path) -> PathBuf {
 
 /// Runs a command of QEMU's human monitor over QMP, and returns its output. Every message of QMP is a
 /// line: the greeting, the reply to `qmp_capabilities`, events, and the answer.
-fn ask_monitor(mut monitor: &UnixStream, question: &str) -> io::Result<String> {
+pub(crate) fn ask_monitor(mut monitor: &UnixStream, question: &str) -> io::Result<String> {
     let begin = json!({"execute": "qmp_capabilities"});
     let arguments = json!({"command-line": question});
     let ask = json!({"execute": "human-monitor-command", "arguments": arguments, "id": ANSWER_ID});

@@ -1,11 +1,13 @@
-//! `make bench`: measures the blackout, and the cost of the built-in LUO's calls.
+//! `make bench`: measures the blackout, the cost of the built-in LUO's calls, and the machine that a guest gets.
 //!
 //! All numbers of one run come from one computer and one set of binaries, so that their ratios are
 //! meaningful even where the absolute numbers are not. Slowness is no failure: the targets are printed
-//! beside the results. `bench blackout` and `bench luo` measure only one part.
+//! beside the results. `bench blackout`, `bench luo` and `bench machine` measure
+//! only one part.
 
 mod blackout;
 mod luo;
+mod machine;
 mod target;
 
 use std::env;
@@ -21,10 +23,13 @@ fn main() -> ExitCode {
     let done = match part.as_deref() {
         Some(luo::CALLER) => luo::caller(),
         Some(luo::FILLER) => luo::filler(),
-        None => bench(&["luo", "blackout"]),
+        None => bench(&["luo", "blackout", "machine"]),
         Some("luo") => bench(&["luo"]),
         Some("blackout") => bench(&["blackout"]),
-        Some(other) => Err(format!("unknown part `{other}`; the parts are luo, blackout").into()),
+        Some("machine") => bench(&["machine"]),
+        Some(other) => {
+            Err(format!("unknown part `{other}`; the parts are luo, blackout, machine").into())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,6 +45,7 @@ fn bench(parts: &[&str]) -> Result<(), Failure> {
     for part in parts {
         let measured: Value = match *part {
             "luo" => luo::bench()?,
+            "machine" => machine::bench()?,
             _ => blackout::bench()?,
         };
         report.insert((*part).to_owned(), measured);
