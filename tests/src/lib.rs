@@ -28,4 +28,5 @@ pub mod suite;
 pub mod systemd;
 pub mod timeline;
 mod times;
+mod tsc;
 pub mod workload;

@@ -30,6 +30,7 @@ use crate::binaries;
 use crate::image::Initramfs;
 use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
+use crate::tsc;
 
 /// What `probe-init` prints if it can open `/dev/kvm`.
 pub const PROBE_KVM: &str = "perennial-probe: kvm";
@@ -422,6 +423,18 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, Stri
     }
 }
 
+/// The command line of the machine's kernel.
+///
+/// An emulated machine has the TSC of this computer. Its kernel would measure the TSC's rate while the emulator may
+/// lose its CPU, and on a busy computer the result can be a quarter of the rate. Then clocks and timers of the
+/// machine's guests are wrong. So the kernel is told the rate.
+fn cmdline(machine: &Machine, accelerator: Accelerator) -> String {
+    match accelerator {
+        Accelerator::Tcg => format!("tsc_early_khz={} {}", tsc::khz(), machine.cmdline),
+        Accelerator::Kvm => machine.cmdline.clone(),
+    }
+}
+
 /// The command that starts QEMU for `machine`, with its files in `directory`.
 fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
@@ -439,7 +452,7 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .arg(&machine.kernel)
         .arg("-initrd")
         .arg(&machine.initramfs)
-        .args(["-append", &machine.cmdline])
+        .args(["-append", &cmdline(machine, accelerator)])
         .args(["-device", "virtio-rng-pci"])
         .args(["-device", "virtio-serial-pci,max_ports=31"]);
     // Logs the cause of a reset: a triple fault leaves nothing on the console.
