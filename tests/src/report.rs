@@ -1,5 +1,7 @@
 //! The parts of the host's status and of a live update's report that the harness reads.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A stretch of time, in nanoseconds since the update began.
@@ -108,6 +110,9 @@ pub struct VmStatus {
     pub state: String,
     /// Its RAM.
     pub ram_bytes: u64,
+    /// The links of its network devices.
+    #[serde(default)]
+    pub links: BTreeMap<String, String>,
     /// Numbers of the pages in which KVM maps its RAM, by size.
     #[serde(default)]
     pub mapped: Option<MappedPages>,

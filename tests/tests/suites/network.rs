@@ -18,7 +18,10 @@ const DATAGRAMS: u64 = 20;
 
 pub(crate) const TESTS: &[Test] = &[
     both("connections_from_outside_live_through_three_updates", updates),
-    both("a_connection_lives_through_a_handover_and_an_update_that_is_undone", handovers),
+    both(
+        "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down",
+        handovers,
+    ),
 ];
 
 fn vm(name: &str) -> VmPlan {
@@ -89,12 +92,42 @@ fn updates(luo: Luo) -> Result<(), Failure> {
     host.power_off_and_check_disks()
 }
 
+/// Takes the link of the guest's network device up or down, and waits until its `number`th carrier is so.
+fn set_link(host: &mut Host, up: bool, number: usize) -> Result<(), Failure> {
+    host.request(json!({"do": "link", "vm": "web", "up": up}))?;
+    let guest = host.guests().first().ok_or("no guest")?;
+    guest.order(if up { "carrier 1" } else { "carrier 0" })?;
+    guest.wait_for_notes("a change of its carrier", WORK, |notes| {
+        notes.iter().filter(|note| note["note"] == "carrier").count() >= number
+    })?;
+    wait_for_link(host, if up { "up" } else { "down" })
+}
+
+/// Waits until the status says so of the link of the only network device.
+fn wait_for_link(host: &mut Host, wanted: &str) -> Result<(), Failure> {
+    let deadline = Instant::now() + WORK;
+    loop {
+        let links = host.status()?.vms.swap_remove(0).links;
+        match links.values().collect::<Vec<_>>()[..] {
+            [link] if link == wanted => return Ok(()),
+            _ if Instant::now() > deadline => {
+                return Err(format!("the links are {links:?} instead of {wanted}").into());
+            }
+            _ => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
 fn handovers(luo: Luo) -> Result<(), Failure> {
     let (mut host, _) = Host::boot(&HostPlan::new(vec![vm("web")]).on(luo))?;
     host.wait_for_guests()?;
     let connection = host.connect("web")?;
     connection.wait_for(BYTES, WORK)?;
+    set_link(&mut host, false, 1)?;
     host.hand_over(json!({}))?;
+    // The new process of the VM has the operator's setting from the state document.
+    wait_for_link(&mut host, "down")?;
+    set_link(&mut host, true, 2)?;
     connection.wait_for(BYTES, WORK)?;
     // The last step before the jump: all devices were paused and saved.
     let reply = host.try_update(json!({"stop_before": "jump"}))?;

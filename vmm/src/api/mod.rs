@@ -8,6 +8,7 @@ mod answer;
 pub mod report;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use serde_json::Value;
 pub use answer::{Answer, Ended};
 pub use stream::{Lines, StreamError};
 
+use crate::devices::network::Link;
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
 
@@ -74,6 +76,16 @@ pub enum Command {
     Resume {
         /// Name of the VM.
         vm: VmName,
+    },
+    /// Take the link of a VM's network devices up or down.
+    Link {
+        /// Name of the VM.
+        vm: VmName,
+        /// The device, as `status` names it. Default: all network devices of the VM.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<String>,
+        /// Whether the link is to be up.
+        up: bool,
     },
     /// Try again to restore a VM whose restore failed after a live update.
     Restore {
@@ -223,6 +235,10 @@ pub struct VmStatus {
     /// Numbers of the pages with which KVM maps the VM's RAM at this moment; `None` if the kernel does
     /// not show them.
     pub mapped: Option<MappedPages>,
+    /// The links of its network devices, by device: `up`, `down` (an operator took it down), or `gone` (the tap
+    /// does not exist any more).
+    #[serde(default)]
+    pub links: BTreeMap<String, Link>,
     /// The parts that are missing of the confinement of the VM's process, each with the reason.
     #[serde(default)]
     pub unconfined: Vec<String>,

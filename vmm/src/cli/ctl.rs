@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::api::{self, Call, HandoverCall, Line, Status, UpdateCall};
@@ -47,6 +47,17 @@ enum Command {
     Pause(Name),
     /// Resume a paused VM
     Resume(Name),
+    /// Take the link of a VM's network devices up or down
+    Link {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// The state of the link
+        state: LinkState,
+        /// The device, as `status` names it; by default, all network devices of the VM
+        #[arg(long, value_name = "NAME")]
+        device: Option<String>,
+    },
     /// Try again to restore a VM whose restore failed after a live update
     Restore(Name),
     /// Write a VM's state document to a new file of the host; a running VM is paused meanwhile
@@ -108,6 +119,12 @@ enum Command {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LinkState {
+    Up,
+    Down,
+}
+
 #[derive(Debug, Args)]
 struct Name {
     /// The VM's name
@@ -160,6 +177,9 @@ impl From<Command> for api::Command {
             Command::Stop { vm, now, within } => Self::Stop { vm, now, within_s: within },
             Command::Pause(Name { vm }) => Self::Pause { vm },
             Command::Resume(Name { vm }) => Self::Resume { vm },
+            Command::Link { vm, state, device } => {
+                Self::Link { vm, device, up: state == LinkState::Up }
+            }
             Command::Restore(Name { vm }) => Self::Restore { vm },
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },

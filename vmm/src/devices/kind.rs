@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use vm_memory::GuestMemoryMmap;
 
 use super::files::{DeviceFiles, FilesError, OpenError, Opened};
+use super::network::{NetworkPort, OnLink};
 use super::pci::PciFunction;
 use super::power::{OnPower, PowerButton};
 use super::{Device, DeviceError};
@@ -73,7 +74,7 @@ pub trait Kind: Sized + 'static {
 pub struct DeviceCalls {
     /// On the main thread, while it builds the machine.
     pub build: &'static [Call],
-    /// On the thread of the device, beyond those of its event loop
+    /// On each thread of the device, beyond those of its event loop
     /// ([`EVENT_LOOP`](crate::confine::calls::EVENT_LOOP)).
     pub thread: &'static [&'static [Call]],
     /// On the threads that call the device: of a vCPU, when the guest accesses a register; the main thread,
@@ -127,6 +128,8 @@ pub struct Site {
     pub clock: Arc<dyn GuestClock>,
     /// The machine's handler for a power-off or a reset by the guest.
     pub on_power: OnPower,
+    /// The machine's handler for a change of the device's link to a network.
+    pub on_link: OnLink,
     /// The files that the host has opened for the device.
     pub files: DeviceFiles,
 }
@@ -165,10 +168,12 @@ pub struct Built<S> {
     pub mmio: Option<Range>,
     /// Its configuration space on the PCI bus.
     pub function: Option<Arc<Mutex<dyn PciFunction>>>,
-    /// The event subscriber that the device's thread runs, if the device has a thread.
-    pub worker: Option<Box<dyn MutEventSubscriber + Send>>,
+    /// The event subscribers of the device's threads, one for each thread.
+    pub workers: Vec<Box<dyn MutEventSubscriber + Send>>,
     /// The machine's power button, if it is part of this device.
     pub power_button: Option<PowerButton>,
+    /// The device's connection to a network.
+    pub network_port: Option<Arc<dyn NetworkPort>>,
 }
 
 impl<S: 'static> Built<S> {
@@ -182,7 +187,7 @@ impl<S: 'static> Built<S> {
     where
         T: Device + Persist<State = S, Error: Send + Sync> + 'static,
     {
-        Self { worker: Some(worker), ..Self::without_thread(node, device) }
+        Self { workers: vec![worker], ..Self::without_thread(node, device) }
     }
 
     /// Wraps a device that only answers accesses of the guest.
@@ -206,16 +211,18 @@ impl<S: 'static> Built<S> {
             ports: None,
             mmio: None,
             function: None,
-            worker: None,
+            workers: Vec::new(),
             power_button: None,
+            network_port: None,
         }
     }
 
     /// Returns the same device with its state type converted by `wrap`.
     pub fn map<T: 'static>(self, wrap: impl Fn(S) -> T + Send + Sync + 'static) -> Built<T> {
-        let Self { device, save, ports, mmio, function, worker, power_button } = self;
+        let Self { device, save, ports, mmio, function, workers, power_button, network_port } =
+            self;
         let save = Box::new(move || save().map(&wrap));
-        Built { device, save, ports, mmio, function, worker, power_button }
+        Built { device, save, ports, mmio, function, workers, power_button, network_port }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod files;
 pub mod identity;
 pub mod interface;
 pub mod kind;
+pub mod network;
 pub mod pci;
 pub mod power;
 pub mod rate_limit;

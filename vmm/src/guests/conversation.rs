@@ -5,14 +5,19 @@
 //! (see [`Channel`]), and so are the number of causes of a failure and the number of unread events.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::config::USERS;
+use crate::devices::network::Link;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
 /// Most unread events. A VM sends only a few events in its whole life.
 const MAX_EVENTS: usize = 256;
+/// Most devices with a link: more than a machine has slots.
+const MAX_LINKS: usize = 64;
+/// Most bytes of a device's name.
+const MAX_NAME: usize = 64;
 
 /// The request in errors that belong to no request.
 const NO_REQUEST: &str = "none";
@@ -123,12 +128,19 @@ pub struct Conversation {
     channel: Channel,
     unanswered: RefCell<VecDeque<Unanswered>>,
     events: RefCell<VecDeque<Event>>,
+    /// The links of the machine's network devices, by node, as the process reported them last.
+    links: RefCell<BTreeMap<String, Link>>,
 }
 
 impl Conversation {
     /// Begins a conversation over `channel`.
     pub fn new(channel: Channel) -> Self {
-        Self { channel, unanswered: RefCell::default(), events: RefCell::default() }
+        Self {
+            channel,
+            unanswered: RefCell::default(),
+            events: RefCell::default(),
+            links: RefCell::default(),
+        }
     }
 
     /// Sends a request; [`reply`](Self::reply) waits for its answer. To let several processes work at
@@ -208,6 +220,11 @@ impl Conversation {
         self.reply()
     }
 
+    /// Returns the links of the machine's network devices, by node.
+    pub fn links(&self) -> BTreeMap<String, Link> {
+        self.links.borrow().clone()
+    }
+
     /// Whether there are unread events.
     pub fn has_events(&self) -> bool {
         !self.events.borrow().is_empty()
@@ -257,6 +274,23 @@ impl Conversation {
     }
 
     fn queue_event(&self, event: Event) -> Result<(), LinkError> {
+        // Only kept for `status`: it is no reason to look at the VM.
+        if let Event::Link { device, link } = event {
+            let mut links = self.links.borrow_mut();
+            if device.is_empty()
+                || device.len() > MAX_NAME
+                || !device.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                return Err(LinkError::Malformed("the link of a device without a name".to_owned()));
+            }
+            if links.len() >= MAX_LINKS && !links.contains_key(&device) {
+                return Err(LinkError::Malformed(format!(
+                    "links of more than {MAX_LINKS} devices"
+                )));
+            }
+            links.insert(device, link);
+            return Ok(());
+        }
         let mut events = self.events.borrow_mut();
         if events.len() >= MAX_EVENTS {
             let problem = format!("more than {MAX_EVENTS} events without being read");
@@ -296,6 +330,7 @@ fn verb(request: &Request) -> &'static str {
         Request::Save => "save the guest's state",
         Request::Sync => "sync the guest's disks",
         Request::PressPowerButton => "press the power button",
+        Request::SetLink { .. } => "set a link",
     }
 }
 
@@ -310,6 +345,32 @@ mod tests {
 
     fn depth(error: &ProcessError) -> usize {
         crate::causes::chain(error).len()
+    }
+
+    #[test]
+    fn links_are_kept_for_the_status_and_are_no_events() {
+        let (host, vm) = conversation();
+        let tell = |device: &str, link| {
+            let event = Event::Link { device: device.to_owned(), link };
+            vm.send(&FromVm::Event(event), &[]).unwrap();
+            host.events(true)
+        };
+        for (device, link) in [("net@1", Link::Up), ("net@2", Link::Up), ("net@1", Link::Gone)] {
+            assert_eq!(tell(device, link).unwrap(), []);
+        }
+        assert!(!host.has_events());
+        let links = host.links();
+        let links: Vec<_> = links.iter().map(|(node, link)| (node.as_str(), *link)).collect();
+        assert_eq!(links, [("net@1", Link::Gone), ("net@2", Link::Up)]);
+        // A process that a guest has taken over cannot fill the host's memory or its status.
+        for name in ["a\n", "", &"x".repeat(MAX_NAME + 1)] {
+            tell(name, Link::Up).unwrap_err();
+        }
+        for number in 2..MAX_LINKS {
+            tell(&format!("more@{number}"), Link::Up).unwrap();
+        }
+        tell("one-too-many", Link::Up).unwrap_err();
+        tell("net@1", Link::Up).unwrap();
     }
 
     #[test]

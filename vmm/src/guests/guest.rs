@@ -147,6 +147,16 @@ pub enum GuestError {
         #[source]
         source: io::Error,
     },
+    /// The VM has no network device of that name.
+    #[error("VM `{name}` has no network device `{device}`: it has {known}")]
+    NoNetworkDevice {
+        /// The VM.
+        name: VmName,
+        /// The name as given, a node of the state document.
+        device: String,
+        /// The network devices of the VM, in words.
+        known: String,
+    },
     /// The restore failed again.
     #[error("VM `{name}` cannot be restored; its memory is still preserved: {why}")]
     StillPreserved {
@@ -479,6 +489,7 @@ impl Guest {
             }
             Some(Event::Reset) => {
                 tracing::info!("VM `{name}` resets");
+                let down = self.links_down();
                 self.life = Life::Stopped;
                 let now = Instant::now();
                 if let Some(why) = self.resets.resets(now) {
@@ -490,7 +501,10 @@ impl Guest {
                     tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                     self.life = Life::Failed(why);
                 }
+                self.take_down(&down);
             }
+            // The conversation with the process keeps it.
+            Some(Event::Link { .. }) => {}
             Some(Event::Crashed(why)) => self.fail(vec![why]),
             None => self.fail(vec!["its process ended".to_owned()]),
         }
@@ -501,11 +515,11 @@ impl Guest {
         self.life = Life::Failed(why);
     }
 
-    fn name(&self) -> VmName {
+    pub(super) fn name(&self) -> VmName {
         self.machine.name.clone()
     }
 
-    fn wrong_state(&self, remedy: &'static str) -> GuestError {
+    pub(super) fn wrong_state(&self, remedy: &'static str) -> GuestError {
         GuestError::WrongState { name: self.name(), state: self.state(), remedy }
     }
 

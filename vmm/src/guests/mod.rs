@@ -7,6 +7,7 @@ pub mod entry;
 pub mod files;
 mod guest;
 pub mod ledger;
+mod links;
 pub mod memfd;
 pub mod process;
 pub mod ram;

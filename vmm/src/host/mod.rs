@@ -594,6 +594,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
         console,
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
+        links: vm.links(),
         unconfined,
         error,
     }

@@ -409,6 +409,7 @@ impl Server {
             Command::Boot { vm } => host.boot(&vm)?,
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
+            Command::Link { vm, device, up } => host.vm(&vm)?.set_link(device.as_deref(), up)?,
             Command::Restore { vm } => host.restore(&vm)?,
             Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
             Command::Dump { vm, path: None } => {

@@ -17,6 +17,7 @@ pub use channel::{Channel, LinkError};
 
 use crate::devices::files::{DeviceFiles, Opened};
 use crate::devices::identity::Identity;
+use crate::devices::network::Link;
 use crate::machine::Machine;
 
 /// The purpose of a file descriptor that is sent with a request.
@@ -107,6 +108,13 @@ pub enum Request {
     Sync,
     /// Press the machine's power button: ask the guest to shut down.
     PressPowerButton,
+    /// Take the link of a network device up or down.
+    SetLink {
+        /// The device's node in the state document.
+        device: String,
+        /// Whether the link is to be up.
+        up: bool,
+    },
 }
 
 /// The answer to a request.
@@ -139,6 +147,8 @@ pub enum Reply {
     Synced,
     /// To [`Request::PressPowerButton`].
     Pressed,
+    /// To [`Request::SetLink`].
+    LinkSet,
     /// The request failed: the chain of causes, outermost first. A running VM keeps running, a
     /// paused one stays paused.
     Failed(Vec<String>),
@@ -154,6 +164,13 @@ pub enum Event {
     Reset,
     /// A vCPU cannot continue; the text says why.
     Crashed(String),
+    /// The link of a network device has changed. Also sent once when the machine is built.
+    Link {
+        /// The device's node in the state document.
+        device: String,
+        /// The state of the link.
+        link: Link,
+    },
 }
 
 impl Event {

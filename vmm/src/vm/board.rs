@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Machine.devices --build--> Built --place--> ports, MMIO, PCI slot
-//!                                 \--threads--> a thread of its own for each
+//!                                 \--threads--> one thread for each, or several
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +21,7 @@ use crate::confine::calls::EVENT_LOOP;
 use crate::confine::{self, Call};
 use crate::devices::catalog::DeviceState;
 use crate::devices::kind::{Built, Save, Site};
+use crate::devices::network::{NetworkPort, OnLink};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
 use crate::devices::power::{self, KeyboardReset, OnPower, PowerButton, PowerEvent};
@@ -65,6 +66,11 @@ impl Wires {
             });
         })
     }
+
+    fn on_link(&self, node: &str) -> OnLink {
+        let (events, device) = (self.events.clone(), node.to_owned());
+        Arc::new(move |link| events(Event::Link { device: device.clone(), link }))
+    }
 }
 
 /// The board cannot be built.
@@ -106,17 +112,17 @@ struct Placed {
     address: u16,
 }
 
-/// The thread of a device, which is not started yet.
+/// A thread of a device, which is not started yet.
 pub struct DeviceThread {
-    /// The device's node.
-    node: String,
+    /// The device's node, and a number if it is not the device's first thread.
+    name: String,
     /// What the thread runs.
     pub worker: Worker,
     /// The system calls that it may make, beyond those of its event loop.
     calls: &'static [&'static [Call]],
 }
 
-/// What the thread of a device runs: it waits for doorbells and for input.
+/// What a thread of a device runs: it waits for doorbells and for input.
 pub type Worker = Box<dyn MutEventSubscriber + Send>;
 
 /// The devices, on their buses.
@@ -128,6 +134,8 @@ pub struct Board {
     pci: Arc<Mutex<PciBus>>,
     devices: Vec<Placed>,
     power_button: Option<PowerButton>,
+    /// The devices with a connection to a network, by node.
+    network_ports: Vec<(String, Arc<dyn NetworkPort>)>,
     /// The threads that are not started yet.
     workers: Vec<DeviceThread>,
 }
@@ -177,8 +185,15 @@ impl Board {
         pio.insert(pci::bus::PORTS_BASE.into(), pci::bus::PORTS_LEN.into(), pci.clone())?;
         pio.insert(power::KEYBOARD_BASE.into(), power::KEYBOARD_LEN.into(), keyboard)?;
         let pio = Arc::new(pio);
-        let (devices, workers) = (Vec::new(), Vec::new());
-        Ok(Self { pio, mmio: Arc::default(), pci, devices, power_button: None, workers })
+        Ok(Self {
+            pio,
+            mmio: Arc::default(),
+            pci,
+            devices: Vec::new(),
+            power_button: None,
+            network_ports: Vec::new(),
+            workers: Vec::new(),
+        })
     }
 
     fn place(
@@ -187,7 +202,8 @@ impl Board {
         site: Site,
         built: Built<DeviceState>,
     ) -> Result<(), BoardError> {
-        let Built { device, save, ports, mmio, function, worker, power_button } = built;
+        let Built { device, save, ports, mmio, function, workers, power_button, network_port } =
+            built;
         let node = site.node.clone();
         let error = |source| DeviceError {
             device: node.clone(),
@@ -206,9 +222,17 @@ impl Board {
         if power_button.is_some() {
             self.power_button = power_button;
         }
-        if let Some(worker) = worker {
-            let calls = spec.options.kind().calls.thread;
-            self.workers.push(DeviceThread { node: site.node, worker, calls });
+        if let Some(port) = network_port {
+            (site.on_link)(port.link());
+            self.network_ports.push((site.node.clone(), port));
+        }
+        let calls = spec.options.kind().calls.thread;
+        for (number, worker) in workers.into_iter().enumerate() {
+            let name = match number {
+                0 => site.node.clone(),
+                number => format!("{}/{number}", site.node),
+            };
+            self.workers.push(DeviceThread { name, worker, calls });
         }
         self.devices.push(Placed { device, save, address: spec.address });
         Ok(())
@@ -219,12 +243,12 @@ impl Board {
         std::mem::take(&mut self.workers)
     }
 
-    /// Starts a thread for each device. The threads run as long as the process. If a thread ends, its device
+    /// Starts the threads of the devices. The threads run as long as the process. If a thread ends, its device
     /// stops working, which is reported to `events`.
     pub fn start_threads(&mut self, events: &Events) -> Result<(), BoardError> {
-        for DeviceThread { node: device, worker, calls } in self.take_workers() {
+        for DeviceThread { name, worker, calls } in self.take_workers() {
             let events = events.clone();
-            let node = device.clone();
+            let node = name.clone();
             let run = move || {
                 let run = || {
                     confine::thread(&[&[EVENT_LOOP], calls].concat());
@@ -234,8 +258,8 @@ impl Board {
                     .unwrap_or_else(|_| "it panicked".to_owned());
                 events(Event::Crashed(format!("the thread of {node} ended: {why}")));
             };
-            let started = thread::Builder::new().name(device.clone()).spawn(run);
-            started.map(drop).map_err(|source| BoardError::Thread { device, source })?;
+            let started = thread::Builder::new().name(name.clone()).spawn(run);
+            started.map(drop).map_err(|source| BoardError::Thread { device: name, source })?;
         }
         Ok(())
     }
@@ -250,6 +274,12 @@ impl Board {
         self.devices.iter().for_each(|placed| lock(&placed.device).pause());
         let deadline = Instant::now() + DRAIN_WITHIN;
         self.devices.iter().try_for_each(|placed| lock(&placed.device).drain(deadline))
+    }
+
+    /// Takes the link of a network device up or down. Returns whether there is such a device.
+    pub fn set_link(&self, device: &str, up: bool) -> bool {
+        let port = self.network_ports.iter().find(|(node, _)| node == device);
+        port.map(|(_, port)| port.set_link(up)).is_some()
     }
 
     /// Makes the guest's writes durable. Call while the devices are paused.
@@ -273,6 +303,7 @@ impl Board {
             // Keep nothing that their devices do not.
             workers: _,
             power_button: _,
+            network_ports: _,
         } = self;
         let Ok(pci) = lock(pci).save();
         let save =
@@ -299,6 +330,7 @@ fn site(machine: &Machine, spec: &DeviceSpec, wires: &Wires, fds: &mut Fds) -> S
         doorbells: wires.doorbells.clone(),
         clock: wires.clock.clone(),
         on_power: wires.on_power(),
+        on_link: wires.on_link(&node),
         files: fds.take_device(&node),
         node,
     }

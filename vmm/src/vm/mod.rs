@@ -98,6 +98,12 @@ pub enum VmError {
     /// A machine without a power button.
     #[error("the machine has no power button")]
     NoPowerButton,
+    /// No device of that name has a link.
+    #[error("the machine has no network device {device}")]
+    NoNetworkDevice {
+        /// The name, as a node.
+        device: String,
+    },
     /// A vCPU failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -179,6 +185,14 @@ impl Vm {
         match self.board.press_power_button() {
             true => Ok(()),
             false => Err(VmError::NoPowerButton),
+        }
+    }
+
+    /// Takes the link of a network device up or down.
+    pub fn set_link(&self, device: &str, up: bool) -> Result<(), VmError> {
+        match self.board.set_link(device, up) {
+            true => Ok(()),
+            false => Err(VmError::NoNetworkDevice { device: device.to_owned() }),
         }
     }
 

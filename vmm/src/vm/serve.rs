@@ -140,6 +140,10 @@ impl Process {
                 self.vm()?.press_power_button()?;
                 Ok(Reply::Pressed)
             }
+            Request::SetLink { device, up } => {
+                self.vm()?.set_link(&device, up)?;
+                Ok(Reply::LinkSet)
+            }
         }
     }
 

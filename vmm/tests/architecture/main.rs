@@ -56,6 +56,7 @@ const OF_DEVICES: &[&str] = &[
     "identity",
     "interface",
     "kind",
+    "network",
     "pci",
     "power",
     // The terminal of the process, which `perennial run` lends to devices.

@@ -11,6 +11,9 @@ use crate::console::{self, Console};
 /// The date of the machine's clock, in seconds since 1970.
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 
+/// Whether the link of the guest's network device is up: 1 or 0.
+const CARRIER: &str = "/sys/class/net/eth0/carrier";
+
 /// Starts the thread that reads and executes orders.
 pub(crate) fn start(console: &Arc<Console>) {
     let console = Arc::clone(console);
@@ -32,6 +35,7 @@ fn obey(order: &str, console: &Console) {
         ("date", _) => fs::read_to_string(RTC)
             .map(|seconds| console.note("date", seconds.trim()))
             .map_err(|e| e.to_string()),
+        ("carrier", wanted) => wait_for_carrier(wanted, console),
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -39,10 +43,22 @@ fn obey(order: &str, console: &Console) {
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => Err("unknown order; the orders are say TEXT, date, poweroff, reboot, panic, hang"
+        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
         console.note("problem", &format!("{order}: {problem}"));
+    }
+}
+
+/// Waits until the link of the network device is as `wanted`.
+fn wait_for_carrier(wanted: &str, console: &Console) -> Result<(), String> {
+    loop {
+        let carrier = fs::read_to_string(CARRIER).map_err(|error| format!("{CARRIER}: {error}"))?;
+        if carrier.trim() == wanted {
+            console.note("carrier", wanted);
+            return Ok(());
+        }
+        crate::pause();
     }
 }

@@ -1,8 +1,8 @@
 //! Virtio 1.x devices ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS) and their PCI transport.
 //!
 //! A device has two halves. [`VirtioDevice`] handles what the driver sees in the registers: features
-//! and configuration. [`VirtioWorker`] executes requests on a thread of its own: it takes them from
-//! the [`Rings`] and completes them, in any order. The transport ([`VirtioPci`]) handles registers,
+//! and configuration. [`VirtioWorker`] executes requests on a thread of its own, or several share the
+//! queues, each on a thread: they take requests from the [`Rings`] and complete them, in any order. The transport ([`VirtioPci`]) handles registers,
 //! rings and interrupts.
 //!
 //! A device pauses in two steps: the rings stop giving out requests, then the device waits for the
@@ -24,7 +24,9 @@ pub use pci::{
 };
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
+use crate::devices::network::NetworkPort;
 use crate::state::Persist;
 
 /// The register side of a kind of virtio device. All calls are made with the function's registers
@@ -66,6 +68,16 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// Returns the half that executes requests. Called once for each device.
     fn worker(&self) -> Self::Worker;
 
+    /// Returns further such halves, each for a thread of its own. Called once for each device.
+    fn more_workers(&self) -> Vec<Self::Worker> {
+        Vec::new()
+    }
+
+    /// Returns the device's connection to a network, if it has one. `rings` are those of the device.
+    fn network_port(&self, _rings: Rings) -> Option<Arc<dyn NetworkPort>> {
+        None
+    }
+
     /// Makes the driver's writes durable. Called while no request is in flight.
     fn sync(&mut self) -> std::io::Result<()>;
 }
@@ -73,6 +85,11 @@ pub trait VirtioDevice: Persist + Send + 'static {
 /// The half of a virtio device that executes requests. All calls are made on the device's own thread,
 /// so a method may block and then delays only its own device.
 pub trait VirtioWorker: Send + 'static {
+    /// Whether this worker serves queue `queue`. Each queue has exactly one worker that does.
+    fn serves(&self, _queue: usize) -> bool {
+        true
+    }
+
     /// Returns the event sources of the worker besides doorbells: a tap, a socket, a timer. The
     /// thread watches each for input, edge-triggered, for its whole life.
     fn sources(&self) -> Vec<BorrowedFd<'_>>;

@@ -150,7 +150,7 @@ impl MutEventSubscriber for Stuck {
 fn get_stuck(board: &mut Board, node: &str) -> (Receiver<()>, Sender<()>) {
     let called = eventfd(1, EventfdFlags::empty()).unwrap();
     let ((stuck, is_stuck), (release, released)) = (mpsc::channel(), mpsc::channel());
-    let place = board.workers.iter_mut().find(|thread| thread.node == node).unwrap();
+    let place = board.workers.iter_mut().find(|thread| thread.name == node).unwrap();
     place.worker = Box::new(Stuck { called, stuck, released });
     (is_stuck, release)
 }

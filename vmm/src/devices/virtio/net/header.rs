@@ -203,6 +203,52 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_driver_writes_the_kernel_gets_only_what_lies_in_the_frame_and_is_negotiated() {
+        let offsets = [0, 13, 14, 33, 34, 48, 59, 60, 0x7fff, 0xfffe, 0xffff];
+        let sizes = [0, 1, 47, 48, 1448, 0xffff];
+        let mut accepted = 0;
+        for (flags, gso_type) in (0..=255).flat_map(|flags| (0..=255).map(move |gso| (flags, gso)))
+        {
+            // All combinations would be too many: each pair of flags and type gets another few of them.
+            let pick = |list: &[u16], by: usize| {
+                list[(usize::from(flags) * by + usize::from(gso_type)) % list.len()]
+            };
+            for len in [14, 60, 1514, FRAME_MAX] {
+                for features in [0, F_CSUM, F_CSUM | F_HOST_TSO4, ALL] {
+                    let header = Header {
+                        flags,
+                        gso_type,
+                        hdr_len: pick(&offsets, 3),
+                        gso_size: pick(&sizes, 5),
+                        csum_start: pick(&offsets, 7),
+                        csum_offset: pick(&offsets, 11),
+                        num_buffers: pick(&offsets, 13),
+                    };
+                    let Ok(sent) = header.checked_to_send(features, len) else { continue };
+                    accepted += 1;
+                    assert!(sent.flags & !NEEDS_CSUM == 0 && sent.num_buffers == 0, "{header:?}");
+                    let end = usize::from(sent.csum_start) + usize::from(sent.csum_offset) + 2;
+                    let asks = sent.flags == NEEDS_CSUM;
+                    assert!(!asks || (features & F_CSUM != 0 && end <= len), "{header:?} of {len}");
+                    assert!(asks || (sent.csum_start, sent.csum_offset) == (0, 0), "{header:?}");
+                    let segments = match sent.gso_type {
+                        GSO_NONE => (sent.hdr_len, sent.gso_size) == (0, 0),
+                        GSO_TCPV4 => features & F_HOST_TSO4 != 0,
+                        GSO_TCPV6 => features & F_HOST_TSO6 != 0,
+                        _ => false,
+                    };
+                    let sized = sent.gso_type == GSO_NONE
+                        || (asks
+                            && sent.gso_size >= SEGMENT_MIN
+                            && usize::from(sent.hdr_len) <= len);
+                    assert!(segments && sized, "{header:?} of {len}");
+                }
+            }
+        }
+        assert!(accepted > 1000, "{accepted}");
+    }
+
+    #[test]
     fn a_driver_gets_only_what_it_agreed_to() {
         let received = |header: Header, features| header.checked_to_receive(features, 1);
         let one = |header| Some(Header { num_buffers: 1, ..header });

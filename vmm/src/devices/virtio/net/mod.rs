@@ -25,29 +25,33 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod worker;
 
 pub use filter::{Filter, MacTable};
 pub use options::NetOptions;
 pub use state::{NetError, VirtioNetStateV1};
+pub use worker::NetWorker;
 
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use self::receive::Receiver;
 use self::tap::Tap;
-use super::{Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
+use super::{Rings, VirtioDevice, VirtioPci, VirtioState, features};
 use crate::confine::Call;
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use crate::devices::network::{Link, NetworkPort, OnLink};
 use crate::mutex::lock;
 
-/// The settings that the driver's features and its number of queues need: TUNSETQUEUE detaches a queue from
-/// the tap that the host has opened, or attaches it again. The other settings of a tap need TUNSETIFF.
-const SETTINGS: &[Call] = &[Call::ioctl(&[libc::TUNSETOFFLOAD as u32, libc::TUNSETQUEUE as u32])];
+/// The settings that the driver's features, its number of queues and the state of the link need: TUNSETQUEUE
+/// detaches a queue from the tap that the host has opened, or attaches it again. The other settings of a tap need
+/// TUNSETIFF.
+const SETTINGS: &[Call] =
+    &[Call::ioctl(&[libc::TUNSETOFFLOAD as u32, libc::TUNSETQUEUE as u32, tap::TUNSETCARRIER])];
 /// Most pairs of queues.
 pub const PAIRS_MAX: usize = 8;
 /// Least and most bytes of a packet that can be configured: what the specification allows (5.1.4.2),
@@ -93,8 +97,7 @@ pub struct Net {
     restored: bool,
 }
 
-/// Shared by the registers and the worker of the device.
-#[derive(Debug)]
+/// Shared by the registers and the workers of the device.
 struct Shared {
     /// The tap's name, for messages.
     name: String,
@@ -107,6 +110,13 @@ struct Shared {
     /// The negotiated features; 0 without a driver.
     features: AtomicU64,
     driver: Mutex<Driver>,
+    on_link: OnLink,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// Settings that the driver made by commands, and the state that it reads.
@@ -119,16 +129,38 @@ struct Driver {
     pairs: u16,
     /// Whether the driver is asked to announce itself to the network and has not confirmed it.
     announce: bool,
-    /// Whether the worker has to announce the guest to the network.
-    announce_for_it: bool,
-    /// Whether the tap exists.
-    link: bool,
+    /// How often the device has yet to announce the guest to the network.
+    announcements: u8,
+    /// Whether the operator has taken the link down.
+    link_down: bool,
+    /// Whether the tap is gone.
+    tap_gone: bool,
 }
 
 impl Driver {
     fn after_reset(mac: Mac) -> Self {
-        let filter = Filter::default();
-        Self { mac, filter, pairs: 1, announce: false, announce_for_it: false, link: true }
+        Self {
+            mac,
+            filter: Filter::default(),
+            pairs: 1,
+            announce: false,
+            announcements: 0,
+            link_down: false,
+            tap_gone: false,
+        }
+    }
+
+    fn link(&self) -> Link {
+        match self {
+            Self { tap_gone: true, .. } => Link::Gone,
+            Self { link_down: true, .. } => Link::Down,
+            _ => Link::Up,
+        }
+    }
+
+    /// Whether frames of a pair of queues pass.
+    fn carries(&self, pair: usize) -> bool {
+        pair < usize::from(self.pairs) && self.link() == Link::Up
     }
 }
 
@@ -184,16 +216,32 @@ impl Shared {
         }
     }
 
-    /// Reports that a frame could not be read or written. If the tap is gone, sets the link down and
-    /// tells the driver.
-    fn tap_failed(&self, attempt: &str, error: &io::Error, rings: &Rings) {
+    /// Reports that a frame of a pair could not be read or written. If the tap is gone, sets the link down and
+    /// tells the driver and the host.
+    fn tap_failed(&self, pair: usize, attempt: &str, error: &io::Error, rings: &Rings) {
         if error.raw_os_error() != Some(libc::EBADFD) {
             tracing::debug!("tap {}: cannot {attempt} a frame: {error}", self.name);
             return;
         }
-        if std::mem::replace(&mut self.driver().link, false) {
-            tracing::warn!("tap {}: it is gone, the guest's link is down: {error}", self.name);
-            rings.config_changed();
+        {
+            let mut driver = self.driver();
+            // A vCPU or another worker may have taken this queue of the tap out of use meanwhile.
+            if pair >= usize::from(driver.pairs) || driver.tap_gone {
+                return;
+            }
+            driver.tap_gone = true;
+        }
+        tracing::warn!("tap {}: it is gone, the guest's link is down: {error}", self.name);
+        rings.config_changed();
+        (self.on_link)(Link::Gone);
+    }
+
+    fn set_carrier(&self, on: bool) {
+        // A macvtap and an old kernel have no such switch. The device drops the frames by itself.
+        if let Some(tap) = self.taps.first()
+            && let Err(error) = tap.set_carrier(on)
+        {
+            tracing::debug!("tap {}: cannot switch its carrier: {error}", self.name);
         }
     }
 }
@@ -211,26 +259,28 @@ impl Net {
         driver: Driver,
         restored: bool,
     ) -> Result<Self, NetError> {
-        let Wire { name, taps } = wire;
+        let Wire { name, taps, on_link } = wire;
         let pairs = taps.len() as u16;
         let queue_sizes = vec![QUEUE_SIZE; 2 * taps.len() + 1];
-        let in_use = driver.pairs;
+        let (in_use, link_down) = (driver.pairs, driver.link_down);
         let (features, driver) = (AtomicU64::new(0), Mutex::new(driver));
-        let shared = Shared { name, taps, mac, mtu, features, driver };
+        let shared = Shared { name, taps, mac, mtu, features, driver, on_link };
         // The kernel uses every queue that the host has opened, so the unused ones are detached.
         shared
             .switch_queues(pairs, in_use)
             .map_err(|source| NetError::Queues { tap: shared.name.clone(), source })?;
         shared.apply_offloads(0);
+        shared.set_carrier(!link_down);
         Ok(Self { shared: Arc::new(shared), queue_sizes, restored })
     }
 
     /// The configuration structure (5.1.4): mac, status, max_virtqueue_pairs, mtu.
     fn config(&self) -> [u8; 12] {
-        let Driver { mac, announce, link, .. } = &*self.shared.driver();
-        let status = if *link { S_LINK_UP } else { 0 } | if *announce { S_ANNOUNCE } else { 0 };
+        let driver = self.shared.driver();
+        let up = if driver.link() == Link::Up { S_LINK_UP } else { 0 };
+        let status = up | if driver.announce { S_ANNOUNCE } else { 0 };
         let mut bytes = [0; 12];
-        bytes[0..6].copy_from_slice(&mac.0);
+        bytes[0..6].copy_from_slice(&driver.mac.0);
         bytes[6..8].copy_from_slice(&status.to_le_bytes());
         bytes[8..10].copy_from_slice(&(self.shared.taps.len() as u16).to_le_bytes());
         bytes[10..12].copy_from_slice(&self.shared.mtu.unwrap_or(0).to_le_bytes());
@@ -308,11 +358,11 @@ impl VirtioDevice for Net {
         self.shared.apply_offloads(features);
         if features == 0 {
             let mut driver = self.shared.driver();
-            let link = driver.link;
+            let (link_down, tap_gone) = (driver.link_down, driver.tap_gone);
             if let Err(error) = self.shared.switch_queues(driver.pairs, 1) {
                 tracing::warn!("tap {}: cannot use one queue only: {error}", self.shared.name);
             }
-            *driver = Driver { link, ..Driver::after_reset(self.shared.mac) };
+            *driver = Driver { link_down, tap_gone, ..Driver::after_reset(self.shared.mac) };
         }
     }
 
@@ -322,7 +372,7 @@ impl VirtioDevice for Net {
             return false;
         }
         let mut driver = self.shared.driver();
-        driver.announce_for_it = true;
+        driver.announcements = announce::ROUNDS;
         let can_announce = F_GUEST_ANNOUNCE | F_STATUS | F_CTRL_VQ;
         driver.announce |= features & can_announce == can_announce;
         // The link may be up again, too.
@@ -330,8 +380,16 @@ impl VirtioDevice for Net {
     }
 
     fn worker(&self) -> NetWorker {
-        let receivers = self.shared.taps.iter().map(|_| Receiver::default()).collect();
-        NetWorker { shared: self.shared.clone(), receivers, reported: false }
+        NetWorker::new(self.shared.clone(), 0)
+    }
+
+    fn more_workers(&self) -> Vec<NetWorker> {
+        let pairs = 1..self.shared.taps.len();
+        pairs.map(|pair| NetWorker::new(self.shared.clone(), pair)).collect()
+    }
+
+    fn network_port(&self, rings: Rings) -> Option<Arc<dyn NetworkPort>> {
+        Some(Arc::new(Port { shared: self.shared.clone(), rings }))
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -339,51 +397,39 @@ impl VirtioDevice for Net {
     }
 }
 
-/// The part of the device that moves frames.
-#[derive(Debug)]
-pub struct NetWorker {
+/// The link of the device, as the machine sets it.
+struct Port {
     shared: Arc<Shared>,
-    /// One for each pair of queues.
-    receivers: Vec<Receiver>,
-    /// Whether an invalid frame of the guest was already reported.
-    reported: bool,
+    rings: Rings,
 }
 
-impl VirtioWorker for NetWorker {
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        self.shared.taps.iter().map(AsFd::as_fd).collect()
+impl NetworkPort for Port {
+    fn link(&self) -> Link {
+        self.shared.driver().link()
     }
 
-    fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
-        if std::mem::take(&mut self.shared.driver().announce_for_it) {
-            announce::send(&self.shared, rings);
-        }
-        // Without MQ the control queue follows the first pair (5.1.2).
-        let control = match self.shared.features() & F_MQ {
-            0 => 2,
-            _ => 2 * self.receivers.len(),
+    fn set_link(&self, up: bool) {
+        let link = {
+            let mut driver = self.shared.driver();
+            driver.link_down = !up;
+            driver.link()
         };
-        if queue == control {
-            rings.serve(queue, |chain| control::execute(&self.shared, rings.memory(), chain));
-        } else if queue.is_multiple_of(2) {
-            self.receive(queue / 2, rings);
-        } else {
-            self.transmit(queue / 2, rings);
-        }
-    }
-
-    fn on_source(&mut self, source: usize, rings: &Rings) {
-        self.receive(source, rings);
+        self.shared.set_carrier(up);
+        self.rings.config_changed();
+        // The workers look again at what they left alone.
+        (0..self.rings.count()).for_each(|queue| self.rings.look_again(queue));
+        (self.shared.on_link)(link);
     }
 }
 
 /// The tap that the device gets.
-#[derive(Debug)]
 pub struct Wire {
     /// Its name, for messages.
     name: String,
     /// One for each pair of queues, 1 to [`PAIRS_MAX`].
     taps: Vec<Tap>,
+    /// The machine's handler for a change of the link.
+    on_link: OnLink,
 }
 
 impl Kind for Net {
@@ -428,7 +474,7 @@ impl Kind for Net {
         let fds = fds.map_err(|error| site.files_error(error))?;
         let taps = fds.into_iter().map(Tap::new).collect::<io::Result<_>>();
         let taps = taps.map_err(|error| site.error("use its tap", error))?;
-        let wire = Wire { name: name.clone(), taps };
+        let wire = Wire { name: name.clone(), taps, on_link: site.on_link.clone() };
         let mac = mac.unwrap_or_else(|| Mac::derived(&site.label));
         VirtioPci::build(site, state, wire, |wire| Self::new(wire, mac, *mtu))
     }

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 use super::header::{self, Header};
 use super::{F_MRG_RXBUF, FRAME_MAX, NetWorker, QUEUE_SIZE, Shared};
 use crate::devices::interface::Mac;
+use crate::devices::network::Link;
 use crate::devices::virtio::{Chain, Request, Rings};
 
 /// Most frames of a queue before the thread handles its other events.
@@ -39,18 +40,24 @@ enum Outcome {
 }
 
 impl NetWorker {
-    /// Delivers the frames of the tap's queue that belongs to a pair of queues.
-    pub(super) fn receive(&mut self, pair: usize, rings: &Rings) {
-        let (queue, shared) = (2 * pair, &self.shared);
+    /// Delivers the frames of the pair's queue of the tap.
+    pub(super) fn receive(&mut self, rings: &Rings) {
+        let (pair, shared, receiver) = (self.pair, &self.shared, &mut self.receiver);
+        let queue = 2 * pair;
         // A pair that is not in use has no queue of the tap, and its receive queue may be the control
         // queue of a driver without MQ.
-        if pair >= usize::from(shared.driver().pairs) {
-            return;
+        if !shared.driver().carries(pair) {
+            return receiver.discard(shared, pair, rings);
         }
-        let Some(receiver) = self.receivers.get_mut(pair) else { return };
         for _ in 0..BATCH {
             // A frame is read from the tap only if the guest has a buffer for it.
-            let Some(first) = rings.take(queue) else { return };
+            let Some(first) = rings.take(queue) else {
+                // The event may have been the end of the tap.
+                if let Err(error) = shared.taps[pair].check() {
+                    shared.tap_failed(pair, "wait for", &error, rings);
+                }
+                return;
+            };
             if receiver.len == 0 && !receiver.read(shared, pair, rings) {
                 rings.give_back(vec![first]);
                 return;
@@ -65,6 +72,21 @@ impl NetWorker {
 }
 
 impl Receiver {
+    /// Drops the held frame, and those in the tap if the link is down: they are not to be delivered later.
+    fn discard(&mut self, shared: &Shared, pair: usize, rings: &Rings) {
+        self.len = 0;
+        if shared.driver().link() != Link::Down {
+            return;
+        }
+        for _ in 0..BATCH {
+            if !self.read(shared, pair, rings) {
+                return;
+            }
+            self.len = 0;
+        }
+        rings.look_again(2 * pair);
+    }
+
     /// Reads a frame from the tap. Returns whether there was one.
     fn read(&mut self, shared: &Shared, pair: usize, rings: &Rings) -> bool {
         // One byte more than the longest frame: a frame that fills it is too long.
@@ -72,9 +94,7 @@ impl Receiver {
         match shared.taps[pair].read(&mut self.bytes) {
             Ok(len) => self.len = len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // The driver may have reset the device meanwhile, which then uses one pair.
-            Err(_) if pair >= usize::from(shared.driver().pairs) => {}
-            Err(error) => shared.tap_failed("receive", &error, rings),
+            Err(error) => shared.tap_failed(pair, "receive", &error, rings),
         }
         self.len > 0
     }

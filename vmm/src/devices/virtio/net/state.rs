@@ -46,13 +46,16 @@ pub struct VirtioNetStateV1 {
     pub filter: Filter,
     /// Whether the driver was asked to announce itself and has not confirmed it.
     pub announce: bool,
+    /// Whether the operator has taken the link down.
+    pub link_down: bool,
 }
 
 impl Schema for VirtioNetStateV1 {
     const COMPATIBLE: &'static [&'static str] = &["perennial,virtio-net-v1"];
 
     fn encode(&self, node: &mut Node) {
-        let Self { mac, current_mac, mtu, queue_pairs, active_pairs, filter, announce } = self;
+        let Self { mac, current_mac, mtu, queue_pairs, active_pairs, filter, announce, link_down } =
+            self;
         let Filter { promiscuous, all_multicast, unicast, multicast } = filter;
         node.put_bytes("mac", &mac.0);
         node.put_bytes("current-mac", &current_mac.0);
@@ -70,6 +73,7 @@ impl Schema for VirtioNetStateV1 {
             node.put_bool(overflowed, *is_overflowed);
         }
         node.put_bool("announce", *announce);
+        node.put_bool("link-down", *link_down);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
@@ -90,7 +94,8 @@ impl Schema for VirtioNetStateV1 {
             multicast: read_table(reader, "multicast", "multicast-overflowed")?,
         };
         let announce = reader.bool("announce")?;
-        Ok(Self { mac, current_mac, mtu, queue_pairs, active_pairs, filter, announce })
+        let link_down = reader.bool("link-down")?;
+        Ok(Self { mac, current_mac, mtu, queue_pairs, active_pairs, filter, announce, link_down })
     }
 }
 
@@ -139,11 +144,18 @@ impl Persist for Net {
         // guest, the next restore announces the guest.
         let Self { shared, queue_sizes: _, restored: _ } = self;
         // The host opens the tap by its name again; the transport saves the features.
-        let Shared { name: _, taps, mac, mtu, features: _, driver } = &**shared;
+        let Shared { name: _, taps, mac, mtu, features: _, driver, on_link: _ } = &**shared;
         let driver = crate::mutex::lock(driver);
-        // A restored device always announces its guest, and its tap exists.
-        let Driver { mac: current_mac, filter, pairs, announce, announce_for_it: _, link: _ } =
-            &*driver;
+        let Driver {
+            mac: current_mac,
+            filter,
+            pairs,
+            announce,
+            // A restored device always announces its guest, and its tap exists.
+            announcements: _,
+            tap_gone: _,
+            link_down,
+        } = &*driver;
         Ok(VirtioNetStateV1 {
             mac: *mac,
             current_mac: *current_mac,
@@ -152,12 +164,21 @@ impl Persist for Net {
             active_pairs: *pairs,
             filter: filter.clone(),
             announce: *announce,
+            link_down: *link_down,
         })
     }
 
     fn restore(state: VirtioNetStateV1, wire: Wire) -> Result<Self, NetError> {
-        let VirtioNetStateV1 { mac, current_mac, mtu, queue_pairs, active_pairs, filter, announce } =
-            state;
+        let VirtioNetStateV1 {
+            mac,
+            current_mac,
+            mtu,
+            queue_pairs,
+            active_pairs,
+            filter,
+            announce,
+            link_down,
+        } = state;
         let here = wire.taps.len();
         if usize::from(queue_pairs) != here {
             return Err(NetError::Pairs { tap: wire.name, saved: queue_pairs, here });
@@ -167,8 +188,9 @@ impl Persist for Net {
             filter,
             pairs: active_pairs,
             announce,
-            announce_for_it: false,
-            link: true,
+            announcements: 0,
+            link_down,
+            tap_gone: false,
         };
         Self::with(wire, mac, mtu, driver, true)
     }
@@ -200,6 +222,7 @@ mod tests {
                 },
             },
             announce: true,
+            link_down: true,
         }
     }
 
@@ -219,6 +242,7 @@ mod tests {
             |s| s.device.filter.multicast.macs.push(OTHER),
             |s| s.device.filter.multicast.overflowed = false,
             |s| s.device.announce = false,
+            |s| s.device.link_down = false,
             |s| s.transport.isr += 1,
         ],
         golden: "virtio-net-v1",

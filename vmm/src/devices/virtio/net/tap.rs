@@ -20,6 +20,9 @@ use crate::devices::interface::Request;
 /// Flags of the tap: Ethernet frames, with only the header in front of them.
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// Switches the carrier of a tap: `_IOW('T', 226, int)` (include/uapi/linux/if_tun.h; since Linux 5.0).
+pub(super) const TUNSETCARRIER: u32 = 0x4004_54e2;
+
 /// One queue of a tap.
 #[derive(Debug)]
 pub(super) struct Tap {
@@ -75,6 +78,25 @@ impl Tap {
         }
         let flags = if used { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         Request::new("", &(flags as u16).to_ne_bytes()).send(&self.file, libc::TUNSETQUEUE)
+    }
+
+    /// Connects the tap with the host's network, or disconnects it as if its cable were pulled: the host's kernel
+    /// and bridge see it too. Errors on a macvtap, which has no such switch.
+    pub(super) fn set_carrier(&self, on: bool) -> io::Result<()> {
+        if !self.real {
+            return Ok(());
+        }
+        let on = libc::c_int::from(on);
+        // SAFETY: a tap's fd; the ioctl reads one int.
+        done(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETCARRIER.into(), &raw const on) })
+    }
+
+    /// Errors with EBADFD if the tap is gone. Reads nothing.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.real {
+            true => (&self.file).read(&mut []).map(drop),
+            false => Ok(()),
+        }
     }
 
     /// Reads one frame with its header; the part beyond `bytes` is lost. Errors with `WouldBlock` if there is

@@ -2,6 +2,7 @@
 //! tap; and on a real tap, where there can be one.
 
 mod control;
+mod link;
 mod receive;
 mod restore;
 mod tap;
@@ -16,9 +17,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
-use crate::devices::virtio::Worker;
 use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources};
 use crate::devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
+use crate::devices::virtio::{VirtioWorker, Worker};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 use crate::state::Persist;
@@ -55,7 +56,7 @@ fn wire(pairs: usize) -> (Wire, Vec<UnixDatagram>) {
         end.set_nonblocking(true).unwrap();
     }
     let taps = taps.into_iter().map(|end| Tap::new(end.into()).unwrap()).collect();
-    (Wire { name: "vm0".to_owned(), taps }, ends)
+    (Wire { name: "vm0".to_owned(), taps, on_link: Arc::new(|_| ()) }, ends)
 }
 
 impl Guest {
@@ -84,6 +85,9 @@ impl Guest {
         let worker = function.worker();
         let shared = worker.worker().shared.clone();
         thread.add_subscriber(worker);
+        for worker in function.more_workers() {
+            thread.add_subscriber(worker);
+        }
         Self { function, thread, wires, memory, wire, rings: BTreeMap::new(), shared }
     }
 
@@ -177,8 +181,13 @@ impl Guest {
         self.run();
     }
 
-    /// The next frame that the device sent through the tap of a pair, with its header.
+    /// The next frame that the device sent through the tap of a pair, with its header. Skips announcements,
+    /// which are repeated by a timer.
     fn sent_by(&self, pair: usize) -> Option<Vec<u8>> {
+        std::iter::from_fn(|| self.any_sent_by(pair)).find(|sent| sent[24..26] != RARP)
+    }
+
+    fn any_sent_by(&self, pair: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; header::LEN + FRAME_MAX + 1];
         let len = self.wire[pair].recv(&mut bytes).ok()?;
         bytes.truncate(len);
@@ -197,6 +206,16 @@ impl Guest {
         u16::from_le_bytes(self.read(DEVICE + 6))
     }
 }
+
+/// What is announced: destination, source and EtherType of the next frame.
+fn announced(guest: &Guest) -> Option<(Mac, Mac, [u8; 2])> {
+    let sent = guest.any_sent_by(0)?;
+    let mac = |at| Mac(sent[at..at + 6].try_into().unwrap());
+    assert_eq!(sent[..header::LEN], [0; header::LEN]);
+    Some((mac(12), mac(18), [sent[24], sent[25]]))
+}
+
+const RARP: [u8; 2] = [0x80, 0x35];
 
 /// A frame to `destination` of `len` bytes.
 fn frame(destination: Mac, len: usize) -> Vec<u8> {

@@ -7,18 +7,20 @@ use super::{FRAME_MAX, NetWorker, QUEUE_SIZE};
 use crate::devices::virtio::{Chain, Rings};
 
 impl NetWorker {
-    /// Sends the frames in the transmit queue of a pair.
-    pub(super) fn transmit(&mut self, pair: usize, rings: &Rings) {
-        let Self { shared, receivers: _, reported } = self;
+    /// Sends the frames in the transmit queue of the pair.
+    pub(super) fn transmit(&mut self, rings: &Rings) {
+        let pair = self.pair;
+        let (shared, reported) = (&self.shared, &mut self.reported);
         rings.serve(2 * pair + 1, |chain| {
-            // A pair that is not in use has no queue of the tap.
-            if pair >= usize::from(shared.driver().pairs) {
+            // A pair that is not in use has no queue of the tap. A link that is down takes every frame and
+            // carries none.
+            if !shared.driver().carries(pair) {
                 return 0;
             }
             match collect(rings.memory(), chain, shared.features()) {
                 Ok((header, frame)) => {
                     if let Err(error) = shared.taps[pair].write(header.to_bytes(), &frame) {
-                        shared.tap_failed("send", &error, rings);
+                        shared.tap_failed(pair, "send", &error, rings);
                     }
                 }
                 // Only the first is a warning: otherwise a hostile guest could fill the host's log.

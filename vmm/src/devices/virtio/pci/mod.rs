@@ -38,6 +38,7 @@ use self::common::Selects;
 use self::config_access::ConfigAccessStateV1;
 use super::{VirtioDevice, features};
 use crate::bus::BusDevice;
+use crate::devices::network::NetworkPort;
 use crate::devices::pci::{ConfigSpace, Msix, PciFunction, PciIds, msix};
 use crate::devices::{Device, DeviceError};
 use crate::kvm::interrupts::{Doorbells, InterruptError, Interrupts, event, pull};
@@ -129,6 +130,17 @@ impl<D: VirtioDevice> VirtioPci<D> {
     /// Returns the event subscriber that the device's thread runs. Called once.
     pub fn worker(&self) -> Worker<D::Worker> {
         Worker::new(D::NAME, self.shared.clone(), self.device.worker())
+    }
+
+    /// Returns the event subscribers of the device's other threads. Called once.
+    pub fn more_workers(&self) -> Vec<Worker<D::Worker>> {
+        let workers = self.device.more_workers().into_iter();
+        workers.map(|worker| Worker::new(D::NAME, self.shared.clone(), worker)).collect()
+    }
+
+    /// Returns the device's connection to a network, if it has one.
+    pub fn network_port(&self) -> Option<Arc<dyn NetworkPort>> {
+        self.device.network_port(Rings(self.shared.clone()))
     }
 
     fn node_name(&self) -> String {

@@ -34,10 +34,16 @@ impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
             }
         };
         let worker = Box::new(function.worker());
+        let more_workers = function.more_workers();
+        let network_port = function.network_port();
         let function = Arc::new(Mutex::new(function));
         let mut built = Built::new(&site.node, function.clone(), worker);
         built.mmio = Some((site.bar.into(), BAR_SIZE.into(), function.clone()));
         built.function = Some(function);
+        built.network_port = network_port;
+        for worker in more_workers {
+            built.workers.push(Box::new(worker));
+        }
         Ok(built)
     }
 }

@@ -1,5 +1,5 @@
-//! The event subscriber that the thread of one virtio device runs. Its events are the doorbells,
-//! numbered first, and then the device's own sources.
+//! The event subscriber that a thread of one virtio device runs. Its events are the doorbells of its queues,
+//! with the queues' numbers, and then the worker's own sources.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -28,6 +28,11 @@ impl<W: VirtioWorker> Worker<W> {
     pub(crate) fn worker(&self) -> &W {
         &self.worker
     }
+
+    #[cfg(test)]
+    pub(crate) fn rings(&self) -> &Rings {
+        &self.rings
+    }
 }
 
 impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
@@ -45,12 +50,15 @@ impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let doorbells = self.rings.0.doorbells.iter();
-        let doorbells = doorbells.map(|doorbell| (doorbell.as_raw_fd(), EventSet::IN));
+        let doorbells = (0u32..).zip(&self.rings.0.doorbells);
+        let doorbells = doorbells
+            .filter(|(queue, _)| self.worker.serves(*queue as usize))
+            .map(|(queue, doorbell)| (queue, doorbell.as_raw_fd(), EventSet::IN));
         let sources = self.worker.sources();
-        let sources =
-            sources.iter().map(|fd| (fd.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED));
-        for (index, (fd, when)) in (0u32..).zip(doorbells.chain(sources)) {
+        let first = self.rings.0.doorbells.len() as u32;
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let sources = (first..).zip(&sources).map(|(index, fd)| (index, fd.as_raw_fd(), edges));
+        for (index, fd, when) in doorbells.chain(sources) {
             match ops.add(Events::with_data_raw(fd, index, when)) {
                 Ok(()) => {}
                 // epoll refuses files that are always ready, such as /dev/urandom, and they need no

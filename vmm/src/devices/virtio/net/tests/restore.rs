@@ -4,7 +4,7 @@ use super::*;
 
 impl Guest {
     /// Pause, save, encode, decode, and restore in a new process with another opening of the tap.
-    fn switch(mut self) -> Self {
+    pub(super) fn switch(mut self) -> Self {
         self.function.pause();
         self.function.drain(std::time::Instant::now()).unwrap();
         let state = self.function.save().unwrap();
@@ -19,21 +19,11 @@ impl Guest {
         Self { rings, ..Self::around(function, self.memory, wires, ends) }
     }
 
-    fn resume(&mut self) {
+    pub(super) fn resume(&mut self) {
         self.function.resume();
         self.run();
     }
 }
-
-/// What is announced: destination, source and EtherType of the next frame.
-fn announced(guest: &Guest) -> Option<(Mac, Mac, [u8; 2])> {
-    let sent = guest.sent()?;
-    let mac = |at| Mac(sent[at..at + 6].try_into().unwrap());
-    assert_eq!(sent[..header::LEN], [0; header::LEN]);
-    Some((mac(12), mac(18), [sent[24], sent[25]]))
-}
-
-const RARP: [u8; 2] = [0x80, 0x35];
 
 #[test]
 fn frames_in_the_guests_queues_are_sent_once_and_received_afterwards() {
@@ -122,6 +112,37 @@ fn the_host_announces_a_guest_that_cannot_and_none_without_a_driver() {
     let mut guest = Guest::new(1).switch();
     guest.resume();
     assert_eq!(guest.sent(), None);
+}
+
+#[test]
+fn a_guest_is_announced_several_times_with_all_of_its_addresses() {
+    let guest = Guest::started(LINUX);
+    guest.shared.driver().filter.unicast = MacTable::new(vec![OTHER, Mac::BROADCAST]);
+    let mut guest = guest.switch();
+    guest.resume();
+    let mut heard = Vec::new();
+    while heard.len() < 2 * usize::from(announce::ROUNDS) {
+        match announced(&guest) {
+            Some((_, source, RARP)) => heard.push(source),
+            Some(other) => panic!("{other:?}"),
+            // The next round comes by a timer.
+            None => drop(guest.thread.run_with_timeout(60_000).unwrap()),
+        }
+    }
+    let expected: Vec<Mac> = [MAC, OTHER].into_iter().cycle().take(heard.len()).collect();
+    assert_eq!(heard, expected);
+    assert_eq!(guest.shared.driver().announcements, 0);
+    guest.run();
+    assert_eq!(announced(&guest), None);
+}
+
+#[test]
+fn a_driver_that_resets_its_device_ends_the_announcements() {
+    let mut guest = Guest::started(LINUX).switch();
+    guest.resume();
+    assert!(announced(&guest).is_some());
+    guest.start(LINUX, &[0, 1, 2]);
+    assert_eq!(guest.shared.driver().announcements, 0);
 }
 
 #[test]

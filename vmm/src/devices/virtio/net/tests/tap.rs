@@ -28,7 +28,7 @@ fn options(number: u32, queues: u16) -> Option<NetOptions> {
 fn wire(options: &NetOptions) -> Wire {
     let opened = options.open().unwrap().into_iter();
     let taps = opened.map(|opened| Tap::new(opened.fd).unwrap()).collect();
-    Wire { name: options.tap.clone(), taps }
+    Wire { name: options.tap.clone(), taps, on_link: Arc::new(|_| ()) }
 }
 
 /// A number that the kernel has for an interface's offloads: checksums, segments
@@ -173,7 +173,8 @@ fn a_tap_that_is_gone_is_a_link_that_is_down_and_the_guest_is_told() {
     let Ok(file) = open.inspect_err(|error| eprintln!("SKIPPED: /dev/net/tun: {error}")) else {
         return;
     };
-    let wire = Wire { name: "vm0".to_owned(), taps: vec![Tap::new(file.into()).unwrap()] };
+    let taps = vec![Tap::new(file.into()).unwrap()];
+    let wire = Wire { name: "vm0".to_owned(), taps, on_link: Arc::new(|_| ()) };
     let mut guest = Guest::with(Net::new(wire, MAC, None).unwrap(), Vec::new());
     guest.start(LINUX, &[0, 1, 2]);
     let [generation]: [u8; 1] = guest.read(0x15);
@@ -184,4 +185,83 @@ fn a_tap_that_is_gone_is_a_link_that_is_down_and_the_guest_is_told() {
         assert_eq!(guest.read(0x15), [generation + 1], "once");
     }
     assert_eq!(guest.ring(0).used_index(), 0);
+}
+
+/// Deletes an interface as `ip link del` does (RTM_DELLINK; rtnetlink(7)).
+fn delete(name: &str) {
+    let index = Path::new("/sys/class/net").join(name).join("ifindex");
+    let index: i32 = std::fs::read_to_string(index).unwrap().trim().parse().unwrap();
+    let mut message = [0; 32];
+    message[0] = 32;
+    message[4] = libc::RTM_DELLINK as u8;
+    // NLM_F_REQUEST and NLM_F_ACK.
+    message[6] = 5;
+    message[20..24].copy_from_slice(&index.to_ne_bytes());
+    let netlink = rustix::net::AddressFamily::NETLINK;
+    let socket = rustix::net::socket(netlink, rustix::net::SocketType::RAW, None).unwrap();
+    rustix::net::send(&socket, &message, rustix::net::SendFlags::empty()).unwrap();
+    let mut answer = [0; 64];
+    rustix::net::recv(&socket, &mut answer, rustix::net::RecvFlags::empty()).unwrap();
+    assert_eq!(answer[16..20], [0; 4], "the kernel refuses");
+}
+
+#[test]
+fn a_tap_that_is_deleted_is_noticed_by_a_guest_that_neither_sends_nor_receives() {
+    let Some(options) = options(8, 2) else { return };
+    let (sender, events) = std::sync::mpsc::channel();
+    let on_link: OnLink = Arc::new(move |link| sender.send(link).unwrap());
+    let net = Net::new(Wire { on_link, ..wire(&options) }, MAC, None).unwrap();
+    let mut guest = Guest::with(net, Vec::new());
+    guest.start(LINUX, &[0, 1, 2]);
+    let opened = Path::new("/sys/class/net").join(&options.tap);
+    delete(&options.tap);
+    assert!(!opened.exists());
+    guest.run();
+    assert_eq!(guest.link_status(), 0);
+    assert_eq!(events.try_iter().collect::<Vec<_>>(), [Link::Gone], "once");
+    // The device goes on without it.
+    guest.offer(1, &[(DATA, 112, 0)]);
+    assert_eq!(guest.ring(1).used_index(), 1);
+    guest.function.pause();
+    guest.function.drain(std::time::Instant::now()).unwrap();
+    guest.function.save().unwrap();
+}
+
+#[test]
+fn the_host_sees_a_link_that_is_down_as_a_tap_without_carrier() {
+    let Some(options) = options(9, 1) else { return };
+    let carrier = Path::new("/sys/class/net").join(&options.tap).join("carrier");
+    let carrier = || std::fs::read_to_string(&carrier).unwrap().trim().to_owned();
+    let guest = Guest::with(Net::new(wire(&options), MAC, None).unwrap(), Vec::new());
+    assert_eq!(carrier(), "1");
+    let port = guest.function.network_port().unwrap();
+    port.set_link(false);
+    assert_eq!(carrier(), "0");
+    port.set_link(true);
+    assert_eq!(carrier(), "1");
+}
+
+#[test]
+fn headers_that_the_kernel_refuses_cost_only_their_frames() {
+    let Some(options) = options(12, 1) else { return };
+    let mut guest = Guest::with(Net::new(wire(&options), MAC, None).unwrap(), Vec::new());
+    guest.start(LINUX, &[0, 1, 2]);
+    // All pass the device's own checks; none of these frames is TCP.
+    let headers: [[u8; header::LEN]; 5] = [
+        [1, header::GSO_TCPV4, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0],
+        [1, header::GSO_TCPV6, 0, 0, 48, 0, 14, 0, 0, 0, 0, 0],
+        [1, header::GSO_TCPV4, 60, 0, 0xff, 0xff, 58, 0, 0, 0, 0, 0],
+        [1, header::GSO_NONE, 0, 0, 0, 0, 58, 0, 0, 0, 0, 0],
+        [1, header::GSO_TCPV6, 14, 0, 0xff, 0xff, 14, 0, 44, 0, 0, 0],
+    ];
+    for (number, header) in (1_u16..).zip(headers) {
+        for kind in [[8, 0], [8, 6], [0x86, 0xdd], [0x81, 0], [0, 3]] {
+            let mut bytes = frame(OTHER, 60);
+            bytes[12..14].copy_from_slice(&kind);
+            guest.put(DATA, &[&header[..], &bytes].concat());
+            guest.offer(1, &[(DATA, 72, 0)]);
+        }
+        assert_eq!(guest.ring(1).used_index(), 5 * number);
+    }
+    assert_eq!(guest.function.network_port().unwrap().link(), Link::Up);
 }
