@@ -13,7 +13,7 @@ impl<'a> Options<'a> {
     /// occurs twice; the error text says what is wrong and what is accepted.
     pub fn parse(text: &'a str, known: &[&str]) -> Result<Self, String> {
         let mut pairs = Vec::new();
-        for part in text.split(',') {
+        for part in split(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(format!("`{part}` is not of the form key=value"));
             };
@@ -50,6 +50,19 @@ impl<'a> Options<'a> {
             Some(other) => Err(format!("{key} is on or off, not `{other}`")),
         }
     }
+}
+
+/// Splits `text` at its commas, apart from those in brackets: `fd=[3,4],mtu=1500` has two parts.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut in_brackets = false;
+    text.split(move |c| {
+        in_brackets = match c {
+            '[' => true,
+            ']' => false,
+            _ => in_brackets,
+        };
+        c == ',' && !in_brackets
+    })
 }
 
 /// Returns the word of `known` that `word` was probably meant to be.
@@ -107,6 +120,9 @@ mod tests {
             let error = Options::parse(&format!("{typed}=on"), &["path", "readonly"]).unwrap_err();
             assert_eq!(error, format!("`{typed}` is not known here: did you mean `{meant}`?"));
         }
+        let list = Options::parse("fd=[3,4],path=/a]b,x=[", &["path", "fd", "x"]).unwrap();
+        assert_eq!(list.get("fd"), Some("[3,4]"));
+        assert_eq!((list.get("path"), list.get("x")), (Some("/a]b"), Some("[")));
         let empty = Options::parse("path=", &["path"]).unwrap();
         assert_eq!(empty.path("path").unwrap_err(), "it must name a path: path=FILE");
         assert!(empty.switch("path").unwrap_err().contains("path is on or off, not ``"));

@@ -8,6 +8,7 @@ pub mod alarm;
 pub mod catalog;
 pub mod files;
 pub mod identity;
+pub mod inherited;
 pub mod interface;
 pub mod kind;
 pub mod network;

@@ -54,6 +54,8 @@ const OF_DEVICES: &[&str] = &[
     "catalog",
     "files",
     "identity",
+    // File descriptors that `perennial run` lends to devices.
+    "inherited",
     "interface",
     "kind",
     "network",

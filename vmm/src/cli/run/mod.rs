@@ -19,7 +19,7 @@ use tracing::level_filters::LevelFilter;
 use super::terminal::Terminal;
 use crate::config::{BootFrom, Config, ConfigError};
 use crate::devices::catalog::KINDS;
-use crate::devices::terminal;
+use crate::devices::{inherited, terminal};
 use crate::host::{self, HostError, alone};
 use crate::options::Options;
 use devices::{DeviceArguments, ForeignArguments};
@@ -277,6 +277,7 @@ impl Drop for LogFile {
 /// Runs the VM until it powers off, fails, or the user leaves. Failure is a VM that failed.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, RunError> {
     let text = arguments.to_config()?;
+    inherited::lend();
     let config = Config::parse(&text).map_err(config_error)?;
     if let Some(hint) = arguments.hints() {
         eprintln!("perennial: {hint}");

@@ -53,6 +53,12 @@ impl Request {
         request
     }
 
+    /// Returns the name.
+    pub(in crate::devices) fn name(&self) -> String {
+        let name: Vec<u8> = self.name.iter().copied().take_while(|byte| *byte != 0).collect();
+        String::from_utf8_lossy(&name).into_owned()
+    }
+
     /// Returns the value as a 16-bit number.
     pub(in crate::devices) fn u16(&self) -> u16 {
         u16::from_ne_bytes([self.value[0], self.value[1]])

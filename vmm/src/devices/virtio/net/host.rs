@@ -2,11 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::options::{NetOptions, TAPS};
-use super::tap;
+use super::{lent, tap};
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Interface;
 
@@ -17,6 +20,10 @@ const TUN: &str = "/dev/net/tun";
 pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
     let NetOptions { tap: name, mac: _, mtu, queues, bridge } = options;
     let error = |remedy, source| OpenError { what: "tap", path: name.into(), remedy, source };
+    if let Some(fds) = lent::open(name) {
+        let fds = fds.map_err(|why| error("", io::Error::other(why)))?;
+        return lend(fds).map_err(|source| error("", source));
+    }
     let interface = Interface::new(name).map_err(|source| error("", source))?;
     // The kernel lets any number of programs open a tap with several queues.
     if *queues > 1
@@ -47,6 +54,17 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
     }
     step("it cannot be switched on", interface.set_up())?;
     Ok(opened)
+}
+
+/// Prepares the descriptors that the user has brought for a new process: what belongs to a descriptor stays as the
+/// last process left it.
+fn lend(fds: Vec<OwnedFd>) -> io::Result<Vec<Opened>> {
+    let prepare = |(role, fd): (&&'static str, OwnedFd)| {
+        rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK | OFlags::RDWR)?;
+        tap::reattach(&fd);
+        Ok(Opened { role, fd, identity: None })
+    };
+    TAPS.iter().zip(fds).map(prepare).collect()
 }
 
 const NO_TUN: &str =

@@ -18,6 +18,7 @@ mod control;
 mod filter;
 mod header;
 mod host;
+mod lent;
 mod options;
 mod receive;
 mod state;
@@ -435,7 +436,7 @@ pub struct Wire {
 impl Kind for Net {
     const KEY: &'static str = "net";
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
-        usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS]",
+        usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS], or fd=[FD,...] of a tap instead of its name",
         default: None,
         foreign: options::FOREIGN,
     });

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MTU_MAX, MTU_MIN, PAIRS_MAX};
+use super::{MTU_MAX, MTU_MIN, PAIRS_MAX, lent};
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::interface::check_name;
@@ -16,7 +16,6 @@ pub(super) const TAPS: [&str; PAIRS_MAX] =
 
 /// Keys that only Cloud Hypervisor has, with what to do instead.
 pub(super) const FOREIGN: &[(&str, &str)] = &[
-    ("fd", "name a tap with tap="),
     ("host_mac", ""),
     ("ip", "give the tap an address with `ip`, or a bridge with bridge="),
     ("mask", "give the tap an address with `ip`, or a bridge with bridge="),
@@ -48,16 +47,35 @@ pub struct NetOptions {
 
 impl NetOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let options = Options::parse(text, &["tap", "mac", "mtu", "queues", "bridge"])?;
+        let options = Options::parse(text, &["tap", "fd", "mac", "mtu", "queues", "bridge"])?;
         let name = |key| match options.get(key) {
             Some(name) => check_name(name).map(|()| Some(name.to_owned())),
             None => Ok(None),
         };
-        let tap = name("tap")?.ok_or("it must name a tap: tap=NAME")?;
         let mac = options.get("mac").map(Mac::parse).transpose()?;
         let mtu = options.get("mtu").map(parse_mtu).transpose()?;
-        let queues = options.get("queues").map_or(Ok(1), parse_queues)?;
-        Ok(Self { tap, mac, mtu, queues, bridge: name("bridge")? })
+        let queues = options.get("queues").map(parse_queues).transpose()?;
+        let (tap, bridge) = (name("tap")?, name("bridge")?);
+        let (tap, queues) = match (tap, options.get("fd")) {
+            (Some(tap), None) => (tap, queues.unwrap_or(1)),
+            (None, Some(_)) if bridge.is_some() => {
+                return Err(
+                    "bridge= is for a tap that this host makes; with fd= the owner of the tap \
+                            puts it into a bridge"
+                        .to_owned(),
+                );
+            }
+            // The last check, because it lends the descriptors to this device.
+            (None, Some(list)) => lent::claim(list, queues)?,
+            (Some(_), Some(_)) => {
+                return Err(
+                    "name a tap with tap=, or give its file descriptors with fd=: not both"
+                        .to_owned(),
+                );
+            }
+            (None, None) => return Err("it must name a tap: tap=NAME".to_owned()),
+        };
+        Ok(Self { tap, mac, mtu, queues, bridge })
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
@@ -224,8 +242,31 @@ mod tests {
             ("tap=vm0,queues=9", "from 1 to 8"),
             ("tap=vm0,queues=two", "not `two`"),
             ("tap=vm0,tap=vm1", "twice"),
-            ("tap=vm0,colour=red", "there is tap, mac, mtu, queues, bridge"),
+            ("tap=vm0,colour=red", "there is tap, fd, mac, mtu, queues, bridge"),
             ("vm0", "key=value"),
+            ("", "key=value"),
+            ("tap=vm0,", "key=value"),
+            ("tap=.", "cannot be the name"),
+            ("tap=a b", "characters"),
+            ("tap=vm0,bridge=", "cannot be the name"),
+            ("tap=vm0,bridge=0123456789abcdef", "at most 15"),
+            ("tap=vm0,mac=", "such as 52:54"),
+            ("tap=vm0,mac=00:00:00:00:00:00", "lowest bit"),
+            ("tap=vm0,mac=52:54:00:12:34", "such as 52:54"),
+            ("tap=vm0,mac=52-54-00-12-34-56", "such as 52:54"),
+            ("tap=vm0,mtu=", "not ``"),
+            ("tap=vm0,mtu=-1", "not `-1`"),
+            ("tap=vm0,mtu=1500k", "not `1500k`"),
+            ("tap=vm0,mtu=99999999999999999999", "from 68"),
+            ("tap=vm0,queues=", "not ``"),
+            ("tap=vm0,queues=1.5", "not `1.5`"),
+            ("tap=vm0,TAP=vm1", "`TAP` is not known here"),
+            ("tap=vm0,queue=2", "did you mean `queues`"),
+            ("tap=vm0,fd=3", "not both"),
+            ("fd=3,bridge=br0", "the owner of the tap"),
+            ("fd=three", "such as [3,4]"),
+            ("fd=[3,3]", "twice"),
+            ("fd=[3", "such as [3,4]"),
         ] {
             let said = NetOptions::parse(text).expect_err(text);
             assert!(said.contains(problem), "{text}: {said}");

@@ -38,6 +38,22 @@ pub(super) fn attach(tun: &File, name: &str, several: bool) -> io::Result<()> {
     Request::new(name, &(flags as u16).to_ne_bytes()).send(tun, libc::TUNSETIFF)
 }
 
+/// Returns the name of the interface that a tap's fd is attached to, and the flags with which it was opened. Errors
+/// if it is not a tap's.
+pub(super) fn identify(fd: impl AsFd) -> io::Result<(String, i32)> {
+    let mut request = Request::new("", &[]);
+    request.send(fd, libc::TUNGETIFF)?;
+    let flags = i32::from(request.u16());
+    Ok((request.name(), flags))
+}
+
+/// Makes the kernel use a queue of a tap again that the last process may have detached. Does nothing if the queue
+/// is in use.
+pub(super) fn reattach(fd: impl AsFd) {
+    let flags = libc::IFF_ATTACH_QUEUE as u16;
+    let _ = Request::new("", &flags.to_ne_bytes()).send(fd, libc::TUNSETQUEUE);
+}
+
 impl Tap {
     /// Takes over an fd that the host has opened, and makes the kernel use the 12-byte header. Errors if the
     /// fd is not a tap.

@@ -241,6 +241,69 @@ fn the_host_sees_a_link_that_is_down_as_a_tap_without_carrier() {
     assert_eq!(carrier(), "1");
 }
 
+/// Leaves an fd open as a program does that then executes this one. Returns its number.
+fn leave_open(fd: std::os::fd::OwnedFd) -> i32 {
+    use std::os::fd::IntoRawFd;
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
+    fd.into_raw_fd()
+}
+
+#[test]
+fn a_tap_that_the_user_brings_is_used_as_it_is_and_again_after_a_reset() {
+    let Some(options) = options(10, 2) else { return };
+    crate::devices::inherited::lend();
+    let fds: Vec<i32> =
+        options.open().unwrap().into_iter().map(|opened| leave_open(opened.fd)).collect();
+    let list = format!("fd=[{},{}]", fds[0], fds[1]);
+    let wrong = NetOptions::parse(&format!("{list},mtu=x")).unwrap_err();
+    assert!(wrong.contains("mtu"), "{wrong}");
+    let given = NetOptions::parse(&format!("{list},mtu=1300")).unwrap();
+    assert_eq!((given.tap.as_str(), given.queues), (options.tap.as_str(), 2));
+    let again = NetOptions::parse(&list).unwrap_err();
+    assert!(again.contains("another device has the tap"), "{again}");
+    for _ in 0..2 {
+        // The device detaches the second queue; the next one must find it attached.
+        let net = Net::new(wire(&given), MAC, given.mtu).unwrap();
+        net.shared.use_pairs(2).unwrap();
+        net.shared.use_pairs(1).unwrap();
+    }
+    let mtu = std::fs::read_to_string(format!("/sys/class/net/{}/mtu", options.tap)).unwrap();
+    assert_eq!(mtu.trim(), "1400", "the interface is its owner's");
+}
+
+#[test]
+fn a_descriptor_that_is_no_tap_of_the_right_kind_says_so() {
+    let Some(one) = options(11, 1) else { return };
+    crate::devices::inherited::lend();
+    let file = leave_open(std::fs::File::open("/dev/null").unwrap().into());
+    let open = || std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let kind = |suffix: &str, flags: i32| {
+        let tun = open();
+        let name = format!("{}{suffix}", one.tap);
+        let flags = (flags as u16).to_ne_bytes();
+        crate::devices::interface::Request::new(&name, &flags).send(&tun, libc::TUNSETIFF).unwrap();
+        leave_open(tun.into())
+    };
+    let tun = kind("n", libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+    let bare = kind("h", libc::IFF_TAP | libc::IFF_NO_PI);
+    let with_information = kind("p", libc::IFF_TAP | libc::IFF_VNET_HDR);
+    let [a, b] =
+        ["a", "b"].map(|suffix| kind(suffix, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR));
+    for (list, why) in [
+        (file.to_string(), "is no tap or macvtap"),
+        (leave_open(open().into()).to_string(), "is no tap or macvtap"),
+        (tun.to_string(), "it must be a tap"),
+        (bare.to_string(), "IFF_VNET_HDR"),
+        (with_information.to_string(), "IFF_NO_PI"),
+        (format!("[{a},{b}]"), "different interfaces"),
+        (format!("{a},queues=2"), "queues must be the same number"),
+        ("999999".to_owned(), "is not open"),
+    ] {
+        let said = NetOptions::parse(&format!("fd={list}")).unwrap_err();
+        assert!(said.contains(why), "{list}: {said}");
+    }
+}
+
 #[test]
 fn headers_that_the_kernel_refuses_cost_only_their_frames() {
     let Some(options) = options(12, 1) else { return };
