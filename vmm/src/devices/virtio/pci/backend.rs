@@ -58,7 +58,7 @@ impl<T> Turnstile<T> {
 /// The part of one function that the registers, the worker and the machine share.
 pub(super) struct Shared {
     backend: Turnstile<Backend>,
-    /// Notified when a request was completed.
+    /// Notified when a request was completed and a thread waits for that.
     idle: Condvar,
     pub(super) interrupt: Mutex<Interrupt>,
     pub(super) memory: Arc<GuestMemoryMmap>,
@@ -152,7 +152,10 @@ impl Shared {
             *in_flight -= count;
         }
         self.finish_reset(backend);
-        self.idle.notify_all();
+        // `notify_all` is a system call even if no thread waits.
+        if backend.draining > 0 {
+            self.idle.notify_all();
+        }
     }
 
     /// Tells the driver that the device has changed its configuration (2.5).
@@ -174,8 +177,10 @@ impl Shared {
                     if left.is_zero() {
                         return Err(count);
                     }
+                    backend.draining += 1;
                     let waited = self.idle.wait_timeout(backend, left);
                     backend = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    backend.draining -= 1;
                 }
             }
         }
@@ -239,6 +244,8 @@ pub(super) struct Backend {
     pub(super) queues: Vec<Queue>,
     /// For each queue, the number of requests that were taken and not completed.
     in_flight: Vec<usize>,
+    /// Number of threads that wait until no request is in flight.
+    draining: usize,
     pub(super) status: u8,
     /// The features that the driver wrote; agreed upon once FEATURES_OK is set.
     pub(super) driver_features: u64,
@@ -265,6 +272,7 @@ impl Backend {
             feature_names,
             offered,
             in_flight: vec![0; queues.len()],
+            draining: 0,
             queues,
             status: 0,
             driver_features: 0,
@@ -372,6 +380,8 @@ impl Backend {
             // All zero, because the device is drained; so no reset is waiting, either.
             in_flight: _,
             resetting: _,
+            // Nothing is in flight that a thread could wait for.
+            draining: _,
             status,
             driver_features,
             config_generation,

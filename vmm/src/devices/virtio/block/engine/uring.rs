@@ -107,9 +107,10 @@ impl Uring {
     }
 
     pub(super) fn submit(&mut self) {
-        loop {
+        // `IoUring::submit` enters the kernel even if there is nothing to submit. For a disk in the page cache
+        // that would be a third of all system calls.
+        while !self.ring.submission().is_empty() {
             match self.ring.submit() {
-                Ok(_) if self.ring.submission().is_empty() => return,
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
