@@ -171,6 +171,11 @@ impl Host {
         self.control.reply(id, &name, ANSWER)
     }
 
+    /// The state of each vCPU of a VM, one of `KVM_MP_STATE_*`.
+    pub fn run_states(&mut self, name: &str) -> Result<Vec<u32>, Failure> {
+        Ok(diagnosis::run_states(&mut self.control, name)?)
+    }
+
     /// The host's status.
     pub fn status(&mut self) -> Result<Status, Failure> {
         Ok(serde_json::from_value(self.request(json!({"do": "status"}))?)?)

@@ -96,6 +96,13 @@ pub fn diagnose(
     text.trim_end().to_owned() + &last_lines
 }
 
+/// The state of each vCPU of a VM, one of `KVM_MP_STATE_*`.
+pub(crate) fn run_states(control: &mut Control, name: &str) -> Result<Vec<u32>, String> {
+    let deadline = Instant::now() + WITHIN;
+    let snapshot = Asked { control, name, deadline }.document()?;
+    Ok(snapshot.vcpus.iter().map(|vcpu| vcpu.mp_state).collect())
+}
+
 /// Describes the state of a machine of the conformance suite, with the symbols of a host's kernel.
 pub(crate) fn machine(qemu: &mut Qemu) -> String {
     if let Some(end) = qemu.end_of_process() {

@@ -5,6 +5,7 @@
 mod abort;
 mod bad_input;
 mod clocks;
+mod cpus;
 mod debian;
 mod foreground;
 mod handover;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Suite { name: "stock", tests: stock::TESTS },
         Suite { name: "power", tests: power::TESTS },
         Suite { name: "clocks", tests: clocks::TESTS },
+        Suite { name: "cpus", tests: cpus::TESTS },
         Suite { name: "systemd", tests: systemd::TESTS },
         Suite { name: "bad_input", tests: bad_input::TESTS },
         Suite { name: "simple", tests: simple::TESTS },

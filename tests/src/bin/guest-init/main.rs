@@ -7,6 +7,7 @@
 mod button;
 mod clocks;
 mod console;
+mod cpus;
 mod echo;
 mod orders;
 mod settings;

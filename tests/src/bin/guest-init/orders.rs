@@ -7,6 +7,7 @@ use std::thread;
 use rustix::system::{RebootCommand, reboot};
 
 use crate::console::{self, Console};
+use crate::cpus;
 
 /// The date of the machine's clock, in seconds since 1970.
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
@@ -36,6 +37,12 @@ fn obey(order: &str, console: &Console) {
             .map(|seconds| console.note("date", seconds.trim()))
             .map_err(|e| e.to_string()),
         ("carrier", wanted) => wait_for_carrier(wanted, console),
+        (word @ ("offline" | "online"), vcpu) => cpus::set_online(vcpu, word == "online")
+            .map(|online| {
+                let note = serde_json::json!({"note": word, "vcpu": vcpu, "online": online});
+                console.note_json(&note);
+            })
+            .map_err(|e| e.to_string()),
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -43,7 +50,8 @@ fn obey(order: &str, console: &Console) {
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, poweroff, reboot, panic, hang"
+        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, offline VCPU, online VCPU, \
+                  poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
