@@ -35,6 +35,7 @@ use self::grub::{Chosen, Place, Volumes};
 pub use self::image::Image;
 use self::partitions::{Partition, Scheme};
 use self::view::View;
+use crate::causes::panic_message;
 
 /// The longest time in which a disk is searched and its kernel is loaded.
 pub const WITHIN: Duration = Duration::from_secs(20);
@@ -109,7 +110,7 @@ pub fn boot<T: Send + 'static>(
     let (sender, receiver) = mpsc::channel();
     let search = move || {
         let found = catch_unwind(AssertUnwindSafe(|| find(disk, deadline).map(load)));
-        let found = found.unwrap_or_else(|panic| Err(BootDiskError::Confused(words(&*panic))));
+        let found = found.unwrap_or_else(|panic| Err(confused(&*panic)));
         // The receiver is gone if this is too late.
         drop(sender.send(found));
     };
@@ -124,9 +125,8 @@ pub fn boot<T: Send + 'static>(
     }
 }
 
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    excerpt(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("nothing"))
+fn confused(panic: &(dyn Any + Send)) -> BootDiskError {
+    BootDiskError::Confused(excerpt(&panic_message(panic)))
 }
 
 /// Text from the disk for an error: printable, short, on one line.

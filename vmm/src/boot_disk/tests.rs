@@ -376,7 +376,7 @@ fn a_panic_of_a_reader_and_a_search_without_end_are_errors() {
     let origin = boot(disk(), |boot| boot.origin).unwrap();
     assert_eq!(origin, "`Debian` of /boot/grub/grub.cfg on the whole disk");
     let error = boot::<()>(disk(), |_| panic!("oh\nno")).unwrap_err();
-    assert_eq!(error.to_string(), "its file systems confuse their reader, which says: oh\\nno");
+    assert_eq!(error.to_string(), "its file systems confuse their reader, which says: oh no");
     let late = find(disk(), Instant::now() - Duration::from_secs(1)).err().unwrap();
     assert!(matches!(late, BootDiskError::Late), "{late}");
 }

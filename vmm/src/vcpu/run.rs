@@ -8,6 +8,7 @@
 //! EINTR, never directly after an exit that it handled: no exit is half done, and the registers are
 //! complete. A vCPU that cannot continue ([`VcpuEvent`]) pauses without an EINTR.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Weak};
@@ -18,6 +19,8 @@ use super::run_page::RunPage;
 use super::state::VcpuStateV1;
 use crate::arch::x86_64::tsc;
 use crate::bus::Bus;
+use crate::causes::panic_message;
+use crate::confine::{self, Call};
 use crate::kvm::{Capabilities, KvmError};
 
 /// Why a vCPU cannot continue.
@@ -43,8 +46,6 @@ pub(super) enum Command {
 pub(super) struct Control {
     pub(super) page: RunPage,
     pub(super) stop: AtomicBool,
-    /// Receives the host TSC at each pause, read after the last `KVM_RUN` returned.
-    pub(super) stopped: Sender<u64>,
 }
 
 /// One vCPU and everything that its thread needs.
@@ -56,6 +57,8 @@ pub(super) struct Runner {
     pub(super) mmio: Arc<Bus>,
     pub(super) control: Arc<Control>,
     pub(super) commands: Receiver<Command>,
+    /// Receives the host TSC at each pause, read after the last `KVM_RUN` returned.
+    pub(super) stopped: Sender<u64>,
     pub(super) events: Weak<dyn Fn(VcpuEvent) + Send + Sync>,
 }
 
@@ -65,8 +68,27 @@ enum Next {
 }
 
 impl Runner {
-    /// Runs the thread: handles commands until `Exit` or until the sender is gone.
-    pub(super) fn run(mut self) {
+    /// Runs the thread. If it panics, reports that and answers nothing any more.
+    pub(super) fn run(mut self, calls: &[&'static [Call]]) {
+        let serve = || {
+            confine::thread(calls);
+            self.serve();
+        };
+        let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) else { return };
+        let Self { id, vcpu, commands, stopped, events, .. } = self;
+        // Whoever waits for the vCPU to stop hears that it is gone.
+        drop(stopped);
+        if let Some(events) = events.upgrade() {
+            let why = format!("the thread of vCPU {id} panicked: {}", panic_message(&*panic));
+            events(VcpuEvent::Failed(why));
+        }
+        // `Control` uses the page of the vCPU until the machine ends.
+        while !matches!(commands.recv(), Ok(Command::Exit) | Err(_)) {}
+        drop(vcpu);
+    }
+
+    /// Handles commands until `Exit` or until the sender is gone.
+    fn serve(&mut self) {
         while let Ok(command) = self.commands.recv() {
             match command {
                 Command::Run(first_entry) => self.run_until_stopped(first_entry),
@@ -85,7 +107,7 @@ impl Runner {
         // The receiver waits until all senders are dropped.
         drop(first_entry);
         while let Next::Run = self.step() {}
-        let _ = self.control.stopped.send(tsc::now());
+        let _ = self.stopped.send(tsc::now());
     }
 
     fn step(&mut self) -> Next {

@@ -12,7 +12,7 @@ use super::run::{Command, Control, Runner, VcpuEvent};
 use super::run_page::RunPage;
 use super::state::VcpuStateV1;
 use crate::bus::Bus;
-use crate::confine::{self, Call};
+use crate::confine::Call;
 use crate::kvm::{Capabilities, KvmError};
 
 /// An operation on the vCPUs failed.
@@ -28,8 +28,8 @@ pub enum VcpuError {
         #[source]
         source: std::io::Error,
     },
-    /// The vCPU's thread has ended, which is a bug.
-    #[error("the thread of vCPU {id} has ended")]
+    /// The vCPU's thread has panicked, which is a bug.
+    #[error("the thread of vCPU {id} has panicked: this is a bug, please report it")]
     Gone {
         /// Which vCPU.
         id: u32,
@@ -86,7 +86,7 @@ impl VcpuSet {
             let (commands, commands_receiver) = channel();
             let page = RunPage::new(&mut vcpu);
             let stop = AtomicBool::new(false);
-            let control = Arc::new(Control { page, stop, stopped: stopped_sender });
+            let control = Arc::new(Control { page, stop });
             let runner = Runner {
                 id,
                 vcpu,
@@ -95,15 +95,13 @@ impl VcpuSet {
                 mmio: mmio.clone(),
                 control: control.clone(),
                 commands: commands_receiver,
+                stopped: stopped_sender,
                 events: Arc::downgrade(&events),
             };
             let calls = calls.to_vec();
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || {
-                    confine::thread(&calls);
-                    runner.run();
-                })
+                .spawn(move || runner.run(&calls))
                 .map_err(|source| VcpuError::Thread { id, source })?;
             set.vcpus.push(Handle { id, control, commands, stopped, thread: Some(thread) });
         }

@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryMmap;
 use super::state::{DevicesStateV1, SavedDevice};
 use crate::arch::x86_64::layout;
 use crate::bus::{Bus, Overlap};
+use crate::causes::panic_message;
 use crate::confine::calls::EVENT_LOOP;
 use crate::confine::{self, Call};
 use crate::devices::catalog::DeviceState;
@@ -255,7 +256,7 @@ impl Board {
                     run(worker)
                 };
                 let why = catch_unwind(AssertUnwindSafe(run))
-                    .unwrap_or_else(|_| "it panicked".to_owned());
+                    .unwrap_or_else(|panic| format!("it panicked: {}", panic_message(&*panic)));
                 events(Event::Crashed(format!("the thread of {node} ended: {why}")));
             };
             let started = thread::Builder::new().name(name.clone()).spawn(run);

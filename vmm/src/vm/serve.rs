@@ -7,10 +7,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::{Vm, VmError, calls};
-use crate::causes::chain;
+use crate::causes::{chain, panic_message};
 use crate::confine;
 use crate::link::{
     Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Ram, Reply, Request, Role,
@@ -36,6 +37,9 @@ pub enum ServeError {
         "the first request on the link is not to confine the process: this is a bug, please report it"
     )]
     Unconfined,
+    /// The thread that serves the host panicked.
+    #[error("the main thread panicked: this is a bug, please report it")]
+    Panicked,
 }
 
 /// A request failed.
@@ -87,24 +91,25 @@ fn confine(link: &Channel) -> Result<(), ServeError> {
     Ok(link.send(&FromVm::Reply(Reply::Confined { missing }), &[])?)
 }
 
-/// Serves the host until it closes the link.
+/// Serves the host until it closes the link. If this thread panics, tells the host the reason, and errors.
 pub fn serve(link: Channel) -> Result<(), ServeError> {
     let link = Arc::new(link);
+    // The machine outlives a panic: its end may wait for a device.
     let mut process = Process { link: link.clone(), vm: None };
-    loop {
-        let (envelope, fds) = match link.receive::<Envelope>() {
-            Err(LinkError::Closed) => return Ok(()),
-            other => other?,
-        };
-        let reply = Fds::new(&envelope.roles, fds)
-            .map_err(RequestError::from)
-            .and_then(|fds| process.handle(envelope.request, fds))
-            .unwrap_or_else(|error| Reply::Failed(chain(&error)));
-        match link.send(&FromVm::Reply(reply), &[]) {
-            Err(LinkError::Closed) => return Ok(()),
-            other => other?,
-        }
-    }
+    report_panic(&link, || process.serve())
+}
+
+/// Calls `serve`. If it panics, tells the host the reason.
+fn report_panic(
+    link: &Channel,
+    serve: impl FnOnce() -> Result<(), ServeError>,
+) -> Result<(), ServeError> {
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|panic| {
+        let why = format!("the main thread panicked: {}", panic_message(&*panic));
+        // If the send fails, the host has ended.
+        let _ = link.send(&FromVm::Event(Event::Crashed(why)), &[]);
+        Err(ServeError::Panicked)
+    })
 }
 
 struct Process {
@@ -113,6 +118,23 @@ struct Process {
 }
 
 impl Process {
+    fn serve(&mut self) -> Result<(), ServeError> {
+        loop {
+            let (envelope, fds) = match self.link.receive::<Envelope>() {
+                Err(LinkError::Closed) => return Ok(()),
+                other => other?,
+            };
+            let reply = Fds::new(&envelope.roles, fds)
+                .map_err(RequestError::from)
+                .and_then(|fds| self.handle(envelope.request, fds))
+                .unwrap_or_else(|error| Reply::Failed(chain(&error)));
+            match self.link.send(&FromVm::Reply(reply), &[]) {
+                Err(LinkError::Closed) => return Ok(()),
+                other => other?,
+            }
+        }
+    }
+
     fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
         match request {
             Request::Confine { .. } => Err(RequestError::Confined),
@@ -203,4 +225,19 @@ fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {
     }
     file.write_all_at(&bytes, 0).map_err(RequestError::Write)?;
     Ok(Reply::Saved { bytes: bytes.len() as u64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_hears_why_the_main_thread_panicked() {
+        let (host, vm) = Channel::pair().unwrap();
+        let ended = report_panic(&vm, || panic!("on purpose"));
+        assert!(matches!(ended, Err(ServeError::Panicked)));
+        let why = "the main thread panicked: on purpose".to_owned();
+        let (said, _) = host.receive::<FromVm>().unwrap();
+        assert_eq!(said, FromVm::Event(Event::Crashed(why)));
+    }
 }

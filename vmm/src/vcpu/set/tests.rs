@@ -16,6 +16,9 @@ const COUNT: GuestAddress = GuestAddress(0x2000);
 /// The port of [`Echo`].
 const PORT: u16 = 0x80;
 
+/// The number at which [`Echo`] panics.
+const FATAL: u32 = 1 << 30;
+
 /// Says once that it runs, then counts in a register and in memory without an exit.
 const SILENT: &[u8] = &[
     0xe6, PORT as u8, // out PORT, al
@@ -72,6 +75,7 @@ impl BusDevice for Echo {
         let mut word = [0; 4];
         word[..data.len()].copy_from_slice(data);
         self.last = u32::from_le_bytes(word);
+        assert!(self.last != FATAL, "on purpose");
         self.report(Seen::Wrote(self.last));
     }
 }
@@ -214,6 +218,19 @@ fn a_guest_that_cannot_go_on_says_so_and_can_still_be_stopped_and_saved() {
     }
     guest.vcpus.pause().unwrap();
     guest.save();
+}
+
+#[test]
+fn a_vcpu_whose_thread_panics_names_itself_and_the_reason_and_can_be_dropped() {
+    let ram = ram_with(TALKING);
+    let Some(mut guest) = Guest::with(&ram, None, FATAL - 1, 0) else { return };
+    guest.vcpus.resume().unwrap();
+    assert_eq!(guest.seen.recv().unwrap(), Seen::Read(FATAL - 1));
+    let why = "the thread of vCPU 0 panicked: on purpose".to_owned();
+    assert_eq!(guest.seen.recv().unwrap(), Seen::Ended(VcpuEvent::Failed(why)));
+    let gone = |result: Result<_, VcpuError>| matches!(result, Err(VcpuError::Gone { id: 0 }));
+    assert!(gone(guest.vcpus.pause()));
+    assert!(gone(guest.vcpus.save().map(|_| 0)));
 }
 
 #[test]

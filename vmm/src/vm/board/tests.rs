@@ -182,7 +182,7 @@ fn a_device_whose_thread_ends_ends_its_vm_visibly() {
     struct Panics(OwnedFd);
     impl MutEventSubscriber for Panics {
         fn process(&mut self, _events: Happened, _ops: &mut EventOps<'_>) {
-            panic!("on purpose");
+            panic!("on\n purpose");
         }
         fn init(&mut self, ops: &mut EventOps<'_>) {
             ops.add(Happened::new(&self.0, EventSet::IN)).unwrap();
@@ -193,7 +193,9 @@ fn a_device_whose_thread_ends_ends_its_vm_visibly() {
         board.workers[2].worker = Box::new(Panics(called));
     });
     match machine.events.recv_timeout(PATIENCE).unwrap() {
-        Event::Crashed(why) => assert!(why.contains("thread of virtio-blk@2"), "{why}"),
+        Event::Crashed(why) => {
+            assert_eq!(why, "the thread of virtio-blk@2 ended: it panicked: on purpose");
+        }
         other => panic!("{other:?}"),
     }
 }

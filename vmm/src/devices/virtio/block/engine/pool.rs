@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -10,6 +11,7 @@ use rustix::fs::fallocate;
 
 use super::super::calls::POOL;
 use super::{Clear, Completed, Job, OwnedFd, Shared, Work, new_event, signal};
+use crate::causes::panic_message;
 use crate::confine;
 use crate::mutex::lock;
 
@@ -41,17 +43,14 @@ struct Jobs {
     /// Number of threads that wait for a job.
     idle: usize,
     closed: bool,
+    /// Why a thread has ended with its job, if one has.
+    panicked: Option<String>,
 }
 
 impl Pool {
     pub(super) fn new(disk: &Arc<Shared>) -> Self {
-        let state = State {
-            jobs: Mutex::default(),
-            changed: Condvar::new(),
-            event: new_event().expect("an eventfd, as every doorbell is one"),
-        };
         let (disk, without_thread) = (disk.clone(), Vec::new());
-        Self { disk, state: Arc::new(state), threads: 0, without_thread }
+        Self { disk, state: Arc::new(State::new()), threads: 0, without_thread }
     }
 
     pub(super) fn event(&self) -> &OwnedFd {
@@ -85,9 +84,11 @@ impl Pool {
         }
     }
 
+    /// Returns the jobs that were completed since the last call. Panics if a thread of the pool has panicked:
+    /// its job is lost, and the caller's end ends the VM.
     pub(super) fn completed(&mut self) -> Vec<Completed> {
         let mut completed = std::mem::take(&mut self.without_thread);
-        completed.append(&mut lock(&self.state.jobs).completed);
+        completed.append(&mut self.state.completed());
         completed
     }
 }
@@ -100,12 +101,37 @@ impl Drop for Pool {
 }
 
 impl State {
+    fn new() -> Self {
+        let event = new_event().expect("an eventfd, as every doorbell is one");
+        Self { jobs: Mutex::default(), changed: Condvar::new(), event }
+    }
+
     /// Runs one thread of the pool.
     fn serve(&self, disk: &Shared) {
-        confine::thread(&[POOL]);
-        while let Some(job) = self.next() {
-            let completed = perform(disk, job);
-            lock(&self.jobs).completed.push(completed);
+        self.note_panic(|| {
+            confine::thread(&[POOL]);
+            while let Some(job) = self.next() {
+                let completed = perform(disk, job);
+                lock(&self.jobs).completed.push(completed);
+                signal(&self.event);
+            }
+        });
+    }
+
+    fn completed(&self) -> Vec<Completed> {
+        let mut jobs = lock(&self.jobs);
+        if let Some(why) = jobs.panicked.take() {
+            drop(jobs);
+            panic!("{why}");
+        }
+        std::mem::take(&mut jobs.completed)
+    }
+
+    /// Calls `work`. If it panics, lets [`completed`](Self::completed) panic too.
+    fn note_panic(&self, work: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let why = format!("a thread of its pool panicked: {}", panic_message(&*panic));
+            lock(&self.jobs).panicked = Some(why);
             signal(&self.event);
         }
     }
@@ -139,4 +165,18 @@ pub(super) fn perform(disk: &Shared, job: Job) -> Completed {
         }
     };
     (job, result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_thread_of_the_pool_becomes_one_of_the_thread_of_its_disk() {
+        let state = State::new();
+        state.note_panic(|| panic!("on purpose"));
+        rustix::io::read(&state.event, &mut [0; 8]).unwrap();
+        let panic = catch_unwind(AssertUnwindSafe(|| state.completed())).unwrap_err();
+        assert_eq!(panic_message(&*panic), "a thread of its pool panicked: on purpose");
+    }
 }
