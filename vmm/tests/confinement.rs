@@ -65,13 +65,19 @@ fn open(file: &str, flags: libc::c_int) -> libc::c_long {
     call(libc::SYS_openat, [libc::AT_FDCWD as usize, address, flags as usize, 0, 0])
 }
 
-fn connect(outside: &Outside) -> libc::c_long {
+/// A TCP socket, and the address of a port of this machine (`struct sockaddr_in`).
+fn internet(port: u16) -> (libc::c_long, [u8; 16]) {
     let socket =
         call(libc::SYS_socket, [libc::AF_INET as usize, libc::SOCK_STREAM as usize, 0, 0, 0]);
     let mut address = [0u8; 16];
     address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-    address[2..4].copy_from_slice(&outside.port.to_be_bytes());
+    address[2..4].copy_from_slice(&port.to_be_bytes());
     address[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    (socket, address)
+}
+
+fn connect(outside: &Outside) -> libc::c_long {
+    let (socket, address) = internet(outside.port);
     call(libc::SYS_connect, [socket as usize, address.as_ptr() as usize, 16, 0, 0])
 }
 
@@ -220,6 +226,14 @@ const FILTERED: &[Attempt] = &[
     },
 ];
 
+/// An attempt that, without the filter, only landlock stops.
+const BIND: Attempt = Attempt { name: "listen_on_a_port", stopped_at: "socket", make: bind };
+
+fn bind(outside: &Outside) -> libc::c_long {
+    let (socket, address) = internet(outside.port);
+    call(libc::SYS_bind, [socket as usize, address.as_ptr() as usize, 16, 0, 0])
+}
+
 /// A failure of the program itself, whose handling makes system calls, and what becomes of the process: the
 /// signal that ends it, or none.
 type Failure = (&'static str, Option<libc::c_int>, fn());
@@ -276,7 +290,8 @@ fn inside(arguments: &[String]) -> ExitCode {
         println!("done");
         return ExitCode::SUCCESS;
     }
-    let attempt = ATTEMPTS.iter().chain(FILTERED).find(|attempt| attempt.name == name).unwrap();
+    let mut attempts = ATTEMPTS.iter().chain(FILTERED).chain([&BIND]);
+    let attempt = attempts.find(|attempt| attempt.name == name).unwrap();
     match (attempt.make)(&outside) {
         -1 => println!("errno {}", io::Error::last_os_error()),
         _ => println!("done"),
@@ -337,6 +352,13 @@ fn fails_by_itself(name: &str, signal: Option<libc::c_int>) -> Result<(), Failed
         Some(_) => status.signal() == signal,
     };
     check(ended && report.is_empty(), (status, report, said))
+}
+
+/// The namespaces alone would allow it: a process may listen on its own network.
+fn landlock_is_in_force() -> Result<(), Failed> {
+    let (status, report, said) = run(BIND.name, NO_FILTER);
+    let denied = format!("errno {}", io::Error::from_raw_os_error(libc::EACCES));
+    check(status.success() && said.starts_with(&denied), (status, report, said))
 }
 
 /// A VM's process as the host starts it.
@@ -449,5 +471,6 @@ fn main() -> ExitCode {
     trials.push(Trial::test(name, a_process_of_the_host_is_confined));
     let name = "the_process_that_speaks_dhcp_is_confined";
     trials.push(Trial::test(name, the_process_that_speaks_dhcp_is_confined));
+    trials.push(Trial::test("landlock_is_in_force", landlock_is_in_force));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
