@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -15,6 +15,9 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::time::Timespec;
 use vmm::config::HostSection;
 use vmm::confine::{self, Report};
 use vmm::guests::confinement::Confinement;
@@ -25,6 +28,8 @@ use vmm::link::Request;
 
 /// The argument that makes this program an inside of a confinement.
 const INSIDE: &str = "inside";
+/// The argument that makes this program a host.
+const HOST: &str = "host";
 const USER: u32 = 1_900_000_000;
 
 // How an inside is confined.
@@ -426,6 +431,38 @@ fn is_confined(pid: rustix::process::Pid, user: u32, files: usize) -> Result<(),
     check(open == files, ("open files", open))
 }
 
+/// A host that is killed, and with it the process of its VM, which does nothing any more by itself.
+fn a_process_ends_with_its_host() -> Result<(), Failed> {
+    let mut host = Command::new("/proc/self/exe")
+        .arg(HOST)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    io::BufReader::new(host.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    host.kill().unwrap();
+    host.wait().unwrap();
+    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    let count = poll(&mut ended, Some(&patience)).unwrap();
+    kill_process(pid, Signal::KILL).ok();
+    check(count == 1, "the process outlives its host")
+}
+
+/// A host with one process for a VM, whose ID it prints. Ends with its standard input.
+fn host() -> ExitCode {
+    let process = VmProcess::spawn(&Confinement::new(&HostSection::default())).unwrap();
+    // The answer comes when the process is confined.
+    process.build(Request::Sync, &[]).unwrap();
+    println!("{}", process.pid().as_raw_pid());
+    let _ = io::stdin().read(&mut [0]);
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
     if is_vm_process() {
         return match vmm::vm::serve::run() {
@@ -442,6 +479,9 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    if arguments == [HOST] {
+        return host();
     }
     if let Some((INSIDE, rest)) =
         arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
@@ -471,6 +511,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test(name, a_process_of_the_host_is_confined));
     let name = "the_process_that_speaks_dhcp_is_confined";
     trials.push(Trial::test(name, the_process_that_speaks_dhcp_is_confined));
+    trials.push(Trial::test("a_process_ends_with_its_host", a_process_ends_with_its_host));
     trials.push(Trial::test("landlock_is_in_force", landlock_is_in_force));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //!   isolate(): limits -> namespaces, empty root -> user -> no capabilities -> landlock
+//!   end_with_host()
 //!   filter():  the system calls of all threads together
 //!   thread():  those of one thread, which can only be a part of them
 //! ```
@@ -93,6 +94,15 @@ pub fn isolate(user: u32) -> Vec<Missing> {
     privileges::drop_capabilities(&mut record);
     landlock::restrict(&mut record);
     record.0
+}
+
+/// Has the kernel kill this process when the main thread of the host ends. The process ends by itself as well when
+/// its link is closed, but not if a guest has taken it over. Call once, after [`isolate`] and a message of the host:
+/// until then another thread of the host may be its parent. Returns what is missing, if this is.
+pub fn end_with_host() -> Option<Missing> {
+    let mut record = Record::default();
+    record.note("end with the host", privileges::end_with_parent());
+    record.0.pop()
 }
 
 /// Confines this process to the system calls of `lists`, which must have those of all its threads. Call once,

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::RawFd;
 
 use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Uid, getrlimit, set_dumpable_behavior, setrlimit,
+    DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
@@ -69,6 +70,12 @@ fn bound_capabilities() -> rustix::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel kill this process when the thread that is its parent ends. Call after all changes of users and
+/// capabilities: each of them cancels this.
+pub(super) fn end_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// Gives up all capabilities, in whichever user namespace, and the means to get some by exec(2). Also

@@ -6,19 +6,24 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use rustix::time::Timespec;
 
 /// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
 /// example on a disk that does not answer, takes longer.
 const GONE_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// How long the thread that has started a process may take to end.
+const THREAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// The name under which such processes run: the first of their arguments.
 const NAME: &str = "perennial";
@@ -66,17 +71,39 @@ impl Process {
 }
 
 /// Starts `command` as the first process of a PID namespace, or in the host's namespace if the host may not make
-/// one; the process itself reports that as missing.
+/// one; the process itself reports that as missing. Its parent is then the main thread of this process.
 fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
     // On a thread of its own, because the namespace becomes that of all later children of the thread, and
     // dies with the first one.
     let spawn = move || {
         // SAFETY: only UnshareFlags::FILES is unsafe, and it is not used.
         let _ = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
-        command.spawn()
+        (gettid(), command.spawn())
     };
     let thread = thread::Builder::new().name("spawn".to_owned()).spawn(spawn)?;
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
+    let panicked = |_| io::Error::other("the thread that starts it panicked");
+    let (thread, child) = thread.join().map_err(panicked)?;
+    let mut child = child?;
+    if let Err(error) = wait_for_end_of(thread) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    Ok(child)
+}
+
+/// Waits until the kernel has given the children of a thread that was joined to the main thread. A process that
+/// asks to be killed with its parent ([`super::end_with_host`]) would otherwise be killed at once.
+fn wait_for_end_of(thread: Pid) -> io::Result<()> {
+    let path = format!("/proc/self/task/{}", thread.as_raw_pid());
+    let deadline = Instant::now() + THREAD_WITHIN;
+    while Path::new(&path).exists() {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("the thread that starts it does not end"));
+        }
+        thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Whether this process was started by [`Process::spawn`] with this command. It is then not the host even

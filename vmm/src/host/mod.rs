@@ -128,7 +128,7 @@ impl Host {
         let goes_on = init::is_pid_1() || replaced == Replaced::Program;
         let instance = start::lock(&section, lock, goes_on)?;
         if replaced == Replaced::Program {
-            next_host::wait_for_old_vm_processes();
+            next_host::end_old_vm_processes();
         }
         let inherited = start::inherit(sessions);
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);

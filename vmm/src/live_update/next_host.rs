@@ -21,7 +21,10 @@ use luo::{Ticket, TicketError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, access};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, wait};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open, wait,
+    waitid,
+};
 use rustix::time::Timespec;
 
 use crate::guests::memfd::document_memfd;
@@ -32,6 +35,8 @@ use crate::guests::memfd::document_memfd;
 pub const HANDOVER_VARIABLE: &str = "PERENNIAL_HANDOVER";
 /// The environment variable with the number of the fd that has the machine's lock on hosts.
 const LOCK_VARIABLE: &str = "PERENNIAL_LOCK";
+/// The environment variable with the process IDs of the old VMs' processes: `21,22`.
+const PROCESSES_VARIABLE: &str = "PERENNIAL_OLD_VMS";
 /// Prefix of a ticket in the variable, which distinguishes it from fds.
 const TICKET: &str = "ticket=";
 
@@ -99,6 +104,15 @@ pub fn own_program() -> Result<PathBuf, OwnProgramError> {
     Ok(OsString::from_vec(path).into())
 }
 
+/// What goes to the next program besides the sessions.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed<'a> {
+    /// The machine's lock on hosts.
+    pub lock: Option<BorrowedFd<'a>>,
+    /// The processes of the VMs, which the next program ends.
+    pub processes: &'a [Pid],
+}
+
 /// A program that will be executed in this process. It is kept as an open file, so that a later change of
 /// the path has no effect.
 #[derive(Debug)]
@@ -141,11 +155,11 @@ impl NextHost {
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
     }
 
-    /// Executes the program in this process, and passes `left` and the `lock` on to it. Returns only on an error;
-    /// the VMs are unchanged then.
-    pub fn enter(&self, left: Inherited, lock: Option<BorrowedFd<'_>>) -> NextHostError {
+    /// Executes the program in this process, and passes `left` and what is `passed` on to it. Returns only on an
+    /// error; the VMs are unchanged then.
+    pub fn enter(&self, left: Inherited, passed: Passed<'_>) -> NextHostError {
         let Handover { tree, mut fds } = match left {
-            Inherited::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}"), lock),
+            Inherited::InPool(ticket) => return self.exec(&format!("{TICKET}{ticket}"), passed),
             Inherited::Kept(handover) => handover,
         };
         match self.write_tree(&tree) {
@@ -158,7 +172,7 @@ impl NextHost {
             }
         }
         let numbers: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-        self.exec(&numbers.join(","), lock)
+        self.exec(&numbers.join(","), passed)
     }
 
     /// Writes the keeper's tree to a memfd, and checks that the program can read it.
@@ -172,7 +186,9 @@ impl NextHost {
         }
     }
 
-    fn exec(&self, left: &str, lock: Option<BorrowedFd<'_>>) -> NextHostError {
+    fn exec(&self, left: &str, passed: Passed<'_>) -> NextHostError {
+        let Passed { lock, processes } = passed;
+        let processes: Vec<_> = processes.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| "perennial".into());
         let mut command = self.command();
@@ -185,7 +201,8 @@ impl NextHost {
             }
             command.env(LOCK_VARIABLE, lock.as_raw_fd().to_string());
         }
-        let error = command.arg0(name).args(arguments).env(HANDOVER_VARIABLE, left).exec();
+        command.env(HANDOVER_VARIABLE, left).env(PROCESSES_VARIABLE, processes.join(","));
+        let error = command.arg0(name).args(arguments).exec();
         if let Some(lock) = lock {
             // This host goes on. A program that it starts must not have the lock.
             let _ = fcntl_setfd(lock, FdFlags::CLOEXEC);
@@ -316,10 +333,18 @@ fn take_fd(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Waits until the processes of the last host's VMs have ended, so that their disks and ports are free
-/// for the next processes. They end because the exec closed their links. They are still children of this
-/// process.
-pub fn wait_for_old_vm_processes() {
+/// Ends the processes of the last host's VMs, and waits until their disks and ports are free for the next
+/// processes. The exec closed their links, so they end by themselves, unless a guest has taken one over.
+/// They are still children of this process.
+pub fn end_old_vm_processes() {
+    let processes = std::env::var(PROCESSES_VARIABLE).unwrap_or_default();
+    for pid in processes.split(',').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+        // A process that has ended keeps its ID until it is waited for, so the ID is not another process's.
+        let runs = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if let Ok(None) = waitid(WaitId::Pid(pid), runs) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
         match wait(WaitOptions::NOHANG) {

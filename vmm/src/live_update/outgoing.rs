@@ -19,9 +19,11 @@ use super::index::Index;
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
-use super::next_host::{Inherited, NextHost, NextHostError};
+use super::next_host::{Inherited, NextHost, NextHostError, Passed};
 use super::next_kernel::{self, NextKernel};
 use super::{Step, UpdateError};
+use rustix::process::Pid;
+
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
@@ -171,7 +173,8 @@ pub fn run(
     if let Next::Host(program, ..) = &next {
         rehearse(program, &manifest, paused.vms)?;
     }
-    Err(jump(luo, next))
+    let processes: Vec<_> = paused.vms.iter().map(|vm| vm.live.process.pid()).collect();
+    Err(jump(luo, next, &processes))
 }
 
 /// Checks the destination as far as is possible now, and makes it ready for the jump.
@@ -206,9 +209,9 @@ fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<
     program.rehearse(&documents)
 }
 
-/// Enters the next kernel or the next host program. Returns only on an error, and only after LUO has
-/// taken back the sessions.
-fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
+/// Enters the next kernel or the next host program, which ends `processes`. Returns only on an error, and
+/// only after LUO has taken back the sessions.
+fn jump(luo: &dyn Orchestrator, next: Next<'_>, processes: &[Pid]) -> UpdateError {
     let mut failed = None;
     let switched = match next {
         Next::Kernel(image) => {
@@ -218,12 +221,14 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>) -> UpdateError {
             })
         }
         Next::Host(program, None, lock) => luo.switch(&mut || {
-            let enter = |ticket| program.enter(Inherited::InPool(ticket), lock).into();
+            let passed = Passed { lock, processes };
+            let enter = |ticket| program.enter(Inherited::InPool(ticket), passed).into();
             failed = luo.ticket().map(enter);
         }),
         Next::Host(program, Some(keeper), lock) => {
             let entered = keeper.hand_over(|handover| {
-                Err::<std::convert::Infallible, _>(program.enter(Inherited::Kept(handover), lock))
+                let error = program.enter(Inherited::Kept(handover), Passed { lock, processes });
+                Err::<std::convert::Infallible, _>(error)
             });
             match entered {
                 Ok(never) => match never {},

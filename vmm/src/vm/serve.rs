@@ -86,6 +86,7 @@ fn confine(link: &Channel) -> Result<(), ServeError> {
     let (before, after) = Event::CRASHED;
     let report = confine::Report { socket: link.as_fd().as_raw_fd(), before, after };
     let mut missing = confine::isolate(user);
+    missing.extend(confine::end_with_host());
     missing.extend(confine::filter(&calls::process(), report));
     let missing = missing.iter().map(ToString::to_string).collect();
     Ok(link.send(&FromVm::Reply(Reply::Confined { missing }), &[])?)

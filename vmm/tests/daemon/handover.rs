@@ -111,3 +111,26 @@ fn a_variable_that_no_host_wrote_costs_nothing_but_a_line_in_the_log() {
         assert!(said.contains("cannot read") && !said.contains("panicked"), "{forged}: {said}");
     }
 }
+
+/// A guest may have taken the process of its VM over, and the process ignores that its link is closed.
+#[test]
+fn processes_of_the_last_hosts_vms_that_do_not_end_by_themselves_are_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    fs::write(&config, format!("[host]\nlock = {:?}\n", directory.path().join("lock"))).unwrap();
+    // Children of the process that becomes the host. Only the first is named as a VM's.
+    let script = "sleep 600 & echo $! >vm; sleep 600 & echo $! >other; \
+                  PERENNIAL_HANDOVER=0 PERENNIAL_OLD_VMS=1,$(cat vm),x exec \"$0\" host --config config.toml";
+    let mut command = Command::new("sh");
+    command.current_dir(directory.path()).args(["-c", script, PERENNIAL]);
+    let mut host = Host::run(command, directory);
+    host.wait_for_line("do not end");
+    let exists = |name: &str| {
+        let pid = fs::read_to_string(host.directory.path().join(name)).unwrap();
+        Path::new("/proc").join(pid.trim()).exists()
+    };
+    let found = (exists("vm"), exists("other"));
+    let pid = fs::read_to_string(host.directory.path().join("other")).unwrap();
+    Command::new("kill").arg(pid.trim()).status().unwrap();
+    assert_eq!(found, (false, true));
+}

@@ -23,26 +23,34 @@ impl Host {
         let socket = directory.path().join("socket");
         let lock = directory.path().join("lock");
         fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n")).unwrap();
-        let mut child = Command::new(PERENNIAL)
-            .args(["host", "--config"])
-            .arg(&config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let mut host = Self { child, directory, log };
+        let mut command = Command::new(PERENNIAL);
+        command.args(["host", "--config"]).arg(&config);
+        let mut host = Self::run(command, directory);
         host.wait_until_ready("boot cold");
         host
     }
 
+    /// Starts a command that becomes a host.
+    pub(crate) fn run(mut command: Command, directory: tempfile::TempDir) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, directory, log }
+    }
+
     /// Reads the log up to the line with `ready:`, which must contain `how`.
     pub(crate) fn wait_until_ready(&mut self, how: &str) {
+        let line = self.wait_for_line("ready:");
+        assert!(line.contains(how), "{line}");
+    }
+
+    /// Reads the log up to a line with this text, and returns the line.
+    pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
         let mut line = String::new();
-        while !line.contains("ready:") {
+        while !line.contains(text) {
             line.clear();
             assert!(self.log.read_line(&mut line).unwrap() > 0, "the host ended");
         }
-        assert!(line.contains(how), "{line}");
+        line
     }
 
     pub(crate) fn ctl(&self, arguments: &[&str]) -> Output {
