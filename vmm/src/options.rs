@@ -17,13 +17,15 @@ impl<'a> Options<'a> {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(format!("`{part}` is not of the form key=value"));
             };
+            let is_given = |key: &str| pairs.iter().any(|(given, _)| *given == key);
             if !known.contains(&key) {
-                return Err(match nearest(key, known) {
+                let others: Vec<_> = known.iter().copied().filter(|key| !is_given(key)).collect();
+                return Err(match nearest(key, &others) {
                     Some(meant) => format!("`{key}`{UNKNOWN}: did you mean `{meant}`?"),
                     None => format!("`{key}`{UNKNOWN}; there is {}", known.join(", ")),
                 });
             }
-            if pairs.iter().any(|(k, _)| *k == key) {
+            if is_given(key) {
                 return Err(format!("`{key}` is given twice"));
             }
             pairs.push((key, value));

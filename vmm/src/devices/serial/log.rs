@@ -57,9 +57,14 @@ pub struct LogOptions {
 
 impl LogOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let nameless = || "it must name a path: file=PATH".to_owned();
+        if !text.starts_with("file=") {
+            return Err(nameless());
+        }
         let options = Options::parse(text, &["file", "max_size", "keep"])?;
-        let path = options.path("file")?.into();
-        let max_size = match options.get("max_size").map(parse_size).transpose()? {
+        let path = options.get("file").filter(|path| !path.is_empty()).ok_or_else(nameless)?.into();
+        let max_size = options.get("max_size").map(parse_size).transpose();
+        let max_size = match max_size.map_err(|problem| format!("max_size: {problem}"))? {
             None => DEFAULT_MAX_SIZE,
             Some(size @ 1..LEAST_MAX_SIZE) => {
                 return Err(format!(

@@ -12,6 +12,7 @@ use super::log::LogOptions;
 use super::pty;
 use crate::devices::files::{OpenError, Opened, open, wait_for_device};
 use crate::devices::terminal;
+use crate::options::{Options, UNKNOWN, nearest};
 use crate::socket;
 use crate::state::{Node, Reader, Schema, StateError};
 
@@ -23,6 +24,27 @@ pub(super) const LISTENER: &str = "listener";
 pub(super) const NEXT: &str = "next";
 /// The role of the inotify instance that reports that a program has opened the pseudoterminal.
 pub(super) const OPENED: &str = "opened";
+
+/// What an option can begin with.
+const WORDS: [&str; 7] = ["off", "null", "tty", "pty", "socket", "file", "port"];
+/// What an option can be, for an error.
+const CHOICE: &str = "it is one of off, tty, pty, socket=PATH, file=PATH, port=NAME";
+/// Most bytes of the path of a socket: with a zero behind it, it fits `sun_path` of unix(7).
+const SOCKET_PATH: usize = 107;
+
+fn parse_socket(text: &str) -> Result<PathBuf, String> {
+    let path = match text {
+        "socket" => "",
+        _ => Options::parse(text, &["socket"])?.get("socket").unwrap_or_default(),
+    };
+    match path.len() {
+        0 => Err("it must name a path: socket=PATH".to_owned()),
+        1..=SOCKET_PATH => Ok(path.into()),
+        length => {
+            Err(format!("the path of a socket has at most {SOCKET_PATH} bytes, not {length}"))
+        }
+    }
+}
 
 /// The sink of the serial port's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,14 +66,26 @@ pub enum SerialOptions {
 
 impl SerialOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            None if text == "off" || text == "null" => Ok(Self::Off),
-            None if text == "tty" => Ok(Self::Tty),
-            None if text == "pty" => Ok(Self::Pty),
-            Some(("socket", path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
-            Some(("file", path)) if !path.is_empty() => LogOptions::parse(text).map(Self::File),
-            Some(("port", name)) if !name.is_empty() => Ok(Self::Port(name.to_owned())),
-            _ => Err("it is one of off, tty, pty, socket=PATH, file=PATH, port=NAME".to_owned()),
+        let word = text.split(['=', ',']).next().unwrap_or_default();
+        let rest = &text[word.len()..];
+        let alone = |options| match rest {
+            "" => Ok(options),
+            _ => Err(format!("nothing may follow `{word}`, as `{rest}` does")),
+        };
+        match word {
+            "off" | "null" => alone(Self::Off),
+            "tty" => alone(Self::Tty),
+            "pty" => alone(Self::Pty),
+            "socket" => parse_socket(text).map(Self::Socket),
+            "file" => LogOptions::parse(text).map(Self::File),
+            "port" => match rest.strip_prefix('=') {
+                Some(name) if !name.is_empty() => Ok(Self::Port(name.to_owned())),
+                _ => Err("it must name a virtio-serial port of the host: port=NAME".to_owned()),
+            },
+            _ => Err(match nearest(word, &WORDS) {
+                Some(meant) => format!("`{word}`{UNKNOWN}: did you mean `{meant}`? {CHOICE}"),
+                None => CHOICE.to_owned(),
+            }),
         }
     }
 
@@ -209,14 +243,50 @@ mod tests {
         let log = LogOptions { path: "/a=b".into(), max_size: 1 << 20, keep: 2 };
         let text = "file=/a=b,max_size=1M,keep=2";
         assert_eq!(SerialOptions::parse(text), Ok(SerialOptions::File(log)));
-        for (wrong, why) in [("max_size=1K", "64 K"), ("keep=101", "0 to 100"), ("keep=", "not ``")]
-        {
-            let error = SerialOptions::parse(&format!("file=/a,{wrong}")).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
         assert_eq!(SerialOptions::parse("port=web"), Ok(SerialOptions::Port("web".to_owned())));
-        for wrong in ["", "on", "socket=", "pty=1", "file=", "port=", "Off"] {
-            assert!(SerialOptions::parse(wrong).unwrap_err().contains("file=PATH"), "{wrong}");
+    }
+
+    #[test]
+    fn every_mistake_has_an_error_that_says_what_was_meant() {
+        let long = format!("socket=/{}", "a".repeat(SOCKET_PATH));
+        for (wrong, why) in [
+            ("", CHOICE),
+            ("on", CHOICE),
+            ("stdio", CHOICE),
+            ("=/a", CHOICE),
+            ("Off", "`Off` is not known here: did you mean `off`? it is one of off, tty"),
+            ("tti", "did you mean `tty`?"),
+            ("sock=/a", "did you mean `socket`?"),
+            ("flie=/a", "did you mean `file`?"),
+            ("pty=1", "nothing may follow `pty`, as `=1` does"),
+            ("off,keep=1", "nothing may follow `off`, as `,keep=1` does"),
+            ("socket", "it must name a path: socket=PATH"),
+            ("socket=", "it must name a path: socket=PATH"),
+            ("socket=/a,keep=1", "`keep` is not known here; there is socket"),
+            ("socket=/a,b", "`b` is not of the form key=value"),
+            (&long, "the path of a socket has at most 107 bytes, not 108"),
+            ("port", "it must name a virtio-serial port of the host: port=NAME"),
+            ("port=", "it must name a virtio-serial port of the host: port=NAME"),
+            ("file", "it must name a path: file=PATH"),
+            ("file=", "it must name a path: file=PATH"),
+            ("file=,keep=1", "it must name a path: file=PATH"),
+            ("file,keep=1", "it must name a path: file=PATH"),
+            ("file=/a,", "`` is not of the form key=value"),
+            ("file=/a,size=1M", "`size` is not known here; there is file, max_size, keep"),
+            ("file=/a,max-size=1M", "did you mean `max_size`?"),
+            ("file=/a,keep=1,keep=2", "`keep` is given twice"),
+            (
+                "file=/a,max_size=1K",
+                "max_size is at least 64 K, or 0 for a log without bound; not 1024",
+            ),
+            ("file=/a,max_size=", "max_size: `` is not a size such as 512M"),
+            ("file=/a,max_size=64KB", "max_size: `64KB` is not a size such as 512M"),
+            ("file=/a,max_size=-1", "max_size: `-1` is not a size such as 512M"),
+            ("file=/a,keep=101", "keep is a number of old logs, 0 to 100, not `101`"),
+            ("file=/a,keep=", "keep is a number of old logs, 0 to 100, not ``"),
+        ] {
+            let error = SerialOptions::parse(wrong).unwrap_err();
+            assert!(error.contains(why), "{wrong}: {error}");
         }
     }
 }
