@@ -108,7 +108,11 @@ impl LogOptions {
         Ok(vec![opened(SINK, file.into()), opened(NEXT, next)])
     }
 
+    /// Opens the log. Creates missing directories: the next kernel of a host in an initramfs has none.
     fn open_log(&self) -> io::Result<File> {
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
+        }
         let mut options = OpenOptions::new();
         options.append(true).create(true);
         open("serial output", &self.path, &options).map_err(|error| error.source)

@@ -23,9 +23,10 @@ fn wait_for_next(machine: &mut Machine) {
 #[test]
 fn a_log_that_was_renamed_or_removed_is_followed_by_a_new_one_at_its_path() {
     let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name);
+    let directory = directory.path().join("missing");
+    let path = |name: &str| directory.join(name);
     let read = |name: &str| fs::read_to_string(path(name)).unwrap();
-    let mut machine = Machine::fresh(&log(directory.path(), ""));
+    let mut machine = Machine::fresh(&log(&directory, ""));
     machine.send(b"first\n");
     fs::rename(path("log"), path("log-20261126")).unwrap();
     wait_for_next(&mut machine);
