@@ -1,4 +1,5 @@
-//! Consoles of a host's VMs: a person attaches, leaves and attaches again, over a handover and a live update.
+//! Consoles and logs of a host's VMs, over a handover and a live update: a person attaches, leaves and attaches
+//! again; a log is rotated and renamed.
 //!
 //! PID 1 starts the host as a daemon, in both kernels. The second kernel has [`AGAIN`] on its command line.
 
@@ -9,15 +10,17 @@ use std::thread;
 use std::time::Duration;
 
 use super::init::{BOOTED, CMDLINE, Problem};
+
 use super::session::{Session, Terminal};
-use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL};
+use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL, logs};
 
 const CONFIG: &str = "/config.toml";
 const API: &str = "/run/perennial.sock";
-/// The VMs, and their serial ports.
+/// The VMs with a console, and their serial ports.
 const VMS: [(&str, &str); 2] = [("web", "socket=/run/consoles/web"), ("db", "pty")];
 
 pub(super) fn before_the_update() -> Result<(), Problem> {
+    logs::leave_nearly_full()?;
     let mut host = start_host()?;
     for (vm, _) in VMS {
         // What the guest has said before anybody was attached is shown.
@@ -36,10 +39,14 @@ pub(super) fn before_the_update() -> Result<(), Problem> {
     replaced.expect_end("replaced", 1)?;
     say(&mut stays, "fourth")?;
 
+    logs::expect_rotation()?;
+    logs::expect_to_follow_rename("before")?;
+
     // A console that is attached during a handover is attached again by itself.
-    ctl(&["handover"])?;
-    say(&mut stays, "fifth")?;
+    let status = ctl(&["handover"])?;
+    say(&mut stays, "fifth").map_err(|problem| format!("{problem}; the status: {status}"))?;
     leave(stays, "after the handover")?;
+    logs::expect_to_follow_rename("after the handover")?;
 
     let refused = ctl(&["update"]);
     let ended = host.try_wait()?;
@@ -57,6 +64,7 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
         say(&mut session, "sixth")?;
         leave(session, "after the live update")?;
     }
+    logs::expect_to_follow_rename("after the live update")?;
     Ok(())
 }
 
@@ -65,10 +73,10 @@ fn start_host() -> Result<Child, Problem> {
         "[host]\nsocket = \"{API}\"\n[update]\nkernel = \"{DATA}/bzImage\"\n\
          initramfs = \"{DATA}/initramfs\"\ncmdline = \"{NEXT_CMDLINE} {AGAIN}\"\n"
     );
-    for (name, serial) in VMS {
+    for (name, serial) in VMS.into_iter().chain([("logged", logs::SERIAL)]) {
         config += &format!(
             "[[vm]]\nname = \"{name}\"\nmemory = \"size=64M\"\nkernel = \"{GUEST}/bzImage\"\n\
-             initramfs = \"{GUEST}/initramfs\"\ncmdline = \"{CMDLINE}\"\nserial = \"{serial}\"\n"
+             initramfs = \"{GUEST}/initramfs\"\ncmdline = \"{CMDLINE} perennial.button=obey\"\nserial = \"{serial}\"\n"
         );
     }
     fs::write(CONFIG, config)?;
@@ -90,13 +98,16 @@ fn attach(vm: &str) -> Result<Session, Problem> {
 /// that is plugged in again.
 fn say(session: &mut Session, word: &str) -> Result<(), Problem> {
     const ATTEMPTS: u32 = 10;
+    let mut missed = Ok(());
     for _ in 0..ATTEMPTS {
+        session.expect_running()?;
         session.type_keys(format!("\rsay {word}\r").as_bytes())?;
-        if session.wait_within(&format!("\"text\":\"{word}\""), Duration::from_secs(20)).is_ok() {
-            return Ok(());
+        missed = session.wait_within(&format!("\"text\":\"{word}\""), Duration::from_secs(20));
+        if missed.is_ok() {
+            break;
         }
     }
-    session.wait_for(word)
+    missed
 }
 
 fn leave(mut session: Session, when: &str) -> Result<(), Problem> {

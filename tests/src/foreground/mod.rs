@@ -5,6 +5,7 @@
 
 mod consoles;
 pub mod init;
+mod logs;
 mod session;
 
 use std::path::Path;

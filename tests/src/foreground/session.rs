@@ -114,6 +114,14 @@ impl Session {
         }
     }
 
+    /// Errors if the program has ended.
+    pub(super) fn expect_running(&mut self) -> Result<(), Problem> {
+        match self.program.try_wait()? {
+            None => Ok(()),
+            Some(ended) => Err(format!("the program ended: {ended}: {:?}", self.said).into()),
+        }
+    }
+
     /// Waits for the end of the program, and errors unless it has this exit status.
     pub(super) fn expect_end(&mut self, when: &str, status: i32) -> Result<(), Problem> {
         let ended = self.program.wait()?;

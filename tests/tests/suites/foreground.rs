@@ -3,5 +3,7 @@
 use perennial_tests::foreground;
 use perennial_tests::suite::{Test, kernel};
 
-pub(crate) const TESTS: &[Test] =
-    &[kernel("a_guest_has_the_terminal_and_gives_it_back", foreground::run)];
+pub(crate) const TESTS: &[Test] = &[
+    kernel("a_guest_has_the_terminal_and_gives_it_back", foreground::run),
+    kernel("consoles_are_attached_to_again_over_updates", foreground::consoles),
+];

@@ -65,25 +65,26 @@ pub(super) enum ConsoleError {
     Terminal(#[source] io::Error),
 }
 
-/// A console, and the process of the VM that serves it.
+/// Where the console of a VM is, and the process of the VM that serves it.
 #[derive(Debug)]
 struct Console {
-    line: File,
+    path: PathBuf,
     process: Option<i32>,
 }
 
 /// Copies between the terminal and the console until the user leaves.
 pub(super) fn run(arguments: &Arguments) -> Result<(), ConsoleError> {
-    let mut console = attach(arguments)?;
+    let mut console = find(arguments)?;
+    let mut line = console.open()?;
     let terminal = Terminal::open().map_err(ConsoleError::Terminal)?;
     let lines = terminal.lines().map_err(ConsoleError::Terminal)?;
     loop {
-        lines.add(console.line);
+        lines.add(line);
         if terminal.wait(None) == Wait::Left {
             return Ok(());
         }
         match attach_again(arguments, &terminal, console.process)? {
-            Some(next) => console = next,
+            Some(next) => (console, line) = next,
             None => return Ok(()),
         }
     }
@@ -94,17 +95,30 @@ fn attach_again(
     arguments: &Arguments,
     terminal: &Terminal,
     before: Option<i32>,
-) -> Result<Option<Console>, ConsoleError> {
+) -> Result<Option<(Console, File)>, ConsoleError> {
     let deadline = Instant::now() + AGAIN_WITHIN;
+    // Whether the host has named the process that was left.
+    let mut named = false;
     loop {
-        let error = match attach(arguments) {
-            // The next process of the VM begins after this one has ended.
-            Ok(console) if console.process == before => ConsoleError::Taken(arguments.vm.clone()),
-            Ok(console) => return Ok(Some(console)),
-            Err(error @ ConsoleError::NotLive { .. }) => return Err(error),
+        let attached = match find(arguments) {
+            // Not opened: that would take the console from the client that has it now.
+            Ok(console) if console.process == before => {
+                Err(ConsoleError::Taken(arguments.vm.clone()))
+            }
+            Ok(console) => console.open().map(|line| (console, line)),
+            Err(error) => Err(error),
+        };
+        let error = match attached {
+            Ok(attached) => return Ok(Some(attached)),
             Err(error) => error,
         };
-        if Instant::now() >= deadline || matches!(error, ConsoleError::Taken(_)) {
+        let is_final = match &error {
+            // The host's first answer may be older than the end of the process.
+            ConsoleError::Taken(_) => std::mem::replace(&mut named, true),
+            ConsoleError::NotLive { .. } => true,
+            _ => Instant::now() >= deadline,
+        };
+        if is_final {
             return Err(error);
         }
         if terminal.wait(Some(PAUSE)) == Wait::Left {
@@ -113,7 +127,8 @@ fn attach_again(
     }
 }
 
-fn attach(arguments: &Arguments) -> Result<Console, ConsoleError> {
+/// Asks the host where the console is.
+fn find(arguments: &Arguments) -> Result<Console, ConsoleError> {
     let Arguments { socket, vm: name } = arguments;
     let vms = ctl::status(socket)?.vms;
     let Some(vm) = vms.iter().find(|vm| vm.name == *name) else {
@@ -121,16 +136,23 @@ fn attach(arguments: &Arguments) -> Result<Console, ConsoleError> {
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         return Err(ConsoleError::Unknown { name: name.clone(), known });
     };
-    let VmStatus { state, pid, console, .. } = vm;
-    let Some(path) = console else {
-        let name = name.clone();
-        return Err(match pid {
-            Some(_) => ConsoleError::None(name),
-            None => ConsoleError::NotLive { name, state: state.clone() },
-        });
-    };
-    let line = open(path).map_err(|source| ConsoleError::Open { path: path.clone(), source })?;
-    Ok(Console { line, process: *pid })
+    let VmStatus { state, pid, console, error, .. } = vm;
+    match (console, pid) {
+        (Some(path), _) => Ok(Console { path: path.clone(), process: *pid }),
+        (None, Some(_)) => Err(ConsoleError::None(name.clone())),
+        (None, None) => {
+            let why = error.as_ref().map(|why| format!(" ({})", why.join(": ")));
+            let state = format!("{state}{}", why.unwrap_or_default());
+            Err(ConsoleError::NotLive { name: name.clone(), state })
+        }
+    }
+}
+
+impl Console {
+    fn open(&self) -> Result<File, ConsoleError> {
+        let path = &self.path;
+        open(path).map_err(|source| ConsoleError::Open { path: path.clone(), source })
+    }
 }
 
 /// Opens a socket or a terminal, without blocking.
