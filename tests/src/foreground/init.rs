@@ -14,7 +14,7 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::LocalModes;
 
 use super::session::{IN_TERMINAL, Session, Terminal};
-use super::{AGAIN, CONSOLES, DATA, GUEST, PASSED, PERENNIAL, VERDICT, consoles};
+use super::{AGAIN, CONSOLES, DATA, GUEST, PASSED, PERENNIAL, VERDICT, consoles, user};
 
 pub(super) type Problem = Box<dyn std::error::Error>;
 
@@ -84,19 +84,20 @@ fn all() -> Result<(), Problem> {
 fn run_steps() -> Result<(), Problem> {
     // The paths of the guest's files are relative.
     std::env::set_current_dir(GUEST)?;
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("typing and leaving", typing_and_leaving),
         ("a guest that powers off", powering_off),
         ("a signal", a_signal),
         ("without a terminal", without_a_terminal),
         ("a VM that fails", a_vm_that_fails),
         ("a VM that cannot boot", a_vm_that_cannot_boot),
+        ("a user without root", user::without_root),
     ];
     steps.into_iter().try_for_each(|(name, step)| step().map_err(|e| format!("{name}: {e}").into()))
 }
 
 /// `perennial run` with the guest's files.
-fn arguments() -> Vec<&'static str> {
+pub(super) fn arguments() -> Vec<&'static str> {
     let mut arguments = vec![PERENNIAL, "run", "--kernel", "bzImage", "--initramfs", "initramfs"];
     arguments.extend(["--memory", "size=64M", "--cmdline", CMDLINE]);
     arguments

@@ -7,6 +7,7 @@ mod consoles;
 pub mod init;
 mod logs;
 mod session;
+mod user;
 
 use std::path::Path;
 use std::time::Duration;
