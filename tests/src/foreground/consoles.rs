@@ -9,10 +9,12 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::init::{BOOTED, CMDLINE, Problem};
 
 use super::session::{Session, Terminal};
-use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL, logs};
+use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL, intruder, logs};
 
 const CONFIG: &str = "/config.toml";
 const API: &str = "/run/perennial.sock";
@@ -54,7 +56,7 @@ pub(super) fn before_the_update() -> Result<(), Problem> {
 }
 
 pub(super) fn after_the_update() -> Result<(), Problem> {
-    let _host = start_host()?;
+    let mut host = start_host()?;
     let status = ctl(&["status"])?;
     if !status.contains("\"boot\": \"live-update\"") || !status.contains("\"/run/consoles/web\"") {
         return Err(format!("the status is {status}").into());
@@ -65,7 +67,18 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
         leave(session, "after the live update")?;
     }
     logs::expect_to_follow_rename("after the live update")?;
-    Ok(())
+
+    intruder::try_all(ctl)?;
+
+    // The power button of a VM works after both, and SIGTERM presses it.
+    ctl(&["handover"])?;
+    kill_process(Pid::from_child(&host), Signal::TERM)?;
+    let ended = host.wait()?;
+    let log = logs::text()?;
+    match ended.success() && log.contains("it was pressed") {
+        true => Ok(()),
+        false => Err(format!("after SIGTERM: the host: {ended}; the log of its VM: {log}").into()),
+    }
 }
 
 fn start_host() -> Result<Child, Problem> {

@@ -40,6 +40,11 @@ pub(super) fn expect_to_follow_rename(when: &str) -> Result<(), Problem> {
     wait_until(&format!("the rename {when} is followed"), has_new_log)
 }
 
+/// All that the VM has written to the present log.
+pub(super) fn text() -> Result<String, Problem> {
+    Ok(String::from_utf8_lossy(&fs::read(LOG)?).into_owned())
+}
+
 fn has_new_log() -> bool {
     (1..MOST).contains(&size(LOG))
 }

@@ -5,6 +5,7 @@
 
 mod consoles;
 pub mod init;
+mod intruder;
 mod logs;
 mod session;
 mod user;
