@@ -101,8 +101,9 @@ suites: setup kernels stock systemd debian ## Only the end-to-end suites; SUITE=
 .PHONY: test-guests
 test-guests: setup kernels stock debian ## Debian guests at work, the tests included that CI has no time for
 	$(STEP) "end-to-end suites debian and guests (some minutes)"
-	@PERENNIAL_GUESTS=1 $(WITH_KERNELS) $(WITH_STOCK) \
-		cargo test -p perennial-tests --test suites -- debian
+	@export PERENNIAL_GUESTS=1 $(WITH_KERNELS) $(WITH_STOCK); \
+		cargo test -p perennial-tests --test suites -- debian::; \
+		cargo test -p perennial-tests --test suites -- guests::
 
 .PHONY: conformance
 conformance: setup kernels stock ## The whole conformance table, on every LUO
@@ -181,7 +182,7 @@ qemu: ## Fetch the QEMU that is measured beside Perennial, or find it in the cac
 
 .PHONY: debian
 debian: ## Make the Debian disk image of the tests, or find it in the cache
-	$(STEP) "disk image of Debian (first run: one to four minutes, 150 MB)"
+	$(STEP) "disk image of Debian (first run: two to four minutes, 200 MB)"
 	@resources/debian/image.sh
 
 .PHONY: setup

@@ -3,11 +3,14 @@
 # Makes a disk image of Debian as Debian's own images for clouds are laid out, for guests that boot from their
 # disk, and prints where it is.
 #
+#   image.sh [SUITE]     bookworm (Debian 12, the default) or trixie (Debian 13)
+#
 # stdout is one directory with `disk.img` (sparse), `packages` (with versions) and `root.offset`, the first
 # byte of the root file system in the image; all else goes to stderr. The image has a GPT with an ext4 root
 # (partition 1), an unused BIOS partition (14) and an ESP (15); Debian's cloud kernel with the initramfs and the
-# /boot/grub/grub.cfg that its packages write; systemd and cloud-init. No boot loader is installed. It
-# has no users besides root and no passwords.
+# /boot/grub/grub.cfg that its packages write; systemd and cloud-init; and the programs of the suites' work, whose
+# services do not start by themselves. No boot loader is installed. It has no users besides root and no
+# passwords.
 #
 # What is there stays in use until it is removed, as with the kernels' source (../kernel/source.sh):
 #
@@ -22,17 +25,17 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}/debian
-suite=bookworm
 # Besides what is essential: a system that boots, logs in and mounts its disks; cloud-init; the work of the suites.
 wanted=(
     systemd-sysv udev dbus kmod netbase iproute2 e2fsprogs
-    linux-image-cloud-amd64 grub2-common cloud-init fio
+    linux-image-cloud-amd64 grub2-common cloud-init
+    fio postgresql redis-server stress-ng iperf3
 )
 uuid=70657265-6e6e-4961-8c64-656269616e21
 # Where partitions are, in MiB, as in Debian's images: the ESP is in front of the root file system.
 bios_at=1 bios_mib=3
 esp_at=4 esp_mib=124
-root_at=128 root_mib=1152
+root_at=128 root_mib=1536
 
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -78,6 +81,9 @@ GRUB_CMDLINE_LINUX_DEFAULT=
 GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200"
 END
     : >"$1/etc/machine-id"
+    # The tests start what they need. The name of iperf3's service differs between releases, or it has none.
+    chroot "$1" systemctl disable postgresql redis-server
+    chroot "$1" systemctl disable iperf3 || true
 }
 
 # Runs update-grub in the root directory. grub-probe looks at the devices of the running system; for this
@@ -123,14 +129,20 @@ case ${1:-} in
     ;;
 esac
 
+suite=${1:-bookworm}
+case $suite in
+bookworm | trixie) ;;
+*) die "\`$suite\` is no suite that this recipe knows: bookworm, trixie" ;;
+esac
+
 if find_image; then exit; fi
 # One at a time; a second one waits and then finds the work done.
-exec 9>"$cache/lock"
+exec 9>"$cache/$suite.lock"
 flock 9
 if find_image; then exit; fi
 
-log=$cache/image.log
-work=$cache/work
+log=$cache/$suite.log
+work=$cache/work-$suite
 trap 'rm -rf "$work"; apt_close' EXIT
 rm -rf "$work"
 mkdir -p "$work/tree"
@@ -143,11 +155,13 @@ apt_open "$suite" >"$log" 2>&1 || die "apt could not be prepared; see $log"
 mirror=${PERENNIAL_DEBIAN_MIRROR:-$(apt-get "${apt_options[@]}" indextargets --format '$(REPO_URI)' \
     'Origin: Debian' 'Label: Debian' 'Created-By: Packages' | sed -n 1p)}
 
-say "installing Debian's $suite (about a minute; 150 MB)"
+say "installing Debian's $suite (one to three minutes; 200 MB)"
+# LLVM, a hundred megabytes, is for queries that PostgreSQL compiles; without it PostgreSQL does not.
 packages=$(IFS=,; echo "${wanted[*]}")
 mmdebstrap --variant=minbase --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' --aptopt='Acquire::Languages "none"' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/lib/*/libLLVM*' \
+    --dpkgopt='path-exclude=/usr/lib/llvm-*' --aptopt='Acquire::Languages "none"' \
     --customize-hook="'$here/image.sh' --customize \"\$1\"" \
     "$suite" "$work/root.tar" \
     "deb [signed-by=$debian_keyring] $mirror $suite main" >>"$log" 2>&1 ||

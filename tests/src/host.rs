@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use crate::control::{self, Control, ControlError};
 use crate::datagrams::Datagrams;
-use crate::debian;
 use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
 use crate::network::Connection;
@@ -343,8 +342,12 @@ impl Host {
     /// Powers the host off under its guests. Errors unless the file systems of Debian guests are consistent.
     pub fn power_off_and_check_file_systems(mut self) -> Result<(), Failure> {
         self.switch_off()?;
-        for disk in self.disks_with(DiskKind::Debian) {
-            debian::check_file_system(&disk.path).map_err(|e| format!("{}: {e}", disk.vm))?;
+        for disk in &self.vm_disks {
+            if let DiskKind::Debian(release) = disk.kind {
+                release
+                    .check_file_system(&disk.path)
+                    .map_err(|error| format!("{}: {error}", disk.vm))?;
+            }
         }
         self.done = true;
         Ok(())

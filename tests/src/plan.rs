@@ -4,14 +4,15 @@
 //! other side as the target of updates, so that updates can go back and forth. Both sides are on the
 //! host's data disk, with everything that the VMs need.
 
+mod vm;
+
 use std::error::Error;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use crate::binaries::{self, Binaries};
-use crate::debian;
+use crate::debian::{self, Release};
 use crate::image::{Ext4, Initramfs, raw_disk};
 use crate::kernels::{self, Kernel, Role};
 use crate::network;
@@ -19,6 +20,8 @@ use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::Machine;
 use crate::systemd::{self, ORDERS_PORT};
+
+pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
@@ -28,142 +31,6 @@ const BRIDGE: &str = "br0";
 
 /// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
-
-/// Time between two heartbeats of a guest, in milliseconds. A check waits for dozens of them.
-const HEARTBEAT_MS: u64 = 100;
-
-/// Which image of the kernel a guest boots from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuestKernel {
-    /// A bzImage, by Linux's own boot protocol.
-    BzImage,
-    /// An ELF vmlinux, through its PVH entry.
-    Pvh,
-}
-
-/// Where a guest's root file system is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuestRoot {
-    /// In an initramfs.
-    Initramfs,
-    /// On a virtio disk; there is no initramfs.
-    Disk,
-    /// On a disk image of Debian, from which the guest also boots. See [`crate::debian`].
-    Debian,
-}
-
-/// Where the contents of a guest's disk are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backing {
-    /// A disk of the host, which the harness can read afterwards.
-    Device,
-    /// A file on the host's data disk.
-    File,
-}
-
-/// One VM.
-#[derive(Debug, Clone)]
-pub struct VmPlan {
-    /// Its name.
-    pub name: String,
-    /// RAM in MiB.
-    pub memory_mib: u64,
-    /// vCPUs.
-    pub cpus: u32,
-    /// Its kernel.
-    pub kernel: GuestKernel,
-    /// Its root file system.
-    pub root: GuestRoot,
-    /// Memory that the workload fills and verifies, in MiB, or `all` for all free memory.
-    pub checksummed: String,
-    /// Share of each vCPU that the counter uses, in percent.
-    pub busy: u32,
-    /// Where the contents of its disk are.
-    pub backing: Backing,
-    /// Size of its disk in MiB.
-    pub disk_mib: u64,
-    /// It is on the host's network, and sends back what it gets on [`network::ECHO_PORT`].
-    pub network: bool,
-    /// Pairs of queues of its network device.
-    pub queues: u32,
-    /// More options of its disk.
-    pub disk_options: &'static str,
-    /// Threads of the guest that read the disk besides the one that writes it.
-    pub disk_readers: u32,
-    /// More parameters of its kernel.
-    pub parameters: &'static str,
-    /// Disks that it has besides and that nothing uses: files of 1 MiB on the host's data disk.
-    pub idle_disks: u32,
-    /// Network devices that it has besides and that nothing uses.
-    pub idle_nets: u32,
-}
-
-impl VmPlan {
-    /// A VM with the defaults of most tests.
-    pub fn new(name: &str, memory_mib: u64, cpus: u32) -> Self {
-        Self {
-            name: name.to_owned(),
-            memory_mib,
-            cpus,
-            kernel: GuestKernel::BzImage,
-            root: GuestRoot::Initramfs,
-            checksummed: (memory_mib / 4).to_string(),
-            // Host and guests may share one emulated CPU, and a distribution's kernels tick 250
-            // times a second: guests that use more make no progress for minutes.
-            busy: 10,
-            backing: Backing::Device,
-            disk_mib: 16,
-            network: false,
-            queues: 1,
-            disk_options: "",
-            disk_readers: 0,
-            parameters: "",
-            idle_disks: 0,
-            idle_nets: 0,
-        }
-    }
-
-    fn idle_disk(&self, number: u32) -> String {
-        format!("{}.idle{number}.img", self.name)
-    }
-
-    /// What the kernel and PID 1 of a guest on the network are told.
-    fn network_cmdline(address: Ipv4Addr) -> String {
-        let gateway = network::GATEWAY;
-        format!(
-            " ip={address}::{gateway}:255.255.255.0::eth0:off perennial.echo={}",
-            network::ECHO_PORT
-        )
-    }
-
-    fn cmdline(&self) -> String {
-        let root = match self.root {
-            GuestRoot::Initramfs => "perennial.disk=/dev/vda",
-            GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
-            GuestRoot::Debian => return debian::CMDLINE.to_owned(),
-        };
-        let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
-        // The workqueue watchdog is the only one that does not learn that a guest was paused. It
-        // would warn after 30 s, and an update of an emulated host can take so long.
-        let patient = "workqueue.watchdog_thresh=240";
-        // Linux compares the TSC with kvm-clock twice a second. On an emulated host kvm-clock jumps by
-        // milliseconds whenever the emulator loses its CPU, and Linux 7.3 then reports a skewed TSC.
-        // During boot, Linux can also hang forever in a comparison of two vCPUs' TSCs, with
-        // interrupts off on both (kernel/time/clocksource.c, `watchdog_wait_seq`). The guest's PID 1
-        // compares the vCPUs' TSCs instead.
-        let unwatched = "tsc=nowatchdog";
-        format!(
-            "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS} perennial.readers={} {}",
-            self.checksummed, self.busy, self.disk_readers, self.parameters
-        )
-    }
-
-    /// The virtio port that carries its serial line.
-    pub fn port(&self) -> String {
-        format!("vm.{}", self.name)
-    }
-}
 
 /// The LUO that carries a host's VMs over a live update. It determines the host's kernels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -231,7 +98,7 @@ pub enum DiskKind {
     /// The records of the workload.
     Records,
     /// An image of Debian.
-    Debian,
+    Debian(Release),
     /// What the work of a Debian guest writes.
     Work,
 }
@@ -359,7 +226,7 @@ impl HostPlan {
         for (number, vm) in self.vms.iter().enumerate() {
             let mut device = || format!("/dev/vd{}", devices.next().unwrap_or('z'));
             let root = match vm.root {
-                GuestRoot::Debian => device(),
+                GuestRoot::Debian(_) => device(),
                 _ => format!("/data/{}.root", vm.name),
             };
             let disk = match vm.backing {
@@ -367,7 +234,7 @@ impl HostPlan {
                 Backing::File => format!("/data/{}.img", vm.name),
             };
             // Writing to a String cannot fail.
-            let _ = write_vm(&mut out, vm, &root, &disk, network::address(number));
+            let _ = vm.write(&mut out, &root, &disk, network::address(number));
         }
         out
     }
@@ -453,10 +320,10 @@ impl HostPlan {
                 GuestRoot::Disk => {
                     guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
                 }
-                GuestRoot::Debian => {
+                GuestRoot::Debian(release) => {
                     let path = directory.join(format!("{}.root", vm.name));
-                    debian::copy(&path)?;
-                    let kind = DiskKind::Debian;
+                    release.copy(&path)?;
+                    let kind = DiskKind::Debian(release);
                     disks.push(VmDisk { vm: vm.name.clone(), path, kind });
                     let user_data = tree.path(&format!("{}.seed/user-data", vm.name))?;
                     fs::write(user_data, debian::user_data())?;
@@ -472,7 +339,7 @@ impl HostPlan {
                     let path = directory.join(format!("{}.img", vm.name));
                     raw_disk(&path, bytes)?;
                     let kind = match vm.root {
-                        GuestRoot::Debian => DiskKind::Work,
+                        GuestRoot::Debian(_) => DiskKind::Work,
                         _ => DiskKind::Records,
                     };
                     disks.push(VmDisk { vm: vm.name.clone(), path, kind });
@@ -481,55 +348,6 @@ impl HostPlan {
         }
         Ok(disks)
     }
-}
-
-fn write_vm(
-    out: &mut String,
-    vm: &VmPlan,
-    root: &str,
-    disk: &str,
-    address: Ipv4Addr,
-) -> std::fmt::Result {
-    let kernel = match vm.kernel {
-        GuestKernel::BzImage => "bzImage",
-        GuestKernel::Pvh => "vmlinux",
-    };
-    let disk = match vm.disk_options {
-        "" => format!("\"path={disk}\""),
-        more => format!("\"path={disk},{more}\""),
-    };
-    let kernel = format!("kernel = \"/data/guest/{kernel}\"\n");
-    let (boot, disks) = match vm.root {
-        GuestRoot::Initramfs => (format!("{kernel}initramfs = \"/data/guest/initramfs\"\n"), disk),
-        GuestRoot::Disk => (kernel, format!("\"path={root}\", {disk}")),
-        GuestRoot::Debian => {
-            let seed = format!("cloud-init = \"/data/{}.seed\"\n", vm.name);
-            (format!("boot = \"disk\"\n{seed}"), format!("\"path={root}\", {disk}"))
-        }
-    };
-    let idle_disks =
-        (0..vm.idle_disks).map(|number| format!(", \"path=/data/{}\"", vm.idle_disk(number)));
-    let disks = disks + &idle_disks.collect::<String>();
-    let (mut nets, on_network) = match vm.network {
-        false => (vec![], String::new()),
-        true => (
-            vec![format!("\"tap=vm-{},bridge={BRIDGE},queues={}\"", vm.name, vm.queues)],
-            VmPlan::network_cmdline(address),
-        ),
-    };
-    nets.extend((0..vm.idle_nets).map(|number| format!("\"tap={}-{number}\"", vm.name)));
-    let net = nets.join(", ");
-    write!(
-        out,
-        "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
-         {boot}cmdline = \"{}{on_network}\"\nnet = [{net}]\n\
-         disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
-        vm.name,
-        vm.memory_mib,
-        vm.cpus,
-        vm.cmdline(),
-        vm.port()
-    )
 }
 
 fn host_initramfs(binaries: &Binaries, config: &str) -> std::io::Result<Initramfs> {

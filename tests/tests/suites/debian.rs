@@ -1,16 +1,17 @@
 //! A Debian guest that boots from its own disk image and is set up by cloud-init, with work that verifies itself, over
 //! live updates, a reboot and a pulled plug.
 
-use perennial_tests::debian;
+use std::time::Duration;
+
+use perennial_tests::debian::{self, Progress, Release};
 use perennial_tests::guest::Guest;
-use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
 use serde_json::{Value, json};
-use std::time::Duration;
 
 pub(crate) const TESTS: &[Test] =
-    &[kernel("debian_boots_from_its_disk_and_works_on_over_three_updates", three_updates)
+    &[kernel("what_debian_acknowledges_is_there_after_each_of_three_updates", three_updates)
         .unless(debian::missing)];
 
 /// Tests that take longer: `make test-guests`.
@@ -18,13 +19,20 @@ pub(crate) const LONG_TESTS: &[Test] =
     &[both("debian_writes_its_grub_configuration_and_boots_by_it_after_an_update", reboot)
         .unless(debian::missing)];
 
-/// How long the guest may take from its start to its work: systemd and cloud-init on an emulated CPU.
+/// How long the guest may take from its start to its work, and for a round of all of its work: systemd and cloud-init,
+/// then databases, on an emulated CPU.
 const BOOT: Duration = Duration::from_secs(600);
 
-fn boot(luo: Luo) -> Result<Host, Failure> {
-    let root = GuestRoot::Debian;
-    let vm = VmPlan { root, disk_mib: 4, ..VmPlan::new("debian", 512, 1) };
-    let (host, _) = Host::boot(&HostPlan::new(vec![vm]).on(luo))?;
+/// The kinds of work.
+const WORKS: &[&str] = &["fio", "commits", "pgbench", "redis"];
+
+fn plan(release: Release, luo: Luo) -> HostPlan {
+    let root = GuestRoot::Debian(release);
+    HostPlan::new(vec![VmPlan { root, disk_mib: 4, ..VmPlan::new("debian", 512, 1) }]).on(luo)
+}
+
+fn boot(plan: &HostPlan) -> Result<Host, Failure> {
+    let (host, _) = Host::boot(plan)?;
     check_boot(&host, 1)?;
     Ok(host)
 }
@@ -45,39 +53,64 @@ fn check_boot(host: &Host, number: u64) -> Result<(), Failure> {
 }
 
 fn three_updates(luo: Luo) -> Result<(), Failure> {
-    let mut host = boot(luo)?;
-    let mut rounds = rounds_after(&host, 0)?;
-    for _ in 0..3 {
-        host.update(json!({}))?;
-        // One round may have been under way before the update.
-        rounds = rounds_after(&host, rounds + 1)?;
-    }
+    let host = work_over_updates(&plan(Release::Bookworm, luo), WORKS)?;
     host.power_off_and_check_file_systems()
+}
+
+/// Boots, starts these kinds of work and checks them over three updates.
+fn work_over_updates(plan: &HostPlan, works: &[&str]) -> Result<Host, Failure> {
+    let mut host = boot(plan)?;
+    start(&host, works)?;
+    progress_beyond(&host, &Progress::default(), works, 1)?;
+    for _ in 0..3 {
+        let before = Progress::acknowledged(&guest(&host)?.notes())?;
+        host.update(json!({}))?;
+        // The number that is one higher may have been under way before the update.
+        progress_beyond(&host, &before, works, 2)?;
+    }
+    Ok(host)
 }
 
 fn guest(host: &Host) -> Result<&Guest, Failure> {
     host.guests().first().ok_or("there is no guest".into())
 }
 
-/// Waits until the work has done more than `rounds` rounds. Returns how many. Errors if the work failed.
-fn rounds_after(host: &Host, rounds: u64) -> Result<u64, Failure> {
-    let number = |note: &Value| note["round"].as_u64().unwrap_or(0);
-    let notes = guest(host)?.wait_for_notes("more rounds of work", WORK, |notes| {
-        notes.iter().any(|note| number(note) > rounds || note["note"] == "failed")
+/// Has the guest start these kinds of work.
+fn start(host: &Host, works: &[&str]) -> Result<(), Failure> {
+    works.iter().try_for_each(|work| Ok(guest(host)?.order(&format!("work {work}"))?))
+}
+
+/// Waits until each kind of work has come this much further. Errors if one failed.
+fn progress_beyond(host: &Host, before: &Progress, works: &[&str], by: u64) -> Result<(), Failure> {
+    wait_for(host, &format!("{works:?} by {by} beyond {before:?}"), |notes| {
+        Ok(Progress::acknowledged(notes)?.is_beyond(before, works, by))
     })?;
-    match notes.iter().find(|note| note["note"] == "failed") {
-        Some(failed) => Err(format!("the work failed: {failed}").into()),
-        None => Ok(notes.iter().map(number).max().unwrap_or(0)),
-    }
+    Ok(())
+}
+
+/// Waits until the guest's notes are enough, and returns them. Errors as soon as a kind of work failed.
+fn wait_for(
+    host: &Host,
+    what: &str,
+    are_enough: impl Fn(&[Value]) -> Result<bool, String>,
+) -> Result<Vec<Value>, Failure> {
+    let guest = guest(host)?;
+    let waited = guest.wait_for_notes(what, BOOT, |notes| are_enough(notes).unwrap_or(true));
+    let notes = waited.map_err(|error| {
+        format!("{error}\nits work: {:?}", Progress::acknowledged(&guest.notes()))
+    })?;
+    are_enough(&notes)?;
+    Ok(notes)
 }
 
 /// The guest's own `update-grub` looks at the disks that it has; the host reads what it wrote.
 fn reboot(luo: Luo) -> Result<(), Failure> {
-    let mut host = boot(luo)?;
+    let mut host = boot(&plan(Release::Bookworm, luo))?;
     host.update(json!({}))?;
     guest(&host)?.order("reboot")?;
     guest(&host)?.wait_for_note("reboot", BOOT)?;
     check_boot(&host, 2)?;
-    rounds_after(&host, 0)?;
+    start(&host, &["fio"])?;
+    progress_beyond(&host, &Progress::default(), &["fio"], 1)?;
     host.power_off_and_check_file_systems()
 }
