@@ -293,7 +293,7 @@ impl VmSection {
         };
         let ram_bytes =
             parse_memory(&self.memory).map_err(|p| option("memory", &self.memory, p))?;
-        let devices = parse_devices(&self.name, &self.devices, option)?;
+        let devices = parse_devices(&self.name, self.cpus, &self.devices, option)?;
         let boot = self.boot()?;
         let cpus = self.cpus;
         let devices = machine::place(devices);
@@ -327,6 +327,7 @@ impl VmSection {
 /// Returns the devices of a VM's section. `option` makes an error about one value.
 fn parse_devices(
     vm: &str,
+    vcpus: u32,
     keys: &BTreeMap<String, OneOrMore>,
     option: impl Fn(&str, &str, String) -> ConfigError,
 ) -> Result<Vec<DeviceOptions>, ConfigError> {
@@ -356,7 +357,7 @@ fn parse_devices(
         for text in texts {
             let parsed = match text.contains('\0') {
                 true => Err("it contains a NUL byte".to_owned()),
-                false => (kind.parse)(text),
+                false => (kind.parse)(text, vcpus),
             };
             devices.push(parsed.map_err(|problem| option(kind.key, text, problem))?);
         }
@@ -374,7 +375,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::tests::{disk, serial};
+    use crate::machine::tests::serial;
 
     const GOOD: &str = r#"
         [host]
@@ -418,7 +419,13 @@ mod tests {
         // Behind them are those that every machine has.
         assert_eq!(nodes[..3], ["serial@3f8", "virtio-blk@1", "virtio-blk@2"]);
         assert_eq!(web.devices[0].options, serial());
-        assert_eq!(web.devices[2].options, disk("/data/ro.img", true));
+        // A disk has a queue for each of the two vCPUs.
+        let queues = |count| {
+            let text = format!("path=/data/ro.img,readonly=on,num_queues={count}");
+            (KINDS.iter().find(|kind| kind.key == "disk").unwrap().parse)(&text, 1).unwrap()
+        };
+        assert_eq!(web.devices[2].options, queues(2));
+        assert_ne!(web.devices[2].options, queues(1));
         assert_eq!(config.host.mounts[0].target, Path::new("/data"));
         assert_eq!(config.host.stop_within_s(), 90);
         assert_eq!(HostSection::default().stop_within_s(), 60);

@@ -29,8 +29,8 @@ pub struct KindInfo {
     pub calls: DeviceCalls,
     /// The role of the file from which a machine can boot, for kinds of disks.
     pub boots_from: Option<&'static str>,
-    /// Parses the configuration's text for one device.
-    pub parse: fn(&str) -> Result<DeviceOptions, String>,
+    /// Parses the configuration's text for one device of a machine with this number of vCPUs.
+    pub parse: fn(&str, u32) -> Result<DeviceOptions, String>,
     /// The device that a machine gets by default if its configuration does not have the key.
     pub unasked: fn() -> Option<DeviceOptions>,
     options: Decoder<DeviceOptions>,
@@ -55,7 +55,7 @@ macro_rules! catalog {
             place: <$path>::PLACE,
             calls: <$path>::CALLS,
             boots_from: <$path>::BOOTS_FROM,
-            parse: |text| <$path>::parse(text).map(DeviceOptions::$kind),
+            parse: |text, vcpus| <$path>::parse_for(text, vcpus).map(DeviceOptions::$kind),
             unasked: || <$path>::unasked().map(DeviceOptions::$kind),
             options: Decoder {
                 bindings: <$path as Kind>::Options::COMPATIBLE,

@@ -52,6 +52,11 @@ pub trait Kind: Sized + 'static {
     /// accepted.
     fn parse(text: &str) -> Result<Self::Options, String>;
 
+    /// As [`parse`](Self::parse), for a machine with `vcpus` vCPUs, on which defaults may depend.
+    fn parse_for(text: &str, _vcpus: u32) -> Result<Self::Options, String> {
+        Self::parse(text)
+    }
+
     /// Returns the options of the device that a machine gets by default if its configuration does not
     /// have [`KEY`](Self::KEY), or `None` if there is no default device.
     fn unasked() -> Option<Self::Options>;

@@ -65,7 +65,10 @@ fn every_option_reaches_the_machine() {
     assert_eq!(kernel(&machine).cmdline, "console=ttyS0");
     assert_eq!((machine.cpus, machine.ram_bytes), (2, 2 << 30));
     let disk = |path: &str, readonly| {
-        let options = BlockOptions { path: path.into(), readonly, ..BlockOptions::default() };
+        // One queue for each of the two vCPUs.
+        let more_queues = 1;
+        let path = path.into();
+        let options = BlockOptions { path, readonly, more_queues, ..BlockOptions::default() };
         format!("VirtioBlk({options:?})")
     };
     let disks = [disk("a", false), disk("b", true), disk("c", false)];

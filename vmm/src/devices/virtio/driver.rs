@@ -41,8 +41,13 @@ pub(crate) fn resources(memory: &GuestMemoryMmap, wires: &Arc<FakeWires>) -> Pci
 
 /// Starts a device with `ring` as its first queue, as a driver does (3.1.1): negotiates VERSION_1 and
 /// `features`, which are below bit 32. `write` writes to the common configuration.
-pub(crate) fn start(ring: &Ring, features: u64, mut write: impl FnMut(u64, &[u8])) {
-    for (at, value, size) in [
+pub(crate) fn start(ring: &Ring, features: u64, write: impl FnMut(u64, &[u8])) {
+    start_queues(&[ring], features, write);
+}
+
+/// As [`start`], with `rings` as the device's first queues.
+pub(crate) fn start_queues(rings: &[&Ring], features: u64, mut write: impl FnMut(u64, &[u8])) {
+    let negotiation = [
         (0x14, 1, 1),
         (0x14, 3, 1),
         (0x08, 0, 4),
@@ -50,13 +55,19 @@ pub(crate) fn start(ring: &Ring, features: u64, mut write: impl FnMut(u64, &[u8]
         (0x08, 1, 4),
         (0x0c, VERSION_1 >> 32, 4),
         (0x14, 11, 1),
-        (0x18, ring.size().into(), 2),
-        (0x20, ring.descriptors(), 8),
-        (0x28, ring.available(), 8),
-        (0x30, ring.used(), 8),
-        (0x1c, 1, 2),
-        (0x14, 15, 1),
-    ] {
+    ];
+    let queue = |(index, ring): (u64, &&Ring)| {
+        [
+            (0x16, index, 2),
+            (0x18, ring.size().into(), 2),
+            (0x20, ring.descriptors(), 8),
+            (0x28, ring.available(), 8),
+            (0x30, ring.used(), 8),
+            (0x1c, 1, 2),
+        ]
+    };
+    let queues = (0..).zip(rings).flat_map(queue);
+    for (at, value, size) in negotiation.into_iter().chain(queues).chain([(0x14, 15, 1)]) {
         write(at, &u64::to_le_bytes(value)[..size]);
     }
 }

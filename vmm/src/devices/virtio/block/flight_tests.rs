@@ -14,7 +14,7 @@ use crate::bus::BusDevice;
 use crate::devices::Device;
 use crate::devices::pci::PciFunction;
 use crate::devices::virtio::Worker;
-use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start};
+use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start_queues};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 
@@ -32,6 +32,8 @@ struct Guest {
     wires: Arc<FakeWires>,
     memory: GuestMemoryMmap,
     ring: Ring,
+    /// The rings of the other queues, if the disk has several.
+    more: Vec<Ring>,
     offered: u64,
 }
 
@@ -45,7 +47,7 @@ impl Guest {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
         let resources = resources(&memory, &wires);
         let identity = Identity::File { file_system: 1, inode: 2 };
-        let options = BlockOptions::parse(&format!("path=a disk,{options}")).unwrap();
+        let options = BlockOptions::parse(&format!("path=a disk,{options}"), 1).unwrap();
         let (file, cached) = match options.direct.then(|| without_cache(&file)).flatten() {
             Some(direct) => (direct, Some(file)),
             None => (file, None),
@@ -57,24 +59,42 @@ impl Guest {
         thread.add_subscriber(function.worker());
         let ring = Ring::new(&memory, 0x4000, QUEUE_SIZE);
         function.write_config(4, &6_u16.to_le_bytes());
-        start(&ring, features, |at, bytes| function.write(at, bytes));
-        Self { function, thread, wires, memory, ring, offered: 0 }
+        let more =
+            (1..function.queues()).map(|n| Ring::new(&memory, 0x4000 + 0x4000 * n, QUEUE_SIZE));
+        let more: Vec<Ring> = more.collect();
+        let rings: Vec<&Ring> = std::iter::once(&ring).chain(&more).collect();
+        start_queues(&rings, features, |at, bytes| function.write(at, bytes));
+        Self { function, thread, wires, memory, ring, more, offered: 0 }
     }
 
     /// Offers a request. Gives its number, by which its status is found.
     fn offer(&mut self, kind: u32, sector: u64, data: &[Part]) -> u64 {
+        self.offer_on(0, kind, sector, data)
+    }
+
+    fn offer_on(&mut self, queue: usize, kind: u32, sector: u64, data: &[Part]) -> u64 {
         let number = self.offered;
         self.offered += 1;
         let (header, status) = (HEADERS + 16 * number, STATUSES + number);
         let bytes = u128::from(kind) | u128::from(sector) << 64;
         self.memory.write_slice(&bytes.to_le_bytes(), GuestAddress(header)).unwrap();
         self.memory.write_slice(&[UNTOUCHED], GuestAddress(status)).unwrap();
-        self.ring.offer(&[&[(header, 16, 0)], data, &[(status, 1, WRITE)]].concat());
+        let ring = if queue == 0 { &mut self.ring } else { &mut self.more[queue - 1] };
+        ring.offer(&[&[(header, 16, 0)], data, &[(status, 1, WRITE)]].concat());
         number
     }
 
+    /// Rings the doorbells of all queues.
     fn ring_doorbell(&self) {
-        pull(&self.wires.doorbells.lock().unwrap()[&(u64::from(BAR) + 0x3000)]);
+        let doorbells = self.wires.doorbells.lock().unwrap();
+        for queue in 0..=self.more.len() as u64 {
+            pull(&doorbells[&(u64::from(BAR) + 0x3000 + 4 * queue)]);
+        }
+    }
+
+    /// Number of requests that the disk has completed, of all queues.
+    fn completed(&self) -> u16 {
+        self.ring.used_index() + self.more.iter().map(Ring::used_index).sum::<u16>()
     }
 
     fn status(&self, number: u64) -> u8 {
@@ -84,8 +104,8 @@ impl Guest {
     /// Runs the disk's thread until `count` requests are completed.
     fn run_until(&mut self, count: u16) {
         let deadline = Instant::now() + PATIENCE;
-        while self.ring.used_index() != count {
-            assert!(Instant::now() < deadline, "{} of {count} requests", self.ring.used_index());
+        while self.completed() != count {
+            assert!(Instant::now() < deadline, "{} of {count} requests", self.completed());
             self.thread.run_with_timeout(100).unwrap();
         }
     }
@@ -341,5 +361,58 @@ fn a_disk_with_a_limit_takes_what_it_allows_and_the_rest_later() {
         guest.ring_doorbell();
         guest.run_until(7);
         assert!((0..7).all(|n| guest.status(n) == 0), "{options}");
+    }
+}
+
+/// A disk with three queues, in flight with `each` writes of each queue, to sectors of their own.
+fn three_queues(file: File, options: &str, features: u64, each: u64) -> Guest {
+    let mut guest = Guest::new(file, &format!("{options},num_queues=3"), features);
+    guest.memory.write_slice(&[0x77; 512], GuestAddress(DATA)).unwrap();
+    for n in 0..3 * each {
+        guest.offer_on((n % 3) as usize, 1, n, &[(DATA, 512, 0)]);
+    }
+    guest
+}
+
+#[test]
+fn each_queue_gets_its_own_requests_back_before_and_after_a_pause() {
+    for options in ENGINES {
+        let file = image();
+        let mut guest = three_queues(file.try_clone().unwrap(), options, F_FLUSH, 10);
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        guest.pause();
+        // What was not in flight at the pause is still in its ring.
+        let before = guest.completed();
+        guest.ring_doorbell();
+        guest.thread.run_with_timeout(0).unwrap();
+        assert_eq!(guest.completed(), before, "{options}");
+        guest.function.resume();
+        guest.run_until(30);
+        let used = [&guest.ring, &guest.more[0], &guest.more[1]].map(Ring::used_index);
+        assert_eq!(used, [10; 3], "{options}");
+        assert!((0..30).all(|n| guest.status(n) == 0), "{options}");
+        let mut sectors = [0; 31 * 512];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut sectors, 0).unwrap();
+        assert!(sectors[..30 * 512].iter().all(|byte| *byte == 0x77), "{options}");
+        assert_eq!(sectors[30 * 512], 30);
+    }
+}
+
+#[test]
+fn a_flush_that_fails_fails_the_requests_of_all_queues_that_wait_for_one() {
+    // Cannot be flushed, but takes every write.
+    let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+    for options in ENGINES {
+        let mut guest = three_queues(null(), options, 0, 4);
+        guest.ring_doorbell();
+        guest.run_until(12);
+        assert!((0..12).all(|n| guest.status(n) == 1), "a write that is not durable succeeded");
+
+        let mut guest = three_queues(null(), options, F_FLUSH, 0);
+        (0..9).for_each(|n| _ = guest.offer_on(n % 3, 4, 0, &[]));
+        guest.ring_doorbell();
+        guest.run_until(9);
+        assert!((0..9).all(|n| guest.status(n) == 1), "{options}");
     }
 }

@@ -291,7 +291,11 @@ impl Kind for Block {
     type State = VirtioState<VirtioBlkStateV2>;
 
     fn parse(text: &str) -> Result<BlockOptions, String> {
-        BlockOptions::parse(text)
+        BlockOptions::parse(text, 1)
+    }
+
+    fn parse_for(text: &str, vcpus: u32) -> Result<BlockOptions, String> {
+        BlockOptions::parse(text, vcpus)
     }
 
     fn unasked() -> Option<BlockOptions> {

@@ -62,7 +62,9 @@ const KEYS: [&str; 6] =
     ["path", "readonly", "direct", "image_type", "num_queues", "_disable_io_uring"];
 
 impl BlockOptions {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Parses the options of a disk. Unless they say another number, it has one queue for each of `vcpus`
+    /// vCPUs, so that no vCPU waits for another one to offer its requests.
+    pub(super) fn parse(text: &str, vcpus: u32) -> Result<Self, String> {
         let options = Options::parse(text, &[&KEYS[..], &rate_limit::KEYS].concat())?;
         let raw = match options.get("image_type") {
             None => false,
@@ -71,17 +73,19 @@ impl BlockOptions {
                 return Err(format!("image_type is raw, the only format there is, not `{other}`"));
             }
         };
-        let queues = options.get("num_queues").unwrap_or("1");
-        let more_queues = match queues.parse::<u16>() {
-            Ok(count @ 1..=QUEUES_MAX) => count - 1,
-            _ => return Err(format!("num_queues is 1 to {QUEUES_MAX}, not `{queues}`")),
+        let queues = match options.get("num_queues").map(|text| (text, text.parse())) {
+            None => u16::try_from(vcpus).unwrap_or(QUEUES_MAX).clamp(1, QUEUES_MAX),
+            Some((_, Ok(count @ 1..=QUEUES_MAX))) => count,
+            Some((text, _)) => {
+                return Err(format!("num_queues is 1 to {QUEUES_MAX}, not `{text}`"));
+            }
         };
         Ok(Self {
             path: options.path("path")?.into(),
             readonly: options.switch("readonly")?,
             raw,
             no_uring: options.switch("_disable_io_uring")?,
-            more_queues,
+            more_queues: queues - 1,
             direct: options.switch("direct")?,
             rate_limits: RateLimits::parse(&options)?,
         })
@@ -240,7 +244,9 @@ mod sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::kind::Kind;
     use crate::devices::rate_limit::RateLimit;
+    use crate::devices::virtio::Block;
     use crate::state::contract::contract_tests;
 
     mod v1 {
@@ -295,27 +301,77 @@ mod tests {
     fn a_disk_is_an_image_at_a_path() {
         let plain = BlockOptions { path: "/a".into(), ..BlockOptions::default() };
         let disk = |readonly| Ok(BlockOptions { readonly, ..plain.clone() });
-        assert_eq!(BlockOptions::parse("path=/a"), disk(false));
-        assert_eq!(BlockOptions::parse("readonly=on,path=/a"), disk(true));
+        assert_eq!(BlockOptions::parse("path=/a", 1), disk(false));
+        assert_eq!(BlockOptions::parse("readonly=on,path=/a", 1), disk(true));
         let raw = BlockOptions { raw: true, ..plain.clone() };
-        assert_eq!(BlockOptions::parse("path=/a,image_type=raw"), Ok(raw));
+        assert_eq!(BlockOptions::parse("path=/a,image_type=raw", 1), Ok(raw));
         let more = BlockOptions { no_uring: true, more_queues: 3, ..plain.clone() };
-        assert_eq!(BlockOptions::parse("path=/a,num_queues=4,_disable_io_uring=on"), Ok(more));
-        assert_eq!(BlockOptions::parse("path=/a,num_queues=1"), disk(false));
+        assert_eq!(BlockOptions::parse("path=/a,num_queues=4,_disable_io_uring=on", 1), Ok(more));
+        assert_eq!(BlockOptions::parse("path=/a,num_queues=1", 1), disk(false));
         for wrong in ["0", "17", "", "x", "65537"] {
-            let refused = BlockOptions::parse(&format!("path=/a,num_queues={wrong}")).unwrap_err();
+            let refused =
+                BlockOptions::parse(&format!("path=/a,num_queues={wrong}"), 1).unwrap_err();
             assert!(refused.contains("num_queues is 1 to 16"), "{refused}");
         }
         let direct = BlockOptions { direct: true, ..plain.clone() };
-        assert_eq!(BlockOptions::parse("path=/a,direct=on"), Ok(direct));
-        let limited = BlockOptions::parse("path=/a,ops_size=5,ops_refill_time=9").unwrap();
+        assert_eq!(BlockOptions::parse("path=/a,direct=on", 1), Ok(direct));
+        let limited = BlockOptions::parse("path=/a,ops_size=5,ops_refill_time=9", 1).unwrap();
         let limit = RateLimit { size: 5, one_time_burst: 0, refill_ms: 9 };
         assert_eq!(limited.rate_limits.operations, Some(limit));
-        let refused = BlockOptions::parse("path=/a,image_type=qcow2").unwrap_err();
+        let refused = BlockOptions::parse("path=/a,image_type=qcow2", 1).unwrap_err();
         assert!(refused.contains("not `qcow2`"), "{refused}");
-        assert!(BlockOptions::parse("readonly=on").unwrap_err().contains("path=FILE"));
-        assert!(BlockOptions::parse("path=/a,path=/b").unwrap_err().contains("twice"));
-        assert!(BlockOptions::parse("path=/a,colour=red").unwrap_err().contains("`colour`"));
+        assert!(BlockOptions::parse("readonly=on", 1).unwrap_err().contains("path=FILE"));
+        assert!(BlockOptions::parse("path=/a,path=/b", 1).unwrap_err().contains("twice"));
+        assert!(BlockOptions::parse("path=/a,colour=red", 1).unwrap_err().contains("`colour`"));
+    }
+
+    #[test]
+    fn a_disk_has_a_queue_for_each_vcpu_up_to_16_unless_it_says_how_many() {
+        let queues = |text, vcpus| BlockOptions::parse(text, vcpus).unwrap().queues();
+        for (vcpus, expected) in [(0, 1), (1, 1), (2, 2), (16, 16), (17, 16), (u32::MAX, 16)] {
+            assert_eq!(queues("path=/a", vcpus), expected, "{vcpus} vCPUs");
+            assert_eq!(queues("path=/a,num_queues=3", vcpus), 3);
+        }
+        let [one, four] = [1, 4].map(|vcpus| <Block as Kind>::parse_for("path=/a", vcpus).unwrap());
+        assert_eq!((one.queues(), four.queues()), (1, 4));
+    }
+
+    #[test]
+    fn every_mistake_in_the_options_is_refused_with_what_was_meant() {
+        for (mistake, told) in [
+            ("", "`` is not of the form key=value"),
+            ("path", "`path` is not of the form key=value"),
+            ("path=", "it must name a path: path=FILE"),
+            ("path=/a,", "`` is not of the form key=value"),
+            (",path=/a", "`` is not of the form key=value"),
+            ("path=/a,,direct=on", "`` is not of the form key=value"),
+            ("Path=/a", "did you mean `path`?"),
+            ("path=/a,read_only=on", "did you mean `readonly`?"),
+            ("path=/a,dircet=on", "did you mean `direct`?"),
+            ("path=/a,num_queue=2", "did you mean `num_queues`?"),
+            ("path=/a,bw_refil_time=2", "did you mean `bw_refill_time`?"),
+            ("path=/a, direct=on", "` direct` is not known here: did you mean `direct`?"),
+            ("path=/a,direct=on,direct=on", "`direct` is given twice"),
+            ("path=/a,direct=", "direct is on or off, not ``"),
+            ("path=/a,direct=yes", "direct is on or off, not `yes`"),
+            ("path=/a,readonly=ON", "readonly is on or off, not `ON`"),
+            ("path=/a,_disable_io_uring=1", "_disable_io_uring is on or off, not `1`"),
+            ("path=/a,image_type=", "not ``"),
+            ("path=/a,image_type=Raw", "not `Raw`"),
+            ("path=/a,num_queues=-1", "num_queues is 1 to 16, not `-1`"),
+            ("path=/a,num_queues=99999999999999999999", "num_queues is 1 to 16, not `99"),
+            ("path=/a,bw_size=", "`` is not a size"),
+            ("path=/a,bw_size=1X,bw_refill_time=1", "`1X` is not a size"),
+            ("path=/a,bw_size=99999999T,bw_refill_time=1", "more than can be counted"),
+            ("path=/a,ops_size=-5,ops_refill_time=1", "`-5`"),
+            ("path=/a,ops_size=5,ops_refill_time=99999999999999999999", "99999999999999999999"),
+            ("path=/a,ops_size=5", "ops_refill_time"),
+            ("path=/a,bw_refill_time=5", "bw_size"),
+            ("path=/a,bw_one_time_burst=5", "bw_size"),
+        ] {
+            let refused = BlockOptions::parse(mistake, 1).expect_err(mistake);
+            assert!(refused.contains(told), "{mistake}: {refused}");
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Driver {
         let resources = resources(&memory, &wires);
         let identity = Identity::of(&file).unwrap();
         let text = ["path=bench,image_type=raw", &disk_options()].join(",");
-        let options = BlockOptions::parse(text.trim_end_matches(',')).unwrap();
+        let options = BlockOptions::parse(text.trim_end_matches(','), 1).unwrap();
         let cached =
             options.direct.then(|| File::options().read(true).write(true).open(path).unwrap());
         let image = Image { file, cached, identity, options };

@@ -143,6 +143,12 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.device.network_port(Rings(self.shared.clone()))
     }
 
+    /// Returns the number of queues.
+    #[cfg(test)]
+    pub(crate) fn queues(&self) -> u64 {
+        self.shared.doorbells.len() as u64
+    }
+
     fn node_name(&self) -> String {
         format!("{}@{:x}", D::NAME, self.slot)
     }

@@ -106,7 +106,7 @@ mod tests {
     fn page_cache(options: &str) -> PageCache {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[1; 4096], 0).unwrap();
-        let options = BlockOptions::parse(&format!("path=a,{options}")).unwrap();
+        let options = BlockOptions::parse(&format!("path=a,{options}"), 1).unwrap();
         let identity = Identity::of(&file).unwrap();
         let image = Image { file, cached: None, identity, options };
         PageCache::new(&Block::new(image, "a-0").unwrap().0)
