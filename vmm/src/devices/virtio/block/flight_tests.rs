@@ -318,6 +318,22 @@ fn a_disk_that_cannot_clear_sectors_says_so_of_zeroes_and_keeps_what_is_discarde
 }
 
 #[test]
+fn the_format_of_a_disk_with_direct_on_is_recognized() {
+    for head in [&b"QFI\xfb"[..], b""] {
+        let file = image();
+        std::os::unix::fs::FileExt::write_all_at(&file, head, 0).unwrap();
+        let Some(direct) = without_cache(&file) else { return };
+        let options = BlockOptions::parse("path=a,direct=on", 1).unwrap();
+        let identity = Identity::File { file_system: 1, inode: 2 };
+        let image = Image { file: direct, cached: Some(file), identity, options };
+        match Block::new(image, "a-0") {
+            Ok(_) => assert_eq!(head, b""),
+            Err(error) => assert!(error.to_string().contains("qcow2"), "{error}"),
+        }
+    }
+}
+
+#[test]
 fn a_disk_with_direct_on_also_moves_what_o_direct_does_not_accept() {
     for options in &ENGINES[2..] {
         let file = image();

@@ -119,7 +119,9 @@ impl Block {
             return Err(BlockError::NoSectors { path: image.path(), bytes: size });
         }
         if !image.options.raw {
-            let format = format::recognize(&image.file, size)
+            // O_DIRECT would refuse to read so few bytes to any address.
+            let readable = image.cached.as_ref().unwrap_or(&image.file);
+            let format = format::recognize(readable, size)
                 .map_err(|source| BlockError::Head { path: image.path(), source })?;
             if let Some(format) = format {
                 return Err(BlockError::Format { path: image.path(), format });
