@@ -70,8 +70,8 @@ impl Guest {
         &self.name
     }
 
-    /// Sends the guest an order: `say TEXT`, `date`, `carrier 0|1`, `offline VCPU`, `online VCPU`, `poweroff`,
-    /// `reboot`, `panic`, `hang`.
+    /// Sends the guest an order: `say TEXT`, `date`, `carrier 0|1`, `offline VCPU`, `online VCPU`, `size PATH`,
+    /// `write PATH OFFSET`, `poweroff`, `reboot`, `panic`, `hang`.
     pub fn order(&self, order: &str) -> io::Result<()> {
         (&self.port).write_all(format!("{order}\n").as_bytes())
     }

@@ -298,6 +298,14 @@ impl Host {
         self.qemu.console()
     }
 
+    /// Runs a command of QEMU's monitor that answers nothing if it succeeds.
+    pub fn change_machine(&mut self, command: &str) -> Result<(), Failure> {
+        match self.qemu.ask(command) {
+            said if said.trim().is_empty() => Ok(()),
+            said => Err(format!("QEMU's monitor to `{command}`: {said}").into()),
+        }
+    }
+
     /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
     pub fn freeze(&mut self) -> Result<(), Failure> {
         // QEMU answers `stop` with nothing if it succeeded, so the status is read as a check.

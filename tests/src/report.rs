@@ -116,9 +116,40 @@ pub struct VmStatus {
     /// Numbers of the pages in which KVM maps its RAM, by size.
     #[serde(default)]
     pub mapped: Option<MappedPages>,
+    /// Its disks. `None` if it has no process that answers.
+    #[serde(default)]
+    pub disks: Option<Vec<DiskStatus>>,
     /// Why it failed.
     #[serde(default)]
     pub error: Option<Vec<String>>,
+}
+
+/// One disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its path on the host.
+    pub path: String,
+    /// `working`, `failing` or `stalled`.
+    pub state: String,
+    /// Whether it bypasses the host's page cache.
+    pub direct: bool,
+    /// Number of its queues.
+    pub queues: u16,
+    /// Its size, as the guest was told.
+    pub bytes: u64,
+    /// Number of operations that failed.
+    pub errors: u64,
+    /// The last one of them.
+    pub last_error: Option<DiskError>,
+}
+
+/// An operation that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskError {
+    /// The operation.
+    pub operation: String,
+    /// Why it failed.
+    pub error: String,
 }
 
 /// Numbers of pages of each size.

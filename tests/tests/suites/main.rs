@@ -7,6 +7,7 @@ mod bad_input;
 mod clocks;
 mod cpus;
 mod debian;
+mod disks;
 mod foreground;
 mod handover;
 mod network;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
         Suite { name: "power", tests: power::TESTS },
+        Suite { name: "disks", tests: disks::TESTS },
         Suite { name: "clocks", tests: clocks::TESTS },
         Suite { name: "cpus", tests: cpus::TESTS },
         Suite { name: "systemd", tests: systemd::TESTS },

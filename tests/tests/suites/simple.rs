@@ -57,11 +57,14 @@ fn bzimage(luo: Luo) -> Result<(), Failure> {
 
 fn all_kinds(luo: Luo) -> Result<(), Failure> {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
-    // Both disks have several requests in flight at the update: one by io_uring, one by threads.
+    // Both disks have several requests in flight at the update, on several queues and without the page cache: one
+    // by io_uring, one by threads and with a limit.
     let disk_readers = 8;
-    let on_disk = VmPlan { kernel, root, disk_readers, ..VmPlan::new("db", 128, 1) };
+    let disk_options = "direct=on,num_queues=2";
+    let on_disk = VmPlan { kernel, root, disk_options, disk_readers, ..VmPlan::new("db", 128, 1) };
     let (backing, root) = (Backing::File, GuestRoot::Disk);
-    let disk_options = "_disable_io_uring=on";
+    let disk_options =
+        "direct=on,num_queues=3,_disable_io_uring=on,ops_size=20,ops_refill_time=100";
     let on_file =
         VmPlan { backing, root, disk_options, disk_readers, ..VmPlan::new("log", 128, 1) };
     let full = VmPlan { checksummed: "all".into(), kernel, ..VmPlan::new("full", 192, 1) };

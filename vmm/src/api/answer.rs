@@ -27,6 +27,11 @@ pub enum Answer {
         /// The bytes, in hexadecimal.
         memory: String,
     },
+    /// Of `resize-disk`.
+    Resized {
+        /// Size of the disk in bytes, as the guest was told.
+        bytes: u64,
+    },
     /// Of `stop`, when the VM has ended.
     Ended {
         /// How.
@@ -102,6 +107,7 @@ mod tests {
             (Answer::Document { document: "d00d".into() }, r#"{"document":"d00d"}"#),
             (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
+            (Answer::Resized { bytes: 512 }, r#"{"bytes":512}"#),
             (
                 Answer::LeftToSystemd { outcome, kexec: "asked of systemd" },
                 r#"{"outcome":"running","kexec":"asked of systemd"}"#,

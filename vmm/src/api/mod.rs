@@ -5,6 +5,7 @@
 //! "outcome":"running"}` where `error` is the chain of causes, outermost first. See `docs/api.md`.
 
 mod answer;
+mod disk;
 pub mod report;
 mod stream;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{Answer, Ended};
+pub use disk::{DiskError, DiskState, DiskStatus};
 pub use stream::{Lines, StreamError};
 
 use crate::devices::network::Link;
@@ -109,6 +111,16 @@ pub enum Command {
         address: u64,
         /// Length in bytes, at most [`crate::guests::MOST_MEMORY_BYTES`].
         bytes: u64,
+    },
+    /// Make a disk of a running VM as large as its file or block device is now.
+    ResizeDisk {
+        /// Name of the VM.
+        vm: VmName,
+        /// The disk: its device or its path in `status`.
+        disk: String,
+        /// Grow the disk's file to this size in bytes before that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
     },
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
@@ -242,6 +254,9 @@ pub struct VmStatus {
     /// The parts that are missing of the confinement of the VM's process, each with the reason.
     #[serde(default)]
     pub unconfined: Vec<String>,
+    /// The disks; `None` if the VM has no process, or one that does not answer.
+    #[serde(default)]
+    pub disks: Option<Vec<DiskStatus>>,
     /// The chain of causes, if the VM is failed, preserved or withheld.
     pub error: Option<Vec<String>>,
 }
@@ -317,6 +332,20 @@ mod tests {
             Command::Memory { vm, address: 4096, bytes: 8 }
         );
         assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
+    }
+
+    #[test]
+    fn a_resize_names_a_disk_and_may_name_a_size() {
+        let parsed = |line| serde_json::from_str::<Call>(line).unwrap().command;
+        let resize = |size| {
+            let (vm, disk) = (VmName::new("web").unwrap(), "/data/web.img".to_owned());
+            Command::ResizeDisk { vm, disk, size }
+        };
+        let line = r#"{"do":"resize-disk","vm":"web","disk":"/data/web.img"}"#;
+        assert_eq!(parsed(line), resize(None));
+        let line = r#"{"do":"resize-disk","vm":"web","disk":"/data/web.img","size":4096}"#;
+        assert_eq!(parsed(line), resize(Some(4096)));
+        serde_json::from_str::<Call>(r#"{"do":"resize-disk","vm":"web"}"#).unwrap_err();
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::api::{self, Call, HandoverCall, Line, Status, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
+use crate::options::parse_size;
 
 /// How long the next host may take to answer `status` after a handover.
 const SUCCESSOR_WITHIN: Duration = Duration::from_secs(60);
@@ -79,6 +80,17 @@ enum Command {
         /// Number of bytes, at most 16384
         #[arg(default_value_t = 256)]
         bytes: u64,
+    },
+    /// Make a disk of a running VM as large as its file or block device is now, and tell the guest
+    ResizeDisk {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// The disk: its device or its path, as in `status`
+        disk: String,
+        /// Grow the disk's file to this size before that, such as 20G
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        size: Option<u64>,
     },
     /// Replace the host's kernel under its VMs
     Update {
@@ -183,6 +195,7 @@ impl From<Command> for api::Command {
             Command::Restore(Name { vm }) => Self::Restore { vm },
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
+            Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
             Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames } => {
                 let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
                 Self::Update(update)

@@ -4,6 +4,8 @@
 //! Devices get their slots on the PCI bus in the order of the list. A new kind goes to the end, so
 //! that it does not move the devices of other kinds.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::DeviceError;
@@ -93,6 +95,14 @@ macro_rules! catalog {
                     $(Self::$kind(_) => <$path as Kind>::NAME,)+
                 };
                 kind_of(name)
+            }
+
+            /// Returns the path of the file or block device in which the device keeps its data, if it has a
+            /// storage.
+            pub fn stored_at(&self) -> Option<&Path> {
+                match self {
+                    $(Self::$kind(options) => <$path>::stored_at(options),)+
+                }
             }
 
             /// Opens the files that the device needs by path. Called in the host's process.

@@ -7,6 +7,7 @@
 //! ```
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use event_manager::MutEventSubscriber;
@@ -18,6 +19,7 @@ use super::files::{DeviceFiles, FilesError, OpenError, Opened};
 use super::network::{NetworkPort, OnLink};
 use super::pci::PciFunction;
 use super::power::{OnPower, PowerButton};
+use super::storage::Storage;
 use super::{Device, DeviceError};
 use crate::bus::BusDevice;
 use crate::confine::Call;
@@ -60,6 +62,12 @@ pub trait Kind: Sized + 'static {
     /// Returns the options of the device that a machine gets by default if its configuration does not
     /// have [`KEY`](Self::KEY), or `None` if there is no default device.
     fn unasked() -> Option<Self::Options>;
+
+    /// Returns the path of the file or block device in which the device keeps its data, for kinds whose devices
+    /// have a [`Storage`].
+    fn stored_at(_options: &Self::Options) -> Option<&Path> {
+        None
+    }
 
     /// Opens the files that the device needs by path. Called in the host's process.
     fn open(options: &Self::Options) -> Result<Vec<Opened>, OpenError>;
@@ -179,6 +187,8 @@ pub struct Built<S> {
     pub power_button: Option<PowerButton>,
     /// The device's connection to a network.
     pub network_port: Option<Arc<dyn NetworkPort>>,
+    /// The storage of the device, if it keeps data on the host.
+    pub storage: Option<Arc<dyn Storage>>,
 }
 
 impl<S: 'static> Built<S> {
@@ -219,15 +229,25 @@ impl<S: 'static> Built<S> {
             workers: Vec::new(),
             power_button: None,
             network_port: None,
+            storage: None,
         }
     }
 
     /// Returns the same device with its state type converted by `wrap`.
     pub fn map<T: 'static>(self, wrap: impl Fn(S) -> T + Send + Sync + 'static) -> Built<T> {
-        let Self { device, save, ports, mmio, function, workers, power_button, network_port } =
-            self;
+        let Self {
+            device,
+            save,
+            ports,
+            mmio,
+            function,
+            workers,
+            power_button,
+            network_port,
+            storage,
+        } = self;
         let save = Box::new(move || save().map(&wrap));
-        Built { device, save, ports, mmio, function, workers, power_button, network_port }
+        Built { device, save, ports, mmio, function, workers, power_button, network_port, storage }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod rate_limit;
 pub mod rtc;
 pub mod serial;
 pub mod smbios;
+pub mod storage;
 pub mod terminal;
 pub mod virtio;
 

@@ -7,6 +7,10 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 
 use crate::config::USERS;
 use crate::devices::network::Link;
@@ -210,12 +214,10 @@ impl Conversation {
         }
     }
 
-    /// Sends a request without fds and waits for its answer. First reads and discards the answers to
-    /// earlier requests: the caller stopped waiting for those when another VM failed.
+    /// Sends a request without fds and waits for its answer. Drops the answers to earlier requests, which come
+    /// first: the caller stopped waiting for those when another VM failed.
     pub fn ask(&self, request: Request) -> Result<Reply, ProcessError> {
-        while !self.unanswered.borrow().is_empty() {
-            let _ = self.reply();
-        }
+        self.unanswered.borrow_mut().iter_mut().for_each(|earlier| earlier.awaited = false);
         self.send(request, &[])?;
         self.reply()
     }
@@ -223,6 +225,56 @@ impl Conversation {
     /// Returns the links of the machine's network devices, by node.
     pub fn links(&self) -> BTreeMap<String, Link> {
         self.links.borrow().clone()
+    }
+
+    /// Sends a request for [`answer_by`](Self::answer_by). Returns `false` and sends nothing if the process still
+    /// owes the answer to an earlier one.
+    pub fn query(&self, request: Request) -> Result<bool, ProcessError> {
+        let name = verb(&request);
+        if self.unanswered.borrow().iter().any(|earlier| earlier.request == name) {
+            return Ok(false);
+        }
+        self.send(request, &[])?;
+        Ok(true)
+    }
+
+    /// Waits until `deadline` for the answer to a [`query`](Self::query). Returns `None` if there is none by then;
+    /// it is dropped when it comes.
+    pub fn answer_by(&self, deadline: Instant) -> Result<Option<Reply>, ProcessError> {
+        loop {
+            let awaits = |request: &Unanswered| request.awaited;
+            let Some(request) = self.unanswered.borrow().iter().find(|r| awaits(r)).copied() else {
+                return Ok(None);
+            };
+            let request = request.request;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut readable = [PollFd::new(&self.channel, PollFlags::IN)];
+            match poll(&mut readable, Some(&left)) {
+                Ok(0) => {
+                    let mut unanswered = self.unanswered.borrow_mut();
+                    unanswered.iter_mut().for_each(|request| request.awaited = false);
+                    return Ok(None);
+                }
+                Ok(_) => {}
+                Err(errno) if errno == rustix::io::Errno::INTR => continue,
+                Err(errno) => return Err(link(request, LinkError::Socket(errno.into()))),
+            }
+            let received = self.channel.receive::<FromVm>();
+            match received.map_err(|source| link(request, source))?.0 {
+                FromVm::Event(event) => {
+                    self.queue_event(event).map_err(|source| link(request, source))?;
+                }
+                FromVm::Reply(reply) => {
+                    let oldest = self.unanswered.borrow().front().copied();
+                    if oldest.is_some_and(|oldest| oldest.awaited) {
+                        self.unanswered.borrow_mut().pop_front();
+                        return Ok(Some(reply));
+                    }
+                    self.take_unawaited(reply)?;
+                }
+            }
+        }
     }
 
     /// Whether there are unread events.
@@ -331,6 +383,8 @@ fn verb(request: &Request) -> &'static str {
         Request::Sync => "sync the guest's disks",
         Request::PressPowerButton => "press the power button",
         Request::SetLink { .. } => "set a link",
+        Request::ReportStorage => "report the state of its storage",
+        Request::Resize { .. } => "resize a device",
     }
 }
 
@@ -428,6 +482,37 @@ mod tests {
         // An answer too many is an error.
         vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
         host.events(true).unwrap_err();
+    }
+
+    #[test]
+    fn an_answer_that_is_late_is_dropped_and_disturbs_no_other() {
+        let (host, vm) = conversation();
+        let long = || Instant::now() + std::time::Duration::from_secs(60);
+        assert_eq!(host.answer_by(long()).unwrap(), None, "nothing was asked");
+        assert!(host.query(Request::ReportStorage).unwrap());
+        assert_eq!(host.answer_by(Instant::now()).unwrap(), None);
+        assert!(!host.query(Request::ReportStorage).unwrap(), "the process owes an answer");
+        assert_eq!(host.answer_by(long()).unwrap(), None, "nothing is waited for");
+        // The answer comes before that of the next request.
+        let report = || FromVm::Reply(Reply::Storage(Vec::new()));
+        vm.send(&report(), &[]).unwrap();
+        vm.send(&FromVm::Reply(Reply::Synced), &[]).unwrap();
+        assert_eq!(host.ask(Request::Sync).unwrap(), Reply::Synced);
+        // In time, behind an event and an answer that nobody waits for.
+        host.notify(Request::PressPowerButton).unwrap();
+        assert!(host.query(Request::ReportStorage).unwrap());
+        vm.send(&FromVm::Event(Event::Shutdown), &[]).unwrap();
+        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+        vm.send(&report(), &[]).unwrap();
+        assert_eq!(host.answer_by(long()).unwrap(), Some(Reply::Storage(Vec::new())));
+        assert_eq!(host.events(false).unwrap(), [Event::Shutdown]);
+        // An answer that nobody waits for does not count as that to the next request.
+        host.notify(Request::PressPowerButton).unwrap();
+        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+        vm.send(&FromVm::Reply(Reply::Synced), &[]).unwrap();
+        assert_eq!(host.ask(Request::Sync).unwrap(), Reply::Synced);
+        drop(vm);
+        host.query(Request::ReportStorage).unwrap_err();
     }
 
     #[test]

@@ -157,6 +157,18 @@ pub enum GuestError {
         /// The network devices of the VM, in words.
         known: String,
     },
+    /// The VM has no such disk, or several.
+    #[error(
+        "VM `{name}` has no disk that only `{wanted}` names; name one by its device or its path: {known}"
+    )]
+    NoDisk {
+        /// The VM.
+        name: VmName,
+        /// The name as given.
+        wanted: String,
+        /// The disks of the VM, in words.
+        known: String,
+    },
     /// The restore failed again.
     #[error("VM `{name}` cannot be restored; its memory is still preserved: {why}")]
     StillPreserved {

@@ -12,5 +12,6 @@ pub mod memfd;
 pub mod process;
 pub mod ram;
 mod resets;
+pub mod storage;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

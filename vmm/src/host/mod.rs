@@ -48,6 +48,7 @@ use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::RamSource;
+use crate::guests::storage::{DiskReport, disk_reports};
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
 use crate::live_update::manifest::vm_session;
@@ -307,7 +308,7 @@ impl Host {
                 .collect(),
             config_error: self.config_error.clone(),
             address: self.config.host.network.as_ref().and_then(network::own_address),
-            vms: self.vms.iter().map(vm_status).collect(),
+            vms: self.vms.iter().zip(disk_reports(&self.vms)).map(vm_status).collect(),
         }
     }
 
@@ -570,7 +571,7 @@ fn finish(session: Incoming) -> Option<Incoming> {
         .err()
 }
 
-fn vm_status(vm: &Guest) -> VmStatus {
+fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
     let console = match &vm.life {
         Life::Live(live) => live.console.clone(),
         _ => None,
@@ -596,6 +597,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         links: vm.links(),
         unconfined,
+        disks: disks.map(|disks| disks.into_iter().map(Into::into).collect()),
         error,
     }
 }

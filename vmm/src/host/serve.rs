@@ -418,6 +418,9 @@ impl Server {
             Command::Memory { vm, address, bytes } => {
                 return Ok(Answer::Memory { memory: hex(&host.vm(&vm)?.memory(address, bytes)?) });
             }
+            Command::ResizeDisk { vm, disk, size } => {
+                return Ok(Answer::Resized { bytes: host.vm(&vm)?.resize_disk(&disk, size)? });
+            }
             Command::Update(call) if host.is_left_to_systemd(&call) => {
                 host.update_through_systemd(call)?;
                 let outcome = Outcome::Running;

@@ -18,6 +18,7 @@ pub use channel::{Channel, LinkError};
 use crate::devices::files::{DeviceFiles, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::network::Link;
+use crate::devices::storage::StorageReport;
 use crate::machine::Machine;
 
 /// The purpose of a file descriptor that is sent with a request.
@@ -115,6 +116,15 @@ pub enum Request {
         /// Whether the link is to be up.
         up: bool,
     },
+    /// Report the state of the storage of each device that has one.
+    ReportStorage,
+    /// Make a device as large as its storage, and tell the guest.
+    Resize {
+        /// The device's node.
+        device: String,
+        /// The size to which the storage grows before that.
+        bytes: Option<u64>,
+    },
 }
 
 /// The answer to a request.
@@ -149,6 +159,13 @@ pub enum Reply {
     Pressed,
     /// To [`Request::SetLink`].
     LinkSet,
+    /// To [`Request::ReportStorage`]: each storage by the node of its device.
+    Storage(Vec<(String, StorageReport)>),
+    /// To [`Request::Resize`].
+    Resized {
+        /// Size of the device, in bytes.
+        bytes: u64,
+    },
     /// The request failed: the chain of causes, outermost first. A running VM keeps running, a
     /// paused one stays paused.
     Failed(Vec<String>),

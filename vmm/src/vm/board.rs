@@ -26,6 +26,7 @@ use crate::devices::network::{NetworkPort, OnLink};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
 use crate::devices::power::{self, KeyboardReset, OnPower, PowerButton, PowerEvent};
+use crate::devices::storage::{Storage, StorageReport};
 use crate::devices::virtio::pci::BAR_SIZE;
 use crate::devices::{Device, DeviceError, pci};
 use crate::kvm::clock::GuestClock;
@@ -137,6 +138,8 @@ pub struct Board {
     power_button: Option<PowerButton>,
     /// The devices with a connection to a network, by node.
     network_ports: Vec<(String, Arc<dyn NetworkPort>)>,
+    /// The storage of each device that has one, by the device's node.
+    storages: Vec<(String, Arc<dyn Storage>)>,
     /// The threads that are not started yet.
     workers: Vec<DeviceThread>,
 }
@@ -193,6 +196,7 @@ impl Board {
             devices: Vec::new(),
             power_button: None,
             network_ports: Vec::new(),
+            storages: Vec::new(),
             workers: Vec::new(),
         })
     }
@@ -203,8 +207,17 @@ impl Board {
         site: Site,
         built: Built<DeviceState>,
     ) -> Result<(), BoardError> {
-        let Built { device, save, ports, mmio, function, workers, power_button, network_port } =
-            built;
+        let Built {
+            device,
+            save,
+            ports,
+            mmio,
+            function,
+            workers,
+            power_button,
+            network_port,
+            storage,
+        } = built;
         let node = site.node.clone();
         let error = |source| DeviceError {
             device: node.clone(),
@@ -223,6 +236,7 @@ impl Board {
         if power_button.is_some() {
             self.power_button = power_button;
         }
+        self.storages.extend(storage.map(|storage| (site.node.clone(), storage)));
         if let Some(port) = network_port {
             (site.on_link)(port.link());
             self.network_ports.push((site.node.clone(), port));
@@ -270,6 +284,18 @@ impl Board {
         self.power_button.as_ref().map(|press| press()).is_some()
     }
 
+    /// Returns the state of each storage, by the node of its device. Returns at once, also if one hangs.
+    pub fn storage_reports(&self) -> Vec<(String, StorageReport)> {
+        let reports = self.storages.iter().map(|(node, storage)| (node.clone(), storage.report()));
+        reports.collect()
+    }
+
+    /// Returns the storage of the device `node`, if it has one.
+    pub fn storage(&self, node: &str) -> Option<&dyn Storage> {
+        let found = self.storages.iter().find(|(of, _)| of == node);
+        found.map(|(_, storage)| &**storage)
+    }
+
     /// Stops all devices, then waits until no device has a request in flight.
     pub fn pause(&self) -> Result<(), DeviceError> {
         self.devices.iter().for_each(|placed| lock(&placed.device).pause());
@@ -305,6 +331,7 @@ impl Board {
             workers: _,
             power_button: _,
             network_ports: _,
+            storages: _,
         } = self;
         let Ok(pci) = lock(pci).save();
         let save =

@@ -29,6 +29,7 @@ use crate::arch::x86_64::layout;
 use crate::arch::x86_64::registers::SetUpError;
 use crate::boot_disk::BootDiskError;
 use crate::devices::DeviceError;
+use crate::devices::storage::{ResizeError, StorageReport};
 use crate::kvm::KvmError;
 use crate::kvm::clock::ClockStateV1;
 use crate::kvm::platform::PlatformStateV1;
@@ -103,6 +104,18 @@ pub enum VmError {
     NoNetworkDevice {
         /// The name, as a node.
         device: String,
+    },
+    /// The device to resize does not exist or keeps no data.
+    #[error("the machine has no device `{0}` that has a size")]
+    NoStorage(String),
+    /// A device cannot be resized.
+    #[error("cannot resize {device}")]
+    Resize {
+        /// The device, as a node.
+        device: String,
+        /// Why.
+        #[source]
+        source: ResizeError,
     },
     /// A vCPU failed.
     #[error(transparent)]
@@ -194,6 +207,24 @@ impl Vm {
             true => Ok(()),
             false => Err(VmError::NoNetworkDevice { device: device.to_owned() }),
         }
+    }
+
+    /// Returns the state of the storage of each device that has one, by the device's node. Returns at once, also
+    /// if a storage hangs.
+    pub fn storage_reports(&self) -> Vec<(String, StorageReport)> {
+        self.board.storage_reports()
+    }
+
+    /// Makes `device` as large as its storage, after growing that to `bytes` if given, and tells the guest.
+    /// Returns the size. Call while running: a paused guest is told at its resume only of what grew before.
+    pub fn resize(&self, device: &str, bytes: Option<u64>) -> Result<u64, VmError> {
+        if !self.running {
+            return Err(VmError::Already("paused"));
+        }
+        let storage = self.board.storage(device);
+        let storage = storage.ok_or_else(|| VmError::NoStorage(device.to_owned()))?;
+        let resized = storage.resize(bytes);
+        resized.map_err(|source| VmError::Resize { device: device.to_owned(), source })
     }
 
     /// Makes the guest's writes to its disks durable. Call while paused.

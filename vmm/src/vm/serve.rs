@@ -159,6 +159,10 @@ impl Process {
                 self.vm()?.sync()?;
                 Ok(Reply::Synced)
             }
+            Request::ReportStorage => Ok(Reply::Storage(self.vm()?.storage_reports())),
+            Request::Resize { device, bytes } => {
+                Ok(Reply::Resized { bytes: self.vm()?.resize(&device, bytes)? })
+            }
             Request::PressPowerButton => {
                 self.vm()?.press_power_button()?;
                 Ok(Reply::Pressed)

@@ -61,6 +61,8 @@ const OF_DEVICES: &[&str] = &[
     "network",
     "pci",
     "power",
+    // How the storage of a device does, for the VM's status.
+    "storage",
     // The terminal of the process, which `perennial run` lends to devices.
     "terminal",
     // The window that the guest physical address space has for each virtio function.

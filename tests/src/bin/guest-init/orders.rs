@@ -1,10 +1,15 @@
 //! Executes orders that arrive on the console, one on each line.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::thread;
 
+use perennial_tests::workload::disk::Block;
+use rustix::fs::OFlags;
 use rustix::system::{RebootCommand, reboot};
+use serde_json::json;
 
 use crate::console::{self, Console};
 use crate::cpus;
@@ -43,6 +48,10 @@ fn obey(order: &str, console: &Console) {
                 console.note_json(&note);
             })
             .map_err(|e| e.to_string()),
+        ("size", path) => {
+            size(path).map(|bytes| console.note_json(&json!({"note": "size", "bytes": bytes})))
+        }
+        ("write", place) => write(place).map(|result| console.note("write", &result)),
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -50,8 +59,8 @@ fn obey(order: &str, console: &Console) {
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, offline VCPU, online VCPU, \
-                  poweroff, reboot, panic, hang"
+        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, offline VCPU, online VCPU, size PATH, \
+                  write PATH OFFSET, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
@@ -69,4 +78,23 @@ fn wait_for_carrier(wanted: &str, console: &Console) -> Result<(), String> {
         }
         crate::pause();
     }
+}
+
+/// The size of a disk, in bytes.
+fn size(path: &str) -> Result<u64, String> {
+    let end = File::open(path).and_then(|mut disk| disk.seek(SeekFrom::End(0)));
+    end.map_err(|error| error.to_string())
+}
+
+/// Writes one block to a disk, without the page cache. `place` is the disk's path and the offset in bytes. Returns
+/// the result in words, `written` or the error.
+fn write(place: &str) -> Result<String, String> {
+    let (path, offset) = place.split_once(' ').ok_or("it needs a path and an offset")?;
+    let offset = offset.parse().map_err(|_| "the offset is not a number")?;
+    let (mut options, flags) = (File::options(), OFlags::DIRECT.bits() as i32);
+    let disk = options.write(true).custom_flags(flags).open(path).map_err(|e| e.to_string())?;
+    Ok(match disk.write_all_at(&Block::default().0, offset) {
+        Ok(()) => "written".to_owned(),
+        Err(error) => error.to_string(),
+    })
 }

@@ -27,6 +27,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::devices::network::NetworkPort;
+use crate::devices::storage::Storage;
 use crate::state::Persist;
 
 /// The register side of a kind of virtio device. All calls are made with the function's registers
@@ -80,6 +81,11 @@ pub trait VirtioDevice: Persist + Send + 'static {
 
     /// Makes the driver's writes durable. Called while no request is in flight.
     fn sync(&mut self) -> std::io::Result<()>;
+
+    /// Returns the device's storage, if it has some whose state an operator must know.
+    fn storage(&self) -> Option<Arc<dyn Storage>> {
+        None
+    }
 }
 
 /// The half of a virtio device that executes requests. All calls are made on the device's own thread,

@@ -43,8 +43,10 @@ pub(super) const CALLS: DeviceCalls = DeviceCalls {
     ],
     thread: &[
         &[Call::any(libc::SYS_io_uring_enter)],
-        // The next request that the limits allow.
+        // The next request that the limits allow; the next look for stalled operations.
         &[Call::any(libc::SYS_timerfd_settime)],
+        // The size, which the operator says has grown.
+        &[Call::any(libc::SYS_lseek), Call::any(libc::SYS_fstat)],
         // Without io_uring: the threads of the pool, and the jobs that need not wait.
         START_THREADS,
         POOL,
@@ -53,9 +55,6 @@ pub(super) const CALLS: DeviceCalls = DeviceCalls {
         // The size, which may have grown.
         Call::any(libc::SYS_lseek),
         GEOMETRY,
-        // Sync.
-        Call::any(libc::SYS_fsync),
-        Call::any(libc::SYS_fdatasync),
     ],
 };
 

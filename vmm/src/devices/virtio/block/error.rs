@@ -60,6 +60,84 @@ pub enum BlockError {
         /// Size now.
         here: u64,
     },
+    /// The guest was told a larger size than the storage has.
+    #[error(
+        "the disk {path} has {told} bytes for its guest, and its storage has only {here} now: a disk \
+         cannot become smaller, so bring the storage back as it was"
+    )]
+    Smaller {
+        /// The disk.
+        path: String,
+        /// Size for the guest, in bytes.
+        told: u64,
+        /// Size of the storage, in bytes.
+        here: u64,
+    },
+    /// A resize to a smaller size.
+    #[error(
+        "the disk {path} has {told} bytes and cannot become smaller: {wanted} bytes are wanted"
+    )]
+    Shrink {
+        /// The disk.
+        path: String,
+        /// Size for the guest, in bytes.
+        told: u64,
+        /// The wanted size, in bytes.
+        wanted: u64,
+    },
+    /// A resize to a size that has no whole blocks.
+    #[error(
+        "the size of the disk {path} must be a multiple of {block} bytes, and {wanted} is none"
+    )]
+    NoBlocks {
+        /// The disk.
+        path: String,
+        /// The wanted size, in bytes.
+        wanted: u64,
+        /// Size of a block, in bytes.
+        block: u32,
+    },
+    /// A resize of a block device.
+    #[error(
+        "the disk {path} is a block device of {here} bytes, which only its own tools can grow to \
+         {wanted} bytes: grow it there, then resize the disk without a size"
+    )]
+    NoFile {
+        /// The disk.
+        path: String,
+        /// Size of the block device, in bytes.
+        here: u64,
+        /// The wanted size, in bytes.
+        wanted: u64,
+    },
+    /// The file cannot grow.
+    #[error("cannot grow the file of the disk {path} to {wanted} bytes")]
+    Grow {
+        /// The disk.
+        path: String,
+        /// The wanted size, in bytes.
+        wanted: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The storage could not make the guest's writes durable.
+    #[error("cannot make the writes to the disk {path} durable")]
+    Sync {
+        /// The disk.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread of the disk waits for the storage.
+    #[error("the storage of the disk {path} has not answered within {seconds} s")]
+    Silent {
+        /// The disk.
+        path: String,
+        /// How long it had time.
+        seconds: u64,
+    },
     /// The image is another file or block device than the saved one.
     #[error(
         "the disk {path} was {saved} before the update and is {here} now: bring back the one that it \

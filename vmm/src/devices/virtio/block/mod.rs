@@ -6,11 +6,14 @@
 
 mod calls;
 mod engine;
+mod errand;
 mod error;
 #[cfg(test)]
 mod flight_tests;
 mod format;
 mod geometry;
+mod growth;
+mod health;
 mod identification;
 mod lock;
 mod options;
@@ -31,17 +34,22 @@ pub use worker::BlockWorker;
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use self::engine::Engine;
+use self::errand::{Errand, Errands};
 use self::geometry::Alignment;
+use self::health::{Health, Waiting};
 use self::transfer::Pieces;
 use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use crate::devices::storage::{ResizeError, Storage, StorageReport};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
@@ -106,6 +114,9 @@ struct Shared {
     queue_sizes: Vec<u16>,
     /// Whether the driver has negotiated FLUSH. Otherwise every write is made durable before it completes.
     driver_flushes: AtomicBool,
+    /// Operations that the storage has not answered, and errors.
+    health: Health,
+    errands: Errands,
 }
 
 impl Block {
@@ -142,6 +153,8 @@ impl Block {
             geometry,
             id,
             driver_flushes: AtomicBool::new(false),
+            health: Health::default(),
+            errands: Errands::new().expect("an eventfd, as every doorbell is one"),
         }))
     }
 
@@ -230,11 +243,47 @@ impl VirtioDevice for Block {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.flush()
+        match self.0.image.options.readonly {
+            true => Ok(()),
+            false => self.0.ask(Errand::Sync).map(drop).map_err(io::Error::other),
+        }
+    }
+
+    fn storage(&self) -> Option<Arc<dyn Storage>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Storage for Shared {
+    fn report(&self) -> StorageReport {
+        let now = Instant::now();
+        let Waiting { stalled, oldest } = self.health.waiting(now);
+        let (errors, last_error) = self.health.errors(now);
+        StorageReport {
+            engine: self.health.engine(),
+            direct: self.image.options.direct,
+            queues: self.image.options.queues(),
+            bytes: self.sectors() * SECTOR,
+            errors,
+            last_error,
+            stalled,
+            waiting_s: oldest.unwrap_or_default().as_secs(),
+        }
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
+        Ok(self.ask(Errand::Resize(bytes))?)
     }
 }
 
 impl Shared {
+    /// Has the disk's thread do something. Errors if it does not answer in time.
+    fn ask(&self, errand: Errand) -> Result<u64, BlockError> {
+        let within = errand.within();
+        let silent = || BlockError::Silent { path: self.image.path(), seconds: within.as_secs() };
+        self.errands.ask(errand, within).ok_or_else(silent)?
+    }
+
     /// Size in sectors, as the guest was told.
     fn sectors(&self) -> u64 {
         self.sectors.load(Ordering::Relaxed)
@@ -302,6 +351,10 @@ impl Kind for Block {
 
     fn unasked() -> Option<BlockOptions> {
         None
+    }
+
+    fn stored_at(options: &BlockOptions) -> Option<&Path> {
+        Some(&options.path)
     }
 
     fn open(options: &BlockOptions) -> Result<Vec<Opened>, OpenError> {

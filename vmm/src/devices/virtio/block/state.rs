@@ -106,6 +106,9 @@ impl Persist for Block {
             // The transport saves the queues, and the features, which say whether the driver knows FLUSH.
             queue_sizes: _,
             driver_flushes: _,
+            // No request is in flight. The counts of errors begin again with the next process.
+            health: _,
+            errands: _,
         } = &**shared;
         // The new host opens the files again; the options are in the machine's description.
         let Image { file: _, cached: _, identity, options } = image;

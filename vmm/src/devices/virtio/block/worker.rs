@@ -17,15 +17,20 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::engine::{Completed, Engine, Job, MOST, Work};
+use super::errand::Errand;
+use super::health::{Look, Ticket};
 use super::request::{self, Answer, Clear, How, Status, Task};
 use super::transfer::Transfer;
-use super::{REQUEST_MAX, Shared};
+use super::{BlockError, REQUEST_MAX, SECTOR, Shared};
 use crate::devices::alarm::Alarm;
 use crate::devices::rate_limit::RateLimiter;
+use crate::devices::storage::{Cause, Operation, STALLED_AFTER};
 use crate::devices::virtio::{Request, Rings, VirtioWorker};
 
-/// The index of the timer among the event sources.
-const TIMER: usize = 1;
+/// Indexes among the event sources.
+const WATCH: usize = 1;
+const ERRAND: usize = 2;
+const TIMER: usize = 3;
 /// Most requests that are taken before the thread handles its other events.
 const BATCH: usize = 256;
 
@@ -43,8 +48,11 @@ pub struct BlockWorker {
     limiter: RateLimiter,
     /// Expires when the limits allow the next request. Only a disk with limits has one.
     timer: Option<Alarm>,
-    /// Whether an error of the host was logged as a warning.
-    reported: bool,
+    /// Expires when it is time to look for stalled operations.
+    watch: Alarm,
+    /// Whether `watch` is set. It stays set when the storage answers, because setting it for each request would
+    /// be a system call for each.
+    watches: bool,
 }
 
 /// Requests that wait for a flush: the one that is running, and the next one.
@@ -63,12 +71,11 @@ struct Flushes {
 impl BlockWorker {
     pub(super) fn new(disk: Arc<Shared>, engine: Engine) -> Self {
         let limiter = RateLimiter::new(&disk.image.options.rate_limits, Instant::now());
-        let timer = limiter
-            .limits_anything()
-            .then(|| Alarm::new().expect("the process may open one more file"));
+        let alarm = || Alarm::new().expect("the process may open one more file");
+        let (timer, watch) = (limiter.limits_anything().then(alarm), alarm());
         let flushes = Flushes::default();
-        let (requests, bytes, full, reported) = (0, 0, false, false);
-        Self { disk, engine, flushes, requests, bytes, full, limiter, timer, reported }
+        let (requests, bytes, full, watches) = (0, 0, false, false);
+        Self { disk, engine, flushes, requests, bytes, full, limiter, timer, watch, watches }
     }
 
     /// Returns whether the limits allow a request now. If not, sets the timer for when they do.
@@ -119,14 +126,63 @@ impl BlockWorker {
     fn begin(&mut self, bytes: u64, work: Work, request: (Request, Answer)) {
         self.requests += 1;
         self.bytes += bytes;
-        self.engine.begin(Job { work, request: Some(request) });
+        let ticket = self.count();
+        self.engine.begin(Job { work, ticket, request: Some(request) });
+    }
+
+    /// Counts an operation on the storage, which begins now.
+    fn count(&mut self) -> Ticket {
+        if !std::mem::replace(&mut self.watches, true) {
+            self.watch.set(Some(STALLED_AFTER));
+        }
+        self.disk.health.begin(Instant::now())
+    }
+
+    /// Looks for stalled operations. Logs when there are some, and when there are none any more.
+    fn look(&mut self) {
+        let Look { news, again } = self.disk.health.look(Instant::now());
+        let (path, seconds) = (self.disk.image.path(), STALLED_AFTER.as_secs());
+        match news {
+            Some(0) => tracing::info!("disk {path}: its storage answers again"),
+            Some(count) => tracing::warn!(
+                "disk {path}: its storage has not answered for more than {seconds} s (operations: {count})"
+            ),
+            None => {}
+        }
+        self.watches = again.is_some();
+        self.watch.set(again);
+    }
+
+    /// Does what the main thread asks for.
+    fn run_errand(&self, rings: &Rings) {
+        let disk = &self.disk;
+        let work = |errand| match errand {
+            Errand::Resize(wanted) => disk.measure(wanted),
+            Errand::Sync => disk.flush().map(|()| 0).map_err(|source| {
+                let path = disk.image.path();
+                BlockError::Sync { path, source }
+            }),
+        };
+        let finish = |errand, here| {
+            if errand == Errand::Sync {
+                return here;
+            }
+            if disk.grow(here) && disk.grown.swap(false, Ordering::Relaxed) {
+                rings.config_changed();
+            }
+            let (path, bytes) = (disk.image.path(), disk.sectors() * SECTOR);
+            tracing::info!("disk {path}: it has {bytes} bytes now");
+            bytes
+        };
+        disk.errands.serve(work, finish);
     }
 
     /// Lets `request` wait for a flush that begins after this call.
     fn flush(&mut self, request: (Request, Answer)) {
         if self.flushes.running.is_empty() {
             self.flushes.running.push(request);
-            self.engine.begin(Job { work: Work::Sync, request: None });
+            let ticket = self.count();
+            self.engine.begin(Job { work: Work::Sync, ticket, request: None });
         } else {
             self.flushes.waiting.push(request);
         }
@@ -158,19 +214,24 @@ impl BlockWorker {
             return self.engine.begin(job);
         }
         match job {
-            Job { work: Work::Transfer(transfer), request: Some(request) } => {
-                self.moved(transfer, request, result, rings);
+            Job { work: Work::Transfer(transfer), ticket, request: Some(request) } => {
+                self.moved(transfer, ticket, request, result, rings);
             }
-            Job { work: Work::Clear(clear), request: Some(request) } => {
+            Job { work: Work::Clear(clear), ticket, request: Some(request) } => {
+                self.disk.health.end(ticket);
                 self.cleared(clear, request, result.map(drop), rings);
             }
-            _ => self.flushed(result.map(drop), rings),
+            Job { ticket, .. } => {
+                self.disk.health.end(ticket);
+                self.flushed(result.map(drop), rings);
+            }
         }
     }
 
     fn moved(
         &mut self,
         mut transfer: Transfer,
+        ticket: Ticket,
         request: (Request, Answer),
         result: io::Result<usize>,
         rings: &Rings,
@@ -178,17 +239,18 @@ impl BlockWorker {
         let done = match result.and_then(|count| transfer.advance(count)) {
             Ok(false) => {
                 let work = Work::Transfer(transfer);
-                return self.engine.begin(Job { work, request: Some(request) });
+                return self.engine.begin(Job { work, ticket, request: Some(request) });
             }
             Ok(true) => Ok(()),
             Err(error) => Err(error),
         };
+        self.disk.health.end(ticket);
         self.requests -= 1;
         self.bytes -= transfer.bytes;
         if transfer.write {
-            return self.written("write", request, done, rings);
+            return self.written(Operation::Write, request, done, rings);
         }
-        let status = self.status("read", &done);
+        let status = self.status(Operation::Read, &done);
         answer(request, status, if done.is_ok() { transfer.bytes } else { 0 }, rings);
     }
 
@@ -211,10 +273,10 @@ impl BlockWorker {
             // The guest writes the zeroes itself.
             (_, Err(error)) if cannot(&error) => answer(request, Status::Unsupported, 0, rings),
             (How::Discard, result) => {
-                let status = self.status("discard", &result);
+                let status = self.status(Operation::Discard, &result);
                 answer(request, status, 0, rings);
             }
-            (_, result) => self.written("write of zeroes", request, result, rings),
+            (_, result) => self.written(Operation::WriteZeroes, request, result, rings),
         }
     }
 
@@ -222,7 +284,7 @@ impl BlockWorker {
     /// first (5.2.6.2).
     fn written(
         &mut self,
-        what: &str,
+        operation: Operation,
         request: (Request, Answer),
         result: io::Result<()>,
         rings: &Rings,
@@ -230,7 +292,7 @@ impl BlockWorker {
         if result.is_ok() && !self.disk.driver_flushes.load(Ordering::Relaxed) {
             return self.flush(request);
         }
-        let status = self.status(what, &result);
+        let status = self.status(operation, &result);
         answer(request, status, 0, rings);
     }
 
@@ -241,17 +303,21 @@ impl BlockWorker {
             true => waiting.into_iter().for_each(|request| self.flush(request)),
             false => done.extend(waiting),
         }
-        let status = self.status("flush", &result);
+        let status = self.status(Operation::Flush, &result);
         done.into_iter().for_each(|request| answer(request, status, 0, rings));
     }
 
-    /// Returns the status for the guest. Logs the first error of the host as a warning.
-    fn status(&mut self, what: &str, result: &io::Result<()>) -> Status {
+    /// Returns the status for the guest. Counts an error of the host, and logs it unless one of its kind was
+    /// logged a short time ago.
+    fn status(&self, operation: Operation, result: &io::Result<()>) -> Status {
         let Err(error) = result else { return Status::Ok };
-        let path = self.disk.image.path();
-        match std::mem::replace(&mut self.reported, true) {
-            false => tracing::warn!("disk {path}: a {what} failed: {error}"),
-            true => tracing::debug!("disk {path}: a {what} failed: {error}"),
+        let (path, cause) = (self.disk.image.path(), Cause::from(error));
+        match self.disk.health.failed(operation, cause, Instant::now()) {
+            Some(0) => tracing::warn!("disk {path}: a {operation} failed: {cause}"),
+            Some(more) => {
+                tracing::warn!("disk {path}: a {operation} failed, and {more} before it: {cause}");
+            }
+            None => {}
         }
         Status::IoError
     }
@@ -265,7 +331,8 @@ fn answer((request, answer): (Request, Answer), status: Status, written: u64, ri
 impl VirtioWorker for BlockWorker {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         let timer = self.timer.as_ref().map(AsFd::as_fd);
-        [Some(self.engine.event()), timer].into_iter().flatten().collect()
+        let sources = [self.engine.event(), self.watch.as_fd(), self.disk.errands.as_fd()];
+        sources.into_iter().chain(timer).collect()
     }
 
     fn on_doorbell(&mut self, queue: usize, rings: &Rings) {
@@ -274,8 +341,11 @@ impl VirtioWorker for BlockWorker {
     }
 
     fn on_source(&mut self, source: usize, rings: &Rings) {
-        if source == TIMER {
-            (0..rings.count()).for_each(|queue| rings.look_again(queue));
+        match source {
+            TIMER => (0..rings.count()).for_each(|queue| rings.look_again(queue)),
+            WATCH => self.look(),
+            ERRAND => self.run_errand(rings),
+            _ => {}
         }
         self.advance(rings);
     }

@@ -36,6 +36,7 @@ impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
         let worker = Box::new(function.worker());
         let more_workers = function.more_workers();
         let network_port = function.network_port();
+        let storage = function.device.storage();
         let function = Arc::new(Mutex::new(function));
         let mut built = Built::new(&site.node, function.clone(), worker);
         built.mmio = Some((site.bar.into(), BAR_SIZE.into(), function.clone()));
@@ -44,6 +45,7 @@ impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
         for worker in more_workers {
             built.workers.push(Box::new(worker));
         }
+        built.storage = storage;
         Ok(built)
     }
 }

@@ -24,8 +24,10 @@ use self::page_cache::PageCache;
 use self::pool::Pool;
 use self::uring::Uring;
 use super::Shared;
+use super::health::Ticket;
 use super::request::{Answer, Clear, How};
 use super::transfer::Transfer;
+use crate::devices::storage;
 use crate::devices::virtio::Request;
 
 /// Most jobs of an engine at a time.
@@ -58,6 +60,8 @@ impl How {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) work: Work,
+    /// Counts the job as not answered.
+    pub(super) ticket: Ticket,
     pub(super) request: Option<(Request, Answer)>,
 }
 
@@ -84,7 +88,12 @@ impl Engine {
     /// Creates the best engine that the host's kernel allows, and logs which one it is.
     pub(super) fn new(disk: &Arc<Shared>) -> Self {
         let page_cache = PageCache::new(disk);
-        Self { background: Background::new(disk), page_cache, done: Vec::new() }
+        let background = Background::new(disk);
+        disk.health.set_engine(match background {
+            Background::Uring(_) => storage::Engine::IoUring,
+            Background::Pool(_) => storage::Engine::Threads,
+        });
+        Self { background, page_cache, done: Vec::new() }
     }
 
     /// Returns the fd that is readable when jobs may have been completed.
@@ -152,11 +161,11 @@ impl Background {
 
 /// Creates the eventfd by which an engine tells the disk's thread that jobs may have been completed. The thread
 /// waits for it edge-triggered, so nothing reads its counter.
-fn new_event() -> io::Result<OwnedFd> {
+pub(super) fn new_event() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-fn signal(event: &OwnedFd) {
+pub(super) fn signal(event: &OwnedFd) {
     // The write fails only after 2^64 signals.
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
