@@ -29,6 +29,7 @@ mod report;
 mod serve;
 pub mod service;
 mod start;
+mod status;
 mod stop;
 
 pub use error::HostError;
@@ -38,17 +39,16 @@ use std::sync::Arc;
 
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
-use luo::{Backend, Incoming, Orchestrator};
+use luo::{Incoming, Orchestrator};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
-use crate::api::{Status, UpdateCall, VmStatus};
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::RamSource;
-use crate::guests::storage::{DiskReport, disk_reports};
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
 use crate::live_update::manifest::vm_session;
@@ -270,46 +270,6 @@ impl Host {
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
         let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
         self.vms.extend(new);
-    }
-
-    /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
-    fn luo_name(&self) -> String {
-        match &self.luo {
-            Ok(luo) => luo.backend().to_string(),
-            Err(none) if none.may_hold_vms => "none".to_owned(),
-            Err(_) => Backend::Keeper.to_string(),
-        }
-    }
-
-    /// The answer to `status`.
-    pub fn status(&self) -> Status {
-        let uname = rustix::system::uname();
-        let preserved = self.vms.iter().filter_map(|vm| match &vm.life {
-            Life::Preserved { session, .. } => Some(session.name().to_string()),
-            _ => None,
-        });
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: uname.release().to_string_lossy().into_owned(),
-            kernel_version: uname.version().to_string_lossy().into_owned(),
-            luo: self.luo_name(),
-            luo_error: self.luo.as_ref().err().map(|none| none.why.clone()),
-            boot: match self.replaced {
-                Some(Replaced::Kernel) => "live-update",
-                Some(Replaced::Program) => "handover",
-                // A ticket shows that there was a live update, although its VMs cannot be reached.
-                None if self.kernel_entry.ticket().is_some() => "live-update",
-                None => "cold",
-            }
-            .to_owned(),
-            live_updates: self.number,
-            unfinished: preserved
-                .chain(self.unfinished.iter().map(|session| session.name().to_string()))
-                .collect(),
-            config_error: self.config_error.clone(),
-            address: self.config.host.network.as_ref().and_then(network::own_address),
-            vms: self.vms.iter().zip(disk_reports(&self.vms)).map(vm_status).collect(),
-        }
     }
 
     fn vm(&mut self, name: &VmName) -> Result<&mut Guest, GuestError> {
@@ -569,37 +529,6 @@ fn finish(session: Incoming) -> Option<Incoming> {
             failure.session
         })
         .err()
-}
-
-fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
-    let console = match &vm.life {
-        Life::Live(live) => live.console.clone(),
-        _ => None,
-    };
-    let (pid, error) = match &vm.life {
-        Life::Live(live) => (Some(live.process.pid()), None),
-        Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {
-            (None, Some(why.clone()))
-        }
-        Life::Stopped => (None, None),
-    };
-    let unconfined = match &vm.life {
-        Life::Live(live) => live.process.missing().to_vec(),
-        _ => Vec::new(),
-    };
-    VmStatus {
-        name: vm.machine.name.clone(),
-        state: vm.state().to_owned(),
-        ram_bytes: vm.machine.ram_bytes,
-        vcpus: vm.machine.cpus,
-        pid: pid.map(|pid| pid.as_raw_nonzero().get()),
-        console,
-        mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
-        links: vm.links(),
-        unconfined,
-        disks: disks.map(|disks| disks.into_iter().map(Into::into).collect()),
-        error,
-    }
 }
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.
