@@ -31,6 +31,8 @@ struct Heard {
     notes: Vec<Note>,
     other: VecDeque<String>,
     closed: bool,
+    /// The text that is looked for in lines that are neither heartbeats nor notes, and whether one had it.
+    looked_for: Option<(String, bool)>,
     /// What the last wait that timed out was for.
     missed: Option<String>,
 }
@@ -92,6 +94,18 @@ impl Guest {
         self.wait(&format!("heartbeat {wanted}"), timeout, |heard| {
             heard.continuity.lines() >= wanted
         })
+    }
+
+    /// Looks out, from now on, for a line of the guest's kernel that contains `text`.
+    pub fn look_out_for(&self, text: &str) {
+        self.lock().looked_for = Some((text.to_owned(), false));
+    }
+
+    /// Waits for the line that is looked for.
+    pub fn wait_for_line(&self, timeout: Duration) -> Result<(), GuestError> {
+        let looked_for = self.lock().looked_for.clone();
+        let what = format!("the line {:?}", looked_for.map(|(text, _)| text));
+        self.wait(&what, timeout, |heard| heard.looked_for.as_ref().is_none_or(|(_, seen)| *seen))
     }
 
     /// Waits until the guest has, since the mark, made progress in each kind of work: counters, memory,
@@ -216,6 +230,9 @@ fn take(heard: &mut Heard, line: &str, at: Duration) {
             if paths::verbose() {
                 eprintln!("guest: {}", line.trim_end());
             }
+            if let Some((text, seen)) = &mut heard.looked_for {
+                *seen |= line.contains(text.as_str());
+            }
             if heard.other.len() == KEPT_LINES {
                 heard.other.pop_front();
             }
@@ -255,6 +272,18 @@ mod tests {
         drop(theirs);
         guest.wait_for_heartbeats(1, SOON).unwrap_err();
         assert_eq!(guest.missed(), None);
+    }
+
+    #[test]
+    fn a_line_that_is_looked_for_is_seen_also_if_it_is_forgotten_when_it_is_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let guest = Guest::listen("web", ours).unwrap();
+        guest.look_out_for("Linux version");
+        theirs.write_all(b"[ 0.0] Linux version 7.3\n").unwrap();
+        theirs.write_all(&b"another line\n".repeat(2 * KEPT_LINES)).unwrap();
+        guest.wait_for_line(SOON).unwrap();
+        guest.look_out_for("Linux version");
+        guest.wait_for_line(Duration::ZERO).unwrap_err();
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! stored separately from the pages. This detects damaged pages, and also pages that were lost, swapped,
 //! or replaced by an older version.
 
+use std::ops::Range;
+
 /// Words of 64 bits in a page of 4 KiB.
 pub const WORDS: usize = 512;
 
@@ -63,6 +65,12 @@ impl Memory {
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.words.len() * size_of::<u64>()
+    }
+
+    /// Where its pages lie in the address space of this process.
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.words.as_ptr() as usize;
+        start..start + self.bytes()
     }
 
     fn holds(&self, page: usize) -> bool {

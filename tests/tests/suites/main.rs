@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     // `make test-guests` asks for them: they take too long for every run.
     if env::var_os("PERENNIAL_GUESTS").is_some() {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
     }
     suite::run(&suites)
 }

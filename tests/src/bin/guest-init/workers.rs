@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,7 +158,10 @@ fn count(vcpu: usize, busy: u32, progress: &Progress) {
 fn watch_memory(bytes: usize, progress: &Progress, console: &Console) {
     yield_to_others();
     let mut memory = Memory::new(bytes / (WORDS * size_of::<u64>()));
-    console.note_json(&serde_json::json!({ "note": "memory", "bytes": memory.bytes() }));
+    let above_4gib = bytes_above_4gib(memory.addresses()).unwrap_or(0);
+    console.note_json(&serde_json::json!({
+        "note": "memory", "bytes": memory.bytes(), "above_4gib": above_4gib,
+    }));
     if memory.bytes() == 0 {
         return;
     }
@@ -167,6 +171,19 @@ fn watch_memory(bytes: usize, progress: &Progress, console: &Console) {
         progress.memory_passes.set(verified.passes);
         thread::yield_now();
     }
+}
+
+/// How many bytes of a range of this process lie above the first 4 GiB of RAM, by the page-frame numbers that
+/// Linux tells root (Documentation/admin-guide/mm/pagemap.rst).
+fn bytes_above_4gib(addresses: Range<usize>) -> io::Result<usize> {
+    const PAGE: usize = 4096;
+    const FRAME: u64 = (1 << 55) - 1;
+    let first = addresses.start.div_ceil(PAGE);
+    let mut entries = vec![0; (addresses.end / PAGE - first) * size_of::<u64>()];
+    File::open("/proc/self/pagemap")?
+        .read_exact_at(&mut entries, (first * size_of::<u64>()) as u64)?;
+    let frames = entries.as_chunks().0.iter().map(|entry| u64::from_ne_bytes(*entry) & FRAME);
+    Ok(frames.filter(|frame| *frame >= 1 << 20).count() * PAGE)
 }
 
 /// Writes records and reads older ones back, without end. Errors if the disk cannot be opened or read
