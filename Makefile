@@ -99,8 +99,8 @@ suites: setup kernels stock systemd debian ## Only the end-to-end suites; SUITE=
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
 
 .PHONY: test-guests
-test-guests: setup kernels stock debian ## Debian guests at work, the tests included that CI has no time for
-	$(STEP) "end-to-end suites debian and guests (some minutes)"
+test-guests: setup kernels stock debian debian-13 ## Debian guests at work and big guests, which CI has no time for
+	$(STEP) "end-to-end suites debian and guests (half an hour)"
 	@export PERENNIAL_GUESTS=1 $(WITH_KERNELS) $(WITH_STOCK); \
 		cargo test -p perennial-tests --test suites -- debian::; \
 		cargo test -p perennial-tests --test suites -- guests::
@@ -182,8 +182,13 @@ qemu: ## Fetch the QEMU that is measured beside Perennial, or find it in the cac
 
 .PHONY: debian
 debian: ## Make the Debian disk image of the tests, or find it in the cache
-	$(STEP) "disk image of Debian (first run: two to four minutes, 200 MB)"
+	$(STEP) "disk image of Debian 12 (first run: two to four minutes, 200 MB)"
 	@resources/debian/image.sh
+
+.PHONY: debian-13
+debian-13: ## Make the disk image of Debian 13, or find it in the cache
+	$(STEP) "disk image of Debian 13 (first run: two to four minutes, 200 MB)"
+	@resources/debian/image.sh trixie
 
 .PHONY: setup
 setup: ## Install missing packages for building and testing (Debian 12 or 13)

@@ -48,6 +48,7 @@ pkg-config      pkg-config
 git             git
 ca-certificates /etc/ssl/certs/ca-certificates.crt
 util-linux      flock
+iperf3          iperf3
 '
 
 have() {

@@ -13,14 +13,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::control::{self, Control, ControlError};
 use crate::datagrams::Datagrams;
 use crate::diagnosis::{self, Silent};
 use crate::guest::Guest;
-use crate::network::Connection;
-use crate::plan::{CONTROL_PORT, DiskKind, HostPlan, VmDisk};
-use crate::qemu::{self, Accelerator, Qemu};
+use crate::network::{Connection, ECHO_PORT};
+use crate::plan::{CONTROL_PORT, DiskKind, HostPlan, Prepared, VmDisk, VmPort};
+use crate::qemu::{self, Accelerator, Machine, Qemu};
 use crate::report::{Report, Status};
 use crate::suite;
 use crate::systemd::ORDERS_PORT;
@@ -52,8 +53,9 @@ pub struct Host {
     orders: Option<UnixStream>,
     guests: Vec<Guest>,
     vm_disks: Vec<VmDisk>,
-    /// Name of each VM on the network, and the port of this computer that leads to it.
-    vm_ports: Vec<(String, u16)>,
+    /// What QEMU runs, and on what, for another start.
+    machine: (Machine, Accelerator),
+    vm_ports: Vec<VmPort>,
     /// Name of each VM and its number of vCPUs.
     vcpus: Vec<(String, u32)>,
     /// Paths of the symbols of the host's kernels, and of the guests' kernel, if available.
@@ -71,6 +73,15 @@ impl Host {
     pub fn boot_on(plan: &HostPlan, accelerator: Accelerator) -> Result<(Self, Status), Failure> {
         let directory = qemu::scratch_directory()?;
         let prepared = plan.prepare(directory.path())?;
+        Self::start(plan, prepared, accelerator, directory)
+    }
+
+    fn start(
+        plan: &HostPlan,
+        prepared: Prepared,
+        accelerator: Accelerator,
+        directory: TempDir,
+    ) -> Result<(Self, Status), Failure> {
         let mut qemu = Qemu::start(&prepared.machine, accelerator, directory)?;
         let mut port = |name: &str| qemu.take_port(name).ok_or(format!("two ports called {name}"));
         let control = Control::new(port(CONTROL_PORT)?)?;
@@ -80,13 +91,37 @@ impl Host {
             .iter()
             .map(|vm| Ok(Guest::listen(&vm.name, port(&vm.port())?)?))
             .collect::<Result<_, Failure>>()?;
-        let (vm_disks, vm_ports) = (prepared.vm_disks, prepared.vm_ports);
+        let Prepared { machine, vm_disks, vm_ports } = prepared;
+        let machine = (machine, accelerator);
         let kernels = plan.symbols();
         let vcpus = plan.vms.iter().map(|vm| (vm.name.clone(), vm.cpus)).collect();
-        let mut host =
-            Self { qemu, control, orders, guests, vm_disks, vm_ports, vcpus, kernels, done: false };
+        let mut host = Self {
+            qemu,
+            control,
+            orders,
+            guests,
+            vm_disks,
+            machine,
+            vm_ports,
+            vcpus,
+            kernels,
+            done: false,
+        };
         let status = host.wait_until_ready()?;
         Ok((host, status))
+    }
+
+    /// Pulls the plug of the host's machine: what the host has in its memory is lost. Then boots it again with its
+    /// disks as they are. `plan` is the host's.
+    pub fn pull_plug_and_boot(mut self, plan: &HostPlan) -> Result<(Self, Status), Failure> {
+        let (machine, accelerator) = self.machine.clone();
+        let vm_disks = std::mem::take(&mut self.vm_disks);
+        let vm_ports = std::mem::take(&mut self.vm_ports);
+        self.done = true;
+        let directory = self.qemu.kill().ok_or("the machine has no directory")?;
+        // The machine's place among those that may run is free before it is taken again.
+        drop(self);
+        Self::start(plan, Prepared { machine, vm_disks, vm_ports }, accelerator, directory)
     }
 
     fn wait_until_ready(&mut self) -> Result<Status, Failure> {
@@ -127,9 +162,16 @@ impl Host {
     /// Waits until the guest sends back what it gets, and returns the port of this computer that leads to it.
     fn echo_port(&self, name: &str) -> Result<u16, Failure> {
         let guest = self.guests.iter().find(|guest| guest.name() == name).ok_or("no such guest")?;
-        let port = self.vm_ports.iter().find(|(vm, _)| vm == name).ok_or("it has no network")?.1;
+        let port = self.port(name, ECHO_PORT)?;
         guest.wait_for_note("echo", WORK)?;
         Ok(port)
+    }
+
+    /// The port of this computer that leads to a port of a guest.
+    pub fn port(&self, name: &str, guest_port: u16) -> Result<u16, Failure> {
+        let leads = |port: &&VmPort| port.vm == name && port.guest_port == guest_port;
+        let port = self.vm_ports.iter().find(leads);
+        Ok(port.ok_or_else(|| format!("no port leads to port {guest_port} of {name}"))?.port)
     }
 
     /// Removes a guest from all checks: the test has removed its VM.

@@ -13,6 +13,7 @@ pub mod foreground;
 pub mod guest;
 pub mod host;
 pub mod image;
+pub mod iperf3;
 pub mod kernels;
 pub mod modules;
 pub mod mutex;

@@ -121,8 +121,19 @@ pub struct Prepared {
     pub machine: Machine,
     /// The VMs' disks that are disks of the host.
     pub vm_disks: Vec<VmDisk>,
-    /// Ports of this computer that lead to VMs: name of the VM and port.
-    pub vm_ports: Vec<(String, u16)>,
+    /// Ports of this computer that lead to VMs.
+    pub vm_ports: Vec<VmPort>,
+}
+
+/// A port of this computer that leads to a VM.
+#[derive(Debug, Clone)]
+pub struct VmPort {
+    /// Name of the VM.
+    pub vm: String,
+    /// The VM's port.
+    pub guest_port: u16,
+    /// The port of this computer.
+    pub port: u16,
 }
 
 impl HostPlan {
@@ -283,9 +294,11 @@ impl HostPlan {
         let mut vm_ports = Vec::new();
         let mut forwards = Vec::new();
         for (vm, address) in self.addresses() {
-            let port = network::free_port()?;
-            forwards.push((port, SocketAddrV4::new(address, network::ECHO_PORT)));
-            vm_ports.push((vm.name.clone(), port));
+            for &guest_port in vm.ports() {
+                let port = network::free_port()?;
+                forwards.push((port, SocketAddrV4::new(address, guest_port)));
+                vm_ports.push(VmPort { vm: vm.name.clone(), guest_port, port });
+            }
         }
         let luo = match self.luo {
             Luo::Kernel if !self.without_luo => " liveupdate=on kho=on",
@@ -327,6 +340,8 @@ impl HostPlan {
                     disks.push(VmDisk { vm: vm.name.clone(), path, kind });
                     let user_data = tree.path(&format!("{}.seed/user-data", vm.name))?;
                     fs::write(user_data, debian::user_data())?;
+                    let network = tree.path(&format!("{}.seed/network-config", vm.name))?;
+                    fs::write(network, debian::NETWORK_CONFIG)?;
                 }
             }
             for number in 0..vm.idle_disks {

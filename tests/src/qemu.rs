@@ -174,7 +174,7 @@ pub struct Qemu {
     child: Child,
     directory: Option<TempDir>,
     ports: HashMap<String, UnixStream>,
-    /// Whether a crash of QEMU is an expected result, which is not reported.
+    /// Whether an end of QEMU by a signal is expected, and not reported.
     may_crash: bool,
     /// Ends the nudges when dropped. `None` if the machine gets none.
     _nudges: Option<Sender<()>>,
@@ -303,8 +303,9 @@ impl Qemu {
     }
 
     /// Kills the machine, and returns the directory of its files.
-    pub fn kill(mut self) -> Option<TempDir> {
+    pub fn kill(&mut self) -> Option<TempDir> {
         self.end();
+        self.may_crash = true;
         self.directory.take()
     }
 
@@ -398,6 +399,8 @@ fn listen(machine: &Machine, directory: &Path) -> Result<Vec<(String, UnixListen
         .enumerate()
         .map(|(index, name)| {
             let path = directory.join(format!("port{index}"));
+            // From an earlier start of the machine in this directory.
+            let _ = fs::remove_file(&path);
             let listener = UnixListener::bind(&path).map_err(io_error(path.display()))?;
             listener.set_nonblocking(true).map_err(io_error(path.display()))?;
             Ok((name.clone(), listener))

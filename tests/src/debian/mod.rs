@@ -25,6 +25,12 @@ const IMAGE: &str = "disk.img";
 /// Sent with the kernel's parameters of the disk: the serial port is for the work's notes, without a login.
 pub const CMDLINE: &str = "quiet systemd.mask=serial-getty@ttyS0.service systemd.show_status=0";
 
+/// The port on which iperf3 serves its measurements.
+pub const IPERF3_PORT: u16 = 5201;
+
+/// The `network-config` of the seed: cloud-init leaves the network alone.
+pub const NETWORK_CONFIG: &str = "network:\n  config: disabled\n";
+
 /// What the guest runs.
 const WORK: &str = include_str!("work.py");
 

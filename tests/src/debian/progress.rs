@@ -4,21 +4,28 @@ use std::collections::BTreeMap;
 
 use crate::guest::Note;
 
-/// Each kind of work and the number in its last note `progress`.
+/// Each kind of work and the number that its last note of one kind has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress(BTreeMap<String, u64>);
 
 impl Progress {
     /// What is acknowledged. Errors if a kind of work failed.
     pub fn acknowledged(notes: &[Note]) -> Result<Self, String> {
+        Self::by(notes, "progress")
+    }
+
+    /// What work found of an earlier boot. Errors if a kind of work failed.
+    pub fn found(notes: &[Note]) -> Result<Self, String> {
+        Self::by(notes, "found")
+    }
+
+    fn by(notes: &[Note], kind: &str) -> Result<Self, String> {
         if let Some(failed) = notes.iter().find(|note| note["note"] == "failed") {
             return Err(format!("the work failed: {failed}"));
         }
         let number =
             |note: &Note| Some((note["work"].as_str()?.to_owned(), note["number"].as_u64()?));
-        Ok(Self(
-            notes.iter().filter(|note| note["note"] == "progress").filter_map(number).collect(),
-        ))
+        Ok(Self(notes.iter().filter(|note| note["note"] == kind).filter_map(number).collect()))
     }
 
     /// The number of a kind of work. `None` if it has not said one.
@@ -48,6 +55,7 @@ mod tests {
         let notes = [progress("fio", 1), progress("redis", 7), progress("fio", 2)];
         let now = Progress::acknowledged(&notes).unwrap();
         assert_eq!((now.of("fio"), now.of("redis"), now.of("stress")), (Some(2), Some(7), None));
+        assert_eq!(Progress::found(&notes), Ok(Progress::default()));
     }
 
     #[test]
@@ -65,6 +73,7 @@ mod tests {
         let failed = json!({"note": "failed", "work": "redis", "why": "7 is not 8"});
         for notes in [[failed.clone(), progress("fio", 1)], [progress("fio", 1), failed]] {
             assert!(Progress::acknowledged(&notes).unwrap_err().contains("7 is not 8"));
+            assert!(Progress::found(&notes).is_err());
         }
     }
 }

@@ -4,8 +4,8 @@
 Reports with notes on the serial port (see `workload::heartbeat`) and takes orders there. The order `work KIND`
 starts one kind of work. At its start each kind that has a memory checks what an earlier boot left, and
 says how far that boot came (`found`); then it says how far it is (`progress`): everything up to that number has
-been acknowledged, so it must be there whatever happens to the machine. A kind that finds something wrong says
-`failed` and stops.
+been acknowledged, so it must be there whatever happens to the machine. A kind that finds something wrong
+says `failed` and stops.
 """
 
 import json
@@ -24,6 +24,7 @@ BOOTS = pathlib.Path("/var/lib/boots")
 PACE = 1
 # Clients of pgbench, and transactions of each in a round.
 CLIENTS, TRANSACTIONS = 2, 20
+ECHO_PORT = 7
 
 port = open("/dev/ttyS0", "r+b", buffering=0)
 port_lock = threading.Lock()
@@ -187,7 +188,62 @@ def redis():
         steps.reached(number)
 
 
-KINDS = {kind.__name__: kind for kind in (fio, commits, pgbench, redis)}
+def stress():
+    """Lets stress-ng verify CPU, memory and timers, round after round."""
+    number = 0
+    while True:
+        run("stress-ng", "--verify", "--timeout", "5", "--cpu", "1", "--vm", "1", "--vm-bytes",
+            "32m", "--timer", "1", "--timer-freq", "100", "--timerfd", "1", "--timerfd-freq", "100",
+            "--clock", "1", "--nanosleep", "1", "--oomable")
+        number += 1
+        note("progress", work="stress", number=number)
+
+
+def echo():
+    """Sends back what arrives, by TCP and by UDP."""
+    listener = socket.create_server(("", ECHO_PORT))
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind(("", ECHO_PORT))
+
+    def return_datagrams():
+        while True:
+            data, sender = datagrams.recvfrom(2048)
+            try:
+                datagrams.sendto(data, sender)
+            except OSError:
+                pass  # A datagram may be lost.
+
+    def return_stream(stream):
+        while data := stream.recv(64 << 10):
+            stream.sendall(data)
+        stream.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=return_datagrams, daemon=True).start()
+    note("echo")
+    while True:
+        stream, _ = listener.accept()
+        threading.Thread(target=return_stream, args=(stream,), daemon=True).start()
+
+
+def iperf3():
+    """Serves iperf3's measurements."""
+    server = subprocess.Popen(["iperf3", "-s", "--forceflush"], stdout=subprocess.PIPE, text=True)
+    server.stdout.readline()
+    note("iperf3")
+    for _ in server.stdout:
+        pass
+    raise Wrong(f"the server ended with status {server.wait()}")
+
+
+def network(address, gateway):
+    """Sets up the network device, whatever its name is."""
+    device = next(name for name in os.listdir("/sys/class/net") if name != "lo")
+    run("ip", "address", "add", address, "dev", device)
+    run("ip", "link", "set", device, "up")
+    run("ip", "route", "add", "default", "via", gateway)
+
+
+KINDS = {kind.__name__: kind for kind in (fio, commits, pgbench, redis, stress, echo, iperf3)}
 
 
 def work(kind):
@@ -201,6 +257,8 @@ def obey(order):
     match order:
         case ["work", kind]:
             threading.Thread(target=work, args=(kind,), daemon=True).start()
+        case ["network", address, gateway]:
+            network(address, gateway)
         case ["reboot"]:
             run("update-grub")
             note("reboot")

@@ -138,6 +138,14 @@ impl VmPlan {
         )
     }
 
+    /// The ports that can be reached from outside the host.
+    pub(super) fn ports(&self) -> &'static [u16] {
+        match self.root {
+            GuestRoot::Debian(_) => &[network::ECHO_PORT, debian::IPERF3_PORT],
+            _ => &[network::ECHO_PORT],
+        }
+    }
+
     /// The virtio port that carries its serial line.
     pub fn port(&self) -> String {
         format!("vm.{}", self.name)
@@ -177,7 +185,11 @@ impl VmPlan {
             false => (vec![], String::new()),
             true => (
                 vec![format!("\"tap=vm-{},bridge={BRIDGE},queues={}\"", self.name, self.queues)],
-                Self::network_cmdline(address),
+                match self.root {
+                    // The work in it is given the address by an order.
+                    GuestRoot::Debian(_) => String::new(),
+                    _ => Self::network_cmdline(address),
+                },
             ),
         };
         nets.extend((0..self.idle_nets).map(|number| format!("\"tap={}-{number}\"", self.name)));

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use perennial_tests::debian::{self, Progress, Release};
+use perennial_tests::debian::{self, IPERF3_PORT, Progress, Release};
 use perennial_tests::guest::Guest;
-use perennial_tests::host::{Failure, Host};
+use perennial_tests::host::{Failure, Host, WORK};
+use perennial_tests::iperf3::{self, Measurement, Protocol};
+use perennial_tests::network;
 use perennial_tests::plan::{GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
 use serde_json::{Value, json};
@@ -15,16 +17,31 @@ pub(crate) const TESTS: &[Test] =
         .unless(debian::missing)];
 
 /// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] =
-    &[both("debian_writes_its_grub_configuration_and_boots_by_it_after_an_update", reboot)
-        .unless(debian::missing)];
+pub(crate) const LONG_TESTS: &[Test] = &[
+    both("debian_writes_its_grub_configuration_and_boots_by_it_after_an_update", reboot)
+        .unless(debian::missing),
+    both("what_debian_acknowledges_is_there_after_updates_and_a_power_failure", power_failure)
+        .unless(debian::missing),
+    both("debian_verifies_cpu_memory_and_timers_over_three_updates", stress)
+        .unless(debian::missing),
+    both("debian_13_boots_from_its_disk_and_works_on_over_three_updates", trixie)
+        .unless(debian::trixie_missing),
+    both("debian_serves_echoes_and_iperf3_from_outside_over_three_updates", on_the_network)
+        .unless(network_missing),
+];
 
 /// How long the guest may take from its start to its work, and for a round of all of its work: systemd and cloud-init,
 /// then databases, on an emulated CPU.
 const BOOT: Duration = Duration::from_secs(600);
 
-/// The kinds of work.
-const WORKS: &[&str] = &["fio", "commits", "pgbench", "redis"];
+/// Work that finds again what it did before a power failure.
+const DURABLE: &[&str] = &["commits", "pgbench", "redis"];
+/// With it, work that only verifies what it does.
+const SHORT: &[&str] = &["fio", "commits", "pgbench", "redis"];
+
+/// Pieces that come back over the connection, and datagrams, after each update of the guest on the network.
+const BYTES: u64 = 256 << 10;
+const DATAGRAMS: u64 = 20;
 
 fn plan(release: Release, luo: Luo) -> HostPlan {
     let root = GuestRoot::Debian(release);
@@ -53,7 +70,25 @@ fn check_boot(host: &Host, number: u64) -> Result<(), Failure> {
 }
 
 fn three_updates(luo: Luo) -> Result<(), Failure> {
-    let host = work_over_updates(&plan(Release::Bookworm, luo), WORKS)?;
+    let host = work_over_updates(&plan(Release::Bookworm, luo), SHORT)?;
+    host.power_off_and_check_file_systems()
+}
+
+fn power_failure(luo: Luo) -> Result<(), Failure> {
+    let plan = plan(Release::Bookworm, luo);
+    let host = work_over_updates(&plan, DURABLE)?;
+    let acknowledged = Progress::acknowledged(&guest(&host)?.notes())?;
+    let (host, _) = host.pull_plug_and_boot(&plan)?;
+    check_boot(&host, 2)?;
+    start(&host, DURABLE)?;
+    let found = wait_for(&host, "what work finds", |notes| {
+        Ok(Progress::found(notes)?.is_beyond(&Progress::default(), DURABLE, 0))
+    })?;
+    let found = Progress::found(&found)?;
+    if !found.is_beyond(&acknowledged, DURABLE, 0) {
+        return Err(format!("acknowledged was {acknowledged:?}, the guest finds {found:?}").into());
+    }
+    progress_beyond(&host, &found, DURABLE, 2)?;
     host.power_off_and_check_file_systems()
 }
 
@@ -69,6 +104,16 @@ fn work_over_updates(plan: &HostPlan, works: &[&str]) -> Result<Host, Failure> {
         progress_beyond(&host, &before, works, 2)?;
     }
     Ok(host)
+}
+
+fn stress(luo: Luo) -> Result<(), Failure> {
+    let host = work_over_updates(&plan(Release::Bookworm, luo), &["stress", "fio"])?;
+    host.power_off_and_check_file_systems()
+}
+
+fn trixie(luo: Luo) -> Result<(), Failure> {
+    let host = work_over_updates(&plan(Release::Trixie, luo), SHORT)?;
+    host.power_off_and_check_file_systems()
 }
 
 fn guest(host: &Host) -> Result<&Guest, Failure> {
@@ -112,5 +157,36 @@ fn reboot(luo: Luo) -> Result<(), Failure> {
     check_boot(&host, 2)?;
     start(&host, &["fio"])?;
     progress_beyond(&host, &Progress::default(), &["fio"], 1)?;
+    host.power_off_and_check_file_systems()
+}
+
+fn network_missing() -> Option<String> {
+    iperf3::missing().or_else(debian::missing)
+}
+
+/// A connection and datagrams from outside, and a measurement of iperf3 during each update.
+fn on_the_network(luo: Luo) -> Result<(), Failure> {
+    let mut plan = plan(Release::Bookworm, luo);
+    plan.vms.iter_mut().for_each(|vm| vm.network = true);
+    let name = plan.vms.first().map(|vm| vm.name.clone()).unwrap_or_default();
+    let mut host = boot(&plan)?;
+    let (address, gateway) = (network::address(0), network::GATEWAY);
+    guest(&host)?.order(&format!("network {address}/24 {gateway}"))?;
+    start(&host, &["echo", "iperf3"])?;
+    let (connection, datagrams) = (host.connect(&name)?, host.send_datagrams(&name)?);
+    guest(&host)?.wait_for_note("iperf3", BOOT)?;
+    let port = host.port(&name, IPERF3_PORT)?;
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Tcp] {
+        connection.wait_for(BYTES, WORK)?;
+        datagrams.wait_for(DATAGRAMS, WORK)?;
+        let measurement = Measurement::start(protocol, port)?;
+        host.update(json!({}))?;
+        measurement.finish()?;
+    }
+    connection.wait_for(BYTES, WORK)?;
+    datagrams.wait_for(DATAGRAMS, WORK)?;
+    connection.finish(WORK)?;
+    datagrams.finish()?;
+    wait_for(&host, "no failure", |_| Ok(true))?;
     host.power_off_and_check_file_systems()
 }
