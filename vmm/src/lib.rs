@@ -13,6 +13,7 @@ pub mod devices;
 pub mod fuzz;
 pub mod guests;
 pub mod host;
+mod inherited_fd;
 pub mod kvm;
 pub mod link;
 pub mod live_update;

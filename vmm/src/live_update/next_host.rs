@@ -4,12 +4,10 @@
 //! The kernel stays the same. A keeper holds the sessions as open fds, which the next program inherits
 //! across the exec and finds by their numbers. With a pool, the next program needs only the ticket.
 
-#![expect(unsafe_code, reason = "an inherited fd is known by its number only")]
-
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +18,7 @@ use luo::builtin::keeper::Handover;
 use luo::{Ticket, TicketError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, access};
-use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open, wait,
     waitid,
@@ -28,6 +26,7 @@ use rustix::process::{
 use rustix::time::Timespec;
 
 use crate::guests::memfd::document_memfd;
+use crate::inherited_fd;
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
@@ -44,8 +43,6 @@ const TICKET: &str = "ticket=";
 const ANSWER_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// Lowest fd that can be handed over: those below are stdin, stdout and stderr.
-const FIRST_FD: RawFd = 3;
 /// Most bytes of a program's output that an error text quotes.
 const MOST_SAID: u64 = 4096;
 
@@ -226,6 +223,7 @@ impl NextHost {
             .args(arguments)
             .env_remove(HANDOVER_VARIABLE)
             .env_remove(LOCK_VARIABLE)
+            .env_remove(PROCESSES_VARIABLE)
             .stdin(Stdio::null())
             .stdout(output()?)
             .stderr(output()?)
@@ -298,7 +296,7 @@ pub struct Left {
 /// before this process opens any file.
 pub fn inherit() -> Option<Left> {
     let sessions = inherit_sessions()?;
-    let lock = std::env::var(LOCK_VARIABLE).ok().and_then(|number| take_fd(number.parse().ok()?));
+    let lock = std::env::var(LOCK_VARIABLE).ok().and_then(|number| take_fd(&number));
     Some(Left { sessions, lock })
 }
 
@@ -307,7 +305,7 @@ fn inherit_sessions() -> Option<Result<Inherited, InheritError>> {
     if let Some(ticket) = text.strip_prefix(TICKET) {
         return Some(ticket.parse().map(Inherited::InPool).map_err(InheritError::Ticket));
     }
-    let fds = text.split(',').map(|number| take_fd(number.parse().ok()?)).collect();
+    let fds = text.split(',').map(take_fd).collect();
     let Some::<Vec<OwnedFd>>(mut fds) = fds else {
         return Some(Err(InheritError::Variable { text }));
     };
@@ -319,18 +317,8 @@ fn inherit_sessions() -> Option<Result<Inherited, InheritError>> {
     })
 }
 
-fn take_fd(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: borrowed only to ask whether it is open, which is defined for any number but -1.
-    let borrowed = (number >= FIRST_FD).then(|| unsafe { BorrowedFd::borrow_raw(number) })?;
-    // The last host left only fds without FD_CLOEXEC. An fd with it was opened by this process.
-    if fcntl_getfd(borrowed).ok()? != FdFlags::empty() {
-        return None;
-    }
-    fcntl_setfd(borrowed, FdFlags::CLOEXEC).ok()?;
-    // SAFETY: the fd is open, and nothing in this process owns it: std opens all files with FD_CLOEXEC,
-    // so an fd without it was inherited across the exec. FD_CLOEXEC, which was just set, prevents that
-    // the fd is taken twice.
-    Some(unsafe { OwnedFd::from_raw_fd(number) })
+fn take_fd(number: &str) -> Option<OwnedFd> {
+    inherited_fd::take(number.parse().ok()?).ok()
 }
 
 /// Ends the processes of the last host's VMs, and waits until their disks and ports are free for the next

@@ -16,7 +16,17 @@ use source::{Source, sources, strings};
 /// The modules of `vmm/src` from the ground up. A module imports from its own layer and from those
 /// below. ARCHITECTURE.md shows the same list.
 const LAYERS: &[&[&str]] = &[
-    &["mutex", "causes", "options", "socket", "confine", "bus", "state", "boot_disk"],
+    &[
+        "mutex",
+        "causes",
+        "options",
+        "socket",
+        "inherited_fd",
+        "confine",
+        "bus",
+        "state",
+        "boot_disk",
+    ],
     &["arch", "kvm"],
     &["devices"],
     &["machine"],
