@@ -57,7 +57,7 @@ macro_rules! catalog {
             place: <$path>::PLACE,
             calls: <$path>::CALLS,
             boots_from: <$path>::BOOTS_FROM,
-            parse: |text, vcpus| <$path>::parse_for(text, vcpus).map(DeviceOptions::$kind),
+            parse: |text, vcpus| <$path>::parse(text, vcpus).map(DeviceOptions::$kind),
             unasked: || <$path>::unasked().map(DeviceOptions::$kind),
             options: Decoder {
                 bindings: <$path as Kind>::Options::COMPATIBLE,

@@ -50,14 +50,9 @@ pub trait Kind: Sized + 'static {
     /// The saved state of one device. Part of the state document.
     type State: Clone + Debug + PartialEq + Schema;
 
-    /// Parses the configuration's text for one device. The error text says what is wrong and what is
-    /// accepted.
-    fn parse(text: &str) -> Result<Self::Options, String>;
-
-    /// As [`parse`](Self::parse), for a machine with `vcpus` vCPUs, on which defaults may depend.
-    fn parse_for(text: &str, _vcpus: u32) -> Result<Self::Options, String> {
-        Self::parse(text)
-    }
+    /// Parses the configuration's text for one device of a machine with `vcpus` vCPUs, on which defaults may
+    /// depend. The error text says what is wrong and what is accepted.
+    fn parse(text: &str, vcpus: u32) -> Result<Self::Options, String>;
 
     /// Returns the options of the device that a machine gets by default if its configuration does not
     /// have [`KEY`](Self::KEY), or `None` if there is no default device.
@@ -171,10 +166,16 @@ pub type Save<S> = Box<dyn Fn() -> Result<S, DeviceError> + Send + Sync>;
 
 /// A built device, ready for a machine that does not know its kind.
 pub struct Built<S> {
-    /// The device's life cycle.
-    pub device: Arc<Mutex<dyn Device>>,
     /// Saves the device. Called while the device is paused.
     pub save: Save<S>,
+    /// All else of the device.
+    pub parts: Parts,
+}
+
+/// What a machine places and uses of a built device.
+pub struct Parts {
+    /// The device's life cycle.
+    pub device: Arc<Mutex<dyn Device>>,
     /// The I/O ports that the device handles.
     pub ports: Option<Range>,
     /// The guest physical addresses that the device handles.
@@ -202,7 +203,9 @@ impl<S: 'static> Built<S> {
     where
         T: Device + Persist<State = S, Error: Send + Sync> + 'static,
     {
-        Self { workers: vec![worker], ..Self::without_thread(node, device) }
+        let mut built = Self::without_thread(node, device);
+        built.parts.workers.push(worker);
+        built
     }
 
     /// Wraps a device that only answers accesses of the guest.
@@ -219,10 +222,8 @@ impl<S: 'static> Built<S> {
                 source: error.into(),
             })
         };
-        let save = Box::new(save);
-        Self {
+        let parts = Parts {
             device,
-            save,
             ports: None,
             mmio: None,
             function: None,
@@ -230,24 +231,14 @@ impl<S: 'static> Built<S> {
             power_button: None,
             network_port: None,
             storage: None,
-        }
+        };
+        Self { save: Box::new(save), parts }
     }
 
     /// Returns the same device with its state type converted by `wrap`.
     pub fn map<T: 'static>(self, wrap: impl Fn(S) -> T + Send + Sync + 'static) -> Built<T> {
-        let Self {
-            device,
-            save,
-            ports,
-            mmio,
-            function,
-            workers,
-            power_button,
-            network_port,
-            storage,
-        } = self;
-        let save = Box::new(move || save().map(&wrap));
-        Built { device, save, ports, mmio, function, workers, power_button, network_port, storage }
+        let Self { save, parts } = self;
+        Built { save: Box::new(move || save().map(&wrap)), parts }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::causes::panic_message;
 use crate::confine::calls::EVENT_LOOP;
 use crate::confine::{self, Call};
 use crate::devices::catalog::DeviceState;
-use crate::devices::kind::{Built, Save, Site};
+use crate::devices::kind::{Built, Parts, Save, Site};
 use crate::devices::network::{NetworkPort, OnLink};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
@@ -207,17 +207,9 @@ impl Board {
         site: Site,
         built: Built<DeviceState>,
     ) -> Result<(), BoardError> {
-        let Built {
-            device,
-            save,
-            ports,
-            mmio,
-            function,
-            workers,
-            power_button,
-            network_port,
-            storage,
-        } = built;
+        let Built { save, parts } = built;
+        let Parts { device, ports, mmio, function, workers, power_button, network_port, storage } =
+            parts;
         let node = site.node.clone();
         let error = |source| DeviceError {
             device: node.clone(),

@@ -166,7 +166,7 @@ impl Kind for Acpi {
     type Options = AcpiOptions;
     type State = AcpiStateV1;
 
-    fn parse(text: &str) -> Result<AcpiOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<AcpiOptions, String> {
         AcpiOptions::parse(text)
     }
 
@@ -197,8 +197,8 @@ impl Kind for Acpi {
         let shared = device.0.clone();
         let device = Arc::new(Mutex::new(device));
         let mut built = Built::new(&site.node, device.clone(), worker);
-        built.ports = Some((layout::PM_PORT.into(), layout::PM_LEN.into(), device));
-        built.power_button = Some(Box::new(move || shared.press()));
+        built.parts.ports = Some((layout::PM_PORT.into(), layout::PM_LEN.into(), device));
+        built.parts.power_button = Some(Box::new(move || shared.press()));
         Ok(built)
     }
 }

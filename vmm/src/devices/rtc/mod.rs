@@ -209,7 +209,7 @@ impl Kind for Rtc {
     type Options = RtcOptions;
     type State = RtcStateV1;
 
-    fn parse(text: &str) -> Result<RtcOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<RtcOptions, String> {
         RtcOptions::parse(text)
     }
 
@@ -237,7 +237,7 @@ impl Kind for Rtc {
         let worker = Box::new(RtcWorker::new(device.0.clone()));
         let device = Arc::new(Mutex::new(device));
         let mut built = Built::new(&site.node, device.clone(), worker);
-        built.ports = Some((layout::RTC_PORT.into(), layout::RTC_LEN.into(), device));
+        built.parts.ports = Some((layout::RTC_PORT.into(), layout::RTC_LEN.into(), device));
         Ok(built)
     }
 }

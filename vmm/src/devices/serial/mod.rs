@@ -256,7 +256,7 @@ impl Kind for Serial {
     type Options = SerialOptions;
     type State = SerialStateV1;
 
-    fn parse(text: &str) -> Result<SerialOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<SerialOptions, String> {
         SerialOptions::parse(text)
     }
 
@@ -289,7 +289,7 @@ impl Kind for Serial {
         let worker = Box::new(port.worker());
         let port = Arc::new(Mutex::new(port));
         let mut built = Built::new(&site.node, port.clone(), worker);
-        built.ports = Some((layout::COM1_PORT.into(), layout::COM1_LEN.into(), port));
+        built.parts.ports = Some((layout::COM1_PORT.into(), layout::COM1_LEN.into(), port));
         Ok(built)
     }
 }

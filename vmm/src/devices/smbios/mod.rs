@@ -108,7 +108,7 @@ impl Kind for Smbios {
     type Options = SmbiosOptions;
     type State = SmbiosStateV1;
 
-    fn parse(text: &str) -> Result<SmbiosOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<SmbiosOptions, String> {
         SmbiosOptions::parse(text)
     }
 

@@ -1,9 +1,9 @@
 //! Virtio 1.x devices ("Virtual I/O Device (VIRTIO) Version 1.2", OASIS) and their PCI transport.
 //!
 //! A device has two halves. [`VirtioDevice`] handles what the driver sees in the registers: features
-//! and configuration. [`VirtioWorker`] executes requests on a thread of its own, or several share the
-//! queues, each on a thread: they take requests from the [`Rings`] and complete them, in any order. The transport ([`VirtioPci`]) handles registers,
-//! rings and interrupts.
+//! and configuration. [`VirtioWorker`] executes requests on a thread of its own: it takes them from the
+//! [`Rings`] and completes them, in any order. A device may have several workers, each for some of its
+//! queues. The transport ([`VirtioPci`]) handles registers, rings and interrupts.
 //!
 //! A device pauses in two steps: the rings stop giving out requests, then the device waits for the
 //! requests that it has already taken. So no request in flight has to be saved, and a restored device

@@ -341,11 +341,7 @@ impl Kind for Block {
     type Options = BlockOptions;
     type State = VirtioState<VirtioBlkStateV2>;
 
-    fn parse(text: &str) -> Result<BlockOptions, String> {
-        BlockOptions::parse(text, 1)
-    }
-
-    fn parse_for(text: &str, vcpus: u32) -> Result<BlockOptions, String> {
+    fn parse(text: &str, vcpus: u32) -> Result<BlockOptions, String> {
         BlockOptions::parse(text, vcpus)
     }
 

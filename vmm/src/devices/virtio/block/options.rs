@@ -332,7 +332,7 @@ mod tests {
             assert_eq!(queues("path=/a", vcpus), expected, "{vcpus} vCPUs");
             assert_eq!(queues("path=/a,num_queues=3", vcpus), 3);
         }
-        let [one, four] = [1, 4].map(|vcpus| <Block as Kind>::parse_for("path=/a", vcpus).unwrap());
+        let [one, four] = [1, 4].map(|vcpus| <Block as Kind>::parse("path=/a", vcpus).unwrap());
         assert_eq!((one.queues(), four.queues()), (1, 4));
     }
 

@@ -452,7 +452,7 @@ impl Kind for Net {
     type Options = NetOptions;
     type State = VirtioState<VirtioNetStateV1>;
 
-    fn parse(text: &str) -> Result<NetOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<NetOptions, String> {
         NetOptions::parse(text)
     }
 

@@ -39,13 +39,13 @@ impl<D: VirtioDevice<Error: Send + Sync>> VirtioPci<D> {
         let storage = function.device.storage();
         let function = Arc::new(Mutex::new(function));
         let mut built = Built::new(&site.node, function.clone(), worker);
-        built.mmio = Some((site.bar.into(), BAR_SIZE.into(), function.clone()));
-        built.function = Some(function);
-        built.network_port = network_port;
+        built.parts.mmio = Some((site.bar.into(), BAR_SIZE.into(), function.clone()));
+        built.parts.function = Some(function);
+        built.parts.network_port = network_port;
         for worker in more_workers {
-            built.workers.push(Box::new(worker));
+            built.parts.workers.push(Box::new(worker));
         }
-        built.storage = storage;
+        built.parts.storage = storage;
         Ok(built)
     }
 }

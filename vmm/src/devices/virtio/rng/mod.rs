@@ -163,7 +163,7 @@ impl Kind for Rng {
     type Options = RngOptions;
     type State = VirtioState<VirtioRngStateV1>;
 
-    fn parse(text: &str) -> Result<RngOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<RngOptions, String> {
         RngOptions::parse(text)
     }
 

@@ -164,7 +164,7 @@ impl Kind for Seed {
     type Options = SeedOptions;
     type State = VirtioState<SeedStateV1>;
 
-    fn parse(text: &str) -> Result<SeedOptions, String> {
+    fn parse(text: &str, _vcpus: u32) -> Result<SeedOptions, String> {
         SeedOptions::parse(text)
     }
 
