@@ -1,8 +1,8 @@
 //! One host a machine: a lock that the host takes before it opens anything else, and keeps until it ends.
 //!
-//! A second host would boot the same VMs on the same disks. The kernel drops the lock with the process that has it, so
-//! that one left behind by a host that was killed is in nobody's way. A handover passes it on: it is never free
-//! in between.
+//! A second host would boot the same VMs on the same disks. The kernel drops the lock when the process that has it
+//! ends, so a host that was killed leaves none behind. A handover passes the lock on, and it is never free in
+//! between.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

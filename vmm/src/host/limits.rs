@@ -13,14 +13,12 @@ const MOST_FILES: &str = "/proc/sys/fs/nr_open";
 /// A VM has a file for each 64 MiB of its RAM, and one or more for each device; the usual soft limit of 1,024 is
 /// there for programs that use select(2).
 pub(super) fn raise_open_files() {
-    let now = getrlimit(Resource::Nofile);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let most = fs::read_to_string(MOST_FILES).ok().and_then(|text| text.trim().parse().ok());
-    let raise = |most| setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
-    let raised = match most {
-        Some(_) if now.maximum < most && now.maximum.is_some() => raise(most),
-        _ => Err(rustix::io::Errno::PERM),
-    };
-    if let Err(errno) = raised.or_else(|_| raise(now.maximum)) {
-        tracing::warn!("cannot raise the limit of open files, {:?}: {errno}", now.current);
+    // `None` is no limit. The hard limit may be above the kernel's setting, which can be lowered at any time.
+    let wanted = maximum.map(|hard: u64| most.map_or(hard, |most: u64| most.max(hard)));
+    let raise = |to| setrlimit(Resource::Nofile, Rlimit { current: to, maximum: to });
+    if let Err(errno) = raise(wanted).or_else(|_| raise(maximum)) {
+        tracing::warn!("cannot raise the limit of open files, {current:?}: {errno}");
     }
 }

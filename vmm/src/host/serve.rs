@@ -17,7 +17,7 @@ use signal_hook::consts::{
 use super::clients::{Client, Clients};
 use super::stop::Stops;
 use super::{Host, HostError, service};
-use crate::api::{Answer, Call, Command, Line, Lines, StreamError, hex};
+use crate::api::{Answer, Call, Command, Line, Lines, Status, StreamError, hex};
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
@@ -132,10 +132,11 @@ impl Server {
 
     /// Serves until `power-off`, SIGTERM or SIGINT, and then until all VMs have ended.
     pub(super) fn run(&mut self, host: &mut Host) -> Result<(), HostError> {
-        let summary = summary(host);
+        let status = host.status();
+        let summary = summary(&status);
         tracing::info!("ready: {summary}");
         service::ready(&summary);
-        self.tell_port(&Line::ready(&host.status()));
+        self.tell_port(&Line::ready(&status));
         let mut failing = false;
         loop {
             match self.wait(host) {
@@ -143,7 +144,8 @@ impl Server {
                     failing = false;
                     ready.into_iter().for_each(|source| self.handle(source, host));
                 }
-                // Nothing that poll(2) lacks is worth the VMs. It may come back.
+                // What poll(2) failed for, such as memory, may come back. The host must not end for it, because
+                // its VMs would end too.
                 Err(errno) => {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!("the host cannot wait for its clients and VMs: {errno}");
@@ -497,8 +499,7 @@ fn handle_events(host: &mut Host, index: usize) {
     }
 }
 
-fn summary(host: &Host) -> String {
-    let status = host.status();
+fn summary(status: &Status) -> String {
     let vms: Vec<String> =
         status.vms.iter().map(|vm| format!("{} {}", vm.name, vm.state)).collect();
     let vms = if vms.is_empty() { "no VMs".to_owned() } else { vms.join(", ") };

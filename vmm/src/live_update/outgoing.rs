@@ -13,6 +13,7 @@ use kexec::LoadedImage;
 use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, Outgoing};
+use rustix::process::Pid;
 
 use super::file_systems;
 use super::index::Index;
@@ -22,8 +23,6 @@ use super::manifest::{
 use super::next_host::{Inherited, NextHost, NextHostError, Passed};
 use super::next_kernel::{self, NextKernel};
 use super::{Step, UpdateError};
-use rustix::process::Pid;
-
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};

@@ -53,14 +53,11 @@ pub(super) fn open_locked(
                 tracing::warn!("a disk cannot be locked, other programs may use it as well: {why}");
                 Ok(file)
             }
-            Err(Refusal::Busy) => {
-                Err(io::Error::new(io::ErrorKind::ResourceBusy, in_use(read_only)))
-            }
+            Err(Refusal::Busy) => Err(io::ErrorKind::ResourceBusy.into()),
         });
         match opened {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 if Instant::now() >= deadline {
-                    // EBUSY of the kernel says nothing of mounts.
                     return Err(io::Error::new(error.kind(), in_use(read_only)));
                 }
                 thread::sleep(PAUSE);
