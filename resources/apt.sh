@@ -7,7 +7,7 @@
 # surprise its owner. So apt runs with a temporary directory, which has the computer's
 # sources plus the one suite, and is removed afterwards. apt still checks signatures.
 #
-#   apt_open SUITE    make the configuration; sets apt_dir and apt_options
+#   apt_open SUITE    make the configuration; sets apt_dir, apt_options and apt_mirror
 #   apt_close         remove it
 #
 # Then: apt-get "${apt_options[@]}" ...
@@ -18,8 +18,9 @@
 debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 apt_open() {
-    local suite=$1 mirror=${PERENNIAL_DEBIAN_MIRROR:-} source
+    local suite=$1 source
 
+    apt_mirror=${PERENNIAL_DEBIAN_MIRROR:-}
     apt_dir=$(mktemp -d "${TMPDIR:-/tmp}/perennial-apt.XXXXXX")
     mkdir -p "$apt_dir"/{sources.list.d,lists/partial,cache/archives/partial}
     # Not the user `_apt`, who may not enter this temporary directory.
@@ -46,13 +47,13 @@ apt_open() {
     # others. If a package is not available, a later step fails.
     apt-get "${apt_options[@]}" -q update || true
 
-    if [[ -z $mirror ]]; then
+    if [[ -z $apt_mirror ]]; then
         # Read to the end rather than with `head`: apt-get must not see a closed pipe.
         # shellcheck disable=SC2016 # apt-get expands it
-        mirror=$(apt-get "${apt_options[@]}" indextargets --format '$(REPO_URI)' \
+        apt_mirror=$(apt-get "${apt_options[@]}" indextargets --format '$(REPO_URI)' \
             'Origin: Debian' 'Label: Debian' 'Created-By: Packages' | sed -n 1p)
     fi
-    if [[ -z $mirror ]]; then
+    if [[ -z $apt_mirror ]]; then
         echo "apt knows no reachable Debian mirror; name one in PERENNIAL_DEBIAN_MIRROR" >&2
         return 1
     fi
@@ -64,7 +65,7 @@ apt_open() {
     # apt refuses a suite with two different Signed-By, so the suite is added only if the
     # computer's sources do not have it.
     if [[ -z $(apt-get "${apt_options[@]}" indextargets "Release: $suite") ]]; then
-        echo "deb [signed-by=$debian_keyring] $mirror $suite main" >"$apt_dir/sources.list"
+        echo "deb [signed-by=$debian_keyring] $apt_mirror $suite main" >"$apt_dir/sources.list"
         apt-get "${apt_options[@]}" -q update || true
     fi
 }

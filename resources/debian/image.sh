@@ -14,9 +14,7 @@
 #
 # What is there stays in use until it is removed, as with the kernels' source (../kernel/source.sh):
 #
-#   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/debian/<suite>-<recipe>-<hash>/
-#
-# The hash is of the list of packages with their versions.
+#   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/debian/<suite>-<recipe>-<hash>/ (see ../artefact.sh)
 #
 # Needs mmdebstrap, and root or unprivileged user namespaces. Environment: PERENNIAL_CACHE,
 # PERENNIAL_DEBIAN_MIRROR (see ../apt.sh).
@@ -39,29 +37,9 @@ root_at=128 root_mib=1536
 
 PATH=$PATH:/usr/sbin:/sbin
 
-say() { printf 'debian: %s\n' "$*" >&2; }
-die() {
-    say "$@"
-    exit 1
-}
-
-# shellcheck source=resources/apt.sh
-. "$here/../apt.sh"
-
-recipe=$(sha256sum <"$0")
-recipe=${recipe:0:8}
-mkdir -p "$cache"
-
-find_image() {
-    local found
-    for found in "$cache/$suite-$recipe"-*; do
-        if [[ -d $found ]]; then
-            echo "$found"
-            return
-        fi
-    done
-    return 1
-}
+artefact=debian
+# shellcheck source=resources/artefact.sh
+. "$here/../artefact.sh"
 
 # Runs a command as root, or as what looks like root to it.
 as_root() {
@@ -135,26 +113,12 @@ bookworm | trixie) ;;
 *) die "\`$suite\` is no suite that this recipe knows: bookworm, trixie" ;;
 esac
 
-if find_image; then exit; fi
-# One at a time; a second one waits and then finds the work done.
-exec 9>"$cache/$suite.lock"
-flock 9
-if find_image; then exit; fi
-
-log=$cache/$suite.log
-work=$cache/work-$suite
-trap 'rm -rf "$work"; apt_close' EXIT
-rm -rf "$work"
-mkdir -p "$work/tree"
+artefact_begin "$suite" "$suite"
 for tool in mmdebstrap sfdisk mke2fs mkfs.vfat mcopy; do
     command -v "$tool" >/dev/null || die "$tool is missing: see ../setup.sh"
 done
 
 apt_open "$suite" >"$log" 2>&1 || die "apt could not be prepared; see $log"
-# shellcheck disable=SC2016 # apt-get expands it
-mirror=${PERENNIAL_DEBIAN_MIRROR:-$(apt-get "${apt_options[@]}" indextargets --format '$(REPO_URI)' \
-    'Origin: Debian' 'Label: Debian' 'Created-By: Packages' | sed -n 1p)}
-
 say "installing Debian's $suite (one to three minutes; 200 MB)"
 # LLVM, a hundred megabytes, is for queries that PostgreSQL compiles; without it PostgreSQL does not.
 packages=$(IFS=,; echo "${wanted[*]}")
@@ -164,7 +128,7 @@ mmdebstrap --variant=minbase --include="$packages" \
     --dpkgopt='path-exclude=/usr/lib/llvm-*' --aptopt='Acquire::Languages "none"' \
     --customize-hook="'$here/image.sh' --customize \"\$1\"" \
     "$suite" "$work/root.tar" \
-    "deb [signed-by=$debian_keyring] $mirror $suite main" >>"$log" 2>&1 ||
+    "deb [signed-by=$debian_keyring] $apt_mirror $suite main" >>"$log" 2>&1 ||
     die "mmdebstrap failed; see $log"
 
 say "laying out the disk"
@@ -188,9 +152,4 @@ END
 } >>"$log" 2>&1 || die "the disk could not be made; see $log"
 echo "$((root_at << 20))" >"$work/tree/root.offset"
 
-hash=$(sha256sum <"$work/tree/packages")
-target=$cache/$suite-$recipe-${hash:0:8}
-# A directory under its final name is a finished one.
-mv "$work/tree" "$target"
-say "made $target/disk.img"
-echo "$target"
+artefact_finish "$suite"
