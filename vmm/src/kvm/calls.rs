@@ -55,7 +55,7 @@ pub const CLOCK: Call = Call::ioctl(&[GET_CLOCK]);
 /// Sets the level of an interrupt line.
 pub const LINE: Call = Call::ioctl(&[IRQ_LINE]);
 
-/// The thread of a vCPU: runs the vCPU, and reads its state after a pause.
+/// The thread of a vCPU: runs the vCPU, reads its state after a pause, and tells the guest of the pause.
 pub const VCPU: &[Call] = &[Call::ioctl(&[
     RUN,                          // first, because it is the most frequent
     ior::<kvm_mp_state>(0x98),    // KVM_GET_MP_STATE
@@ -71,6 +71,7 @@ pub const VCPU: &[Call] = &[Call::ioctl(&[
     io(0xa3),                     // KVM_GET_TSC_KHZ
     iow::<kvm_device_attr>(0xe2), // KVM_GET_DEVICE_ATTR: the offset of the TSC
     ior::<kvm_vcpu_events>(0x9f), // KVM_GET_VCPU_EVENTS
+    io(0xad),                     // KVM_KVMCLOCK_CTRL
 ])];
 
 /// Saves the devices that KVM has.
@@ -112,7 +113,6 @@ pub const BUILD: &[Call] = &[
         iow::<kvm_vcpu_events>(0xa0),             // KVM_SET_VCPU_EVENTS
         io(0xa2),                                 // KVM_SET_TSC_KHZ
         iow::<kvm_device_attr>(0xe1),             // KVM_SET_DEVICE_ATTR: the offset of the TSC
-        io(0xad),                                 // KVM_KVMCLOCK_CTRL
     ]),
     // AMX for the guest: ARCH_REQ_XCOMP_GUEST_PERM (Linux arch/x86/include/uapi/asm/prctl.h).
     Call::one_of(libc::SYS_arch_prctl, 0, &[0x1025]),

@@ -34,7 +34,7 @@ pub enum VcpuEvent {
 
 /// A command to a vCPU's thread. The thread answers through the sender in the command.
 pub(super) enum Command {
-    /// Run until `Control::stop` is set. The answer is the host TSC before the first `KVM_RUN`.
+    /// Tell the guest that it was paused, and run until `Control::stop` is set. The answer is the host TSC before the first `KVM_RUN`.
     Run(Sender<u64>),
     /// Read and return the vCPU's state.
     Save(Sender<Result<VcpuStateV1, KvmError>>),
@@ -103,11 +103,23 @@ impl Runner {
     }
 
     fn run_until_stopped(&mut self, first_entry: Sender<u64>) {
+        self.tell_guest_of_pause();
         let _ = first_entry.send(tsc::now());
         // The receiver waits until all senders are dropped.
         drop(first_entry);
         while let Next::Run = self.step() {}
         let _ = self.stopped.send(tsc::now());
+    }
+
+    /// Sets the flag in the guest's kvmclock by which the guest's soft-lockup watchdog knows that the vCPU
+    /// did not run for a while (`PVCLOCK_GUEST_STOPPED`, Documentation/virt/kvm/api.rst 4.70).
+    fn tell_guest_of_pause(&self) {
+        match self.vcpu.kvmclock_ctrl() {
+            Ok(()) => {}
+            // The guest has no kvmclock, or has not booted far enough to use it.
+            Err(error) if error.errno() == libc::EINVAL => {}
+            Err(error) => tracing::warn!("vCPU {}: KVM_KVMCLOCK_CTRL failed: {error}", self.id),
+        }
     }
 
     fn step(&mut self) -> Next {

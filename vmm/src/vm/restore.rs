@@ -37,11 +37,6 @@ impl Vm {
                 .map_err(|source| VmError::RestoreVcpu { id: state.id, source })?;
         }
         platform.restore(&parts.fd)?;
-        for vcpu in &parts.vcpus {
-            // Tells the guest's soft-lockup watchdog that the guest was paused. KVM answers EINVAL for a
-            // guest without kvmclock, which cannot be told.
-            let _ = vcpu.kvmclock_ctrl();
-        }
         parts.assemble(machine, board)
     }
 }

@@ -13,6 +13,13 @@ use crate::kvm::test_vm::TestVm;
 /// Where the code is, and where the count.
 const CODE: u64 = 0x1000;
 const COUNT: GuestAddress = GuestAddress(0x2000);
+/// Where the guest's kvmclock is, and in it the byte of its flags (`struct pvclock_vcpu_time_info`).
+const KVMCLOCK: GuestAddress = GuestAddress(0x3000);
+const KVMCLOCK_FLAGS: GuestAddress = GuestAddress(KVMCLOCK.0 + 29);
+/// The flag that KVM sets for a guest that was paused.
+const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
+/// The MSR with the address of the kvmclock; bit 0 enables it.
+const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 /// The port of [`Echo`].
 const PORT: u16 = 0x80;
 
@@ -231,6 +238,30 @@ fn a_vcpu_whose_thread_panics_names_itself_and_the_reason_and_can_be_dropped() {
     let gone = |result: Result<_, VcpuError>| matches!(result, Err(VcpuError::Gone { id: 0 }));
     assert!(gone(guest.vcpus.pause()));
     assert!(gone(guest.vcpus.save().map(|_| 0)));
+}
+
+#[test]
+fn a_guest_with_kvmclock_is_told_of_each_pause_and_of_its_restore() {
+    let ram = ram_with(SILENT);
+    let Some(mut before) = Guest::new(&ram) else { return };
+    before.vcpus.resume().unwrap();
+    before.vcpus.pause().unwrap();
+    let mut saved = before.save();
+    drop(before);
+    let clock = saved.msrs.iter_mut().find(|msr| msr.index == MSR_KVM_SYSTEM_TIME_NEW).unwrap();
+    assert_eq!(clock.data, 0, "a guest without kvmclock is paused and resumed all the same");
+    clock.data = KVMCLOCK.0 | 1;
+
+    let mut guest = Guest::with(&ram, Some(&saved), 0, 0).unwrap();
+    for resume in ["after its restore", "after a pause", "after another pause"] {
+        ram.write_obj(0u8, KVMCLOCK_FLAGS).unwrap();
+        let count = guest.count();
+        guest.vcpus.resume().unwrap();
+        guest.counts_on_from(count);
+        guest.vcpus.pause().unwrap();
+        let flags: u8 = ram.read_obj(KVMCLOCK_FLAGS).unwrap();
+        assert!(flags & PVCLOCK_GUEST_STOPPED != 0, "{resume}: flags {flags:#x}");
+    }
 }
 
 #[test]
