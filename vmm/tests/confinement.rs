@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, BufRead, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -28,8 +28,12 @@ use vmm::link::Request;
 
 /// The argument that makes this program an inside of a confinement.
 const INSIDE: &str = "inside";
-/// The argument that makes this program a host.
+/// The argument that makes this program a host, with a process of the kind in the next argument.
 const HOST: &str = "host";
+const VM: &str = "vm";
+const DHCP: &str = "dhcp";
+/// The user that the process for DHCP runs as.
+const DHCP_USER: u32 = 1_900_000_009;
 const USER: u32 = 1_900_000_000;
 
 // How an inside is confined.
@@ -385,15 +389,19 @@ fn a_process_of_the_host_is_confined() -> Result<(), Failed> {
 /// The process that speaks DHCP as the host starts it.
 fn the_process_that_speaks_dhcp_is_confined() -> Result<(), Failed> {
     let (wire, _network) = UnixStream::pair().unwrap();
-    let (mut here, there) = UnixStream::pair().unwrap();
-    let arguments = ["--user", "1900000009", "--mac", "02:00:00:00:00:01"].map(str::to_owned);
-    let process =
-        confine::Process::spawn("dhcp", &arguments, wire.into(), Some(there.into()), "").unwrap();
+    let (process, _socket) = start_dhcp(wire)?;
+    is_confined(process.pid(), DHCP_USER, 3)
+}
+
+/// Starts the process that speaks DHCP, and waits until it is confined. Returns it with the host's socket.
+fn start_dhcp(wire: UnixStream) -> Result<(confine::Process, OwnedFd), Failed> {
+    let (process, socket) =
+        dhcp::start_process(DHCP_USER, "02:00:00:00:00:01", wire.into()).unwrap();
     // Its first message says what is missing.
     let mut first = [0; 64];
-    let len = here.read(&mut first).unwrap();
+    let len = rustix::io::read(&socket, &mut first).unwrap();
     check(first[..len] == *b"c", String::from_utf8_lossy(&first[..len]))?;
-    is_confined(process.pid(), 1_900_000_009, 3)
+    Ok((process, socket))
 }
 
 /// Whether a process runs as `user`, has this many open files and no power.
@@ -433,8 +441,16 @@ fn is_confined(pid: rustix::process::Pid, user: u32, files: usize) -> Result<(),
 
 /// A host that is killed, and with it the process of its VM, which does nothing any more by itself.
 fn a_process_ends_with_its_host() -> Result<(), Failed> {
+    ends_with_its_host(VM)
+}
+
+fn the_process_that_speaks_dhcp_ends_with_its_host() -> Result<(), Failed> {
+    ends_with_its_host(DHCP)
+}
+
+fn ends_with_its_host(kind: &str) -> Result<(), Failed> {
     let mut host = Command::new("/proc/self/exe")
-        .arg(HOST)
+        .args([HOST, kind])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -453,13 +469,26 @@ fn a_process_ends_with_its_host() -> Result<(), Failed> {
     check(count == 1, "the process outlives its host")
 }
 
-/// A host with one process for a VM, whose ID it prints. Ends with its standard input.
-fn host() -> ExitCode {
+/// A host with one process, of a VM or for DHCP, whose ID it prints. Ends with its standard input.
+fn host(kind: &str) -> ExitCode {
+    let wait = |pid: Pid| {
+        println!("{}", pid.as_raw_pid());
+        let _ = io::stdin().read(&mut [0]);
+    };
+    if kind == DHCP {
+        let (wire, _network) = UnixStream::pair().unwrap();
+        // On a thread, as in a host.
+        let serve = move || {
+            let (process, _socket) = start_dhcp(wire).unwrap();
+            wait(process.pid());
+        };
+        thread::spawn(serve).join().unwrap();
+        return ExitCode::SUCCESS;
+    }
     let process = VmProcess::spawn(&Confinement::new(&HostSection::default())).unwrap();
     // The answer comes when the process is confined.
     process.build(Request::Sync, &[]).unwrap();
-    println!("{}", process.pid().as_raw_pid());
-    let _ = io::stdin().read(&mut [0]);
+    wait(process.pid());
     ExitCode::SUCCESS
 }
 
@@ -480,8 +509,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
-    if arguments == [HOST] {
-        return host();
+    if let [HOST, kind] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return host(kind);
     }
     if let Some((INSIDE, rest)) =
         arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
@@ -512,6 +541,8 @@ fn main() -> ExitCode {
     let name = "the_process_that_speaks_dhcp_is_confined";
     trials.push(Trial::test(name, the_process_that_speaks_dhcp_is_confined));
     trials.push(Trial::test("a_process_ends_with_its_host", a_process_ends_with_its_host));
+    let name = "the_process_that_speaks_dhcp_ends_with_its_host";
+    trials.push(Trial::test(name, the_process_that_speaks_dhcp_ends_with_its_host));
     trials.push(Trial::test("landlock_is_in_force", landlock_is_in_force));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

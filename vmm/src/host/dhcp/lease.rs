@@ -19,6 +19,8 @@ pub(super) const TEXT_MAX: usize = 2048;
 const LEASE: u8 = 1;
 const NO_LEASE: u8 = 2;
 const CONFINED: u8 = b'c';
+/// The host's only message to the process. The process waits for it before it confines itself in full.
+pub(super) const GO: &[u8] = b"g";
 /// In front of the text about a forbidden system call.
 pub(super) const FORBIDDEN: &str = "!";
 

@@ -30,10 +30,10 @@ use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, write};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair, sockopt};
 
-use self::lease::{Lease, Message, TEXT_MAX};
+use self::lease::{GO, Lease, Message, TEXT_MAX};
 use crate::config::{Confine, HostSection};
 use crate::confine;
 use crate::devices::interface::{Interface, packet_socket, set_gateway};
@@ -65,6 +65,22 @@ enum DhcpError {
     Malformed,
     #[error("it has ended")]
     Ended,
+}
+
+/// Starts the process that speaks DHCP. `user`: the user and group ID that it changes to; `mac`: the address of the
+/// interface of `wire`, a packet socket. Returns the process and the socket that it talks to the host by.
+pub fn start_process(
+    user: u32,
+    mac: &str,
+    wire: OwnedFd,
+) -> io::Result<(confine::Process, OwnedFd)> {
+    let (here, there) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let arguments = ["--user", &user.to_string(), "--mac", mac].map(str::to_owned);
+    let holds = "a socket on the uplink";
+    let process = confine::Process::spawn(COMMAND, &arguments, wire, Some(there), holds)?;
+    write(&here, GO)?;
+    Ok((process, here))
 }
 
 /// Starts to get an address for `own` from a DHCP server on the wire of `uplink`, which is `own` itself or a port
@@ -140,19 +156,7 @@ impl Host {
         let wire = packet_socket(&self.uplink, &frame::FILTER)
             .map_err(|error| ("open a socket on the uplink", error))?;
         let mac = self.uplink.mac().map_err(|error| ("read the uplink's address", error))?;
-        let (here, there) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|errno| ("make a pair of sockets", errno.into()))?;
-        let user = self.user.to_string();
-        let arguments = ["--user".to_owned(), user, "--mac".to_owned(), mac.to_string()];
-        let process = confine::Process::spawn(
-            COMMAND,
-            &arguments,
-            wire,
-            Some(there),
-            "a socket on the uplink",
-        );
-        Ok((process.map_err(|error| ("start it", error))?, here))
+        start_process(self.user, &mac.to_string(), wire).map_err(|error| ("start it", error))
     }
 
     /// Waits for the next message, or until the end of the lease. Returns `None` in the latter case.

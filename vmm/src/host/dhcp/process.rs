@@ -2,7 +2,8 @@
 //!
 //! Everybody on the network can send it frames, so it has no power: before it reads the first frame it confines
 //! itself as a VM's process does. It has the socket on the uplink as standard input and the host's as standard
-//! output, and ends when the host closes that.
+//! output, and ends when the host closes that. A stranger who has taken the process over cannot keep it running: the
+//! kernel kills the process when the host ends.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -16,7 +17,7 @@ use rustix::time::Timespec;
 
 use super::client::{Action, Client};
 use super::frame::{FRAME_MAX, Frame};
-use super::lease::{FORBIDDEN, Message};
+use super::lease::{FORBIDDEN, GO, Message};
 use crate::confine;
 use crate::devices::interface::Mac;
 
@@ -55,11 +56,23 @@ pub fn run(user: u32, mac: &str) -> Result<(), DhcpProcessError> {
     let (wire, host) = (wire.as_fd(), host.as_fd());
     let report = confine::Report { socket: host.as_raw_fd(), before: FORBIDDEN, after: "" };
     let mut missing = confine::isolate(user);
+    // By then the process is a child of the host's main thread.
+    wait_for_go(host)?;
+    missing.extend(confine::end_with_host());
     // Every thread may read, write and wait, and this one does nothing else.
     missing.extend(confine::filter(&[], report));
     let missing = missing.iter().map(ToString::to_string).collect();
     tell(host, &Message::Confined(missing))?;
     Speaker::new(wire, mac).speak(host)
+}
+
+/// Waits for the host's only message: the thread of the host that has started this process has ended.
+fn wait_for_go(host: BorrowedFd<'_>) -> Result<(), DhcpProcessError> {
+    let mut go = [0; GO.len()];
+    match read(host, &mut go) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(failed("read the host's message on standard output", errno)),
+    }
 }
 
 /// The client with its wire.
