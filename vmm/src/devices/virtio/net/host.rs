@@ -39,7 +39,8 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
             let mut options = OpenOptions::new();
             options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
             let tun = options.open(TUN).map_err(|source| error(NO_TUN, about(TUN, &source)))?;
-            tap::attach(&tun, name, *queues > 1).map_err(|source| not_attached(name, source))?;
+            tap::attach(&tun, name, *queues > 1)
+                .map_err(|source| not_attached(&interface, source))?;
             Ok(Opened { role, fd: tun.into(), identity: None })
         })
         .collect::<Result<Vec<_>, OpenError>>()?;
@@ -76,18 +77,37 @@ fn about(what: &str, source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("{what}: {source}"))
 }
 
+const MACVTAP: &str = ": only `perennial run` takes a macvtap, as an open file; a VM of a host needs a tap, which \
+                       the next host can make again";
+
 /// Returns the error for a tap that the kernel does not open, with its cause and a remedy.
-fn not_attached(name: &str, source: io::Error) -> OpenError {
+fn not_attached(interface: &Interface, source: io::Error) -> OpenError {
+    let name = interface.name();
     let (remedy, source) = match source.raw_os_error() {
         Some(libc::EBUSY) => return in_use(name, user_of(name), libc::EBUSY),
-        Some(libc::EINVAL) => (
-            ": give the device another tap, or delete the interface and let the host make it",
-            about("an interface of that name is no tap, or has another number of queues", &source),
-        ),
+        Some(libc::EINVAL) => match macvtap_of(interface) {
+            Some(use_it) => (MACVTAP, io::Error::other(format!("it is a macvtap: {use_it}"))),
+            None => (
+                ": give the device another tap, or delete the interface and let the host make it",
+                about(
+                    "an interface of that name is no tap, or has another number of queues",
+                    &source,
+                ),
+            ),
+        },
         Some(libc::EPERM) => (": the host needs CAP_NET_ADMIN, or a tap that it owns", source),
         _ => ("", source),
     };
     OpenError { what: "tap", path: name.into(), remedy, source }
+}
+
+/// Returns how a shell gives a macvtap to `perennial run`. `None` for any other interface.
+fn macvtap_of(interface: &Interface) -> Option<String> {
+    // Linux drivers/net/macvtap.c, `macvtap_device_event`.
+    let mut devices = std::fs::read_dir(interface.directory().join("macvtap")).ok()?;
+    let device = devices.next()?.ok()?.file_name();
+    let mac = interface.mac().map_or("MAC".to_owned(), |mac| mac.to_string());
+    Some(format!("`--net fd=3,mac={mac} 3<>/dev/{}`", device.to_string_lossy()))
 }
 
 /// Returns the error for a tap that `user` has open.

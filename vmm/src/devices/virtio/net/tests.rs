@@ -3,6 +3,7 @@
 
 mod control;
 mod link;
+mod macvtap;
 mod receive;
 mod restore;
 mod tap;
