@@ -4,7 +4,7 @@
 use std::ffi::c_long;
 
 /// A system call that a thread may make.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     /// Its number: `libc::SYS_*`.
     pub number: c_long,
@@ -14,7 +14,7 @@ pub struct Call {
 
 /// What is allowed as arguments of a system call. Only the low 32 bits of an argument count, as in the
 /// kernel's own reading of these arguments.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Args {
     /// Any arguments.
     Any,

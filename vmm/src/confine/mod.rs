@@ -124,7 +124,7 @@ pub fn filter(lists: &[&[Call]], report: Report) -> Option<Missing> {
 /// Confines the calling thread to the system calls of `lists` and to those of every thread
 /// ([`calls::EVERY_THREAD`]). Does nothing in a process without a filter. Threads that this thread starts
 /// are confined likewise. Panics if the kernel refuses: it accepted the filter of the process.
-pub fn thread(lists: &[&[Call]]) {
+pub fn thread(lists: &[&'static [Call]]) {
     if FILTERED.load(Ordering::SeqCst) {
         seccomp::restrict_thread(lists).expect("a filter, as the process has one");
     }

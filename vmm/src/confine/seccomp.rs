@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "mallopt is an option of the C library's allocator")]
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -13,6 +14,7 @@ use seccompiler::{
 };
 
 use super::calls::{Args, Call, EVERY_THREAD};
+use crate::mutex::lock;
 
 /// A filter cannot be installed.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +42,15 @@ pub(super) fn bound_allocator() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
 }
 
+/// The filters of threads that this process has compiled, each with its lists. There are few: the threads of devices
+/// of one kind have the same lists.
+static COMPILED: Mutex<Vec<Compiled>> = Mutex::new(Vec::new());
+
+type Compiled = (Vec<&'static [Call]>, Arc<BpfProgram>);
+
 /// Restricts the process, which has one thread.
 pub(super) fn restrict_process(lists: &[&[Call]]) -> Result<(), FilterError> {
-    restrict_thread(lists)?;
+    apply_filter(&compile(lists)?)?;
     // A filter of its own, because a filter has only one answer for calls that are not on its list.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -51,8 +59,19 @@ pub(super) fn restrict_process(lists: &[&[Call]]) -> Result<(), FilterError> {
 }
 
 /// Restricts the calling thread.
-pub(super) fn restrict_thread(lists: &[&[Call]]) -> Result<(), FilterError> {
-    Ok(apply_filter(&compile(lists)?)?)
+pub(super) fn restrict_thread(lists: &[&'static [Call]]) -> Result<(), FilterError> {
+    Ok(apply_filter(&compiled(lists)?)?)
+}
+
+/// Returns the filter of a thread. The first thread with these lists compiles it, and the others wait for that.
+fn compiled(lists: &[&'static [Call]]) -> Result<Arc<BpfProgram>, FilterError> {
+    let mut compiled = lock(&COMPILED);
+    if let Some((_, program)) = compiled.iter().find(|(of, _)| of == lists) {
+        return Ok(program.clone());
+    }
+    let program = Arc::new(compile(lists)?);
+    compiled.push((lists.to_vec(), program.clone()));
+    Ok(program)
 }
 
 fn compile(lists: &[&[Call]]) -> Result<BpfProgram, FilterError> {
@@ -97,5 +116,24 @@ fn condition(args: Args) -> Result<Vec<SeccompCondition>, seccompiler::BackendEr
         Args::OwnProcess(index) => {
             Ok(vec![condition(index, SeccompCmpOp::Eq, std::process::id())?])
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::confine::calls::EVENT_LOOP;
+
+    static OPEN: [Call; 1] = [Call::any(libc::SYS_openat)];
+    /// The same at another place.
+    static AGAIN: [Call; 1] = [Call::any(libc::SYS_openat)];
+
+    #[test]
+    fn a_filter_is_compiled_once_for_all_threads_with_its_lists() {
+        let first = compiled(&[EVENT_LOOP, &OPEN]).unwrap();
+        let again = compiled(&[EVENT_LOOP, &AGAIN]).unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        let other = compiled(&[EVENT_LOOP]).unwrap();
+        assert_ne!(*first, *other);
     }
 }
