@@ -1,7 +1,6 @@
 //! The answers to commands, as values. An answer becomes JSON when its line is written, no earlier.
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::report::Report;
 use super::{Line, Status};
@@ -82,21 +81,12 @@ impl Line {
         // Its types have no map whose keys are not strings, the one thing that JSON cannot write.
         serde_json::to_string(self).expect("a line is JSON")
     }
-
-    /// The event that the host has started.
-    pub fn ready(status: &Status) -> Self {
-        let status = serde_json::to_value(status).unwrap_or(Value::Null);
-        Self::Event { event: "ready".to_owned(), status: Some(status) }
-    }
-
-    /// The event that the jump follows.
-    pub fn jumping() -> Self {
-        Self::Event { event: "jumping".to_owned(), status: None }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod answer;
 mod disk;
+mod event;
 pub mod report;
 mod stream;
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 pub use answer::{Answer, Ended};
 pub use disk::{DiskError, DiskState, DiskStatus};
+pub use event::{Event, Transaction, now_ms};
 pub use stream::{Lines, StreamError};
 
 use crate::devices::network::Link;
@@ -128,6 +130,9 @@ pub enum Command {
     Handover(HandoverCall),
     /// The report of the last live update or handover: when each phase began and ended.
     Report,
+    /// Send this client an event for each change of a VM's state and each step of a live update or a handover,
+    /// until it leaves.
+    Events,
     /// Stop all VMs, as `stop` does, and switch the host off (PID 1), or end the host's process.
     PowerOff {
         /// Pull the plug of all VMs at once.
@@ -189,13 +194,7 @@ pub enum Line {
         outcome: Option<Outcome>,
     },
     /// An event, sent without a request.
-    Event {
-        /// Its name: `ready` or `jumping`.
-        event: String,
-        /// The host's status, with `ready`.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        status: Option<Value>,
-    },
+    Event(Event),
 }
 
 /// The answer to `status`.

@@ -1,5 +1,9 @@
 //! The report of a live update or a handover: when each phase began and ended, in both kernels.
 
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
 use guest_mem::FrameDigest;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +11,9 @@ use crate::guests::ledger::{Ledger, TscRate};
 use crate::live_update::Outcome;
 use crate::live_update::incoming::FrameComparison;
 use crate::machine::VmName;
+
+/// Largest report that is read from a file, in bytes. One VM needs about a kilobyte.
+const MAX_REPORT: u64 = 16 << 20;
 
 /// The answer to `report`. Times are in nanoseconds from the start of the live update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +25,22 @@ pub struct Report {
     /// Bytes of the segments that have a page in another page frame than before. No step of an update
     /// copies guest RAM, so segments that were not compared (see `frames`) count as 0.
     pub guest_ram_bytes_copied: u64,
+}
+
+impl Report {
+    /// Writes the report to a file, whole or not at all.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, path)
+    }
+
+    /// Reads a report that a host wrote.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut text = Vec::new();
+        File::open(path)?.take(MAX_REPORT).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
 }
 
 /// The host in [`Report`].
@@ -74,6 +97,12 @@ pub struct VmReport {
     pub blackout_ns: Option<u64>,
     /// What became of the VM.
     pub outcome: Outcome,
+    /// Why the VM does not run: the chain of causes, outermost first.
+    #[serde(default)]
+    pub error: Option<Vec<String>>,
+    /// What the operator can do about it.
+    #[serde(default)]
+    pub remedy: Option<String>,
     /// The phases of the VM.
     pub phases: Vec<PhaseReport>,
     /// The comparison of the page frames of guest RAM, if `verify_frames` was given.

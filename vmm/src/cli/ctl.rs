@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::api::{self, Call, HandoverCall, Line, Status, UpdateCall};
+use crate::api::{self, Call, Event, HandoverCall, Line, Status, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
 use crate::machine::{MachineError, VmName};
@@ -123,6 +123,9 @@ enum Command {
     },
     /// Print when each phase of the last live update or handover began and ended
     Report,
+    /// Print an event, as one line of JSON, for each change of a VM's state and each step of a live update or a
+    /// handover, until the host ends
+    Events,
     /// Stop all VMs, as `stop` does, and the host
     PowerOff {
         /// Pull the plug of all VMs at once
@@ -204,6 +207,7 @@ impl From<Command> for api::Command {
                 Self::Handover(HandoverCall { program, stop_before })
             }
             Command::Report => Self::Report,
+            Command::Events => Self::Events,
             Command::PowerOff { now } => Self::PowerOff { now },
         }
     }
@@ -211,6 +215,9 @@ impl From<Command> for api::Command {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
     let Arguments { socket, command } = arguments;
+    if let Command::Events = command {
+        return follow(&socket);
+    }
     let hands_over = matches!(command, Command::Handover { .. });
     let answer = match ask(&socket, command) {
         // The host that got the request is replaced. Print the next host's status instead.
@@ -226,19 +233,24 @@ pub(super) fn status(socket: &Path) -> Result<Status, CtlError> {
     Ok(serde_json::from_value(ask(socket, Command::Status)?)?)
 }
 
-fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
+/// Sends a command. Returns the lines that the host sends.
+fn send(socket: &Path, command: Command) -> Result<io::Lines<BufReader<UnixStream>>, CtlError> {
     let connect = |source| CtlError::Connect { socket: socket.to_owned(), source };
     let mut stream = UnixStream::connect(socket).map_err(connect)?;
     let call = Call { id: 1, command: command.into() };
     writeln!(stream, "{}", serde_json::to_string(&call)?)?;
+    Ok(BufReader::new(stream).lines())
+}
+
+fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
     let mut jumping = false;
-    for line in BufReader::new(stream).lines() {
+    for line in send(socket, command)? {
         match serde_json::from_str(&line?)? {
             Line::Ok { ok, .. } => return Ok(ok),
             Line::Error { error, outcome, .. } => return Err(CtlError::Refused { error, outcome }),
-            Line::Event { event, .. } => {
-                jumping |= event == "jumping";
-                eprintln!("{event}");
+            Line::Event(event) => {
+                jumping |= event == Event::Jumping;
+                eprintln!("jumping");
             }
         }
     }
@@ -247,9 +259,14 @@ fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
 
 /// Waits for the next host and returns its status.
 fn successor(socket: &Path) -> Result<Value, CtlError> {
+    of_successor(|| ask(socket, Command::Status))
+}
+
+/// Asks until the next host answers.
+fn of_successor<T>(ask: impl Fn() -> Result<T, CtlError>) -> Result<T, CtlError> {
     let deadline = Instant::now() + SUCCESSOR_WITHIN;
     loop {
-        match ask(socket, Command::Status) {
+        match ask() {
             Err(CtlError::Connect { .. } | CtlError::NoAnswer { .. } | CtlError::Broken(_))
                 if Instant::now() < deadline =>
             {
@@ -257,5 +274,35 @@ fn successor(socket: &Path) -> Result<Value, CtlError> {
             }
             other => return other,
         }
+    }
+}
+
+/// Prints the events of the host, and after a handover those of the next host, until the host ends.
+fn follow(socket: &Path) -> Result<(), CtlError> {
+    let watch = || {
+        let mut lines = send(socket, Command::Events)?;
+        match lines.next().transpose()?.map(|line| serde_json::from_str(&line)).transpose()? {
+            Some(Line::Error { error, outcome, .. }) => Err(CtlError::Refused { error, outcome }),
+            Some(Line::Ok { .. } | Line::Event(_)) => Ok(lines),
+            None => Err(CtlError::NoAnswer { jumping: false }),
+        }
+    };
+    let mut output = io::stdout().lock();
+    let mut lines = watch()?;
+    loop {
+        let mut jumping = false;
+        // A connection that breaks has ended as well.
+        for line in lines.map_while(Result::ok) {
+            // A newer host may know events that this program does not.
+            jumping |= matches!(serde_json::from_str(&line), Ok(Line::Event(Event::Jumping)));
+            if writeln!(output, "{line}").is_err() {
+                // Nobody reads the events any more.
+                return Ok(());
+            }
+        }
+        if !jumping {
+            return Ok(());
+        }
+        lines = of_successor(watch)?;
     }
 }

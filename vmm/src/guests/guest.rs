@@ -210,6 +210,16 @@ pub enum Life {
     Withheld(Vec<String>),
 }
 
+impl Life {
+    /// Returns the chain of causes, if the VM is failed, preserved or withheld.
+    pub fn why(&self) -> Option<&[String]> {
+        match self {
+            Self::Failed(why) | Self::Withheld(why) | Self::Preserved { why, .. } => Some(why),
+            Self::Stopped | Self::Live(_) => None,
+        }
+    }
+}
+
 /// A VM with a process.
 #[derive(Debug)]
 pub struct Live {

@@ -79,14 +79,19 @@ pub enum HostError {
     /// Too many requests wait for the end of a VM.
     #[error("{0} requests wait for the end of a VM already: no more can wait")]
     TooManyWait(usize),
+    /// Too many clients watch the events.
+    #[error("{0} clients watch the events already: no more can")]
+    TooManyWatch(usize),
     /// The kernel or the initramfs of an update is not given.
     #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),
     /// The manifest of the last live update cannot be retrieved or decoded.
     #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
     Arrival(#[from] IncomingError),
-    /// This host was not started by a live update or a handover.
-    #[error("there is no report: this host was started by a cold boot")]
+    /// There was no live update or handover.
+    #[error(
+        "there is no report: this host was started by a cold boot, and no earlier host left one"
+    )]
     NoReport,
     /// Another host runs on this machine, or it is not known whether one does.
     #[error(transparent)]

@@ -17,6 +17,7 @@ pub mod backend;
 mod clients;
 pub mod dhcp;
 mod error;
+mod events;
 pub mod format;
 pub mod init;
 mod instance;
@@ -55,7 +56,7 @@ use crate::live_update::manifest::vm_session;
 use crate::live_update::next_host::{self, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
-use crate::live_update::{Step, UpdateError, outgoing, pass_on};
+use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
@@ -146,6 +147,7 @@ impl Host {
         // A missing module or mount does not stop the start. A VM that needs it reports an error.
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
+        let kept_report = if arrival.is_none() { report::kept(&section) } else { None };
         let host = Self {
             confinement: Confinement::new(&config.host),
             config,
@@ -157,7 +159,7 @@ impl Host {
             vms: Vec::new(),
             replaced: arrival.is_some().then_some(replaced),
             number: 0,
-            report: None,
+            report: kept_report,
             unfinished: Vec::new(),
             next: None,
             started_ticks,
@@ -266,6 +268,7 @@ impl Host {
             true => self.unfinished.extend(finish(session)),
             false => self.unfinished.push(session),
         }
+        self.keep_report();
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
         let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
@@ -312,6 +315,7 @@ impl Host {
         *vm = restored;
         self.unfinished.extend(session.and_then(finish));
         self.finish_the_rest();
+        self.update_report(name);
         match failed {
             None => Ok(()),
             Some(why) => {
@@ -336,8 +340,12 @@ impl Host {
                 .give_up(name)
                 .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
         }
+        let was_preserved = matches!(vm.life, Life::Preserved { .. });
         vm.stop();
         self.finish_the_rest();
+        if was_preserved {
+            self.update_report(name);
+        }
         Ok(())
     }
 
@@ -348,14 +356,14 @@ impl Host {
         none: &NoLuo,
         next: &NextKernel,
         stop_before: Option<Step>,
-        announce: impl FnOnce(),
+        observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         let Some(ticket) = self.kernel_entry.ticket() else {
             return Err(HostError::NoLuo(none.clone()));
         };
         match self.kernel_entry.any_given_up() {
             Some(vm) => Err(HostError::GivenUp(vm)),
-            None => pass_on::run(ticket, next, stop_before, announce).map_err(HostError::PassOn),
+            None => pass_on::run(ticket, next, stop_before, observer).map_err(HostError::PassOn),
         }
     }
 
@@ -363,24 +371,24 @@ impl Host {
     fn update(
         &mut self,
         call: UpdateCall,
-        announce: impl FnOnce(),
+        observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         self.check_none_stops()?;
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
             Ok(luo) => luo,
-            Err(none) => return self.pass_on(none, &next, call.stop_before, announce),
+            Err(none) => return self.pass_on(none, &next, call.stop_before, observer),
         };
         let plan = outgoing::Plan {
             stop_before: call.stop_before,
             verify_frames: call.verify_frames,
-            ..self.plan(Destination::Kernel(next))
+            ..self.plan(Destination::Kernel(next), observer)
         };
-        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, announce)?)
+        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan)?)
     }
 
-    fn plan<'a>(&self, destination: Destination<'a>) -> outgoing::Plan<'a> {
+    fn plan<'a>(&self, destination: Destination<'a>, observer: Observer<'a>) -> outgoing::Plan<'a> {
         let in_pool = self.luo.as_ref().is_ok_and(|luo| luo.backend().memory_is_dax_files());
         outgoing::Plan {
             destination,
@@ -389,6 +397,7 @@ impl Host {
             number: self.number + 1,
             config: self.config_text.clone(),
             pool: if in_pool { self.pool.clone() } else { None },
+            observer,
         }
     }
 
@@ -432,17 +441,16 @@ impl Host {
     ///
     /// systemd stops the host in any case. So a VM that cannot be saved is given up, and the others are
     /// tried again without it.
-    fn leave_to_service(&mut self, mut announce: impl FnMut()) {
+    fn leave_to_service(&mut self, observer: Observer<'_>) {
         if !self.is_in_fd_store() {
             return;
         }
         service::stopping("putting the VMs into the fd store");
         self.finish_the_rest();
-        let plan = self.plan(Destination::Service);
+        let plan = self.plan(Destination::Service, observer);
         loop {
             let Ok(luo) = &self.luo else { return };
-            let left =
-                outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan, &mut announce);
+            let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
             let error = match left {
                 Ok(never) => match never {},
                 Err(error) => error,
@@ -465,7 +473,7 @@ impl Host {
     fn hand_over(
         &mut self,
         call: crate::api::HandoverCall,
-        announce: impl FnOnce(),
+        observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         self.check_none_stops()?;
@@ -489,9 +497,9 @@ impl Host {
             number: self.number,
             config: self.config_text.clone(),
             pool: None,
+            observer,
         };
-        outgoing::run(luo, &self.vms, &self.unfinished, &plan, announce)
-            .map_err(HostError::Handover)
+        outgoing::run(luo, &self.vms, &self.unfinished, &plan).map_err(HostError::Handover)
     }
 }
 

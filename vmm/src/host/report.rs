@@ -1,17 +1,26 @@
-//! Makes the report of a live update or a handover, from the ledgers of both hosts.
+//! Makes the report of a live update or a handover, from the ledgers of both hosts, and keeps it in a file.
+//!
+//! The file is beside the host's lock, so by default it is gone after a cold boot of the machine, and not after
+//! another start of the host.
+
+use std::io;
+use std::path::{Path, PathBuf};
 
 use luo::Backend;
 
 use super::Host;
+use super::instance::DEFAULT_LOCK;
 use crate::api::report::{
     FramesReport, HostReport, Replaced, Report, SegmentsReport, VmReport, phases,
 };
 use crate::causes::chain;
+use crate::config::HostSection;
 use crate::guests::Life;
 use crate::guests::ledger::TscRate;
 use crate::live_update::incoming::RestoredVm;
 use crate::live_update::manifest::Manifest;
 use crate::live_update::{Outcome, kernel_name};
+use crate::machine::VmName;
 
 impl Host {
     /// Makes the report for the VMs `arrived`. `opened` is the TSC when their restore began, `resumed`
@@ -78,11 +87,9 @@ impl Host {
             blackout_ns: vm
                 .first_entry_ticks
                 .map(|entered| rate.nanoseconds(entry.last_exit_ticks, entered)),
-            outcome: match &vm.vm.life {
-                Life::Live(_) => Outcome::Running,
-                Life::Preserved { .. } => Outcome::Preserved,
-                _ => Outcome::Lost,
-            },
+            outcome: outcome(&vm.vm.life),
+            error: vm.vm.life.why().map(<[_]>::to_vec),
+            remedy: remedy(&entry.machine.name, outcome(&vm.vm.life)),
             phases: phases(&ledger, origin, rate),
             frames,
             segments: SegmentsReport {
@@ -92,11 +99,74 @@ impl Host {
         }
     }
 
+    /// Writes into the report what has become of a VM since, and that at once to the report's file.
+    pub(super) fn update_report(&mut self, name: &VmName) {
+        let Some(vm) = self.vms.iter().find(|vm| vm.machine.name == *name) else { return };
+        let in_report = self.report.as_mut();
+        let Some(report) = in_report.and_then(|r| r.vms.iter_mut().find(|vm| vm.name == *name))
+        else {
+            return;
+        };
+        report.outcome = outcome(&vm.life);
+        report.error = vm.life.why().map(<[_]>::to_vec);
+        report.remedy = remedy(name, report.outcome);
+        self.keep_report();
+    }
+
+    /// Writes the report to its file, for the hosts that come after this one and have none of their own. A
+    /// failure is only logged.
+    pub(super) fn keep_report(&self) {
+        let Some(report) = &self.report else { return };
+        let path = path(&self.config.host);
+        if let Err(error) = report.write(&path) {
+            tracing::warn!("the report is not kept: cannot write {}: {error}", path.display());
+        }
+    }
+
     /// Name of the phase between the last instruction of the old host and the first of this host.
     fn jump_name(&self) -> &'static str {
         match self.replaced {
             Some(Replaced::Program) => "exec",
             _ => "kernel",
+        }
+    }
+}
+
+fn outcome(life: &Life) -> Outcome {
+    match life {
+        Life::Live(_) => Outcome::Running,
+        Life::Preserved { .. } => Outcome::Preserved,
+        _ => Outcome::Lost,
+    }
+}
+
+/// Returns what an operator can do about a VM that does not run.
+fn remedy(name: &VmName, outcome: Outcome) -> Option<String> {
+    match outcome {
+        Outcome::Running => None,
+        Outcome::Preserved => Some(format!(
+            "remove the cause and run `perennial ctl restore {name}`; `perennial ctl stop {name}` gives its memory up"
+        )),
+        Outcome::Lost => Some(format!(
+            "its memory cannot be continued: `perennial ctl boot {name}` starts it anew from its disks"
+        )),
+    }
+}
+
+/// Returns where the report is kept.
+fn path(section: &HostSection) -> PathBuf {
+    section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK)).with_file_name("report.json")
+}
+
+/// Returns the report that an earlier host kept. `None` if there is none that this host can read.
+pub(super) fn kept(section: &HostSection) -> Option<Report> {
+    let path = path(section);
+    match Report::read(&path) {
+        Ok(report) => Some(report),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!("cannot read the report in {}: {error}", path.display());
+            None
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The host's main loop: the API's clients, the VMs' processes, and the signals.
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -15,14 +17,17 @@ use signal_hook::consts::{
 };
 
 use super::clients::{Client, Clients};
+use super::events::Watchers;
 use super::stop::Stops;
 use super::{Host, HostError, service};
-use crate::api::{Answer, Call, Command, Line, Lines, Status, StreamError, hex};
+use crate::api::{
+    Answer, Call, Command, Event, Line, Lines, Status, StreamError, Transaction, hex, now_ms,
+};
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
-use crate::live_update::{Outcome, UpdateError};
+use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
 
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
 /// because every poll would return at once.
@@ -39,6 +44,7 @@ pub(super) struct Server {
     clients: Option<Clients>,
     port: Option<Port>,
     stops: Stops<Whom>,
+    watchers: Watchers<Whom>,
 }
 
 /// The client that a reply is for.
@@ -104,6 +110,7 @@ impl Server {
             clients: None,
             port: None,
             stops: Stops::default(),
+            watchers: Watchers::default(),
         })
     }
 
@@ -156,12 +163,13 @@ impl Server {
             for (whom, line) in self.stops.round(host) {
                 self.tell(whom, &line);
             }
+            for event in self.watchers.changes(host) {
+                self.tell_watchers(&Line::Event(event));
+            }
             if self.stops.has_ended(host) || host.has_nothing_left() {
                 return Ok(());
             }
-            let Self { clients, stops, .. } = &mut *self;
-            let is_waiting = |number| stops.is_waiting(Whom::Client(number));
-            clients.iter_mut().for_each(|clients| clients.sweep(is_waiting));
+            self.sweep();
         }
     }
 
@@ -174,7 +182,7 @@ impl Server {
             sources.push(Source::Left);
             fds.push(PollFd::new(left, PollFlags::IN));
         }
-        let is_waiting = |number| self.stops.is_waiting(Whom::Client(number));
+        let is_waiting = |number| self.waits(Whom::Client(number));
         if let Some(listener) = self.clients.as_ref().and_then(|c| c.listener(is_waiting)) {
             sources.push(Source::Listener);
             fds.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
@@ -254,8 +262,8 @@ impl Server {
                 self.stops.end_host(host, None, 0);
             }
             Source::Listener => {
-                let Self { clients, stops, .. } = self;
-                let is_waiting = |number| stops.is_waiting(Whom::Client(number));
+                let Self { clients, stops, watchers, .. } = self;
+                let is_waiting = |number| waits(stops, watchers, Whom::Client(number));
                 clients.iter_mut().for_each(|clients| clients.accept(is_waiting));
             }
             Source::Port => self.serve_port(host),
@@ -273,8 +281,11 @@ impl Server {
             false => host.config.host.stop_within_s(),
         };
         tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
-        let announce = |server: &mut Self| server.tell_port(&Line::jumping());
-        host.leave_to_service(|| announce(self));
+        let server = RefCell::new(&mut *self);
+        let observer = |progress: Progress<'_>| {
+            server.borrow_mut().progresses(Whom::Port, Transaction::ServiceStop, progress);
+        };
+        host.leave_to_service(&observer);
         self.stops.end_host(host, None, within_s);
     }
 
@@ -386,6 +397,12 @@ impl Server {
                 self.stops.end_host(host, Some((whom, call.id)), within_s);
                 Ok(None)
             }
+            Command::Events => {
+                let events = self.watchers.add(whom, host)?;
+                self.tell(whom, &Line::ok(call.id, &Answer::Done {}));
+                events.into_iter().for_each(|event| self.tell(whom, &Line::Event(event)));
+                Ok(None)
+            }
             Command::Boot { .. } | Command::Restore { .. } if self.stops.host_ends() => {
                 Err(HostError::Ending)
             }
@@ -399,9 +416,8 @@ impl Server {
         host: &mut Host,
         whom: Whom,
     ) -> Result<Answer, HostError> {
-        let announce = |server: &mut Self| server.tell(whom, &Line::jumping());
         match command {
-            Command::Status | Command::Stop { .. } | Command::PowerOff { .. } => {
+            Command::Status | Command::Stop { .. } | Command::PowerOff { .. } | Command::Events => {
                 return Ok(Answer::Status(Box::new(host.status())));
             }
             Command::Report => {
@@ -430,22 +446,88 @@ impl Server {
             }
             Command::Update(call) => {
                 tracing::info!("live update {} begins", host.number + 1);
-                return answer_unless_done(host.update(call, || announce(self)));
+                return self
+                    .transact(whom, Transaction::Update, |observer| host.update(call, observer));
             }
             Command::Handover(call) => {
                 tracing::info!("the handover to another program begins");
-                return answer_unless_done(host.hand_over(call, || announce(self)));
+                return self.transact(whom, Transaction::Handover, |observer| {
+                    host.hand_over(call, observer)
+                });
             }
         }
         Ok(Answer::Done {})
     }
+
+    /// Performs a live update or a handover, and tells of its progress. Returns only if it did not take place.
+    fn transact(
+        &mut self,
+        whom: Whom,
+        transaction: Transaction,
+        run: impl FnOnce(Observer<'_>) -> Result<Infallible, HostError>,
+    ) -> Result<Answer, HostError> {
+        let server = RefCell::new(&mut *self);
+        let observer = |progress: Progress<'_>| {
+            server.borrow_mut().progresses(whom, transaction, progress);
+        };
+        let result = answer_unless_done(run(&observer));
+        let (error, outcome) = match &result {
+            Err(error) => (chain(error), error.outcome()),
+            Ok(_) => {
+                (vec!["it stopped before a step, as was asked".into()], Some(Outcome::Running))
+            }
+        };
+        let undone = Event::Undone { time_ms: now_ms(), transaction, error, outcome };
+        self.tell_watchers(&Line::Event(undone));
+        result
+    }
+
+    /// Tells the clients that watch of the progress, and `whom` of the jump.
+    fn progresses(&mut self, whom: Whom, transaction: Transaction, progress: Progress<'_>) {
+        let Progress { step, vm } = progress;
+        let vm = vm.cloned();
+        let event = Event::Step { time_ms: now_ms(), transaction, step, vm };
+        self.tell_watchers(&Line::Event(event));
+        if step == Step::Jump {
+            if !self.watchers.has(whom) {
+                self.tell(whom, &Line::jumping());
+            }
+            self.tell_watchers(&Line::jumping());
+        }
+    }
+
+    fn tell_watchers(&mut self, line: &Line) {
+        for whom in self.watchers.all() {
+            self.tell(whom, line);
+        }
+    }
+
+    /// Whether a client waits for something that is still to come.
+    fn waits(&self, whom: Whom) -> bool {
+        waits(&self.stops, &self.watchers, whom)
+    }
+
+    /// Forgets the clients that are gone.
+    fn sweep(&mut self) {
+        let Self { clients, stops, watchers, .. } = self;
+        if let Some(clients) = clients {
+            clients.sweep(|number| waits(stops, watchers, Whom::Client(number)));
+        }
+        let is_there = |number| clients.iter().flat_map(|c| &c.all).any(|c| c.number == number);
+        watchers.retain(|whom| match whom {
+            Whom::Port => true,
+            Whom::Client(number) => is_there(number),
+        });
+    }
+}
+
+fn waits(stops: &Stops<Whom>, watchers: &Watchers<Whom>, whom: Whom) -> bool {
+    stops.is_waiting(whom) || watchers.has(whom)
 }
 
 /// Returns the answer to a live update or a handover that did not take place. If it stopped before a step
 /// as requested, that is a success.
-fn answer_unless_done(
-    result: Result<std::convert::Infallible, HostError>,
-) -> Result<Answer, HostError> {
+fn answer_unless_done(result: Result<Infallible, HostError>) -> Result<Answer, HostError> {
     match result {
         Ok(never) => match never {},
         Err(

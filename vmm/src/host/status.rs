@@ -53,32 +53,22 @@ impl Host {
 }
 
 fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
-    let console = match &vm.life {
-        Life::Live(live) => live.console.clone(),
+    let live = match &vm.life {
+        Life::Live(live) => Some(live),
         _ => None,
     };
-    let (pid, error) = match &vm.life {
-        Life::Live(live) => (Some(live.process.pid()), None),
-        Life::Failed(why) | Life::Withheld(why) | Life::Preserved { why, .. } => {
-            (None, Some(why.clone()))
-        }
-        Life::Stopped => (None, None),
-    };
-    let unconfined = match &vm.life {
-        Life::Live(live) => live.process.missing().to_vec(),
-        _ => Vec::new(),
-    };
+    let pid = live.map(|live| live.process.pid());
     VmStatus {
         name: vm.machine.name.clone(),
         state: vm.state().to_owned(),
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
-        console,
+        console: live.and_then(|live| live.console.clone()),
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         links: vm.links(),
-        unconfined,
+        unconfined: live.map_or_else(Vec::new, |live| live.process.missing().to_vec()),
         disks: disks.map(|disks| disks.into_iter().map(Into::into).collect()),
-        error,
+        error: vm.life.why().map(<[_]>::to_vec),
     }
 }

@@ -20,6 +20,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::VmName;
+
 /// The steps of a live update or a handover up to the jump, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,6 +54,27 @@ impl fmt::Display for Step {
             Self::Jump => "jump",
         })
     }
+}
+
+/// Progress of a live update or a handover: a step begins, or one VM has done it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The step. [`Step::Jump`] is announced immediately before the manifest is preserved.
+    pub step: Step,
+    /// The VM that has done the step; `None` if the step begins.
+    pub vm: Option<&'a VmName>,
+}
+
+/// Who is told of the progress. Called in the blackout too, so it must not wait for anything.
+pub type Observer<'a> = &'a dyn Fn(Progress<'_>);
+
+/// Errors if the live update is to stop before `step`. Else tells `observer` that the step begins.
+fn begin(step: Step, stop_before: Option<Step>, observer: Observer<'_>) -> Result<(), UpdateError> {
+    if stop_before == Some(step) {
+        return Err(UpdateError::Stopped(step));
+    }
+    observer(Progress { step, vm: None });
+    Ok(())
 }
 
 /// What became of a guest after a live update that failed.

@@ -22,7 +22,7 @@ use super::manifest::{
 };
 use super::next_host::{Inherited, NextHost, NextHostError, Passed};
 use super::next_kernel::{self, NextKernel};
-use super::{Step, UpdateError};
+use super::{Observer, Progress, Step, UpdateError, begin};
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
@@ -65,6 +65,8 @@ pub struct Plan<'a> {
     pub config: String,
     /// Directory of the pool, if guest RAM is in a pool.
     pub pool: Option<PathBuf>,
+    /// Who is told of the progress.
+    pub observer: Observer<'a>,
 }
 
 /// A destination that is ready to be entered.
@@ -88,6 +90,7 @@ struct Leaving<'a> {
     session: Outgoing,
     segments: Vec<SegmentEntry>,
     verify_frames: bool,
+    observer: Observer<'a>,
     ledger: Ledger,
     last_exit_ticks: u64,
     state: Option<SavedState>,
@@ -100,21 +103,16 @@ struct SavedState {
     digest: u32,
 }
 
-/// Performs the live update or the handover. Returns only if it did not take place. Calls `announce`
-/// before the last step, the jump.
+/// Performs the live update or the handover. Returns only if it did not take place.
 pub fn run(
     luo: &dyn Orchestrator,
     vms: &[Guest],
     unfinished: &[Incoming],
     plan: &Plan<'_>,
-    announce: impl FnOnce(),
 ) -> Result<std::convert::Infallible, UpdateError> {
     let mut ledger = Ledger::default();
     let (started, realtime_ns) = (tsc::now(), realtime_ns());
-    let before = |step| match plan.stop_before {
-        Some(stop) if stop == step => Err(UpdateError::Stopped(step)),
-        _ => Ok(()),
-    };
+    let before = |step| begin(step, plan.stop_before, plan.observer);
 
     // While the guests run.
     // Unfinished sessions of the last live update stay in the fd store of a systemd service.
@@ -140,7 +138,7 @@ pub fn run(
     let mut leaving = vms
         .iter()
         .filter_map(|vm| match &vm.life {
-            Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan.verify_frames)),
+            Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan)),
             _ => None,
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -163,7 +161,6 @@ pub fn run(
         sync(plan, paused.vms)?;
     }
     before(Step::Jump)?;
-    announce();
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
     let mut manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
@@ -288,7 +285,7 @@ fn preserve_ram<'a>(
     luo: &dyn Orchestrator,
     machine: &'a Machine,
     live: &'a Live,
-    verify_frames: bool,
+    plan: &Plan<'a>,
 ) -> Result<Leaving<'a>, UpdateError> {
     let start = tsc::now();
     let session = luo
@@ -299,13 +296,15 @@ fn preserve_ram<'a>(
         live,
         session,
         segments: live.segments.iter().map(unpreserved).collect(),
-        verify_frames,
+        verify_frames: plan.verify_frames,
+        observer: plan.observer,
         ledger: Ledger::default(),
         last_exit_ticks: 0,
         state: None,
     };
     leaving.preserve_touched(Step::PreserveRam)?;
     leaving.ledger.enter("preserve-ram", start, tsc::now());
+    leaving.has_done(Step::PreserveRam);
     Ok(leaving)
 }
 
@@ -337,6 +336,10 @@ impl Leaving<'_> {
             }
         }
         Ok(())
+    }
+
+    fn has_done(&self, step: Step) {
+        (self.observer)(Progress { step, vm: Some(&self.machine.name) });
     }
 
     fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError + use<> {
@@ -390,6 +393,7 @@ impl<'t, 'a> Paused<'t, 'a> {
                     vm.last_exit_ticks = last_exit_ticks;
                     vm.ledger.enter("pause", start, last_exit_ticks);
                     vm.ledger.enter("drain", last_exit_ticks, tsc::now());
+                    vm.has_done(step);
                 }
                 Ok(other) => {
                     first_error = first_error.or(Some(error(unexpected("pause", &other))));
@@ -450,6 +454,7 @@ fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
             other => return Err(vm.process_error(step)(unexpected("save", &other))),
         }
         vm.ledger.enter("save", start, tsc::now());
+        vm.has_done(step);
     }
     Ok(())
 }
@@ -463,6 +468,7 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
                 .map_err(luo_error(Step::PreserveState, Some(vm.machine)))?;
         }
         vm.ledger.enter("preserve-state", start, tsc::now());
+        vm.has_done(Step::PreserveState);
     }
     Ok(())
 }
@@ -475,6 +481,7 @@ fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     for vm in vms {
         vm.live.process.reply().map_err(vm.process_error(Step::Sync))?;
         vm.ledger.enter("sync", start, tsc::now());
+        vm.has_done(Step::Sync);
     }
     // The host's own files, such as logs. The guests' disks are durable already.
     sync_host(plan, Step::Sync)

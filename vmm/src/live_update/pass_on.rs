@@ -9,19 +9,17 @@ use luo::Ticket;
 use super::Step;
 use super::UpdateError;
 use super::next_kernel::{self, NextKernel};
+use super::{Observer, begin};
 
 /// Enters the next kernel with the same ticket. Returns only on an error; stopping before the step
-/// `stop_before` is one too. Calls `announce` immediately before the jump.
+/// `stop_before` is one too.
 pub fn run(
     ticket: Ticket,
     next: &NextKernel,
     stop_before: Option<Step>,
-    announce: impl FnOnce(),
+    observer: Observer<'_>,
 ) -> Result<Infallible, UpdateError> {
-    let before = |step| match stop_before {
-        Some(stop) if stop == step => Err(UpdateError::Stopped(step)),
-        _ => Ok(()),
-    };
+    let before = |step| begin(step, stop_before, observer);
     before(Step::Load)?;
     let image = next_kernel::load(next, Some(ticket))?;
     // No VM is in reach, so these steps do nothing.
@@ -30,6 +28,5 @@ pub fn run(
     }
     rustix::fs::sync();
     before(Step::Jump)?;
-    announce();
     Err(UpdateError::Jump(kexec::jump(image)))
 }

@@ -18,11 +18,16 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a host whose configuration has this text behind `[host]`.
+    pub(crate) fn start_with(vms: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.toml");
         let socket = directory.path().join("socket");
         let lock = directory.path().join("lock");
-        fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n")).unwrap();
+        fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n{vms}")).unwrap();
         let mut command = Command::new(PERENNIAL);
         command.args(["host", "--config"]).arg(&config);
         let mut host = Self::run(command, directory);
@@ -35,6 +40,16 @@ impl Host {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         Self { child, directory, log }
+    }
+
+    /// Ends the host, and starts another one with the same configuration and directory.
+    pub(crate) fn start_again(mut self) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        let mut command = Command::new(PERENNIAL);
+        command.args(["host", "--config"]).arg(directory.path().join("config.toml"));
+        Self::run(command, directory)
     }
 
     /// Reads the log up to the line with `ready:`, which must contain `how`.

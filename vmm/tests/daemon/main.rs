@@ -1,8 +1,9 @@
-//! Hosts that are not PID 1, without VMs: what needs no KVM.
+//! Hosts that are not PID 1, without running VMs: what needs no KVM.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clients;
+mod events;
 mod handover;
 mod host;
 mod instance;
