@@ -105,6 +105,15 @@ test-guests: setup kernels stock debian debian-13 ## Debian guests at work and b
 		cargo test -p perennial-tests --test suites -- debian::; \
 		cargo test -p perennial-tests --test suites -- guests::
 
+# Number of live updates of `make soak`.
+N := 100
+
+.PHONY: soak
+soak: setup kernels stock ## N live updates in a row under four VMs at work, on each LUO (N=100)
+	$(STEP) "$(N) live updates on each LUO (half a minute each on an emulated host)"
+	@$(WITH_KERNELS) $(WITH_STOCK) PERENNIAL_SOAK=$(N) \
+		cargo test -p perennial-tests --test suites -- soak:: --nocapture
+
 .PHONY: conformance
 conformance: setup kernels stock ## The whole conformance table, on every LUO
 	$(STEP) "conformance (first run: some minutes to compile)"

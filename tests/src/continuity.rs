@@ -159,7 +159,7 @@ impl Continuity {
 
     /// How much the guest's monotonic clock fell behind the harness's clock since the mark, in
     /// microseconds; negative if it ran ahead. `None` until enough heartbeats have arrived.
-    fn clock_step(&self) -> Option<i64> {
+    pub fn clock_step(&self) -> Option<i64> {
         let enough = self.recent_lags.len() == RECENT;
         let now = self.recent_lags.iter().min().filter(|_| enough)?;
         Some(now - self.lag_before_mark?)

@@ -137,6 +137,12 @@ impl Guest {
         self.lock().continuity.checks()
     }
 
+    /// How much its clock fell behind the harness's clock over all updates, in microseconds; negative if it ran
+    /// ahead. `None` before the first.
+    pub fn clock_behind_us(&self) -> Option<i64> {
+        self.lock().continuity.clock_step()
+    }
+
     /// All notes so far.
     pub fn notes(&self) -> Vec<Note> {
         self.lock().notes.clone()

@@ -49,6 +49,8 @@ pub struct VmReport {
     pub name: String,
     /// Its RAM.
     pub ram_bytes: u64,
+    /// Size of its state document.
+    pub state_bytes: u64,
     /// From the last vCPU out of KVM_RUN to the first back in; `None` if it did not run before or
     /// does not run after.
     pub blackout_ns: Option<u64>,
@@ -60,6 +62,17 @@ pub struct VmReport {
     /// Digests of its page frames, if the update's request asked for them.
     #[serde(default)]
     pub frames: Option<Frames>,
+    /// Numbers of its segments.
+    pub segments: Segments,
+}
+
+/// Numbers of segments of a VM's RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segments {
+    /// Those that were preserved.
+    pub preserved: u64,
+    /// Those that the guest had not touched.
+    pub recreated: u64,
 }
 
 /// A digest over the page frame numbers of a VM's RAM, on both sides.
@@ -96,9 +109,22 @@ pub struct Status {
     /// The host's own address.
     #[serde(default)]
     pub address: Option<String>,
+    /// What the host's process uses.
+    pub resources: Resources,
     /// The VMs.
     #[serde(default)]
     pub vms: Vec<VmStatus>,
+}
+
+/// What the host's process uses, and what is left for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Number of open files.
+    pub open_files: u64,
+    /// Resident memory of the host's process.
+    pub resident_bytes: u64,
+    /// Memory of the machine that is available.
+    pub available_bytes: u64,
 }
 
 /// The status of one VM.

@@ -140,7 +140,7 @@ fn label(out: &mut String, x: u64, y: u64, weight: &str, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::HostReport;
+    use crate::report::{HostReport, Segments};
 
     fn phase(name: &str, start_ns: u64, end_ns: u64) -> Phase {
         Phase { name: name.into(), start_ns, end_ns }
@@ -158,10 +158,12 @@ mod tests {
             vms: vec![VmReport {
                 name: "a<b&c".into(),
                 ram_bytes: 512 << 20,
+                state_bytes: 9000,
                 blackout_ns: Some(1_234_567_890),
                 outcome: "running".into(),
                 phases,
                 frames: None,
+                segments: Segments { preserved: 8, recreated: 0 },
             }],
             guest_ram_bytes_copied: 0,
         }

@@ -48,5 +48,9 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
     }
+    // `make soak` asks for it.
+    if env::var_os("PERENNIAL_SOAK").is_some() {
+        suites.push(Suite { name: "soak", tests: repeat::LONG_TESTS });
+    }
     suite::run(&suites)
 }

@@ -1,19 +1,46 @@
-//! Five live updates in a row, back and forth between two kernels.
+//! Live updates in a row, back and forth between two kernels: five in every run, and as many as `PERENNIAL_SOAK`
+//! says in `make soak`. Nothing may grow from update to update.
+
+use std::env;
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::report::{Report, Resources, Status};
 use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
 const UPDATES: u64 = 5;
 
+/// How much a state document may differ from an earlier one of the same VM, in bytes: what the serial port has not
+/// sent yet, and requests in flight, are in it.
+const DOCUMENT_VARIES: u64 = 8 << 10;
+/// How much less memory may be available at the end than at the beginning, in bytes, apart from the RAM that guests
+/// touched for the first time in between.
+const MEMORY_VARIES: u64 = 24 << 20;
+/// Size of a segment of guest RAM, in bytes.
+const SEGMENT: u64 = 64 << 20;
+
 pub(crate) const TESTS: &[Test] = &[both("five_updates_in_a_row_leave_two_guests_unharmed", five)];
 
+/// For `make soak`.
+pub(crate) const LONG_TESTS: &[Test] =
+    &[both("many_updates_in_a_row_leave_four_guests_unharmed_and_nothing_grows", soak)];
+
 fn five(luo: Luo) -> Result<(), Failure> {
-    let vms = vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)];
+    repeat(luo, vec![VmPlan::new("web", 256, 2), VmPlan::new("db", 128, 1)], UPDATES)
+}
+
+fn soak(luo: Luo) -> Result<(), Failure> {
+    let updates = env::var("PERENNIAL_SOAK")?.parse()?;
+    let vms = [("web", 256, 2), ("db", 128, 1), ("cache", 128, 1), ("mail", 128, 2)];
+    repeat(luo, vms.map(|(name, mib, cpus)| VmPlan::new(name, mib, cpus)).into(), updates)
+}
+
+fn repeat(luo: Luo, vms: Vec<VmPlan>, updates: u64) -> Result<(), Failure> {
     let (mut host, mut before) = Host::boot(&HostPlan::new(vms).on(luo))?;
     host.wait_for_guests()?;
-    for number in 1..=UPDATES {
+    let mut usages = Vec::new();
+    for number in 1..=updates {
         let after = host.update(json!({}))?;
         if after.kernel == before.kernel || after.live_updates != number {
             return Err(format!("update {number}: before {before:?}, after {after:?}").into());
@@ -22,7 +49,60 @@ fn five(luo: Luo) -> Result<(), Failure> {
         if !after.unfinished.is_empty() {
             return Err(format!("update {number} left unfinished: {:?}", after.unfinished).into());
         }
+        usages.push(Usage::of(&host.status()?, &host.report()?));
         before = after;
     }
+    let behind = host.guests().iter().map(|guest| (guest.name(), guest.clock_behind_us()));
+    for (name, behind_us) in behind {
+        eprintln!(
+            "{}: {name}: clock {behind_us:?} us behind after {updates} updates",
+            luo.backend()
+        );
+    }
+    // The first update comes from a cold boot, and each kernel has its own usage.
+    for side in 0..2 {
+        let of_side: Vec<&Usage> = usages[1..].iter().skip(side).step_by(2).collect();
+        if let [first, .., last] = of_side[..] {
+            last.check_against(first)?;
+            eprintln!("{}: from {first:?} to {last:?}", luo.backend());
+        }
+    }
     host.power_off_and_check_disks()
+}
+
+/// What a host used after an update.
+#[derive(Debug)]
+struct Usage {
+    resources: Resources,
+    /// Sizes of the state documents, by VM.
+    documents: Vec<u64>,
+    preserved: u64,
+}
+
+impl Usage {
+    fn of(status: &Status, report: &Report) -> Self {
+        Self {
+            resources: status.resources,
+            documents: report.vms.iter().map(|vm| vm.state_bytes).collect(),
+            preserved: report.vms.iter().map(|vm| vm.segments.preserved).sum(),
+        }
+    }
+
+    fn check_against(&self, first: &Self) -> Result<(), String> {
+        let (now, then) = (self.resources, first.resources);
+        let touched = self.preserved.saturating_sub(first.preserved) * SEGMENT;
+        let documents = self.documents.iter().zip(&first.documents);
+        let grown = documents.clone().find(|(now, then)| **now > **then + DOCUMENT_VARIES);
+        let lost = then.available_bytes.saturating_sub(now.available_bytes);
+        match grown {
+            Some(_) => Err(format!("a state document has grown: from {first:?} to {self:?}")),
+            None if now.open_files != then.open_files => {
+                Err(format!("the open files are others: from {first:?} to {self:?}"))
+            }
+            None if lost > MEMORY_VARIES + touched => Err(format!(
+                "{lost} bytes of memory are gone, {touched} of them to guests: from {first:?} to {self:?}"
+            )),
+            None => Ok(()),
+        }
+    }
 }

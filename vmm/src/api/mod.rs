@@ -223,8 +223,23 @@ pub struct Status {
     /// The host's own address and the length of its network's prefix, `192.0.2.5/24`, on the interface of
     /// `[host.network]`; `None` if there is none.
     pub address: Option<String>,
+    /// What the host's process uses.
+    pub resources: Resources,
     /// The VMs.
     pub vms: Vec<VmStatus>,
+}
+
+/// What the host's process uses, and what is left for it, in [`Status`]. `None` is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Number of open files.
+    pub open_files: Option<u64>,
+    /// Most files that it may have open.
+    pub most_open_files: Option<u64>,
+    /// Resident memory of the host's own process, without those of the VMs.
+    pub resident_bytes: Option<u64>,
+    /// Memory of the machine that is available without swapping.
+    pub available_bytes: Option<u64>,
 }
 
 /// One VM in [`Status`].

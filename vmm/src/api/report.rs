@@ -92,6 +92,9 @@ pub struct VmReport {
     pub name: VmName,
     /// Guest RAM, in bytes.
     pub ram_bytes: u64,
+    /// Size of the VM's state document, in bytes.
+    #[serde(default)]
+    pub state_bytes: u64,
     /// From the last vCPU leaving `KVM_RUN` to the first entering it again; `None` if the VM was
     /// not running or did not resume.
     pub blackout_ns: Option<u64>,

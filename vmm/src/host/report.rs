@@ -84,6 +84,7 @@ impl Host {
         VmReport {
             name: entry.machine.name.clone(),
             ram_bytes: entry.machine.ram_bytes,
+            state_bytes: entry.state_bytes,
             blackout_ns: vm
                 .first_entry_ticks
                 .map(|entered| rate.nanoseconds(entry.last_exit_ticks, entered)),

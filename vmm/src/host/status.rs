@@ -4,7 +4,7 @@ use std::path::Path;
 
 use luo::Backend;
 
-use super::{Host, kvm_pages, network};
+use super::{Host, kvm_pages, limits, network};
 use crate::api::report::Replaced;
 use crate::api::{Status, VmStatus};
 use crate::guests::storage::{DiskReport, disk_reports};
@@ -47,6 +47,7 @@ impl Host {
                 .collect(),
             config_error: self.config_error.clone(),
             address: self.config.host.network.as_ref().and_then(network::own_address),
+            resources: limits::resources(),
             vms: self.vms.iter().zip(disk_reports(&self.vms)).map(vm_status).collect(),
         }
     }
