@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::catalog::{DeviceOptions, KINDS};
+use crate::link::MissingHints;
 use crate::machine::{self, Boot, DiskBoot, KernelBoot, Machine, MachineError, VmName};
 use crate::options::{Options, parse_size};
 
@@ -128,6 +130,9 @@ pub struct HostSection {
     pub users: FirstUser,
     /// What to do with a VM whose process cannot be confined in full.
     pub confine: Confine,
+    /// What to do with a VM whose guest was told something of its processor's speed or safety that is not true
+    /// of this host's.
+    pub missing_hints: MissingHints,
 }
 
 /// How many seconds a guest has to shut down if the configuration does not say: what Debian's systemd needs
@@ -157,6 +162,7 @@ impl HostSection {
                 network: key(host, "network"),
                 users: key(host, "users"),
                 confine: key(host, "confine"),
+                missing_hints: key(host, "missing-hints"),
                 ..Self::default()
             },
             None => Self::default(),
@@ -213,6 +219,8 @@ struct VmSection {
     memory: String,
     #[serde(default = "one")]
     cpus: u32,
+    #[serde(default)]
+    cpu: CpuModel,
     boot: Option<BootFrom>,
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
@@ -232,7 +240,8 @@ pub enum BootFrom {
 }
 
 /// The keys of a VM's section that are not for devices.
-const VM_KEYS: [&str; 7] = ["name", "memory", "cpus", "boot", "kernel", "initramfs", "cmdline"];
+const VM_KEYS: [&str; 8] =
+    ["name", "memory", "cpus", "cpu", "boot", "kernel", "initramfs", "cmdline"];
 
 /// The value of a device's key.
 #[derive(Deserialize)]
@@ -297,7 +306,7 @@ impl VmSection {
         let boot = self.boot()?;
         let cpus = self.cpus;
         let devices = machine::place(devices);
-        let machine = Machine { name, ram_bytes, cpus, boot, devices };
+        let machine = Machine { name, ram_bytes, cpus, cpu: self.cpu, boot, devices };
         machine.check()?;
         Ok(machine)
     }
@@ -472,6 +481,16 @@ mod tests {
         assert!(refused(&format!("{disk}initramfs = \"/i\"")).contains("initramfs = \"/i\""));
         assert!(refused("boot = \"network\"").contains("expected `disk`"));
         assert!(refused("boot = \"disk\"").contains("needs a disk: add `disk = "));
+    }
+
+    #[test]
+    fn a_vm_has_the_hosts_processor_or_a_baseline() {
+        let cpu = |lines: &str| Config::parse(&vm(lines)).map(|mut c| c.machines.remove(0).cpu);
+        assert_eq!(cpu("").unwrap(), CpuModel::Host);
+        assert_eq!(cpu("cpu = \"host\"").unwrap(), CpuModel::Host);
+        assert_eq!(cpu("cpu = \"x86-64-v3\"").unwrap(), CpuModel::V3);
+        let wrong = error(&vm("cpu = \"x86-64-v5\""));
+        assert!(wrong.contains("x86-64-v5") && wrong.contains("x86-64-v4"), "{wrong}");
     }
 
     #[test]

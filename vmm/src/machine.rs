@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::catalog::{DeviceOptions, KINDS, KindInfo};
 use crate::devices::kind::Place;
 use crate::state::{Node, Reader, Schema, StateError};
@@ -190,6 +191,8 @@ pub struct Machine {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// The processor that its guest finds.
+    pub cpu: CpuModel,
     /// What it boots.
     pub boot: Boot,
     /// Its devices.
@@ -272,15 +275,25 @@ pub fn place(wanted: Vec<DeviceOptions>) -> Vec<DeviceSpec> {
     wanted.into_iter().map(spec).collect()
 }
 
-/// `perennial,machine-v1`: see `docs/state-document.md`.
+/// `perennial,machine-v2`, with a processor, and v1, without one: see `docs/state-document.md`.
 impl Schema for Machine {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,machine-v1"];
+    const COMPATIBLE: &'static [&'static str] = &["perennial,machine-v2", "perennial,machine-v1"];
+
+    fn bindings(&self) -> &'static [&'static str] {
+        match self.cpu {
+            CpuModel::Host => &Self::COMPATIBLE[1..],
+            _ => &Self::COMPATIBLE[..1],
+        }
+    }
 
     fn encode(&self, node: &mut Node) {
-        let Self { name, ram_bytes, cpus, boot, devices } = self;
+        let Self { name, ram_bytes, cpus, cpu, boot, devices } = self;
         node.put_str("vm-name", name.as_str());
         node.put_u64("ram-bytes", *ram_bytes);
         node.put_u32("cpus", *cpus);
+        if *cpu != CpuModel::Host {
+            node.put_str("cpu", cpu.name());
+        }
         node.push(boot.to_node("boot"));
         for device in devices {
             node.push(device.options.to_node(&device.node()));
@@ -293,6 +306,10 @@ impl Schema for Machine {
         let name = VmName::new(&text).map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         let ram_bytes = reader.u64("ram-bytes")?;
         let cpus = reader.u32("cpus")?;
+        let cpu = match reader.is_compatible(Self::COMPATIBLE[0]) {
+            true => decode_cpu(reader)?,
+            false => CpuModel::Host,
+        };
         let boot = reader.child("boot")?;
         let devices = reader
             .rest()
@@ -303,10 +320,18 @@ impl Schema for Machine {
                 Ok(DeviceSpec { address, options })
             })
             .collect::<Result<_, StateError>>()?;
-        let machine = Self { name, ram_bytes, cpus, boot, devices };
+        let machine = Self { name, ram_bytes, cpus, cpu, boot, devices };
         machine.check().map_err(|e| reader.invalid("vm-name", e.to_string()))?;
         Ok(machine)
     }
+}
+
+fn decode_cpu(reader: &mut Reader<'_>) -> Result<CpuModel, StateError> {
+    let name = reader.str("cpu")?;
+    CpuModel::from_name(&name).ok_or_else(|| {
+        let known = CpuModel::ALL.map(CpuModel::name).join(", ");
+        reader.invalid("cpu", format!("`{}` is none of {known}", name.escape_default()))
+    })
 }
 
 /// Returns the unit address of a device's node. Errors if the node is not named for its kind.
@@ -348,6 +373,7 @@ pub(crate) mod tests {
             name: VmName::new("web-1").unwrap(),
             ram_bytes: 64 << 20,
             cpus: 2,
+            cpu: CpuModel::Host,
             boot: boot::tests::kernel().into(),
             devices: place(vec![disk("/data/a.img", false), disk("/dev/vdb", true), serial()]),
         }
@@ -360,6 +386,7 @@ pub(crate) mod tests {
             |m| m.name = VmName::new("web-2").unwrap(),
             |m| m.ram_bytes += RAM_UNIT,
             |m| m.cpus = 1,
+            |m| m.cpu = CpuModel::V3,
             |m| m.boot = KernelBoot { kernel: "/x".into(), ..boot::tests::kernel() }.into(),
             |m| m.boot = KernelBoot { initramfs: None, ..boot::tests::kernel() }.into(),
             |m| m.boot = KernelBoot { cmdline: "x".into(), ..boot::tests::kernel() }.into(),
@@ -371,6 +398,18 @@ pub(crate) mod tests {
         ],
         optional: ["/boot:initramfs"],
         golden: "machine-v1",
+    }
+
+    mod with_a_processor {
+        use super::*;
+
+        contract_tests! {
+            Machine,
+            sample: || Machine { cpu: CpuModel::V3, ..super::sample() },
+            changes: [|m| m.cpu = CpuModel::Host, |m| m.cpu = CpuModel::V2],
+            optional: ["/boot:initramfs"],
+            golden: "machine-v2",
+        }
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct VmPlan {
     pub disk_options: &'static str,
     /// Threads of the guest that read the disk besides the one that writes it.
     pub disk_readers: u32,
+    /// The processor that its guest finds.
+    pub cpu: &'static str,
     /// More parameters of its kernel.
     pub parameters: &'static str,
     /// Disks that it has besides and that nothing uses: files of 1 MiB on the host's data disk.
@@ -96,6 +98,7 @@ impl VmPlan {
             queues: 1,
             disk_options: "",
             disk_readers: 0,
+            cpu: "host",
             parameters: "",
             idle_disks: 0,
             idle_nets: 0,
@@ -196,12 +199,13 @@ impl VmPlan {
         let net = nets.join(", ");
         write!(
             out,
-            "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\n\
+            "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\ncpu = \"{}\"\n\
          {boot}cmdline = \"{}{on_network}\"\nnet = [{net}]\n\
          disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
             self.name,
             self.memory_mib,
             self.cpus,
+            self.cpu,
             self.cmdline(),
             self.port()
         )

@@ -1,4 +1,4 @@
-//! Two VMs of different size, different number of vCPUs and different kinds of boot.
+//! Two VMs of different size, different number of vCPUs, different processors and different kinds of boot.
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
@@ -10,7 +10,7 @@ pub(crate) const TESTS: &[Test] =
 
 fn plan() -> HostPlan {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
-    let small = VmPlan { kernel, root, ..VmPlan::new("small", 128, 1) };
+    let small = VmPlan { kernel, root, cpu: "x86-64-v2", ..VmPlan::new("small", 128, 1) };
     HostPlan::new(vec![VmPlan::new("large", 512, 2), small])
 }
 

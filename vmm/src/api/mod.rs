@@ -21,6 +21,7 @@ pub use disk::{DiskError, DiskState, DiskStatus};
 pub use event::{Event, Transaction, now_ms};
 pub use stream::{Lines, StreamError};
 
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::network::Link;
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
@@ -95,6 +96,9 @@ pub enum Command {
     Restore {
         /// Name of the VM.
         vm: VmName,
+        /// Continue the guest also if this host lacks hints of its CPUID that `missing-hints` demands.
+        #[serde(default)]
+        force: bool,
     },
     /// Write a VM's state document to a new file, or return it in the reply. A running VM is paused
     /// meanwhile.
@@ -254,6 +258,12 @@ pub struct VmStatus {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// The processor that its guest finds.
+    #[serde(default)]
+    pub cpu: CpuModel,
+    /// What the guest was told of its processor's speed or safety, on another host, and is not true of this one.
+    #[serde(default)]
+    pub missing_hints: Vec<String>,
     /// Process id of the VM's process.
     pub pid: Option<i32>,
     /// Where programs of the host attach to the VM's console: the path of a socket or of a pseudoterminal.

@@ -60,7 +60,14 @@ enum Command {
         device: Option<String>,
     },
     /// Try again to restore a VM whose restore failed after a live update
-    Restore(Name),
+    Restore {
+        /// The VM's name
+        #[arg(value_parser = vm_name)]
+        vm: VmName,
+        /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that
+        #[arg(long)]
+        force: bool,
+    },
     /// Write a VM's state document to a new file of the host; a running VM is paused meanwhile
     Dump {
         /// The VM's name
@@ -195,7 +202,7 @@ impl From<Command> for api::Command {
             Command::Link { vm, state, device } => {
                 Self::Link { vm, device, up: state == LinkState::Up }
             }
-            Command::Restore(Name { vm }) => Self::Restore { vm },
+            Command::Restore { vm, force } => Self::Restore { vm, force },
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },

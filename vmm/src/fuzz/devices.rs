@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::catalog::KindInfo;
 use crate::devices::files::Opened;
 use crate::kvm::interrupts::fake::FakeWires;
@@ -19,6 +20,7 @@ pub(super) fn machine() -> Machine {
         name: VmName::new("fuzz").unwrap(),
         ram_bytes: 64 << 20,
         cpus: 1,
+        cpu: CpuModel::Host,
         boot: DiskBoot::default().into(),
         devices: place(KindInfo::samples()),
     }

@@ -245,13 +245,16 @@ pub struct Guest {
     /// The state of the VM's life.
     pub life: Life,
     resets: Resets,
+    /// Hints in the guest's CPUID, from the host on which it booted, that are not true of this host.
+    pub(super) missing_hints: Vec<String>,
 }
 
 impl Guest {
     /// Returns a VM that is switched off.
     pub fn new(machine: Machine, confinement: &Arc<Confinement>) -> Self {
         let confinement = confinement.clone();
-        Self { machine, confinement, life: Life::Stopped, resets: Resets::default() }
+        let (resets, missing_hints) = (Resets::default(), Vec::new());
+        Self { machine, confinement, life: Life::Stopped, resets, missing_hints }
     }
 
     /// Returns the name of the state in the API.
@@ -338,6 +341,7 @@ impl Guest {
             Ok(process)
         };
         let process = start().map_err(|source| self.process_error(source))?;
+        self.missing_hints.clear();
         self.life = Life::Live(Live {
             process,
             segments,

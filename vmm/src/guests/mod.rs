@@ -6,6 +6,7 @@ pub mod conversation;
 pub mod entry;
 pub mod files;
 mod guest;
+mod hints;
 pub mod ledger;
 mod links;
 pub mod memfd;

@@ -51,6 +51,7 @@ use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
+use crate::link::MissingHints;
 use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
 use crate::live_update::manifest::vm_session;
 use crate::live_update::next_host::{self, Left};
@@ -252,7 +253,12 @@ impl Host {
             !given_up
         });
         let opened = tsc::now();
-        let arrived = incoming::resume_all(luo, &manifest.vms, &self.confinement);
+        let arrived = incoming::resume_all(
+            luo,
+            &manifest.vms,
+            &self.confinement,
+            self.config.host.missing_hints,
+        );
         let resumed = tsc::now();
         let backend = luo.backend();
         self.number = manifest.number;
@@ -291,14 +297,16 @@ impl Host {
         self.vms[index].on_event(event, ram);
     }
 
-    /// Tries again to restore a preserved VM.
-    fn restore(&mut self, name: &VmName) -> Result<(), HostError> {
+    /// Tries again to restore a preserved VM. `force` continues its guest also if the host lacks hints of the
+    /// guest's CPUID.
+    fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
         let vm = find(&mut self.vms, name)?;
         if !matches!(vm.life, Life::Preserved { .. }) {
             let remedy = "only a preserved VM can be restored";
             let name = name.clone();
             return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
         }
+        let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
         // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
         let own = Keeper::start();
         let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
@@ -307,7 +315,7 @@ impl Host {
             return Ok(());
         };
         let RestoredVm { vm: restored, session, .. } =
-            incoming::retry(luo, session, *entry, &self.confinement);
+            incoming::retry(luo, session, *entry, &self.confinement, hints);
         let failed = match &restored.life {
             Life::Preserved { why, .. } => Some(why.clone()),
             _ => None,

@@ -428,7 +428,7 @@ impl Server {
             Command::Pause { vm } => host.vm(&vm)?.pause()?,
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Link { vm, device, up } => host.vm(&vm)?.set_link(device.as_deref(), up)?,
-            Command::Restore { vm } => host.restore(&vm)?,
+            Command::Restore { vm, force } => host.restore(&vm, force)?,
             Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
             Command::Dump { vm, path: None } => {
                 return Ok(Answer::Document { document: hex(&host.vm(&vm)?.state_document()?) });

@@ -64,6 +64,8 @@ fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
         state: vm.state().to_owned(),
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
+        cpu: vm.machine.cpu,
+        missing_hints: vm.missing_hints().to_vec(),
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
         console: live.and_then(|live| live.console.clone()),
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),

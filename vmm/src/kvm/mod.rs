@@ -100,7 +100,9 @@ pub fn tsc_khz() -> Result<u32, KvmError> {
 /// The capabilities of this host's KVM, read once for all vCPUs of a VM.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
-    /// CPUID entries of a new guest ([`cpuid::template`]).
+    /// CPUID entries that KVM supports ([`cpuid::supported`]).
+    pub supported: Vec<kvm_cpuid_entry2>,
+    /// CPUID entries that a new guest is offered ([`cpuid::template`]).
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// MSRs that make up a vCPU's state ([`msr::indices_to_save`]).
     pub msrs: Vec<u32>,
@@ -117,10 +119,13 @@ impl Capabilities {
         // Asked of the VM, not of /dev/kvm: the answer depends on the features that this process
         // may use (api.rst 4.140). 0 means a kernel before 5.17, where the area has a fixed size.
         let xsave2 = vm.check_extension_int(Cap::Xsave2);
+        let xsave_size = usize::try_from(xsave2).unwrap_or(0).max(size_of::<kvm_xsave>());
+        let supported = cpuid::supported(kvm).attempt("read the CPUID that KVM supports")?;
         Ok(Self {
-            cpuid: cpuid::template(kvm).attempt("read the CPUID that KVM supports")?,
+            cpuid: cpuid::template(&supported, xsave_size),
+            supported,
             msrs: msr::indices_to_save(kvm).attempt("read the list of MSRs")?,
-            xsave_size: usize::try_from(xsave2).unwrap_or(0).max(size_of::<kvm_xsave>()),
+            xsave_size,
             tsc_scaling: vm.check_extension(Cap::TscControl),
         })
     }

@@ -55,6 +55,7 @@ impl TestVm {
         let entries = cpuid::for_vcpu(&capabilities.cpuid, 0, 1);
         vcpu.set_cpuid2(&cpuid::to_kvm(&entries).unwrap()).unwrap();
         capabilities.cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap().as_slice().to_vec();
+        capabilities.supported = capabilities.cpuid.clone();
         let capabilities = Arc::new(capabilities);
         Some(Self { vcpu, vm, capabilities, ram: ram.clone() })
     }

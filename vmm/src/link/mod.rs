@@ -74,6 +74,18 @@ impl From<Ram> for Backing {
     }
 }
 
+/// What to do with a VM to whose guest an earlier host told something of its processor's speed or safety that
+/// is not true of this host's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MissingHints {
+    /// Continue the guest, and report what is missing.
+    #[default]
+    Accept,
+    /// Keep the VM preserved.
+    Refuse,
+}
+
 /// A request of the host to a VM's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,6 +110,8 @@ pub enum Request {
         ram: Ram,
         /// Length of the document in bytes. The memfd may be longer.
         bytes: u64,
+        /// What to do if the host lacks hints of the guest's CPUID.
+        hints: MissingHints,
     },
     /// Resume the guest.
     Resume,
@@ -136,8 +150,13 @@ pub enum Reply {
         /// The parts of the confinement that are missing, each with the reason.
         missing: Vec<String>,
     },
-    /// To [`Request::Boot`] and [`Request::Restore`].
+    /// To [`Request::Boot`].
     Built,
+    /// To [`Request::Restore`].
+    Restored {
+        /// Names of the hints in the guest's CPUID that this host lacks.
+        missing_hints: Vec<String>,
+    },
     /// To [`Request::Resume`].
     Resumed {
         /// Host TSC when the first vCPU was about to enter `KVM_RUN`.

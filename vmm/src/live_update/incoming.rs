@@ -26,7 +26,7 @@ use crate::guests::memfd::document_digest;
 use crate::guests::process::VmProcess;
 use crate::guests::ram::{RamError, RamSource};
 use crate::guests::{Guest, Life, Live};
-use crate::link::{Reply, Request, Role};
+use crate::link::{MissingHints, Reply, Request, Role};
 use crate::state::{StateError, document};
 use crate::vm::ram_layout;
 
@@ -148,11 +148,12 @@ pub fn resume_all(
     luo: &dyn Orchestrator,
     entries: &[VmEntry],
     confinement: &Arc<Confinement>,
+    hints: MissingHints,
 ) -> Vec<RestoredVm> {
     // The processes restore at the same time. The manifest lists the most urgent VM first, so it is
     // started first and waited for first.
     let arriving: Vec<_> =
-        entries.iter().cloned().map(|entry| start(luo, entry, confinement)).collect();
+        entries.iter().cloned().map(|entry| start(luo, entry, confinement, hints)).collect();
     arriving
         .into_iter()
         .map(|vm| vm.map_or_else(|lost| *lost, |vm| complete(vm, confinement)))
@@ -189,12 +190,13 @@ fn start(
     luo: &dyn Orchestrator,
     mut entry: VmEntry,
     confinement: &Arc<Confinement>,
+    hints: MissingHints,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let start = tsc::now();
     match luo.retrieve_session(&vm_session(&entry.machine.name)) {
         Ok(session) => {
             let started =
-                begin(RamSource::new(Some(luo)), &session, &mut entry, start, confinement);
+                begin(RamSource::new(Some(luo)), &session, &mut entry, start, (confinement, hints));
             Ok(Arriving { entry, session, started })
         }
         Err(error) => {
@@ -211,7 +213,7 @@ fn begin(
     session: &Incoming,
     entry: &mut VmEntry,
     start: u64,
-    confinement: &Arc<Confinement>,
+    (confinement, hints): (&Arc<Confinement>, MissingHints),
 ) -> Result<Begun, IncomingError> {
     // The process starts while the memory is retrieved.
     let process = VmProcess::spawn(confinement)?;
@@ -232,7 +234,7 @@ fn begin(
         files.push(Role::Segment, segment.file().try_clone().map_err(IncomingError::Clone)?);
     }
     let (machine, bytes) = (entry.machine.clone(), entry.state_bytes);
-    let request = Request::Restore { machine, ram: ram.kind(), bytes };
+    let request = Request::Restore { machine, ram: ram.kind(), bytes, hints };
     process.build(request, &files.borrow())?;
     entry.ledger.enter("open", retrieved, tsc::now());
     Ok(Begun { process, segments, frames, console: files.console() })
@@ -299,10 +301,10 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
     let resumed = started.and_then(|begun| {
         let Begun { process, segments, console, .. } = begun;
         frames = begun.frames;
-        match process.reply()? {
-            Reply::Built => {}
+        let missing_hints = match process.reply()? {
+            Reply::Restored { missing_hints } => missing_hints,
             other => return Err(unexpected("restore", &other).into()),
-        }
+        };
         entry.ledger.enter("restore", waiting, tsc::now());
         let first_entry = match entry.running {
             true => match process.ask(Request::Resume)? {
@@ -311,6 +313,7 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
             },
             false => None,
         };
+        vm.note_missing_hints(missing_hints);
         let live = Live { process, segments, running: entry.running, stopping: None, console };
         Ok((live, first_entry))
     });
@@ -337,7 +340,9 @@ pub fn retry(
     session: Incoming,
     mut entry: VmEntry,
     confinement: &Arc<Confinement>,
+    hints: MissingHints,
 ) -> RestoredVm {
-    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now(), confinement);
+    let how = (confinement, hints);
+    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now(), how);
     complete(Arriving { entry, session, started }, confinement)
 }

@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::arch::x86_64::cpuid::{self, MissingFeature};
+use crate::arch::x86_64::cpuid::{self, Comparison, Missing, Uncarried};
 use crate::arch::x86_64::msr::{self, IA32_TSC_DEADLINE, Msr};
 use crate::kvm::clock::Passage;
 use crate::kvm::{Attempt, Capabilities, KvmError, uapi};
@@ -71,12 +71,31 @@ pub struct VcpuStateV1 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The host lacks CPU features that the guest's CPUID has.
+    /// The host lacks CPU features that the guest's CPUID has, and without which the guest cannot run.
     #[error(
-        "this host lacks CPU features that the guest uses: {}",
-        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        "this host lacks CPU features that the guest uses: {}. Update to a kernel, or on a machine, that has \
+         them",
+        list(.0)
     )]
-    Features(Vec<MissingFeature>),
+    Features(Vec<Missing>),
+    /// The host lacks hints that the guest's CPUID has, and they are not to be given up.
+    #[error(
+        "this host lacks what the guest was told of its processor's speed or safety: {}. `missing-hints` in \
+         [host] refuses that; `perennial ctl restore VM --force` continues the guest without them",
+        list(.0)
+    )]
+    Hints(Vec<Missing>),
+    /// The guest has features whose state no document has.
+    #[error("the guest uses CPU features whose state is not saved: {}", list(.0))]
+    Uncarried(Vec<Uncarried>),
+    /// The processors are of different makers, and the kernel of the guest has adapted itself to one.
+    #[error("the guest started on a processor of {document}, this host's is of {host}")]
+    Vendor {
+        /// In the document.
+        document: String,
+        /// Of this host.
+        host: String,
+    },
     /// The TSC runs at another rate and cannot be scaled.
     #[error(
         "the guest's TSC ran at {document} kHz, this host's runs at {host} kHz and cannot be scaled"
@@ -103,7 +122,28 @@ pub enum RestoreError {
     Kvm(#[from] KvmError),
 }
 
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 impl VcpuStateV1 {
+    /// Compares the guest's CPU features with this host's. Returns the hints that the host lacks. Errors if it
+    /// lacks something without which the guest cannot run.
+    pub fn missing_hints(&self, host: &Capabilities) -> Result<Vec<Missing>, RestoreError> {
+        let found = cpuid::compare(&self.cpuid, &host.supported);
+        let Comparison { vendors, lacking, hints, uncarried } = found;
+        if let Some((document, host)) = vendors {
+            return Err(RestoreError::Vendor { document, host });
+        }
+        if !uncarried.is_empty() {
+            return Err(RestoreError::Uncarried(uncarried));
+        }
+        match lacking.is_empty() {
+            true => Ok(hints),
+            false => Err(RestoreError::Features(lacking)),
+        }
+    }
+
     /// Reads the state of a vCPU. All vCPUs must be paused, with no exit half handled.
     pub fn save(id: u32, vcpu: &VcpuFd, host: &Capabilities) -> Result<Self, KvmError> {
         // First: this makes KVM process a pending INIT or SIPI, which changes the state that all
@@ -166,10 +206,8 @@ impl VcpuStateV1 {
             mp_state,
             events,
         } = self;
-        let missing = cpuid::missing_features(cpuid, &host.cpuid);
-        if !missing.is_empty() {
-            return Err(RestoreError::Features(missing));
-        }
+        // The caller decides about missing hints; they are no obstacle.
+        self.missing_hints(host)?;
         // First: the CPUID decides which registers, MSRs and XSAVE components the vCPU has.
         let entries = cpuid::to_kvm(cpuid).attempt("set the CPUID")?;
         vcpu.set_cpuid2(&entries).attempt("set the CPUID")?;

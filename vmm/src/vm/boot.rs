@@ -30,13 +30,16 @@ impl Vm {
     ) -> Result<Self, VmError> {
         let source = Source::take(&machine, fds)?;
         let parts = Parts::new(&machine, ram, fds, events)?;
+        let (cpu, offered) = (machine.cpu, &parts.capabilities.cpuid);
+        let offered = cpuid::baseline(offered, cpu)
+            .map_err(|missing| VmError::Baseline { cpu, missing: missing.join(", ") })?;
         irqchip::mask_pics(&parts.fd)?;
         let board = Board::new(&machine, &parts.wires(), fds)?;
         let memory = parts.ram.memory();
         let rsdp = acpi::write(memory, machine.cpus)?;
         let entry = source.load(memory, machine.ram_bytes, rsdp)?;
         for (id, vcpu) in (0..).zip(&parts.vcpus) {
-            let mut entries = cpuid::for_vcpu(&parts.capabilities.cpuid, id, machine.cpus);
+            let mut entries = cpuid::for_vcpu(&offered, id, machine.cpus);
             let tsc_khz = vcpu.get_tsc_khz().attempt("read the rate of the TSC")?;
             cpuid::add_frequencies(&mut entries, tsc_khz);
             let entries = cpuid::to_kvm(&entries).attempt("set the CPUID")?;

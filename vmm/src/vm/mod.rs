@@ -25,6 +25,7 @@ pub use state::{DevicesStateV1, SavedDevice, VmStateV1};
 
 use crate::arch::x86_64::acpi::AcpiError;
 use crate::arch::x86_64::boot::BootError;
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::registers::SetUpError;
 use crate::boot_disk::BootDiskError;
@@ -93,6 +94,17 @@ pub enum VmError {
     /// The devices cannot be put together.
     #[error("cannot put the machine together")]
     Board(#[from] BoardError),
+    /// The host lacks features of the processor that the guest is to find.
+    #[error(
+        "cpu = \"{cpu}\" needs features that this host cannot offer: {missing}. Give the VM a lower baseline, \
+         or another host"
+    )]
+    Baseline {
+        /// The processor.
+        cpu: CpuModel,
+        /// The names of the features.
+        missing: String,
+    },
     /// A machine without vCPUs.
     #[error("the machine has no vCPU")]
     NoVcpu,

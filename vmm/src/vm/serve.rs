@@ -14,9 +14,8 @@ use super::{Vm, VmError, calls};
 use crate::causes::{chain, panic_message};
 use crate::confine;
 use crate::link::{
-    Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Ram, Reply, Request, Role,
+    Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role,
 };
-use crate::machine::Machine;
 use crate::state::{StateError, document};
 
 /// The VM's process must end.
@@ -143,14 +142,18 @@ impl Process {
                 let events = self.first()?;
                 let vm = Vm::boot(machine, ram, &mut fds, events)?;
                 fds.finish()?;
-                Ok(self.keep(vm))
+                self.keep(vm);
+                Ok(Reply::Built)
             }
-            Request::Restore { machine, ram, bytes } => {
+            Request::Restore { machine, ram, bytes, hints } => {
                 let events = self.first()?;
-                let state = read_state(&mut fds, bytes)?;
-                let vm = restore(machine, &state, ram, &mut fds, events)?;
+                // The whole document is decoded to checked plain data before the first KVM call.
+                let state = document::read_document(&read_state(&mut fds, bytes)?)?;
+                let (vm, missing_hints) =
+                    Vm::restore(&machine, hints, state, ram, &mut fds, events)?;
                 fds.finish()?;
-                Ok(self.keep(vm))
+                self.keep(vm);
+                Ok(Reply::Restored { missing_hints })
             }
             Request::Resume => Ok(Reply::Resumed { first_entry_ticks: self.vm()?.resume()? }),
             Request::Pause => Ok(Reply::Paused { last_exit_ticks: self.vm()?.pause()? }),
@@ -175,10 +178,9 @@ impl Process {
     }
 
     /// Keeps the machine, which is built. From now on this thread only answers requests to it.
-    fn keep(&mut self, vm: Vm) -> Reply {
+    fn keep(&mut self, vm: Vm) {
         confine::thread(&calls::main(&vm.machine));
         self.vm = Some(vm);
-        Reply::Built
     }
 
     /// Returns the function that sends the machine's events to the host.
@@ -206,18 +208,6 @@ fn read_state(fds: &mut Fds, bytes: u64) -> Result<Vec<u8>, RequestError> {
     let mut state = vec![0; found as usize];
     file.read_exact_at(&mut state, 0).map_err(RequestError::Read)?;
     Ok(state)
-}
-
-fn restore(
-    machine: Machine,
-    state: &[u8],
-    ram: Ram,
-    fds: &mut Fds,
-    events: impl Fn(Event) + Send + Sync + 'static,
-) -> Result<Vm, RequestError> {
-    // The whole document is decoded to checked plain data before the first KVM call.
-    let state = document::read_document(state)?;
-    Ok(Vm::restore(&machine, state, ram, fds, events)?)
 }
 
 fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {

@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vmm_sys_util::epoll::EventSet;
 
 use super::*;
+use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::catalog::DeviceOptions;
 use crate::devices::files::Opened;
 use crate::devices::identity::Identity;
@@ -39,6 +40,7 @@ fn machine() -> Machine {
         name: VmName::new("a-vm").unwrap(),
         ram_bytes: 64 << 20,
         cpus: 1,
+        cpu: CpuModel::Host,
         boot: DiskBoot::default().into(),
         devices: place(vec![serial, disk(), disk()]),
     }

@@ -312,14 +312,36 @@ fn a_processor_that_this_host_cannot_give_is_refused_by_feature_and_nothing_is_s
     before.vcpu.set_regs(&Raw::pattern(1).0).unwrap();
     let (mut saved, reset) = (save(&before), save(&after).regs);
     let leaf = saved.cpuid.iter_mut().find(|entry| entry.function == 7 && entry.index == 0);
-    // SGX is on no guest's list.
-    leaf.expect("leaf 7").ebx |= 1 << 2;
+    // Bit 12 is on no guest's list.
+    leaf.expect("leaf 7").ebx |= 1 << 12;
     let error = saved.restore(&after.vcpu, &after.capabilities, NO_TIME).unwrap_err();
     assert!(matches!(&error, RestoreError::Features(missing) if missing.len() == 1), "{error:?}");
     let text = error.to_string();
-    assert!(text.contains("CPUID leaf 0x7 subleaf 0 Ebx: the document has 0x"), "{text}");
-    assert!(text.ends_with("bits 0x00000004 are missing"), "{text}");
+    let wanted = "uses: bit 12 (CPUID leaf 0x7 subleaf 0 Ebx: the document has 0x";
+    assert!(text.contains(wanted), "{text}");
+    // SGX and hints: state that is not saved is a refusal, a missing hint is not.
+    let leaf =
+        saved.cpuid.iter_mut().find(|entry| entry.function == 7 && entry.index == 0).unwrap();
+    leaf.ebx = leaf.ebx & !(1 << 12) | 1 << 2;
+    let error = saved.restore(&after.vcpu, &after.capabilities, NO_TIME).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the guest uses CPU features whose state is not saved: sgx ("),
+        "{error}"
+    );
     assert_eq!(save(&after).regs, reset);
+    let leaf =
+        saved.cpuid.iter_mut().find(|entry| entry.function == 7 && entry.index == 0).unwrap();
+    (leaf.ebx, leaf.edx) = (leaf.ebx & !(1 << 2), leaf.edx | 1 << 10);
+    let host = {
+        let mut host = Capabilities::clone(&after.capabilities);
+        let leaf = host.supported.iter_mut().find(|entry| entry.function == 7 && entry.index == 0);
+        leaf.unwrap().edx &= !(1 << 10);
+        host
+    };
+    let hints = saved.missing_hints(&host).unwrap();
+    assert_eq!(hints.iter().flat_map(|hint| hint.names.clone()).collect::<Vec<_>>(), ["md_clear"]);
+    saved.restore(&after.vcpu, &host, NO_TIME).unwrap();
+    assert_eq!(save(&after).regs, saved.regs);
 }
 
 #[test]
