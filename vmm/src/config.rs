@@ -6,12 +6,15 @@
 
 mod confinement;
 mod network;
+mod restart;
 
 pub use confinement::{Confine, FirstUser, USERS};
 pub use network::{Address, HostAddress, NetworkSection};
+pub use restart::Restart;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +104,8 @@ pub struct Config {
     pub update: UpdateSection,
     /// The VMs, in the order of the file.
     pub machines: Vec<Machine>,
+    /// When the host boots a VM again that has ended; VMs with the default are not in it.
+    pub restart: BTreeMap<VmName, Restart>,
 }
 
 /// `[host]`.
@@ -200,6 +205,18 @@ pub struct UpdateSection {
     /// Its command line; the host adds the parameters that the kernel's LUO needs. For a pool, it
     /// must have the same `memmap=` as the running kernel's.
     pub cmdline: String,
+    /// How many seconds the blackout may take; when they have passed, everything is undone.
+    pub budget: Option<u32>,
+}
+
+/// How many seconds a blackout may take if the configuration does not say.
+const BUDGET_S: u32 = 60;
+
+impl UpdateSection {
+    /// How long the blackout may take.
+    pub fn budget(&self) -> Duration {
+        Duration::from_secs(self.budget.unwrap_or(BUDGET_S).into())
+    }
 }
 
 #[derive(Deserialize)]
@@ -221,6 +238,8 @@ struct VmSection {
     cpus: u32,
     #[serde(default)]
     cpu: CpuModel,
+    #[serde(default)]
+    restart: Restart,
     boot: Option<BootFrom>,
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
@@ -240,8 +259,8 @@ pub enum BootFrom {
 }
 
 /// The keys of a VM's section that are not for devices.
-const VM_KEYS: [&str; 8] =
-    ["name", "memory", "cpus", "cpu", "boot", "kernel", "initramfs", "cmdline"];
+const VM_KEYS: [&str; 9] =
+    ["name", "memory", "cpus", "cpu", "restart", "boot", "kernel", "initramfs", "cmdline"];
 
 /// The value of a device's key.
 #[derive(Deserialize)]
@@ -271,6 +290,7 @@ impl Config {
         if let Some(network) = &file.host.network {
             network.check().map_err(ConfigError::Network)?;
         }
+        let policies: Vec<Restart> = file.vm.iter().map(|vm| vm.restart).collect();
         let machines = file.vm.into_iter().map(VmSection::check).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         for machine in &machines {
@@ -278,7 +298,14 @@ impl Config {
                 return Err(ConfigError::DuplicateName(machine.name.clone()));
             }
         }
-        Ok(Self { host: file.host, update: file.update, machines })
+        let restart = machines.iter().map(|machine| machine.name.clone()).zip(policies);
+        let restart = restart.filter(|(_, policy)| *policy != Restart::default()).collect();
+        Ok(Self { host: file.host, update: file.update, machines, restart })
+    }
+
+    /// Returns when the host boots the VM of this name again after it has ended.
+    pub fn restart(&self, vm: &VmName) -> Restart {
+        self.restart.get(vm).copied().unwrap_or_default()
     }
 }
 
@@ -394,6 +421,7 @@ mod tests {
         control-port = "perennial.control"
         mounts = [{ source = "/dev/vda", target = "/data", type = "ext4" }]
         [update]
+        budget = 5
         kernel = "/data/next/bzImage"
         cmdline = "console=ttyS0"
         [[vm]]
@@ -438,6 +466,8 @@ mod tests {
         assert_eq!(config.host.mounts[0].target, Path::new("/data"));
         assert_eq!(config.host.stop_within_s(), 90);
         assert_eq!(HostSection::default().stop_within_s(), 60);
+        assert_eq!(config.update.budget(), Duration::from_secs(5));
+        assert_eq!(UpdateSection::default().budget(), Duration::from_secs(60));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub use event::{Event, Transaction, now_ms};
 pub use stream::{Lines, StreamError};
 
 use crate::arch::x86_64::cpuid::CpuModel;
+use crate::config::Restart;
 use crate::devices::network::Link;
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
@@ -163,6 +164,9 @@ pub struct UpdateCall {
     /// Compare the page frames of guest RAM before and after.
     #[serde(default)]
     pub verify_frames: bool,
+    /// VMs that are left out: they end with this host, and are stopped on the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<VmName>,
 }
 
 /// The arguments of a handover.
@@ -174,6 +178,9 @@ pub struct HandoverCall {
     /// Do everything before this step, then undo it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_before: Option<Step>,
+    /// VMs that are left out: they end with this host, and are stopped on the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<VmName>,
 }
 
 /// One line to a client.
@@ -251,7 +258,7 @@ pub struct Resources {
 pub struct VmStatus {
     /// The VM's name.
     pub name: VmName,
-    /// `running`, `stopping` (it runs, and its guest was asked to shut down), `paused`, `stopped`, `failed`, `preserved` (its restore failed, its memory is kept), or
+    /// `running`, `stopping` (it runs, and its guest was asked to shut down), `paused`, `stopped`, `failed`, `restarting` (it has ended and boots again), `preserved` (its restore failed, its memory is kept), or
     /// `withheld` (not started, because it may be preserved where this host cannot reach it).
     pub state: String,
     /// Guest RAM, in bytes.
@@ -261,6 +268,15 @@ pub struct VmStatus {
     /// The processor that its guest finds.
     #[serde(default)]
     pub cpu: CpuModel,
+    /// When the host boots the VM again after it has ended by itself.
+    #[serde(default)]
+    pub restart: Restart,
+    /// How often the VM has booted again under this host.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Milliseconds until the VM boots again, if it is `restarting`.
+    #[serde(default)]
+    pub next_boot_ms: Option<u64>,
     /// What the guest was told of its processor's speed or safety, on another host, and is not true of this one.
     #[serde(default)]
     pub missing_hints: Vec<String>,

@@ -117,6 +117,9 @@ enum Command {
         /// Compare the page frames of guest RAM before and after
         #[arg(long)]
         verify_frames: bool,
+        /// A VM to leave out: it ends with this host, its memory is lost; may be given several times
+        #[arg(long, value_name = "VM", value_parser = vm_name)]
+        without: Vec<VmName>,
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {
@@ -127,6 +130,9 @@ enum Command {
         /// preserve-state, sync or jump
         #[arg(long, value_name = "STEP", value_parser = step)]
         stop_before: Option<Step>,
+        /// A VM to leave out: it ends with this host, its memory is lost; may be given several times
+        #[arg(long, value_name = "VM", value_parser = vm_name)]
+        without: Vec<VmName>,
     },
     /// Print when each phase of the last live update or handover began and ended
     Report,
@@ -206,12 +212,13 @@ impl From<Command> for api::Command {
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
-            Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames } => {
-                let update = UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames };
+            Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames, without } => {
+                let update =
+                    UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames, without };
                 Self::Update(update)
             }
-            Command::Handover { program, stop_before } => {
-                Self::Handover(HandoverCall { program, stop_before })
+            Command::Handover { program, stop_before, without } => {
+                Self::Handover(HandoverCall { program, stop_before, without })
             }
             Command::Report => Self::Report,
             Command::Events => Self::Events,

@@ -75,7 +75,8 @@ fn state_error(file: &Path, source: StateError) -> Error {
 /// Decodes a document completely, and returns a description of it.
 fn check(bytes: &[u8]) -> Result<String, StateError> {
     let root = document::decode(bytes)?;
-    if Reader::new(&root, "")?.is_compatible(Manifest::COMPATIBLE[0]) {
+    let reader = Reader::new(&root, "")?;
+    if Manifest::COMPATIBLE.iter().any(|binding| reader.is_compatible(binding)) {
         let manifest: Manifest = read_node(&root, "")?;
         let count = manifest.vms.len();
         return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));

@@ -62,6 +62,8 @@ pub const EVERY_THREAD: &[Call] = &[
     Call::any(libc::SYS_readv),
     Call::any(libc::SYS_writev),
     Call::any(libc::SYS_close),
+    // A debug build checks before it closes a file that the file is open.
+    Call::one_of(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32]),
     // Events to the host, from any thread.
     Call::any(libc::SYS_sendmsg),
     // Locks, channels, joins.

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -15,6 +15,10 @@ use rustix::time::Timespec;
 use crate::config::USERS;
 use crate::devices::network::Link;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
+
+/// How long a VM's process may take to answer, before it counts as hung. Long enough for hosts whose
+/// CPUs are emulated.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Most unread events. A VM sends only a few events in its whole life.
 const MAX_EVENTS: usize = 256;
@@ -71,6 +75,17 @@ pub enum ProcessError {
         /// The chain of causes that the process gave, outermost first.
         #[source]
         source: Reasons,
+    },
+    /// The process has not answered by a deadline. It owes the answer.
+    #[error(
+        "the VM's process has not answered within {within:?} (request: {request}): it hangs, or the host is \
+         overloaded. `stop --now` ends the VM, and `--without` leaves it out"
+    )]
+    Late {
+        /// The request, in words.
+        request: &'static str,
+        /// How long it had.
+        within: Duration,
     },
     /// The process sent a reply of the wrong kind.
     #[error("the VM's process sent {reply}, which is no answer to the request ({request})")]
@@ -177,47 +192,24 @@ impl Conversation {
         Ok(())
     }
 
-    /// Waits for the answer to the oldest unanswered request whose answer is awaited.
+    /// Waits for the answer to the oldest unanswered request whose answer is awaited. Errors if it has not come
+    /// within [`ANSWER_WITHIN`]; the process owes it then, and it is dropped when it comes.
     pub fn reply(&self) -> Result<Reply, ProcessError> {
-        loop {
-            let oldest = self.unanswered.borrow_mut().pop_front();
-            let request = oldest.map_or(NO_REQUEST, |oldest| oldest.request);
-            match self.answer(request) {
-                answer if oldest.is_none_or(|oldest| oldest.awaited) => return answer,
-                Ok(_) => {}
-                Err(refused @ ProcessError::Refused { .. }) => log(&refused),
-                Err(error) => return Err(error),
+        let awaited = self.unanswered.borrow().iter().find(|r| r.awaited).map(|r| r.request);
+        let request = awaited.unwrap_or(NO_REQUEST);
+        match self.answer_by(Instant::now() + ANSWER_WITHIN)? {
+            Some(Reply::Failed(chain)) => {
+                Err(ProcessError::Refused { request, source: Reasons::new(chain) })
             }
-        }
-    }
-
-    /// Waits for the next answer, which is to this request.
-    fn answer(&self, request: &'static str) -> Result<Reply, ProcessError> {
-        loop {
-            let (message, _) = self.channel.receive::<FromVm>().map_err(|source| {
-                match (&source, self.events.borrow().back()) {
-                    (LinkError::Closed, Some(Event::Crashed(why))) => {
-                        ProcessError::Crashed { request, why: why.clone() }
-                    }
-                    _ => link(request, source),
-                }
-            })?;
-            match message {
-                FromVm::Event(event) => {
-                    self.queue_event(event).map_err(|source| link(request, source))?
-                }
-                FromVm::Reply(Reply::Failed(chain)) => {
-                    return Err(ProcessError::Refused { request, source: Reasons::new(chain) });
-                }
-                FromVm::Reply(reply) => return Ok(reply),
-            }
+            Some(reply) => Ok(reply),
+            None => Err(link(request, LinkError::TimedOut)),
         }
     }
 
     /// Sends a request without fds and waits for its answer. Drops the answers to earlier requests, which come
     /// first: the caller stopped waiting for those when another VM failed.
     pub fn ask(&self, request: Request) -> Result<Reply, ProcessError> {
-        self.unanswered.borrow_mut().iter_mut().for_each(|earlier| earlier.awaited = false);
+        self.stop_waiting();
         self.send(request, &[])?;
         self.reply()
     }
@@ -238,41 +230,66 @@ impl Conversation {
         Ok(true)
     }
 
-    /// Waits until `deadline` for the answer to a [`query`](Self::query). Returns `None` if there is none by then;
-    /// it is dropped when it comes.
+    /// Waits until `deadline` for the answer to the oldest request whose answer is awaited. Returns `None` if
+    /// there is none by then; the process owes it, and it is dropped when it comes.
     pub fn answer_by(&self, deadline: Instant) -> Result<Option<Reply>, ProcessError> {
-        loop {
-            let awaits = |request: &Unanswered| request.awaited;
-            let Some(request) = self.unanswered.borrow().iter().find(|r| awaits(r)).copied() else {
-                return Ok(None);
-            };
-            let request = request.request;
+        while self.awaits() {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).unwrap_or_default();
             let mut readable = [PollFd::new(&self.channel, PollFlags::IN)];
             match poll(&mut readable, Some(&left)) {
                 Ok(0) => {
-                    let mut unanswered = self.unanswered.borrow_mut();
-                    unanswered.iter_mut().for_each(|request| request.awaited = false);
+                    self.stop_waiting();
                     return Ok(None);
                 }
                 Ok(_) => {}
                 Err(errno) if errno == rustix::io::Errno::INTR => continue,
-                Err(errno) => return Err(link(request, LinkError::Socket(errno.into()))),
+                Err(errno) => return Err(link(NO_REQUEST, LinkError::Socket(errno.into()))),
             }
-            let received = self.channel.receive::<FromVm>();
-            match received.map_err(|source| link(request, source))?.0 {
-                FromVm::Event(event) => {
-                    self.queue_event(event).map_err(|source| link(request, source))?;
+            if let Some(reply) = self.take_message()? {
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
+    }
+
+    fn oldest(&self) -> &'static str {
+        self.unanswered.borrow().front().map_or(NO_REQUEST, |oldest| oldest.request)
+    }
+
+    /// Whether the answer to a request is awaited.
+    pub fn awaits(&self) -> bool {
+        self.unanswered.borrow().iter().any(|request| request.awaited)
+    }
+
+    /// Waits for no answer any more: those that the process owes are dropped when they come.
+    pub fn stop_waiting(&self) {
+        self.unanswered.borrow_mut().iter_mut().for_each(|request| request.awaited = false);
+    }
+
+    /// Takes the next message. Returns the answer if it is one that is awaited.
+    pub fn take_message(&self) -> Result<Option<Reply>, ProcessError> {
+        let request = self.oldest();
+        let received = self.channel.receive::<FromVm>();
+        let (message, _) = received.map_err(|source| match (&source, self.last_event()) {
+            (LinkError::Closed, Some(Event::Crashed(why))) => {
+                ProcessError::Crashed { request, why }
+            }
+            _ => link(request, source),
+        })?;
+        match message {
+            FromVm::Event(event) => {
+                self.queue_event(event).map_err(|source| link(request, source))?;
+                Ok(None)
+            }
+            FromVm::Reply(reply) => {
+                let oldest = self.unanswered.borrow().front().copied();
+                if oldest.is_some_and(|oldest| oldest.awaited) {
+                    self.unanswered.borrow_mut().pop_front();
+                    return Ok(Some(reply));
                 }
-                FromVm::Reply(reply) => {
-                    let oldest = self.unanswered.borrow().front().copied();
-                    if oldest.is_some_and(|oldest| oldest.awaited) {
-                        self.unanswered.borrow_mut().pop_front();
-                        return Ok(Some(reply));
-                    }
-                    self.take_unawaited(reply)?;
-                }
+                self.take_unawaited(reply)?;
+                Ok(None)
             }
         }
     }
@@ -280,6 +297,11 @@ impl Conversation {
     /// Whether there are unread events.
     pub fn has_events(&self) -> bool {
         !self.events.borrow().is_empty()
+    }
+
+    /// Returns the last unread event.
+    pub fn last_event(&self) -> Option<Event> {
+        self.events.borrow().back().cloned()
     }
 
     /// Returns the last event of a process that has ended. Skips replies and malformed messages.
@@ -365,6 +387,61 @@ fn log(error: &ProcessError) {
 
 fn link(request: &'static str, source: LinkError) -> ProcessError {
     ProcessError::Link { request, source }
+}
+
+/// Waits until `deadline` for the answers of all of `conversations` at the same time, each of which awaits one.
+/// Calls `answered` with the index and the answer of each when it comes, and stops waiting at the first error
+/// that this returns. Returns the indices of those that have not answered by then.
+pub fn collect<E>(
+    conversations: &[&Conversation],
+    deadline: Instant,
+    mut answered: impl FnMut(usize, Result<Reply, ProcessError>) -> Result<(), E>,
+) -> Result<Vec<usize>, E> {
+    let mut waiting: Vec<usize> = (0..conversations.len()).collect();
+    let result = loop {
+        if waiting.is_empty() {
+            break Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        let mut fds: Vec<_> = waiting
+            .iter()
+            .map(|index| PollFd::from_borrowed_fd(conversations[*index].as_fd(), PollFlags::IN))
+            .collect();
+        let ready = match poll(&mut fds, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) | Ok(0) => break Ok(()),
+            Ok(_) => fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>(),
+        };
+        let mut failed = None;
+        let mut ready = ready.into_iter();
+        waiting.retain(|index| {
+            if failed.is_some() || !ready.next().unwrap_or(false) {
+                return true;
+            }
+            let conversation = conversations[*index];
+            let request = conversation.oldest();
+            let answer = match conversation.take_message() {
+                Ok(None) => return true,
+                Ok(Some(Reply::Failed(chain))) => {
+                    Err(ProcessError::Refused { request, source: Reasons::new(chain) })
+                }
+                Ok(Some(reply)) => Ok(reply),
+                Err(error) => Err(error),
+            };
+            failed = answered(*index, answer).err();
+            false
+        });
+        if let Some(error) = failed {
+            break Err(error);
+        }
+        // A process that only sends events does not keep the host waiting.
+        if left.is_zero() {
+            break Ok(());
+        }
+    };
+    waiting.iter().for_each(|index| conversations[*index].stop_waiting());
+    result.map(|()| waiting)
 }
 
 /// The error for a reply that does not fit its request.

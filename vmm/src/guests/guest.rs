@@ -19,6 +19,7 @@ use std::time::Instant;
 use guest_mem::{Layout, Segment};
 use luo::Incoming;
 
+use super::again::Waiting;
 use super::confinement::Confinement;
 use super::conversation::{ProcessError, unexpected};
 use super::entry::VmEntry;
@@ -26,8 +27,8 @@ use super::files::{Files, OpenError};
 use super::memfd::document_memfd;
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
-use super::resets::Resets;
-use crate::link::{Event, Ram, Reply, Request, Role};
+use super::restarts::{End, Restarts};
+use crate::link::{Event, LinkError, Ram, Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
 
@@ -244,7 +245,8 @@ pub struct Guest {
     confinement: Arc<Confinement>,
     /// The state of the VM's life.
     pub life: Life,
-    resets: Resets,
+    pub(super) restarts: Restarts,
+    pub(super) waiting: Option<Waiting>,
     /// Hints in the guest's CPUID, from the host on which it booted, that are not true of this host.
     pub(super) missing_hints: Vec<String>,
 }
@@ -253,13 +255,20 @@ impl Guest {
     /// Returns a VM that is switched off.
     pub fn new(machine: Machine, confinement: &Arc<Confinement>) -> Self {
         let confinement = confinement.clone();
-        let (resets, missing_hints) = (Resets::default(), Vec::new());
-        Self { machine, confinement, life: Life::Stopped, resets, missing_hints }
+        Self {
+            machine,
+            confinement,
+            life: Life::Stopped,
+            restarts: Restarts::default(),
+            waiting: None,
+            missing_hints: Vec::new(),
+        }
     }
 
     /// Returns the name of the state in the API.
     pub fn state(&self) -> &'static str {
         match &self.life {
+            _ if self.waiting.is_some() => "restarting",
             Life::Stopped => "stopped",
             Life::Failed(_) => "failed",
             Life::Live(live) if live.running && live.stopping.is_some() => "stopping",
@@ -302,11 +311,14 @@ impl Guest {
     /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Errors unless the
     /// VM is stopped or failed.
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
-        self.resets.boots(Instant::now(), true);
+        if matches!(self.life, Life::Stopped | Life::Failed(_)) {
+            self.waiting = None;
+            self.restarts.boots(Instant::now(), true);
+        }
         self.boot_again(ram)
     }
 
-    fn boot_again(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
+    pub(super) fn boot_again(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) => {}
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
@@ -397,7 +409,16 @@ impl Guest {
         if live.running == running {
             return Err(wrong);
         }
-        live.process.ask(request).map_err(|source| GuestError::Process { name, source })?;
+        let asked = live.process.ask(request);
+        let is_late = matches!(&asked, Err(ProcessError::Link { source: LinkError::TimedOut, .. }));
+        match running {
+            // When the process answers, it has paused; it resumes then, as if it had not been asked.
+            false if is_late => drop(live.process.notify(Request::Resume)),
+            // When the process answers, it has resumed.
+            _ if is_late => live.running = true,
+            _ => {}
+        }
+        asked.map_err(|source| GuestError::Process { name, source })?;
         live.running = running;
         Ok(())
     }
@@ -498,45 +519,54 @@ impl Guest {
 
     /// Ends the VM at once. A preserved VM loses its memory.
     pub fn stop(&mut self) {
+        self.waiting = None;
         self.life = Life::Stopped;
     }
 
-    /// Handles an event of the VM's process, or the end of the process (`None`).
-    pub fn on_event(&mut self, event: Option<Event>, ram: RamSource<'_>) {
+    /// Handles an event of the VM's process, or the end of the process (`None`). A VM that boots again does so
+    /// when [`boot_if_due`](Self::boot_if_due) is called next, or later.
+    pub fn on_event(&mut self, event: Option<Event>) {
+        if !self.is_live() {
+            return;
+        }
         let name = &self.machine.name;
+        // An operator asked for the end: the VM does not boot again, however it ends.
+        let was_asked = self.stopping().is_some();
         match event {
-            Some(Event::Shutdown) => {
+            Some(Event::Shutdown) if was_asked => {
                 tracing::info!("VM `{name}` has shut down");
                 self.life = Life::Stopped;
             }
-            Some(Event::Reset) if self.stopping().is_some() => {
+            Some(Event::Shutdown) => {
+                tracing::info!("VM `{name}` has shut down");
+                let down = self.links_down();
+                self.ends(End::PowerOff, Life::Stopped, down);
+            }
+            Some(Event::Reset) if was_asked => {
                 tracing::info!("VM `{name}` was asked to shut down and resets: it is stopped");
                 self.life = Life::Stopped;
             }
             Some(Event::Reset) => {
                 tracing::info!("VM `{name}` resets");
                 let down = self.links_down();
-                self.life = Life::Stopped;
-                let now = Instant::now();
-                if let Some(why) = self.resets.resets(now) {
-                    return self.fail(vec![why]);
-                }
-                self.resets.boots(now, false);
-                if let Err(error) = self.boot_again(ram) {
-                    let why = crate::causes::chain(&error);
-                    tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
-                    self.life = Life::Failed(why);
-                }
-                self.take_down(&down);
+                self.ends(End::Reset, Life::Stopped, down);
             }
             // The conversation with the process keeps it.
             Some(Event::Link { .. }) => {}
-            Some(Event::Crashed(why)) => self.fail(vec![why]),
-            None => self.fail(vec!["its process ended".to_owned()]),
+            Some(Event::Crashed(why)) => self.crashed(why, was_asked),
+            None => self.crashed("its process ended".to_owned(), was_asked),
         }
     }
 
-    fn fail(&mut self, why: Vec<String>) {
+    fn crashed(&mut self, why: String, was_asked: bool) {
+        let down = self.links_down();
+        self.fail(vec![why.clone()]);
+        if !was_asked {
+            self.ends(End::Failure, Life::Failed(vec![why]), down);
+        }
+    }
+
+    pub(super) fn fail(&mut self, why: Vec<String>) {
         tracing::error!("VM `{}` failed: {}", self.machine.name, why.join(": "));
         self.life = Life::Failed(why);
     }

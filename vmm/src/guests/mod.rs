@@ -1,6 +1,7 @@
 //! VMs as the host holds them: each with its description, its open files, its RAM, and a process to which
 //! the host sends requests. Both `host` and `live_update` use this module, so it imports neither.
 
+mod again;
 pub mod confinement;
 pub mod conversation;
 pub mod entry;
@@ -12,7 +13,7 @@ mod links;
 pub mod memfd;
 pub mod process;
 pub mod ram;
-mod resets;
+mod restarts;
 pub mod storage;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

@@ -4,18 +4,13 @@ use std::cell::OnceCell;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::process::Pid;
 
 use super::confinement::{Confinement, User};
-use super::conversation::{Conversation, ProcessError, unexpected};
+use super::conversation::{ANSWER_WITHIN, Conversation, ProcessError, unexpected};
 use crate::confine::{self, Process};
 use crate::link::{Channel, Reply, Request, Role};
-
-/// How long a VM's process may take to answer, before it counts as hung. Long enough for hosts whose
-/// CPUs are emulated.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// The subcommand of a VM's process.
 const COMMAND: &str = "vmm";

@@ -43,6 +43,7 @@ impl Host {
             report: None,
             unfinished: Vec::new(),
             next: None,
+            left_out: Vec::new(),
             started_ticks: 0,
             is_alone: true,
             instance: None,
@@ -51,7 +52,7 @@ impl Host {
 
     /// Whether this is a host of `perennial run` none of whose VMs is left.
     pub(super) fn has_nothing_left(&self) -> bool {
-        self.is_alone && !self.vms.iter().any(|vm| matches!(vm.life, Life::Live(_)))
+        self.is_alone && !self.vms.iter().any(|vm| vm.is_live() || vm.next_boot().is_some())
     }
 }
 

@@ -37,6 +37,7 @@ pub use error::HostError;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
@@ -90,6 +91,8 @@ pub struct Host {
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
     /// outlives this process.
     next: Option<LoadedImage>,
+    /// VMs that the live update which systemd was asked for leaves out.
+    left_out: Vec<VmName>,
     started_ticks: u64,
     /// Whether this is the host of `perennial run`, which ends with its VM.
     is_alone: bool,
@@ -163,6 +166,7 @@ impl Host {
             report: kept_report,
             unfinished: Vec::new(),
             next: None,
+            left_out: Vec::new(),
             started_ticks,
             is_alone: false,
             instance,
@@ -207,6 +211,7 @@ impl Host {
             Some(arrival) => self.resume_vms(arrival, keeper.as_ref()),
             None => self.boot_vms(),
         }
+        self.apply_restart_policies();
     }
 
     /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
@@ -215,6 +220,7 @@ impl Host {
         let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
         for machine in self.config.machines.iter().cloned() {
             let mut vm = Guest::new(machine, &self.confinement);
+            vm.set_restart(self.config.restart(&vm.machine.name));
             match unreachable {
                 Some(none) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
                     vm.withhold(&none.why, self.kernel_entry.ticket().is_some());
@@ -224,7 +230,7 @@ impl Host {
                     if let Err(error) = vm.boot(ram) {
                         let why = chain(&error);
                         tracing::error!("{}", why.join(": "));
-                        vm.life = Life::Failed(why);
+                        vm.did_not_boot(why);
                     }
                 }
             }
@@ -275,6 +281,12 @@ impl Host {
             false => self.unfinished.push(session),
         }
         self.keep_report();
+        for machine in manifest.boots {
+            tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
+            let mut vm = Guest::new(machine, &self.confinement);
+            vm.boot_soon();
+            self.vms.push(vm);
+        }
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
         let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
@@ -293,8 +305,32 @@ impl Host {
 
     /// Handles an event of the process of VM `index`, or the end of the process (`None`).
     fn on_event(&mut self, index: usize, event: Option<crate::link::Event>) {
-        let ram = ram_source(&self.luo, &self.vms, index);
-        self.vms[index].on_event(event, ram);
+        self.vms[index].on_event(event);
+        self.boot_if_due(index);
+    }
+
+    /// Boots the VMs again whose time has come.
+    fn boot_due(&mut self) {
+        (0..self.vms.len()).for_each(|index| self.boot_if_due(index));
+    }
+
+    fn boot_if_due(&mut self, index: usize) {
+        if self.vms[index].next_boot().is_some() {
+            let ram = ram_source(&self.luo, &self.vms, index);
+            self.vms[index].boot_if_due(ram);
+        }
+    }
+
+    /// Returns when the next VM boots again.
+    fn next_boot(&self) -> Option<Instant> {
+        self.vms.iter().filter_map(Guest::next_boot).min()
+    }
+
+    /// Gives every VM the policy that the configuration has for it.
+    fn apply_restart_policies(&mut self) {
+        for vm in &mut self.vms {
+            vm.set_restart(self.config.restart(&vm.machine.name));
+        }
     }
 
     /// Tries again to restore a preserved VM. `force` continues its guest also if the host lacks hints of the
@@ -321,6 +357,7 @@ impl Host {
             _ => None,
         };
         *vm = restored;
+        vm.set_restart(self.config.restart(name));
         self.unfinished.extend(session.and_then(finish));
         self.finish_the_rest();
         self.update_report(name);
@@ -382,7 +419,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
-        self.check_none_stops()?;
+        self.check_none_stops(&call.without)?;
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
             Ok(luo) => luo,
@@ -391,6 +428,7 @@ impl Host {
         let plan = outgoing::Plan {
             stop_before: call.stop_before,
             verify_frames: call.verify_frames,
+            without: call.without,
             ..self.plan(Destination::Kernel(next), observer)
         };
         Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan)?)
@@ -402,6 +440,8 @@ impl Host {
             destination,
             stop_before: None,
             verify_frames: false,
+            without: self.left_out.clone(),
+            budget: self.config.update.budget(),
             number: self.number + 1,
             config: self.config_text.clone(),
             pool: if in_pool { self.pool.clone() } else { None },
@@ -432,7 +472,7 @@ impl Host {
 
     /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
-        self.check_none_stops()?;
+        self.check_none_stops(&call.without)?;
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
@@ -441,6 +481,7 @@ impl Host {
         service::ask_for_kexec()?;
         tracing::info!("live update {} begins: systemd was asked for it", self.number + 1);
         self.next = Some(image);
+        self.left_out = call.without;
         Ok(())
     }
 
@@ -484,7 +525,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
-        self.check_none_stops()?;
+        self.check_none_stops(&call.without)?;
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.may_hold_vms => return Err(HostError::Withheld),
@@ -502,6 +543,8 @@ impl Host {
             stop_before: call.stop_before,
             // A keeper does not pin pages: the kernel may move the pages of a memfd at any time.
             verify_frames: false,
+            without: call.without,
+            budget: self.config.update.budget(),
             number: self.number,
             config: self.config_text.clone(),
             pool: None,

@@ -160,6 +160,9 @@ impl Server {
                     thread::sleep(RETRY_PAUSE);
                 }
             }
+            if !self.stops.host_ends() {
+                host.boot_due();
+            }
             for (whom, line) in self.stops.round(host) {
                 self.tell(whom, &line);
             }
@@ -243,8 +246,10 @@ impl Server {
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let stop = host.stop_deadline();
         let stop = stop.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let boot = host.next_boot().filter(|_| !self.stops.host_ends());
+        let boot = boot.map(|at| at.saturating_duration_since(Instant::now()));
         let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
-        [heard, stop, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
+        [heard, stop, boot, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
     }
 
     fn handle(&mut self, source: Source, host: &mut Host) {

@@ -1,6 +1,7 @@
 //! The answer to `status`: the host, its kernel, and its VMs.
 
 use std::path::Path;
+use std::time::Instant;
 
 use luo::Backend;
 
@@ -65,6 +66,12 @@ fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
         cpu: vm.machine.cpu,
+        restart: vm.restart(),
+        restarts: vm.restart_count(),
+        next_boot_ms: vm.next_boot().map(|at| {
+            u64::try_from(at.saturating_duration_since(Instant::now()).as_millis())
+                .unwrap_or(u64::MAX)
+        }),
         missing_hints: vm.missing_hints().to_vec(),
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
         console: live.and_then(|live| live.console.clone()),

@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Host, HostError, find};
+use super::{Host, HostError, find, index_of};
 use crate::api::{Answer, Ended, Line};
 use crate::causes::chain;
 use crate::guests::Life;
@@ -79,6 +79,7 @@ impl<C: Copy + PartialEq> Stops<C> {
     pub(super) fn end_host(&mut self, host: &mut Host, request: Option<(C, u64)>, within_s: u32) {
         self.ending.get_or_insert_default().extend(request);
         for vm in &mut host.vms {
+            vm.stay_ended();
             let Life::Live(live) = &vm.life else { continue };
             let name = vm.machine.name.clone();
             if within_s == 0 || !live.running {
@@ -141,9 +142,12 @@ impl Host {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
     }
 
-    /// Errors if a VM is stopping: the next host would not know its deadline.
-    pub(super) fn check_none_stops(&self) -> Result<(), HostError> {
-        match self.vms.iter().find(|vm| vm.stopping().is_some()) {
+    /// Errors if a VM that is not left out is stopping: the next host would not know its deadline. Errors if there
+    /// is no VM of a name that is to be left out.
+    pub(super) fn check_none_stops(&self, without: &[VmName]) -> Result<(), HostError> {
+        without.iter().try_for_each(|name| index_of(&self.vms, name).map(drop))?;
+        let mut staying = self.vms.iter().filter(|vm| !without.contains(&vm.machine.name));
+        match staying.find(|vm| vm.stopping().is_some()) {
             Some(vm) => Err(HostError::Stopping(vm.machine.name.clone())),
             None => Ok(()),
         }

@@ -20,7 +20,7 @@ pub mod uapi;
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_VM_TSC_CONTROL, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_xsave,
+    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -113,6 +113,17 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Adds to `supported` what a vCPU shows its guest beyond that. A KVM that cannot intercept CPUID shows the
+    /// processor's own, so a guest that booted on such a host has it. `vcpu` is new, and gets its CPUID later.
+    pub fn add_uninterceptable(&mut self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let offered =
+            cpuid::to_kvm(&cpuid::for_vcpu(&self.cpuid, 0, 1)).attempt("set the CPUID")?;
+        vcpu.set_cpuid2(&offered).attempt("set the CPUID")?;
+        let shown = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).attempt("read the CPUID")?;
+        cpuid::add(&mut self.supported, shown.as_slice());
+        Ok(())
+    }
+
     /// Reads the capabilities. To give guests AMX, call [`uapi::permit_amx`] before: it changes the
     /// result.
     pub fn probe(kvm: &Kvm, vm: &VmFd) -> Result<Self, KvmError> {

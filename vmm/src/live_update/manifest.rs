@@ -8,7 +8,7 @@ use luo::{SessionName, Token};
 
 use crate::guests::entry::VmEntry;
 use crate::guests::ledger::Ledger;
-use crate::machine::VmName;
+use crate::machine::{Machine, VmName};
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// Most VMs of one host. A bound for the decoder, far above any tested number.
@@ -54,14 +54,23 @@ pub struct Manifest {
     pub ledger: Ledger,
     /// The VMs, in the order in which the next host resumes them.
     pub vms: Vec<VmEntry>,
+    /// VMs without a state, which the next host boots: they were about to boot when the live update began.
+    pub boots: Vec<Machine>,
 }
 
-/// `perennial,host-v1`: see `docs/state-document.md`.
+/// `perennial,host-v2`, with VMs to boot, and v1, without: see `docs/state-document.md`.
 impl Schema for Manifest {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,host-v1"];
+    const COMPATIBLE: &'static [&'static str] = &["perennial,host-v2", "perennial,host-v1"];
+
+    fn bindings(&self) -> &'static [&'static str] {
+        match self.boots.is_empty() {
+            true => &Self::COMPATIBLE[1..],
+            false => &Self::COMPATIBLE[..1],
+        }
+    }
 
     fn encode(&self, node: &mut Node) {
-        let Self { kernel, number, config, ticks, realtime_ns, ledger, vms } = self;
+        let Self { kernel, number, config, ticks, realtime_ns, ledger, vms, boots } = self;
         node.put_str("kernel", kernel);
         node.put_u32("number", *number);
         node.put_str("config", config);
@@ -70,6 +79,9 @@ impl Schema for Manifest {
         node.push(ledger.to_node("ledger"));
         for (index, vm) in vms.iter().enumerate() {
             node.push(vm.to_node(&format!("vm@{index:x}")));
+        }
+        for (index, machine) in boots.iter().enumerate() {
+            node.push(machine.to_node(&format!("boot@{index:x}")));
         }
     }
 
@@ -82,12 +94,17 @@ impl Schema for Manifest {
             realtime_ns: reader.u64("realtime-ns")?,
             ledger: reader.child("ledger")?,
             vms: reader.sequence::<VmEntry>("vm")?,
+            boots: match reader.is_compatible(Self::COMPATIBLE[0]) {
+                true => reader.sequence::<Machine>("boot")?,
+                false => Vec::new(),
+            },
         };
-        if manifest.vms.len() > MAX_VMS {
+        if manifest.vms.len() + manifest.boots.len() > MAX_VMS {
             let problem = format!("{} VMs, at most {MAX_VMS}", manifest.vms.len());
             return Err(reader.invalid("number", problem));
         }
         let mut names: Vec<&VmName> = manifest.vms.iter().map(|vm| &vm.machine.name).collect();
+        names.extend(manifest.boots.iter().map(|machine| &machine.name));
         names.sort();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(reader.invalid("number", format!("two VMs are called {}", pair[0]))),
@@ -112,7 +129,12 @@ pub(crate) mod tests {
             realtime_ns: 456,
             ledger: Ledger::sample(),
             vms: vec![entry()],
+            boots: Vec::new(),
         }
+    }
+
+    fn machine(name: &str) -> Machine {
+        Machine { name: VmName::new(name).unwrap(), ..crate::machine::tests::sample() }
     }
 
     contract_tests! {
@@ -128,9 +150,28 @@ pub(crate) mod tests {
             |m| rename(&mut m.vms[0]),
             |m| { m.vms.push(entry()); rename(&mut m.vms[1]) },
             |m| m.vms.clear(),
+            |m| m.boots.push(machine("resets")),
         ],
         optional: ["/vm@0:segment-frames", "/vm@0/machine/boot:initramfs"],
         golden: "host-v1",
+    }
+
+    mod with_vms_to_boot {
+        use super::*;
+
+        contract_tests! {
+            Manifest,
+            sample: || Manifest { boots: vec![machine("resets")], ..super::sample() },
+            changes: [
+                |m| m.boots.clear(),
+                |m| m.boots.push(machine("again")),
+                |m| m.boots[0].cpus = 1,
+            ],
+            optional: [
+                "/vm@0:segment-frames", "/vm@0/machine/boot:initramfs", "/boot@0/boot:initramfs",
+            ],
+            golden: "host-v2",
+        }
     }
 
     fn refused(change: fn(&mut Manifest)) -> String {
@@ -149,6 +190,7 @@ pub(crate) mod tests {
     #[test]
     fn a_manifest_that_contradicts_itself_is_refused() {
         assert!(refused(|m| m.vms.push(m.vms[0].clone())).contains("two VMs are called web-1"));
+        assert!(refused(|m| m.boots.push(machine("web-1"))).contains("two VMs are called web-1"));
         assert!(refused(|m| m.vms[0].segments[0].bytes += 1).contains("segment-bytes"));
         assert!(refused(|m| m.vms[0].segments.clear()).contains("1 to 64 segments"));
         assert!(refused(|m| m.vms[0].segments[0].preserved = false).contains("segment-frames"));

@@ -4,6 +4,7 @@
 //! Everything that happens in the blackout reads top to bottom in two files: [`outgoing`] ends with the
 //! jump, [`incoming`] begins after it.
 
+mod blackout;
 pub mod file_systems;
 pub mod incoming;
 pub mod index;

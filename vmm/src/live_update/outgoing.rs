@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
 use kexec::LoadedImage;
@@ -15,6 +16,7 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, Outgoing};
 use rustix::process::Pid;
 
+use super::blackout::Blackout;
 use super::file_systems;
 use super::index::Index;
 use super::manifest::{
@@ -31,7 +33,7 @@ use crate::guests::memfd::{document_digest, document_memfd};
 use crate::guests::ram;
 use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
-use crate::machine::Machine;
+use crate::machine::{Machine, VmName};
 use crate::state::document;
 
 /// The host that takes over the VMs.
@@ -61,6 +63,10 @@ pub struct Plan<'a> {
     pub verify_frames: bool,
     /// Number of live updates since the last cold boot, including this one.
     pub number: u32,
+    /// VMs that are left out: they end with this host.
+    pub without: Vec<VmName>,
+    /// How long the blackout may take. When it has passed, everything is undone.
+    pub budget: Duration,
     /// Text of the host's configuration.
     pub config: String,
     /// Directory of the pool, if guest RAM is in a pool.
@@ -84,10 +90,11 @@ impl Next<'_> {
 }
 
 /// A VM that is being handed over, with all that the transaction holds for it.
-struct Leaving<'a> {
+pub(super) struct Leaving<'a> {
     machine: &'a Machine,
-    live: &'a Live,
-    session: Outgoing,
+    pub(super) live: &'a Live,
+    /// `None` if the guest ended while it was being paused: the VM stays behind.
+    session: Option<Outgoing>,
     segments: Vec<SegmentEntry>,
     verify_frames: bool,
     observer: Observer<'a>,
@@ -138,6 +145,9 @@ pub fn run(
     let mut leaving = vms
         .iter()
         .filter_map(|vm| match &vm.life {
+            Life::Live(_) if plan.without.contains(&vm.machine.name) => None,
+            // It has ended, and nobody has handled that yet.
+            Life::Live(_) if vm.is_ending() => None,
             Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan)),
             _ => None,
         })
@@ -151,25 +161,35 @@ pub fn run(
     // The blackout.
     before(Step::Pause)?;
     let pausing = tsc::now();
-    let paused = Paused::pause(&mut leaving)?;
+    let blackout = Blackout::begins(plan.budget);
+    let paused = Paused::pause(&mut leaving, &blackout)?;
     before(Step::Save)?;
-    save(paused.vms)?;
+    save(paused.vms, &blackout)?;
     before(Step::PreserveState)?;
     preserve_state(paused.vms)?;
     before(Step::Sync)?;
     if next.loses_page_cache() {
-        sync(plan, paused.vms)?;
+        sync(plan, paused.vms, &blackout)?;
     }
     before(Step::Jump)?;
+    blackout.check(Step::Jump)?;
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
     let mut manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
     manifest.vms.extend(vms.iter().filter_map(still_preserved));
+    let boots = vms.iter().filter(|vm| vm.boots_next() && !plan.without.contains(&vm.machine.name));
+    manifest.boots = boots.map(|vm| vm.machine.clone()).collect();
     let manifest = preserve_manifest(&host, &manifest)?;
     if let Next::Host(program, ..) = &next {
         rehearse(program, &manifest, paused.vms)?;
+        blackout.check(Step::Jump)?;
     }
-    let processes: Vec<_> = paused.vms.iter().map(|vm| vm.live.process.pid()).collect();
+    // Also those of VMs that stay behind.
+    let processes = vms.iter().filter_map(|vm| match &vm.life {
+        Life::Live(live) => Some(live.process.pid()),
+        _ => None,
+    });
+    let processes: Vec<_> = processes.collect();
     Err(jump(luo, next, &processes))
 }
 
@@ -294,7 +314,7 @@ fn preserve_ram<'a>(
     let mut leaving = Leaving {
         machine,
         live,
-        session,
+        session: Some(session),
         segments: live.segments.iter().map(unpreserved).collect(),
         verify_frames: plan.verify_frames,
         observer: plan.observer,
@@ -317,13 +337,14 @@ impl Leaving<'_> {
     /// Preserves the segments that the guest has touched and that are not preserved yet. The kernel's
     /// LUO pins them to their page frames from then on.
     fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
+        let Some(session) = &self.session else { return Ok(()) };
         for (index, segment) in self.live.segments.iter().enumerate() {
             if self.segments[index].preserved
                 || !guest_mem::is_touched(segment).map_err(self.examine())?
             {
                 continue;
             }
-            self.session
+            session
                 .preserve(segment.as_fd(), segment_token(index))
                 .map_err(luo_error(step, Some(self.machine)))?;
             self.segments[index].preserved = true;
@@ -347,7 +368,7 @@ impl Leaving<'_> {
         move |source| UpdateError::Ram { vm: vm.clone(), source }
     }
 
-    fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError + use<> {
+    pub(super) fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError + use<> {
         let vm = self.machine.name.clone();
         move |source| UpdateError::Process { step, vm: vm.clone(), source }
     }
@@ -376,40 +397,34 @@ struct Paused<'t, 'a> {
 
 impl<'t, 'a> Paused<'t, 'a> {
     /// Pauses the running VMs at the same time: sends to all of them first, then waits for all answers.
-    /// Then preserves the segments that a guest touched since it was preserved.
-    fn pause(vms: &'t mut [Leaving<'a>]) -> Result<Self, UpdateError> {
+    /// Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
+    /// meanwhile stays behind.
+    fn pause(vms: &'t mut [Leaving<'a>], blackout: &Blackout) -> Result<Self, UpdateError> {
         let start = tsc::now();
         let paused = Self { vms };
         let step = Step::Pause;
-        let mut first_error = None;
         for vm in paused.running() {
-            let sent = vm.live.process.send(Request::Pause, &[]).map_err(vm.process_error(step));
-            first_error = first_error.or(sent.err());
+            vm.live.process.send(Request::Pause, &[]).map_err(vm.process_error(step))?;
         }
-        for vm in paused.vms.iter_mut().filter(|vm| vm.live.running) {
-            let error = vm.process_error(step);
-            match vm.live.process.reply() {
-                Ok(Reply::Paused { last_exit_ticks }) => {
-                    vm.last_exit_ticks = last_exit_ticks;
-                    vm.ledger.enter("pause", start, last_exit_ticks);
-                    vm.ledger.enter("drain", last_exit_ticks, tsc::now());
-                    vm.has_done(step);
-                }
-                Ok(other) => {
-                    first_error = first_error.or(Some(error(unexpected("pause", &other))));
-                }
-                Err(source) => first_error = first_error.or(Some(error(source))),
+        blackout.collect(step, paused.vms, |vm, reply| match reply {
+            Reply::Paused { last_exit_ticks } => {
+                vm.last_exit_ticks = last_exit_ticks;
+                vm.ledger.enter("pause", start, last_exit_ticks);
+                vm.ledger.enter("drain", last_exit_ticks, tsc::now());
+                vm.has_done(step);
+                Ok(())
             }
-        }
+            other => Err(vm.process_error(step)(unexpected("pause", &other))),
+        })?;
         for vm in &mut *paused.vms {
-            // Segments that the guest touched for the first time between `preserve_ram` and its pause.
-            let late = vm.preserve_touched(step);
-            first_error = first_error.or(late.err());
             if vm.live.process.has_events() {
-                first_error = first_error.or(Some(UpdateError::Ending(vm.machine.name.clone())));
+                tracing::info!("VM `{}` ended just now: it does not go along", vm.machine.name);
+                vm.session = None;
             }
+            // Segments that the guest touched for the first time between `preserve_ram` and its pause.
+            vm.preserve_touched(step)?;
         }
-        first_error.map_or(Ok(paused), Err)
+        Ok(paused)
     }
 
     fn running(&self) -> impl Iterator<Item = &Leaving<'a>> {
@@ -418,9 +433,12 @@ impl<'t, 'a> Paused<'t, 'a> {
 }
 
 impl Drop for Paused<'_, '_> {
+    /// Nobody waits for the answers: a process that hangs delays no other. One that was not asked to pause, or
+    /// has not paused yet, gets to the request after that, or refuses it.
     fn drop(&mut self) {
         for vm in self.running() {
-            if let Err(error) = vm.live.process.ask(Request::Resume) {
+            vm.live.process.stop_waiting();
+            if let Err(error) = vm.live.process.notify(Request::Resume) {
                 let why = crate::causes::chain(&error).join(": ");
                 tracing::error!("VM `{}` does not resume: {why}", vm.machine.name);
             }
@@ -428,10 +446,10 @@ impl Drop for Paused<'_, '_> {
     }
 }
 
-fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
     let step = Step::Save;
     let start = tsc::now();
-    for vm in &mut *vms {
+    for vm in vms.iter_mut().filter(|vm| vm.session.is_some()) {
         let file = document_memfd("state", &[]).map_err(|source| UpdateError::Document {
             step,
             what: "state document",
@@ -441,29 +459,27 @@ fn save(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
         sent.map_err(vm.process_error(step))?;
         vm.state = Some(SavedState { file, bytes: 0, digest: 0 });
     }
-    for vm in vms {
-        match vm.live.process.reply().map_err(vm.process_error(step))? {
-            Reply::Saved { bytes } => {
-                if let Some(state) = &mut vm.state {
-                    let what = "state document";
-                    let digest = document_digest(&state.file, bytes);
-                    let error = |source| UpdateError::Document { step, what, source };
-                    (state.bytes, state.digest) = (bytes, digest.map_err(error)?);
-                }
+    blackout.collect(step, vms, |vm, reply| {
+        match (reply, &mut vm.state) {
+            (Reply::Saved { bytes }, Some(state)) => {
+                let what = "state document";
+                let digest = document_digest(&state.file, bytes);
+                let error = |source| UpdateError::Document { step, what, source };
+                (state.bytes, state.digest) = (bytes, digest.map_err(error)?);
             }
-            other => return Err(vm.process_error(step)(unexpected("save", &other))),
+            (other, _) => return Err(vm.process_error(step)(unexpected("save", &other))),
         }
         vm.ledger.enter("save", start, tsc::now());
         vm.has_done(step);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     for vm in vms {
         let start = tsc::now();
-        if let Some(state) = &vm.state {
-            vm.session
+        if let (Some(state), Some(session)) = (&vm.state, &vm.session) {
+            session
                 .preserve(state.file.as_fd(), STATE_TOKEN)
                 .map_err(luo_error(Step::PreserveState, Some(vm.machine)))?;
         }
@@ -473,16 +489,16 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     Ok(())
 }
 
-fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
     let start = tsc::now();
     for vm in &*vms {
         vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(Step::Sync))?;
     }
-    for vm in vms {
-        vm.live.process.reply().map_err(vm.process_error(Step::Sync))?;
+    blackout.collect(Step::Sync, vms, |vm, _| {
         vm.ledger.enter("sync", start, tsc::now());
         vm.has_done(Step::Sync);
-    }
+        Ok(())
+    })?;
     // The host's own files, such as logs. The guests' disks are durable already.
     sync_host(plan, Step::Sync)
 }
@@ -507,7 +523,8 @@ fn manifest(
         ticks,
         realtime_ns,
         ledger,
-        vms: vms.iter().map(|vm| vm.entry(jumping)).collect(),
+        vms: vms.iter().filter(|vm| vm.session.is_some()).map(|vm| vm.entry(jumping)).collect(),
+        boots: Vec::new(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Errors of a live update or a handover that did not take place.
 
+use std::time::Duration;
+
 use guest_mem::Error as MemoryError;
 
 use super::file_systems::SyncError;
@@ -95,9 +97,17 @@ pub enum UpdateError {
         #[source]
         source: ProcessError,
     },
-    /// A guest switched itself off or reset itself while it was being paused.
-    #[error("VM `{0}` is shutting down or resetting: try again when it has")]
-    Ending(VmName),
+    /// The blackout would take longer than it may.
+    #[error(
+        "step `{step}`: the blackout has taken longer than {budget:?}, which `budget` in [update] allows: \
+         raise it, or find out with `--stop-before` what takes so long"
+    )]
+    OverBudget {
+        /// The step that is not begun.
+        step: Step,
+        /// The budget.
+        budget: Duration,
+    },
     /// A document cannot be written.
     #[error("step `{step}`: cannot write the {what}")]
     Document {
@@ -139,7 +149,7 @@ impl UpdateError {
         match self {
             Self::Luo { vm, .. } => vm.as_ref(),
             Self::Ram { vm, .. } | Self::Frames { vm, .. } | Self::Process { vm, .. } => Some(vm),
-            Self::Unfinished(vm) | Self::Ending(vm) => Some(vm),
+            Self::Unfinished(vm) => Some(vm),
             _ => None,
         }
     }

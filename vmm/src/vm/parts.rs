@@ -56,7 +56,11 @@ impl Parts {
         }
         let vcpus =
             (0..machine.cpus).map(|id| kvm::create_vcpu(&fd, id)).collect::<Result<Vec<_>, _>>()?;
-        let capabilities = Arc::new(Capabilities::probe(&kvm, &fd)?);
+        let mut capabilities = Capabilities::probe(&kvm, &fd)?;
+        if let Some(vcpu) = vcpus.first() {
+            capabilities.add_uninterceptable(vcpu)?;
+        }
+        let capabilities = Arc::new(capabilities);
         let interrupts = Arc::new(KvmInterrupts::new(fd.clone()));
         Ok(Self { fd, ram, vcpus, capabilities, interrupts, events: Arc::new(events) })
     }

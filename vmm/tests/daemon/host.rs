@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,10 +23,16 @@ impl Host {
 
     /// Starts a host whose configuration has this text behind `[host]`.
     pub(crate) fn start_with(vms: &str) -> Self {
+        Self::start_in(|_| vms.to_owned())
+    }
+
+    /// Starts a host with what `vms` writes behind `[host]`, given the host's directory.
+    pub(crate) fn start_in(vms: impl FnOnce(&Path) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.toml");
         let socket = directory.path().join("socket");
         let lock = directory.path().join("lock");
+        let vms = vms(directory.path());
         fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n{vms}")).unwrap();
         let mut command = Command::new(PERENNIAL);
         command.args(["host", "--config"]).arg(&config);
@@ -79,6 +85,13 @@ impl Host {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The answer to `status`.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let output = self.ctl(&["status"]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     pub(crate) fn answers(&self) {

@@ -1,10 +1,12 @@
-//! Hosts that are not PID 1, without running VMs: what needs no KVM.
+//! Hosts that are not PID 1: without VMs, for what needs no KVM, and with guests of a few bytes.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clients;
 mod events;
+mod guests;
 mod handover;
 mod host;
 mod instance;
+mod kernel;
 mod signals;

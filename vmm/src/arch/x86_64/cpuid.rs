@@ -93,6 +93,22 @@ fn complete(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Vec<kvm_cpuid
     entries
 }
 
+/// Adds the bits of `more` to `entries`.
+pub fn add(entries: &mut Vec<kvm_cpuid_entry2>, more: &[kvm_cpuid_entry2]) {
+    for shown in more {
+        let same =
+            |e: &&mut kvm_cpuid_entry2| (e.function, e.index) == (shown.function, shown.index);
+        match entries.iter_mut().find(same) {
+            Some(entry) => {
+                for register in [Eax, Ebx, Ecx, Edx] {
+                    *get_mut(entry, register) |= get(shown, register);
+                }
+            }
+            None => entries.push(*shown),
+        }
+    }
+}
+
 /// Returns the CPUID that this build offers guests, without the topology of a vCPU. `supported` is from
 /// [`supported`]; `xsave_size` is the size of the XSAVE area that is saved, in bytes.
 pub fn template(supported: &[kvm_cpuid_entry2], xsave_size: usize) -> Vec<kvm_cpuid_entry2> {

@@ -1,0 +1,64 @@
+//! The time that a blackout may take: one deadline for all VMs in each step, and a budget for all steps.
+//!
+//! A step waits for all VMs at the same time, so that a process that hangs costs its deadline once. Whoever
+//! undoes a step asks all VMs to resume before it waits for anything.
+
+use std::time::{Duration, Instant};
+
+use super::outgoing::Leaving;
+use super::{Step, UpdateError};
+use crate::guests::conversation::{ANSWER_WITHIN, Conversation, ProcessError, collect};
+use crate::link::Reply;
+
+/// A blackout that has begun.
+pub(super) struct Blackout {
+    began: Instant,
+    budget: Duration,
+}
+
+impl Blackout {
+    /// Begins a blackout that may take `budget`.
+    pub(super) fn begins(budget: Duration) -> Self {
+        Self { began: Instant::now(), budget }
+    }
+
+    /// Errors if the budget is used up before `step`.
+    pub(super) fn check(&self, step: Step) -> Result<(), UpdateError> {
+        match self.began.elapsed() > self.budget {
+            true => Err(UpdateError::OverBudget { step, budget: self.budget }),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for the answers of those of `vms` that owe one, until the deadline of the step or the end of the
+    /// budget. Calls `answered` with each VM and its answer. Errors at the first VM that fails, or names the
+    /// first that is late.
+    pub(super) fn collect(
+        &self,
+        step: Step,
+        vms: &mut [Leaving<'_>],
+        mut answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
+    ) -> Result<(), UpdateError> {
+        let left = self.budget.saturating_sub(self.began.elapsed());
+        let within = ANSWER_WITHIN.min(left);
+        let mut asked: Vec<_> = vms.iter_mut().filter(|vm| vm.live.process.awaits()).collect();
+        let lives: Vec<_> = asked.iter().map(|vm| vm.live).collect();
+        let conversations: Vec<&Conversation> = lives.iter().map(|live| &*live.process).collect();
+        let late = collect(&conversations, Instant::now() + within, |index, reply| {
+            let vm = &mut *asked[index];
+            let reply = reply.map_err(vm.process_error(step))?;
+            answered(vm, reply)
+        })?;
+        match late.first() {
+            None => Ok(()),
+            Some(first) => {
+                let request = match step {
+                    Step::Pause => "pause the guest",
+                    Step::Save => "save the guest's state",
+                    _ => "sync the guest's disks",
+                };
+                Err(asked[*first].process_error(step)(ProcessError::Late { request, within }))
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Hosts with guests of a few bytes: guests that reset again and again, and processes that hang.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::kernel::{COUNT, COUNTS, RESETS, image};
+
+/// How long a loaded machine may take for anything.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One VM: its name, its guest's code, and more lines of its section.
+type Vm<'a> = (&'a str, &'a [u8], &'a str);
+
+/// A host with these VMs, or `None`, with a word about it, where there is no KVM.
+fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: no /dev/kvm");
+        return None;
+    }
+    Some(Host::start_in(|directory| {
+        let mut text = format!("[update]\n{update}\n");
+        for (name, code, lines) in vms {
+            let kernel = directory.join(format!("{name}.elf"));
+            fs::write(&kernel, image(code)).unwrap();
+            text += &format!(
+                "[[vm]]\nname = \"{name}\"\nmemory = \"size=32M\"\nkernel = {kernel:?}\n\
+                 serial = \"off\"\n{lines}\n"
+            );
+        }
+        text
+    }))
+}
+
+impl Host {
+    fn vm(&self, name: &str) -> Value {
+        let status = self.status();
+        let vms = status["vms"].as_array().unwrap();
+        vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
+    }
+
+    /// Waits until what `status` says of a VM fulfils `holds`, and returns it.
+    fn wait_for(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let vm = self.vm(name);
+            if holds(&vm) {
+                return vm;
+            }
+            assert!(Instant::now() < deadline, "{vm}");
+            // The host has no event for the state of a VM.
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The number to which a guest has counted.
+    fn count(&self, name: &str) -> String {
+        let output = self.ctl(&["memory", name, COUNT, "4"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until a guest counts on.
+    fn counts_on(&self, name: &str) {
+        let (before, deadline) = (self.count(name), Instant::now() + PATIENCE);
+        while self.count(name) == before {
+            assert!(Instant::now() < deadline, "{name} stands at {before}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal_vm(&self, name: &str, signal: Signal) {
+        let pid = self.vm(name)["pid"].as_i64().unwrap();
+        kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+    }
+
+    fn hands_over(&mut self, more: &[&str]) {
+        let output = self.ctl(&[&["handover"], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        self.wait_until_ready("boot handover");
+    }
+}
+
+#[test]
+fn a_guest_that_resets_again_and_again_waits_and_is_no_obstacle_to_a_handover() {
+    let vms = [("loops", RESETS, "restart = \"on-failure\""), ("counts", COUNTS, "")];
+    let Some(mut host) = host("", &vms) else { return };
+    host.counts_on("counts");
+    for _ in 0..3 {
+        let vm = host.wait_for("loops", |vm| vm["restarts"].as_u64().unwrap() >= 2);
+        assert_eq!((&vm["restart"], &vm["error"]), (&"on-failure".into(), &Value::Null));
+        host.hands_over(&[]);
+        host.counts_on("counts");
+    }
+    let vm = host.wait_for("loops", |vm| vm["next_boot_ms"].as_u64() > Some(200));
+    assert_eq!(vm["state"], "restarting");
+    // An operator has the last word.
+    assert!(host.ctl(&["stop", "loops", "--now"]).status.success());
+    let vm = host.vm("loops");
+    assert_eq!((&vm["state"], &vm["next_boot_ms"]), (&"stopped".into(), &Value::Null));
+    host.hands_over(&[]);
+    assert_eq!(host.vm("loops")["state"], "stopped");
+}
+
+#[test]
+fn a_guest_that_only_resets_is_given_up_without_a_policy() {
+    let Some(host) = host("", &[("loops", RESETS, "")]) else { return };
+    let vm = host.wait_for("loops", |vm| vm["state"] == "failed");
+    assert!(vm["error"][0].as_str().unwrap().contains("10 times in a row"), "{vm}");
+    assert_eq!(vm["restarts"], 9);
+}
+
+#[test]
+fn a_vm_whose_process_ends_boots_again_by_its_policy_only() {
+    let vms = [("stays", COUNTS, ""), ("again", COUNTS, "restart = \"always\"")];
+    let Some(host) = host("", &vms) else { return };
+    for name in ["stays", "again"] {
+        host.counts_on(name);
+        host.signal_vm(name, Signal::KILL);
+    }
+    host.wait_for("stays", |vm| vm["state"] == "failed");
+    host.wait_for("again", |vm| vm["state"] == "running" && vm["restarts"] == 1);
+    host.counts_on("again");
+    assert_eq!(host.vm("stays")["state"], "failed");
+}
+
+#[test]
+fn a_process_that_hangs_delays_a_handover_by_the_budget_and_loses_nothing() {
+    let vms = [("one", COUNTS, ""), ("hangs", COUNTS, ""), ("two", COUNTS, "")];
+    let Some(mut host) = host("budget = 2", &vms) else { return };
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
+    host.signal_vm("hangs", Signal::STOP);
+    for _ in 0..2 {
+        let output = host.ctl(&["handover"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains("[guests: running]"), "{said}");
+        assert!(said.contains("`hangs`") && said.contains("has not answered"), "{said}");
+        assert!(said.contains("--without"), "{said}");
+        // The others do not wait for it.
+        host.counts_on("one");
+        host.counts_on("two");
+    }
+    // Its late answers are no crime: it goes on, and can be handed over.
+    host.signal_vm("hangs", Signal::CONT);
+    host.counts_on("hangs");
+    host.hands_over(&[]);
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
+
+    // Left out, it ends with its host.
+    host.signal_vm("hangs", Signal::STOP);
+    let refused = host.ctl(&["handover", "--without", "nobody"]);
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("there is no VM `nobody`"));
+    host.hands_over(&["--without", "hangs"]);
+    assert_eq!(host.vm("hangs")["state"], "stopped");
+    host.counts_on("one");
+    host.counts_on("two");
+    assert!(host.ctl(&["boot", "hangs"]).status.success());
+    host.counts_on("hangs");
+}
+
+#[test]
+#[ignore = "waits for the minute that a process has to answer"]
+fn pausing_a_process_that_hangs_is_an_error_and_its_guest_goes_on_later() {
+    let Some(host) = host("", &[("hangs", COUNTS, "")]) else { return };
+    host.counts_on("hangs");
+    host.signal_vm("hangs", Signal::STOP);
+    let output = host.ctl(&["pause", "hangs"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("did not answer in time"), "{said}");
+    host.signal_vm("hangs", Signal::CONT);
+    host.counts_on("hangs");
+    assert_eq!(host.vm("hangs")["state"], "running");
+    assert!(host.ctl(&["pause", "hangs"]).status.success());
+    let count = host.count("hangs");
+    assert_eq!(host.count("hangs"), count, "it is paused");
+}
