@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 use ext4_view::{Ext4, Ext4Error};
 
-use super::excerpt;
 use super::partitions::u32_at;
 use super::view::{View, sought};
+use super::{excerpt, journal};
 
 /// Where the superblock of ext4 begins, and how much of it is read here.
 const SUPERBLOCK: u64 = 1024;
@@ -41,6 +41,12 @@ pub(super) enum FileSystemError {
     /// The file system claims to be larger than its partition, or has absurd numbers.
     #[error("its ext4 file system is damaged: {0}")]
     Absurd(&'static str),
+    /// The file system was not unmounted, and cannot be read as it would be after its journal was replayed.
+    #[error(
+        "its ext4 file system was not unmounted, and its journal cannot be replayed here: {0}; boot it once with \
+         `kernel`, or run e2fsck on it"
+    )]
+    Unclean(String),
     /// The crate refuses the file system or the file.
     #[error("its {kind} file system: {problem}")]
     Refused { kind: &'static str, problem: String },
@@ -92,6 +98,7 @@ impl FileSystem {
         let superblock = &head[SUPERBLOCK as usize..];
         if u32_at(superblock, 0x38) & 0xffff == EXT4_MAGIC {
             check_superblock(superblock, view.len())?;
+            let view = journal::replay(view).map_err(|error| Error::Unclean(causes(&error)))?;
             let ext4 = Ext4::load(Box::new(view)).map_err(|error| refused("ext4", &error))?;
             let (uuid, label) = (ext4.uuid().to_string(), ext4.label().display().to_string());
             return Ok(Self { kind: Kind::Ext4(ext4), uuid, label });
@@ -235,6 +242,11 @@ fn foreign(view: &mut View, head: &[u8]) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// The text of an error and of its causes.
+fn causes(error: &dyn std::error::Error) -> String {
+    crate::causes::chain(error).join(": ")
 }
 
 fn refused(kind: &'static str, error: &dyn std::error::Error) -> Error {

@@ -12,6 +12,7 @@
 mod file_system;
 mod grub;
 mod image;
+mod journal;
 mod loader_spec;
 mod partitions;
 mod view;

@@ -11,16 +11,21 @@ use super::*;
 const MIB: u64 = 1 << 20;
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
 
+/// A tool for file systems. Tools for root are not in the path of every user.
+pub(super) fn tool(name: &str) -> Command {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut command = Command::new(name);
+    command.env("PATH", path);
+    command
+}
+
 /// A file system of ext4 with the files that `fill` writes into a directory.
-fn ext4(options: &[&str], fill: impl FnOnce(&Path)) -> Vec<u8> {
+pub(super) fn ext4(options: &[&str], fill: impl FnOnce(&Path)) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let (root, image) = (directory.path().join("root"), directory.path().join("image"));
     fs::create_dir(&root).unwrap();
     fill(&root);
-    // Tools for root are not in the path of every user.
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let made = Command::new("mke2fs")
-        .env("PATH", path)
+    let made = tool("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-U", UUID, "-L", "root", "-d"])
         .arg(&root)
         .args(options)
@@ -59,7 +64,7 @@ fn write(root: &Path, files: &[(&str, &[u8])]) {
     }
 }
 
-fn file(bytes: &[u8]) -> File {
+pub(super) fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
@@ -114,12 +119,12 @@ fn write_mbr(disk: &File, sector: u64, entries: &[[u8; 16]]) {
     disk.write_all_at(&[0x55, 0xaa], sector * 512 + 510).unwrap();
 }
 
-fn search(disk: File) -> Result<Boot, BootDiskError> {
+pub(super) fn search(disk: File) -> Result<Boot, BootDiskError> {
     find(disk, Instant::now() + WITHIN)
 }
 
 /// The kernel, the initramfs and the command line of a disk.
-fn booted(disk: File) -> (String, String, String) {
+pub(super) fn booted(disk: File) -> (String, String, String) {
     let boot = search(disk).unwrap_or_else(|error| panic!("{error}"));
     let text = |image: Option<Image>| {
         let mut text = String::new();
@@ -129,7 +134,7 @@ fn booted(disk: File) -> (String, String, String) {
     (text(Some(boot.kernel)), text(boot.initramfs), boot.cmdline)
 }
 
-fn refused(disk: File) -> String {
+pub(super) fn refused(disk: File) -> String {
     let error = search(disk).err().expect("nothing to boot").to_string();
     assert!(!error.contains('\n'), "{error}");
     error
@@ -139,7 +144,7 @@ const GRUB_CFG: &[u8] = b"menuentry 'Debian' {\n\
     search --fs-uuid --set=root 11111111-2222-4333-8444-555555555555\n\
     linux /boot/vmlinuz root=/dev/vda1 ro\n initrd /boot/initrd }\n";
 
-fn debian(root: &Path) {
+pub(super) fn debian(root: &Path) {
     write(
         root,
         &[
@@ -335,11 +340,10 @@ fn a_superblock_that_claims_too_much_is_refused_before_it_is_believed() {
 /// Sets the size of the inode of `path`.
 fn claim_size(image: &mut [u8], path: &str, bytes: u64) {
     let directory = tempfile::tempdir().unwrap();
-    let (file, sbin) = (directory.path().join("image"), "/usr/sbin:/sbin:/usr/bin:/bin");
+    let file = directory.path().join("image");
     fs::write(&file, &image).unwrap();
     let request = format!("sif {path} size {bytes}");
-    let mut debugfs = Command::new("debugfs");
-    let done = debugfs.env("PATH", sbin).args(["-w", "-R", &request]).arg(&file).output();
+    let done = tool("debugfs").args(["-w", "-R", &request]).arg(&file).output();
     assert!(done.expect("debugfs, of the package e2fsprogs").status.success());
     image.copy_from_slice(&fs::read(&file).unwrap());
 }

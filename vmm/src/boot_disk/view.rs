@@ -1,13 +1,17 @@
 //! A read-only view of a part of the disk: the whole disk or one partition.
 //!
 //! A view reads whole aligned blocks, so that it also works on an image that was opened with `O_DIRECT`. It never
-//! reads beyond its end, and refuses to read after the search's deadline.
+//! reads beyond its end, and refuses to read after the search's deadline. It may show some blocks with other contents
+//! than they have on the disk: those that a file system's journal has for them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
+
+use super::journal::Copies;
 
 /// The strictest alignment that a disk asks for: of positions in the file, lengths, and buffers.
 const ALIGNMENT: usize = 4096;
@@ -26,8 +30,21 @@ pub(super) struct View {
     position: u64,
     /// After this time nothing is read.
     deadline: Instant,
+    /// What is shown in place of the disk's bytes.
+    overlay: Option<Rc<Overlay>>,
     /// The bytes of the disk that were read last.
     window: Window,
+}
+
+/// Contents that a view shows in place of those on the disk.
+#[derive(Debug, Clone)]
+pub(super) struct Overlay {
+    /// Size of the blocks in bytes.
+    pub(super) block_size: u64,
+    /// The blocks whose contents are elsewhere in the view.
+    pub(super) blocks: Copies,
+    /// The first bytes of the view.
+    pub(super) head: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -47,24 +64,29 @@ impl View {
     pub(super) fn whole(file: File, deadline: Instant) -> io::Result<Self> {
         // Block devices have no length in their metadata; their end can be sought.
         let bytes = (&file).seek(SeekFrom::End(0))?;
-        let file = Arc::new(file);
-        Ok(Self { file, start: 0, bytes, position: 0, deadline, window: Window::default() })
+        let (file, window) = (Arc::new(file), Window::default());
+        Ok(Self { file, start: 0, bytes, position: 0, deadline, overlay: None, window })
     }
 
-    /// A part of this view. `None` if it is not wholly inside.
+    /// A part of the disk that this view has no overlay for. `None` if it is not wholly inside.
     pub(super) fn part(&self, start: u64, bytes: u64) -> Option<Self> {
         let inside = start.checked_add(bytes)? <= self.bytes;
         let start = self.start.checked_add(start)?;
         let (file, deadline) = (self.file.clone(), self.deadline);
         let window = Window::default();
-        inside.then_some(Self { file, start, bytes, position: 0, deadline, window })
+        inside.then_some(Self { file, start, bytes, position: 0, deadline, overlay: None, window })
     }
 
     /// Another view of the same part.
     pub(super) fn again(&self) -> Self {
-        let Self { file, start, bytes, position: _, deadline, window: _ } = self;
-        let (file, window) = (file.clone(), Window::default());
-        Self { file, start: *start, bytes: *bytes, position: 0, deadline: *deadline, window }
+        let &Self { ref file, start, bytes, position: _, deadline, ref overlay, window: _ } = self;
+        let (file, overlay, window) = (file.clone(), overlay.clone(), Window::default());
+        Self { file, start, bytes, position: 0, deadline, overlay, window }
+    }
+
+    /// The same part with an overlay.
+    pub(super) fn over(self, overlay: Overlay) -> Self {
+        Self { overlay: Some(Rc::new(overlay)), ..self }
     }
 
     /// Length in bytes.
@@ -86,6 +108,35 @@ impl View {
 
     /// Reads some bytes from `at` on. Returns 0 at the end of the part.
     fn read_at(&mut self, at: u64, target: &mut [u8]) -> io::Result<usize> {
+        let Some(overlay) = self.overlay.take() else { return self.read_disk(at, target) };
+        let read = self.read_over(&overlay, at, target);
+        self.overlay = Some(overlay);
+        read
+    }
+
+    /// The same with an overlay, in which this view itself has none.
+    fn read_over(&mut self, overlay: &Overlay, at: u64, target: &mut [u8]) -> io::Result<usize> {
+        let Overlay { block_size, blocks, head } = overlay;
+        if let Some(found) = usize::try_from(at).ok().and_then(|at| head.get(at..)) {
+            if !found.is_empty() {
+                let count = found.len().min(target.len());
+                target[..count].copy_from_slice(&found[..count]);
+                return Ok(count);
+            }
+        }
+        let (number, offset) = (at / block_size, (at % block_size) as usize);
+        let most = (*block_size as usize - offset).min(target.len());
+        let Some(copy) = blocks.get(&number).filter(|_| at < self.bytes) else {
+            return self.read_disk(at, &mut target[..most]);
+        };
+        let mut block = vec![0; *block_size as usize];
+        copy.read(self, &mut block)?;
+        target[..most].copy_from_slice(&block[offset..offset + most]);
+        Ok(most)
+    }
+
+    /// The same without an overlay.
+    fn read_disk(&mut self, at: u64, target: &mut [u8]) -> io::Result<usize> {
         let left = self.bytes.saturating_sub(at);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(target.len());
         if most == 0 {
