@@ -23,6 +23,15 @@ use crate::causes::panic_message;
 use crate::confine::{self, Call};
 use crate::kvm::{Capabilities, KvmError};
 
+/// `KVM_INTERNAL_ERROR_DELIVERY_EV` (`linux/kvm.h`): KVM would have to emulate an instruction of the guest, and believes
+/// that the guest was just being given an interrupt or an exception.
+const DELIVERY_EV: u32 = 3;
+/// How many times in a row the vCPU is entered again after that. Linux up to 7.3 believes so on AMD also if the CPU
+/// says that no event is pending but leaves the type of the last one in the field, which QEMU's emulation does
+/// (docs/emulation.md). Nothing has happened to the guest, and the next exit is without the old type. An
+/// event that is really pending gives the same error each time.
+const ATTEMPTS: u32 = 3;
+
 /// Why a vCPU cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VcpuEvent {
@@ -60,6 +69,8 @@ pub(super) struct Runner {
     /// Receives the host TSC at each pause, read after the last `KVM_RUN` returned.
     pub(super) stopped: Sender<u64>,
     pub(super) events: Weak<dyn Fn(VcpuEvent) + Send + Sync>,
+    /// How many times the last `KVM_RUN`s ended with [`DELIVERY_EV`].
+    pub(super) undelivered: u32,
 }
 
 enum Next {
@@ -123,6 +134,7 @@ impl Runner {
     }
 
     fn step(&mut self) -> Next {
+        let undelivered = std::mem::take(&mut self.undelivered);
         let event = match self.vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 // A string instruction gives several accesses to one port in one exit.
@@ -157,7 +169,14 @@ impl Runner {
                 VcpuEvent::Reset
             }
             Ok(VcpuExit::SystemEvent(..)) => VcpuEvent::Reset,
-            Ok(VcpuExit::InternalError) => VcpuEvent::Failed(self.describe_internal_error()),
+            Ok(VcpuExit::InternalError) => {
+                let (suberror, _) = self.control.page.internal_error();
+                if suberror == DELIVERY_EV && undelivered < ATTEMPTS {
+                    self.undelivered = undelivered + 1;
+                    return Next::Run;
+                }
+                VcpuEvent::Failed(self.describe_internal_error())
+            }
             Ok(exit) => VcpuEvent::Failed(format!("vCPU {}: KVM exit {exit:?}", self.id)),
             Err(error) => VcpuEvent::Failed(format!("vCPU {}: KVM_RUN failed: {error}", self.id)),
         };

@@ -97,6 +97,7 @@ impl VcpuSet {
                 commands: commands_receiver,
                 stopped: stopped_sender,
                 events: Arc::downgrade(&events),
+                undelivered: 0,
             };
             let calls = calls.to_vec();
             let thread = thread::Builder::new()
