@@ -164,6 +164,17 @@ impl FileSystem {
         }
     }
 
+    /// The contents of the file at `path`. Errors if it has more than `most` bytes.
+    pub(super) fn contents(&self, path: &str, most: u64) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        let read = self.file(path, most)?.take(most).read_to_end(&mut bytes);
+        read.map_err(|error| Error::Refused {
+            kind: self.name(),
+            problem: excerpt(&format!("{path}: {error}")),
+        })?;
+        Ok(bytes)
+    }
+
     /// Opens the file at `path`. Errors if it has more than `most` bytes.
     pub(super) fn file(&self, path: &str, most: u64) -> Result<DiskFile, Error> {
         let missing = || Error::Missing(excerpt(path));

@@ -41,8 +41,8 @@ impl Volumes for Files<'_> {
         (path.len() < 20).then_some(path.len() % 2)
     }
 
-    fn read(&self, volume: usize, _: &str) -> Option<String> {
-        self.0.get(volume).map(|text| (*text).to_owned())
+    fn read(&self, volume: usize, _: &str) -> Option<Vec<u8>> {
+        self.0.get(volume).map(|text| text.as_bytes().to_vec())
     }
 
     fn look(&self, volume: usize, path: &str) -> Option<Option<u64>> {
@@ -57,8 +57,11 @@ pub fn boot_config(input: &[u8]) {
     let mut text = || String::from_utf8_lossy(script.long_piece()).into_owned();
     let (config, first, second) = (text(), text(), text());
     let files = Files([&first, &second]);
-    match grub::choose(&files, 0, "/boot/grub/grub.cfg", &config) {
+    match grub::choose(&files, 0, "/boot/grub/grub.cfg", &config, true) {
         Ok(chosen) => {
+            for save in &chosen.saves {
+                assert!(save.new.as_ref().is_none_or(|new| new.len() == save.old.len()));
+            }
             let places = chosen.initramfs.iter().chain([&chosen.kernel]);
             places.for_each(|place| assert!(place.volume < 2));
             assert!(chosen.cmdline.starts_with("BOOT_IMAGE="));
@@ -82,7 +85,8 @@ fn assert_is_one_line(error: &GrubError) {
 pub fn boot_disk(input: &[u8]) {
     let disk = disk(input);
     match find(disk, Instant::now() + WITHIN) {
-        Ok(Boot { kernel, initramfs, cmdline, origin }) => {
+        Ok(Boot { kernel, initramfs, cmdline, origin, warnings }) => {
+            assert!(!warnings.join("").contains('\n'), "{warnings:?}");
             let mut bytes = Vec::new();
             let _ = kernel.take(READ_MAX).read_to_end(&mut bytes);
             let _ = initramfs.map(|image| image.take(READ_MAX).read_to_end(&mut bytes));

@@ -4,8 +4,9 @@
 //!   disk --partitions--> views --file_system--> /loader/entries, grub.cfg --> kernel, initramfs, command line
 //! ```
 //!
-//! The search runs in the VM's process, reads the disk through the file descriptor that the host opened for
-//! it, and never writes. Every byte of the disk is the guest's. So the search has bounds for all that it keeps, and
+//! The search runs in the VM's process and reads the disk through the file descriptor that the host opened for
+//! it. It writes nothing but GRUB's environment block, and only as the guest's own script for GRUB says. Every byte
+//! of the disk is the guest's. So the search has bounds for all that it keeps, and
 //! runs on a thread of its own: it ends with an error after [`WITHIN`], whatever the disk claims, and a panic in
 //! a crate that reads file systems is an error of the search.
 
@@ -15,6 +16,7 @@ mod image;
 mod journal;
 mod loader_spec;
 mod partitions;
+mod rewrite;
 mod view;
 
 #[cfg(any(test, fuzzing))]
@@ -25,16 +27,17 @@ mod tests;
 use std::any::Any;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use self::file_system::{FileSystem, FileSystemError, Found};
-use self::grub::{Chosen, Place, Volumes};
+use self::grub::{Chosen, Place, Save, Volumes};
 pub use self::image::Image;
 use self::partitions::{Partition, Scheme};
+use self::rewrite::RewriteError;
 use self::view::View;
 use crate::causes::panic_message;
 
@@ -100,6 +103,8 @@ pub struct Boot {
     pub cmdline: String,
     /// Which entry of which configuration this is, for people.
     pub origin: String,
+    /// What an operator should know about it.
+    pub warnings: Vec<String>,
 }
 
 /// Searches `disk` and calls `load` with what was found, both on a thread of their own.
@@ -162,8 +167,8 @@ struct Volume {
 
 /// A disk that is searched.
 struct Search {
+    disk: View,
     scheme: Scheme,
-    bytes: u64,
     volumes: Vec<Volume>,
     /// What was found and cannot be booted.
     notes: Vec<String>,
@@ -180,8 +185,8 @@ impl Search {
         };
         let volumes = table.partitions.iter().take(VOLUMES);
         let volumes = volumes.map(|p| Volume { partition: *p, file_system: file_system(p) });
-        let (scheme, bytes, notes) = (table.scheme, disk.len(), Vec::new());
-        Ok(Self { scheme, bytes, volumes: volumes.collect(), notes })
+        let (scheme, volumes, notes) = (table.scheme, volumes.collect(), Vec::new());
+        Ok(Self { disk, scheme, volumes, notes })
     }
 
     fn file_systems(&self) -> Vec<(usize, FileSystem)> {
@@ -224,6 +229,8 @@ impl Search {
             kernel: place(entry.linux),
             initramfs: entry.initrds.into_iter().map(place).collect(),
             cmdline: entry.options,
+            is_once: false,
+            saves: Vec::new(),
         };
         self.open(chosen, volume, &entries).map(Some)
     }
@@ -237,18 +244,9 @@ impl Search {
                     Ok(_) => continue,
                     Err(error) => Err(error),
                 };
-                let chosen = match text {
-                    Ok(text) => grub::choose(&*self, volume, path, &text),
-                    Err(error) => {
-                        self.note(volume, path, &error);
-                        continue;
-                    }
-                };
-                match chosen {
-                    Ok(chosen) => match self.open(chosen, volume, path) {
-                        Ok(boot) => return Some(boot),
-                        Err(error) => self.note(volume, path, &error),
-                    },
+                match text.map(|text| self.grub_entry(volume, path, &text)) {
+                    Ok(Ok(boot)) => return Some(boot),
+                    Ok(Err(note)) => self.notes.push(note),
                     Err(error) => self.note(volume, path, &error),
                 }
             }
@@ -256,9 +254,53 @@ impl Search {
         None
     }
 
+    /// What GRUB's configuration at `path` of `volume` boots. Saves what its script saves.
+    fn grub_entry(&self, volume: usize, path: &str, text: &str) -> Result<Boot, String> {
+        let note = |error: &dyn std::error::Error| self.about(volume, path, error);
+        let choose = |once| -> Result<_, String> {
+            let chosen = grub::choose(self, volume, path, text, once).map_err(|e| note(&e))?;
+            let (is_once, saves) = (chosen.is_once, chosen.saves.clone());
+            let boot = self.open(chosen, volume, path).map_err(|e| note(&e))?;
+            Ok((boot, is_once, saves))
+        };
+        let (mut boot, is_once, saves) = choose(true)?;
+        match (self.save(&saves), is_once) {
+            (Ok(()), false) => {}
+            (Ok(()), true) => boot.origin.push_str(", chosen for this boot only,"),
+            (Err(problem), false) => {
+                boot.warnings.push(format!("GRUB's variables cannot be saved: {problem}"));
+            }
+            (Err(problem), true) => {
+                boot = choose(false)?.0;
+                boot.warnings.push(format!(
+                    "the entry that was chosen for the next boot only (grub-reboot) is not used, because this \
+                     cannot be noted, and it would be booted again and again: {problem}"
+                ));
+            }
+        }
+        Ok(boot)
+    }
+
+    /// Writes the environment blocks. Errors with the reason if one of them cannot be written.
+    fn save(&self, saves: &[Save]) -> Result<(), String> {
+        for Save { place, old, new } in saves {
+            let (path, on) = (excerpt(&place.path), self.called(place.volume));
+            let partition = self.volumes.get(place.volume).map(|volume| volume.partition);
+            let view = partition.and_then(|part| self.disk.part(part.start, part.bytes));
+            let written = match (view, new) {
+                (Some(view), Some(new)) => rewrite::rewrite(&view, &place.path, old, new),
+                (None, _) | (_, None) => Err(RewriteError::NoRoom),
+            };
+            written.map_err(|error| {
+                format!("{path} on {on}: {}", crate::causes::chain(&error).join(": "))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Opens the files of what was chosen by the configuration at `path` of `volume`.
     fn open(&self, chosen: Chosen, volume: usize, path: &str) -> Result<Boot, FileSystemError> {
-        let Chosen { title, kernel, initramfs, cmdline } = chosen;
+        let Chosen { title, kernel, initramfs, cmdline, is_once: _, saves: _ } = chosen;
         let open = |place: &Place, most| match self.file_system(place.volume) {
             Some(file_system) => file_system.file(&place.path, most),
             None => Err(FileSystemError::Missing(excerpt(&place.path))),
@@ -268,7 +310,7 @@ impl Search {
         let files = files.collect::<Result<Vec<_>, _>>()?;
         let initramfs = (!files.is_empty()).then(|| Image::new(files));
         let origin = format!("`{}` of {path} on {}", excerpt(&title), self.called(volume));
-        Ok(Boot { kernel, initramfs, cmdline, origin })
+        Ok(Boot { kernel, initramfs, cmdline, origin, warnings: Vec::new() })
     }
 
     fn file_system(&self, volume: usize) -> Option<&FileSystem> {
@@ -283,8 +325,12 @@ impl Search {
     }
 
     fn note(&mut self, volume: usize, path: &str, error: &dyn std::error::Error) {
-        let note = format!("{path} on {}: {error}", self.called(volume));
+        let note = self.about(volume, path, error);
         self.notes.push(note);
+    }
+
+    fn about(&self, volume: usize, path: &str, error: &dyn std::error::Error) -> String {
+        format!("{path} on {}: {error}", self.called(volume))
     }
 
     /// What the disk has, in words.
@@ -294,7 +340,7 @@ impl Search {
             Scheme::Mbr => "an MBR",
             Scheme::None => "no partition table",
         };
-        let mut words = format!("{} bytes, {scheme}", self.bytes);
+        let mut words = format!("{} bytes, {scheme}", self.disk.len());
         if self.volumes.is_empty() {
             words.push_str(" without partitions");
         }
@@ -316,14 +362,7 @@ impl Search {
 
 /// The text of a configuration file. What is not UTF-8 is replaced: it can only be in comments and titles.
 fn text(file_system: &FileSystem, path: &str) -> Result<String, FileSystemError> {
-    let mut bytes = Vec::new();
-    let file = file_system.file(path, TEXT_MAX)?;
-    let read = file.take(TEXT_MAX).read_to_end(&mut bytes);
-    read.map_err(|error| FileSystemError::Refused {
-        kind: file_system.name(),
-        problem: excerpt(&format!("{path}: {error}")),
-    })?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&file_system.contents(path, TEXT_MAX)?).into_owned())
 }
 
 impl Volumes for Search {
@@ -363,8 +402,8 @@ impl Volumes for Search {
         (0..self.volumes.len()).find(|at| self.file_system(*at).is_some_and(has))
     }
 
-    fn read(&self, volume: usize, path: &str) -> Option<String> {
-        text(self.file_system(volume)?, path).ok()
+    fn read(&self, volume: usize, path: &str) -> Option<Vec<u8>> {
+        self.file_system(volume)?.contents(path, TEXT_MAX).ok()
     }
 
     fn look(&self, volume: usize, path: &str) -> Option<Option<u64>> {

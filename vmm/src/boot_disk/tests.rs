@@ -1,5 +1,5 @@
 use std::fs;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -383,4 +383,101 @@ fn a_panic_of_a_reader_and_a_search_without_end_are_errors() {
     assert_eq!(error.to_string(), "its file systems confuse their reader, which says: oh no");
     let late = find(disk(), Instant::now() - Duration::from_secs(1)).err().unwrap();
     assert!(matches!(late, BootDiskError::Late), "{late}");
+}
+
+/// A configuration with an entry for the next boot only, as `grub-mkconfig` writes it.
+const ONCE_CFG: &[u8] =
+    b"load_env\nif [ \"${next_entry}\" ]; then set default=\"${next_entry}\"\nset next_entry=\n\
+    save_env next_entry\nfi\nmenuentry old { linux /boot/vmlinuz old }\n\
+    menuentry new { linux /boot/vmlinuz new }\n";
+
+fn environment(next: &str) -> Vec<u8> {
+    let mut block = format!("# GRUB Environment Block\nnext_entry={next}\nkept=1\n").into_bytes();
+    block.resize(1024, b'#');
+    block
+}
+
+fn with_once(root: &Path) {
+    write(
+        root,
+        &[
+            ("boot/grub/grub.cfg", ONCE_CFG),
+            // Another file with the same contents is left alone.
+            ("boot/grub/before", &environment("new")),
+            ("boot/grub/grubenv", &environment("new")),
+            ("boot/vmlinuz", b"kernel"),
+        ],
+    );
+}
+
+#[test]
+fn an_entry_for_the_next_boot_is_used_once_and_the_disk_is_otherwise_as_before() {
+    let on_fat = fat(&[
+        ("boot/grub/grub.cfg", ONCE_CFG),
+        ("boot/grub/before", &environment("new")),
+        ("boot/grub/grubenv", &environment("new")),
+        ("boot/vmlinuz", b"kernel"),
+    ]);
+    for image in [
+        ext4(&[], with_once),
+        ext4(&["-b", "4096"], with_once),
+        ext4(&["-O", "^extents,^flex_bg,^metadata_csum,^64bit"], with_once),
+        on_fat,
+    ] {
+        let disk = gpt(&[(2, &image)]);
+        let again = || disk.try_clone().unwrap();
+        let before = everything(&disk);
+        let boot = search(again()).unwrap();
+        assert!(boot.cmdline.ends_with(" new") && boot.warnings.is_empty(), "{}", boot.cmdline);
+        assert!(boot.origin.contains("chosen for this boot only"), "{}", boot.origin);
+        let after = everything(&disk);
+        let at = |index: usize| index as u64 / 1024;
+        let changed: Vec<u64> =
+            (0..after.len()).filter(|i| after[*i] != before[*i]).map(at).collect();
+        // 1024 bytes at a multiple of 512.
+        assert!(!changed.is_empty() && changed.last() <= changed.first().map(|c| c + 1).as_ref());
+        let file_system = FileSystem::open(
+            View::whole(again(), Instant::now() + WITHIN)
+                .unwrap()
+                .part(MIB, image.len() as u64)
+                .unwrap(),
+        )
+        .unwrap();
+        let contents = |path| file_system.contents(path, TEXT_MAX).unwrap();
+        assert_eq!(contents("/boot/grub/before"), environment("new"));
+        let mut cleared = environment("");
+        cleared.resize(1024, b'#');
+        assert_eq!(contents("/boot/grub/grubenv"), cleared);
+        let boot = search(again()).unwrap();
+        assert!(boot.cmdline.ends_with(" old"), "{}", boot.cmdline);
+        assert!(everything(&disk) == after, "the second boot wrote");
+    }
+}
+
+fn everything(disk: &File) -> Vec<u8> {
+    let mut bytes = vec![0; disk.metadata().unwrap().len() as usize];
+    disk.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn an_entry_for_the_next_boot_that_cannot_be_cleared_is_not_used() {
+    let image = ext4(&[], with_once);
+    let file = file(&image);
+    // A disk with `readonly=on`.
+    let disk = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+    let boot = search(disk.unwrap()).unwrap();
+    assert!(boot.cmdline.ends_with(" old"), "{}", boot.cmdline);
+    let [warning] = boot.warnings.as_slice() else { panic!("{:?}", boot.warnings) };
+    assert!(warning.contains("grub-reboot") && warning.contains("cannot be written"), "{warning}");
+    // The file's block is a hole, or has no room; the disk is not written.
+    for block in [vec![0; 1024], b"# GRUB Environment Block\nnext_entry=new".to_vec()] {
+        let disk = self::file(&ext4(&[], |root| {
+            with_once(root);
+            fs::write(root.join("boot/grub/grubenv"), &block).unwrap();
+        }));
+        let before = everything(&disk);
+        assert!(search(disk.try_clone().unwrap()).unwrap().cmdline.ends_with(" old"));
+        assert!(everything(&disk) == before);
+    }
 }

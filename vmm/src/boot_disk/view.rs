@@ -1,9 +1,10 @@
-//! A read-only view of a part of the disk: the whole disk or one partition.
+//! A view of a part of the disk: the whole disk or one partition. It is for reading, but for [`View::write_at`].
 //!
 //! A view reads whole aligned blocks, so that it also works on an image that was opened with `O_DIRECT`. It never
 //! reads beyond its end, and refuses to read after the search's deadline. It may show some blocks with other contents
 //! than they have on the disk: those that a file system's journal has for them.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,8 @@ use super::journal::Copies;
 const ALIGNMENT: usize = 4096;
 /// Bytes that a view reads at once.
 const WINDOW: usize = 32 << 10;
+/// Most reads that a probe notes.
+const SERVED: usize = 1 << 16;
 
 /// A part of the disk.
 #[derive(Debug)]
@@ -32,8 +35,37 @@ pub(super) struct View {
     deadline: Instant,
     /// What is shown in place of the disk's bytes.
     overlay: Option<Rc<Overlay>>,
+    /// Watches what is read, and changes it.
+    probe: Option<Rc<Probe>>,
     /// The bytes of the disk that were read last.
     window: Window,
+}
+
+/// Finds out which bytes of the disk a file consists of; see [`super::rewrite`]. Copies of an overlay are not
+/// part of it.
+#[derive(Debug, Default)]
+pub(super) struct Probe {
+    /// What was read: positions on the disk and lengths.
+    pub(super) served: RefCell<Vec<(u64, usize)>>,
+    /// What is shown in place of the disk's bytes: the position of its first byte on the disk, and the bytes.
+    pub(super) change: Option<(u64, Vec<u8>)>,
+}
+
+impl Probe {
+    /// Sees bytes of the disk that are read.
+    fn pass(&self, position: u64, target: &mut [u8]) {
+        let mut served = self.served.borrow_mut();
+        if served.len() < SERVED {
+            served.push((position, target.len()));
+        }
+        let Some((start, bytes)) = &self.change else { return };
+        for (at, byte) in (position..).zip(target) {
+            let offset = at.checked_sub(*start).and_then(|offset| usize::try_from(offset).ok());
+            if let Some(changed) = offset.and_then(|offset| bytes.get(offset)) {
+                *byte = *changed;
+            }
+        }
+    }
 }
 
 /// Contents that a view shows in place of those on the disk.
@@ -65,7 +97,16 @@ impl View {
         // Block devices have no length in their metadata; their end can be sought.
         let bytes = (&file).seek(SeekFrom::End(0))?;
         let (file, window) = (Arc::new(file), Window::default());
-        Ok(Self { file, start: 0, bytes, position: 0, deadline, overlay: None, window })
+        Ok(Self {
+            file,
+            start: 0,
+            bytes,
+            position: 0,
+            deadline,
+            overlay: None,
+            probe: None,
+            window,
+        })
     }
 
     /// A part of the disk that this view has no overlay for. `None` if it is not wholly inside.
@@ -74,19 +115,50 @@ impl View {
         let start = self.start.checked_add(start)?;
         let (file, deadline) = (self.file.clone(), self.deadline);
         let window = Window::default();
-        inside.then_some(Self { file, start, bytes, position: 0, deadline, overlay: None, window })
+        let (overlay, probe, position) = (None, None, 0);
+        inside.then_some(Self { file, start, bytes, position, deadline, overlay, probe, window })
     }
 
     /// Another view of the same part.
     pub(super) fn again(&self) -> Self {
-        let &Self { ref file, start, bytes, position: _, deadline, ref overlay, window: _ } = self;
-        let (file, overlay, window) = (file.clone(), overlay.clone(), Window::default());
-        Self { file, start, bytes, position: 0, deadline, overlay, window }
+        let Self { file, start, bytes, position: _, deadline, overlay, probe, window: _ } = self;
+        let (file, overlay, probe) = (file.clone(), overlay.clone(), probe.clone());
+        let (start, bytes, deadline, window) = (*start, *bytes, *deadline, Window::default());
+        Self { file, start, bytes, position: 0, deadline, overlay, probe, window }
+    }
+
+    /// The same part with a probe.
+    pub(super) fn probed(self, probe: Rc<Probe>) -> Self {
+        Self { probe: Some(probe), ..self }
+    }
+
+    /// Writes to the disk, at a position in this part, and waits until it is durable.
+    pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = at.checked_add(bytes.len() as u64).filter(|end| *end <= self.bytes);
+        let position = end.and_then(|_| self.start.checked_add(at));
+        let position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        // Whole aligned blocks, for an image that was opened with O_DIRECT.
+        let (head, alignment) = ((position % ALIGNMENT as u64) as usize, ALIGNMENT);
+        let length = (head + bytes.len()).next_multiple_of(alignment);
+        let mut buffer = vec![0; length + alignment];
+        let aligned = buffer.as_ptr().align_offset(alignment);
+        let buffer = buffer.get_mut(aligned..aligned.saturating_add(length));
+        let buffer = buffer.ok_or(io::ErrorKind::OutOfMemory)?;
+        let start = position - head as u64;
+        self.file.read_exact_at(buffer, start)?;
+        buffer[head..head + bytes.len()].copy_from_slice(bytes);
+        self.file.write_all_at(buffer, start)?;
+        self.file.sync_data()
     }
 
     /// The same part with an overlay.
     pub(super) fn over(self, overlay: Overlay) -> Self {
         Self { overlay: Some(Rc::new(overlay)), ..self }
+    }
+
+    /// First byte of the part on the disk.
+    pub(super) fn start(&self) -> u64 {
+        self.start
     }
 
     /// Length in bytes.
@@ -117,12 +189,11 @@ impl View {
     /// The same with an overlay, in which this view itself has none.
     fn read_over(&mut self, overlay: &Overlay, at: u64, target: &mut [u8]) -> io::Result<usize> {
         let Overlay { block_size, blocks, head } = overlay;
-        if let Some(found) = usize::try_from(at).ok().and_then(|at| head.get(at..)) {
-            if !found.is_empty() {
-                let count = found.len().min(target.len());
-                target[..count].copy_from_slice(&found[..count]);
-                return Ok(count);
-            }
+        let found = usize::try_from(at).ok().and_then(|at| head.get(at..)).unwrap_or_default();
+        if !found.is_empty() {
+            let count = found.len().min(target.len());
+            target[..count].copy_from_slice(&found[..count]);
+            return Ok(count);
         }
         let (number, offset) = (at / block_size, (at % block_size) as usize);
         let most = (*block_size as usize - offset).min(target.len());
@@ -130,7 +201,10 @@ impl View {
             return self.read_disk(at, &mut target[..most]);
         };
         let mut block = vec![0; *block_size as usize];
-        copy.read(self, &mut block)?;
+        let probe = self.probe.take();
+        let read = copy.read(self, &mut block);
+        self.probe = probe;
+        read?;
         target[..most].copy_from_slice(&block[offset..offset + most]);
         Ok(most)
     }
@@ -156,6 +230,9 @@ impl View {
         };
         let count = found.len().min(most);
         target[..count].copy_from_slice(&found[..count]);
+        if let Some(probe) = &self.probe {
+            probe.pass(position, &mut target[..count]);
+        }
         Ok(count)
     }
 }
@@ -272,7 +349,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written() {
+    fn nothing_is_written_by_a_reader_of_file_systems() {
         assert!(view(&[7; 9]).write(&[1]).is_err());
+    }
+
+    #[test]
+    fn a_write_changes_its_bytes_and_no_others() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| n as u8 ^ (n >> 8) as u8).collect();
+        let whole = view(&bytes);
+        let part = whole.part(1000, 70_000).unwrap();
+        part.write_at(8000, &[0; 6000]).unwrap();
+        let mut now = Vec::new();
+        whole.again().read_to_end(&mut now).unwrap();
+        assert!(now[..9000] == bytes[..9000] && now[15_000..] == bytes[15_000..]);
+        assert_eq!(now[9000..15_000], [0; 6000]);
+        assert!(part.write_at(69_999, &[0; 2]).is_err() && part.write_at(u64::MAX, &[0]).is_err());
+        let unchanged = whole.again().read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(unchanged, bytes.len());
     }
 }

@@ -110,11 +110,12 @@ fn load_from_disk(
     let (memory, disk) = (memory.clone(), node.clone());
     let limit = DataLimit::set();
     let loaded = boot_disk::boot(file, move |found| {
-        let boot_disk::Boot { mut kernel, mut initramfs, mut cmdline, origin } = found;
+        let boot_disk::Boot { mut kernel, mut initramfs, mut cmdline, origin, warnings } = found;
         if !added.is_empty() {
             cmdline = format!("{cmdline} {added}");
         }
         tracing::info!("boots {origin} of {disk}");
+        warnings.iter().for_each(|warning| tracing::warn!("{disk}: {warning}"));
         boot::load(&memory, ram_bytes, &mut kernel, initramfs.as_mut(), &cmdline, rsdp)
             .map_err(|source| VmError::BootFromDisk { disk, origin, source })
     });

@@ -58,6 +58,7 @@ pub(super) fn default_entry(shell: &mut Shell<'_>) -> Result<Entry, GrubError> {
         if !chosen.is_submenu {
             return Ok(chosen);
         }
+        shell.choose(&chosen)?;
         shell.run_with(&chosen.arguments, &chosen.script)?;
     }
 }

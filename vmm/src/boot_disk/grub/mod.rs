@@ -4,10 +4,11 @@
 //!   grub.cfg --syntax--> script --shell--> menu entries, `default` --menu--> one entry --shell--> linux, initrd
 //! ```
 //!
-//! Scripts run with GRUB's own commands, as far as these bear on what is booted. Nothing is written: `save_env`
-//! does nothing, and an entry that is chosen for the next boot only (`next_entry`) is not used, because
-//! that it was used could not be noted. The text is the guest's: the number of commands, the entries and the
-//! sizes of values are bounded.
+//! Scripts run with GRUB's own commands, as far as these bear on what is booted. What `save_env` would write into the
+//! environment block is part of the answer; writing it is left to the caller. An entry for the next boot only
+//! (`grub-reboot`) would be booted for ever if the caller could not write that it was used: then the caller asks
+//! again, for the entry without it. The text is the guest's: the number of commands, the entries and the sizes of
+//! values are bounded.
 
 mod environment;
 mod menu;
@@ -48,7 +49,7 @@ pub(super) trait Volumes {
     /// The first file system that has this file.
     fn by_file(&self, path: &str) -> Option<usize>;
     /// The contents of a text file, if there is one of a bounded size.
-    fn read(&self, volume: usize, path: &str) -> Option<String>;
+    fn read(&self, volume: usize, path: &str) -> Option<Vec<u8>>;
     /// Whether there is something at `path`: the length of a file, `None` in it for a directory.
     fn look(&self, volume: usize, path: &str) -> Option<Option<u64>>;
 }
@@ -69,18 +70,34 @@ pub(super) struct Chosen {
     /// Files that make up the initramfs, one behind the other.
     pub(super) initramfs: Vec<Place>,
     pub(super) cmdline: String,
+    /// Whether the environment block has an entry for this boot only. It then is this one, as scripts go.
+    pub(super) is_once: bool,
+    /// What has to be written before the entry is booted.
+    pub(super) saves: Vec<Save>,
 }
 
-/// Returns what GRUB would boot by its configuration at `path` of `volume`, whose text is `text`.
+/// New contents of an environment block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Save {
+    pub(super) place: Place,
+    /// What the file has, and what it is to have. The lengths are equal.
+    pub(super) old: Vec<u8>,
+    /// `None` if the block is damaged or has no room.
+    pub(super) new: Option<Vec<u8>>,
+}
+
+/// Returns what GRUB would boot by its configuration at `path` of `volume`, whose text is `text`. Entries for one
+/// boot only count if `once`.
 pub(super) fn choose(
     volumes: &dyn Volumes,
     volume: usize,
     path: &str,
     text: &str,
+    once: bool,
 ) -> Result<Chosen, GrubError> {
     let script = syntax::parse(text)?;
     let prefix = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let mut shell = shell::Shell::new(volumes, volume, prefix);
+    let mut shell = shell::Shell::new(volumes, volume, prefix, once);
     shell.run(&script)?;
     let entry = menu::default_entry(&mut shell)?;
     shell.start(&entry)

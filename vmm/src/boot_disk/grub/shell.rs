@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::environment::Variables;
 use super::menu::Entry;
 use super::syntax::{Command, Kept, Piece, Script, Word};
-use super::{Chosen, GrubError, Place, Volumes, excerpt, syntax};
+use super::{Chosen, GrubError, Place, Save, Volumes, excerpt, syntax};
 
 /// Most commands that are run.
 const STEPS: usize = 50_000;
@@ -32,6 +32,11 @@ pub(super) struct Shell<'v> {
     initramfs: Vec<Place>,
     /// A device that `linux` or `initrd` named and that is not there.
     missing: Option<String>,
+    /// Whether entries for one boot only are read from an environment block, and whether one was.
+    once: bool,
+    is_once: bool,
+    /// The environment blocks that were saved.
+    saves: Vec<Save>,
     steps: usize,
     depth: usize,
     entries_made: usize,
@@ -40,7 +45,7 @@ pub(super) struct Shell<'v> {
 
 impl<'v> Shell<'v> {
     /// A shell whose script is in the directory `prefix` of `volume`.
-    pub(super) fn new(volumes: &'v dyn Volumes, volume: usize, prefix: &str) -> Self {
+    pub(super) fn new(volumes: &'v dyn Volumes, volume: usize, prefix: &str, once: bool) -> Self {
         let root = volumes.name(volume);
         Self {
             volumes,
@@ -51,6 +56,9 @@ impl<'v> Shell<'v> {
             kernel: None,
             initramfs: Vec::new(),
             missing: None,
+            once,
+            is_once: false,
+            saves: Vec::new(),
             steps: 0,
             depth: 0,
             entries_made: 0,
@@ -60,7 +68,7 @@ impl<'v> Shell<'v> {
 
     /// Runs the script of an entry. Returns what it boots.
     pub(super) fn start(mut self, entry: &Entry) -> Result<Chosen, GrubError> {
-        self.variables.set("chosen", &entry.title)?;
+        self.choose(entry)?;
         self.run_with(&entry.arguments, &entry.script)?;
         let title = entry.title.clone();
         match (self.missing, self.kernel) {
@@ -69,9 +77,19 @@ impl<'v> Shell<'v> {
             }
             (None, None) => Err(GrubError::NoKernel(excerpt(&title))),
             (None, Some((kernel, cmdline))) => {
-                Ok(Chosen { title, kernel, initramfs: self.initramfs, cmdline })
+                let Self { initramfs, is_once, saves, .. } = self;
+                Ok(Chosen { title, kernel, initramfs, cmdline, is_once, saves })
             }
         }
+    }
+
+    /// Adds an entry or a submenu to `chosen`, which scripts save for the next boot: its identifier behind those of
+    /// the submenus, in the form that `default` has.
+    pub(super) fn choose(&mut self, entry: &Entry) -> Result<(), GrubError> {
+        let before = self.variables.get("chosen");
+        let id = entry.id.as_ref().unwrap_or(&entry.title).replace('>', ">>");
+        let chosen = if before.is_empty() { id } else { format!("{before}>{id}") };
+        self.variables.set("chosen", &chosen)
     }
 
     /// Runs a script with arguments, which are `$1` and so on for its time.
@@ -182,6 +200,7 @@ impl<'v> Shell<'v> {
             ("[", [condition @ .., end]) if end == "]" => Ok(self.test(condition)),
             ("test", condition) => Ok(self.test(condition)),
             ("load_env", options) => self.load_env(options),
+            ("save_env", options) => self.save_env(options),
             ("source" | "." | "configfile" | "normal", [path]) => self.source(path),
             ("linux" | "linux16" | "linuxefi", [path, parameters @ ..]) => {
                 self.linux(path, parameters)
@@ -190,7 +209,7 @@ impl<'v> Shell<'v> {
             (name, options) if name == "search" || name.starts_with("search.") => {
                 self.search(name, options)
             }
-            ("true" | "insmod" | "export" | "echo" | "save_env" | "terminal_output", _) => Ok(true),
+            ("true" | "insmod" | "export" | "echo" | "terminal_output", _) => Ok(true),
             // Graphics, keys and whatever else is not there.
             _ => Ok(false),
         }
@@ -286,6 +305,39 @@ impl<'v> Shell<'v> {
 
     /// `load_env [--file PATH] [NAME...]`.
     fn load_env(&mut self, options: &[String]) -> Result<bool, GrubError> {
+        let (path, names) = self.block_and_names(options);
+        let Some(block) = self.read(&path) else { return Ok(false) };
+        let loaded = self.variables.load(&block, &names, self.once)?;
+        self.is_once |= loaded == Some(true);
+        Ok(loaded.is_some())
+    }
+
+    /// `save_env [--file PATH] NAME...`.
+    fn save_env(&mut self, options: &[String]) -> Result<bool, GrubError> {
+        let (path, names) = self.block_and_names(options);
+        let Ok(place) = self.locate(&path) else { return Ok(false) };
+        let at = match self.saves.iter().position(|save| save.place == place) {
+            Some(at) => at,
+            None => {
+                let Some(old) = self.volumes.read(place.volume, &place.path) else {
+                    return Ok(false);
+                };
+                if self.saves.len() >= FILES {
+                    return Err(GrubError::TooMuch("it saves more than 32 other files"));
+                }
+                let new = Some(old.clone());
+                self.saves.push(Save { place, old, new });
+                self.saves.len() - 1
+            }
+        };
+        let Some(save) = self.saves.get_mut(at) else { return Ok(false) };
+        let current = save.new.as_ref();
+        save.new = current.and_then(|block| self.variables.save(block, &names));
+        Ok(save.new.is_some())
+    }
+
+    /// The environment block and the variables that the arguments of a command name.
+    fn block_and_names(&self, options: &[String]) -> (String, Vec<String>) {
         let mut path = format!("{}/grubenv", self.variables.get("prefix"));
         let mut names = Vec::new();
         let mut options = options.iter();
@@ -299,22 +351,24 @@ impl<'v> Shell<'v> {
                 },
             }
         }
-        let place = self.locate(&path).ok();
-        match place.and_then(|place| self.volumes.read(place.volume, &place.path)) {
-            Some(block) => self.variables.load(&block, &names),
-            None => Ok(false),
-        }
+        (path, names)
+    }
+
+    /// The contents of a file, as it was before the script saved anything.
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        let place = self.locate(path).ok()?;
+        self.volumes.read(place.volume, &place.path)
     }
 
     fn source(&mut self, path: &str) -> Result<bool, GrubError> {
-        let place = self.locate(path).ok();
-        match place.and_then(|place| self.volumes.read(place.volume, &place.path)) {
+        match self.read(path) {
             Some(text) => {
                 self.files_run += 1;
                 if self.files_run > FILES {
                     return Err(GrubError::TooMuch("it runs more than 32 other files"));
                 }
-                let (script, arguments) = (syntax::parse(&text)?, self.arguments.clone());
+                let (script, arguments) =
+                    (syntax::parse(&String::from_utf8_lossy(&text))?, self.arguments.clone());
                 self.run_with(&arguments, &script)
             }
             None => Ok(false),

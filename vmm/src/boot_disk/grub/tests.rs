@@ -32,10 +32,10 @@ impl Volumes for Disk {
         ["/on-1", "/on-2"].iter().position(|known| *known == path)
     }
 
-    fn read(&self, volume: usize, path: &str) -> Option<String> {
+    fn read(&self, volume: usize, path: &str) -> Option<Vec<u8>> {
         match (volume, path) {
-            (0, "/boot/grub/grubenv") => Some(self.block.clone()),
-            (0, "/boot/grub/custom.cfg") => Some(self.custom.clone()),
+            (0, "/boot/grub/grubenv") => Some(self.block.clone().into_bytes()),
+            (0, "/boot/grub/custom.cfg") => Some(self.custom.clone().into_bytes()),
             _ => None,
         }
     }
@@ -49,7 +49,7 @@ impl Volumes for Disk {
 }
 
 fn choose_on(disk: &Disk, text: &str) -> Result<Chosen, GrubError> {
-    choose(disk, 0, "/boot/grub/grub.cfg", text)
+    choose(disk, 0, "/boot/grub/grub.cfg", text, true)
 }
 
 fn chosen(text: &str) -> Chosen {
@@ -113,15 +113,113 @@ fn the_default_is_a_number_a_title_or_an_identifier_at_each_level() {
     assert_eq!(title("7"), "Debian");
 }
 
+/// What `grub-mkconfig` writes into the head of a configuration, with `GRUB_DEFAULT=saved` and
+/// `GRUB_SAVEDEFAULT=true`.
+const SAVED: &str = "if [ \"${next_entry}\" ] ; then\n set default=\"${next_entry}\"\n set next_entry=\n \
+    save_env next_entry\n set boot_once=true\nelse\n set default=\"${saved_entry}\"\nfi\n\
+    if [ \"${prev_saved_entry}\" ]; then\n set saved_entry=\"${prev_saved_entry}\"\n save_env saved_entry\n \
+    set prev_saved_entry=\n save_env prev_saved_entry\n set boot_once=true\nfi\n\
+    function savedefault {\n if [ -z \"${boot_once}\" ]; then\n saved_entry=\"${chosen}\"\n \
+    save_env saved_entry\n fi\n}\n";
+
+/// An environment block as `grub-editenv` makes it, with these lines.
+fn block(lines: &str) -> String {
+    let text = format!("# GRUB Environment Block\n{lines}");
+    format!("{text}{}", "#".repeat(1024 - text.len()))
+}
+
+fn with_block(block: String) -> Disk {
+    Disk { block, ..Disk::default() }
+}
+
+/// The lines of the environment block that an entry saves.
+fn lines(chosen: &Chosen) -> String {
+    let [save] = chosen.saves.as_slice() else { panic!("{:?}", chosen.saves) };
+    assert_eq!(save.place, Place { volume: 0, path: "/boot/grub/grubenv".to_owned() });
+    let new = String::from_utf8(save.new.clone().unwrap()).unwrap();
+    assert_eq!((new.len(), save.old.len()), (1024, 1024));
+    new.strip_prefix("# GRUB Environment Block\n").unwrap().trim_end_matches('#').to_owned()
+}
+
 #[test]
-fn a_saved_entry_counts_and_an_entry_for_once_does_not() {
-    let block = "# GRUB Environment Block\nsaved_entry=More>Debian 6.\\1\nnext_entry=1>0\n####";
-    let disk = Disk { block: block.to_owned(), ..Disk::default() };
-    let head = "if [ \"${next_entry}\" ] ; then\n set default=\"${next_entry}\"\nelse\n \
-                set default=\"${saved_entry}\"\nfi";
-    assert_eq!(choose_on(&disk, &menu(head)).unwrap().title, "Debian 6.1");
-    let no_block = Disk { block: "saved_entry=1>1".to_owned(), ..Disk::default() };
-    assert_eq!(choose_on(&no_block, &menu(head)).unwrap().title, "Debian");
+fn a_saved_entry_is_booted() {
+    let disk = with_block(block("saved_entry=More>Debian 6.\\1\n"));
+    let chosen = choose_on(&disk, &menu(SAVED)).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian 6.1", false));
+    assert!(chosen.saves.is_empty());
+    let gone = with_block(block("saved_entry=debian-5.10\n"));
+    assert_eq!(choose_on(&gone, &menu(SAVED)).unwrap().title, "Debian");
+}
+
+#[test]
+fn an_entry_for_the_next_boot_is_booted_and_cleared() {
+    let before = "saved_entry=0\nnext_entry=debian-more>debian-6.1\nkept=a\\\\b\n";
+    let disk = with_block(block(before));
+    let chosen = choose_on(&disk, &menu(SAVED)).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian 6.1", true));
+    assert_eq!(lines(&chosen), "saved_entry=0\nnext_entry=\nkept=a\\\\b\n");
+    // The caller could not write.
+    let chosen = choose(&disk, 0, "/boot/grub/grub.cfg", &menu(SAVED), false).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian", false));
+    // What the first boot left.
+    let disk = with_block(block(&lines(&choose_on(&disk, &menu(SAVED)).unwrap())));
+    let chosen = choose_on(&disk, &menu(SAVED)).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.is_once, chosen.saves.len()), ("Debian", false, 0));
+    // As grub-reboot did before version 2.
+    let disk = with_block(block("saved_entry=1>1\nprev_saved_entry=0\n"));
+    let chosen = choose_on(&disk, &menu(SAVED)).unwrap();
+    assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian 6.1", true));
+    assert_eq!(lines(&chosen), "saved_entry=0\nprev_saved_entry=\n");
+}
+
+#[test]
+fn an_entry_may_save_itself_with_its_submenus() {
+    let text = menu(SAVED).replace("\tvideo\n", "\tsavedefault\n\tvideo\n");
+    let chosen = choose_on(&with_block(block("saved_entry=More>1\n")), &text).unwrap();
+    assert_eq!(chosen.title, "Debian 6.1");
+    assert_eq!(lines(&chosen), "saved_entry=debian-more>debian-6.1\n");
+    let chosen = choose_on(&with_block(block("")), &text).unwrap();
+    assert_eq!(lines(&chosen), "saved_entry=debian-simple\n");
+    let unset = "load_env\nunset saved_entry\nsave_env saved_entry none\nmenuentry t { linux /k }";
+    let chosen = choose_on(&with_block(block("a=1\nsaved_entry=x\nb=2\n")), unset).unwrap();
+    assert_eq!(lines(&chosen), "a=1\nb=2\n");
+    let odd = "set v='a\\b'\nsave_env v\nmenuentry a\\>b { save_env chosen\nlinux /k }";
+    let chosen = choose_on(&with_block(block("v=1\n")), odd).unwrap();
+    assert_eq!(lines(&chosen), "v=a\\\\b\nchosen=a>>b\n");
+}
+
+#[test]
+fn a_damaged_environment_block_is_not_used_or_not_written() {
+    let title = |block: &str| choose_on(&with_block(block.to_owned()), &menu(SAVED)).unwrap();
+    // Without the first line it is no environment block.
+    assert_eq!(title("saved_entry=1>1\n").title, "Debian");
+    assert_eq!(title("").title, "Debian");
+    assert_eq!(title("# GRUB Environment Block").title, "Debian");
+    // What GRUB reads of a block that was cut is used; but it cannot be written.
+    for damaged in [
+        "# GRUB Environment Block\nnext_entry=1>1",
+        "# GRUB Environment Block\nnext_entry=1>1\nsaved",
+        "# GRUB Environment Block\nnext_entry=1>1\n\0\0\0###",
+        "# GRUB Environment Block\nnext_entry=1>1\\",
+    ] {
+        let chosen = title(damaged);
+        let written = chosen.saves.iter().all(|save| save.new.is_some());
+        let clean = damaged.starts_with("# GRUB Environment Block\nnext_entry=1>1\n");
+        assert!(chosen.is_once && (clean || !written), "{damaged:?}: {chosen:?}");
+    }
+    // No room for a longer value.
+    let full = format!("# GRUB Environment Block\na={}\n", "x".repeat(996));
+    let text = "load_env\nset a=\"${a}y\"\nsave_env a\nmenuentry t { linux /k }";
+    let chosen = choose_on(&with_block(full.clone()), text).unwrap();
+    assert_eq!(chosen.saves[0].new, None);
+    let same = "load_env\nsave_env a\nmenuentry t { linux /k }";
+    let chosen = choose_on(&with_block(full.clone()), same).unwrap();
+    assert_eq!(chosen.saves[0].new.as_deref(), Some(full.as_bytes()));
+    let error = choose_on(&with_block(block("")), "for i in 1 2; do save_env --file=$i a; done");
+    assert_eq!(error.unwrap_err(), GrubError::NoEntries);
+    let huge = format!("# GRUB Environment Block\n{}=1\n", "v".repeat(20_000));
+    let error = choose_on(&with_block(huge), &menu("")).unwrap_err().to_string();
+    assert!(error.contains("16 KiB"), "{error}");
 }
 
 #[test]

@@ -287,3 +287,23 @@ fn by_e2fsck(image: &[u8]) -> (TempDir, PathBuf) {
     assert!(output.status.code() <= Some(1), "{output:?}");
     (directory, path)
 }
+
+#[test]
+fn an_environment_block_in_the_journal_is_not_written() {
+    let cfg = b"load_env\nif [ \"${next_entry}\" ]; then set default=1\nset next_entry=\nsave_env next_entry\nfi\n\
+        menuentry old { linux /boot/vmlinuz old }\nmenuentry new { linux /boot/vmlinuz new }\n";
+    let mut environment = b"# GRUB Environment Block\nnext_entry=1\n".to_vec();
+    environment.resize(1024, b'#');
+    let unclean = Unclean::new(1024, &[]);
+    let bytes = ext4(&["-b", "1024"], |root| {
+        debian(root);
+        fs::write(root.join("boot/grub/grub.cfg"), cfg).unwrap();
+        fs::write(root.join("boot/grub/grubenv"), &environment).unwrap();
+    });
+    fs::write(&unclean.image, bytes).unwrap();
+    let block = unclean.block_of("/boot/grub/grubenv");
+    let disk = file(&unclean.log(block, &environment).done(3));
+    let boot = crate::boot_disk::tests::search(disk.try_clone().unwrap()).unwrap();
+    assert!(boot.cmdline.ends_with("old"), "{}", boot.cmdline);
+    assert!(boot.warnings[0].contains("in the journal"), "{:?}", boot.warnings);
+}
