@@ -111,7 +111,7 @@ impl FileSystem {
             let label = fat.volume_label();
             return Ok(Self { kind: Kind::Fat(Rc::new(fat)), uuid, label });
         }
-        Err(foreign(&mut view, &head).map_or(Error::Unknown, Error::Foreign))
+        Err(foreign(&mut view).map_or(Error::Unknown, Error::Foreign))
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -236,23 +236,39 @@ fn is_fat(head: &[u8]) -> bool {
         && names.contains(&&b"FAT"[..])
 }
 
+/// What cannot be read, with the place and the bytes by which it is recognized. A superblock of a RAID may be in one of
+/// several places, and so may the label of LVM.
+const FOREIGN: [(&str, u64, &[u8]); 21] = [
+    ("XFS", 0, b"XFSB"),
+    ("Btrfs", 0x1_0040, b"_BHRfS_M"),
+    ("an LVM volume", 0, b"LABELONE"),
+    ("an LVM volume", 512, b"LABELONE"),
+    ("an LVM volume", 1024, b"LABELONE"),
+    ("an LVM volume", 1536, b"LABELONE"),
+    ("encrypted (LUKS)", 0, b"LUKS\xba\xbe"),
+    ("encrypted (BitLocker)", 3, b"-FVE-FS-"),
+    ("F2FS", 1024, b"\x10\x20\xf5\xf2"),
+    ("a part of a RAID", 0, b"\xfc\x4e\x2b\xa9"),
+    ("a part of a RAID", 4096, b"\xfc\x4e\x2b\xa9"),
+    ("NTFS", 3, b"NTFS    "),
+    ("exFAT", 3, b"EXFAT   "),
+    ("swap space", 4086, b"SWAPSPACE2"),
+    ("swap space", 65_526, b"SWAPSPACE2"),
+    ("bcachefs", 4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81"),
+    ("EROFS", 1024, b"\xe2\xe1\xf5\xe0"),
+    ("SquashFS", 0, b"hsqs"),
+    ("an ISO 9660 image", 0x8001, b"CD001"),
+    ("ReiserFS", 0x1_0034, b"ReIsEr"),
+    ("JFS", 0x8000, b"JFS1"),
+];
+
 /// The name of a file system or container that cannot be read.
-fn foreign(view: &mut View, head: &[u8]) -> Option<&'static str> {
-    let mut btrfs = [0; 8];
-    let at = |offset: usize, magic: &[u8]| head[offset..].starts_with(magic);
-    if at(0, b"XFSB") {
-        Some("XFS")
-    } else if at(512, b"LABELONE") {
-        Some("an LVM volume")
-    } else if at(0, b"LUKS\xba\xbe") {
-        Some("encrypted (LUKS)")
-    } else if at(1024, &0xf2f5_2010_u32.to_le_bytes()) {
-        Some("F2FS")
-    } else if view.read_exact_at(0x10040, &mut btrfs).is_ok() && &btrfs == b"_BHRfS_M" {
-        Some("Btrfs")
-    } else {
-        None
-    }
+fn foreign(view: &mut View) -> Option<&'static str> {
+    let has = |(_, at, magic): &&(&str, u64, &[u8])| {
+        let mut bytes = vec![0; magic.len()];
+        view.read_exact_at(*at, &mut bytes).is_ok() && bytes == *magic
+    };
+    FOREIGN.iter().find(has).map(|(name, ..)| *name)
 }
 
 /// The text of an error and of its causes.

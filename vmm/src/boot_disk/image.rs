@@ -11,32 +11,49 @@ use super::view::sought;
 /// Bytes that are copied into guest memory at once.
 const PIECE: usize = 64 << 10;
 
-/// One or more files of the disk, read one behind the other.
+/// One or more pieces of files of the disk, read one behind the other.
 pub struct Image {
-    files: Vec<DiskFile>,
+    pieces: Vec<Piece>,
     bytes: u64,
     position: u64,
 }
 
+struct Piece {
+    file: DiskFile,
+    /// The first byte in the file.
+    start: u64,
+    bytes: u64,
+}
+
 impl Image {
+    /// Whole files.
     pub(super) fn new(files: Vec<DiskFile>) -> Self {
-        let bytes = files.iter().fold(0u64, |sum, file| sum.saturating_add(file.bytes));
-        Self { files, bytes, position: 0 }
+        Self::of_pieces(files.into_iter().map(|file| (0, file.bytes, file)))
+    }
+
+    /// Pieces of files: the first byte of each, its length, and the file.
+    pub(super) fn of_pieces(pieces: impl Iterator<Item = (u64, u64, DiskFile)>) -> Self {
+        let pieces: Vec<_> =
+            pieces.map(|(start, bytes, file)| Piece { file, start, bytes }).collect();
+        let bytes = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+        Self { pieces, bytes, position: 0 }
     }
 }
 
 impl Read for Image {
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         let mut start = 0;
-        for file in &mut self.files {
+        for piece in &mut self.pieces {
             let offset = self.position - start;
-            if offset < file.bytes {
-                file.seek(SeekFrom::Start(offset))?;
-                let count = file.read(target)?;
+            if offset < piece.bytes {
+                piece.file.seek(SeekFrom::Start(piece.start.saturating_add(offset)))?;
+                let left = usize::try_from(piece.bytes - offset).unwrap_or(usize::MAX);
+                let most = left.min(target.len());
+                let count = piece.file.read(&mut target[..most])?;
                 self.position += count as u64;
                 return Ok(count);
             }
-            start += file.bytes;
+            start += piece.bytes;
         }
         Ok(0)
     }

@@ -1,5 +1,6 @@
-//! Boot Loader Specification entries: `/loader/entries/*.conf`, with the default in `/loader/loader.conf`
-//! (UAPI group, "The Boot Loader Specification", type 1; systemd's loader.conf(5)).
+//! Boot Loader Specification entries: `/loader/entries/*.conf` and unified kernel images in `/EFI/Linux`, with the
+//! default in `/loader/loader.conf` (UAPI group, "The Boot Loader Specification", types 1 and 2; systemd's
+//! loader.conf(5)).
 
 use std::cmp::Ordering;
 
@@ -11,7 +12,7 @@ const INITRDS: usize = 32;
 /// One entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// The file's name without `.conf` and boot counters.
+    /// The file's name without `.conf` or `.efi` and boot counters.
     id: String,
     /// Whether the boot counter says that all attempts failed.
     exhausted: bool,
@@ -19,8 +20,10 @@ pub(super) struct Entry {
     version: String,
     machine_id: String,
     sort_key: String,
-    /// The path of the kernel on the file system of the entry.
+    /// The path of the kernel, or of the unified kernel image, on the file system of the entry.
     pub(super) linux: String,
+    /// Whether that is a unified kernel image, with its own initramfs and command line.
+    pub(super) is_unified: bool,
     /// The paths of the files that make up the initramfs.
     pub(super) initrds: Vec<String>,
     pub(super) options: String,
@@ -40,6 +43,10 @@ impl Entry {
                 "machine-id" => value.clone_into(&mut entry.machine_id),
                 "sort-key" => value.clone_into(&mut entry.sort_key),
                 "linux" => value.clone_into(&mut entry.linux),
+                "uki" => {
+                    value.clone_into(&mut entry.linux);
+                    entry.is_unified = true;
+                }
                 "initrd" if entry.initrds.len() < INITRDS => entry.initrds.push(value.to_owned()),
                 "options" if entry.options.len() + value.len() < OPTIONS_MAX => {
                     if !entry.options.is_empty() {
@@ -55,6 +62,27 @@ impl Entry {
             entry.title.clone_from(&entry.id);
         }
         (!entry.linux.is_empty()).then_some(entry)
+    }
+
+    /// The entry of a unified kernel image with this `os-release`.
+    pub(super) fn unified(file_name: &str, path: String, os_release: &str) -> Self {
+        let name = file_name.get(..file_name.len().saturating_sub(4)).unwrap_or(file_name);
+        let (id, exhausted) = counters(name);
+        let value = |keys: &[&str]| {
+            let found = keys.iter().find_map(|key| release(os_release, key));
+            found.unwrap_or_default().to_owned()
+        };
+        let title = release(os_release, "PRETTY_NAME").unwrap_or(&id).to_owned();
+        Self {
+            id,
+            exhausted,
+            title,
+            version: value(&["IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID"]),
+            sort_key: value(&["IMAGE_ID", "ID"]),
+            linux: path,
+            is_unified: true,
+            ..Self::default()
+        }
     }
 
     /// The order of the menu, in which the first is the default: newest first; entries that failed last.
@@ -78,7 +106,8 @@ pub(super) fn choose(mut entries: Vec<Entry>, loader_conf: &str) -> Option<Entry
     entries.sort_by(Entry::order);
     let pattern = settings(loader_conf).filter(|(key, _)| *key == "default").last();
     let matches = |entry: &Entry, pattern: &str| {
-        let pattern = pattern.strip_suffix(".conf").unwrap_or(pattern);
+        let suffixes = [".conf", ".efi"];
+        let pattern = suffixes.iter().find_map(|s| pattern.strip_suffix(s)).unwrap_or(pattern);
         glob(pattern.as_bytes(), entry.id.as_bytes())
     };
     let named = pattern.and_then(|(_, p)| entries.iter().position(|entry| matches(entry, p)));
@@ -89,6 +118,14 @@ pub(super) fn choose(mut entries: Vec<Entry>, loader_conf: &str) -> Option<Entry
 fn settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     lines.filter_map(|line| line.split_once([' ', '\t'])).map(|(key, value)| (key, value.trim()))
+}
+
+/// The value of a key in the text of `os-release`, without quotation marks.
+fn release<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    let lines = text.lines().filter_map(|line| line.trim().split_once('='));
+    let value = lines.filter(|(found, _)| *found == key).map(|(_, value)| value).last()?;
+    let plain = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+    Some(plain.unwrap_or(value)).filter(|value| !value.is_empty())
 }
 
 /// Splits a boot counter (`+LEFT` or `+LEFT-DONE`) off a name. Returns whether no attempt is left.

@@ -17,6 +17,7 @@ mod journal;
 mod loader_spec;
 mod partitions;
 mod rewrite;
+mod unified;
 mod view;
 
 #[cfg(any(test, fuzzing))]
@@ -38,6 +39,7 @@ use self::grub::{Chosen, Place, Save, Volumes};
 pub use self::image::Image;
 use self::partitions::{Partition, Scheme};
 use self::rewrite::RewriteError;
+use self::unified::{Section, Unified, UnifiedError};
 use self::view::View;
 use crate::causes::panic_message;
 
@@ -61,6 +63,9 @@ const NOTES: usize = 40;
 
 /// Where boot loader entries are: on the ESP or a boot partition, or in a root file system.
 const LOADER: [&str; 2] = ["/loader", "/boot/loader"];
+/// Where unified kernel images are, and the most bytes of one.
+const UNIFIED: &str = "/EFI/Linux";
+const UNIFIED_MAX: u64 = 1 << 30;
 /// Where GRUB's configuration is: in a root file system, or on a boot partition.
 const GRUB: [&str; 4] =
     ["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
@@ -74,9 +79,10 @@ pub enum BootDiskError {
     Read(#[source] io::Error),
     /// The disk has nothing that can be booted.
     #[error(
-        "looked for boot loader entries (/loader/entries/*.conf, also under /boot) and for GRUB's \
-         configuration (/boot/grub/grub.cfg, /grub/grub.cfg, also in grub2) on ext4 and FAT; the disk \
-         has {found}"
+        "looked for boot loader entries (/loader/entries/*.conf, also under /boot), unified kernel images \
+         (/EFI/Linux/*.efi) and GRUB's configuration (/boot/grub/grub.cfg, /grub/grub.cfg, also in grub2) on \
+         ext4 and FAT; the disk has {found}. Give the VM a `kernel` with its `initramfs` and `cmdline` in place \
+         of `boot = \"disk\"`, or a disk with /boot on ext4 or FAT"
     )]
     Nothing {
         /// What the disk has.
@@ -201,28 +207,50 @@ impl Search {
                 match self.loader_entry(volume, &file_system, directory) {
                     Ok(None) => {}
                     Ok(Some(boot)) => return Some(boot),
-                    Err(error) => self.note(volume, &format!("{directory}/entries"), &error),
+                    Err(error @ UnifiedError::FileSystem(_)) => {
+                        self.note(volume, &format!("{directory}/entries"), &error);
+                    }
+                    Err(error) => self.note(volume, UNIFIED, &error),
                 }
             }
         }
         None
     }
 
+    /// What the boot loader entries of `directory` boot, and the unified kernel images beside it. `None` if there
+    /// are none.
     fn loader_entry(
         &self,
         volume: usize,
         file_system: &FileSystem,
         directory: &str,
-    ) -> Result<Option<Boot>, FileSystemError> {
-        let entries = format!("{directory}/entries");
-        let Some(names) = file_system.list(&entries, ENTRIES)? else { return Ok(None) };
+    ) -> Result<Option<Boot>, UnifiedError> {
+        let (entries, unified) = (format!("{directory}/entries"), directory == LOADER[0]);
         let mut parsed = Vec::new();
+        let names = file_system.list(&entries, ENTRIES)?.unwrap_or_default();
         for name in names.iter().filter(|name| name.ends_with(".conf")) {
             let text = text(file_system, &format!("{entries}/{name}"))?;
             parsed.extend(loader_spec::Entry::parse(name, &text));
         }
+        let images = if unified { file_system.list(UNIFIED, ENTRIES)? } else { None };
+        let is_image = |name: &&String| name.to_ascii_lowercase().ends_with(".efi");
+        let mut refused = None;
+        for name in images.iter().flatten().filter(is_image) {
+            let path = format!("{UNIFIED}/{name}");
+            match Unified::read(file_system, &path, UNIFIED_MAX) {
+                Ok(image) => {
+                    parsed.push(loader_spec::Entry::unified(name, path, &image.os_release));
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
         let settings = text(file_system, &format!("{directory}/loader.conf")).unwrap_or_default();
-        let Some(entry) = loader_spec::choose(parsed, &settings) else { return Ok(None) };
+        let Some(entry) = loader_spec::choose(parsed, &settings) else {
+            return refused.map_or(Ok(None), Err);
+        };
+        if entry.is_unified {
+            return self.open_unified(volume, file_system, &entry).map(Some);
+        }
         let place = |path: String| Place { volume, path };
         let chosen = Chosen {
             title: entry.title,
@@ -232,7 +260,28 @@ impl Search {
             is_once: false,
             saves: Vec::new(),
         };
-        self.open(chosen, volume, &entries).map(Some)
+        Ok(Some(self.open(chosen, volume, &entries)?))
+    }
+
+    /// Opens a unified kernel image.
+    fn open_unified(
+        &self,
+        volume: usize,
+        file_system: &FileSystem,
+        entry: &loader_spec::Entry,
+    ) -> Result<Boot, UnifiedError> {
+        let path = &entry.linux;
+        let Unified { kernel, initramfs, cmdline, os_release: _ } =
+            Unified::read(file_system, path, UNIFIED_MAX)?;
+        let open = |section: &Section| {
+            Ok((section.start, section.bytes, file_system.file(path, UNIFIED_MAX)?))
+        };
+        let pieces = initramfs.iter().map(open).collect::<Result<Vec<_>, FileSystemError>>()?;
+        let initramfs = (!pieces.is_empty()).then(|| Image::of_pieces(pieces.into_iter()));
+        let kernel = Image::of_pieces([open(&kernel)?].into_iter());
+        let on = self.called(volume);
+        let origin = format!("`{}` of {} on {on}", excerpt(&entry.title), excerpt(path));
+        Ok(Boot { kernel, initramfs, cmdline, origin, warnings: Vec::new() })
     }
 
     /// What the first GRUB configuration that can be used boots.

@@ -481,3 +481,155 @@ fn an_entry_for_the_next_boot_that_cannot_be_cleared_is_not_used() {
         assert!(everything(&disk) == before);
     }
 }
+
+/// An EFI program for a machine with these sections.
+fn efi(machine: u16, sections: &[(&str, &[u8])]) -> Vec<u8> {
+    const ALIGNMENT: usize = 512;
+    let mut head = vec![0; 64];
+    head[..2].copy_from_slice(b"MZ");
+    head[0x3c] = 64;
+    head.extend(b"PE\0\0");
+    head.extend(machine.to_le_bytes());
+    head.extend((sections.len() as u16).to_le_bytes());
+    head.extend([0; 12]);
+    head.extend(240_u16.to_le_bytes());
+    head.extend([0; 2]);
+    let mut optional = vec![0; 240];
+    optional[..2].copy_from_slice(&0x20b_u16.to_le_bytes());
+    optional[108] = 16;
+    head.extend(optional);
+    let mut data = Vec::new();
+    let start = (head.len() + 40 * sections.len()).next_multiple_of(ALIGNMENT);
+    for (name, contents) in sections {
+        let mut entry = [0; 40];
+        entry[..name.len()].copy_from_slice(name.as_bytes());
+        let stored = contents.len().next_multiple_of(ALIGNMENT);
+        entry[8..12].copy_from_slice(&(contents.len() as u32).to_le_bytes());
+        entry[16..20].copy_from_slice(&(stored as u32).to_le_bytes());
+        entry[20..24].copy_from_slice(&((start + data.len()) as u32).to_le_bytes());
+        head.extend(entry);
+        data.extend_from_slice(contents);
+        data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
+    }
+    head.resize(start, 0);
+    head.extend(data);
+    head
+}
+
+const X86_64: u16 = 0x8664;
+
+fn unified(kernel: &[u8], version: &str) -> Vec<u8> {
+    let os_release = format!("NAME=Debian\nID=debian\nVERSION_ID=\"{version}\"\n");
+    let sections: &[(&str, &[u8])] = &[
+        (".text", b"stub"),
+        (".osrel", os_release.as_bytes()),
+        (".cmdline", b"root=/dev/vda2 quiet\n\0"),
+        (".ucode", b"one"),
+        (".initrd", b"two"),
+        (".linux", kernel),
+        (".profile", b"ID=main"),
+        (".profile", b"ID=other"),
+        (".cmdline", b"another"),
+    ];
+    efi(X86_64, sections)
+}
+
+#[test]
+fn the_newest_unified_kernel_image_is_booted() {
+    let big = vec![b'k'; 300_000];
+    let (old, new) = (unified(b"old", "9"), unified(&big, "12"));
+    let (old, new) = (("EFI/Linux/old.efi", &old[..]), ("EFI/Linux/new+3.efi", &new[..]));
+    let esp = fat(&[("EFI/BOOT/BOOTX64.EFI", b""), old, new]);
+    let disk = gpt(&[(1, &esp), (2, &ext4(&[], debian))]);
+    let boot = search(disk.try_clone().unwrap()).unwrap();
+    assert_eq!(boot.origin, "`new` of /EFI/Linux/new+3.efi on partition 1");
+    let (kernel, initramfs, cmdline) = booted(disk);
+    assert!(kernel.as_bytes() == big, "{} bytes", kernel.len());
+    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("onetwo", "root=/dev/vda2 quiet"));
+    let default = ("loader/loader.conf", &b"default old.efi"[..]);
+    assert_eq!(booted(file(&fat(&[old, new, default]))).0, "old");
+    let named = ("loader/entries/a.conf", &b"uki /EFI/Linux/old.efi\nsort-key a"[..]);
+    let elsewhere = fat(&[("images/old.efi", old.1), named, old]);
+    assert_eq!(booted(file(&elsewhere)).0, "old");
+}
+
+#[test]
+fn a_unified_kernel_image_that_is_none_or_is_damaged_says_so() {
+    let on = |image: &[u8]| refused(file(&fat(&[("EFI/Linux/a.efi", image)])));
+    let stub = on(&efi(X86_64, &[(".text", b"stub")]));
+    assert!(stub.contains("/EFI/Linux on the whole disk: it has no section `.linux`"), "{stub}");
+    assert!(on(&efi(0xaa64, &[(".linux", b"k")])).contains("no EFI program for x86-64"));
+    assert!(on(b"MZ").contains("no EFI program for x86-64"));
+    assert!(on(b"").contains("no EFI program for x86-64"));
+    let whole = efi(X86_64, &[(".linux", b"kernel")]);
+    assert!(on(&whole[..whole.len() - 512]).contains("`.linux` is not in the file"));
+    for end in (0..whole.len()).step_by(29) {
+        // No prefix confuses the search.
+        let _ = find(file(&fat(&[("EFI/Linux/a.efi", &whole[..end])])), Instant::now() + WITHIN);
+    }
+}
+
+/// File systems and containers that cannot be read, with the command that makes each in a file, its package, and what
+/// it is called.
+const FOREIGN: [(&str, &str, &str); 6] = [
+    ("mkfs.xfs -q -f", "xfsprogs", "XFS"),
+    ("mkfs.btrfs -q -f", "btrfs-progs", "Btrfs"),
+    ("mkfs.f2fs -q -f", "f2fs-tools", "F2FS"),
+    ("mkswap -q", "util-linux", "swap space"),
+    (
+        "cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /etc/passwd",
+        "cryptsetup-bin",
+        "encrypted (LUKS)",
+    ),
+    ("mkfs.ntfs -q -F -f", "ntfs-3g", "NTFS"),
+];
+
+#[test]
+fn a_real_file_system_that_cannot_be_read_is_named_with_what_to_do() {
+    for (command, package, name) in FOREIGN {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        File::create(&image).unwrap().set_len(320 * MIB).unwrap();
+        let mut words = command.split(' ');
+        let program = words.next().unwrap();
+        let made = match tool(program).args(words).arg(&image).output() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                eprintln!("SKIPPED: {name}: {program} is not installed (Debian: {package})");
+                continue;
+            }
+            other => other.unwrap(),
+        };
+        assert!(made.status.success(), "{command}: {made:?}");
+        let disk = file(&[]);
+        disk.set_len(400 * MIB).unwrap();
+        write_mbr(&disk, 0, &[mbr_entry(0x83, 2048, (320 * MIB / 512) as u32)]);
+        let mut at = MIB;
+        let mut from = File::open(&image).unwrap();
+        let mut piece = vec![0; MIB as usize];
+        while let Ok(count @ 1..) = from.read(&mut piece) {
+            if piece[..count].iter().any(|byte| *byte != 0) {
+                disk.write_all_at(&piece[..count], at).unwrap();
+            }
+            at += count as u64;
+        }
+        let refused = refused(disk);
+        let found = format!("partition 1 (335544320 bytes): it is {name}, which cannot be read");
+        assert!(refused.contains(&found), "{refused}");
+        assert!(refused.contains("Give the VM a `kernel`"), "{refused}");
+    }
+}
+
+#[test]
+fn a_volume_of_lvm_and_a_part_of_a_raid_are_named() {
+    for (at, magic, name) in [
+        (512, &b"LABELONE"[..], "an LVM volume"),
+        (4096, b"\xfc\x4e\x2b\xa9", "a part of a RAID"),
+        (0x8001, b"CD001", "an ISO 9660 image"),
+    ] {
+        let disk = file(&[]);
+        disk.set_len(MIB).unwrap();
+        disk.write_all_at(magic, at).unwrap();
+        let text = refused(disk);
+        assert!(text.contains(&format!("the whole disk (1048576 bytes): it is {name}")), "{text}");
+    }
+}
