@@ -48,7 +48,8 @@ pub enum MachineError {
     },
     /// An amount of RAM that is out of range.
     #[error(
-        "VM `{name}`: {bytes} bytes of RAM: it must be a multiple of 2 MiB from 32 MiB to 1 TiB"
+        "VM `{name}`: {bytes} bytes of RAM: it must be a multiple of 2 MiB from 32 MiB to 1 TiB{}",
+        unit(*bytes)
     )]
     Ram {
         /// The VM.
@@ -108,6 +109,14 @@ pub enum MachineError {
         /// Which text.
         what: &'static str,
     },
+}
+
+/// The end of the error about an amount of RAM whose unit was probably forgotten.
+fn unit(bytes: u64) -> String {
+    match bytes {
+        1..0x10_0000 => format!("; with a unit that is size={bytes}M"),
+        _ => String::new(),
+    }
 }
 
 /// The name of a VM, which is part of its session's name.

@@ -15,12 +15,12 @@ impl<'a> Options<'a> {
         let mut pairs = Vec::new();
         for part in split(text) {
             let Some((key, value)) = part.split_once('=') else {
-                return Err(format!("`{part}` is not of the form key=value"));
+                return Err(without_value(part, pairs.is_empty(), known));
             };
             let is_given = |key: &str| pairs.iter().any(|(given, _)| *given == key);
             if !known.contains(&key) {
                 let others: Vec<_> = known.iter().copied().filter(|key| !is_given(key)).collect();
-                return Err(match nearest(key, &others) {
+                return Err(match nearest(key, &others).or_else(|| elsewhere(key, &others)) {
                     Some(meant) => format!("`{key}`{UNKNOWN}: did you mean `{meant}`?"),
                     None => format!("`{key}`{UNKNOWN}; there is {}", known.join(", ")),
                 });
@@ -44,14 +44,44 @@ impl<'a> Options<'a> {
         path.ok_or_else(|| format!("it must name a path: {key}=FILE"))
     }
 
-    /// Returns whether `key` is `on`; a missing key counts as `off`. Errors on other values.
+    /// Returns whether `key` is `on` or `true`; a missing key counts as `off`. Errors on other values.
     pub fn switch(&self, key: &str) -> Result<bool, String> {
-        match self.get(key) {
-            None | Some("off") => Ok(false),
-            Some("on") => Ok(true),
-            Some(other) => Err(format!("{key} is on or off, not `{other}`")),
+        let Some(value) = self.get(key) else { return Ok(false) };
+        match value.to_ascii_lowercase().as_str() {
+            "off" | "false" => Ok(false),
+            "on" | "true" => Ok(true),
+            _ => Err(format!("{key} is on or off, not `{value}`")),
         }
     }
+}
+
+/// The error about a part without `=`: a key without its value, or a value without the first of the known keys.
+fn without_value(part: &str, is_first: bool, known: &[&str]) -> String {
+    let problem = format!("`{part}` is not of the form key=value");
+    match known.first() {
+        _ if part.is_empty() => problem,
+        _ if known.contains(&part) => format!("{problem}: write `{part}=` and a value"),
+        Some(first) if is_first => format!("{problem}: did you mean `{first}={part}`?"),
+        _ => problem,
+    }
+}
+
+/// Words of other programs' options for keys here.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("file", "path"),
+    ("filename", "src"),
+    ("ifname", "tap"),
+    ("macaddr", "mac"),
+    ("mem", "size"),
+    ("queues", "num_queues"),
+    ("ro", "readonly"),
+    ("vcpus", "boot"),
+];
+
+/// Returns the key of `known` that another program calls `word`.
+fn elsewhere<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (_, key) = ELSEWHERE.iter().find(|(other, key)| *other == word && known.contains(key))?;
+    known.iter().find(|known| *known == key).copied()
 }
 
 /// Splits `text` at its commas, apart from those in brackets: `fd=[3,4],mtu=1500` has two parts.
@@ -85,9 +115,21 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Some(b'T') => (&text[..text.len() - 1], 40),
         _ => (text, 0),
     };
-    let number: u64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
+    let number: u64 = digits.parse().map_err(|_| {
+        let meant = intended_size(text).map(|meant| format!(": did you mean {meant}?"));
+        format!("`{text}` is not a size such as 512M or 2G{}", meant.unwrap_or_default())
+    })?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than can be counted"))
+}
+
+/// What a size in another notation, such as `2GiB`, `2gb` or `2 g`, was probably meant to be.
+fn intended_size(text: &str) -> Option<String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
+    let (digits, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_uppercase();
+    let letter =
+        ["", "B", "IB"].iter().find_map(|end| unit.strip_suffix(end).filter(|u| u.len() == 1));
+    letter.filter(|letter| "KMGT".contains(letter)).map(|letter| format!("{digits}{letter}"))
 }
 
 #[cfg(test)]
@@ -101,6 +143,13 @@ mod tests {
         for bad in ["", "G", "2X", "-1", "1.5G", "99999999999T", "ä"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+        for (typed, meant) in [("2GB", "2G"), ("512MiB", "512M"), ("1g", "1G"), ("4 kb", "4K")] {
+            let error = parse_size(typed).unwrap_err();
+            assert!(error.ends_with(&format!(": did you mean {meant}?")), "{error}");
+        }
+        for odd in ["2X", "GB", "1MMB", "1.5GB", "1 "] {
+            assert!(!parse_size(odd).unwrap_err().contains("did you mean"), "{odd}");
+        }
     }
 
     #[test]
@@ -109,9 +158,16 @@ mod tests {
         assert_eq!(options.path("path"), Ok("/a=b"));
         assert_eq!(options.switch("readonly"), Ok(true));
         assert_eq!(options.switch("other"), Ok(false));
+        for (value, is_on) in [("true", true), ("ON", true), ("False", false), ("off", false)] {
+            let text = format!("readonly={value}");
+            assert_eq!(Options::parse(&text, &["readonly"]).unwrap().switch("readonly"), Ok(is_on));
+        }
         for (text, problem) in [
             ("", "`` is not of the form key=value"),
-            ("path", "`path` is not of the form key=value"),
+            ("path", "`path` is not of the form key=value: write `path=` and a value"),
+            ("d.img", "`d.img` is not of the form key=value: did you mean `path=d.img`?"),
+            ("path=a,b", "`b` is not of the form key=value"),
+            ("file=a", "`file` is not known here: did you mean `path`?"),
             ("path=a,", "`` is not of the form key=value"),
             ("colour=red", "`colour` is not known here; there is path"),
             ("path=a,path=b", "`path` is given twice"),

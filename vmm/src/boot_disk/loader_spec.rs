@@ -123,7 +123,7 @@ fn settings(text: &str) -> impl Iterator<Item = (&str, &str)> {
 /// The value of a key in the text of `os-release`, without quotation marks.
 fn release<'t>(text: &'t str, key: &str) -> Option<&'t str> {
     let lines = text.lines().filter_map(|line| line.trim().split_once('='));
-    let value = lines.filter(|(found, _)| *found == key).map(|(_, value)| value).last()?;
+    let value = lines.filter(|(found, _)| *found == key).map(|(_, value)| value).next_back()?;
     let plain = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
     Some(plain.unwrap_or(value)).filter(|value| !value.is_empty())
 }

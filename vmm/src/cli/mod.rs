@@ -7,6 +7,7 @@ mod run;
 mod state;
 mod terminal;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -86,6 +87,11 @@ pub fn main(started: u64) -> ExitCode {
         report(&result);
         init::power_off();
     }
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some((option, instead)) = run_like_qemu(&words) {
+        eprintln!("perennial: QEMU has `{option}`; here it is {instead}");
+        return ExitCode::from(USAGE);
+    }
     let command = Arguments::parse().command;
     log(match &command {
         Command::Run(arguments) => arguments.level(),
@@ -109,6 +115,15 @@ pub fn main(started: u64) -> ExitCode {
         Command::State(command) => exit(state::run(command)),
         Command::Luo(command) => luo::run(command),
     }
+}
+
+/// The exit status after a wrong command line, as that of `clap`.
+const USAGE: u8 = 2;
+
+/// If this is `perennial run` with an option of QEMU, returns that and what to write here.
+fn run_like_qemu(words: &[OsString]) -> Option<(String, &'static str)> {
+    let (command, words) = words.split_first()?;
+    if command == "run" { run::qemu(words) } else { None }
 }
 
 /// Lets the signals of a terminal's keys and of its end do nothing: they go to all processes in the

@@ -1,5 +1,7 @@
-//! What Cloud Hypervisor's command line has and this one does not. A person who types one of these is told
-//! so, and what to do instead.
+//! What the command lines of Cloud Hypervisor and QEMU have and this one does not. A person who types one of these
+//! is told so, and what to do instead.
+
+use std::ffi::{OsStr, OsString};
 
 use crate::devices::catalog::KINDS;
 use crate::options::UNKNOWN;
@@ -28,13 +30,53 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
     ("pvpanic", ""),
     ("rate-limit-group", ""),
     ("restore", "a `perennial host` carries VMs over a live update"),
-    ("seccomp", ""),
+    ("seccomp", "the filters of the VM's process are always on"),
     ("tpm", ""),
     ("user-device", ""),
     ("vdpa", ""),
     ("vsock", "connect by `--net` or by the serial port"),
     ("watchdog", ""),
 ];
+
+/// Options of QEMU, without their dashes, with what to write here.
+const QEMU: &[(&str, &str)] = &[
+    ("append", "`--cmdline TEXT`"),
+    ("bios", "`--kernel FILE`: there is no firmware"),
+    ("cdrom", "`--disk path=FILE,readonly=on`"),
+    ("display", "`--serial tty`: there is no screen"),
+    ("drive", "`--disk path=FILE`"),
+    ("enable-kvm", "nothing: KVM is always used"),
+    ("hda", "`--disk path=FILE`"),
+    ("initrd", "`--initramfs FILE`"),
+    ("kernel", "`--kernel FILE`"),
+    ("m", "`--memory size=512M`"),
+    ("machine", "nothing: there is one machine"),
+    ("netdev", "`--net tap=NAME`"),
+    ("nic", "`--net tap=NAME`"),
+    ("nographic", "nothing: the serial port has the terminal"),
+    ("smp", "`--cpus boot=2`"),
+];
+
+/// Returns the first of these arguments of `run` that is an option of QEMU and none here, and what to write in its
+/// place. The value of `--cmdline` may look like an option.
+pub(in crate::cli) fn qemu(arguments: &[OsString]) -> Option<(String, &'static str)> {
+    let after = |at: usize| at.checked_sub(1).and_then(|at| arguments.get(at));
+    let mut words = arguments
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| after(*at).map(OsString::as_os_str) != Some(OsStr::new("--cmdline")));
+    words.find_map(|(_, word)| {
+        let word = word.to_str()?;
+        let (name, is_long) = match word.strip_prefix("--") {
+            Some(name) => (name, true),
+            None => (word.strip_prefix('-')?, false),
+        };
+        let (_, instead) = QEMU.iter().find(|(of, _)| *of == name)?;
+        // Some are called the same here, with two dashes.
+        let is_ours = is_long && instead.starts_with(&format!("`{word} "));
+        (!is_ours).then(|| (word.to_owned(), *instead))
+    })
+}
 
 /// Keys inside of options that are for no device: the option, the key, and a remedy or an empty text. A kind of
 /// device knows its own.

@@ -23,6 +23,7 @@ use crate::devices::{inherited, terminal};
 use crate::host::{self, HostError, alone};
 use crate::options::Options;
 use devices::{DeviceArguments, ForeignArguments};
+pub(super) use foreign::qemu;
 
 /// Name of the VM in the API and in messages.
 const NAME: &str = "vm";
@@ -219,7 +220,8 @@ impl Arguments {
             Some(console) if consoles.next().is_none() && console.starts_with("hvc") => {
                 Some("there is no virtio-console: write `console=ttyS0` in --cmdline")
             }
-            None if self.devices.use_terminal() => {
+            // What is on a disk has a command line of its own.
+            None if self.devices.use_terminal() && self.kernel.is_some() => {
                 Some("a Linux guest prints nothing without `console=ttyS0` in --cmdline")
             }
             _ => None,

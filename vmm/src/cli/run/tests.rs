@@ -101,7 +101,12 @@ fn each_mistake_is_named_with_its_option_and_what_would_be_right() {
         ("--memory 2X", ["--memory size=2X: ", "512M"]),
         ("--memory 1K", ["1024 bytes", "multiple of 2 MiB"]),
         ("--memory size=1G,", ["--memory size=1G,: ", "key=value"]),
-        ("--disk img", ["--disk img: ", "key=value"]),
+        ("--memory 2GiB", ["--memory size=2GiB: ", "did you mean 2G?"]),
+        ("--memory 1024", ["1024 bytes", "with a unit that is size=1024M"]),
+        ("--disk img", ["--disk img: ", "did you mean `path=img`"]),
+        ("--disk file=img", ["--disk file=img: ", "did you mean `path`"]),
+        ("--disk path=a,ro=on", ["--disk ", "did you mean `readonly`"]),
+        ("--disk path=a,readonly", ["--disk ", "write `readonly=` and a value"]),
         ("--disk path=", ["--disk path=: ", "path=FILE"]),
         ("--disk pth=a", ["--disk pth=a: ", "did you mean `path`"]),
         ("--disk path=a,readonly=yes", ["--disk ", "on or off, not `yes`"]),
@@ -109,7 +114,7 @@ fn each_mistake_is_named_with_its_option_and_what_would_be_right() {
         ("--net tap=a/b", ["--net tap=a/b: ", "a/b"]),
         ("--serial on", ["--serial on: ", "file=PATH"]),
         ("--serial tty --serial off", ["2 of `serial`", "at most 1"]),
-        ("--rng /dev/urandom", ["--rng /dev/urandom: ", "key=value"]),
+        ("--rng /dev/urandom", ["--rng /dev/urandom: ", "did you mean `src=/dev/urandom`"]),
         ("--console tty", ["--console tty: ", "console=ttyS0"]),
         ("--api-socket fd=3", ["--api-socket fd=3: ", "--api-socket PATH"]),
         ("--api-socket path=", ["--api-socket path=: ", "--api-socket PATH"]),
@@ -146,6 +151,24 @@ fn what_only_cloud_hypervisor_has_is_named_as_such() {
     ] {
         let error = refused(line);
         parts.iter().for_each(|part| assert!(error.contains(part), "{line}: {error}"));
+    }
+}
+
+#[test]
+fn one_who_knows_qemu_is_told_what_to_write() {
+    let told = |line: &str| qemu(&line.split_whitespace().map(Into::into).collect::<Vec<_>>());
+    for (line, option, instead) in [
+        ("-kernel k -append console=ttyS0", "-kernel", "`--kernel FILE`"),
+        ("--kernel k -m 512", "-m", "`--memory size=512M`"),
+        ("--kernel k -smp 2", "-smp", "`--cpus boot=2`"),
+        ("--kernel k --drive file=d.img", "--drive", "`--disk path=FILE`"),
+        ("--kernel k --initrd i", "--initrd", "`--initramfs FILE`"),
+        ("-nographic", "-nographic", "nothing: the serial port has the terminal"),
+    ] {
+        assert_eq!(told(line), Some((option.to_owned(), instead)), "{line}");
+    }
+    for line in ["--kernel k --cmdline -m --serial tty -v", "--disk path=-m", ""] {
+        assert_eq!(told(line), None, "{line}");
     }
 }
 

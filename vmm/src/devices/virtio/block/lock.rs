@@ -70,7 +70,9 @@ pub(super) fn open_locked(
 fn in_use(read_only: bool) -> &'static str {
     match read_only {
         true => "it is in use: another VM or program may write to it",
-        false => "it is in use: another VM or program has it open, or it is mounted",
+        false => {
+            "it is in use: another VM or program has it open, or it is mounted, or this VM has it twice"
+        }
     }
 }
 

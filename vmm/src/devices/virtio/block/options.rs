@@ -354,7 +354,7 @@ mod tests {
             ("path=/a,direct=on,direct=on", "`direct` is given twice"),
             ("path=/a,direct=", "direct is on or off, not ``"),
             ("path=/a,direct=yes", "direct is on or off, not `yes`"),
-            ("path=/a,readonly=ON", "readonly is on or off, not `ON`"),
+            ("path=/a,readonly=of", "readonly is on or off, not `of`"),
             ("path=/a,_disable_io_uring=1", "_disable_io_uring is on or off, not `1`"),
             ("path=/a,image_type=", "not ``"),
             ("path=/a,image_type=Raw", "not `Raw`"),
