@@ -9,17 +9,19 @@ use std::fs;
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::time::Timespec;
 use vmm::config::HostSection;
-use vmm::confine::{self, Report};
+use vmm::confine::{self, Layer, Report};
 use vmm::guests::confinement::Confinement;
 use vmm::guests::process::{VmProcess, is_vm_process};
 use vmm::host::dhcp;
@@ -44,6 +46,81 @@ const NO_FILTER: &str = "no-filter";
 /// Without the filter, by a host that does not run as root.
 const WITHOUT_ROOT: &str = "without-root";
 
+/// What each layer stops alone, without the others and without the filter: its name as an argument, the layer, and
+/// the attempts with the error that shows that it was this layer.
+type Alone = (&'static str, Layer, &'static [(&'static str, libc::c_int)]);
+
+const LAYERS: &[Alone] = &[
+    (
+        "only-namespaces",
+        Layer::Namespaces,
+        &[
+            // There are no files.
+            ("read_a_file", libc::ENOENT),
+            ("touch_luo", libc::ENOENT),
+            ("open_kvm", libc::ENOENT),
+            ("execute_a_program", libc::ENOENT),
+            ("write_a_file", libc::ENOENT),
+            // Nor a network.
+            ("connect_out", libc::ENETUNREACH),
+        ],
+    ),
+    (
+        "only-user",
+        Layer::User,
+        &[
+            ("read_a_secret", libc::EACCES),
+            ("signal_a_process", libc::EPERM),
+            ("trace_a_process", libc::EPERM),
+            ("read_the_memory_of_a_process", libc::EPERM),
+            ("become_root", libc::EPERM),
+            ("mount", libc::EPERM),
+            ("set_the_hosts_name", libc::EPERM),
+            ("restart_the_host", libc::EPERM),
+        ],
+    ),
+    (
+        "only-capabilities",
+        Layer::Capabilities,
+        &[
+            ("trace_a_process", libc::EPERM),
+            ("read_the_memory_of_a_process", libc::EPERM),
+            ("mount", libc::EPERM),
+            ("set_the_hosts_name", libc::EPERM),
+            ("restart_the_host", libc::EPERM),
+        ],
+    ),
+    (
+        "only-landlock",
+        Layer::Landlock,
+        &[
+            ("read_a_file", libc::EACCES),
+            ("read_the_root", libc::EACCES),
+            ("write_a_file", libc::EACCES),
+            ("open_kvm", libc::EACCES),
+            ("execute_a_program", libc::EACCES),
+            ("connect_out", libc::EACCES),
+            ("listen_on_a_port", libc::EACCES),
+            ("signal_a_process", libc::EPERM),
+            ("trace_a_process", libc::EPERM),
+            ("mount", libc::EPERM),
+        ],
+    ),
+];
+
+/// Without any layer: what a test may do then without harm.
+const NOTHING: &str = "nothing";
+const HARMLESS: &[&str] = &[
+    "read_a_file",
+    "read_the_root",
+    "read_a_secret",
+    "connect_out",
+    "signal_a_process",
+    "use_a_file_of_the_host",
+];
+/// Without any layer but the closing of the files that the host has open.
+const ONLY_FILES: &str = "only-files";
+
 /// An attempt: its name, the system call that it makes and the one that the filter stops, if another.
 struct Attempt {
     name: &'static str,
@@ -59,8 +136,9 @@ struct Outside {
 
 fn call(number: libc::c_long, arguments: [usize; 5]) -> libc::c_long {
     let [a, b, c, d, e] = arguments;
+    // Six arguments at most, of which none of the attempts needs the last: it must be 0, not what is in the register.
     // SAFETY: the attempts pass addresses of values that live during the call, or null.
-    unsafe { libc::syscall(number, a, b, c, d, e) }
+    unsafe { libc::syscall(number, a, b, c, d, e, 0usize) }
 }
 
 fn path(text: &str) -> (CString, usize) {
@@ -160,9 +238,8 @@ const ATTEMPTS: &[Attempt] = &[
         name: "restart_the_host",
         stopped_at: "reboot",
         make: |_| {
-            let (one, two) = (libc::LINUX_REBOOT_MAGIC1 as u32, libc::LINUX_REBOOT_MAGIC2 as u32);
-            let off = libc::LINUX_REBOOT_CMD_CAD_OFF as u32;
-            call(libc::SYS_reboot, [one as usize, two as usize, off as usize, 0, 0])
+            // With a magic number that is wrong: nothing happens to one who may.
+            call(libc::SYS_reboot, [libc::LINUX_REBOOT_MAGIC1 as u32 as usize, 0, 0, 0, 0])
         },
     },
     Attempt {
@@ -235,6 +312,19 @@ const FILTERED: &[Attempt] = &[
     },
 ];
 
+/// Attempts that a layer stops alone, and that are pointless with all of them.
+const OF_A_LAYER: &[Attempt] = &[
+    Attempt { name: "read_a_secret", stopped_at: "openat", make: |_| open("/etc/shadow", 0) },
+    Attempt {
+        name: "use_a_file_of_the_host",
+        stopped_at: "fcntl",
+        make: |_| call(libc::SYS_fcntl, [INHERITED as usize, libc::F_GETFD as usize, 0, 0, 0]),
+    },
+];
+
+/// The number of a file that the host has open without close-on-exec when it starts a process.
+const INHERITED: libc::c_int = 100;
+
 /// An attempt that, without the filter, only landlock stops.
 const BIND: Attempt = Attempt { name: "listen_on_a_port", stopped_at: "socket", make: bind };
 
@@ -276,11 +366,39 @@ const FAILURES: &[Failure] = &[
     }),
 ];
 
+/// Has mounts and the host's name of its own, so that an attempt that succeeds, because what it tests is broken, changes
+/// nothing on the computer.
+fn spare_the_computer() {
+    // SAFETY: only UnshareFlags::FILES is unsafe, and it is not used.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWUTS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+}
+
 /// What an inside does: confines itself, makes the attempt, writes `errno N` or `done` to its standard output.
 fn inside(arguments: &[String]) -> ExitCode {
     let [how, name, process, port] = arguments else { panic!("{arguments:?}") };
     let outside = Outside { process: process.parse().unwrap(), port: port.parse().unwrap() };
-    confine::close_all_files_from(3).unwrap();
+    spare_the_computer();
+    let attempts = ATTEMPTS.iter().chain(FILTERED).chain(OF_A_LAYER).chain([&BIND]);
+    let mut attempts = attempts.filter(|attempt| attempt.name == name);
+    let make = |attempt: &Attempt| match (attempt.make)(&outside) {
+        -1 => println!("errno {}", io::Error::last_os_error()),
+        _ => println!("done"),
+    };
+    if let Some((_, layer, _)) = LAYERS.iter().find(|(layer, _, _)| layer == how) {
+        let found = confine::isolate_by(*layer, USER);
+        // The host makes the PID namespace.
+        assert!(found.iter().all(|part| part.part == "PID namespace"), "{found:?}");
+        make(attempts.next().unwrap());
+        return ExitCode::SUCCESS;
+    }
+    if how != NOTHING {
+        confine::close_all_files_from(3).unwrap();
+    }
+    if [NOTHING, ONLY_FILES].contains(&how.as_str()) {
+        make(attempts.next().unwrap());
+        return ExitCode::SUCCESS;
+    }
     let mut missing = vec!["PID namespace"];
     if how == WITHOUT_ROOT {
         missing.insert(0, "a user of its own");
@@ -299,13 +417,17 @@ fn inside(arguments: &[String]) -> ExitCode {
         println!("done");
         return ExitCode::SUCCESS;
     }
-    let mut attempts = ATTEMPTS.iter().chain(FILTERED).chain([&BIND]);
-    let attempt = attempts.find(|attempt| attempt.name == name).unwrap();
-    match (attempt.make)(&outside) {
-        -1 => println!("errno {}", io::Error::last_os_error()),
-        _ => println!("done"),
-    }
+    make(attempts.next().unwrap());
     ExitCode::SUCCESS
+}
+
+/// Leaves a file open, as a part of the host might do by mistake.
+fn inherit() -> io::Result<()> {
+    // SAFETY: the number is used for nothing else.
+    match unsafe { libc::dup2(1, INHERITED) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Runs an inside. Returns its end, its report of a forbidden system call, and its output.
@@ -315,14 +437,18 @@ fn run(name: &str, how: &str) -> (ExitStatus, String, String) {
     let (mut report, link) = UnixStream::pair().unwrap();
     // A process outside, of root.
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
-    let child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    // SAFETY: between fork and exec dup2 may be called. The number is used for nothing else.
+    unsafe { command.pre_exec(inherit) };
+    command
         .args([INSIDE, how, name, &other.id().to_string(), &port.to_string()])
         .env_clear()
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(link)))
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // It holds the other end of the report.
+    drop(command);
     let output = child.wait_with_output().unwrap();
     other.kill().unwrap();
     other.wait().unwrap();
@@ -361,6 +487,20 @@ fn fails_by_itself(name: &str, signal: Option<libc::c_int>) -> Result<(), Failed
         Some(_) => status.signal() == signal,
     };
     check(ended && report.is_empty(), (status, report, said))
+}
+
+/// One layer alone stops the attempt, with an error that tells which it was; without any layer root may do it.
+fn is_stopped_by(how: &str, name: &str, errno: libc::c_int) -> Result<(), Failed> {
+    let (status, report, said) = run(name, how);
+    let denied = format!("errno {}", io::Error::from_raw_os_error(errno));
+    let holds = status.success() && said.trim_end() == denied && report.is_empty();
+    check(holds, (status, report, said))
+}
+
+/// Without a layer an attempt succeeds: so it shows something if it fails.
+fn is_possible(name: &str) -> Result<(), Failed> {
+    let (status, report, said) = run(name, NOTHING);
+    check(status.success() && said.trim_end() == "done", (status, report, said))
 }
 
 /// The namespaces alone would allow it: a process may listen on its own network.
@@ -544,5 +684,18 @@ fn main() -> ExitCode {
     let name = "the_process_that_speaks_dhcp_ends_with_its_host";
     trials.push(Trial::test(name, the_process_that_speaks_dhcp_ends_with_its_host));
     trials.push(Trial::test("landlock_is_in_force", landlock_is_in_force));
+    for (how, _, attempts) in LAYERS {
+        for (name, errno) in *attempts {
+            let trial = format!("{how}_stops_an_attempt_to_{name}");
+            trials.push(Trial::test(trial, || is_stopped_by(how, name, *errno)));
+        }
+    }
+    for name in HARMLESS {
+        let trial = format!("{NOTHING}_stops_an_attempt_to_{name}");
+        trials.push(Trial::test(trial, || is_possible(name)));
+    }
+    let name = "only-files_stops_an_attempt_to_use_a_file_of_the_host";
+    let attempt = "use_a_file_of_the_host";
+    trials.push(Trial::test(name, || is_stopped_by(ONLY_FILES, attempt, libc::EBADF)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -96,6 +96,32 @@ pub fn isolate(user: u32) -> Vec<Missing> {
     record.0
 }
 
+/// A part of [`isolate`] that takes power from the process by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// The namespaces other than that of users, with the empty root.
+    Namespaces,
+    /// A user of its own, without groups.
+    User,
+    /// No capabilities, in a process that stays root's.
+    Capabilities,
+    /// The rules of landlock.
+    Landlock,
+}
+
+/// Confines this process, of root, by one layer alone, so that a test can show what that layer does where the others
+/// would do the same. Returns the parts that are missing.
+pub fn isolate_by(layer: Layer, user: u32) -> Vec<Missing> {
+    let mut record = Record::default();
+    match layer {
+        Layer::Namespaces => namespaces::enter_all_but_user(&mut record),
+        Layer::User => privileges::change_user(user, &mut record),
+        Layer::Capabilities => privileges::drop_capabilities(&mut record),
+        Layer::Landlock => landlock::restrict(&mut record),
+    }
+    record.0
+}
+
 /// Has the kernel kill this process when the main thread of the host ends. The process ends by itself as well when
 /// its link is closed, but not if a guest has taken it over. Call once, after [`isolate`] and a message of the host:
 /// until then another thread of the host may be its parent. Returns what is missing, if this is.
