@@ -130,14 +130,32 @@ pub struct KvmInterrupts {
 struct Table {
     next_gsi: u32,
     messages: BTreeMap<u32, MsiMessage>,
+    /// Changes that KVM has not been told yet. `None` if KVM is told each change at once.
+    collected: Option<BTreeMap<u32, Option<MsiMessage>>>,
 }
 
 impl KvmInterrupts {
     /// Creates the wiring of `vm`, on which KVM_CREATE_IRQCHIP was called. KVM has its default
     /// table then, and keeps it until the first message is routed.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        let table = Table { next_gsi: FIRST_MSI_GSI, messages: BTreeMap::new() };
+        let table = Table { next_gsi: FIRST_MSI_GSI, messages: BTreeMap::new(), collected: None };
         Self { vm, table: Mutex::new(table) }
+    }
+
+    /// Tells KVM all changes of routes that `build` makes in one call at its end, which costs one grace period instead
+    /// of one for each device. A route that KVM refuses is left out. No line may be triggered in `build`.
+    pub fn program_together<T>(&self, build: impl FnOnce() -> T) -> T {
+        lock(&self.table).collected = Some(BTreeMap::new());
+        let built = build();
+        let collected = lock(&self.table).collected.take().unwrap_or_default();
+        let routes: Vec<Route> = collected.into_iter().collect();
+        if self.program(&routes).is_err() {
+            for route in &routes {
+                let refused = |error: &InterruptError| tracing::debug!(%error, ?route);
+                let _ = self.program(std::slice::from_ref(route)).inspect_err(refused);
+            }
+        }
+        built
     }
 
     fn connect(&self, gsi: u32) -> Result<EventFd, InterruptError> {
@@ -167,6 +185,10 @@ impl Interrupts for KvmInterrupts {
 
     fn program(&self, routes: &[Route]) -> Result<(), InterruptError> {
         let mut table = lock(&self.table);
+        if let Some(collected) = &mut table.collected {
+            collected.extend(routes.iter().copied());
+            return Ok(());
+        }
         let mut messages = table.messages.clone();
         for (gsi, message) in routes {
             match message {
@@ -385,6 +407,30 @@ mod tests {
         wires.program(&[(24, None), (1 << 20, Some(MESSAGE))]).unwrap_err();
         assert_eq!(wires.table.lock().unwrap().messages, BTreeMap::from([(24, MESSAGE)]));
         wires.program(&[(25, Some(MESSAGE))]).unwrap();
+    }
+
+    #[test]
+    fn routes_that_are_programmed_together_take_effect_at_the_end_and_a_refused_one_is_left_out() {
+        let Some(vm) = vm() else { return };
+        let wires = KvmInterrupts::new(vm);
+        let routes = || wires.table.lock().unwrap().messages.clone();
+        wires.program(&[(24, Some(MESSAGE))]).unwrap();
+        let built = wires.program_together(|| {
+            wires.program(&[(24, None), (25, Some(MESSAGE))]).unwrap();
+            wires.program(&[(26, Some(MESSAGE))]).unwrap();
+            wires.program(&[(26, None), (27, Some(MESSAGE))]).unwrap();
+            assert_eq!(routes(), BTreeMap::from([(24, MESSAGE)]));
+            7
+        });
+        assert_eq!((built, routes()), (7, BTreeMap::from([(25, MESSAGE), (27, MESSAGE)])));
+        wires.program_together(|| {
+            // KVM has no GSI as high as this.
+            wires.program(&[(24, Some(MESSAGE)), (1 << 20, Some(MESSAGE))]).unwrap();
+        });
+        assert_eq!(routes(), BTreeMap::from([24, 25, 27].map(|gsi| (gsi, MESSAGE))));
+        // From now on again at once.
+        wires.program(&[(28, Some(MESSAGE))]).unwrap();
+        assert!(routes().contains_key(&28));
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Parts {
         Ok(Vm { machine, vcpus, board, fd, _ram: ram, tsc_khz, running: false })
     }
 
+    /// Builds devices that set their interrupt routes at once: KVM is told all routes together.
+    pub(super) fn wire<T>(&self, build: impl FnOnce(&Wires) -> T) -> T {
+        self.interrupts.program_together(|| build(&self.wires()))
+    }
+
     /// Returns the connections for the machine's devices: RAM, interrupts, doorbells, events.
     pub(super) fn wires(&self) -> Wires {
         Wires {

@@ -35,7 +35,7 @@ impl Vm {
         let missing = missing_hints(&vcpus, &parts.capabilities, hints)?;
         // The devices first: they set the interrupt routes, which a controller with a pending interrupt
         // needs.
-        let board = Board::restore(&machine, devices, &parts.wires(), fds)?;
+        let board = parts.wire(|wires| Board::restore(&machine, devices, wires, fds))?;
         // The same passage of time for all vCPUs, so that their TSCs stay equal.
         let passage = platform.clock.passage(Moment::now());
         for (vcpu, state) in parts.vcpus.iter().zip(&vcpus) {
