@@ -7,6 +7,10 @@
 //! ```
 //!
 //! A frame is held only while the guest's buffers are too few for it.
+//!
+//! Frames that wait in the tap are shown to the guest together, up to a quarter of the ring: each time that the
+//! device shows something it looks at what the driver wants, and may interrupt it. A guest that is interrupted for the
+//! first of many frames would handle it, stop, and be interrupted again for the next.
 
 use std::io;
 
@@ -20,6 +24,13 @@ use crate::devices::virtio::{Chain, Request, Rings};
 
 /// Most frames of a queue before the thread handles its other events.
 const BATCH: usize = 64;
+
+/// Buffers that the device fills before the guest sees them: a quarter of the ring, so that the guest can work on
+/// them while the device fills the next.
+const TOGETHER: usize = QUEUE_SIZE as usize / 4;
+
+/// Buffers of the guest with frames that the guest has not seen yet, and the number of bytes in each.
+type Filled = Vec<(Request, u32)>;
 
 /// Receives the frames of one queue.
 #[derive(Debug, Default)]
@@ -49,29 +60,50 @@ impl NetWorker {
         if !shared.driver().carries(pair) {
             return receiver.discard(shared, pair, rings);
         }
-        for _ in 0..BATCH {
-            // A frame is read from the tap only if the guest has a buffer for it.
-            let Some(first) = rings.take(queue) else {
-                // The event may have been the end of the tap.
-                if let Err(error) = shared.taps[pair].check() {
-                    shared.tap_failed(pair, "wait for", &error, rings);
-                }
-                return;
-            };
-            if receiver.len == 0 && !receiver.read(shared, pair, rings) {
-                rings.give_back(vec![first]);
-                return;
+        let mut filled = Filled::new();
+        let is_done = (0..BATCH).any(|_| {
+            if filled.len() >= TOGETHER {
+                rings.complete_together(std::mem::take(&mut filled));
             }
-            match receiver.deliver(shared, queue, first, rings) {
-                Outcome::Done => receiver.len = 0,
-                Outcome::Held => return,
-            }
+            !receiver.pass_on(shared, pair, rings, &mut filled)
+        });
+        rings.complete_together(filled);
+        if !is_done {
+            rings.look_again(queue);
         }
-        rings.look_again(queue);
     }
 }
 
 impl Receiver {
+    /// Takes the held frame, or the next of the tap, to the guest. Returns whether there may be another one to pass
+    /// on.
+    fn pass_on(
+        &mut self,
+        shared: &Shared,
+        pair: usize,
+        rings: &Rings,
+        filled: &mut Filled,
+    ) -> bool {
+        let queue = 2 * pair;
+        // A frame is read from the tap only if the guest has a buffer for it.
+        let Some(first) = rings.take(queue) else {
+            // The event may have been the end of the tap.
+            if let Err(error) = shared.taps[pair].check() {
+                shared.tap_failed(pair, "wait for", &error, rings);
+            }
+            return false;
+        };
+        if self.len == 0 && !self.read(shared, pair, rings) {
+            rings.give_back(vec![first]);
+            return false;
+        }
+        let outcome = self.deliver(shared, queue, first, rings, filled);
+        if outcome == Outcome::Done {
+            self.len = 0;
+        }
+        outcome == Outcome::Done
+    }
+
     /// Drops the held frame, and those in the tap if the link is down: they are not to be delivered later.
     fn discard(&mut self, shared: &Shared, pair: usize, rings: &Rings) {
         self.len = 0;
@@ -99,8 +131,15 @@ impl Receiver {
         self.len > 0
     }
 
-    /// Copies the held frame into the guest's buffers, of which `first` is the first.
-    fn deliver(&self, shared: &Shared, queue: usize, first: Request, rings: &Rings) -> Outcome {
+    /// Copies the held frame into the guest's buffers, of which `first` is the first, and adds them to `filled`.
+    fn deliver(
+        &self,
+        shared: &Shared,
+        queue: usize,
+        first: Request,
+        rings: &Rings,
+        filled: &mut Filled,
+    ) -> Outcome {
         let features = shared.features();
         let Some((header, frame)) = self.wanted(shared) else {
             rings.give_back(vec![first]);
@@ -130,7 +169,7 @@ impl Receiver {
             return Outcome::Done;
         };
         let written = fill(&buffers, &[&header.to_bytes(), frame]);
-        rings.complete_together(taken.into_iter().zip(written).collect());
+        filled.extend(taken.into_iter().zip(written));
         Outcome::Done
     }
 

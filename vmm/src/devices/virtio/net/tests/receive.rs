@@ -213,3 +213,44 @@ fn many_frames_are_received_in_their_order() {
         assert_eq!(guest.ring(0).used_element(number), (number.into(), 72 + u32::from(number)));
     }
 }
+
+/// Has the driver use MSI-X with one vector, for its receive queue.
+fn interrupt_at_receive(guest: &mut Guest) {
+    use crate::devices::pci::{PciFunction, msix};
+    let mut byte = |at: u8| {
+        let mut byte = [0];
+        guest.function.read_config(at, &mut byte);
+        byte[0]
+    };
+    let mut at = byte(0x34);
+    while byte(at) != msix::CAPABILITY {
+        at = byte(at + 1);
+    }
+    guest.function.write_config(at + 2, &0x8000u16.to_le_bytes());
+    // Vector 0: its message, and not masked.
+    guest.write(0x4000, 0xfee0_0000, 8);
+    guest.write(0x4008, 0x30, 8);
+    guest.write(0x16, 0, 2);
+    guest.write(0x1a, 0, 2);
+}
+
+#[test]
+fn frames_that_wait_in_the_tap_interrupt_the_driver_once_for_a_quarter_of_the_ring() {
+    // Each frame takes nine buffers of 100 bytes.
+    for (frames, interrupts) in [(1, 1), (2, 1), (8, 1), (10, 2)] {
+        let mut guest = Guest::started(LINUX);
+        interrupt_at_receive(&mut guest);
+        for number in 0..frames {
+            let bytes = [&[0; header::LEN][..], &frame(MAC, 800 + number)].concat();
+            guest.wire[0].send(&bytes).unwrap();
+        }
+        for number in 0..9 * frames as u64 {
+            guest.ring(0).offer(&[(DATA + 0x100 * number, 100, WRITE)]);
+        }
+        guest.ring_doorbell(0);
+        assert_eq!(usize::from(guest.ring(0).used_index()), 9 * frames);
+        let last = guest.ring(0).used_element(9 * frames as u16 - 1);
+        assert_eq!(last.1 as usize, 12 + 800 + frames - 1 - 800, "all of the last frame");
+        assert_eq!(guest.wires.taken(0), interrupts, "{frames} frames");
+    }
+}
