@@ -10,8 +10,11 @@ pub const RING_INDIRECT_DESC: u64 = 1 << 28;
 /// The device follows version 1 of the specification (section 6).
 pub const VERSION_1: u64 = 1 << 32;
 
+/// The driver may reset one queue and leave the others as they are (2.6.1).
+pub const RING_RESET: u64 = 1 << 40;
+
 /// The features that the transport offers in addition to each device's features.
-pub const TRANSPORT: u64 = RING_EVENT_IDX | RING_INDIRECT_DESC | VERSION_1;
+pub const TRANSPORT: u64 = RING_EVENT_IDX | RING_INDIRECT_DESC | VERSION_1 | RING_RESET;
 
 /// Names of bits that are the same for all devices (section 6).
 const COMMON: Names = &[

@@ -194,11 +194,29 @@ impl Shared {
         self.finish_reset(&mut backend);
     }
 
-    /// Completes a requested reset if no request is in flight.
+    /// Handles a reset of one queue by the driver (2.6.1.1). The reset completes when no request of the queue is in
+    /// flight. Until then the driver reads 1 from the queue's register and keeps its buffers. Does nothing if the
+    /// driver has not negotiated `RING_RESET` or the queue does not exist.
+    pub(super) fn reset_queue(&self, index: usize) {
+        let mut backend = self.enter();
+        let may_reset = backend.has_agreed_to(features::RING_RESET);
+        if let Some(resetting) = backend.resetting_queues.get_mut(index).filter(|_| may_reset) {
+            *resetting = true;
+            self.finish_reset(&mut backend);
+        }
+    }
+
+    /// Completes requested resets, of the device or of queues, for which no request is in flight.
     fn finish_reset(&self, backend: &mut Backend) {
         if backend.resetting && backend.requests_in_flight() == 0 {
             backend.forget_driver();
             lock(&self.interrupt).reset();
+        }
+        for index in 0..backend.queues.len() {
+            if backend.resetting_queues[index] && backend.in_flight[index] == 0 {
+                backend.forget_queue(index);
+                lock(&self.interrupt).queue_vectors[index] = NO_VECTOR;
+            }
         }
     }
 }
@@ -254,6 +272,8 @@ pub(super) struct Backend {
     pub(super) paused: bool,
     /// The driver has asked for a reset, which waits for the requests in flight.
     resetting: bool,
+    /// For each queue, whether the driver has asked for its reset, which waits for the requests in flight.
+    resetting_queues: Vec<bool>,
     /// Whether a mistake of the guest was already logged as a warning. Later mistakes are logged at
     /// debug level only: a hostile guest would otherwise fill the host's log.
     reported: bool,
@@ -272,6 +292,7 @@ impl Backend {
             feature_names,
             offered,
             in_flight: vec![0; queues.len()],
+            resetting_queues: vec![false; queues.len()],
             draining: 0,
             queues,
             status: 0,
@@ -362,6 +383,16 @@ impl Backend {
         true
     }
 
+    /// Returns whether `feature` was agreed upon.
+    pub(super) fn has_agreed_to(&self, feature: u64) -> bool {
+        self.status & status::FEATURES_OK != 0 && self.driver_features & feature != 0
+    }
+
+    /// Returns whether a reset of queue `index` waits for the requests in flight.
+    pub(super) fn is_resetting(&self, index: usize) -> bool {
+        self.resetting_queues.get(index).is_some_and(|resetting| *resetting)
+    }
+
     /// Applies the agreed features to the rings.
     pub(super) fn apply_features(&mut self) {
         let event_idx = self.driver_features & features::RING_EVENT_IDX != 0;
@@ -380,6 +411,7 @@ impl Backend {
             // All zero, because the device is drained; so no reset is waiting, either.
             in_flight: _,
             resetting: _,
+            resetting_queues: _,
             // Nothing is in flight that a thread could wait for.
             draining: _,
             status,
@@ -399,6 +431,14 @@ impl Backend {
         self.status = 0;
         self.driver_features = 0;
         self.queues.iter_mut().for_each(QueueT::reset);
+        self.resetting_queues.fill(false);
+    }
+
+    /// Puts one queue into its state after a reset of the device, but with the agreed features.
+    fn forget_queue(&mut self, index: usize) {
+        self.resetting_queues[index] = false;
+        self.queues[index].reset();
+        self.apply_features();
     }
 
     fn try_take(
@@ -406,7 +446,7 @@ impl Backend {
         index: usize,
         memory: &Arc<GuestMemoryMmap>,
     ) -> Result<Option<Request>, virtio_queue::Error> {
-        if self.paused || self.resetting || !self.active() {
+        if self.paused || self.resetting || self.is_resetting(index) || !self.active() {
             return Ok(None);
         }
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else {

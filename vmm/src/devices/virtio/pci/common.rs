@@ -4,10 +4,12 @@
 use virtio_queue::QueueT;
 
 use super::backend::{Backend, Interrupt, NO_VECTOR, Shared, status};
+use crate::kvm::interrupts::pull;
 use crate::mutex::lock;
 
-/// Length of the structure in bytes, without the fields of features that are not offered.
-pub(super) const LEN: usize = 0x38;
+/// Length of the structure in bytes, up to the last field of a feature that is offered, `queue_reset`. The field in
+/// front of it, `queue_notify_data`, belongs to a feature that is not offered and reads as 0.
+pub(super) const LEN: usize = 0x3c;
 
 /// The registers that select which feature word or queue other registers show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl Selects {
             put(0x20, &queue.desc_table().to_le_bytes());
             put(0x28, &queue.avail_ring().to_le_bytes());
             put(0x30, &queue.used_ring().to_le_bytes());
+            put(0x3a, &u16::from(backend.is_resetting(index)).to_le_bytes());
         }
         bytes
     }
@@ -93,7 +96,8 @@ impl Selects {
                     *slot = vector;
                 }
             }
-            (0x18..LEN, _) => self.write_queue(shared, offset, data),
+            (0x3a, [1, 0]) => shared.reset_queue(self.queue.into()),
+            (0x18..0x38, _) => self.write_queue(shared, offset, data),
             _ => {}
         }
     }
@@ -115,6 +119,8 @@ impl Selects {
     fn write_queue(&self, shared: &Shared, offset: usize, data: &[u8]) {
         let mut backend = shared.enter();
         let features_ok = backend.status & status::FEATURES_OK != 0;
+        // Only a driver that has reset the queue enables it while the device runs.
+        let is_late = backend.active();
         let Some(queue) = backend.queues.get_mut(usize::from(self.queue)) else { return };
         if queue.ready() {
             return;
@@ -126,6 +132,9 @@ impl Selects {
                 if !queue.is_valid(&*shared.memory) {
                     // The rings are not in RAM: the register reads back as 0.
                     queue.set_ready(false);
+                } else if is_late {
+                    // The driver may have filled the ring before, and what the worker waits for may have come.
+                    pull(&shared.doorbells[usize::from(self.queue)]);
                 }
             }
             (0x20, _) => write_address(data, |low, high| queue.set_desc_table_address(low, high)),

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod in_flight;
+mod queue_reset;
 mod refusals;
 mod registers;
 mod requests;

@@ -4,6 +4,7 @@ use super::*;
 use crate::devices::identity::Identity;
 use crate::devices::virtio::block::{Block, BlockOptions, Image};
 use crate::devices::virtio::driver::{INDIRECT, NEXT};
+use crate::devices::virtio::features::RING_RESET;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -161,6 +162,7 @@ enum Act {
     Available(u16),
     Doorbell,
     Start(u64),
+    ResetQueue(u16),
     Reset,
     LiveUpdate,
 }
@@ -206,9 +208,10 @@ fn act() -> impl Strategy<Value = Act> {
         6 => prop::collection::vec(part, 1..5).prop_map(Act::Offer),
         1 => any::<u16>().prop_map(Act::Available),
         4 => Just(Act::Doorbell),
-        6 => select(vec![0, RING_EVENT_IDX, RING_INDIRECT_DESC | 1 << 9, 1 << 50])
+        6 => select(vec![0, RING_RESET, RING_RESET | RING_EVENT_IDX, RING_EVENT_IDX, RING_INDIRECT_DESC | 1 << 9, 1 << 50])
             .prop_map(Act::Start),
         1 => Just(Act::Reset),
+        2 => (0..3u16).prop_map(Act::ResetQueue),
         2 => Just(Act::LiveUpdate),
     ]
 }
@@ -245,6 +248,10 @@ proptest! {
                     machine.set_up(0, &ring, QUEUE_0);
                     machine.set_msix_control(0x8000);
                     machine.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+                }
+                Act::ResetQueue(index) => {
+                    machine.write_u16(register::QUEUE_SELECT, index);
+                    machine.write_u16(0x3a, 1);
                 }
                 Act::Reset => {
                     machine.set_status(0);

@@ -11,14 +11,14 @@ use super::*;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 
 /// A device that takes requests and holds them until a test completes them.
-struct Slow {
+pub(super) struct Slow {
     held: Arc<Mutex<Vec<Request>>>,
     /// An event source of its own, and how often it woke the worker.
     source: Arc<OwnedFd>,
     woken: Arc<Mutex<usize>>,
 }
 
-struct SlowWorker {
+pub(super) struct SlowWorker {
     held: Arc<Mutex<Vec<Request>>>,
     source: Arc<OwnedFd>,
     woken: Arc<Mutex<usize>>,
@@ -89,9 +89,9 @@ impl Persist for Slow {
     }
 }
 
-struct Held {
-    machine: Machine<Slow>,
-    rings: [Ring; 2],
+pub(super) struct Held {
+    pub(super) machine: Machine<Slow>,
+    pub(super) rings: [Ring; 2],
     held: Arc<Mutex<Vec<Request>>>,
     source: Arc<OwnedFd>,
     woken: Arc<Mutex<usize>>,
@@ -100,12 +100,17 @@ struct Held {
 impl Held {
     /// A device that holds `count` requests of its first queue.
     fn new(count: u64) -> Self {
+        Self::with(0, count)
+    }
+
+    /// As [`new`](Self::new), with a driver that has negotiated `features`.
+    pub(super) fn with(features: u64, count: u64) -> Self {
         let held = Arc::new(Mutex::new(Vec::new()));
         let source = Arc::new(eventfd(0, EventfdFlags::empty()).unwrap());
         let woken = Arc::new(Mutex::new(0));
         let slow = Slow { held: held.clone(), source: source.clone(), woken: woken.clone() };
         let mut machine = Machine::new(slow);
-        let mut rings = machine.start(0);
+        let mut rings = machine.start(features);
         for number in 0..count {
             rings[0].offer(&[(0x1_0000 + number, 1, WRITE)]);
         }
@@ -115,8 +120,13 @@ impl Held {
         Self { machine, rings, held, source, woken }
     }
 
+    /// Returns the number of requests that the device holds.
+    pub(super) fn held(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+
     /// Completes the held request at `index`.
-    fn complete(&self, index: usize, written: u32) {
+    pub(super) fn complete(&self, index: usize, written: u32) {
         let request = self.held.lock().unwrap().remove(index);
         self.rings_of_device().complete(request, written);
     }

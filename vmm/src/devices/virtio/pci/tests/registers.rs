@@ -1,6 +1,7 @@
 //! Tests of the registers: what a driver reads, and which writes take effect.
 
 use super::*;
+use crate::devices::virtio::features::RING_RESET;
 use crate::devices::virtio::pci::backend::status::{FAILED, NEEDS_RESET};
 
 const READY: u8 = ACKNOWLEDGE | DRIVER | FEATURES_OK;
@@ -29,7 +30,7 @@ fn a_driver_finds_every_structure_through_the_capabilities() {
         }
         assert_eq!((len, bar), (if kind == 2 { 20 } else { 16 }, 0));
         let expected = match kind {
-            1 => (0x0000, 0x38),
+            1 => (0x0000, 0x3c),
             2 => (0x3000, 0x1000),
             3 => (0x1000, 4),
             4 => (0x2000, 0x1000),
@@ -67,7 +68,7 @@ fn features_are_offered_and_read_back_in_halves() {
         machine.write_u32(register::DEVICE_FEATURE_SELECT, select);
         *half = machine.read_u32(register::DEVICE_FEATURE);
     }
-    let offered = LOUD | RING_EVENT_IDX | RING_INDIRECT_DESC | VERSION_1;
+    let offered = LOUD | RING_EVENT_IDX | RING_INDIRECT_DESC | VERSION_1 | RING_RESET;
     assert_eq!(halves, [offered as u32, (offered >> 32) as u32, 0]);
 
     assert!(machine.negotiate(LOUD | VERSION_1));

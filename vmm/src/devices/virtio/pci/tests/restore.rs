@@ -1,17 +1,21 @@
 //! Tests of a function that continues after a live update at any point of its work.
 
 use super::*;
+use crate::devices::virtio::features::RING_RESET;
 use crate::devices::virtio::pci::backend::status::NEEDS_RESET;
 
 /// One step of a driver. `rings` is the driver's own state, which stays in the guest.
 type Step = fn(&mut Machine<Echo>, &mut [Ring; 2]);
+
+/// Bits 32 and up of the features that are offered.
+const OFFERED_HIGH: u32 = ((VERSION_1 | RING_RESET) >> 32) as u32;
 
 /// The initialization sequence and a first request, in steps between which a vCPU may be paused.
 const STEPS: [Step; 19] = [
     |m, _| m.set_status(ACKNOWLEDGE),
     |m, _| m.set_status(ACKNOWLEDGE | DRIVER),
     |m, _| m.write_u32(register::DEVICE_FEATURE_SELECT, 1),
-    |m, _| assert_eq!(m.read_u32(register::DEVICE_FEATURE), 1),
+    |m, _| assert_eq!(m.read_u32(register::DEVICE_FEATURE), OFFERED_HIGH),
     |m, _| m.write_u32(register::DRIVER_FEATURE, (LOUD | RING_EVENT_IDX) as u32),
     |m, _| m.write_u32(register::DRIVER_FEATURE_SELECT, 1),
     |m, _| m.write_u32(register::DRIVER_FEATURE, 1),
