@@ -27,6 +27,7 @@ pub mod samples;
 pub mod side_by_side;
 pub mod suite;
 pub mod systemd;
+mod tap;
 pub mod timeline;
 mod times;
 mod tsc;

@@ -83,7 +83,7 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
 
 fn start_host() -> Result<Child, Problem> {
     let mut config = format!(
-        "[host]\nsocket = \"{API}\"\n[update]\nkernel = \"{DATA}/bzImage\"\n\
+        "[update]\nkernel = \"{DATA}/bzImage\"\n\
          initramfs = \"{DATA}/initramfs\"\ncmdline = \"{NEXT_CMDLINE} {AGAIN}\"\n"
     );
     for (name, serial) in VMS.into_iter().chain([("logged", logs::SERIAL)]) {
@@ -92,7 +92,12 @@ fn start_host() -> Result<Child, Problem> {
              initramfs = \"{GUEST}/initramfs\"\ncmdline = \"{CMDLINE} perennial.button=obey\"\nserial = \"{serial}\"\n"
         );
     }
-    fs::write(CONFIG, config)?;
+    start(&config)
+}
+
+/// Starts a host with the sections `update` and `vm` of a configuration, and waits until it answers.
+pub(super) fn start(config: &str) -> Result<Child, Problem> {
+    fs::write(CONFIG, format!("[host]\nsocket = \"{API}\"\n{config}"))?;
     let mut host = Command::new(PERENNIAL).args(["host", "--config", CONFIG]).spawn()?;
     while UnixStream::connect(API).is_err() {
         if let Some(status) = host.try_wait()? {
@@ -103,13 +108,14 @@ fn start_host() -> Result<Child, Problem> {
     Ok(host)
 }
 
-fn attach(vm: &str) -> Result<Session, Problem> {
+/// Attaches a terminal to the console of a VM.
+pub(super) fn attach(vm: &str) -> Result<Session, Problem> {
     Session::start(Terminal::open()?, &[PERENNIAL, "console", vm])
 }
 
 /// Has the guest repeat a word. What is typed while the console is attached again may be lost, as on a line
 /// that is plugged in again.
-fn say(session: &mut Session, word: &str) -> Result<(), Problem> {
+pub(super) fn say(session: &mut Session, word: &str) -> Result<(), Problem> {
     const ATTEMPTS: u32 = 10;
     let mut missed = Ok(());
     for _ in 0..ATTEMPTS {
@@ -123,14 +129,15 @@ fn say(session: &mut Session, word: &str) -> Result<(), Problem> {
     missed
 }
 
-fn leave(mut session: Session, when: &str) -> Result<(), Problem> {
+/// Types the keys that leave a console.
+pub(super) fn leave(mut session: Session, when: &str) -> Result<(), Problem> {
     session.type_keys(b"\x01x")?;
     session.expect_end(when, 0)?;
     session.terminal.expect_settings(when, &session.terminal.before)
 }
 
 /// Runs `perennial ctl` and returns its output.
-fn ctl(arguments: &[&str]) -> Result<String, Problem> {
+pub(super) fn ctl(arguments: &[&str]) -> Result<String, Problem> {
     let output = Command::new(PERENNIAL).arg("ctl").args(arguments).output()?;
     match output.status.success() {
         true => Ok(String::from_utf8(output.stdout)?),

@@ -14,7 +14,10 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::LocalModes;
 
 use super::session::{IN_TERMINAL, Session, Terminal};
-use super::{AGAIN, CONSOLES, DATA, GUEST, PASSED, PERENNIAL, VERDICT, consoles, user};
+use super::{
+    AGAIN, CONSOLES, DATA, GUEST, NETWORK, NETWORK_AGAIN, PASSED, PERENNIAL, VERDICT, consoles,
+    network, user,
+};
 
 pub(super) type Problem = Box<dyn std::error::Error>;
 
@@ -71,14 +74,18 @@ fn all() -> Result<(), Problem> {
     fs::write("/proc/sys/kernel/printk", "1")?;
     crate::modules::load_all();
     let kernel = fs::read_to_string("/proc/cmdline")?;
-    match kernel.split_whitespace().find(|word| [CONSOLES, AGAIN].contains(word)) {
-        None => run_steps(),
-        Some(word) => {
-            mount("debugfs", "/sys/kernel/debug", "debugfs", MountFlags::empty(), None)?;
-            mount("/dev/vda", DATA, "ext4", MountFlags::RDONLY, None)?;
-            if word == AGAIN { consoles::after_the_update() } else { consoles::before_the_update() }
-        }
-    }
+    let over_an_update: [(&str, Step); 4] = [
+        (CONSOLES, consoles::before_the_update),
+        (AGAIN, consoles::after_the_update),
+        (NETWORK, network::before_the_update),
+        (NETWORK_AGAIN, network::after_the_update),
+    ];
+    let is_asked =
+        |(word, _): &&(&str, Step)| kernel.split_whitespace().any(|given| given == *word);
+    let Some((_, step)) = over_an_update.iter().find(is_asked) else { return run_steps() };
+    mount("debugfs", "/sys/kernel/debug", "debugfs", MountFlags::empty(), None)?;
+    mount("/dev/vda", DATA, "ext4", MountFlags::RDONLY, None)?;
+    step()
 }
 
 fn run_steps() -> Result<(), Problem> {

@@ -7,6 +7,7 @@ mod consoles;
 pub mod init;
 mod intruder;
 mod logs;
+mod network;
 mod session;
 mod user;
 
@@ -36,6 +37,9 @@ const WITHIN: Duration = Duration::from_secs(600);
 /// On the command line of the machine that tries consoles: of the first kernel, and of the second.
 const CONSOLES: &str = "perennial.consoles=first";
 const AGAIN: &str = "perennial.consoles=again";
+/// The same of the machine that tries network devices.
+const NETWORK: &str = "perennial.network=first";
+const NETWORK_AGAIN: &str = "perennial.network=again";
 /// The rest of these command lines.
 const NEXT_CMDLINE: &str = "console=ttyS0 panic=-1 quiet kho_scratch=16M,128M,0";
 /// Directory with the second kernel and its initramfs.
@@ -60,6 +64,16 @@ pub fn run(luo: Luo) -> Result<(), Failure> {
 /// Tries the consoles of a host's VMs, over a live update from the first of the two kernels of `luo` to the
 /// second.
 pub fn consoles(luo: Luo) -> Result<(), Failure> {
+    over_an_update(luo, CONSOLES)
+}
+
+/// Tries network devices, also over such a live update.
+pub fn network(luo: Luo) -> Result<(), Failure> {
+    over_an_update(luo, NETWORK)
+}
+
+/// A machine whose PID 1 does what `what` on the first kernel's command line says.
+fn over_an_update(luo: Luo, what: &str) -> Result<(), Failure> {
     let directory = qemu::scratch_directory()?;
     let [first, second] = luo.hosts();
     let initramfs = directory.path().join("initramfs");
@@ -72,7 +86,7 @@ pub fn consoles(luo: Luo) -> Result<(), Failure> {
     let machine = Machine {
         kernel: kernels::find(first)?.bzimage(),
         initramfs,
-        cmdline: format!("{NEXT_CMDLINE} liveupdate=on kho=on {CONSOLES}"),
+        cmdline: format!("{NEXT_CMDLINE} liveupdate=on kho=on {what}"),
         memory_mib: 1536,
         disks: vec![disk],
         ..Machine::default()

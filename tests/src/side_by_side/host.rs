@@ -12,7 +12,8 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::guest::Said;
-use super::{Contender, DISK_MIB, GUEST_MIB, Measured, Settings, names, network, process, system};
+use super::{Contender, DISK_MIB, GUEST_MIB, Measured, Settings, names, network, process};
+use crate::tap;
 
 pub(super) type Problem = Box<dyn std::error::Error>;
 
@@ -70,7 +71,8 @@ fn prepare() -> Result<(), Problem> {
     for _ in 0..DISK_MIB {
         disk.write_all(&piece)?;
     }
-    system::make_tap(network::TAP, network::HOST, network::MASK)?;
+    tap::keep(&tap::open(network::TAP)?)?;
+    tap::set_address(network::TAP, network::HOST, network::MASK)?;
     Ok(network::serve()?)
 }
 

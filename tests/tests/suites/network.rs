@@ -3,10 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use perennial_tests::foreground;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::network::HOST;
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both};
+use perennial_tests::suite::{Test, both, kernel};
 use serde_json::json;
 
 /// Updates while the connections are open.
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down",
         handovers,
     ),
+    kernel("a_tap_may_vanish_and_may_be_brought_along", foreground::network),
 ];
 
 fn vm(name: &str) -> VmPlan {

@@ -10,6 +10,7 @@ mod console;
 mod cpus;
 mod echo;
 mod orders;
+mod ring;
 mod settings;
 mod workers;
 

@@ -12,7 +12,7 @@ use rustix::system::{RebootCommand, reboot};
 use serde_json::json;
 
 use crate::console::{self, Console};
-use crate::cpus;
+use crate::{cpus, ring};
 
 /// The date of the machine's clock, in seconds since 1970.
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
@@ -41,6 +41,7 @@ fn obey(order: &str, console: &Console) {
         ("date", _) => fs::read_to_string(RTC)
             .map(|seconds| console.note("date", seconds.trim()))
             .map_err(|e| e.to_string()),
+        ("ring", entries) => set_ring(entries).map(|()| console.note("ring", entries)),
         ("carrier", wanted) => wait_for_carrier(wanted, console),
         (word @ ("offline" | "online"), vcpu) => cpus::set_online(vcpu, word == "online")
             .map(|online| {
@@ -59,13 +60,19 @@ fn obey(order: &str, console: &Console) {
         ("hang", _) => fs::write("/proc/sys/kernel/panic", "0")
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
-        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, offline VCPU, online VCPU, size PATH, \
+        _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, ring ENTRIES, offline VCPU, online VCPU, size PATH, \
                   write PATH OFFSET, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
         console.note("problem", &format!("{order}: {problem}"));
     }
+}
+
+/// Sets the number of entries of each receive and each transmit queue of the network device, as `ethtool -G` does.
+fn set_ring(entries: &str) -> Result<(), String> {
+    let entries = entries.parse().map_err(|_| "the number of entries is not a number")?;
+    ring::set("eth0", entries).map_err(|error| error.to_string())
 }
 
 /// Waits until the link of the network device is as `wanted`.
