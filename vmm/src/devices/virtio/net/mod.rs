@@ -14,6 +14,7 @@
 //! them again.
 
 mod announce;
+mod buffers;
 mod control;
 mod filter;
 mod header;

@@ -6,7 +6,8 @@
 //!        +--- delivered, or dropped because the guest cannot take it+   enough buffers
 //! ```
 //!
-//! A frame is held only while the guest's buffers are too few for it.
+//! A frame is held only while the guest's buffers are too few for it. While frames are large (segments of TCP), the
+//! device reads them straight into the guest's buffers instead, if the guest has enough for any frame.
 //!
 //! Frames that wait in the tap are shown to the guest together, up to a quarter of the ring: each time that the
 //! device shows something it looks at what the driver wants, and may interrupt it. A guest that is interrupted for the
@@ -14,16 +15,21 @@
 
 use std::io;
 
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
-
+use super::buffers::Buffers;
 use super::header::{self, Header};
-use super::{F_MRG_RXBUF, FRAME_MAX, NetWorker, QUEUE_SIZE, Shared};
+use super::{F_MRG_RXBUF, FRAME_MAX, FRAME_MIN, NetWorker, QUEUE_SIZE, Shared, tap};
 use crate::devices::interface::Mac;
 use crate::devices::network::Link;
-use crate::devices::virtio::{Chain, Request, Rings};
+use crate::devices::virtio::{Request, Rings};
 
 /// Most frames of a queue before the thread handles its other events.
 const BATCH: usize = 64;
+
+/// Most bytes of a frame with its header.
+const LONGEST: usize = header::LEN + FRAME_MAX;
+/// A frame of more bytes than these, with its header, is large: the next frame is read straight into buffers of the
+/// guest, for which the device takes enough buffers for the longest frame.
+const LARGE: usize = 8 << 10;
 
 /// Buffers that the device fills before the guest sees them: a quarter of the ring, so that the guest can work on
 /// them while the device fills the next.
@@ -39,6 +45,8 @@ pub(super) struct Receiver {
     bytes: Vec<u8>,
     /// Length of the held frame with its header, in bytes; 0 if no frame is held.
     len: usize,
+    /// Length of the last frame with its header, in bytes.
+    last: usize,
 }
 
 /// The outcome of a delivery.
@@ -93,6 +101,14 @@ impl Receiver {
             }
             return false;
         };
+        // While frames are large, room for the longest of them saves copying each.
+        let mut first = first;
+        if self.len == 0 && self.last > LARGE && shared.features() & F_MRG_RXBUF != 0 {
+            first = match self.read_directly(shared, pair, first, rings, filled) {
+                Ok(was_there) => return was_there,
+                Err(first) => first,
+            };
+        }
         if self.len == 0 && !self.read(shared, pair, rings) {
             rings.give_back(vec![first]);
             return false;
@@ -122,9 +138,9 @@ impl Receiver {
     /// Reads a frame from the tap. Returns whether there was one.
     fn read(&mut self, shared: &Shared, pair: usize, rings: &Rings) -> bool {
         // One byte more than the longest frame: a frame that fills it is too long.
-        self.bytes.resize(header::LEN + FRAME_MAX + 1, 0);
+        self.bytes.resize(LONGEST + 1, 0);
         match shared.taps[pair].read(&mut self.bytes) {
-            Ok(len) => self.len = len,
+            Ok(len) => (self.len, self.last) = (len, len),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => shared.tap_failed(pair, "receive", &error, rings),
         }
@@ -145,77 +161,85 @@ impl Receiver {
             rings.give_back(vec![first]);
             return Outcome::Done;
         };
-        let (mut taken, mut room) = (Vec::new(), 0);
-        let mut next = Some(first);
-        let mut buffers = Vec::new();
-        while let Some(request) = next {
-            let slices = writable(rings.memory(), request.chain());
-            room += slices.iter().map(VolatileSlice::len).sum::<usize>();
-            taken.push(request);
-            buffers.push(slices);
-            // Without MRG_RXBUF a frame has one buffer (5.1.6.4).
-            let enough = room >= header::LEN + frame.len() || features & F_MRG_RXBUF == 0;
-            next = if enough { None } else { rings.take(queue) };
-        }
-        if features & F_MRG_RXBUF != 0 && room < header::LEN + frame.len() {
-            let is_full = taken.len() >= usize::from(QUEUE_SIZE);
-            rings.give_back(taken);
+        let (len, merges) = (header::LEN + frame.len(), features & F_MRG_RXBUF != 0);
+        let buffers = Buffers::take(rings, queue, first, len, merges);
+        if merges && buffers.room < len {
+            let is_full = buffers.count() >= usize::from(QUEUE_SIZE);
+            buffers.give_back(rings);
             // If the whole ring is too small for the frame, the guest will never have room for it.
             return if is_full { Outcome::Done } else { Outcome::Held };
         }
-        let header = header.checked_to_receive(features, taken.len() as u16);
-        let (Some(header), true) = (header, room >= header::LEN + frame.len()) else {
-            rings.give_back(taken);
+        let header = header.checked_to_receive(features, buffers.count() as u16);
+        let (Some(header), true) = (header, buffers.room >= len) else {
+            buffers.give_back(rings);
             return Outcome::Done;
         };
-        let written = fill(&buffers, &[&header.to_bytes(), frame]);
-        filled.extend(taken.into_iter().zip(written));
+        buffers.write(&[&header.to_bytes(), frame]);
+        buffers.fill(rings, len, filled);
         Outcome::Done
+    }
+
+    /// Reads the next frame straight into the guest's buffers, of which `first` is the first, and adds them to
+    /// `filled`. Returns whether there was a frame. Returns `first` if the guest has too few buffers for any frame.
+    fn read_directly(
+        &mut self,
+        shared: &Shared,
+        pair: usize,
+        first: Request,
+        rings: &Rings,
+        filled: &mut Filled,
+    ) -> Result<bool, Request> {
+        // The header and the Ethernet header are checked here, where the guest cannot change them.
+        let mut front = [0; header::LEN + FRAME_MIN];
+        // One byte more than the longest frame: a frame that fills it is too long.
+        let buffers = Buffers::take(rings, 2 * pair, first, LONGEST + 1, true);
+        let rest = buffers.behind(front.len());
+        if buffers.room <= LONGEST || rest.len() >= tap::PIECES_MAX {
+            return buffers.give_back_but_first(rings).map_or(Ok(false), Err);
+        }
+        let len = match shared.taps[pair].read_into(&mut front, &rest) {
+            Ok(len) => len,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    shared.tap_failed(pair, "receive", &error, rings);
+                }
+                0
+            }
+        };
+        if len == 0 {
+            buffers.give_back(rings);
+            return Ok(false);
+        }
+        self.last = len;
+        let (header, frame) = front.split_at(header::LEN);
+        let count = buffers.count_for(len) as u16;
+        let header = Some(header)
+            .filter(|_| (front.len()..=LONGEST).contains(&len) && is_wanted(shared, frame))
+            .and_then(|header| header.try_into().ok())
+            .and_then(|header| {
+                Header::from_bytes(header).checked_to_receive(shared.features(), count)
+            });
+        match header {
+            Some(header) => {
+                buffers.write(&[&header.to_bytes(), frame]);
+                buffers.fill(rings, len, filled);
+            }
+            None => buffers.give_back(rings),
+        }
+        Ok(true)
     }
 
     /// The held frame and its header. `None` if it is too short or too long for a frame, or if the
     /// driver does not want frames to its destination.
     fn wanted(&self, shared: &Shared) -> Option<(Header, &[u8])> {
         let (header, frame) = self.bytes.get(..self.len)?.split_first_chunk()?;
-        let destination = Mac(*frame.first_chunk()?);
-        let driver = shared.driver();
-        let wanted = frame.len() <= FRAME_MAX && driver.filter.wants(driver.mac, destination);
+        let wanted = frame.len() <= FRAME_MAX && is_wanted(shared, frame);
         wanted.then_some((Header::from_bytes(*header), frame))
     }
 }
 
-/// Returns the parts of a chain that the device may write to, in order, up to the first that is not in RAM.
-fn writable(memory: &GuestMemoryMmap, chain: Chain) -> Vec<VolatileSlice<'_>> {
-    // No chain is longer than the queue (2.7.5.3.1).
-    let parts = chain.take(QUEUE_SIZE.into()).filter(|descriptor| descriptor.is_write_only());
-    let slices = parts.map_while(|d| memory.get_slice(d.addr(), d.len() as usize).ok());
-    slices.filter(|slice| !slice.is_empty()).collect()
-}
-
-/// Copies `parts`, one after the other, into the buffers. Returns the number of bytes in each buffer.
-fn fill(buffers: &[Vec<VolatileSlice<'_>>], parts: &[&[u8]]) -> Vec<u32> {
-    let mut parts = parts.iter().copied();
-    let mut rest: &[u8] = parts.next().unwrap_or_default();
-    let mut fill_one = |slices: &Vec<VolatileSlice<'_>>| {
-        let mut written = 0;
-        for slice in slices {
-            let mut at = 0;
-            while at < slice.len() {
-                if rest.is_empty() {
-                    match parts.next() {
-                        Some(part) => rest = part,
-                        None => return written as u32,
-                    }
-                }
-                let count = rest.len().min(slice.len() - at);
-                // Within the slice.
-                let _ = slice.write_slice(&rest[..count], at);
-                rest = &rest[count..];
-                at += count;
-                written += count;
-            }
-        }
-        written as u32
-    };
-    buffers.iter().map(&mut fill_one).collect()
+/// Whether the driver wants frames to the destination of `frame`.
+fn is_wanted(shared: &Shared, frame: &[u8]) -> bool {
+    let driver = shared.driver();
+    frame.first_chunk().is_some_and(|mac| driver.filter.wants(driver.mac, Mac(*mac)))
 }

@@ -23,6 +23,9 @@ const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 /// Switches the carrier of a tap: `_IOW('T', 226, int)` (include/uapi/linux/if_tun.h; since Linux 5.0).
 pub(super) const TUNSETCARRIER: u32 = 0x4004_54e2;
 
+/// One more than the most pieces of guest memory that a frame can be read into (`UIO_MAXIOV`).
+pub(super) const PIECES_MAX: usize = 1024;
+
 /// One queue of a tap.
 #[derive(Debug)]
 pub(super) struct Tap {
@@ -119,6 +122,29 @@ impl Tap {
     /// no frame.
     pub(super) fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(bytes)
+    }
+
+    /// Reads one frame with its header, first into `front` and then into places in guest memory, fewer than
+    /// [`PIECES_MAX`]; the part beyond them is lost. Errors with `WouldBlock` if there is no frame.
+    pub(super) fn read_into(
+        &self,
+        front: &mut [u8],
+        rest: &[VolatileSlice<'_>],
+    ) -> io::Result<usize> {
+        let guards: Vec<_> =
+            rest.iter().map(|slice| (slice.ptr_guard_mut(), slice.len())).collect();
+        let mut pieces = Vec::with_capacity(1 + guards.len());
+        pieces.push(libc::iovec { iov_base: front.as_mut_ptr().cast(), iov_len: front.len() });
+        pieces.extend(
+            guards
+                .iter()
+                .map(|(guard, len)| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: *len }),
+        );
+        let (fd, count) = (self.file.as_raw_fd(), pieces.len() as libc::c_int);
+        // SAFETY: the pieces are `front`, which outlives the call, and slices of guest memory, which stay mapped while
+        // the guards live. The kernel only writes. The guest may write there at the same time, which harms only itself.
+        let read = unsafe { libc::readv(fd, pieces.as_ptr(), count) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
     /// Sends one frame, which is in several pieces of guest memory.

@@ -254,3 +254,100 @@ fn frames_that_wait_in_the_tap_interrupt_the_driver_once_for_a_quarter_of_the_ri
         assert_eq!(guest.wires.taken(0), interrupts, "{frames} frames");
     }
 }
+
+/// The header of segments that no driver can ask this device for.
+const UNWANTED: [u8; header::LEN] = [1, 5, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+
+/// A guest that has just received a large frame, with as many buffers of `len` bytes. They lie from [`DATA`] on.
+fn after_a_large_frame(count: u64, len: u32) -> Guest {
+    let mut guest = Guest::started(LINUX);
+    for number in 0..5 {
+        guest.ring(0).offer(&[buffer(number, 4096)]);
+    }
+    guest.ring_doorbell(0);
+    guest.arrives(&frame(MAC, 20_000));
+    assert_eq!(guest.ring(0).used_index(), 5);
+    for number in 0..count {
+        guest.ring(0).offer(&[(DATA + u64::from(len) * number, len, WRITE)]);
+    }
+    guest.ring_doorbell(0);
+    guest
+}
+
+#[test]
+fn a_frame_after_a_large_one_goes_straight_into_the_guests_buffers() {
+    // The longest frame and one byte fill these buffers.
+    let (count, len) = (40, 1640);
+    for size in [20_000, FRAME_MAX, 60, 14] {
+        let mut guest = after_a_large_frame(count, len);
+        // A frame that the driver must not get shows which way it went: its bytes are there all the same.
+        guest.put(DATA, &[0xee; 100]);
+        guest.arrives_with(UNWANTED, &frame(OTHER, 60));
+        assert_eq!(guest.ring(0).used_index(), 5);
+        let untouched = [0xee; 26];
+        assert_eq!(
+            guest.get(DATA, 26),
+            untouched,
+            "what the device checks is not in the guest's reach"
+        );
+        assert_eq!(guest.get(DATA + 26, 46), frame(OTHER, 60)[14..]);
+
+        let mut guest = after_a_large_frame(count, len);
+        let sent = frame(MAC, size);
+        guest.arrives(&sent);
+        let buffers = (12 + size).div_ceil(1640);
+        assert_eq!(usize::from(guest.ring(0).used_index()), 5 + buffers, "{size}");
+        assert_eq!(guest.get(DATA, 12 + size), [&plain(buffers as u8)[..], &sent].concat());
+        let last = guest.ring(0).used_element(5 + buffers as u16 - 1);
+        assert_eq!(last.1 as usize, 12 + size - 1640 * (buffers - 1));
+        // The buffers that it did not need take the next one.
+        let place = DATA + 1640 * buffers as u64;
+        if buffers < 39 {
+            guest.arrives(&frame(MAC, 70));
+            assert_eq!(usize::from(guest.ring(0).used_index()), 6 + buffers);
+            assert_eq!(guest.get(place, 82), [plain(1), frame(MAC, 70)].concat());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_frame_for_the_driver_is_dropped_also_behind_a_large_frame() {
+    for bytes in [vec![0; 11], vec![0; 17], vec![0; 25], vec![0; header::LEN + FRAME_MAX + 1]] {
+        let mut guest = after_a_large_frame(41, 1640);
+        guest.wire[0].send(&bytes).unwrap();
+        guest.run();
+        assert_eq!(guest.ring(0).used_index(), 5, "{}", bytes.len());
+        guest.arrives(&frame(MAC, 100));
+        assert_eq!(guest.ring(0).used_element(5).1, 112);
+    }
+    // Segments that the driver has not asked for.
+    let mut guest = after_a_large_frame(41, 1640);
+    guest.arrives_with(UNWANTED, &frame(MAC, 1000));
+    assert_eq!(guest.ring(0).used_index(), 5);
+}
+
+#[test]
+fn a_guest_with_few_or_strange_buffers_gets_its_frames_also_behind_a_large_one() {
+    // Too few for the longest frame.
+    let mut guest = after_a_large_frame(39, 1640);
+    guest.arrives(&frame(MAC, 30_000));
+    assert_eq!(guest.ring(0).used_index(), 5 + 19);
+    assert_eq!(guest.get(DATA + 12, 30_000), frame(MAC, 30_000));
+    // Buffers that are shorter than the headers, and one that cannot be written to.
+    let mut guest = after_a_large_frame(0, 0);
+    for parts in
+        [&[(DATA, 5, WRITE)][..], &[(DATA, 100, 0)], &[(DATA + 5, 3, WRITE), (DATA + 8, 10, WRITE)]]
+    {
+        guest.ring(0).offer(parts);
+    }
+    for number in 0..17 {
+        guest.ring(0).offer(&[(DATA + 18 + 4096 * number, 4096, WRITE)]);
+    }
+    guest.ring_doorbell(0);
+    guest.arrives(&frame(MAC, 9000));
+    let used: Vec<_> = (5..11).map(|number| guest.ring(0).used_element(number).1).collect();
+    assert_eq!(used, [5, 0, 13, 4096, 4096, 802]);
+    assert_eq!(guest.get(DATA, 9012), [plain(6), frame(MAC, 9000)].concat());
+    guest.function.pause();
+    guest.function.drain(std::time::Instant::now()).unwrap();
+}
