@@ -420,6 +420,10 @@ impl Host {
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         self.check_none_stops(&call.without)?;
+        if let (true, Err(none)) = (self.is_alone, &self.luo) {
+            // The reason, instead of what the call or the configuration lacks.
+            return Err(HostError::NoLuo(none.clone()));
+        }
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
             Ok(luo) => luo,

@@ -25,9 +25,10 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
         return lend(fds).map_err(|source| error("", source));
     }
     let interface = Interface::new(name).map_err(|source| error("", source))?;
+    let existed = interface.exists();
     // The kernel lets any number of programs open a tap with several queues.
     if *queues > 1
-        && interface.exists()
+        && existed
         && let Some(user) = user_of(name)
     {
         return Err(in_use(name, Some(user), libc::EBUSY));
@@ -44,6 +45,12 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
             Ok(Opened { role, fd: tun.into(), identity: None })
         })
         .collect::<Result<Vec<_>, OpenError>>()?;
+    if !existed {
+        // After an update it may be that of a user, who had given it addresses or a bridge.
+        let bridge =
+            bridge.as_ref().map_or("no bridge".to_owned(), |name| format!("bridge {name}"));
+        tracing::info!("tap {name}: there was none, so it is made, as a port of {bridge}");
+    }
     let step = |what: &str, result: io::Result<()>| {
         result.map_err(|source| error(NOT_SET_UP, about(what, &source)))
     };
