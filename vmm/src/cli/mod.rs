@@ -2,6 +2,7 @@
 
 mod console;
 mod ctl;
+mod log;
 mod luo;
 mod run;
 mod state;
@@ -82,7 +83,7 @@ pub fn main(started: u64) -> ExitCode {
         if inherited.is_none() {
             init::set_up();
         }
-        log(LevelFilter::INFO);
+        log::start(LevelFilter::INFO);
         let result = host::run(Path::new(host::IMAGE_CONFIG), started, inherited);
         report(&result);
         init::power_off();
@@ -93,7 +94,7 @@ pub fn main(started: u64) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     let command = Arguments::parse().command;
-    log(match &command {
+    log::start(match &command {
         Command::Run(arguments) => arguments.level(),
         Command::Vmm { log } | Command::Dhcp { log, .. } => *log,
         _ => LevelFilter::INFO,
@@ -148,16 +149,6 @@ fn exit<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
 /// Prints an error once, with all its causes in one line.
 fn report<T, E: std::error::Error>(result: &Result<T, E>) {
     if let Err(error) = result {
-        eprintln!("perennial: {}", chain(error).join(": "));
+        log::say(&format!("perennial: {}\n", chain(error).join(": ")));
     }
-}
-
-fn log(level: LevelFilter) {
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(false)
-        .without_time()
-        .init();
 }

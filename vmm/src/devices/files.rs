@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,12 +38,14 @@ pub struct OpenError {
 
 /// Opens `path`. The error text calls the file `what`.
 pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
-    options.open(path).map_err(|source| OpenError {
-        what,
-        path: path.to_owned(),
-        remedy: "",
-        source,
-    })
+    let opened = match std::fs::metadata(path) {
+        // The host would wait for the program at the other end, and with it all VMs.
+        Ok(found) if found.file_type().is_fifo() => {
+            Err(io::Error::other("it is a FIFO, which only a program at its other end could open"))
+        }
+        _ => options.open(path),
+    };
+    opened.map_err(|source| OpenError { what, path: path.to_owned(), remedy: "", source })
 }
 
 /// The longest time that PID 1 waits for a device of the host to appear.
@@ -127,6 +130,17 @@ impl From<Vec<Opened>> for DeviceFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fifo_is_refused_and_keeps_nobody_waiting() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let error = open("kernel", &path, OpenOptions::new().read(true)).unwrap_err();
+        let said = crate::causes::chain(&error).join(": ");
+        assert!(said.starts_with("cannot open kernel") && said.contains("it is a FIFO"), "{said}");
+    }
 
     #[test]
     fn each_file_is_taken_once_by_its_role() {

@@ -28,6 +28,14 @@ impl Host {
 
     /// Starts a host with what `vms` writes behind `[host]`, given the host's directory.
     pub(crate) fn start_in(vms: impl FnOnce(&Path) -> String) -> Self {
+        let (command, directory) = Self::command(vms);
+        let mut host = Self::run(command, directory);
+        host.wait_until_ready("boot cold");
+        host
+    }
+
+    /// The command of a host with what `vms` writes behind `[host]`, and the directory of its files.
+    pub(crate) fn command(vms: impl FnOnce(&Path) -> String) -> (Command, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("config.toml");
         let socket = directory.path().join("socket");
@@ -36,9 +44,7 @@ impl Host {
         fs::write(&config, format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n{vms}")).unwrap();
         let mut command = Command::new(PERENNIAL);
         command.args(["host", "--config"]).arg(&config);
-        let mut host = Self::run(command, directory);
-        host.wait_until_ready("boot cold");
-        host
+        (command, directory)
     }
 
     /// Starts a command that becomes a host.

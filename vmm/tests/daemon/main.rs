@@ -9,4 +9,5 @@ mod handover;
 mod host;
 mod instance;
 mod kernel;
+mod log;
 mod signals;
