@@ -47,6 +47,11 @@ impl Backend {
         matches!(self, Self::Pool | Self::Keeper)
     }
 
+    /// Whether a session outlives the process that has it, if that neither finishes nor drops it.
+    pub fn outlives_process(self) -> bool {
+        matches!(self, Self::Systemd)
+    }
+
     /// Whether systemd performs the kexec, after the process that preserved has ended.
     pub fn leaves_kexec_to_systemd(self) -> bool {
         matches!(self, Self::Systemd)

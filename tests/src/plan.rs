@@ -86,6 +86,9 @@ pub struct HostPlan {
     pub edit_a: Option<fn(String) -> String>,
     /// Changes the configuration of side `b`.
     pub edit_b: Option<fn(String) -> String>,
+    /// The last eight letters of a binding that the program of side `b` does not know, and of the one that it knows in
+    /// its place. Eight, because a compiler compares long names in pieces of eight bytes.
+    pub other_binding_b: Option<[&'static str; 2]>,
     /// Whether the machine's CPU lacks virtualisation.
     pub without_kvm: bool,
     /// Whether the first kernel boots without LUO and KHO.
@@ -267,7 +270,10 @@ impl HostPlan {
             tree.copy(&format!("{side}/bzImage"), &kernel.bzimage())?;
             let mut initramfs = match self.under_systemd {
                 true => systemd::initramfs(binaries, config)?,
-                false => host_initramfs(binaries, config)?,
+                false => {
+                    let other = self.other_binding_b.filter(|_| side == "b");
+                    host_initramfs(binaries, config, other)?
+                }
             };
             if self.luo == Luo::Pool {
                 initramfs.modules(kernel, &kernel.modules)?;
@@ -365,11 +371,29 @@ impl HostPlan {
     }
 }
 
-fn host_initramfs(binaries: &Binaries, config: &str) -> std::io::Result<Initramfs> {
+fn host_initramfs(
+    binaries: &Binaries,
+    config: &str,
+    other_binding: Option<[&str; 2]>,
+) -> std::io::Result<Initramfs> {
     let mut archive = Initramfs::new()?;
-    archive.file("init", 0o755, &binaries::contents(&binaries.perennial())?)?;
+    let mut program = binaries::contents(&binaries.perennial())?;
+    if let Some([known, other]) = other_binding {
+        replace(&mut program, known, other);
+    }
+    archive.file("init", 0o755, &program)?;
     archive.file("etc/perennial.toml", 0o644, config.as_bytes())?;
     Ok(archive)
+}
+
+/// Replaces a text by another one of the same length, wherever it is in a program.
+fn replace(program: &mut [u8], text: &str, other: &str) {
+    assert_eq!(text.len(), other.len());
+    let find = |program: &[u8]| program.windows(text.len()).position(|w| w == text.as_bytes());
+    assert!(find(program).is_some(), "no `{text}` in the program");
+    while let Some(at) = find(program) {
+        program[at..at + text.len()].copy_from_slice(other.as_bytes());
+    }
 }
 
 /// The kernels and the initramfs of the guests.

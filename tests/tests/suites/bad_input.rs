@@ -2,7 +2,7 @@
 
 use perennial_tests::control::ControlError;
 use perennial_tests::host::{Failure, Host};
-use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
+use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
 use serde_json::json;
 
@@ -11,7 +11,6 @@ pub(crate) const TESTS: &[Test] = &[
     both("requests_that_cannot_be_obeyed_are_refused_and_the_vm_runs_on", requests),
     kernel("a_configuration_that_is_wrong_is_named_in_the_status", first_configuration),
     both("vms_come_back_although_the_next_configuration_is_wrong", next_configuration),
-    both("a_disk_that_is_gone_after_the_update_costs_only_its_own_vm", disk_gone),
     kernel("a_host_without_kvm_says_what_is_missing", no_kvm),
     kernel("a_host_without_luo_runs_vms_and_refuses_updates", no_luo),
 ];
@@ -105,42 +104,6 @@ fn next_configuration(luo: Luo) -> Result<(), Failure> {
     }
     host.check_guests()?;
     host.power_off_and_check_disks()
-}
-
-fn disk_gone(luo: Luo) -> Result<(), Failure> {
-    let file_backed = VmPlan { backing: Backing::File, ..VmPlan::new("log", 128, 1) };
-    let plan = HostPlan {
-        luo,
-        // The next host does not find the file system with the disk's file.
-        edit_b: Some(|config| config.replace("target = \"/data\"", "target = \"/elsewhere\"")),
-        ..HostPlan::new(vec![VmPlan::new("web", 128, 1), file_backed])
-    };
-    let (mut host, _) = Host::boot(&plan)?;
-    host.wait_for_guests()?;
-    let status = host.update(json!({}))?;
-    let error = status.vms.iter().find(|vm| vm.name == "log").and_then(|vm| vm.error.clone());
-    if !error.unwrap_or_default().join(": ").contains("/data/log.img") {
-        return Err(format!("the missing disk is not named: {status:?}").into());
-    }
-    if status.unfinished.is_empty() {
-        return Err("the session of a VM that was not restored must stay unfinished".into());
-    }
-    host.forget_guest("log");
-    host.check_guests()?;
-    match host.try_update(json!({})) {
-        Err(error) if error.outcome() == Some("preserved") => {}
-        other => return Err(format!("an update was not refused as `preserved`: {other:?}").into()),
-    }
-    // After the VM is given up, it no longer prevents updates.
-    host.request(json!({"do": "stop", "vm": "log", "now": true}))?;
-    let (kernel, initramfs) = ("/elsewhere/a/bzImage", "/elsewhere/a/initramfs");
-    let status = host.update(json!({"kernel": kernel, "initramfs": initramfs}))?;
-    if !status.unfinished.is_empty() || status.live_updates != 2 {
-        return Err(format!("after the VM was given up: {status:?}").into());
-    }
-    host.check_guests()?;
-    host.done();
-    Ok(())
 }
 
 fn no_kvm(_: Luo) -> Result<(), Failure> {

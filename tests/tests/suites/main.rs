@@ -17,6 +17,7 @@ mod silence;
 mod simple;
 mod stock;
 mod systemd;
+mod travel;
 mod two_vms;
 
 use std::env;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Suite { name: "repeat", tests: repeat::TESTS },
         Suite { name: "network", tests: network::TESTS },
         Suite { name: "abort", tests: abort::TESTS },
+        Suite { name: "travel", tests: travel::TESTS },
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     if env::var_os("PERENNIAL_GUESTS").is_some() {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use guest_mem::{Layout, Segment};
-use luo::Incoming;
 
 use super::again::Waiting;
 use super::confinement::Confinement;
 use super::conversation::{ProcessError, unexpected};
 use super::entry::VmEntry;
 use super::files::{Files, OpenError};
+use super::held::Held;
 use super::memfd::document_memfd;
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
@@ -197,12 +197,12 @@ pub enum Life {
     Failed(Vec<String>),
     /// The VM has a process.
     Live(Live),
-    /// The VM came over a live update and could not be restored. The session keeps its memory.
+    /// The VM came over a live update and could not be restored. The host holds its memory and its state.
     Preserved {
-        /// The session with the memory. It is not finished, so that a retry finds everything.
-        session: Incoming,
-        /// The VM's entry in the manifest.
-        entry: Box<VmEntry>,
+        /// The files with the memory and the state.
+        held: Held,
+        /// The VM's entry in the manifest. `None` if this program cannot read the manifest that has it.
+        entry: Option<Box<VmEntry>>,
         /// Why the last attempt to restore failed: the chain of causes.
         why: Vec<String>,
     },
@@ -240,7 +240,8 @@ pub struct Live {
 /// One VM.
 #[derive(Debug)]
 pub struct Guest {
-    /// The VM's description.
+    /// The VM's description. Without vCPUs if neither the configuration nor a manifest that this program can read
+    /// has one.
     pub machine: Machine,
     confinement: Arc<Confinement>,
     /// The state of the VM's life.
@@ -280,17 +281,9 @@ impl Guest {
     }
 
     /// Marks the VM as withheld: it is not started, because its state may be preserved where this host
-    /// cannot reach it. `can_be_passed_on` says whether a live update would leave the state to the next
-    /// host.
-    pub fn withhold(&mut self, why: &str, can_be_passed_on: bool) {
+    /// cannot reach it. `remedy` says what to do about it.
+    pub fn withhold(&mut self, why: &str, remedy: &str) {
         let name = &self.machine.name;
-        let remedy = match can_be_passed_on {
-            true => {
-                "repair the cause and start the host again, or `update` to a kernel whose host can \
-                 reach it"
-            }
-            false => "repair the cause and start the host again",
-        };
         let words = format!(
             "VM `{name}` is not started, because its state may be preserved where this host cannot \
              reach it: {remedy}; or give the state up with `stop` and then `boot` the VM"
@@ -320,6 +313,10 @@ impl Guest {
 
     pub(super) fn boot_again(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         match self.life {
+            Life::Stopped | Life::Failed(_) if self.machine.cpus == 0 => {
+                let remedy = "the configuration does not describe it, so it cannot be booted";
+                return Err(self.wrong_state(remedy));
+            }
             Life::Stopped | Life::Failed(_) => {}
             Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
             Life::Preserved { .. } => {

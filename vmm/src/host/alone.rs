@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
+use super::arrival::LastHost;
 use super::backend::NoLuo;
 use super::kernel_entry::KernelEntry;
 use super::serve::Server;
@@ -13,6 +14,7 @@ use super::{Host, HostError, limits, ram_source};
 use crate::config::Config;
 use crate::guests::confinement::Confinement;
 use crate::guests::{Guest, Life};
+use crate::live_update::carry::Carried;
 
 /// How the VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub enum Ended {
 
 impl Host {
     /// A host whose VMs are not booted yet.
-    fn alone(config: Config, config_text: String) -> Self {
+    pub(super) fn alone(config: Config, config_text: String) -> Self {
         let why = "`perennial run` keeps its VM only while it runs itself; VMs of `perennial host` live on";
         let confinement = Confinement::new(&config.host);
         let machines = config.machines.iter().cloned();
@@ -42,6 +44,8 @@ impl Host {
             number: 0,
             report: None,
             unfinished: Vec::new(),
+            last_host: LastHost::default(),
+            carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
             started_ticks: 0,

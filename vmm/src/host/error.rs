@@ -8,7 +8,6 @@ use super::kernel_entry::NoteError;
 use super::service;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
-use crate::live_update::incoming::IncomingError;
 use crate::live_update::{Outcome, UpdateError, next_host};
 use crate::machine::VmName;
 
@@ -85,9 +84,36 @@ pub enum HostError {
     /// The kernel or the initramfs of an update is not given.
     #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),
-    /// The manifest of the last live update cannot be retrieved or decoded.
-    #[error("the manifest of the last live update cannot be used; its sessions stay unfinished")]
-    Arrival(#[from] IncomingError),
+    /// What the last host left cannot be read, and would not survive another live update or handover.
+    #[error(
+        "what the last host left cannot be read, and would be lost: {why}. Remove the cause and try \
+         again with `restore`, or give the state of every withheld VM up with `stop`"
+    )]
+    NotSeen {
+        /// The chain of causes.
+        why: String,
+    },
+    /// A preserved VM cannot be carried on now.
+    #[error(
+        "`{what}` is preserved, and cannot go along now: try again, or give it up with `stop` if it is \
+         a VM that is not needed"
+    )]
+    NotHeld {
+        /// The VM's session, or the document.
+        what: String,
+        /// Why.
+        #[source]
+        source: luo::Error,
+    },
+    /// A manifest for a preserved VM cannot be carried on now.
+    #[error(
+        "the manifest for a preserved VM cannot be retrieved now: {why}. Try again, or give the VMs \
+         that need it up with `stop`"
+    )]
+    NoManifest {
+        /// The chain of causes.
+        why: String,
+    },
     /// There was no live update or handover.
     #[error(
         "there is no report: this host was started by a cold boot, and no earlier host left one"
@@ -126,7 +152,9 @@ impl HostError {
             | Self::PassOn(_)
             | Self::Withheld
             | Self::Guest(GuestError::StillPreserved { .. })
-            | Self::Arrival(_) => Some(Outcome::Preserved),
+            | Self::NotSeen { .. }
+            | Self::NotHeld { .. }
+            | Self::NoManifest { .. } => Some(Outcome::Preserved),
             _ => None,
         }
     }

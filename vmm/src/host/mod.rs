@@ -13,6 +13,7 @@
 //! One thread does all of this in one loop, so no other command runs during a live update.
 
 pub mod alone;
+mod arrival;
 pub mod backend;
 mod clients;
 pub mod dhcp;
@@ -46,20 +47,19 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
-use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
-use crate::link::MissingHints;
-use crate::live_update::incoming::{self, RestoredVm, RetrievedManifest};
-use crate::live_update::manifest::vm_session;
+use crate::live_update::arrival::{Arrival, NotSeen};
+use crate::live_update::carry::Carried;
 use crate::live_update::next_host::{self, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
+use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
 use kernel_entry::KernelEntry;
@@ -86,8 +86,12 @@ pub struct Host {
     replaced: Option<Replaced>,
     number: u32,
     report: Option<Report>,
-    /// Sessions that could not be finished, and the host's own while a VM is preserved.
+    /// Sessions that could not be finished.
     unfinished: Vec<Incoming>,
+    /// What is left of the last host's sessions.
+    last_host: LastHost,
+    /// What this host carries on without knowing what it is.
+    carried: Carried,
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
     /// outlives this process.
     next: Option<LoadedImage>,
@@ -102,9 +106,12 @@ pub struct Host {
 
 /// The VMs that the last kernel or the last host left, before they are resumed.
 struct Found {
-    arrival: Option<RetrievedManifest>,
+    arrival: Look,
     keeper: Option<Keeper>,
 }
+
+/// What is known of the last host: nothing after a cold boot, and an error while it cannot be read.
+type Look = Result<Option<Arrival>, NotSeen>;
 
 impl Host {
     /// Reads the configuration, chooses a LUO, and looks for the VMs that the last kernel, or the last host
@@ -143,15 +150,14 @@ impl Host {
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
         let (kernel_entry, luo, arrival) =
             start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
-        let (config, config_text, config_error) =
-            start::choose_config(text, parsed, arrival.as_ref())?;
+        let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;
         if config_error.is_some() {
             unprepared = unprepared.or(start::prepare(&config.host, false));
         }
         // A missing module or mount does not stop the start. A VM that needs it reports an error.
         let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
-        let kept_report = if arrival.is_none() { report::kept(&section) } else { None };
+        let kept_report = if matches!(arrival, Ok(None)) { report::kept(&section) } else { None };
         let host = Self {
             confinement: Confinement::new(&config.host),
             config,
@@ -161,10 +167,12 @@ impl Host {
             pool: section.pool,
             kernel_entry,
             vms: Vec::new(),
-            replaced: arrival.is_some().then_some(replaced),
+            replaced: (!matches!(arrival, Ok(None))).then_some(replaced),
             number: 0,
             report: kept_report,
             unfinished: Vec::new(),
+            last_host: LastHost::default(),
+            carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
             started_ticks,
@@ -179,14 +187,15 @@ impl Host {
     fn listen(&mut self, server: &mut serve::Server, found: &Found) -> Result<(), HostError> {
         let Err(error) = server.listen(&self.config.host) else { return Ok(()) };
         let holds = matches!(&self.luo, Err(none) if none.may_hold_vms);
-        if !(init::is_pid_1() || found.arrival.is_some() || holds) {
+        let cold = matches!(found.arrival, Ok(None));
+        if !(init::is_pid_1() || !cold || holds) {
             return Err(error);
         }
         let why = chain(&error);
         tracing::error!("{}", why.join(": "));
         self.config_error.get_or_insert_default().extend(why);
-        let old = found.arrival.as_ref().and_then(|a| Config::parse(&a.manifest.config).ok());
-        let old = old.and_then(|config| config.host.socket);
+        let old = start::config_of_old_host(&found.arrival);
+        let old = old.and_then(|text| Config::parse(text).ok()?.host.socket);
         for socket in old.into_iter().chain([DEFAULT_SOCKET.into()]) {
             let section = HostSection { socket: Some(socket), ..HostSection::default() };
             match server.listen(&section) {
@@ -195,102 +204,6 @@ impl Host {
             }
         }
         Ok(())
-    }
-
-    /// Resumes the VMs that were found; else boots those of the configuration.
-    fn populate(&mut self, Found { arrival, keeper }: Found) {
-        if init::is_pid_1()
-            && let Some(name) = &self.config.host.hostname
-        {
-            init::set_hostname(name);
-        }
-        if let Err(error) = guest_mem::HugePages::set_advise(Path::new("/sys")) {
-            tracing::warn!("{}", chain(&error).join(": "));
-        }
-        match arrival {
-            Some(arrival) => self.resume_vms(arrival, keeper.as_ref()),
-            None => self.boot_vms(),
-        }
-        self.apply_restart_policies();
-    }
-
-    /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
-    /// withheld instead.
-    fn boot_vms(&mut self) {
-        let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
-        for machine in self.config.machines.iter().cloned() {
-            let mut vm = Guest::new(machine, &self.confinement);
-            vm.set_restart(self.config.restart(&vm.machine.name));
-            match unreachable {
-                Some(none) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
-                    vm.withhold(&none.why, self.kernel_entry.ticket().is_some());
-                }
-                _ => {
-                    let ram = ram_source(&self.luo, &self.vms, self.vms.len());
-                    if let Err(error) = vm.boot(ram) {
-                        let why = chain(&error);
-                        tracing::error!("{}", why.join(": "));
-                        vm.did_not_boot(why);
-                    }
-                }
-            }
-            self.vms.push(vm);
-        }
-    }
-
-    /// The new host's half of a live update, or of a handover whose sessions are in `keeper`.
-    fn resume_vms(&mut self, arrival: RetrievedManifest, keeper: Option<&Keeper>) {
-        let RetrievedManifest { mut manifest, session } = arrival;
-        let luo: &dyn Orchestrator = match (keeper, &self.luo) {
-            (Some(keeper), _) => keeper,
-            (None, Ok(luo)) => luo.as_ref(),
-            (None, Err(_)) => return,
-        };
-        // "Given up" is a decision about the state that came with this kernel. A VM that a handover
-        // brings is newer than that decision.
-        let since = self.replaced == Some(Replaced::Program);
-        manifest.vms.retain(|vm| {
-            let name = &vm.machine.name;
-            let given_up = !since && self.kernel_entry.is_given_up(name);
-            if given_up {
-                tracing::warn!("VM `{name}` was given up: its memory is freed");
-                drop(luo.retrieve_session(&vm_session(name)));
-            }
-            !given_up
-        });
-        let opened = tsc::now();
-        let arrived = incoming::resume_all(
-            luo,
-            &manifest.vms,
-            &self.confinement,
-            self.config.host.missing_hints,
-        );
-        let resumed = tsc::now();
-        let backend = luo.backend();
-        self.number = manifest.number;
-        self.report = Some(self.make_report(&manifest, backend, &arrived, (opened, resumed)));
-        let mut complete = true;
-        for vm in arrived {
-            complete &= vm.session.is_some();
-            self.unfinished.extend(vm.session.and_then(finish));
-            self.vms.push(vm.vm);
-        }
-        // The host's session, with the manifest, is kept unfinished as long as a VM's session is.
-        match complete {
-            true => self.unfinished.extend(finish(session)),
-            false => self.unfinished.push(session),
-        }
-        self.keep_report();
-        for machine in manifest.boots {
-            tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
-            let mut vm = Guest::new(machine, &self.confinement);
-            vm.boot_soon();
-            self.vms.push(vm);
-        }
-        let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
-        let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
-        let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
-        self.vms.extend(new);
     }
 
     fn vm(&mut self, name: &VmName) -> Result<&mut Guest, GuestError> {
@@ -333,50 +246,6 @@ impl Host {
         }
     }
 
-    /// Tries again to restore a preserved VM. `force` continues its guest also if the host lacks hints of the
-    /// guest's CPUID.
-    fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
-        let vm = find(&mut self.vms, name)?;
-        if !matches!(vm.life, Life::Preserved { .. }) {
-            let remedy = "only a preserved VM can be restored";
-            let name = name.clone();
-            return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
-        }
-        let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
-        // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
-        let own = Keeper::start();
-        let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
-        let Life::Preserved { session, entry, .. } = std::mem::replace(&mut vm.life, Life::Stopped)
-        else {
-            return Ok(());
-        };
-        let RestoredVm { vm: restored, session, .. } =
-            incoming::retry(luo, session, *entry, &self.confinement, hints);
-        let failed = match &restored.life {
-            Life::Preserved { why, .. } => Some(why.clone()),
-            _ => None,
-        };
-        *vm = restored;
-        vm.set_restart(self.config.restart(name));
-        self.unfinished.extend(session.and_then(finish));
-        self.finish_the_rest();
-        self.update_report(name);
-        match failed {
-            None => Ok(()),
-            Some(why) => {
-                Err(GuestError::StillPreserved { name: name.clone(), why: why.join(": ") }.into())
-            }
-        }
-    }
-
-    /// Tries again to finish the unfinished sessions, if no VM is preserved.
-    fn finish_the_rest(&mut self) {
-        if self.vms.iter().all(|vm| !matches!(vm.life, Life::Preserved { .. })) {
-            let sessions = std::mem::take(&mut self.unfinished);
-            self.unfinished = sessions.into_iter().filter_map(finish).collect();
-        }
-    }
-
     /// Ends a VM at once. A withheld VM is marked as given up: no host restores its old state in this boot.
     fn pull(&mut self, name: &VmName) -> Result<(), HostError> {
         let vm = find(&mut self.vms, name)?;
@@ -386,7 +255,8 @@ impl Host {
                 .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
         }
         let was_preserved = matches!(vm.life, Life::Preserved { .. });
-        vm.stop();
+        self.give_up_preserved(name);
+        find(&mut self.vms, name)?.stop();
         self.finish_the_rest();
         if was_preserved {
             self.update_report(name);
@@ -424,6 +294,7 @@ impl Host {
             // The reason, instead of what the call or the configuration lacks.
             return Err(HostError::NoLuo(none.clone()));
         }
+        self.settle(Destiny::NextKernel)?;
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
             Ok(luo) => luo,
@@ -438,7 +309,11 @@ impl Host {
         Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan)?)
     }
 
-    fn plan<'a>(&self, destination: Destination<'a>, observer: Observer<'a>) -> outgoing::Plan<'a> {
+    fn plan<'a>(
+        &'a self,
+        destination: Destination<'a>,
+        observer: Observer<'a>,
+    ) -> outgoing::Plan<'a> {
         let in_pool = self.luo.as_ref().is_ok_and(|luo| luo.backend().memory_is_dax_files());
         outgoing::Plan {
             destination,
@@ -449,6 +324,7 @@ impl Host {
             number: self.number + 1,
             config: self.config_text.clone(),
             pool: if in_pool { self.pool.clone() } else { None },
+            carried: &self.carried,
             observer,
         }
     }
@@ -477,6 +353,7 @@ impl Host {
     /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
         self.check_none_stops(&call.without)?;
+        self.settle(Destiny::NextKernel)?;
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
@@ -500,9 +377,12 @@ impl Host {
         }
         service::stopping("putting the VMs into the fd store");
         self.finish_the_rest();
-        let plan = self.plan(Destination::Service, observer);
+        if let Err(error) = self.settle(Destiny::NextKernel) {
+            tracing::error!("{}", chain(&error).join(": "));
+        }
         loop {
             let Ok(luo) = &self.luo else { return };
+            let plan = self.plan(Destination::Service, observer);
             let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
             let error = match left {
                 Ok(never) => match never {},
@@ -513,7 +393,8 @@ impl Host {
             tracing::error!("{}", why.join(": "));
             let Some(vm) = self.vms.iter_mut().find(|vm| Some(&vm.machine.name) == lost.as_ref())
             else {
-                tracing::error!("no VM can be kept: all of them end");
+                tracing::error!("no VM can be kept: all of them end, except those in the fd store");
+                self.leave_in_store();
                 return;
             };
             tracing::error!("VM `{}` is ended, so that the others can be kept", vm.machine.name);
@@ -530,6 +411,7 @@ impl Host {
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         self.check_none_stops(&call.without)?;
+        self.settle(Destiny::NextProgram)?;
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.may_hold_vms => return Err(HostError::Withheld),
@@ -552,6 +434,7 @@ impl Host {
             number: self.number,
             config: self.config_text.clone(),
             pool: None,
+            carried: &self.carried,
             observer,
         };
         outgoing::run(luo, &self.vms, &self.unfinished, &plan).map_err(HostError::Handover)
@@ -581,17 +464,6 @@ fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize) -> RamSource<
     let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
     let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
     RamSource::new(luo.as_deref().ok()).with_promised(promised)
-}
-
-/// Finishes a session. Returns the session if that failed.
-fn finish(session: Incoming) -> Option<Incoming> {
-    session
-        .finish()
-        .map_err(|failure| {
-            tracing::error!("{}", chain(&failure.error).join(": "));
-            failure.session
-        })
-        .err()
 }
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.

@@ -10,10 +10,10 @@ use luo::builtin::keeper::Keeper;
 use super::backend::{self, ChosenLuo, NoLuo};
 use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
-use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, init, modules, network};
+use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, Look, init, modules, network};
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
-use crate::live_update::incoming::{self, RetrievedManifest};
+use crate::live_update::arrival;
 use crate::live_update::next_host::{InheritError, Inherited};
 use crate::machine::Machine;
 
@@ -82,22 +82,14 @@ pub(super) fn inherit(sessions: Option<Result<Inherited, InheritError>>) -> Inhe
     Inheritance::default()
 }
 
-/// Retrieves the manifest from a keeper. An error is unlikely, because the last host has checked that
-/// this program can read it.
-fn retrieve_from_keeper(keeper: &Keeper) -> Option<RetrievedManifest> {
-    incoming::retrieve_manifest(keeper).unwrap_or_else(|error| {
-        tracing::error!("the VMs of the last host are lost: {}", chain(&error).join(": "));
-        None
-    })
-}
-
-/// Chooses a LUO, and retrieves the manifest from `keeper` or, without a keeper, from that LUO.
+/// Chooses a LUO, and looks at what the last host left in `keeper` or, without a keeper, in that LUO. Looking
+/// consumes nothing: what cannot be read stays, and can be looked at again.
 pub(super) fn find_vms(
     section: &HostSection,
     machines: &[Machine],
     kernel_entry: Result<KernelEntry, KernelEntryError>,
     keeper: Option<&Keeper>,
-) -> (KernelEntry, ChosenLuo, Option<RetrievedManifest>) {
+) -> (KernelEntry, ChosenLuo, Look) {
     let holds = |why: String| {
         tracing::error!("{why}");
         Err(NoLuo { why, may_hold_vms: true })
@@ -106,26 +98,37 @@ pub(super) fn find_vms(
         Ok(kernel_entry) => kernel_entry,
         Err(error) => {
             let none = holds(chain(&error).join(": "));
-            return (KernelEntry::unknown(), none, keeper.and_then(retrieve_from_keeper));
+            return (
+                KernelEntry::unknown(),
+                none,
+                keeper.map_or(Ok(None), |keeper| arrival::look(keeper)),
+            );
         }
     };
     let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
-        (luo, Some(keeper)) => return (kernel_entry, luo, retrieve_from_keeper(keeper)),
+        (luo, Some(keeper)) => return (kernel_entry, luo, arrival::look(keeper)),
         (Ok(luo), None) => luo,
-        (none, None) => return (kernel_entry, none, None),
+        (none, None) => return (kernel_entry, none, Ok(None)),
     };
-    match incoming::retrieve_manifest(luo.as_ref()) {
+    match arrival::look(luo.as_ref()) {
+        // It was handed out once, and is still in the pool, so it must not be taken for absent.
         Ok(None) if kernel_entry.ticket().is_some() => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
                        retrieved it and ended, and without it the VMs in the pool cannot be restored";
-            (kernel_entry, holds(why.to_owned()), None)
+            (kernel_entry, holds(why.to_owned()), Ok(None))
         }
         Ok(arrival) => {
             kernel_entry.redeem();
-            (kernel_entry, Ok(luo), arrival)
+            (kernel_entry, Ok(luo), Ok(arrival))
         }
-        Err(error) => (kernel_entry, holds(chain(&HostError::Arrival(error)).join(": ")), None),
+        Err(not_seen) => (kernel_entry, Ok(luo), Err(not_seen)),
     }
+}
+
+/// Returns the text of the old host's configuration, if there was one and its manifest can be read.
+pub(super) fn config_of_old_host(arrival: &Look) -> Option<&str> {
+    let manifest = arrival.as_ref().ok()?.as_ref()?.manifest.as_ref()?;
+    Some(&manifest.config)
 }
 
 /// Chooses the configuration. After a live update, a configuration that cannot be used must not end the
@@ -134,17 +137,17 @@ pub(super) fn find_vms(
 pub(super) fn choose_config(
     text: String,
     parsed: Result<Config, ConfigError>,
-    arrival: Option<&RetrievedManifest>,
+    arrival: &Look,
 ) -> Result<(Config, String, Option<Vec<String>>), HostError> {
     let error = match parsed {
         Ok(config) => return Ok((config, text, None)),
         Err(error) => error,
     };
     let why = chain(&error);
-    match arrival {
-        Some(arrival) => {
+    match config_of_old_host(arrival) {
+        Some(old) => {
             tracing::error!("{}; the configuration of the old host is used", why.join(": "));
-            let text = arrival.manifest.config.clone();
+            let text = old.to_owned();
             Ok(match Config::parse(&text) {
                 Ok(config) => (config, text, Some(why)),
                 // The manifest has all that the VMs need.
@@ -158,7 +161,8 @@ pub(super) fn choose_config(
                 }
             })
         }
-        None if init::is_pid_1() => {
+        // A host that holds preserved VMs must not end either.
+        None if init::is_pid_1() || !matches!(arrival, Ok(None)) => {
             tracing::error!("{}; this host starts without VMs", why.join(": "));
             Ok((bare_config(), text, Some(why)))
         }

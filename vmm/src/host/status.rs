@@ -25,7 +25,7 @@ impl Host {
     pub fn status(&self) -> Status {
         let uname = rustix::system::uname();
         let preserved = self.vms.iter().filter_map(|vm| match &vm.life {
-            Life::Preserved { session, .. } => Some(session.name().to_string()),
+            Life::Preserved { held, .. } => Some(held.name().to_string()),
             _ => None,
         });
         Status {

@@ -6,32 +6,28 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use guest_mem::{FrameDigest, Segment};
-use luo::{Incoming, Orchestrator, Token};
+use luo::{Incoming, Orchestrator};
 
-use super::index::{Disagreement, Index};
-use super::manifest::{
-    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
-};
+use super::index::{Disagreement, session_of};
+use super::manifest::{STATE_TOKEN, segment_token, vm_session};
 use crate::arch::x86_64::tsc;
+use crate::causes::chain;
 use crate::guests::confinement::Confinement;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::VmEntry;
 use crate::guests::files::{Files, OpenError};
+use crate::guests::held::Held;
 use crate::guests::memfd::document_digest;
 use crate::guests::process::VmProcess;
 use crate::guests::ram::{RamError, RamSource};
 use crate::guests::{Guest, Life, Live};
 use crate::link::{MissingHints, Reply, Request, Role};
-use crate::state::{StateError, document};
+use crate::state::StateError;
 use crate::vm::ram_layout;
-
-/// Largest manifest or index, in bytes.
-const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// Why a VM, or all VMs, cannot be restored. The sessions keep their contents.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +40,24 @@ pub enum IncomingError {
     #[error("cannot read the manifest or the index")]
     Read(#[source] io::Error),
     /// The manifest or the index is larger than any that this program writes.
-    #[error(
-        "the manifest or the index has {0} bytes, more than the largest possible {MAX_DOCUMENT}"
-    )]
-    TooLarge(u64),
+    #[error("the manifest or the index has {found} bytes, this program reads at most {most}")]
+    TooLarge {
+        /// Its size in bytes.
+        found: u64,
+        /// The largest size that this program writes.
+        most: u64,
+    },
     /// The manifest or the index cannot be decoded.
     #[error("the manifest or the index cannot be decoded")]
     Manifest(#[from] StateError),
+    /// The manifest differs from the one that was written.
+    #[error("the manifest has the digest {found:08x}, the index says {left:08x}")]
+    Damaged {
+        /// CRC-32 of the retrieved manifest.
+        found: u32,
+        /// CRC-32 in the index.
+        left: u32,
+    },
     /// The index does not fit the manifest.
     #[error("the index does not belong to the manifest")]
     Index(#[from] Disagreement),
@@ -92,45 +99,24 @@ pub enum IncomingError {
     Process(#[from] ProcessError),
 }
 
-/// The manifest that the old host left, and the session that holds it.
-pub struct RetrievedManifest {
-    /// The manifest.
-    pub manifest: Manifest,
-    /// The host's session.
-    pub session: Incoming,
-}
-
-/// Retrieves the manifest of a live update and checks it against the index. `None` after a cold boot.
-pub fn retrieve_manifest(
-    luo: &dyn Orchestrator,
-) -> Result<Option<RetrievedManifest>, IncomingError> {
-    let session = match luo.retrieve_session(&host_session()) {
-        Err(error) if error.is_not_found() => return Ok(None),
-        other => other?,
-    };
-    // The index comes first: its binding never changes, so it can always be decoded.
-    let index: Index = document::read_document(&retrieve_document(&session, INDEX_TOKEN)?)?;
-    let bytes = retrieve_document(&session, MANIFEST_TOKEN)?;
-    let manifest = document::read_document(&bytes)?;
-    index.check(&manifest, &bytes)?;
-    Ok(Some(RetrievedManifest { manifest, session }))
-}
-
-fn retrieve_document(session: &Incoming, token: Token) -> Result<Vec<u8>, IncomingError> {
-    let file = File::from(session.retrieve(token)?);
-    let length = file.metadata().map_err(IncomingError::Read)?.len();
-    if length > MAX_DOCUMENT {
-        return Err(IncomingError::TooLarge(length));
+impl IncomingError {
+    /// Whether the same attempt may succeed later, although nobody changes the documents.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Luo(error) => !(error.is_final() || error.is_not_found()),
+            Self::Read(_) => true,
+            _ => false,
+        }
     }
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(IncomingError::Read)?;
-    Ok(bytes)
 }
 
 /// A VM whose memory has been retrieved and whose process is restoring it.
 struct Arriving {
+    /// The entry as it came, for another attempt.
+    left: VmEntry,
+    /// The entry with the phases of this attempt.
     entry: VmEntry,
-    session: Incoming,
+    held: Held,
     started: Result<Begun, IncomingError>,
 }
 
@@ -193,24 +179,52 @@ fn start(
     hints: MissingHints,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let start = tsc::now();
-    match luo.retrieve_session(&vm_session(&entry.machine.name)) {
+    let name = vm_session(&entry.machine.name);
+    let files = session_of(&entry).files;
+    match luo.retrieve_session(&name) {
         Ok(session) => {
-            let started =
-                begin(RamSource::new(Some(luo)), &session, &mut entry, start, (confinement, hints));
-            Ok(Arriving { entry, session, started })
+            let (left, held) = (entry.clone(), Held::new(session, files));
+            let how = (confinement, hints);
+            let started = begin(RamSource::new(Some(luo)), &held, &mut entry, start, how);
+            Ok(Arriving { left, entry, held, started })
         }
-        Err(error) => {
+        // There is nothing behind the name: the memory is lost.
+        Err(error) if error.is_not_found() => {
             let mut vm = Guest::new(entry.machine.clone(), confinement);
-            vm.life = Life::Failed(crate::causes::chain(&error));
-            let (session, first_entry_ticks, frames) = (None, None, Vec::new());
-            Err(Box::new(RestoredVm { entry, vm, session, first_entry_ticks, frames }))
+            vm.life = Life::Failed(chain(&error));
+            Err(Box::new(RestoredVm::without_process(entry, vm)))
         }
+        // Everything else may pass, and the session may still come.
+        Err(error) => {
+            let (why, held) = (chain(&error), Held::unretrieved(name, files));
+            let vm = preserved(held, entry.clone(), why, confinement);
+            Err(Box::new(RestoredVm::without_process(entry, vm)))
+        }
+    }
+}
+
+/// Returns a VM that is preserved, because it cannot be restored.
+fn preserved(
+    held: Held,
+    entry: VmEntry,
+    why: Vec<String>,
+    confinement: &Arc<Confinement>,
+) -> Guest {
+    tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
+    let mut vm = Guest::new(entry.machine.clone(), confinement);
+    vm.life = Life::Preserved { held, entry: Some(Box::new(entry)), why };
+    vm
+}
+
+impl RestoredVm {
+    fn without_process(entry: VmEntry, vm: Guest) -> Self {
+        Self { entry, vm, session: None, first_entry_ticks: None, frames: Vec::new() }
     }
 }
 
 fn begin(
     ram: RamSource<'_>,
-    session: &Incoming,
+    held: &Held,
     entry: &mut VmEntry,
     start: u64,
     (confinement, hints): (&Arc<Confinement>, MissingHints),
@@ -219,8 +233,8 @@ fn begin(
     let process = VmProcess::spawn(confinement)?;
     let spawned = tsc::now();
     entry.ledger.enter("spawn", start, spawned);
-    let segments = retrieve_ram(ram, session, entry)?;
-    let state = File::from(session.retrieve(STATE_TOKEN)?);
+    let segments = retrieve_ram(ram, held, entry)?;
+    let state = File::from(held.file(STATE_TOKEN)?);
     let digest = document_digest(&state, entry.state_bytes).map_err(IncomingError::ReadState)?;
     if digest != entry.state_digest {
         return Err(IncomingError::State { found: digest, left: entry.state_digest });
@@ -256,7 +270,7 @@ fn look_up_frames(
     let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
     let frames = frames.unwrap_or_else(|error| {
         // A failed comparison is only logged: the guest can still be resumed.
-        let why = crate::causes::chain(&error).join(": ");
+        let why = chain(&error).join(": ");
         tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
         Vec::new()
     });
@@ -271,7 +285,7 @@ fn look_up_frames(
 /// Returns the VM's RAM: preserved segments are retrieved from the session, the others created again.
 fn retrieve_ram(
     ram: RamSource<'_>,
-    session: &Incoming,
+    held: &Held,
     entry: &VmEntry,
 ) -> Result<Vec<Segment>, IncomingError> {
     let layout = ram_layout(entry.machine.ram_bytes)?;
@@ -284,7 +298,7 @@ fn retrieve_ram(
     let mut segments = Vec::with_capacity(plans.len());
     for (index, segment) in entry.segments.iter().enumerate() {
         segments.push(if segment.preserved {
-            ram.take(index, session.retrieve(segment_token(index))?, segment.bytes)?
+            ram.take(index, held.file(segment_token(index))?, segment.bytes)?
         } else {
             ram.create(entry.machine.name.as_str(), index, segment.bytes)?
         });
@@ -294,10 +308,10 @@ fn retrieve_ram(
 
 /// Waits for the restore, and resumes the guest if it ran before the update.
 fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
-    let Arriving { mut entry, session, started } = arriving;
-    let mut vm = Guest::new(entry.machine.clone(), confinement);
+    let Arriving { left, mut entry, held, started } = arriving;
     let waiting = tsc::now();
     let mut frames = Vec::new();
+    let mut vm = Guest::new(entry.machine.clone(), confinement);
     let resumed = started.and_then(|begun| {
         let Begun { process, segments, console, .. } = begun;
         frames = begun.frames;
@@ -323,26 +337,25 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
                 entry.ledger.enter("resume", last.end, entered);
             }
             vm.life = Life::Live(live);
-            RestoredVm { entry, vm, session: Some(session), first_entry_ticks, frames }
+            let session = held.into_session();
+            RestoredVm { entry, vm, session, first_entry_ticks, frames }
         }
         Err(error) => {
-            let why = crate::causes::chain(&error);
-            tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
-            vm.life = Life::Preserved { session, entry: Box::new(entry.clone()), why };
+            let vm = preserved(held, left, chain(&error), confinement);
             RestoredVm { entry, vm, session: None, first_entry_ticks: None, frames }
         }
     }
 }
 
-/// Tries again to restore a preserved VM. If that fails, the VM stays preserved.
+/// Tries again to restore a preserved VM, whose session was retrieved. If that fails, the VM stays preserved.
 pub fn retry(
     luo: &dyn Orchestrator,
-    session: Incoming,
+    held: Held,
     mut entry: VmEntry,
     confinement: &Arc<Confinement>,
     hints: MissingHints,
 ) -> RestoredVm {
-    let how = (confinement, hints);
-    let started = begin(RamSource::new(Some(luo)), &session, &mut entry, tsc::now(), how);
-    complete(Arriving { entry, session, started }, confinement)
+    let (left, how) = (entry.clone(), (confinement, hints));
+    let started = begin(RamSource::new(Some(luo)), &held, &mut entry, tsc::now(), how);
+    complete(Arriving { left, entry, held, started }, confinement)
 }

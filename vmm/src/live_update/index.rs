@@ -9,73 +9,17 @@ use super::manifest::{
     MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
 use crate::guests::entry::VmEntry;
+pub use crate::guests::indexed::{FileKind, IndexedFile, IndexedSession};
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// Most sessions of one index: one for each VM of a manifest, and the host's.
 const MAX_SESSIONS: usize = 4097;
-/// Most files of one session: a state document and the segments of a VM's RAM, with room for more.
-const MAX_FILES: usize = 256;
 
 /// All sessions that a host leaves to the next one. `perennial,index-v1`, which never changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     /// The sessions, the host's own first.
     pub sessions: Vec<IndexedSession>,
-}
-
-/// One session. `perennial,index-session-v1`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexedSession {
-    /// The session's name in LUO.
-    pub name: String,
-    /// The files in the session.
-    pub files: Vec<IndexedFile>,
-}
-
-/// One preserved file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IndexedFile {
-    /// The file's token in the session.
-    pub token: u64,
-    /// Kind of file.
-    pub kind: FileKind,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// CRC-32 (IEEE 802.3) of the contents; 0 for RAM, whose contents the host does not read.
-    pub digest: u32,
-}
-
-/// Kind of a preserved file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
-    /// A segment of guest RAM.
-    Ram,
-    /// A VM's state document.
-    State,
-    /// The manifest of a host.
-    Manifest,
-    /// An index.
-    Index,
-    /// A program.
-    Program,
-}
-
-impl FileKind {
-    const ALL: [(Self, &str); 5] = [
-        (Self::Ram, "ram"),
-        (Self::State, "state"),
-        (Self::Manifest, "manifest"),
-        (Self::Index, "index"),
-        (Self::Program, "program"),
-    ];
-
-    fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
-    }
 }
 
 /// The index and the manifest disagree about a session.
@@ -102,34 +46,65 @@ impl Index {
         Self { sessions: std::iter::once(host).chain(vms).collect() }
     }
 
-    /// Errors unless this is the index that belongs to `manifest`, whose encoding is `bytes`.
+    /// Errors unless this is the index that was written with `manifest`, whose encoding is `bytes`: unless it has
+    /// every session and every file of the manifest. It may have more, which the host that wrote it only carried on.
     pub fn check(&self, manifest: &Manifest, bytes: &[u8]) -> Result<(), Disagreement> {
-        let expected = Self::of(manifest, bytes);
-        let all = self.sessions.iter().chain(&expected.sessions).map(|session| &session.name);
-        for name in all {
-            let (index, manifest) = (self.describe(name), expected.describe(name));
-            if index != manifest {
-                return Err(Disagreement { session: name.clone(), index, manifest });
+        let host = host_session();
+        for expected in Self::of(manifest, bytes).sessions {
+            let found =
+                self.session(&expected.name).map(|found| match found.name == host.as_str() {
+                    // Beside the manifest, the host's session has documents that were carried on.
+                    true => IndexedSession {
+                        files: found
+                            .files
+                            .iter()
+                            .filter(|f| expected.has(f.token))
+                            .copied()
+                            .collect(),
+                        name: found.name.clone(),
+                    },
+                    false => found.clone(),
+                });
+            if found.as_ref() != Some(&expected) {
+                return Err(Disagreement {
+                    session: expected.name.clone(),
+                    index: describe(found.as_ref()),
+                    manifest: describe(Some(&expected)),
+                });
             }
         }
         Ok(())
     }
 
-    fn describe(&self, name: &str) -> String {
-        match self.sessions.iter().find(|session| session.name == name) {
-            None => "nothing".to_owned(),
-            Some(session) => {
-                let describe = |file: &IndexedFile| {
-                    let IndexedFile { token, kind, bytes, digest } = file;
-                    format!("{token}: {} of {bytes} bytes, {digest:08x}", kind.name())
-                };
-                format!("[{}]", session.files.iter().map(describe).collect::<Vec<_>>().join("; "))
+    /// Adds what a host only carries on: whole sessions, and files of sessions that the index has already.
+    #[must_use]
+    pub fn with(mut self, carried: &[IndexedSession]) -> Self {
+        for session in carried {
+            match self.sessions.iter_mut().find(|known| known.name == session.name) {
+                Some(known) => known.files.extend(&session.files),
+                None => self.sessions.push(session.clone()),
             }
         }
+        self
+    }
+
+    /// Returns the session called `name`.
+    pub fn session(&self, name: &str) -> Option<&IndexedSession> {
+        self.sessions.iter().find(|session| session.name == name)
     }
 }
 
-fn session_of(vm: &VmEntry) -> IndexedSession {
+fn describe(session: Option<&IndexedSession>) -> String {
+    let Some(session) = session else { return "nothing".to_owned() };
+    let describe = |file: &IndexedFile| {
+        let IndexedFile { token, kind, bytes, digest } = file;
+        format!("{token}: {} of {bytes} bytes, {digest:08x}", kind.name())
+    };
+    format!("[{}]", session.files.iter().map(describe).collect::<Vec<_>>().join("; "))
+}
+
+/// Returns what an index says of the session of a VM with this entry in the manifest.
+pub fn session_of(vm: &VmEntry) -> IndexedSession {
     let state = IndexedFile {
         token: STATE_TOKEN.0,
         kind: FileKind::State,
@@ -172,50 +147,6 @@ impl Schema for Index {
             Some(name) => Err(reader.invalid("session", format!("two sessions are called {name}"))),
             None => Ok(Self { sessions }),
         }
-    }
-}
-
-impl Schema for IndexedSession {
-    const COMPATIBLE: &'static [&'static str] = &["perennial,index-session-v1"];
-
-    fn encode(&self, node: &mut Node) {
-        let Self { name, files } = self;
-        node.put_str("session-name", name);
-        let kinds: Vec<&str> = files.iter().map(|file| file.kind.name()).collect();
-        node.put_strings("kinds", &kinds);
-        let list = |value: fn(&IndexedFile) -> u64| files.iter().map(value).collect::<Vec<_>>();
-        node.put_u64s("tokens", &list(|file| file.token));
-        node.put_u64s("bytes", &list(|file| file.bytes));
-        node.put_u64s("digests", &list(|file| file.digest.into()));
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
-        let name = reader.str("session-name")?;
-        let kinds = reader.string_list("kinds")?;
-        let lists = [reader.u64s("tokens")?, reader.u64s("bytes")?, reader.u64s("digests")?];
-        if kinds.len() > MAX_FILES || lists.iter().any(|list| list.len() != kinds.len()) {
-            let lengths = lists.map(|list| list.len());
-            let problem = format!(
-                "{} kinds (at most {MAX_FILES}), but {lengths:?} tokens, sizes and digests",
-                kinds.len()
-            );
-            return Err(reader.invalid("kinds", problem));
-        }
-        let [tokens, bytes, digests] = lists;
-        let mut files = Vec::with_capacity(kinds.len());
-        for (((kind, token), bytes), digest) in kinds.iter().zip(tokens).zip(bytes).zip(digests) {
-            let known = FileKind::parse(kind);
-            let kind =
-                known.ok_or_else(|| reader.invalid("kinds", format!("unknown kind `{kind}`")))?;
-            let digest = u32::try_from(digest).map_err(|_| {
-                reader.invalid("digests", format!("{digest:#x} has more than 32 bits"))
-            })?;
-            if files.iter().any(|file: &IndexedFile| file.token == token) {
-                return Err(reader.invalid("tokens", format!("two files have the token {token}")));
-            }
-            files.push(IndexedFile { token, kind, bytes, digest });
-        }
-        Ok(Self { name, files })
     }
 }
 
@@ -277,9 +208,25 @@ mod tests {
         touched.vms[0].segments[1].preserved = true;
         let error = sample().check(&touched, b"a manifest").unwrap_err().to_string();
         assert!(error.contains("`perennial-vm-web-1`") && error.contains("2: ram"), "{error}");
-        touched.vms.clear();
-        let error = sample().check(&touched, b"a manifest").unwrap_err().to_string();
-        assert!(error.contains("the manifest that it has nothing"), "{error}");
+        let mut index = sample();
+        index.sessions.truncate(1);
+        let error = index.check(&manifest(), b"a manifest").unwrap_err().to_string();
+        assert!(error.contains("`perennial-vm-web-1` has nothing"), "{error}");
+    }
+
+    #[test]
+    fn what_a_host_only_carried_on_is_in_the_index_and_in_no_manifest() {
+        let mut index = sample();
+        let mut carried = index.sessions[1].clone();
+        carried.name = "perennial-vm-db".to_owned();
+        index.sessions.push(carried);
+        let manifest_of_another =
+            IndexedFile { token: 2, kind: FileKind::Manifest, bytes: 9, digest: 9 };
+        index.sessions[0].files.push(manifest_of_another);
+        index.check(&manifest(), b"a manifest").unwrap();
+        // But nothing is added to the session of a VM that the manifest has.
+        index.sessions[1].files.push(manifest_of_another);
+        index.check(&manifest(), b"a manifest").unwrap_err();
     }
 
     #[test]

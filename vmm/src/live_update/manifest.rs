@@ -22,6 +22,9 @@ pub const MANIFEST_TOKEN: Token = Token(0);
 /// Token of the index in the host's session.
 pub const INDEX_TOKEN: Token = Token(1);
 
+/// Token in the host's session of the first document that the host only carries on. The others follow.
+pub const FIRST_CARRIED_TOKEN: Token = Token(2);
+
 /// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)
@@ -35,6 +38,11 @@ pub fn host_session() -> SessionName {
 /// The name of a VM's session.
 pub fn vm_session(vm: &VmName) -> SessionName {
     format!("perennial-vm-{vm}").parse().expect("VmName keeps it short and plain")
+}
+
+/// Returns the VM whose session this is. `None` if it is no VM's.
+pub fn vm_of_session(session: &SessionName) -> Option<VmName> {
+    VmName::new(session.as_str().strip_prefix("perennial-vm-")?).ok()
 }
 
 /// The whole manifest.
@@ -202,5 +210,7 @@ pub(crate) mod tests {
         let longest = VmName::new(&"x".repeat(VmName::MAX)).unwrap();
         assert!(vm_session(&longest).as_str().len() <= 63);
         assert_eq!(host_session().as_str(), "perennial-host");
+        assert_eq!(vm_of_session(&vm_session(&longest)), Some(longest));
+        assert_eq!(vm_of_session(&host_session()), None);
     }
 }

@@ -4,7 +4,9 @@
 //! Everything that happens in the blackout reads top to bottom in two files: [`outgoing`] ends with the
 //! jump, [`incoming`] begins after it.
 
+pub mod arrival;
 mod blackout;
+pub mod carry;
 pub mod file_systems;
 pub mod incoming;
 pub mod index;

@@ -17,8 +17,9 @@ use luo::{Incoming, Orchestrator, Outgoing};
 use rustix::process::Pid;
 
 use super::blackout::Blackout;
+use super::carry::{self, Carried};
 use super::file_systems;
-use super::index::Index;
+use super::index::{Index, IndexedSession};
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
@@ -71,6 +72,8 @@ pub struct Plan<'a> {
     pub config: String,
     /// Directory of the pool, if guest RAM is in a pool.
     pub pool: Option<PathBuf>,
+    /// What goes along beside the VMs, as it came.
+    pub carried: &'a Carried,
     /// Who is told of the progress.
     pub observer: Observer<'a>,
 }
@@ -124,7 +127,7 @@ pub fn run(
     // While the guests run.
     // Unfinished sessions of the last live update stay in the fd store of a systemd service.
     if !matches!(plan.destination, Destination::Service) {
-        refuse_unfinished(vms, unfinished)?;
+        refuse_unfinished(unfinished)?;
     }
     before(Step::Load)?;
     let next = load(luo, &plan.destination)?;
@@ -152,6 +155,7 @@ pub fn run(
             _ => None,
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let _travelling = carry::preserve(luo, vms, plan.carried)?;
     // A first sync while the guests run leaves less to write in the blackout.
     if next.loses_page_cache() {
         sync_host(plan, Step::PreserveRam)?;
@@ -176,10 +180,11 @@ pub fn run(
     let jumping = tsc::now();
     ledger.enter("pause-to-jump", pausing, jumping);
     let mut manifest = manifest(plan, ledger, paused.vms, (started, realtime_ns), jumping);
-    manifest.vms.extend(vms.iter().filter_map(still_preserved));
+    manifest.vms.extend(carry::entries(vms));
     let boots = vms.iter().filter(|vm| vm.boots_next() && !plan.without.contains(&vm.machine.name));
     manifest.boots = boots.map(|vm| vm.machine.clone()).collect();
-    let manifest = preserve_manifest(&host, &manifest)?;
+    let manifest = preserve_manifest(&host, &manifest, &carry::indexed(vms, plan.carried))?;
+    plan.carried.preserve_manifests(&host)?;
     if let Next::Host(program, ..) = &next {
         rehearse(program, &manifest, paused.vms)?;
         blackout.check(Step::Jump)?;
@@ -205,14 +210,6 @@ fn load<'a>(
         }
         Destination::Service => Next::Service,
     })
-}
-
-/// Returns the manifest entry of a preserved VM, whose session is still in place.
-fn still_preserved(vm: &Guest) -> Option<VmEntry> {
-    match &vm.life {
-        Life::Preserved { entry, .. } => Some(VmEntry::clone(entry)),
-        _ => None,
-    }
 }
 
 /// Lets the next host's program decode every document that it will get.
@@ -268,12 +265,8 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>, processes: &[Pid]) -> UpdateErro
     }
 }
 
-/// Errors if a VM is preserved or a session of the last live update is unfinished: LUO would not carry
-/// them over another live update.
-fn refuse_unfinished(vms: &[Guest], unfinished: &[Incoming]) -> Result<(), UpdateError> {
-    if let Some(vm) = vms.iter().find(|vm| matches!(vm.life, Life::Preserved { .. })) {
-        return Err(UpdateError::Unfinished(vm.machine.name.clone()));
-    }
+/// Errors if a session of the last live update could not be finished: LUO would not preserve its files again.
+fn refuse_unfinished(unfinished: &[Incoming]) -> Result<(), UpdateError> {
     match unfinished.first() {
         Some(session) => Err(UpdateError::UnfinishedSession(session.name().to_string())),
         None => Ok(()),
@@ -528,8 +521,13 @@ fn manifest(
     }
 }
 
-/// Preserves the index and the manifest in the host's session. Returns the manifest's memfd.
-fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, UpdateError> {
+/// Preserves the index, with what is `carried` on, and the manifest in the host's session. Returns the manifest's
+/// memfd.
+fn preserve_manifest(
+    host: &Outgoing,
+    manifest: &Manifest,
+    carried: &[IndexedSession],
+) -> Result<File, UpdateError> {
     let step = Step::Jump;
     let preserve = |what: &'static str, bytes: &[u8], token| {
         let file = document_memfd(what, bytes).map_err(|source| UpdateError::Document {
@@ -541,12 +539,15 @@ fn preserve_manifest(host: &Outgoing, manifest: &Manifest) -> Result<File, Updat
         Ok::<File, UpdateError>(file)
     };
     let bytes = document::write_document(manifest)?;
-    let index = document::write_document(&Index::of(manifest, &bytes))?;
+    let index = document::write_document(&Index::of(manifest, &bytes).with(carried))?;
     preserve("index", &index, INDEX_TOKEN)?;
     preserve("manifest", &bytes, MANIFEST_TOKEN)
 }
 
-fn luo_error(step: Step, machine: Option<&Machine>) -> impl Fn(luo::Error) -> UpdateError + use<> {
+pub(super) fn luo_error(
+    step: Step,
+    machine: Option<&Machine>,
+) -> impl Fn(luo::Error) -> UpdateError + use<> {
     let vm = machine.map(|machine| machine.name.clone());
     move |source| UpdateError::Luo { step, vm: vm.clone(), source }
 }

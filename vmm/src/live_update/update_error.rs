@@ -20,12 +20,6 @@ pub enum UpdateError {
     /// The operator asked to stop before this step.
     #[error("stopped before the step `{0}`, as asked")]
     Stopped(Step),
-    /// A VM of the last live update is preserved and not restored yet.
-    #[error(
-        "VM `{0}` is preserved but not restored, and would be lost by another update: `restore` it \
-         or `stop` it first"
-    )]
-    Unfinished(VmName),
     /// A session of the last live update is not finished.
     #[error(
         "session `{0}` of the last live update could not be finished, and would be lost by another: \
@@ -149,17 +143,13 @@ impl UpdateError {
         match self {
             Self::Luo { vm, .. } => vm.as_ref(),
             Self::Ram { vm, .. } | Self::Frames { vm, .. } | Self::Process { vm, .. } => Some(vm),
-            Self::Unfinished(vm) => Some(vm),
             _ => None,
         }
     }
 
     /// Returns what became of the guests. All of these errors happen before the jump, so no guest is
-    /// lost.
+    /// lost: those that ran run on, and those that were preserved still are.
     pub fn outcome(&self) -> Outcome {
-        match self {
-            Self::Unfinished(_) => Outcome::Preserved,
-            _ => Outcome::Running,
-        }
+        Outcome::Running
     }
 }

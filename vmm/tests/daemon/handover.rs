@@ -16,22 +16,22 @@ impl Host {
         assert!(said.contains("[guests: running]"), "{said}");
         said
     }
+}
 
-    /// Writes a copy of `perennial` in which the name `format` is replaced by `called`, as another
-    /// version may have it.
-    fn other_version(&self, format: &str, called: &str) -> PathBuf {
-        assert_eq!(format.len(), called.len());
-        let mut bytes = fs::read(PERENNIAL).unwrap();
-        let at = |bytes: &[u8]| bytes.windows(format.len()).position(|w| w == format.as_bytes());
-        assert!(at(&bytes).is_some());
-        while let Some(at) = at(&bytes) {
-            bytes[at..at + format.len()].copy_from_slice(called.as_bytes());
-        }
-        let path = self.directory.path().join(called);
-        fs::write(&path, bytes).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
+/// Writes a copy of `perennial` into `directory` in which the name `format` is replaced by `called`, as another
+/// version may have it.
+pub(crate) fn other_version(directory: &Path, format: &str, called: &str) -> PathBuf {
+    assert_eq!(format.len(), called.len());
+    let mut bytes = fs::read(PERENNIAL).unwrap();
+    let at = |bytes: &[u8]| bytes.windows(format.len()).position(|w| w == format.as_bytes());
+    assert!(at(&bytes).is_some());
+    while let Some(at) = at(&bytes) {
+        bytes[at..at + format.len()].copy_from_slice(called.as_bytes());
     }
+    let path = directory.join(called);
+    fs::write(&path, bytes).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 #[test]
@@ -99,10 +99,11 @@ fn a_program_that_is_no_perennial_is_refused_and_the_host_goes_on() {
 #[test]
 fn a_program_that_does_not_understand_what_it_would_get_is_refused() {
     let host = Host::start();
-    let said = host.refused(&host.other_version("perennial,host-v1", "perennial,host-v2"));
+    let directory = host.directory.path();
+    let said = host.refused(&other_version(directory, "perennial,host-v1", "perennial,host-v2"));
     assert!(said.contains("cannot take over: ") && said.contains("the manifest: "), "{said}");
     // This program knows the documents, but not the tree that lists them.
-    let said = host.refused(&host.other_version("luo-v1", "luo-v2"));
+    let said = host.refused(&other_version(directory, "luo-v1", "luo-v2"));
     assert!(said.contains("cannot take over: ") && said.contains("luo-v"), "{said}");
     assert!(host.ctl(&["handover"]).status.success(), "nothing was lost by the attempts");
 }

@@ -70,6 +70,18 @@ impl Host {
         assert!(line.contains(how), "{line}");
     }
 
+    /// Reads the log up to the line with `ready:`. Returns `false` if the host ends before that.
+    pub(crate) fn becomes_ready(&mut self) -> bool {
+        let mut line = String::new();
+        while !line.contains("ready:") {
+            line.clear();
+            if self.log.read_line(&mut line).unwrap() == 0 {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Reads the log up to a line with this text, and returns the line.
     pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
         let mut line = String::new();

@@ -11,3 +11,4 @@ mod instance;
 mod kernel;
 mod log;
 mod signals;
+mod travel;

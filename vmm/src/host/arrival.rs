@@ -1,0 +1,458 @@
+//! The VMs of the last host: resumes them, holds those that it cannot resume, tries them again, and boots the VMs of
+//! the configuration if there was no last host.
+//!
+//! Nothing here ends what it could not use: a session is finished only when this process has every file of it, and a
+//! VM whose state may still come is not booted.
+
+use std::path::Path;
+
+use luo::builtin::keeper::Keeper;
+use luo::{Incoming, Orchestrator, SessionName};
+
+use super::backend::ChosenLuo;
+use super::{Found, Host, HostError, Look, find, index_of, init, ram_source};
+use crate::api::report::Replaced;
+use crate::arch::x86_64::cpuid::CpuModel;
+use crate::arch::x86_64::tsc;
+use crate::causes::chain;
+use crate::guests::held::Held;
+use crate::guests::{Guest, GuestError, Life};
+use crate::link::MissingHints;
+use crate::live_update::arrival::{self, Arrival, NotSeen, entry_of};
+use crate::live_update::incoming::{self, RestoredVm};
+use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
+use crate::live_update::manifest::{vm_of_session, vm_session};
+use crate::machine::{Boot, DiskBoot, Machine, VmName};
+
+/// What is left of the last host's sessions, beside those of preserved VMs.
+#[derive(Debug, Default)]
+pub(super) struct LastHost {
+    /// The keeper that has the sessions, after a handover.
+    keeper: Option<Keeper>,
+    /// The host's own session, while it is not finished.
+    session: Option<Incoming>,
+    /// Why nothing of it can be read: the chain of causes. `None` if it was read, or there was no last host.
+    unseen: Option<Vec<String>>,
+}
+
+/// Where preserved VMs are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Destiny {
+    /// They stay in this host.
+    Stay,
+    /// Another kernel, or the next process of this service.
+    NextKernel,
+    /// The next program in this process.
+    NextProgram,
+}
+
+/// The LUO that has the last host's sessions.
+fn origin<'a>(last_host: &'a LastHost, luo: &'a ChosenLuo) -> Option<&'a dyn Orchestrator> {
+    match (&last_host.keeper, luo) {
+        (Some(keeper), _) => Some(keeper),
+        (None, Ok(luo)) => Some(luo.as_ref()),
+        (None, Err(_)) => None,
+    }
+}
+
+impl Host {
+    /// Resumes the VMs that were found; else boots those of the configuration.
+    pub(super) fn populate(&mut self, Found { arrival, keeper }: Found) {
+        if init::is_pid_1()
+            && let Some(name) = &self.config.host.hostname
+        {
+            init::set_hostname(name);
+        }
+        if let Err(error) = guest_mem::HugePages::set_advise(Path::new("/sys")) {
+            tracing::warn!("{}", chain(&error).join(": "));
+        }
+        self.last_host.keeper = keeper;
+        if !self.see(arrival) {
+            self.boot_vms();
+        }
+        self.apply_restart_policies();
+    }
+
+    /// Takes over what the last host left. Returns whether that could be read.
+    fn see(&mut self, look: Look) -> bool {
+        match look {
+            Ok(Some(arrival)) => {
+                self.last_host.unseen = None;
+                self.take_over(arrival);
+                true
+            }
+            Ok(None) => false,
+            Err(NotSeen { session, error }) => {
+                let why = chain(&*error);
+                tracing::error!("what the last host left cannot be read: {}", why.join(": "));
+                self.last_host.session = session;
+                self.last_host.unseen = Some(why);
+                false
+            }
+        }
+    }
+
+    /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
+    /// withheld instead.
+    fn boot_vms(&mut self) {
+        let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
+        let unseen = self.last_host.unseen.as_ref().map(|why| why.join(": "));
+        let why = unseen.clone().or(unreachable.map(|none| none.why.clone()));
+        let remedy = match self.kernel_entry.ticket() {
+            _ if unseen.is_some() => "remove the cause and `restore` the VM",
+            Some(_) => {
+                "repair the cause and start the host again, or `update` to a kernel whose host can \
+                 reach it"
+            }
+            None => "repair the cause and start the host again",
+        };
+        for machine in self.config.machines.iter().cloned() {
+            let mut vm = Guest::new(machine, &self.confinement);
+            vm.set_restart(self.config.restart(&vm.machine.name));
+            match &why {
+                Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
+                    vm.withhold(why, remedy);
+                }
+                _ => {
+                    let ram = ram_source(&self.luo, &self.vms, self.vms.len());
+                    if let Err(error) = vm.boot(ram) {
+                        let why = chain(&error);
+                        tracing::error!("{}", why.join(": "));
+                        vm.did_not_boot(why);
+                    }
+                }
+            }
+            self.vms.push(vm);
+        }
+    }
+
+    /// The new host's half of a live update, or of a handover.
+    fn take_over(&mut self, arrival: Arrival) {
+        let Some(luo) = origin(&self.last_host, &self.luo) else { return };
+        let (mut entries, opaque) = arrival.entries();
+        let mut opaque: Vec<_> = opaque.into_iter().filter_map(named).collect();
+        let is_wanted = |name: &SessionName| {
+            let given_up = vm_of_session(name).is_some_and(|vm| self.is_given_up(&vm));
+            if given_up {
+                tracing::warn!("`{name}` was given up: its memory is freed");
+                drop(luo.retrieve_session(name));
+            }
+            !given_up
+        };
+        entries.retain(|entry| is_wanted(&vm_session(&entry.machine.name)));
+        opaque.retain(|(name, _)| is_wanted(name));
+        let opened = tsc::now();
+        let hints = self.config.host.missing_hints;
+        let arrived = incoming::resume_all(luo, &entries, &self.confinement, hints);
+        let resumed = tsc::now();
+        let backend = luo.backend();
+        let opaque: Vec<_> =
+            opaque.into_iter().map(|(name, files)| hold(luo, name, files)).collect();
+        if let Some(manifest) = &arrival.manifest {
+            self.number = manifest.number;
+            self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
+        }
+        for vm in arrived {
+            self.unfinished.extend(vm.session.and_then(finish));
+            self.put(vm.vm);
+        }
+        self.carried.manifests.extend(arrival.unread);
+        self.last_host.session = Some(arrival.session);
+        self.hold_opaque(opaque);
+        if let Err(error) = self.settle(Destiny::Stay) {
+            tracing::error!("{}", chain(&error).join(": "));
+        }
+        self.finish_the_rest();
+        self.keep_report();
+        for machine in arrival.manifest.into_iter().flat_map(|manifest| manifest.boots) {
+            tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
+            let mut vm = Guest::new(machine, &self.confinement);
+            vm.boot_soon();
+            self.put(vm);
+        }
+        let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
+        let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
+        let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));
+        self.vms.extend(new);
+    }
+
+    /// Whether an operator gave up the state that the last host left of a VM.
+    fn is_given_up(&self, name: &VmName) -> bool {
+        let known = self.vms.iter().find(|vm| vm.machine.name == *name);
+        match known.map(|vm| &vm.life) {
+            Some(Life::Withheld(_)) => false,
+            Some(_) => true,
+            // "Given up" is a decision about the state that came with this kernel. A VM that a handover
+            // brings is newer than that decision.
+            None => self.replaced != Some(Replaced::Program) && self.kernel_entry.is_given_up(name),
+        }
+    }
+
+    /// Replaces the VM of this name, or adds it. VMs never change their places: the main loop counts on that.
+    fn put(&mut self, vm: Guest) {
+        match self.vms.iter_mut().find(|known| known.machine.name == vm.machine.name) {
+            Some(known) => *known = vm,
+            None => self.vms.push(vm),
+        }
+    }
+
+    /// Holds sessions for which no manifest has an entry that this program can read.
+    fn hold_opaque(&mut self, opaque: Vec<Result<Held, (SessionName, luo::Error)>>) {
+        let unread = self.carried.manifests.iter().flat_map(|unread| unread.why.iter());
+        let mut why: Vec<String> = unread.cloned().collect();
+        why.insert(0, "this program cannot read the manifest that describes the VM".to_owned());
+        for held in opaque {
+            let (name, life) = match held {
+                Ok(held) => {
+                    let Some(name) = vm_of_session(held.name()) else {
+                        self.carried.sessions.push(held);
+                        continue;
+                    };
+                    tracing::error!("VM `{name}` is preserved: {}", why.join(": "));
+                    let machine = self.machine_of(&name, &held);
+                    (machine, Life::Preserved { held, entry: None, why: why.clone() })
+                }
+                Err((session, error)) => {
+                    tracing::error!("{error}");
+                    let configured = self.config.machines.iter();
+                    let of_session = |m: &&Machine| vm_session(&m.name) == session;
+                    match configured.clone().find(of_session) {
+                        Some(machine) => (machine.clone(), Life::Failed(chain(&error))),
+                        None => continue,
+                    }
+                }
+            };
+            let mut vm = Guest::new(name, &self.confinement);
+            vm.life = life;
+            self.put(vm);
+        }
+    }
+
+    /// Returns the configuration's description of a VM whose own cannot be read; else what is known of it.
+    fn machine_of(&self, name: &VmName, held: &Held) -> Machine {
+        let configured = self.config.machines.iter().find(|machine| machine.name == *name);
+        configured.cloned().unwrap_or_else(|| Machine {
+            name: name.clone(),
+            ram_bytes: held
+                .files()
+                .iter()
+                .filter(|f| f.kind == FileKind::Ram)
+                .map(|f| f.bytes)
+                .sum(),
+            cpus: 0,
+            cpu: CpuModel::default(),
+            boot: Boot::Disk(DiskBoot::default()),
+            devices: Vec::new(),
+        })
+    }
+
+    /// Takes the files of preserved VMs out of the last host's sessions, as far as they have to leave them to go to
+    /// `destiny`. Errors if something cannot be taken now.
+    pub(super) fn settle(&mut self, destiny: Destiny) -> Result<(), HostError> {
+        self.look_again()?;
+        let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
+        // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
+        let stays = luo.backend().outlives_process() && destiny != Destiny::NextProgram;
+        let of_vms = self.vms.iter_mut().filter_map(|vm| match &mut vm.life {
+            Life::Preserved { held, .. } => Some(held),
+            _ => None,
+        });
+        let (leaving, mut failed) = (destiny != Destiny::Stay, None);
+        for held in of_vms.chain(&mut self.carried.sessions) {
+            let taken = held.collect(luo, leaving);
+            if let Err(source) = taken.and_then(|()| if stays { Ok(()) } else { held.release() }) {
+                failed =
+                    failed.or(Some(HostError::NotHeld { what: held.name().to_string(), source }));
+            }
+        }
+        let session = self.last_host.session.as_ref();
+        for unread in self.carried.manifests.iter_mut().filter(|unread| unread.fd.is_none()) {
+            // What it says is of interest when a VM is restored.
+            let _ = unread.read(session);
+            if unread.fd.is_none() && session.is_some() && (unread.may_pass || !leaving) {
+                failed = failed.or(Some(HostError::NoManifest { why: unread.why.join(": ") }));
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if !stays {
+            self.unfinished.extend(self.last_host.session.take().and_then(finish));
+            self.last_host.keeper = None;
+        }
+        Ok(())
+    }
+
+    /// Looks again at what the last host left, if it could not be read. Errors if it still cannot.
+    fn look_again(&mut self) -> Result<(), HostError> {
+        if self.last_host.unseen.is_none() {
+            return Ok(());
+        }
+        let look = match (self.last_host.session.take(), origin(&self.last_host, &self.luo)) {
+            (Some(session), _) => arrival::read(session).map(Some),
+            (None, Some(luo)) => arrival::look(luo),
+            (None, None) => return Ok(()),
+        };
+        if let Ok(None) = look {
+            // It has ended without this host, so there is nothing to wait for.
+            self.last_host.unseen = None;
+            return Ok(());
+        }
+        match self.see(look) {
+            true => {
+                self.kernel_entry.redeem();
+                Ok(())
+            }
+            false => {
+                let why = self.last_host.unseen.iter().flatten().cloned().collect::<Vec<_>>();
+                Err(HostError::NotSeen { why: why.join(": ") })
+            }
+        }
+    }
+
+    /// Tries again to restore a preserved VM, or one that is withheld because the last host's manifest could not be
+    /// read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
+    pub(super) fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
+        let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
+        if self.last_host.unseen.is_some() {
+            self.look_again()?;
+            return self.still_preserved(index_of(&self.vms, name)?);
+        }
+        let index = index_of(&self.vms, name)?;
+        let vm = &mut self.vms[index];
+        let Life::Preserved { held, .. } = &mut vm.life else {
+            let remedy = "only a preserved VM can be restored";
+            let name = name.clone();
+            return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
+        };
+        if let Some(luo) = origin(&self.last_host, &self.luo) {
+            let not_held = |source| HostError::NotHeld { what: name.to_string(), source };
+            held.retrieve(luo).map_err(not_held)?;
+        }
+        self.read_manifests();
+        let vm = &mut self.vms[index];
+        let (held, entry) = match std::mem::replace(&mut vm.life, Life::Stopped) {
+            Life::Preserved { held, entry: Some(entry), .. } => (held, entry),
+            life => {
+                vm.life = life;
+                return self.still_preserved(index);
+            }
+        };
+        // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
+        let own = Keeper::start();
+        let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
+        let RestoredVm { vm: restored, session, .. } =
+            incoming::retry(luo, held, *entry, &self.confinement, hints);
+        *vm = restored;
+        vm.set_restart(self.config.restart(name));
+        self.unfinished.extend(session.and_then(finish));
+        self.finish_the_rest();
+        self.update_report(name);
+        self.still_preserved(index)
+    }
+
+    /// Errors if the VM is still preserved.
+    fn still_preserved(&self, index: usize) -> Result<(), HostError> {
+        let vm = &self.vms[index];
+        let Life::Preserved { why, .. } = &vm.life else { return Ok(()) };
+        let (name, why) = (vm.machine.name.clone(), why.join(": "));
+        Err(GuestError::StillPreserved { name, why }.into())
+    }
+
+    /// Tries again to read the manifests that could not be read, and finds in them the entries of preserved VMs.
+    fn read_manifests(&mut self) {
+        let session = self.last_host.session.as_ref();
+        let mut read = Vec::new();
+        self.carried.manifests.retain_mut(|unread| match unread.read(session) {
+            Some(manifest) => {
+                read.push(manifest);
+                false
+            }
+            None => true,
+        });
+        for vm in &mut self.vms {
+            if let Life::Preserved { held, entry: entry @ None, .. } = &mut vm.life
+                && let Some(found) = entry_of(&held.indexed(), &read)
+            {
+                vm.machine = found.machine.clone();
+                *entry = Some(Box::new(found));
+            }
+        }
+    }
+
+    /// Lets go of a preserved VM's session, even if it could not be retrieved until now.
+    pub(super) fn give_up_preserved(&mut self, name: &VmName) {
+        let Some(luo) = origin(&self.last_host, &self.luo) else { return };
+        let Ok(vm) = find(&mut self.vms, name) else { return };
+        if let Life::Preserved { held, .. } = &mut vm.life
+            && let Err(error) = held.retrieve(luo)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Finishes what nobody needs any more: the last host's session and its manifests, when no VM is preserved. Tries
+    /// again to finish the unfinished sessions.
+    pub(super) fn finish_the_rest(&mut self) {
+        let is_preserved = |vm: &Guest| matches!(vm.life, Life::Preserved { .. });
+        let is_opaque = |vm: &Guest| matches!(vm.life, Life::Preserved { entry: None, .. });
+        if !self.vms.iter().any(is_opaque) {
+            self.carried.manifests.clear();
+        }
+        let withheld = self.vms.iter().filter(|vm| matches!(vm.life, Life::Withheld(_))).count();
+        if self.last_host.unseen.is_some() && (withheld > 0 || self.vms.is_empty()) {
+            return;
+        }
+        self.last_host.unseen = None;
+        if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
+            self.unfinished.extend(self.last_host.session.take());
+        }
+        let sessions = std::mem::take(&mut self.unfinished);
+        self.unfinished = sessions.into_iter().filter_map(finish).collect();
+    }
+
+    /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
+    pub(super) fn leave_in_store(&mut self) {
+        for vm in &mut self.vms {
+            if let Life::Preserved { .. } = vm.life {
+                std::mem::forget(std::mem::replace(&mut vm.life, Life::Stopped));
+            }
+        }
+        std::mem::forget(std::mem::take(&mut self.carried.sessions));
+        std::mem::forget(self.last_host.session.take());
+    }
+}
+
+/// Returns a session's name and files. `None`, and a line in the log, if no LUO can have a session of that name.
+fn named(session: IndexedSession) -> Option<(SessionName, Vec<IndexedFile>)> {
+    let IndexedSession { name, files } = session;
+    let name = SessionName::new(name).map_err(|error| tracing::error!("{error}")).ok()?;
+    Some((name, files))
+}
+
+/// Retrieves a session. Errors if there is no such session; any other failure may pass.
+fn hold(
+    luo: &dyn Orchestrator,
+    name: SessionName,
+    files: Vec<IndexedFile>,
+) -> Result<Held, (SessionName, luo::Error)> {
+    let mut held = Held::unretrieved(name, files);
+    match held.retrieve(luo) {
+        Err(error) if error.is_not_found() => Err((held.name().clone(), error)),
+        _ => Ok(held),
+    }
+}
+
+/// Finishes a session. Returns the session if that failed.
+fn finish(session: Incoming) -> Option<Incoming> {
+    session
+        .finish()
+        .map_err(|failure| {
+            tracing::error!("{}", chain(&failure.error).join(": "));
+            failure.session
+        })
+        .err()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! A host takes over from a LUO of which any call can fail.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use luo::builtin::keeper::Keeper;
+use luo::{Backend, Errno, Error, Outgoing, Retrieve, Ticket, Token};
+
+use super::*;
+use crate::config::Config;
+use crate::guests::entry::tests::sample;
+use crate::guests::memfd::document_memfd;
+use crate::live_update::carry;
+use crate::live_update::index::Index;
+use crate::live_update::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, host_session};
+use crate::mutex::lock;
+use crate::state::document::write_document;
+
+/// A LUO with a predecessor's sessions. The call with this number fails, counted from 0.
+#[derive(Debug, Clone)]
+struct Fragile {
+    keeper: Keeper,
+    backend: Backend,
+    fault: Arc<Mutex<Option<(usize, Errno)>>>,
+}
+
+impl Fragile {
+    /// Errors if it is the turn of this call.
+    fn call(&self) -> Result<(), Errno> {
+        let mut fault = lock(&self.fault);
+        match *fault {
+            Some((0, errno)) => {
+                *fault = None;
+                Err(errno)
+            }
+            Some((left, errno)) => {
+                *fault = Some((left - 1, errno));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FragileSession(Incoming, Fragile);
+
+impl Retrieve for FragileSession {
+    fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
+        self.1.call()?;
+        self.0.retrieve(token).map_err(|error| error.errno().unwrap_or(Errno::IO))
+    }
+
+    // The session is finished when this value is dropped.
+    fn finish(&self) -> Result<(), Errno> {
+        self.1.call()
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Orchestrator for Fragile {
+    fn backend(&self) -> Backend {
+        self.backend
+    }
+    fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
+        self.keeper.create_session(name)
+    }
+    fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
+        let error = |errno| Error::RetrieveSession { session: name.clone(), errno };
+        self.call().map_err(error)?;
+        let session = self.keeper.retrieve_session(name)?;
+        Ok(Incoming::new(name.clone(), Box::new(FragileSession(session, self.clone()))))
+    }
+    fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
+        self.keeper.create_memory(name, len)
+    }
+    fn ticket(&self) -> Option<Ticket> {
+        None
+    }
+    fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
+        Orchestrator::switch(&self.keeper, jump)
+    }
+}
+
+/// The two VMs, in the configuration too.
+const CONFIG: &str = "[[vm]]\nname = \"db\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n\
+                      [[vm]]\nname = \"web-1\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n";
+
+/// Leaves two VMs with a manifest that nobody can read.
+fn leave() -> Keeper {
+    let keeper = Keeper::start();
+    let mut manifest = crate::live_update::manifest::tests::sample();
+    let mut db = sample();
+    db.machine.name = VmName::new("db").unwrap();
+    manifest.vms.push(db);
+    let mut sessions = Vec::new();
+    let mut leave = |name: SessionName, files: &[(Token, &[u8])]| {
+        let session = keeper.create_session(&name).unwrap();
+        for (token, bytes) in files {
+            session.preserve(document_memfd("a", bytes).unwrap().as_fd(), *token).unwrap();
+        }
+        sessions.push(session);
+    };
+    for vm in &manifest.vms {
+        let name = vm.machine.name.as_str();
+        leave(vm_session(&vm.machine.name), &[(Token(0), b"state"), (Token(1), name.as_bytes())]);
+    }
+    let unreadable = b"a manifest";
+    let index = write_document(&Index::of(&manifest, unreadable)).unwrap();
+    leave(host_session(), &[(INDEX_TOKEN, &index), (MANIFEST_TOKEN, unreadable)]);
+    Keeper::arrive(keeper.switch().unwrap()).unwrap()
+}
+
+fn arrive(fragile: &Fragile) -> Host {
+    let config = Config::parse(CONFIG).unwrap();
+    let mut host = Host::alone(config, CONFIG.to_owned());
+    host.vms.clear();
+    host.luo = Ok(Box::new(fragile.clone()));
+    host.populate(Found { arrival: arrival::look(fragile), keeper: None });
+    host
+}
+
+/// Asserts that a later host finds all that the host holds.
+fn assert_all_goes_along(host: &Host) {
+    let next = Keeper::start();
+    let sessions = carry::preserve(&next, &host.vms, &host.carried).unwrap();
+    assert_eq!(sessions.len(), 2);
+    let indexed = carry::indexed(&host.vms, &host.carried);
+    let kinds: Vec<Vec<_>> = indexed
+        .iter()
+        .map(|session| session.files.iter().map(|file| (file.token, file.kind)).collect())
+        .collect();
+    let vm = vec![(0, FileKind::State), (1, FileKind::Ram)];
+    assert_eq!(kinds, [vec![(2, FileKind::Manifest)], vm.clone(), vm]);
+    let next = Keeper::arrive(next.switch().unwrap()).unwrap();
+    for vm in &host.vms {
+        let session = next.retrieve_session(&vm_session(&vm.machine.name)).unwrap();
+        let ram = session.retrieve(Token(1)).unwrap();
+        let mut contents = [0; 16];
+        let read = rustix::io::pread(ram, &mut contents, 0).unwrap();
+        assert_eq!(&contents[..read], vm.machine.name.as_str().as_bytes());
+    }
+    drop(sessions);
+}
+
+#[test]
+fn a_failure_of_any_call_to_luo_loses_nothing_and_passes() {
+    let errnos = [Errno::MFILE, Errno::BUSY, Errno::NOMEM];
+    for (backend, errno) in
+        errnos.map(|e| (Backend::Keeper, e)).into_iter().chain([(Backend::Systemd, Errno::MFILE)])
+    {
+        let mut unharmed = false;
+        for number in 0..40 {
+            let fault = Arc::new(Mutex::new(Some((number, errno))));
+            let fragile = Fragile { keeper: leave(), backend, fault: fault.clone() };
+            let mut host = arrive(&fragile);
+            let states: Vec<_> = host.vms.iter().map(|vm| vm.state()).collect();
+            let withheld = ["withheld"; 2];
+            assert!(states == ["preserved"; 2] || states == withheld, "{number}: {states:?}");
+            unharmed = lock(&fault).take().is_some();
+            host.settle(Destiny::NextProgram).unwrap();
+            assert!(host.unfinished.is_empty() && host.last_host.unseen.is_none());
+            assert_all_goes_along(&host);
+            if unharmed {
+                break;
+            }
+        }
+        assert!(unharmed, "not all calls were tried");
+    }
+}
+
+#[test]
+fn a_vm_whose_session_cannot_be_retrieved_now_is_preserved_and_one_without_a_session_is_lost() {
+    let entry = crate::live_update::manifest::tests::sample().vms.remove(0);
+    let config = Config::parse("").unwrap();
+    let confinement = crate::guests::confinement::Confinement::new(&config.host);
+    for errno in [Errno::MFILE, Errno::NOMEM, Errno::BUSY, Errno::NFILE, Errno::ROFS, Errno::NOENT]
+    {
+        let fault = Arc::new(Mutex::new(Some((0, errno))));
+        let fragile = Fragile { keeper: leave(), backend: Backend::Keeper, fault };
+        let arrived = incoming::resume_all(
+            &fragile,
+            std::slice::from_ref(&entry),
+            &confinement,
+            MissingHints::Accept,
+        );
+        let expected = if errno == Errno::NOENT { "failed" } else { "preserved" };
+        assert_eq!(arrived[0].vm.state(), expected, "{errno}");
+    }
+}
+
+#[test]
+fn a_vm_that_was_given_up_meanwhile_is_not_taken_over_later() {
+    let fault = Arc::new(Mutex::new(Some((0, Errno::MFILE))));
+    let mut host = arrive(&Fragile { keeper: leave(), backend: Backend::Keeper, fault });
+    assert_eq!(host.vms[0].state(), "withheld");
+    host.vms[0].stop();
+    host.finish_the_rest();
+    host.settle(Destiny::NextKernel).unwrap();
+    let states: Vec<_> = host.vms.iter().map(|vm| (vm.machine.name.as_str(), vm.state())).collect();
+    assert_eq!(states, [("db", "stopped"), ("web-1", "preserved")]);
+}
+
+#[test]
+fn when_all_is_given_up_nothing_is_left_of_the_last_host() {
+    let fault = Arc::new(Mutex::new(None));
+    let mut host = arrive(&Fragile { keeper: leave(), backend: Backend::Systemd, fault });
+    assert!(host.last_host.session.is_some() && host.carried.manifests.len() == 1);
+    for name in ["db", "web-1"] {
+        assert!(host.last_host.session.is_some());
+        let name = VmName::new(name).unwrap();
+        host.give_up_preserved(&name);
+        find(&mut host.vms, &name).unwrap().stop();
+        host.finish_the_rest();
+    }
+    assert!(host.last_host.session.is_none() && host.carried.manifests.is_empty());
+}

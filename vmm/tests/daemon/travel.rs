@@ -1,0 +1,323 @@
+//! Preserved VMs that travel from program to program. A made-up predecessor leaves them, so no test needs KVM: each
+//! handover is a real one.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+use luo::builtin::keeper::Keeper;
+use luo::{Orchestrator, Outgoing};
+use rustix::io::{FdFlags, fcntl_setfd};
+use vmm::config::Config;
+use vmm::guests::entry::{SegmentEntry, VmEntry};
+use vmm::guests::ledger::Ledger;
+use vmm::guests::memfd::document_memfd;
+use vmm::live_update::index::Index;
+use vmm::live_update::manifest::{
+    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
+};
+use vmm::state::document::write_document;
+
+use crate::host::{Host, PERENNIAL};
+
+/// A state document that no restore accepts.
+const STATE: &[u8] = b"a state of some other time";
+/// What is written in the RAM of each VM.
+const WRITTEN: &[u8] = b"a guest wrote this";
+/// Where it is written.
+const AT: u64 = 5 << 20;
+
+/// Changes an index and a manifest before the next host gets them.
+type Damage = fn(&mut Vec<u8>, &mut Vec<u8>);
+
+/// A host that was here before, with the files of its VMs.
+struct Predecessor {
+    keeper: Keeper,
+    sessions: Vec<Outgoing>,
+    manifest: Manifest,
+    /// The RAM of each VM.
+    ram: Vec<File>,
+    /// The VMs as the next host's configuration has them.
+    configured: String,
+}
+
+impl Predecessor {
+    fn new(vms: &[&str]) -> Self {
+        let keeper = Keeper::start();
+        let manifest = Manifest {
+            kernel: "7.3.4 #1".to_owned(),
+            number: 3,
+            config: String::new(),
+            ticks: 1,
+            realtime_ns: 2,
+            ledger: Ledger::default(),
+            vms: Vec::new(),
+            boots: Vec::new(),
+        };
+        let mut predecessor = Self {
+            keeper,
+            sessions: Vec::new(),
+            manifest,
+            ram: Vec::new(),
+            configured: String::new(),
+        };
+        vms.iter().for_each(|name| predecessor.add(name));
+        predecessor
+    }
+
+    /// With its VMs in the next host's configuration.
+    fn with_configuration(mut self) -> Self {
+        self.configured =
+            self.manifest.vms.iter().map(|vm| text(vm.machine.name.as_str())).collect();
+        self
+    }
+
+    fn add(&mut self, name: &str) {
+        let machine = Config::parse(&text(name)).unwrap().machines.remove(0);
+        let ram = File::from(luo::memfd(name, machine.ram_bytes).unwrap());
+        ram.write_all_at(WRITTEN, AT).unwrap();
+        let state = document_memfd("state", STATE).unwrap();
+        let session = self.keeper.create_session(&vm_session(&machine.name)).unwrap();
+        session.preserve(ram.as_fd(), segment_token(0)).unwrap();
+        session.preserve(state.as_fd(), STATE_TOKEN).unwrap();
+        self.sessions.push(session);
+        self.ram.push(ram);
+        self.manifest.vms.push(VmEntry {
+            running: true,
+            state_bytes: STATE.len() as u64,
+            state_digest: crc32fast::hash(STATE),
+            last_exit_ticks: 1,
+            ledger: Ledger::default(),
+            segments: vec![SegmentEntry {
+                bytes: machine.ram_bytes,
+                preserved: true,
+                frames: None,
+            }],
+            machine,
+        });
+    }
+
+    /// Hands over to a `perennial`, which is the command `program` with its arguments. `change` may damage the
+    /// index and the manifest.
+    fn hand_over(self, program: &[&str], change: Damage) -> Left {
+        let mut left = self.leave(program, change);
+        left.host.wait_until_ready("boot handover");
+        left
+    }
+
+    /// The same, and does not wait until the program is ready.
+    fn leave(self, program: &[&str], change: Damage) -> Left {
+        let mut manifest = write_document(&self.manifest).unwrap();
+        let mut index = write_document(&Index::of(&self.manifest, &manifest)).unwrap();
+        change(&mut index, &mut manifest);
+        let host = self.keeper.create_session(&host_session()).unwrap();
+        for (bytes, token) in [(&index, INDEX_TOKEN), (&manifest, MANIFEST_TOKEN)] {
+            host.preserve(document_memfd("document", bytes).unwrap().as_fd(), token).unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config.toml");
+        let (socket, lock) = (directory.path().join("socket"), directory.path().join("lock"));
+        let section = format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n");
+        fs::write(&config, section + &self.configured).unwrap();
+        let handed = self.keeper.hand_over(|handover| {
+            let tree = OwnedFd::from(document_memfd("tree", &handover.tree).unwrap());
+            let fds: Vec<OwnedFd> = std::iter::once(tree).chain(handover.fds).collect();
+            let numbers: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+            fds.iter().for_each(|fd| fcntl_setfd(fd, FdFlags::empty()).unwrap());
+            let mut command = Command::new(program[0]);
+            command.args(&program[1..]).args(["host", "--config"]).arg(&config);
+            command.env("PERENNIAL_HANDOVER", numbers.join(","));
+            Ok::<_, std::convert::Infallible>(Host::run(command, directory))
+        });
+        Left { host: handed.unwrap(), ram: self.ram }
+    }
+}
+
+/// The configuration of a VM.
+fn text(name: &str) -> String {
+    format!("[[vm]]\nname = {name:?}\nmemory = \"size=32M\"\nkernel = \"/nowhere/kernel\"\n")
+}
+
+/// The host that took over, and the RAM of the VMs.
+struct Left {
+    host: Host,
+    ram: Vec<File>,
+}
+
+impl Left {
+    /// Returns the state of each VM with its error as one text.
+    fn vms(&self) -> Vec<(String, String, String)> {
+        let output = self.host.ctl(&["status"]);
+        assert!(output.status.success(), "{output:?}");
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let vms = status["vms"].as_array().unwrap().iter();
+        vms.map(|vm| (text(&vm["name"]), text(&vm["state"]), vm["error"].to_string())).collect()
+    }
+
+    /// Asserts that there is one VM, in this state and with this in its error.
+    fn expect(&self, state: &str, named: &str) {
+        let vms = self.vms();
+        let [(_, found, error)] = &vms[..] else { panic!("{vms:?}") };
+        assert!(found == state && error.contains(named), "{vms:?}");
+    }
+
+    fn hand_over(&mut self, program: &Path) {
+        let output = self.host.ctl(&["handover", "--program", program.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+        self.host.wait_until_ready("boot handover");
+    }
+
+    /// Whether the host holds the RAM of VM `index`: the very same file, as the guest left it.
+    fn holds(&self, index: usize) -> bool {
+        let wanted = self.ram[index].metadata().unwrap();
+        let mut held = fs::read_dir(format!("/proc/{}/fd", self.host.child.id())).unwrap();
+        let is_wanted = |entry: std::io::Result<fs::DirEntry>| {
+            fs::metadata(entry.unwrap().path())
+                .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+        };
+        let held = held.any(is_wanted);
+        let mut written = [0; WRITTEN.len()];
+        self.ram[index].read_exact_at(&mut written, AT).unwrap();
+        assert_eq!(written, WRITTEN);
+        held
+    }
+
+    fn said(&self, arguments: &[&str]) -> String {
+        let output = self.host.ctl(arguments);
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn unchanged(_: &mut Vec<u8>, _: &mut Vec<u8>) {}
+
+/// Makes the bytes a document of no kind.
+fn ruin(document: &mut [u8]) {
+    document[..4].copy_from_slice(b"ruin");
+}
+
+#[test]
+fn a_preserved_vm_goes_along_with_every_handover_until_it_is_given_up() {
+    let mut left = Predecessor::new(&["web"]).hand_over(&[PERENNIAL], unchanged);
+    for _ in 0..3 {
+        left.expect("preserved", "");
+        assert!(left.holds(0));
+        assert!(left.said(&["restore", "web"]).contains("its memory is still preserved"));
+        assert!(left.said(&["boot", "web"]).contains("is preserved"));
+        left.hand_over(Path::new(PERENNIAL));
+    }
+    left.expect("preserved", "");
+    assert!(left.host.ctl(&["stop", "web", "--now"]).status.success());
+    left.expect("stopped", "null");
+    assert!(!left.holds(0), "its memory is freed");
+}
+
+#[test]
+fn a_vm_whose_manifest_cannot_be_read_goes_along_until_a_program_can_read_it() {
+    let predecessor = Predecessor::new(&["web"]);
+    let directory = tempfile::tempdir().unwrap();
+    let ignorant = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let mut left = predecessor.hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    for _ in 0..3 {
+        left.expect("preserved", "vm-entry-v9");
+        assert!(left.holds(0));
+        assert!(left.said(&["restore", "web"]).contains("vm-entry-v9"));
+        left.hand_over(&ignorant);
+    }
+    assert!(left.holds(0));
+    // This one reads the manifest, and gets as far as the state document, or KVM.
+    left.hand_over(Path::new(PERENNIAL));
+    let vms = left.vms();
+    assert!(!vms[0].2.contains("manifest"), "{vms:?}");
+    left.expect("preserved", "");
+    assert!(left.holds(0));
+    left.hand_over(Path::new(PERENNIAL));
+    left.expect("preserved", "");
+    assert!(left.host.ctl(&["stop", "web", "--now"]).status.success());
+    assert!(!left.holds(0));
+}
+
+#[test]
+fn a_manifest_that_is_damaged_costs_no_vm_its_memory() {
+    let damages: [Damage; 4] = [
+        |_, manifest| ruin(manifest),
+        // It still says something, but not what was written.
+        |_, manifest| {
+            let at = manifest.windows(7).position(|bytes| bytes == b"nowhere").unwrap();
+            manifest[at] = b'm';
+        },
+        |_, manifest| manifest.truncate(100),
+        // Larger than any manifest.
+        |_, manifest| manifest.resize(17 << 20, 0),
+    ];
+    for damage in damages {
+        let mut left = Predecessor::new(&["web", "db"]).hand_over(&[PERENNIAL], damage);
+        for _ in 0..2 {
+            let vms = left.vms();
+            assert!(vms.iter().all(|(_, state, _)| state == "preserved"), "{vms:?}");
+            assert!(vms[0].2.contains("manifest"), "{vms:?}");
+            left.hand_over(Path::new(PERENNIAL));
+        }
+        assert!(left.holds(0) && left.holds(1));
+        assert!(left.host.ctl(&["stop", "db", "--now"]).status.success());
+        assert!(left.holds(0) && !left.holds(1));
+        assert!(left.said(&["boot", "db"]).contains("configuration"));
+        left.hand_over(Path::new(PERENNIAL));
+        left.expect("preserved", "manifest");
+        assert!(left.holds(0));
+    }
+}
+
+#[test]
+fn an_index_that_is_damaged_costs_nothing_while_the_manifest_is_sound() {
+    let mut left = Predecessor::new(&["web"]).hand_over(&[PERENNIAL], |index, _| ruin(index));
+    left.expect("preserved", "");
+    assert!(left.holds(0));
+    left.hand_over(Path::new(PERENNIAL));
+    left.expect("preserved", "");
+    assert!(left.holds(0));
+}
+
+#[test]
+fn what_says_nothing_at_all_stays_as_it_is() {
+    let left = Predecessor::new(&["web"]).hand_over(&[PERENNIAL], |index, manifest| {
+        ruin(index);
+        ruin(manifest);
+    });
+    assert!(left.vms().is_empty());
+    assert!(left.holds(0));
+    let said = left.said(&["handover", "--program", PERENNIAL]);
+    assert!(said.contains("what the last host left cannot be read"), "{said}");
+    assert!(said.contains("[guests: preserved]"), "{said}");
+    assert!(left.holds(0));
+}
+
+/// The limit of open files is so low that not everything can be retrieved.
+#[test]
+fn what_cannot_be_looked_at_for_lack_of_files_is_kept() {
+    let mut seen = std::collections::BTreeSet::new();
+    for most in 10..40 {
+        // Root could raise the limit.
+        let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+        let sh = ["sh", "-c", &script, PERENNIAL];
+        let drop_privilege = ["setpriv", "--bounding-set=-sys_resource"];
+        let program = match rustix::process::geteuid().is_root() {
+            true => [&drop_privilege[..], &sh].concat(),
+            false => sh.to_vec(),
+        };
+        let predecessor = Predecessor::new(&["web"]).with_configuration();
+        let mut left = predecessor.leave(&program, unchanged);
+        // With even fewer files a host cannot offer its API.
+        if !left.host.becomes_ready() {
+            continue;
+        }
+        let [(_, state, error)] = &left.vms()[..] else { panic!("one VM is configured") };
+        assert!(["withheld", "preserved"].contains(&state.as_str()), "{most}: {state} {error}");
+        assert!(left.holds(0));
+        seen.insert(state.clone());
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["preserved", "withheld"]);
+}
