@@ -222,8 +222,11 @@ pub struct Status {
     pub luo: String,
     /// Why no live update is possible; `None` if one is.
     pub luo_error: Option<String>,
-    /// `cold`, `live-update` or `handover`: how this host came up.
+    /// `cold`, `live-update` or `handover`: how this host came up. `lost` if that was a live update or a handover
+    /// whose VMs are lost.
     pub boot: String,
+    /// Why the VMs of the last host are lost, or what it left cannot be read now.
+    pub last_host_error: Option<Vec<String>>,
     /// Number of live updates since the last cold boot.
     pub live_updates: u32,
     /// Names of the sessions of the last live update that are not finished: another update would lose

@@ -32,7 +32,16 @@ pub(super) struct LastHost {
     /// The host's own session, while it is not finished.
     session: Option<Incoming>,
     /// Why nothing of it can be read: the chain of causes. `None` if it was read, or there was no last host.
-    unseen: Option<Vec<String>>,
+    pub(super) unseen: Option<Vec<String>>,
+    /// Why its VMs are lost: the chain of causes. `None` if they are not, or there was no last host.
+    pub(super) lost: Option<Vec<String>>,
+}
+
+impl LastHost {
+    /// The last host of which nothing was looked at yet, with the reason why its VMs are lost, if they are.
+    pub(super) fn new(lost: Option<Vec<String>>) -> Self {
+        Self { lost, ..Self::default() }
+    }
 }
 
 /// Where preserved VMs are to go.

@@ -10,6 +10,9 @@
 //!       \--an operator gives up a VM that cannot be reached--> it is not restored in this boot
 //! ```
 //!
+//! Every live update leaves a mark on the command line as well, whatever carries the VMs. A host that finds the mark
+//! and no VMs knows that they are lost, and that this is no cold boot.
+//!
 //! The decisions are recorded in `/run`, which lasts as long as the kernel, so that a restarted host
 //! service knows them.
 
@@ -20,11 +23,16 @@ use std::path::{Path, PathBuf};
 
 use luo::{Ticket, TicketError};
 
-use crate::live_update::next_kernel::PARAMETER;
+use crate::live_update::next_kernel::{MARK, PARAMETER};
 use crate::machine::VmName;
 
 /// Directory of the recorded decisions.
 const NOTES: &str = "/run/perennial";
+
+/// File name of the note of the ticket that was used.
+const REDEEMED: &str = "redeemed";
+/// File name of the note of the mark whose VMs a host looked for.
+const SEEN: &str = "seen";
 
 /// Prefix of the file names of given-up VMs: a VM's name alone could be `..`.
 const PREFIX: &str = "vm-";
@@ -60,6 +68,8 @@ pub struct NoteError {
 #[derive(Debug)]
 pub struct KernelEntry {
     ticket: Option<Ticket>,
+    /// The mark of the live update, until a host looked for its VMs.
+    mark: Option<String>,
     /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
     of_kernel: bool,
     notes: PathBuf,
@@ -71,23 +81,26 @@ impl KernelEntry {
     pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, KernelEntryError> {
         let notes = root.join(NOTES.trim_start_matches('/'));
         if left.is_some() {
-            return Ok(Self { ticket: left, of_kernel: false, notes });
+            return Ok(Self { ticket: left, mark: None, of_kernel: false, notes });
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
         let line = line.map_err(|source| KernelEntryError::CommandLine { path, source })?;
-        let values = kexec::parameters(&line).filter(|parameter| parameter.is(PARAMETER));
-        // An operator may have copied an old ticket into the next kernel's command line.
-        let ticket = values.filter_map(|parameter| parameter.value).last();
-        let ticket = ticket.map(str::parse::<Ticket>).transpose()?;
-        let redeemed = fs::read_to_string(notes.join("redeemed")).unwrap_or_default();
-        let ticket = ticket.filter(|ticket| ticket.to_string() != redeemed);
-        Ok(Self { ticket, of_kernel: true, notes })
+        // An operator may have copied an old value into the next kernel's command line.
+        let last = |name| {
+            let values = kexec::parameters(&line).filter(|parameter| parameter.is(name));
+            values.filter_map(|parameter| parameter.value).last()
+        };
+        let noted = |name| fs::read_to_string(notes.join(name)).unwrap_or_default();
+        let ticket = last(PARAMETER).map(str::parse::<Ticket>).transpose()?;
+        let ticket = ticket.filter(|ticket| ticket.to_string() != noted(REDEEMED));
+        let mark = last(MARK).filter(|mark| **mark != *noted(SEEN)).map(str::to_owned);
+        Ok(Self { ticket, mark, of_kernel: true, notes })
     }
 
     /// The value for a kernel whose command line cannot be read.
     pub fn unknown() -> Self {
-        Self { ticket: None, of_kernel: true, notes: NOTES.into() }
+        Self { ticket: None, mark: None, of_kernel: true, notes: NOTES.into() }
     }
 
     /// The ticket of the live update that entered this kernel, if VMs may be in a pool. `None` if there is
@@ -96,19 +109,27 @@ impl KernelEntry {
         self.ticket
     }
 
-    /// Marks the ticket as used: its sessions can be retrieved only once.
+    /// Whether a live update entered this kernel, and no host has looked for its VMs yet.
+    pub fn is_marked(&self) -> bool {
+        self.ticket.is_some() || self.mark.is_some()
+    }
+
+    /// Marks the ticket as used, because its sessions can be retrieved only once, and notes that a host looked for the
+    /// VMs.
     pub fn redeem(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
+        let (ticket, mark) = (self.ticket.take(), self.mark.take());
         if !self.of_kernel {
             return;
         }
-        let noted = self
-            .make_notes()
-            .and_then(|()| fs::write(self.notes.join("redeemed"), ticket.to_string()));
+        let notes = [(REDEEMED, ticket.map(|ticket| ticket.to_string())), (SEEN, mark)];
+        let mut notes = notes.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let noted = notes.try_for_each(|(name, value)| {
+            self.make_notes().and_then(|()| fs::write(self.notes.join(name), value))
+        });
         if let Err(error) = noted {
             tracing::warn!(
                 "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
-                 host is restarted, its VMs have to be started by hand",
+                 host is restarted, its VMs may have to be started by hand",
                 self.notes.display()
             );
         }
@@ -193,6 +214,20 @@ mod tests {
         let other = TICKET.replace('0', "1");
         fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
         assert_eq!(ticket(&root), Some(other));
+    }
+
+    #[test]
+    fn the_last_mark_counts_until_a_host_has_looked_for_the_vms() {
+        let root = kernel(&format!("{MARK}=1 quiet {MARK}=2"));
+        let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        assert!(kernel_entry.is_marked() && kernel_entry.ticket().is_none());
+        assert!(KernelEntry::read(root.path(), None).unwrap().is_marked(), "nothing is noted yet");
+        kernel_entry.redeem();
+        assert!(!kernel_entry.is_marked());
+        assert!(!KernelEntry::read(root.path(), None).unwrap().is_marked());
+        fs::write(root.path().join("proc/cmdline"), format!("{MARK}=3\n")).unwrap();
+        assert!(KernelEntry::read(root.path(), None).unwrap().is_marked(), "another kernel");
+        assert!(!KernelEntry::read(kernel("quiet").path(), None).unwrap().is_marked());
     }
 
     #[test]

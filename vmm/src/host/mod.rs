@@ -148,8 +148,12 @@ impl Host {
         let kernel_entry = KernelEntry::read(Path::new("/"), inherited.ticket);
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
-        let (kernel_entry, luo, arrival) =
+        let (mut kernel_entry, luo, arrival) =
             start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
+        let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
+        if lost.is_some() || (inherited.keeper.is_none() && luo.is_ok() && arrival.is_ok()) {
+            kernel_entry.redeem();
+        }
         let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;
         if config_error.is_some() {
             unprepared = unprepared.or(start::prepare(&config.host, false));
@@ -171,7 +175,7 @@ impl Host {
             number: 0,
             report: kept_report,
             unfinished: Vec::new(),
-            last_host: LastHost::default(),
+            last_host: LastHost::new(lost),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),

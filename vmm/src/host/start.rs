@@ -11,10 +11,13 @@ use super::backend::{self, ChosenLuo, NoLuo};
 use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, Look, init, modules, network};
+use crate::api::report::Replaced;
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::arrival;
+use crate::live_update::manifest::host_session;
 use crate::live_update::next_host::{InheritError, Inherited};
+use crate::live_update::next_kernel::MARK;
 use crate::machine::Machine;
 
 /// Loads the modules, mounts the file systems and sets up the network of `[host]` (PID 1 only). `fresh`
@@ -94,7 +97,7 @@ pub(super) fn find_vms(
         tracing::error!("{why}");
         Err(NoLuo { why, may_hold_vms: true })
     };
-    let mut kernel_entry = match kernel_entry {
+    let kernel_entry = match kernel_entry {
         Ok(kernel_entry) => kernel_entry,
         Err(error) => {
             let none = holds(chain(&error).join(": "));
@@ -117,12 +120,42 @@ pub(super) fn find_vms(
                        retrieved it and ended, and without it the VMs in the pool cannot be restored";
             (kernel_entry, holds(why.to_owned()), Ok(None))
         }
-        Ok(arrival) => {
-            kernel_entry.redeem();
-            (kernel_entry, Ok(luo), Ok(arrival))
-        }
+        Ok(arrival) => (kernel_entry, Ok(luo), Ok(arrival)),
         Err(not_seen) => (kernel_entry, Ok(luo), Err(not_seen)),
     }
+}
+
+/// Returns why the VMs of the last kernel or host are lost: it was `replaced` with a mark, but left nothing that
+/// could still come. `None` after a cold boot, or if it left something.
+pub(super) fn lost(
+    replaced: Replaced,
+    kernel_entry: &KernelEntry,
+    luo: &ChosenLuo,
+    arrival: &Look,
+) -> Option<Vec<String>> {
+    let is_marked = replaced == Replaced::Program || kernel_entry.is_marked();
+    let nowhere = match luo {
+        Err(none) if none.may_hold_vms => return None,
+        Err(none) => none.why.clone(),
+        Ok(luo) => format!(
+            "the LUO `{}` has no session `{}`: another host took it and ended, or the kernel could not \
+             take it over",
+            luo.backend(),
+            host_session()
+        ),
+    };
+    if !is_marked || !matches!(arrival, Ok(None)) {
+        return None;
+    }
+    let entered = match replaced {
+        Replaced::Kernel => {
+            format!("a live update entered this kernel (`{MARK}=` on its command line)")
+        }
+        Replaced::Program => "another host handed over to this program".to_owned(),
+    };
+    let words = format!("the VMs of the last host are lost: {entered}, but nothing was left");
+    tracing::error!("{words}: {nowhere}");
+    Some(vec![words, nowhere])
 }
 
 /// Returns the text of the old host's configuration, if there was one and its manifest can be read.

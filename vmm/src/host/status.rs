@@ -39,9 +39,11 @@ impl Host {
                 Some(Replaced::Program) => "handover",
                 // A ticket shows that there was a live update, although its VMs cannot be reached.
                 None if self.kernel_entry.ticket().is_some() => "live-update",
+                None if self.last_host.lost.is_some() => "lost",
                 None => "cold",
             }
             .to_owned(),
+            last_host_error: self.last_host.lost.clone().or(self.last_host.unseen.clone()),
             live_updates: self.number,
             unfinished: preserved
                 .chain(self.unfinished.iter().map(|session| session.name().to_string()))

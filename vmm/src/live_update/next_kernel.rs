@@ -16,6 +16,10 @@ use crate::kvm;
 /// module that it does not have, which is how it reads a name with a dot.
 pub const PARAMETER: &str = "perennial.ticket";
 
+/// The kernel parameter that says that a live update entered the kernel, whatever carries the VMs. Its value is
+/// another one each time. A host that finds it and no VMs knows that they are lost.
+pub const MARK: &str = "perennial.update";
+
 /// The kernel parameter with the rate of the TSC in kHz (Linux 5.12 and later; others ignore it).
 const TSC_RATE: &str = "tsc_early_khz";
 
@@ -84,6 +88,7 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
             (Survival::Reserved, line)
         }
     };
+    let command_line = command_line.with(MARK, &unique())?;
     let command_line = match tsc::rate_is_in_cpuid() {
         true => command_line,
         false => tell_tsc_rate(command_line, kvm::tsc_khz().ok()),
@@ -97,6 +102,13 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
     }
     tracing::info!("next kernel: {} with the command line `{command_line}`", kernel.display());
     Ok(kexec::load(&image, &command_line, &running)?)
+}
+
+/// Returns a text that no other call returns.
+fn unique() -> String {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid");
+    let ticks = || format!("{:016x}", tsc::now());
+    uuid.map_or_else(|_| ticks(), |uuid| uuid.trim().to_owned())
 }
 
 /// Tells the next kernel the rate of the TSC, as this kernel knows it, unless the operator already does.

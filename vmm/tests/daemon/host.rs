@@ -70,16 +70,16 @@ impl Host {
         assert!(line.contains(how), "{line}");
     }
 
-    /// Reads the log up to the line with `ready:`. Returns `false` if the host ends before that.
-    pub(crate) fn becomes_ready(&mut self) -> bool {
+    /// Reads the log up to the line with `ready:`, and returns the line. `None` if the host ends before that.
+    pub(crate) fn becomes_ready(&mut self) -> Option<String> {
         let mut line = String::new();
         while !line.contains("ready:") {
             line.clear();
             if self.log.read_line(&mut line).unwrap() == 0 {
-                return false;
+                return None;
             }
         }
-        true
+        Some(line)
     }
 
     /// Reads the log up to a line with this text, and returns the line.
