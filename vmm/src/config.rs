@@ -138,7 +138,15 @@ pub struct HostSection {
     /// What to do with a VM whose guest was told something of its processor's speed or safety that is not true
     /// of this host's.
     pub missing_hints: MissingHints,
+    /// Device of the hardware watchdog that the host feeds.
+    pub watchdog: Option<PathBuf>,
+    /// Seconds without food after which the watchdog resets the machine.
+    pub watchdog_timeout_s: Option<u32>,
 }
+
+/// The watchdog's period in seconds if the configuration does not say: a kexec and the start of the next host must fit
+/// into it.
+const WATCHDOG_TIMEOUT_S: u32 = 120;
 
 /// How many seconds a guest has to shut down if the configuration does not say: what Debian's systemd needs
 /// for a service that hangs is 90 s, most guests take 10 s.
@@ -148,6 +156,11 @@ impl HostSection {
     /// How many seconds a guest has to shut down when it is asked to.
     pub fn stop_within_s(&self) -> u32 {
         self.stop_within_s.unwrap_or(STOP_WITHIN_S)
+    }
+
+    /// Seconds without food after which the watchdog resets the machine.
+    pub fn watchdog_timeout_s(&self) -> u32 {
+        self.watchdog_timeout_s.unwrap_or(WATCHDOG_TIMEOUT_S)
     }
 
     /// Returns `lock`, `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
@@ -168,6 +181,8 @@ impl HostSection {
                 users: key(host, "users"),
                 confine: key(host, "confine"),
                 missing_hints: key(host, "missing-hints"),
+                watchdog: key(host, "watchdog"),
+                watchdog_timeout_s: key(host, "watchdog-timeout-s"),
                 ..Self::default()
             },
             None => Self::default(),

@@ -61,6 +61,8 @@ impl Process {
         let pid = Pid::from_child(&spawn_in_pid_namespace(program)?);
         // If this fails, the process need not be killed: it has nothing yet, and ends when its files close.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        // The kernel spares the host when memory runs out, and a child inherits that.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_pid()), "0");
         Ok(Self { pid, pidfd, holds })
     }
 

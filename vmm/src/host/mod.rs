@@ -33,6 +33,8 @@ pub mod service;
 mod start;
 mod status;
 mod stop;
+mod survival;
+mod watchdog;
 
 pub use error::HostError;
 
@@ -474,7 +476,10 @@ fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize) -> RamSource<
 pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result<(), HostError> {
     limits::raise_open_files();
     let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
+    survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;
+    // Stopped when the host ends on purpose.
+    let _watchdog = survival::watchdog(&host.config.host);
     host.listen(&mut server, &found)?;
     host.populate(found);
     server.run(&mut host)

@@ -8,6 +8,7 @@ use kexec::{
     CommandLine, CommandLineError, Image, ImageError, LoadError, LoadedImage, Running, Survival,
 };
 use luo::Ticket;
+use rustix::process::getpid;
 
 use crate::arch::x86_64::tsc;
 use crate::kvm;
@@ -22,6 +23,10 @@ pub const MARK: &str = "perennial.update";
 
 /// The kernel parameter with the rate of the TSC in kHz (Linux 5.12 and later; others ignore it).
 const TSC_RATE: &str = "tsc_early_khz";
+/// Parameter with the seconds from a panic to the reboot; 0, the default of most kernels, is never.
+const PANIC: &str = "panic";
+/// Seconds from a panic to the reboot, if nobody set them.
+pub const PANIC_SECONDS: u32 = 10;
 
 /// The next kernel cannot be used, or would lose preserved memory.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +98,11 @@ pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, Ne
         true => command_line,
         false => tell_tsc_rate(command_line, kvm::tsc_khz().ok()),
     };
+    // A distribution decides for itself; nothing else would reboot a host that is PID 1.
+    let command_line = match getpid().is_init() {
+        true => add_unless_given(command_line, PANIC, &PANIC_SECONDS.to_string()),
+        false => command_line,
+    };
     let root = Path::new("/");
     let running = Running::read(root)?;
     preflight::check(&running, &image, &command_line, survival)
@@ -118,13 +128,18 @@ fn unique() -> String {
 /// kernel measures again later, and corrects the rate by at most 1 % (`tsc_refine_calibration_work` in Linux
 /// arch/x86/kernel/tsc.c).
 fn tell_tsc_rate(line: CommandLine, khz: Option<u32>) -> CommandLine {
-    let is_told = kexec::parameters(line.as_str()).any(|parameter| parameter.is(TSC_RATE));
     match khz {
-        // A line without room for it is used as it is.
-        Some(khz @ 1..) if !is_told => {
-            line.clone().with(TSC_RATE, &khz.to_string()).unwrap_or(line)
-        }
+        Some(khz @ 1..) => add_unless_given(line, TSC_RATE, &khz.to_string()),
         _ => line,
+    }
+}
+
+/// Adds a parameter, unless the operator has given it. A line without room for it is used as it is.
+fn add_unless_given(line: CommandLine, name: &str, value: &str) -> CommandLine {
+    let is_given = kexec::parameters(line.as_str()).any(|parameter| parameter.is(name));
+    match is_given {
+        true => line,
+        false => line.clone().with(name, value).unwrap_or(line),
     }
 }
 
@@ -164,6 +179,12 @@ mod tests {
         for unknown in [None, Some(0)] {
             assert_eq!(told("quiet", unknown), "quiet");
         }
+        let rebooting = |text: &str| {
+            let line = CommandLine::new(text).unwrap();
+            add_unless_given(line, PANIC, "10").as_str().to_owned()
+        };
+        assert_eq!(rebooting("quiet"), "quiet panic=10");
+        assert_eq!(rebooting("panic=0 quiet"), "panic=0 quiet");
         let full = "x".repeat(CommandLine::MAX_BYTES);
         assert_eq!(told(&full, Some(1)), full);
     }
