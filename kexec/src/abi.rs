@@ -8,13 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use flate2::bufread::GzDecoder;
+use memchr::memmem;
 
-use crate::Kernel;
 use crate::status::KHO;
 
 /// The versions of the handover formats that a kernel knows, as far as they could be found out.
@@ -67,19 +64,6 @@ pub fn differences(here: &Abi, there: &Abi) -> Vec<Difference> {
     .collect()
 }
 
-/// Returns the versions that `kernel` knows; an empty set means that it lacks the format. `None` (unknown)
-/// if the kernel is not compressed with gzip. Unpacks the whole kernel, in pieces.
-pub fn of_image(kernel: &Kernel) -> io::Result<Option<Abi>> {
-    let (offset, length) = kernel.payload;
-    let payload = Section { kernel, position: offset, end: offset + length };
-    let mut magic = [0; 2];
-    kernel.file.read_exact_at(&mut magic, offset)?;
-    if magic != [0x1f, 0x8b] {
-        return Ok(None);
-    }
-    of_reader(GzDecoder::new(BufReader::new(payload))).map(Some)
-}
-
 /// Returns the versions that the running kernel shows in debugfs below `root`. Sets stay empty where it
 /// shows nothing.
 pub fn of_running(root: &Path) -> Abi {
@@ -97,7 +81,7 @@ pub fn of_running(root: &Path) -> Abi {
 
 impl Abi {
     /// Adds every string in `bytes` that is `kho-v`, `luo-v` or `memfd-v` with a number and a NUL.
-    fn collect(&mut self, bytes: &[u8]) {
+    pub(crate) fn collect(&mut self, bytes: &[u8]) {
         for (prefix, versions) in [
             (&b"kho-v"[..], &mut self.kho),
             (b"luo-v", &mut self.luo),
@@ -108,65 +92,21 @@ impl Abi {
     }
 }
 
-/// Bytes of a piece that are searched again with the next piece: at least the longest version string, the
-/// byte before it and the NUL after it.
-const OVERLAP: usize = 32;
-
-fn of_reader(mut reader: impl Read) -> io::Result<Abi> {
-    const PIECE: usize = 1 << 18;
-    let mut abi = Abi::default();
-    let mut buffer = Vec::with_capacity(OVERLAP + PIECE);
-    loop {
-        let read = reader.by_ref().take(PIECE as u64).read_to_end(&mut buffer)?;
-        abi.collect(&buffer);
-        if read == 0 {
-            return Ok(abi);
-        }
-        // A string across two pieces is found with the second piece.
-        buffer.drain(..buffer.len().saturating_sub(OVERLAP));
-    }
-}
-
 /// Finds every string of `prefix`, one to four digits and a NUL that is not the end of a longer string.
 fn versions_in<'a>(bytes: &'a [u8], prefix: &'a [u8]) -> impl Iterator<Item = String> + 'a {
-    bytes.windows(prefix.len()).enumerate().filter(move |(_, found)| *found == prefix).filter_map(
-        move |(start, _)| {
-            let preceded = start > 0 && bytes[start - 1].is_ascii_graphic();
-            let digits = bytes[start + prefix.len()..].iter();
-            let digits = digits.take_while(|byte| byte.is_ascii_digit()).count();
-            let end = start + prefix.len() + digits;
-            let whole = !preceded && (1..=4).contains(&digits) && bytes.get(end) == Some(&0);
-            whole.then(|| String::from_utf8_lossy(&bytes[start..end]).into_owned())
-        },
-    )
-}
-
-/// A reader of a part of the kernel's file.
-struct Section<'a> {
-    kernel: &'a Kernel,
-    position: u64,
-    end: u64,
-}
-
-impl Read for Section<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-        let wanted = buffer.len().min(left);
-        let read = self.kernel.file.read_at(&mut buffer[..wanted], self.position)?;
-        self.position += read as u64;
-        Ok(read)
-    }
+    memmem::find_iter(bytes, prefix).filter_map(move |start| {
+        let preceded = start > 0 && bytes[start - 1].is_ascii_graphic();
+        let digits = bytes[start + prefix.len()..].iter();
+        let digits = digits.take_while(|byte| byte.is_ascii_digit()).count();
+        let end = start + prefix.len() + digits;
+        let whole = !preceded && (1..=4).contains(&digits) && bytes.get(end) == Some(&0);
+        whole.then(|| String::from_utf8_lossy(&bytes[start..end]).into_owned())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use flate2::Compression;
-    use flate2::write::GzEncoder;
-
     use super::*;
-    use crate::image::tests::{bzimage, file};
 
     fn set(versions: &[&str]) -> BTreeSet<String> {
         versions.iter().map(|version| (*version).to_owned()).collect()
@@ -174,17 +114,6 @@ mod tests {
 
     fn abi(kho: &[&str], luo: &[&str], memfd: &[&str]) -> Abi {
         Abi { kho: set(kho), luo: set(luo), memfd: set(memfd) }
-    }
-
-    fn of_kernel(payload: &[u8]) -> io::Result<Option<Abi>> {
-        let (_dir, path) = file(&bzimage(payload));
-        of_image(&Kernel::open(&path).unwrap())
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
     }
 
     #[test]
@@ -195,32 +124,6 @@ mod tests {
         let mut found = Abi::default();
         found.collect(b"xkho-v4\0kho-v\0kho-v4xluo-v5 memfd-v99999\0/luo-v5\0kho-v4");
         assert_eq!(found, Abi::default());
-    }
-
-    #[test]
-    fn a_string_across_two_pieces_is_found() {
-        for shift in 0..16 {
-            let mut bytes = vec![0; (1 << 18) - shift];
-            bytes.extend_from_slice(b"\0memfd-v2\0");
-            assert_eq!(of_reader(&bytes[..]).unwrap(), abi(&[], &[], &["memfd-v2"]), "{shift}");
-        }
-    }
-
-    #[test]
-    fn versions_are_found_in_a_compressed_kernel() {
-        let payload = gzip(&[vec![1; 1 << 19], b"\0kho-v4\0luo-v5\0".to_vec()].concat());
-        assert_eq!(of_kernel(&payload).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
-        // The build appends the unpacked size to the payload.
-        let with_size = [payload, vec![0, 0, 8, 0]].concat();
-        assert_eq!(of_kernel(&with_size).unwrap(), Some(abi(&["kho-v4"], &["luo-v5"], &[])));
-    }
-
-    #[test]
-    fn another_compression_is_unknown_and_a_damaged_one_is_an_error() {
-        assert_eq!(of_kernel(b"\x28\xb5\x2f\xfd....").unwrap(), None);
-        let mut damaged = gzip(&[1; 4096]);
-        damaged.truncate(20);
-        assert!(of_kernel(&damaged).is_err());
     }
 
     #[test]

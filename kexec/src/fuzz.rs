@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::{CommandLine, Image, Initramfs, Kernel, abi, parameters};
+use crate::archive::Archive;
+use crate::compression::Limited;
+use crate::{CommandLine, Compression, Contents, Image, Initramfs, Kernel, parameters};
 
 /// Opens a file as the next kernel and as an initramfs. A kernel that is accepted lies completely within
 /// the file, and searching it for versions does not panic.
@@ -27,11 +29,31 @@ pub fn image(input: &[u8]) {
     let (start, length) = kernel.payload;
     assert!(start + length <= kernel.size);
     assert!(kernel.alignment.is_power_of_two());
-    let _ = abi::of_image(&kernel);
+    let _ = Contents::of(&kernel, &[]);
     let image = Image { kernel, initramfs: initramfs.ok() };
     let scratch = image.scratch_parameter();
     let again = CommandLine::new(&scratch).unwrap();
     assert!(again.as_str().starts_with("kho_scratch=16M,"));
+}
+
+/// Unpacks bytes in each compression. What comes out is bounded.
+pub fn unpack(input: &[u8]) {
+    const MOST: u64 = 1 << 22;
+    let Some(compression) = Compression::of(input) else { return };
+    let Ok(Some(reader)) = compression.unpack(input) else { return };
+    let copied = std::io::copy(&mut Limited::new(reader, MOST), &mut std::io::sink());
+    assert!(copied.is_err() || copied.is_ok_and(|bytes| bytes <= MOST));
+}
+
+/// Reads an initramfs. Each of its names leads to an entry or nowhere.
+pub fn archive(input: &[u8]) {
+    let Ok(archive) = Archive::unpack(input, &|name| name == "init") else { return };
+    let names: Vec<String> = archive.names().map(str::to_owned).collect();
+    for name in &names {
+        if let Some((found, _)) = archive.find(name) {
+            assert!(names.contains(&found));
+        }
+    }
 }
 
 /// Composes a command line. The operator's parameters stay, and all that a live update needs is on.
@@ -61,6 +83,16 @@ mod tests {
     #[test]
     fn a_file_is_refused_or_is_a_whole_kernel() {
         replay(seeds("image"), image);
+    }
+
+    #[test]
+    fn compressed_bytes_are_unpacked_or_refused() {
+        replay(seeds("unpack"), unpack);
+    }
+
+    #[test]
+    fn an_initramfs_is_refused_or_its_names_lead_somewhere() {
+        replay(seeds("archive"), archive);
     }
 
     #[test]

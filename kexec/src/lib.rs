@@ -17,7 +17,10 @@
 //! Images are those of x86-64 (`bzImage`).
 
 pub mod abi;
+mod archive;
 mod command_line;
+mod compression;
+mod contents;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod image;
@@ -27,7 +30,10 @@ mod memmap;
 pub mod preflight;
 mod status;
 
+pub use archive::{Archive, ArchiveError, Entry};
+pub use compression::Compression;
 pub use command_line::{CommandLine, CommandLineError, Parameter, parameters, switch};
+pub use contents::{Contents, ContentsError, Part, Presence};
 pub use image::{Image, ImageError, Initramfs, Kernel};
 pub use jump::{JumpError, jump};
 pub use load::{LoadError, LoadedImage, UnloadError, load};
