@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::os::unix::fs::FileExt;
 
-use crate::compression::{Compression, Limited};
 use crate::Initramfs;
+use crate::compression::{Compression, Limited};
 
 /// Most bytes of an unpacked initramfs.
 const MOST_UNPACKED: u64 = 4 << 30;
@@ -301,7 +301,9 @@ impl Cpio<'_> {
             b"070701" => false,
             b"070702" => true,
             b"070707" => {
-                return Err(self.damaged("an archive in the old format; make it with `cpio -H newc`"));
+                return Err(
+                    self.damaged("an archive in the old format; make it with `cpio -H newc`")
+                );
             }
             other => {
                 let text = other.escape_ascii();

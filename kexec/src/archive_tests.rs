@@ -17,8 +17,7 @@ fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
             _ => ModeFileType::Regular,
         };
         let entry = newc::Builder::new(name).ino(number as u32 + 1).nlink(1).mode(mode & 0o7777);
-        let mut writer =
-            entry.set_mode_file_type(kind).write(&mut archive, contents.len() as u32);
+        let mut writer = entry.set_mode_file_type(kind).write(&mut archive, contents.len() as u32);
         writer.write_all(contents).unwrap();
         writer.finish().unwrap();
     }
@@ -46,11 +45,8 @@ fn one(name: &str) -> Vec<u8> {
 
 #[test]
 fn names_modes_and_asked_for_contents_are_read() {
-    let archive = cpio(&[
-        ("./etc", 0o040_755, b""),
-        ("/init", 0o755, b"program"),
-        ("etc/a", 0o644, b"abc"),
-    ]);
+    let archive =
+        cpio(&[("./etc", 0o040_755, b""), ("/init", 0o755, b"program"), ("etc/a", 0o644, b"abc")]);
     let archive = read(&archive).unwrap();
     assert_eq!(names(&archive), ["etc", "etc/a", "init"]);
     let (_, init) = archive.find("/init").unwrap();

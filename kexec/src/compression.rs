@@ -95,9 +95,8 @@ impl Compression {
             Self::Lzo => return Ok(None),
             Self::Lz4 => Box::new(lz4::Reader::new(packed)),
             Self::Zstd => {
-                let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(
-                    packed, WINDOW,
-                );
+                let decoder =
+                    ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, WINDOW);
                 Box::new(decoder.map_err(io::Error::other)?)
             }
         }))

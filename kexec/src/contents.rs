@@ -10,10 +10,10 @@ use std::io::{self, BufReader, Read};
 use flate2::bufread::GzDecoder;
 use memchr::memmem;
 
+use crate::Kernel;
 use crate::abi::Abi;
 use crate::archive::At;
 use crate::compression::{Compression, Limited};
-use crate::Kernel;
 
 /// Most bytes of an unpacked kernel.
 const MOST_UNPACKED: u64 = 1 << 30;
@@ -78,6 +78,15 @@ pub enum Presence {
 impl Contents {
     /// Unpacks `kernel` in pieces and searches it, among other things for the strings of `parts`.
     pub fn of(kernel: &Kernel, parts: &[Part]) -> Result<Self, ContentsError> {
+        Self::search(kernel, parts, false)
+    }
+
+    /// As [`Contents::of`], but only as far as needed to know that all `parts` are built in.
+    pub fn of_parts(kernel: &Kernel, parts: &[Part]) -> Result<Self, ContentsError> {
+        Self::search(kernel, parts, true)
+    }
+
+    fn search(kernel: &Kernel, parts: &[Part], only_parts: bool) -> Result<Self, ContentsError> {
         let (offset, length) = kernel.payload;
         let payload = |length| At { file: &kernel.file, position: offset }.take(length);
         let mut magic = Vec::new();
@@ -94,32 +103,33 @@ impl Contents {
             None => None,
         };
         let unpacked = unpacked.ok_or(ContentsError::Compression(compression))?;
-        Ok(Self::of_reader(Limited::new(unpacked, MOST_UNPACKED), parts)?)
+        Ok(Self::of_reader(Limited::new(unpacked, MOST_UNPACKED), parts, only_parts)?)
     }
 
-    /// Searches an unpacked kernel.
-    fn of_reader(mut reader: impl Read, parts: &[Part]) -> io::Result<Self> {
+    /// Searches an unpacked kernel: all of it, or `only_parts`.
+    fn of_reader(mut reader: impl Read, parts: &[Part], only_parts: bool) -> io::Result<Self> {
         /// Bytes of a piece that are searched again with the next piece, so that a string across two pieces is
         /// found: at least the longest string, a byte before it and one after it.
         const OVERLAP: usize = Part::LONGEST_STRING + 2;
         const PIECE: usize = 1 << 18;
         let mut contents = Self::default();
         let mut config = PackedConfig::default();
-        let mut wanted: Vec<_> = parts.iter().filter(|part| !part.string.is_empty()).collect();
+        let mut wanted: Vec<&Part> = parts.iter().collect();
         let mut buffer = Vec::with_capacity(OVERLAP + PIECE);
         loop {
             let before = buffer.len();
             let read = reader.by_ref().take(PIECE as u64).read_to_end(&mut buffer)?;
             contents.abi.collect(&buffer);
             wanted.retain(|part| {
-                let is_found = memmem::find(&buffer, part.string.as_bytes()).is_some();
+                let string = part.string.as_bytes();
+                let is_found = !string.is_empty() && memmem::find(&buffer, string).is_some();
                 if is_found {
                     contents.strings.push(part.string);
                 }
                 !is_found
             });
             config.collect(&buffer, before);
-            if read == 0 {
+            if read == 0 || (only_parts && wanted.is_empty()) {
                 contents.config = config.unpack();
                 return Ok(contents);
             }
@@ -220,7 +230,22 @@ mod tests {
     }
 
     fn of_bytes(bytes: &[u8]) -> Contents {
-        Contents::of_reader(bytes, &[KVM, EXT4, XFS]).unwrap()
+        Contents::of_reader(bytes, &[KVM, EXT4, XFS], false).unwrap()
+    }
+
+    #[test]
+    fn the_search_for_parts_alone_ends_when_all_are_found() {
+        let (first, second) =
+            (b"EXT4-fs kvm-vcpu:%d\0", [vec![0; 1 << 20], b"\0luo-v5\0".to_vec()].concat());
+        let mut reader = first.chain(&second[..]);
+        let contents = Contents::of_reader(&mut reader, &[KVM, EXT4], true).unwrap();
+        assert_eq!(contents.presence(KVM), Presence::BuiltIn);
+        assert!(contents.abi.luo.is_empty() && reader.read(&mut [0; 8]).unwrap() > 0);
+        let contents = Contents::of_reader(&mut first.chain(&second[..]), &[XFS], true).unwrap();
+        assert!(
+            !contents.abi.luo.is_empty(),
+            "a part without a string shows in a configuration only"
+        );
     }
 
     fn set(versions: &[&str]) -> BTreeSet<String> {
@@ -246,7 +271,10 @@ mod tests {
     fn versions_and_strings_are_found_in_a_compressed_kernel() {
         let kernel = [vec![1; 1 << 19], b"\0kho-v4\0luo-v5\0 kvm-vcpu:%d\0".to_vec()].concat();
         let contents = of_payload(&gzip(&kernel)).unwrap();
-        assert_eq!((contents.abi.kho.clone(), contents.abi.luo.clone()), (set(&["kho-v4"]), set(&["luo-v5"])));
+        assert_eq!(
+            (contents.abi.kho.clone(), contents.abi.luo.clone()),
+            (set(&["kho-v4"]), set(&["luo-v5"]))
+        );
         assert_eq!(contents.presence(KVM), Presence::BuiltIn);
         assert_eq!(contents.presence(EXT4), Presence::Unknown, "not found is not absent");
         assert_eq!(contents.presence(XFS), Presence::Unknown);

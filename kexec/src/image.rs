@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::compression::Compression;
 use crate::mib;
 
 /// The files to load.
@@ -144,11 +145,7 @@ impl Image {
     /// Returns a `kho_scratch=` parameter with which this image can be loaded, with a quarter to spare. It
     /// must be given to the running kernel, and takes effect at its next cold boot.
     pub fn scratch_parameter(&self) -> String {
-        const STEP: u64 = 16 << 20;
-        let initramfs = self.initramfs.as_ref().map_or(0, |initramfs| initramfs.size);
-        let needed = self.kernel.init_size + self.kernel.alignment + initramfs;
-        let area = (needed + needed / 4).div_ceil(STEP) * STEP;
-        format!("kho_scratch=16M,{}M,0", area >> 20)
+        scratch_parameter(&self.kernel, self.initramfs.as_ref())
     }
 
     /// Describes the memory that the image needs, for messages.
@@ -159,6 +156,15 @@ impl Image {
             None => kernel,
         }
     }
+}
+
+/// [`Image::scratch_parameter`].
+pub(crate) fn scratch_parameter(kernel: &Kernel, initramfs: Option<&Initramfs>) -> String {
+    const STEP: u64 = 16 << 20;
+    let initramfs = initramfs.map_or(0, |initramfs| initramfs.size);
+    let needed = kernel.init_size + kernel.alignment + initramfs;
+    let area = (needed + needed / 4).div_ceil(STEP) * STEP;
+    format!("kho_scratch=16M,{}M,0", area >> 20)
 }
 
 /// The first bytes of a kernel's file, with the setup header at offset 0x1f1. Little-endian.
@@ -285,18 +291,15 @@ fn release(file: &File, offset: u16, setup_size: u64) -> Option<String> {
 }
 
 impl Initramfs {
-    /// Each format's name and first bytes (init/initramfs.c, lib/decompress.c).
-    const FORMATS: [(&'static str, &'static [u8]); 9] = [
-        ("cpio", b"070701"),
-        ("cpio with checksums", b"070702"),
-        ("gzip", &[0x1f, 0x8b]),
-        ("zstd", &[0x28, 0xb5, 0x2f, 0xfd]),
-        ("xz", &[0xfd, b'7', b'z', b'X', b'Z', 0]),
-        ("lz4", &[0x02, 0x21, 0x4c, 0x18]),
-        ("lzma", &[0x5d, 0, 0]),
-        ("lzo", &[0x89, b'L', b'Z', b'O']),
-        ("bzip2", b"BZh"),
-    ];
+    /// The formats without compression: name and first bytes (init/initramfs.c).
+    const PLAIN: [(&'static str, &'static [u8]); 2] =
+        [("cpio", b"070701"), ("cpio with checksums", b"070702")];
+
+    /// Each format's name and first bytes.
+    fn formats() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+        let compressed = Compression::ALL.map(|(compression, magic)| (compression.name(), magic));
+        Self::PLAIN.into_iter().chain(compressed)
+    }
 
     /// Opens the initramfs at `path` and checks it.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
@@ -307,7 +310,7 @@ impl Initramfs {
         }
         let mut magic = vec![0; size.min(6) as usize];
         read("initramfs", &path, &file, &mut magic)?;
-        let known = Self::FORMATS.iter().find(|(_, start)| magic.starts_with(start));
+        let known = Self::formats().find(|(_, start)| magic.starts_with(start));
         match known {
             Some((format, _)) => Ok(Self { path, file, size, format }),
             None => Err(ImageError::NotAnInitramfs { path, magic }),
@@ -491,7 +494,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_initramfs_is_known_by_how_it_begins() {
-        for (format, magic) in Initramfs::FORMATS {
+        for (format, magic) in Initramfs::formats() {
             let (_dir, path) = file(&[magic, b"rest"].concat());
             let found = Initramfs::open(&path).unwrap();
             assert_eq!((found.format, found.size), (format, magic.len() as u64 + 4));

@@ -3,7 +3,8 @@
 //! ```text
 //!   Image::open + CommandLine::for_live_update
 //!        |
-//!   preflight::check, abi::differences      refuse a kernel that would lose preserved memory
+//!   preflight, abi::differences             refuse a kernel that would lose preserved memory
+//!   Contents, Archive                       look into both files
 //!        |
 //!   load -> LoadedImage                     dropped: unloaded again
 //!        |
@@ -31,8 +32,8 @@ pub mod preflight;
 mod status;
 
 pub use archive::{Archive, ArchiveError, Entry};
-pub use compression::Compression;
 pub use command_line::{CommandLine, CommandLineError, Parameter, parameters, switch};
+pub use compression::Compression;
 pub use contents::{Contents, ContentsError, Part, Presence};
 pub use image::{Image, ImageError, Initramfs, Kernel};
 pub use jump::{JumpError, jump};

@@ -3,7 +3,8 @@
 //! Only certain problems are a reason to refuse. If the running kernel does not tell a fact, the check of
 //! that fact is skipped. Whether the image fits is finally decided when it is loaded.
 
-use crate::{CommandLine, Image, Kernel, Running, ScratchArea, Survival, memmap, mib, switch};
+use crate::image::scratch_parameter;
+use crate::{CommandLine, Initramfs, Kernel, Running, ScratchArea, Survival, memmap, mib, switch};
 
 /// Why a live update into this image would fail, or lose everything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,27 +77,38 @@ pub enum Refusal {
     },
 }
 
-/// Checks everything that can be known before `image` is loaded. Returns all problems, not only the first.
-pub fn check(
+/// Checks whether preserved memory gets from the running kernel to one with this command line. Returns all problems,
+/// not only the first.
+pub fn check_survival(
     running: &Running,
-    image: &Image,
     command_line: &CommandLine,
     survival: Survival,
-) -> Result<(), Vec<Refusal>> {
-    let mut refusals = match survival {
+) -> Vec<Refusal> {
+    match survival {
         Survival::HandedOver => nothing_handed_over(running, command_line),
         Survival::Reserved => other_memory(running, command_line).into_iter().collect(),
-    };
-    let limit = image.kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
+    }
+}
+
+/// Checks whether the next kernel accepts the command line, and whether the running kernel has room to load it and
+/// its initramfs. Returns all problems, not only the first.
+pub fn check_room(
+    running: &Running,
+    kernel: &Kernel,
+    initramfs: Option<&Initramfs>,
+    command_line: &CommandLine,
+) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let limit = kernel.command_line_size.saturating_sub(CommandLine::OVERHEAD as u64);
     let bytes = command_line.as_str().len() as u64;
     if bytes > limit {
         refusals.push(Refusal::CommandLineTooLong { limit, bytes });
     }
     // With KHO on, the kernel loads images only into scratch areas, with either kind of survival.
     if let Some(areas) = &running.scratch {
-        refusals.extend(no_room(areas, image));
+        refusals.extend(no_room(areas, kernel, initramfs));
     }
-    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    refusals
 }
 
 /// Returns a refusal if the two kernels do not reserve the same memory.
@@ -134,20 +146,24 @@ const MIN_INITRAMFS_ADDRESS: u64 = 0x100_0000;
 /// Returns a refusal if the image does not fit into the scratch areas. Places kernel and initramfs as the
 /// running kernel would: each in the first area that has room, as high as possible. Ignores the few pages
 /// of boot parameters and purgatory.
-fn no_room(areas: &[ScratchArea], image: &Image) -> Option<Refusal> {
+fn no_room(
+    areas: &[ScratchArea],
+    kernel: &Kernel,
+    initramfs: Option<&Initramfs>,
+) -> Option<Refusal> {
     let refusal = |what, bytes| {
         let sizes: Vec<String> =
             areas.iter().map(|area| area.size).filter(|size| *size > 0).map(mib).collect();
         let areas = if sizes.is_empty() { "there are none".to_owned() } else { sizes.join(", ") };
-        Refusal::NoRoom { what, bytes, areas, remedy: image.scratch_parameter() }
+        Refusal::NoRoom { what, bytes, areas, remedy: scratch_parameter(kernel, initramfs) }
     };
     let mut free: Vec<(u64, u64)> =
         areas.iter().map(|area| (area.start, area.start.saturating_add(area.size))).collect();
-    let Kernel { init_size, lowest_address, alignment, .. } = image.kernel;
+    let Kernel { init_size, lowest_address, alignment, .. } = *kernel;
     if place(&mut free, init_size, lowest_address, alignment).is_none() {
         return Some(refusal("kernel", init_size));
     }
-    let initramfs = image.initramfs.as_ref()?;
+    let initramfs = initramfs?;
     match place(&mut free, initramfs.size, MIN_INITRAMFS_ADDRESS, PAGE) {
         Some(_) => None,
         None => Some(refusal("initramfs", initramfs.size)),
@@ -176,10 +192,23 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::Image;
     use crate::image::tests::{bzimage, file};
 
     fn check(running: &Running, image: &Image, line: &CommandLine) -> Result<(), Vec<Refusal>> {
-        super::check(running, image, line, Survival::HandedOver)
+        check_for(running, image, line, Survival::HandedOver)
+    }
+
+    fn check_for(
+        running: &Running,
+        image: &Image,
+        line: &CommandLine,
+        survival: Survival,
+    ) -> Result<(), Vec<Refusal>> {
+        let Image { kernel, initramfs } = image;
+        let mut refusals = check_survival(running, line, survival);
+        refusals.extend(check_room(running, kernel, initramfs.as_ref(), line));
+        if refusals.is_empty() { Ok(()) } else { Err(refusals) }
     }
 
     const MIB: u64 = 1 << 20;
@@ -246,7 +275,7 @@ mod tests {
         let mut here = running(&[]);
         (here.luo, here.kho, here.scratch) = (false, Some(false), None);
         let check = |here: &Running, there: &str| {
-            super::check(here, &image, &CommandLine::new(there).unwrap(), Survival::Reserved)
+            check_for(here, &image, &CommandLine::new(there).unwrap(), Survival::Reserved)
         };
         assert_eq!(check(&here, "quiet"), Ok(()), "a device of its own needs no `memmap=`");
         here.command_line = "console=ttyS0 memmap=1G!1G".to_owned();

@@ -438,6 +438,12 @@ fn bad_files(tree: &Ext4, bzimage: &Path) -> std::io::Result<()> {
     fs::write(tree.path("bad/truncated-bzImage")?, &kernel[..kernel.len() / 2])?;
     fs::write(tree.path("bad/header-only")?, &kernel[..512])?;
     fs::write(tree.path("bad/no-kernel")?, vec![0x55; 1 << 20])?;
+    Initramfs::new()?.write(&tree.path("bad/no-init")?)?;
+    // Another program, and a module that is not there.
+    let mut stranger = Initramfs::new()?;
+    stranger.file("init", 0o755, b"#!/bin/sh\n")?;
+    stranger.file("etc/perennial.toml", 0o644, b"[host]\nmodules = [\"nowhere\"]\n")?;
+    stranger.write(&tree.path("bad/stranger")?)?;
     raw_disk(&tree.path("bad/no-initramfs")?, 1 << 20)?;
     // Larger than the scratch area that the next kernel must be loaded into; a sparse file.
     let huge = tree.path("bad/huge-initramfs")?;

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, BufRead, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::time::Timespec;
 use vmm::config::HostSection;
-use vmm::confine::{self, Layer, Report};
+use vmm::confine::{self, Layer, Report, trial};
 use vmm::guests::confinement::Confinement;
 use vmm::guests::process::{VmProcess, is_vm_process};
 use vmm::host::dhcp;
@@ -632,6 +632,41 @@ fn host(kind: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Tries a shell in the place of a next host's program.
+fn a_program_that_is_tried_answers_and_can_do_nothing() -> Result<(), Failed> {
+    let shell = std::fs::File::open("/bin/sh").unwrap();
+    let document = vmm::guests::memfd::document_memfd("a document", b"contents").unwrap();
+    let within = std::time::Duration::from_secs(30);
+    let tried = |script: &str| {
+        let arguments = ["-c", script];
+        trial::run(shell.as_fd(), &arguments, &[document.as_fd()], within)
+    };
+    // Not the first process, which a host's program would take for the first process of a machine.
+    let script = "cat $0; echo; id -u; test $$ != 1 && echo second; grep -c : /proc/net/dev";
+    let answer = tried(script).map_err(|error| error.to_string())?;
+    if !answer.is_good || answer.said != "contents\n65534\nsecond\n1" {
+        return Err(format!("{answer:?}").into());
+    }
+    let own = std::process::id();
+    for wrong in [
+        format!("kill -CONT {own}"),
+        "mount -t tmpfs none /tmp".to_owned(),
+        "touch /etc/a-file-of-a-stranger".to_owned(),
+        "echo 1 > /proc/sys/kernel/panic".to_owned(),
+        "exit 3".to_owned(),
+    ] {
+        let answer = tried(&wrong).map_err(|error| error.to_string())?;
+        if answer.is_good {
+            return Err(format!("it can {wrong}").into());
+        }
+    }
+    let endless = ["-c", "while :; do :; done"];
+    match trial::run(shell.as_fd(), &endless, &[], std::time::Duration::from_millis(200)) {
+        Err(trial::TrialError::Silent(_)) => Ok(()),
+        other => Err(format!("an endless program: {other:?}").into()),
+    }
+}
+
 fn main() -> ExitCode {
     if is_vm_process() {
         return match vmm::vm::serve::run() {
@@ -648,6 +683,9 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    if trial::is_trial() {
+        return trial::surround(std::env::args_os().skip(2)).into();
     }
     if let [HOST, kind] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return host(kind);
@@ -676,6 +714,8 @@ fn main() -> ExitCode {
         let trial = format!("the_filter_allows_what_follows_{name}");
         trials.push(Trial::test(trial, || fails_by_itself(name, *signal)));
     }
+    let name = "a_program_that_is_tried_answers_and_can_do_nothing";
+    trials.push(Trial::test(name, a_program_that_is_tried_answers_and_can_do_nothing));
     let name = "a_process_of_the_host_is_confined";
     trials.push(Trial::test(name, a_process_of_the_host_is_confined));
     let name = "the_process_that_speaks_dhcp_is_confined";

@@ -1,5 +1,7 @@
 //! Live updates that fail before the jump: every VM runs on, and the next update succeeds.
 
+use std::collections::BTreeSet;
+
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both};
@@ -14,6 +16,7 @@ fn fails(luo: Luo) -> Result<(), Failure> {
     host.wait_for_guests()?;
     host.stop_before_each_step("update")?;
     refuse(&mut host, luo)?;
+    find_everything_at_once(&mut host, luo)?;
     // None of these failures may keep a real update from working.
     host.update(json!({}))?;
     host.check_guests()?;
@@ -51,4 +54,41 @@ fn refuse(host: &mut Host, luo: Luo) -> Result<(), Failure> {
         host.expect_refusal("update", arguments, named)?;
     }
     host.check_guests()
+}
+
+/// Asks for the findings about a good update and about one with which everything is wrong.
+fn find_everything_at_once(host: &mut Host, luo: Luo) -> Result<(), Failure> {
+    let found = host.request(json!({"do": "preflight"}))?;
+    if found["refused"] != false || severities(&found).any(|severity| severity != "note") {
+        return Err(format!("a good update has findings: {found:#}").into());
+    }
+    let arguments = json!({
+        // Guests run this kernel, which has no LUO and no KVM.
+        "kernel": "/data/guest/bzImage",
+        "initramfs": "/data/bad/stranger",
+        "cmdline": "console=ttyS0 memmap=512M!2G",
+    });
+    let expected: &[&str] = match luo {
+        Luo::Kernel => &["driver", "initramfs-modules", "initramfs-program", "kernel-luo"],
+        Luo::Pool => &["command-line-memmap", "driver", "initramfs-modules", "initramfs-program"],
+    };
+    let mut request = arguments.clone();
+    request["do"] = json!("preflight");
+    let found = host.request(request)?;
+    let refusals = found["findings"].as_array().into_iter().flatten();
+    let refusals = refusals.filter(|finding| finding["severity"] == "refusal");
+    let refusals: BTreeSet<_> = refusals.filter_map(|finding| finding["name"].as_str()).collect();
+    if found["refused"] != true || !refusals.iter().eq(expected) {
+        return Err(format!("expected {expected:?}: {found:#}").into());
+    }
+    for name in expected {
+        host.expect_refusal("update", arguments.clone(), &format!("`{name}`"))?;
+    }
+    let no_init = json!({"initramfs": "/data/bad/no-init"});
+    host.expect_refusal("update", no_init, "has no `/init`")?;
+    host.check_guests()
+}
+
+fn severities(found: &Value) -> impl Iterator<Item = &Value> {
+    found["findings"].as_array().into_iter().flatten().map(|finding| &finding["severity"])
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::report::Report;
 use super::{Line, Status};
+use crate::live_update::preflight::Finding;
 use crate::live_update::{Outcome, Step};
 
 /// What a command that succeeded has to say. `docs/api.md` lists the fields by command.
@@ -30,6 +31,13 @@ pub enum Answer {
     Resized {
         /// Size of the disk in bytes, as the guest was told.
         bytes: u64,
+    },
+    /// Of `preflight`.
+    Findings {
+        /// Whether an update would be refused.
+        refused: bool,
+        /// All findings, in their order.
+        findings: Vec<Finding>,
     },
     /// Of `stop`, when the VM has ended.
     Ended {
@@ -98,6 +106,10 @@ mod tests {
             (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
             (Answer::Resized { bytes: 512 }, r#"{"bytes":512}"#),
+            (
+                Answer::Findings { refused: false, findings: Vec::new() },
+                r#"{"refused":false,"findings":[]}"#,
+            ),
             (
                 Answer::LeftToSystemd { outcome, kexec: "asked of systemd" },
                 r#"{"outcome":"running","kexec":"asked of systemd"}"#,

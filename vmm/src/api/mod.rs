@@ -24,6 +24,7 @@ pub use stream::{Lines, StreamError};
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::config::Restart;
 use crate::devices::network::Link;
+use crate::live_update::preflight::{Check, UnknownCheck};
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
 
@@ -129,6 +130,8 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
     },
+    /// Find out what would stand in the way of an update. Loads nothing, and touches no VM.
+    Preflight(UpdateCall),
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
     /// Replace the host's program under its VMs.
@@ -167,6 +170,16 @@ pub struct UpdateCall {
     /// VMs that are left out: they end with this host, and are stopped on the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<VmName>,
+    /// Names of refusals of the preflight to go on in spite of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub force: Vec<String>,
+}
+
+impl UpdateCall {
+    /// The refusals that the operator overrides.
+    pub fn forced(&self) -> Result<Vec<Check>, UnknownCheck> {
+        self.force.iter().map(|name| Check::to_force(name)).collect()
+    }
 }
 
 /// The arguments of a handover.

@@ -3,14 +3,17 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::preflight;
 use crate::api::{self, Call, Event, HandoverCall, Line, Status, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
+use crate::live_update::preflight::Finding;
 use crate::machine::{MachineError, VmName};
 use crate::options::parse_size;
 
@@ -99,17 +102,21 @@ enum Command {
         #[arg(long, value_name = "SIZE", value_parser = parse_size)]
         size: Option<u64>,
     },
+    /// Say what would stand in the way of an update, without doing anything
+    ///
+    /// The exit status is 0 if an update would not be refused, 3 if it would, and 1 if that cannot be found out.
+    /// docs/preflight.md describes the findings.
+    Preflight {
+        #[command(flatten)]
+        next: Next,
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Replace the host's kernel under its VMs
     Update {
-        /// The next kernel, instead of the one in the configuration
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// Its initramfs
-        #[arg(long, value_name = "FILE")]
-        initramfs: Option<PathBuf>,
-        /// Its command line; the parameters that a live update needs are added
-        #[arg(long)]
-        cmdline: Option<String>,
+        #[command(flatten)]
+        next: Next,
         /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
         /// preserve-state, sync or jump
         #[arg(long, value_name = "STEP", value_parser = step)]
@@ -145,6 +152,30 @@ enum Command {
         #[arg(long)]
         now: bool,
     },
+}
+
+/// The next kernel, instead of that in the configuration.
+#[derive(Debug, Args)]
+struct Next {
+    /// The next kernel, instead of the one in the configuration
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Its initramfs
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Its command line; the parameters that a live update needs are added
+    #[arg(long)]
+    cmdline: Option<String>,
+    /// Go on in spite of a refusal of the preflight that says so; may be given several times
+    #[arg(long, value_name = "NAME")]
+    force: Vec<String>,
+}
+
+impl From<Next> for UpdateCall {
+    fn from(next: Next) -> Self {
+        let Next { kernel, initramfs, cmdline, force } = next;
+        Self { kernel, initramfs, cmdline, force, ..Self::default() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -212,10 +243,9 @@ impl From<Command> for api::Command {
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
-            Command::Update { kernel, initramfs, cmdline, stop_before, verify_frames, without } => {
-                let update =
-                    UpdateCall { kernel, initramfs, cmdline, stop_before, verify_frames, without };
-                Self::Update(update)
+            Command::Preflight { next, json: _ } => Self::Preflight(next.into()),
+            Command::Update { next, stop_before, verify_frames, without } => {
+                Self::Update(UpdateCall { stop_before, verify_frames, without, ..next.into() })
             }
             Command::Handover { program, stop_before, without } => {
                 Self::Handover(HandoverCall { program, stop_before, without })
@@ -227,19 +257,28 @@ impl From<Command> for api::Command {
     }
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), CtlError> {
+pub(super) fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
     let Arguments { socket, command } = arguments;
     if let Command::Events = command {
-        return follow(&socket);
+        return follow(&socket).map(|()| ExitCode::SUCCESS);
     }
+    let as_text = matches!(command, Command::Preflight { json: false, .. });
     let hands_over = matches!(command, Command::Handover { .. });
     let answer = match ask(&socket, command) {
         // The host that got the request is replaced. Print the next host's status instead.
         Err(CtlError::NoAnswer { jumping: true }) if hands_over => successor(&socket)?,
         other => other?,
     };
-    println!("{}", serde_json::to_string_pretty(&answer)?);
-    Ok(())
+    match as_text {
+        true => {
+            preflight::print(&serde_json::from_value::<Vec<Finding>>(answer["findings"].clone())?)
+        }
+        false => println!("{}", serde_json::to_string_pretty(&answer)?),
+    }
+    Ok(match answer["refused"].as_bool() {
+        Some(true) => ExitCode::from(preflight::REFUSED),
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 /// Asks the host for its status.

@@ -1,9 +1,10 @@
-//! The command line: `perennial host`, `run`, `console`, `ctl`, `state`, `luo`, and the internal `vmm` and `dhcp`.
+//! The command line: `perennial host`, `run`, `console`, `ctl`, `preflight`, `state`, `luo`, and the internal `vmm` and `dhcp`.
 
 mod console;
 mod ctl;
 mod log;
 mod luo;
+mod preflight;
 mod run;
 mod state;
 mod terminal;
@@ -19,6 +20,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
 use tracing::level_filters::LevelFilter;
 
 use crate::causes::chain;
+use crate::confine::trial;
 use crate::guests::process::is_vm_process;
 use crate::host::{self, dhcp, init};
 use crate::live_update::next_host;
@@ -46,6 +48,8 @@ enum Command {
     Console(console::Arguments),
     /// Talk to a running host
     Ctl(ctl::Arguments),
+    /// Say what would stand in the way of a live update, by looking at the files and the running kernel
+    Preflight(preflight::Arguments),
     /// Print or check state documents
     #[command(subcommand)]
     State(state::Command),
@@ -58,6 +62,13 @@ enum Command {
         /// How much to log
         #[arg(long, default_value_t = LevelFilter::INFO)]
         log: LevelFilter,
+    },
+    /// The process around a program that is tried; the host starts it
+    #[command(hide = true)]
+    Try {
+        /// What the host passes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
     },
     /// The process that speaks DHCP for the host; the host starts it, with its sockets as standard input
     /// and output
@@ -79,7 +90,7 @@ enum Command {
 /// process.
 pub fn main(started: u64) -> ExitCode {
     let inherited = next_host::inherit();
-    if init::is_pid_1() && !is_vm_process() && !dhcp::is_dhcp_process() {
+    if init::is_pid_1() && !is_vm_process() && !dhcp::is_dhcp_process() && !trial::is_trial() {
         if inherited.is_none() {
             init::set_up();
         }
@@ -101,18 +112,16 @@ pub fn main(started: u64) -> ExitCode {
     });
     match command {
         Command::Host { config } => exit(host::run(&config, started, inherited)),
-        Command::Run(arguments) => {
-            let result = run::run(&arguments);
-            report(&result);
-            result.unwrap_or(ExitCode::FAILURE)
-        }
+        Command::Run(arguments) => exit_with(run::run(&arguments)),
         Command::Vmm { .. } => {
             ignore_keys();
             exit(vm::serve::run())
         }
         Command::Dhcp { log: _, user, mac } => exit(dhcp::run_process(user, &mac)),
+        Command::Try { words } => ExitCode::from(trial::surround(words)),
         Command::Console(arguments) => exit(console::run(&arguments)),
-        Command::Ctl(arguments) => exit(ctl::run(arguments)),
+        Command::Ctl(arguments) => exit_with(ctl::run(arguments)),
+        Command::Preflight(arguments) => exit_with(preflight::run(arguments)),
         Command::State(command) => exit(state::run(command)),
         Command::Luo(command) => luo::run(command),
     }
@@ -136,6 +145,12 @@ fn ignore_keys() {
             tracing::warn!("signal {signal} will end this VM: {error}");
         }
     }
+}
+
+/// Returns the exit status of a command that chooses it.
+fn exit_with<E: std::error::Error>(result: Result<ExitCode, E>) -> ExitCode {
+    report(&result);
+    result.unwrap_or(ExitCode::FAILURE)
 }
 
 fn exit<E: std::error::Error>(result: Result<(), E>) -> ExitCode {

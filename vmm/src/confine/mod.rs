@@ -20,6 +20,7 @@ mod privileges;
 mod process;
 mod seccomp;
 mod trap;
+pub mod trial;
 
 use std::fmt;
 use std::io;

@@ -21,6 +21,19 @@ pub(super) fn enter_all_but_user(record: &mut Record) {
     if record.note("mount namespace", enter(UnshareFlags::NEWNS)) {
         record.note("empty root directory", empty_root());
     }
+    enter_others(record);
+}
+
+/// As [`enter_all_but_user`], but with the mounts of the host.
+pub(super) fn enter_all_but_user_with_root(record: &mut Record) {
+    if record.note("mount namespace", enter(UnshareFlags::NEWNS)) {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        record.note("private mounts", mount_change("/", private));
+    }
+    enter_others(record);
+}
+
+fn enter_others(record: &mut Record) {
     record.note("network namespace", enter(UnshareFlags::NEWNET));
     record.note("IPC namespace", enter(UnshareFlags::NEWIPC));
     record.note("UTS namespace", enter(UnshareFlags::NEWUTS));

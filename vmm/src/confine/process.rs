@@ -70,6 +70,18 @@ impl Process {
     pub fn pid(&self) -> Pid {
         self.pid
     }
+
+    /// Waits for the end of the process. Returns its exit status, `Some(None)` if a signal ended it, and `None` if
+    /// it runs on after `within`.
+    pub fn wait_for(&self, within: Duration) -> io::Result<Option<Option<i32>>> {
+        let within = Timespec::try_from(within).map_err(io::Error::other)?;
+        let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        if rustix::io::retry_on_intr(|| poll(&mut gone, Some(&within)))? == 0 {
+            return Ok(None);
+        }
+        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        Ok(Some(status.and_then(|status| status.exit_status())))
+    }
 }
 
 /// Starts `command` as the first process of a PID namespace, or in the host's namespace if the host may not make

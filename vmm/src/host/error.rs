@@ -8,6 +8,7 @@ use super::kernel_entry::NoteError;
 use super::service;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
+use crate::live_update::preflight::UnknownCheck;
 use crate::live_update::{Outcome, UpdateError, next_host};
 use crate::machine::VmName;
 
@@ -114,6 +115,9 @@ pub enum HostError {
         /// The chain of causes.
         why: String,
     },
+    /// A finding that no operator can override was to be.
+    #[error(transparent)]
+    Force(#[from] UnknownCheck),
     /// There was no live update or handover.
     #[error(
         "there is no report: this host was started by a cold boot, and no earlier host left one"
@@ -144,6 +148,7 @@ impl HostError {
             Self::NoLuo(NoLuo { may_hold_vms: false, .. })
             | Self::NothingToLoad(_)
             | Self::FramesNotPinned
+            | Self::Force(_)
             | Self::Stopping(_)
             | Self::Service(_)
             | Self::OwnProgram(_) => Some(Outcome::Running),

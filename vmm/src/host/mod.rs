@@ -27,6 +27,7 @@ pub mod kvm_pages;
 mod limits;
 pub mod modules;
 mod network;
+mod preflight;
 mod report;
 mod serve;
 pub mod service;
@@ -59,6 +60,7 @@ use crate::live_update::carry::Carried;
 use crate::live_update::next_host::{self, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
+use crate::live_update::preflight::Surroundings;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use arrival::{Destiny, LastHost};
@@ -342,8 +344,9 @@ impl Host {
         let initramfs = call.initramfs.as_ref().or(defaults.initramfs.as_ref());
         Ok(NextKernel {
             kernel: kernel.ok_or(HostError::NothingToLoad("kernel"))?.clone(),
-            initramfs: initramfs.ok_or(HostError::NothingToLoad("initramfs"))?.clone(),
+            initramfs: Some(initramfs.ok_or(HostError::NothingToLoad("initramfs"))?.clone()),
             cmdline: call.cmdline.as_ref().unwrap_or(&defaults.cmdline).clone(),
+            forced: call.forced()?,
         })
     }
 
@@ -363,8 +366,9 @@ impl Host {
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
-        let image =
-            next_kernel::load(&self.next_kernel(&call)?, None).map_err(UpdateError::NextKernel)?;
+        let surroundings = Surroundings::of_host(&self.vms, luo::Backend::Systemd);
+        let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
+            .map_err(UpdateError::NextKernel)?;
         service::ask_for_kexec()?;
         tracing::info!("live update {} begins: systemd was asked for it", self.number + 1);
         self.next = Some(image);

@@ -27,7 +27,7 @@ use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
-use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
+use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError, preflight};
 
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
 /// because every poll would return at once.
@@ -443,6 +443,12 @@ impl Server {
             }
             Command::ResizeDisk { vm, disk, size } => {
                 return Ok(Answer::Resized { bytes: host.vm(&vm)?.resize_disk(&disk, size)? });
+            }
+            Command::Preflight(call) => {
+                let findings = host.preflight(&call)?;
+                let forced = call.forced()?;
+                let refused = !preflight::refusals(&findings, &forced).is_empty();
+                return Ok(Answer::Findings { refused, findings });
             }
             Command::Update(call) if host.is_left_to_systemd(&call) => {
                 host.update_through_systemd(call)?;

@@ -15,6 +15,7 @@ pub mod next_host;
 pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
+pub mod preflight;
 mod update_error;
 
 pub use update_error::UpdateError;

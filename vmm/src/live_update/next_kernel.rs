@@ -1,15 +1,16 @@
-//! Checks the next kernel as far as is possible while the guests run, then loads it.
+//! The next kernel with its initramfs and command line: opens them once, so that what the preflight checks is what
+//! is loaded.
 
 use std::path::{Path, PathBuf};
 
-use kexec::abi;
-use kexec::preflight::{self, Refusal};
 use kexec::{
-    CommandLine, CommandLineError, Image, ImageError, LoadError, LoadedImage, Running, Survival,
+    CommandLine, CommandLineError, Image, ImageError, Initramfs, Kernel, LoadError, LoadedImage,
+    Running, StatusError, Survival,
 };
 use luo::Ticket;
 use rustix::process::getpid;
 
+use super::preflight::{self, Check, Finding, Surroundings};
 use crate::arch::x86_64::tsc;
 use crate::kvm;
 
@@ -40,27 +41,10 @@ pub enum NextKernelError {
     CommandLine(#[from] CommandLineError),
     /// The facts about the running kernel cannot be read.
     #[error(transparent)]
-    Running(#[from] kexec::StatusError),
+    Running(#[from] StatusError),
     /// The preflight refuses it.
     #[error("{}", joined(.0))]
-    Refused(Vec<Refusal>),
-    /// The handover formats of the image cannot be read.
-    #[error("cannot examine {}: is the file damaged?", path.display())]
-    Examine {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The next kernel reads other versions of the handover formats than the running kernel writes.
-    #[error("{} cannot take over: {}", path.display(), joined(differences))]
-    Differs {
-        /// The image.
-        path: PathBuf,
-        /// The formats that differ.
-        differences: Vec<abi::Difference>,
-    },
+    Refused(Vec<Finding>),
     /// The running kernel refuses to load the image.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -75,43 +59,122 @@ fn joined(reasons: &[impl ToString]) -> String {
 pub struct NextKernel {
     /// Path of the kernel image.
     pub kernel: PathBuf,
-    /// Path of the initramfs.
-    pub initramfs: PathBuf,
+    /// Path of the initramfs; `None` if the kernel has one built in.
+    pub initramfs: Option<PathBuf>,
     /// The command line as the operator wrote it.
     pub cmdline: String,
+    /// The findings of the preflight that the operator overrides.
+    pub forced: Vec<Check>,
 }
 
-/// Checks and loads the next kernel. With a `ticket`, preserved memory lies in a pool, and the ticket is
-/// added to the command line. Without a ticket, the kernel's LUO hands everything over.
-pub fn load(next: &NextKernel, ticket: Option<Ticket>) -> Result<LoadedImage, NextKernelError> {
-    let NextKernel { kernel, initramfs, cmdline } = next;
-    let image = Image::open(kernel, Some(initramfs))?;
-    let (survival, command_line) = match ticket {
-        None => (Survival::HandedOver, CommandLine::for_live_update(cmdline)?),
-        Some(ticket) => {
-            let line = CommandLine::new(cmdline)?.with(PARAMETER, &ticket.to_string())?;
-            (Survival::Reserved, line)
+/// A next kernel whose files are open. What cannot be opened or composed is an error here, so that the preflight can
+/// tell all of it at once.
+#[derive(Debug)]
+pub struct Candidate {
+    /// What the operator named.
+    pub next: NextKernel,
+    /// The kernel.
+    pub kernel: Result<Kernel, ImageError>,
+    /// The initramfs.
+    pub initramfs: Result<Option<Initramfs>, ImageError>,
+    /// The complete command line.
+    pub command_line: Result<CommandLine, CommandLineError>,
+    /// How the VMs' memory survives the jump.
+    pub survival: Survival,
+    /// The running kernel.
+    pub running: Result<Running, StatusError>,
+}
+
+impl Candidate {
+    /// Opens the files and composes the command line. With a `ticket`, preserved memory lies in a pool, and the
+    /// ticket is added to the command line. Without a ticket, the kernel's LUO hands everything over.
+    pub fn open(next: &NextKernel, ticket: Option<Ticket>) -> Self {
+        let survival = match ticket {
+            None => Survival::HandedOver,
+            Some(_) => Survival::Reserved,
+        };
+        Self::with(next, survival, ticket)
+    }
+
+    /// [`Candidate::open`] without a host that has a ticket, for a look at the files only. `is_in_pool`: whether
+    /// preserved memory would lie in a pool.
+    pub fn look(next: &NextKernel, is_in_pool: bool) -> Self {
+        let survival = if is_in_pool { Survival::Reserved } else { Survival::HandedOver };
+        Self::with(next, survival, None)
+    }
+
+    fn with(next: &NextKernel, survival: Survival, ticket: Option<Ticket>) -> Self {
+        Self {
+            kernel: Kernel::open(&next.kernel),
+            initramfs: next.initramfs.as_deref().map(Initramfs::open).transpose(),
+            command_line: command_line(&next.cmdline, survival, ticket),
+            survival,
+            running: Running::read(Path::new("/")),
+            next: next.clone(),
         }
+    }
+
+    /// Checks it. Errors with all findings that refuse it, unless the operator overrides them. Logs the others.
+    pub fn check(&self, surroundings: &Surroundings<'_>) -> Result<(), NextKernelError> {
+        let findings = preflight::run(self, surroundings);
+        let refusals = preflight::refusals(&findings, &self.next.forced);
+        for finding in findings.iter().filter(|finding| !refusals.contains(finding)) {
+            match finding.severity {
+                preflight::Severity::Note => tracing::info!("preflight: {finding}"),
+                _ => tracing::warn!("preflight: {finding}"),
+            }
+        }
+        match refusals.is_empty() {
+            true => Ok(()),
+            false => Err(NextKernelError::Refused(refusals)),
+        }
+    }
+
+    /// Loads it.
+    pub fn load(self) -> Result<LoadedImage, NextKernelError> {
+        let image = Image { kernel: self.kernel?, initramfs: self.initramfs? };
+        let (command_line, running) = (self.command_line?, self.running?);
+        let kernel = image.kernel.path.display();
+        tracing::info!("next kernel: {kernel} with the command line `{command_line}`");
+        Ok(kexec::load(&image, &command_line, &running)?)
+    }
+}
+
+/// Checks and loads the next kernel: [`Candidate::open`], [`Candidate::check`] and [`Candidate::load`].
+pub fn load(
+    next: &NextKernel,
+    ticket: Option<Ticket>,
+    surroundings: &Surroundings<'_>,
+) -> Result<LoadedImage, NextKernelError> {
+    let candidate = Candidate::open(next, ticket);
+    candidate.check(surroundings)?;
+    candidate.load()
+}
+
+/// Returns the command line of the next kernel: the operator's, with what carries the VMs.
+fn command_line(
+    text: &str,
+    survival: Survival,
+    ticket: Option<Ticket>,
+) -> Result<CommandLine, CommandLineError> {
+    let line = match survival {
+        Survival::HandedOver => CommandLine::for_live_update(text)?,
+        Survival::Reserved => CommandLine::new(text)?,
     };
-    let command_line = command_line.with(MARK, &unique())?;
-    let command_line = match tsc::rate_is_in_cpuid() {
-        true => command_line,
-        false => tell_tsc_rate(command_line, kvm::tsc_khz().ok()),
+    let line = match ticket {
+        Some(ticket) => line.with(PARAMETER, &ticket.to_string())?,
+        None => line,
+    };
+    let line = line.with(MARK, &unique())?;
+    let line = match tsc::rate_is_in_cpuid() {
+        true => line,
+        false => tell_tsc_rate(line, kvm::tsc_khz().ok()),
     };
     // A distribution decides for itself; nothing else would reboot a host that is PID 1.
-    let command_line = match getpid().is_init() {
-        true => add_unless_given(command_line, PANIC, &PANIC_SECONDS.to_string()),
-        false => command_line,
-    };
-    let root = Path::new("/");
-    let running = Running::read(root)?;
-    preflight::check(&running, &image, &command_line, survival)
-        .map_err(NextKernelError::Refused)?;
-    if survival == Survival::HandedOver {
-        compare_formats(root, &image)?;
-    }
-    tracing::info!("next kernel: {} with the command line `{command_line}`", kernel.display());
-    Ok(kexec::load(&image, &command_line, &running)?)
+    Ok(match getpid().is_init() {
+        true => add_unless_given(line, PANIC, &PANIC_SECONDS.to_string()),
+        false => line,
+    })
 }
 
 /// Returns a text that no other call returns.
@@ -141,27 +204,6 @@ fn add_unless_given(line: CommandLine, name: &str, value: &str) -> CommandLine {
         true => line,
         false => line.clone().with(name, value).unwrap_or(line),
     }
-}
-
-/// Errors if the next kernel does not read the handover formats that this kernel writes. Only warns if
-/// the formats of the next kernel cannot be found out.
-fn compare_formats(root: &Path, image: &Image) -> Result<(), NextKernelError> {
-    let path = || image.kernel.path.clone();
-    let next = abi::of_image(&image.kernel)
-        .map_err(|source| NextKernelError::Examine { path: path(), source })?;
-    let Some(next) = next else {
-        tracing::warn!(
-            "{} is not compressed with gzip (CONFIG_KERNEL_GZIP), so it is not checked whether it \
-             reads the handover formats of the running kernel",
-            path().display()
-        );
-        return Ok(());
-    };
-    let differences = abi::differences(&abi::of_running(root), &next);
-    if !differences.is_empty() {
-        return Err(NextKernelError::Differs { path: path(), differences });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

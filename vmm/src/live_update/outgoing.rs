@@ -25,6 +25,7 @@ use super::manifest::{
 };
 use super::next_host::{Inherited, NextHost, NextHostError, Passed};
 use super::next_kernel::{self, NextKernel};
+use super::preflight::Surroundings;
 use super::{Observer, Progress, Step, UpdateError, begin};
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
@@ -130,7 +131,7 @@ pub fn run(
         refuse_unfinished(unfinished)?;
     }
     before(Step::Load)?;
-    let next = load(luo, &plan.destination)?;
+    let next = load(luo, vms, &plan.destination)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -201,10 +202,14 @@ pub fn run(
 /// Checks the destination as far as is possible now, and makes it ready for the jump.
 fn load<'a>(
     luo: &dyn Orchestrator,
+    vms: &[Guest],
     destination: &Destination<'a>,
 ) -> Result<Next<'a>, UpdateError> {
     Ok(match destination {
-        Destination::Kernel(next) => Next::Kernel(next_kernel::load(next, luo.ticket())?),
+        Destination::Kernel(next) => {
+            let surroundings = Surroundings::of_host(vms, luo.backend());
+            Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
+        }
         Destination::Host { program, keeper, lock } => {
             Next::Host(NextHost::open(program)?, *keeper, *lock)
         }

@@ -9,6 +9,7 @@ use luo::Ticket;
 use super::Step;
 use super::UpdateError;
 use super::next_kernel::{self, NextKernel};
+use super::preflight::Surroundings;
 use super::{Observer, begin};
 
 /// Enters the next kernel with the same ticket. Returns only on an error; stopping before the step
@@ -21,7 +22,7 @@ pub fn run(
 ) -> Result<Infallible, UpdateError> {
     let before = |step| begin(step, stop_before, observer);
     before(Step::Load)?;
-    let image = next_kernel::load(next, Some(ticket))?;
+    let image = next_kernel::load(next, Some(ticket), &Surroundings::without_vms())?;
     // No VM is in reach, so these steps do nothing.
     for step in [Step::PreserveRam, Step::Pause, Step::Save, Step::PreserveState, Step::Sync] {
         before(step)?;

@@ -1,0 +1,31 @@
+//! The preflight of an update that is not done: `perennial ctl preflight`.
+
+use super::{Host, HostError};
+use crate::api::UpdateCall;
+use crate::live_update::next_kernel::Candidate;
+use crate::live_update::preflight::{self, Check, Finding, Surroundings};
+
+impl Host {
+    /// Returns all findings about an update. Loads nothing, and touches no VM.
+    pub(super) fn preflight(&self, call: &UpdateCall) -> Result<Vec<Finding>, HostError> {
+        let next = self.next_kernel(call)?;
+        let ticket = match &self.luo {
+            Ok(luo) => luo.ticket(),
+            Err(_) => self.kernel_entry.ticket(),
+        };
+        let candidate = Candidate::open(&next, ticket);
+        let surroundings = match &self.luo {
+            Ok(luo) => Surroundings::of_host(&self.vms, luo.backend()),
+            Err(_) => Surroundings::without_vms(),
+        };
+        let mut findings = preflight::run(&candidate, &surroundings);
+        if let (Err(none), None) = (&self.luo, ticket)
+            && !findings.iter().any(|finding| finding.name == Check::RunningLuo)
+        {
+            let sentence = format!("this host cannot do live updates: {}", none.why);
+            findings.push(Finding::new(Check::RunningLuo, "", sentence, ""));
+            preflight::sort(&mut findings);
+        }
+        Ok(findings)
+    }
+}

@@ -1,0 +1,242 @@
+//! The disks of the VMs: what the next host will find at their paths.
+//!
+//! The file that a VM has open is compared with what its path leads to. The process of the VM shows its open files in
+//! `/proc`; where it does not, nothing is compared.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::{Check, Finding, Surroundings};
+use crate::config::Config;
+use crate::guests::storage::disk_reports;
+use crate::guests::{Guest, Life};
+
+/// A disk of a VM that has a process.
+#[derive(Debug)]
+struct Disk {
+    vm: String,
+    path: PathBuf,
+    /// Size in bytes as the guest knows it, if its process says.
+    told: Option<u64>,
+    /// Everything that the VM's process has open; empty if that does not show.
+    open: Vec<Place>,
+}
+
+/// What tells one file or block device from another on one kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    File { device: u64, inode: u64 },
+    BlockDevice(u64),
+}
+
+impl Place {
+    fn of(metadata: &fs::Metadata) -> Self {
+        match metadata.file_type().is_block_device() {
+            true => Self::BlockDevice(metadata.rdev()),
+            false => Self::File { device: metadata.dev(), inode: metadata.ino() },
+        }
+    }
+}
+
+/// Checks the disks of all VMs that have a process. `next` is the next host's configuration, if it mounts anything.
+pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
+    let disks = disks_of(surroundings.vms);
+    let mut findings: Vec<Finding> =
+        disks.iter().flat_map(|disk| there(disk, surroundings.root)).collect();
+    if let Some(next) = next.filter(|_| surroundings.is_first_process) {
+        let mounted = fs::read_to_string(surroundings.root.join("proc/self/mounts"));
+        let mounted = mounted.unwrap_or_default();
+        findings.extend(disks.iter().filter_map(|disk| hidden(disk, &mounted, next)));
+    }
+    findings
+}
+
+fn disks_of(vms: &[Guest]) -> Vec<Disk> {
+    let mut disks = Vec::new();
+    for (vm, reports) in vms.iter().zip(disk_reports(vms)) {
+        let Life::Live(live) = &vm.life else { continue };
+        let fds = PathBuf::from(format!("/proc/{}/fd", live.process.pid().as_raw_pid()));
+        let open: Vec<Place> = fs::read_dir(fds)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(Place::of(&fs::metadata(entry.ok()?.path()).ok()?)))
+            .collect();
+        let reports = reports.unwrap_or_default();
+        for path in vm.machine.devices.iter().filter_map(|device| device.options.stored_at()) {
+            let told = reports.iter().find(|disk| disk.path == path).map(|disk| disk.report.bytes);
+            let (vm, path) = (vm.machine.name.to_string(), path.to_owned());
+            disks.push(Disk { vm, path, told, open: open.clone() });
+        }
+    }
+    disks
+}
+
+/// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it.
+fn there(disk: &Disk, root: &Path) -> Option<Finding> {
+    let Disk { vm, path, told, open } = disk;
+    let shown = path.display();
+    let finding = |check, sentence: String, remedy: &str| {
+        Some(Finding::new(check, format!("VM `{vm}`"), sentence, remedy))
+    };
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            let sentence = format!("the disk {shown} is not there for the next host: {error}");
+            return finding(Check::DiskMissing, sentence, "bring it back to its path");
+        }
+    };
+    let place = Place::of(&metadata);
+    if !open.is_empty() && !open.contains(&place) {
+        let sentence = format!(
+            "the disk {shown} is another file or device now than the one that the VM has open"
+        );
+        let remedy =
+            "put the one that the VM uses back, or stop the VM and boot it with the new one";
+        return finding(Check::DiskOther, sentence, remedy);
+    }
+    let bytes = match place {
+        Place::File { .. } => Some(metadata.len()),
+        Place::BlockDevice(_) => size_of_block_device(root, metadata.rdev()),
+    };
+    match (bytes, told) {
+        (Some(bytes), Some(told)) if bytes < *told => {
+            let sentence =
+                format!("the disk {shown} has {bytes} bytes, the guest knows it with {told}");
+            finding(Check::DiskSize, sentence, "make it as large as it was")
+        }
+        (Some(bytes), Some(told)) if bytes >> 9 > told >> 9 => {
+            let sentence = format!(
+                "the disk {shown} has {bytes} bytes, the guest knows it with {told}: it will be told of \
+                 the new size after the update"
+            );
+            finding(Check::DiskGrown, sentence, "")
+        }
+        _ => None,
+    }
+}
+
+/// Returns the size of a block device in bytes, as sysfs has it, in sectors of 512 bytes.
+fn size_of_block_device(root: &Path, number: u64) -> Option<u64> {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let path = root.join(format!("sys/dev/block/{major}:{minor}/size"));
+    fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()?.checked_mul(512)
+}
+
+/// Checks that the next host mounts what holds the disk's file where this host has it. `mounted` is `/proc/mounts`.
+fn hidden(disk: &Disk, mounted: &str, next: &Config) -> Option<Finding> {
+    let Disk { vm, path, .. } = disk;
+    if path.starts_with("/dev") {
+        return None;
+    }
+    let here = mounted.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let source = words.next()?;
+        Some((source, Path::new(words.next()?)))
+    });
+    let here = deepest(here, path)?;
+    let there = next.host.mounts.iter();
+    let there = there.map(|mount| (mount.source.as_str(), mount.target.as_path()));
+    let there = deepest(there, path);
+    let problem = match there {
+        // The root of the running host, which is its initramfs.
+        None if here.1 == Path::new("/") => {
+            "is in this host's initramfs, whose contents are lost".to_owned()
+        }
+        None => format!("is on {} here, and the next host mounts nothing there", here.0),
+        Some(there) if there == here => return None,
+        Some((source, target)) => format!(
+            "is on {} here, and the next host mounts {source} on {}",
+            here.0,
+            target.display()
+        ),
+    };
+    let sentence = format!("the disk {} {problem}", path.display());
+    let remedy = "give the next host the same `mounts` in its configuration";
+    Some(Finding::new(Check::DiskHidden, format!("VM `{vm}`"), sentence, remedy))
+}
+
+/// The last mount whose target is the deepest one above `path`.
+fn deepest<'a>(
+    mounts: impl Iterator<Item = (&'a str, &'a Path)>,
+    path: &Path,
+) -> Option<(&'a str, &'a Path)> {
+    let above = mounts.filter(|(_, target)| path.starts_with(target));
+    above.max_by_key(|(_, target)| target.components().count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(path: &Path, told: Option<u64>) -> Disk {
+        let open = fs::metadata(path).map(|metadata| vec![Place::of(&metadata)]);
+        let (vm, open) = ("web".to_owned(), open.unwrap_or_default());
+        Disk { vm, path: path.to_owned(), told, open }
+    }
+
+    fn name(finding: Option<Finding>) -> Option<Check> {
+        finding.map(|finding| finding.name)
+    }
+
+    #[test]
+    fn a_disk_is_there_and_the_same_one_and_as_large_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.img");
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let root = Path::new("/");
+        assert_eq!(there(&disk(&path, Some(1 << 20)), root), None);
+        assert_eq!(there(&disk(&path, None), root), None, "what is unknown is no finding");
+        assert_eq!(name(there(&disk(&path, Some(2 << 20)), root)), Some(Check::DiskSize));
+        assert_eq!(name(there(&disk(&path, Some(1 << 19)), root)), Some(Check::DiskGrown));
+        let opened = disk(&path, Some(1 << 20));
+        let nothing_shown = Disk { open: Vec::new(), ..disk(&path, None) };
+        // The old file must exist on, or the new one may get its number.
+        fs::rename(&path, directory.path().join("old.img")).unwrap();
+        let finding = there(&opened, root).unwrap();
+        assert!(finding.sentence.contains("a.img") && finding.subject.contains("web"));
+        assert_eq!(finding.name, Check::DiskMissing);
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        assert_eq!(name(there(&opened, root)), Some(Check::DiskOther));
+        assert_eq!(there(&nothing_shown, root), None);
+    }
+
+    #[test]
+    fn a_block_devices_size_is_read_from_sysfs() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("sys/dev/block/253:16");
+        fs::create_dir_all(&directory).unwrap();
+        let number = rustix::fs::makedev(253, 16);
+        assert_eq!(size_of_block_device(root.path(), number), None);
+        fs::write(directory.join("size"), "2048\n").unwrap();
+        assert_eq!(size_of_block_device(root.path(), number), Some(1 << 20));
+    }
+
+    #[test]
+    fn a_disk_that_the_next_host_mounts_over_or_not_at_all_is_found() {
+        let mounted =
+            "rootfs / rootfs rw 0 0\n/dev/vda /data ext4 rw 0 0\n/dev/vdb /data/b xfs rw 0 0\n";
+        let config = |mounts: &[(&str, &str)]| {
+            let mounts: Vec<String> = mounts
+                .iter()
+                .map(|(s, t)| format!("{{ source = \"{s}\", target = \"{t}\", type = \"ext4\" }}"))
+                .collect();
+            Config::parse(&format!("[host]\nmounts = [{}]\n", mounts.join(","))).unwrap()
+        };
+        let found = |path: &str, mounts: &[(&str, &str)]| {
+            let finding = hidden(&disk(Path::new(path), None), mounted, &config(mounts));
+            finding.map(|finding| finding.sentence)
+        };
+        let same = [("/dev/vda", "/data"), ("/dev/vdb", "/data/b")];
+        assert_eq!(found("/data/a.img", &same), None);
+        assert_eq!(found("/data/b/a.img", &same), None);
+        assert_eq!(found("/dev/vdc", &[]), None);
+        let moved = found("/data/a.img", &[("/dev/vda", "/elsewhere")]).unwrap();
+        assert!(moved.contains("mounts nothing there") && moved.contains("/dev/vda"), "{moved}");
+        let other = found("/data/a.img", &[("/dev/vdc", "/data")]).unwrap();
+        assert!(other.contains("/dev/vdc on /data"), "{other}");
+        let covered = [("/dev/vda", "/data"), ("/dev/vdd", "/data/b")];
+        assert!(found("/data/b/a.img", &covered).unwrap().contains("/dev/vdd"));
+        assert!(found("/images/a.img", &same).unwrap().contains("initramfs"));
+    }
+}

@@ -1,0 +1,162 @@
+//! The next initramfs: whether it can be unpacked, what it starts, and whether it has what its configuration needs.
+
+use std::collections::BTreeSet;
+
+use kexec::{Archive, ArchiveError, Initramfs};
+
+use super::drivers::module_name;
+use super::{Check, Finding, Surroundings, program};
+use crate::causes::chain;
+use crate::config::Config;
+
+/// The configuration of a host that is the first process, within its initramfs.
+const CONFIG: &str = "etc/perennial.toml";
+/// Directory of the modules of such a host.
+const MODULES: &str = "lib/modules";
+
+/// What is known of the next host from its initramfs.
+#[derive(Debug, Default)]
+pub(super) struct Examined {
+    /// The next host's configuration, if there is a valid one.
+    pub config: Option<Config>,
+    /// The modules that the next host loads and that are there, with `_` for `-`.
+    pub loadable: BTreeSet<String>,
+    /// The program that the next kernel starts, if its contents were kept.
+    pub program: Option<Vec<u8>>,
+}
+
+/// Checks an initramfs whose kernel has this command line.
+pub(super) fn check(
+    initramfs: &Initramfs,
+    command_line: &str,
+    surroundings: &Surroundings<'_>,
+) -> (Vec<Finding>, Examined) {
+    let path = initramfs.path.display();
+    let init = kexec::parameters(command_line).filter(|parameter| parameter.is("rdinit"));
+    let init = init.filter_map(|parameter| parameter.value).last().unwrap_or("/init");
+    let mut examined = Examined::default();
+    let archive = match read(initramfs, init) {
+        Ok(archive) => archive,
+        Err(error @ ArchiveError::Compression(_)) => {
+            let sentence = format!("{path} cannot be looked into: {error}");
+            let remedy = "compress it with zstd, xz or gzip, so that it can be checked";
+            let finding = Finding::new(Check::InitramfsUnknown, &path, sentence, remedy);
+            return (vec![finding], examined);
+        }
+        Err(error) => {
+            let sentence = format!("{path} is damaged: {}", chain(&error).join(": "));
+            let remedy = "build or copy it again";
+            let finding = Finding::new(Check::InitramfsDamaged, &path, sentence, remedy);
+            return (vec![finding], examined);
+        }
+    };
+    let mut findings = Vec::new();
+    match find_init(&archive, init) {
+        Ok(contents) if surroundings.is_first_process => match program::check(contents) {
+            Ok(()) => examined.program = contents.map(<[u8]>::to_vec),
+            Err(problem) => {
+                let sentence = format!("`{init}` in {path} cannot be the next host: {problem}");
+                let remedy = "build the initramfs with a static `perennial` as its first program";
+                findings.push(Finding::new(Check::InitramfsProgram, &path, sentence, remedy));
+            }
+        },
+        Ok(_) => {}
+        Err(problem) => {
+            let sentence = format!("the next kernel would panic: {path} {problem}");
+            let remedy = "build the initramfs with a static `perennial` as /init";
+            findings.push(Finding::new(Check::InitramfsInit, &path, sentence, remedy));
+        }
+    }
+    if surroundings.is_first_process {
+        findings.extend(configuration(initramfs, &archive, &mut examined));
+    }
+    (findings, examined)
+}
+
+/// Reads the archive with the contents of its first program and its configuration.
+fn read(initramfs: &Initramfs, init: &str) -> Result<Archive, ArchiveError> {
+    let first = init.trim_start_matches('/');
+    let archive = Archive::read(initramfs, &|name| name == first || name == CONFIG)?;
+    match archive.find(init) {
+        // A symbolic link led to a file whose contents are not kept.
+        Some((name, entry)) if entry.is_file() && name != first => {
+            Archive::read(initramfs, &|other| other == name || other == CONFIG)
+        }
+        _ => Ok(archive),
+    }
+}
+
+/// Returns the contents of the first program, if they were kept. Errors with a clause about the initramfs.
+fn find_init<'a>(archive: &'a Archive, init: &str) -> Result<Option<&'a [u8]>, String> {
+    match archive.find(init) {
+        None => Err(format!("has no `{init}`")),
+        Some((_, entry)) if !entry.is_file() => Err(format!("has an `{init}` that is no file")),
+        Some((_, entry)) if !entry.is_executable() => {
+            Err(format!("has an `{init}` that is not executable (mode {:o})", entry.mode & 0o7777))
+        }
+        Some((_, entry)) => Ok(entry.contents.as_deref()),
+    }
+}
+
+/// Checks the configuration within the initramfs, and that the modules are there that it lists.
+fn configuration(
+    initramfs: &Initramfs,
+    archive: &Archive,
+    examined: &mut Examined,
+) -> Vec<Finding> {
+    let path = initramfs.path.display();
+    let warning = |sentence: String, remedy: &str| {
+        vec![Finding::new(Check::InitramfsConfig, &path, sentence, remedy)]
+    };
+    let contents = archive.find(CONFIG).and_then(|(_, entry)| entry.contents.as_deref());
+    let Some(contents) = contents else {
+        let sentence = format!(
+            "{path} has no /{CONFIG}: the next host would load no module, mount nothing and use the \
+             configuration of this host"
+        );
+        return warning(sentence, "add the file to the initramfs");
+    };
+    let mut findings = Vec::new();
+    let text = String::from_utf8_lossy(contents);
+    let section = match Config::parse(&text) {
+        Ok(config) => {
+            let section = config.host.clone();
+            examined.config = Some(config);
+            section
+        }
+        Err(error) => {
+            let sentence = format!(
+                "this program cannot read /{CONFIG} in {path}: {}; if the next host cannot either, it \
+                 uses the configuration of this host",
+                chain(&error).join(": ")
+            );
+            findings = warning(sentence, "mend the file in the initramfs");
+            crate::config::HostSection::salvage(&text)
+        }
+    };
+    let prefix = format!("{MODULES}/");
+    let files = archive.names().filter_map(|name| name.strip_prefix(&prefix));
+    let there: BTreeSet<&str> = files.filter(|name| !name.contains('/')).collect();
+    let is_there = |module: &str| {
+        [".ko", ".ko.xz", ".ko.zst", ".ko.gz"]
+            .iter()
+            .any(|suffix| there.contains(format!("{module}{suffix}").as_str()))
+    };
+    let (found, absent): (Vec<_>, Vec<_>) =
+        section.modules.iter().partition(|module| is_there(module));
+    examined.loadable =
+        found.iter().filter_map(|module| module_name(&format!("{module}.ko"))).collect();
+    if !absent.is_empty() {
+        let names = absent.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let sentence = format!(
+            "{path} lacks modules that `modules` in its configuration lists: {names} in /{MODULES}"
+        );
+        let remedy = "add them to the initramfs, or remove them from the list";
+        findings.push(Finding::new(Check::InitramfsModules, &path, sentence, remedy));
+    }
+    findings
+}
+
+#[cfg(test)]
+#[path = "initramfs_tests.rs"]
+mod tests;

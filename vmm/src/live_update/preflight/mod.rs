@@ -1,0 +1,109 @@
+//! The preflight: everything that can be known of an update before anything is loaded, preserved or paused.
+//!
+//! Returns all findings at once, in a fixed order. A fact that cannot be found out is a note, and never counts as
+//! good or bad. A live update begins with the preflight and is refused with all refusals at once; `perennial ctl
+//! preflight` asks a running host for it, `perennial preflight` looks at files only.
+//! `docs/preflight.md` lists the findings.
+
+mod command_line;
+mod disks;
+mod documents;
+mod drivers;
+mod finding;
+mod initramfs;
+mod kernel;
+mod memory;
+mod program;
+mod room;
+
+use std::path::Path;
+
+pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
+
+use luo::Backend;
+
+use super::next_kernel::Candidate;
+use crate::guests::Guest;
+use initramfs::Examined;
+
+/// What the preflight knows of the host and its VMs.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The VMs; none if they are not known.
+    pub vms: &'a [Guest],
+    /// Whether memory is allocated for every page of a segment that is preserved.
+    pub fills_holes: bool,
+    /// Whether the next host is the first process of the next kernel, and so brings its program, its
+    /// configuration and its modules along in the initramfs.
+    pub is_first_process: bool,
+    /// Root directory of the machine; another one only in tests.
+    pub root: &'a Path,
+}
+
+impl<'a> Surroundings<'a> {
+    /// Those of this process, whose host has these VMs in a LUO of this kind.
+    pub fn of_host(vms: &'a [Guest], backend: Backend) -> Self {
+        // The kernel's LUO fills holes, also if it is systemd that preserves.
+        let fills_holes = backend.pins_pages() || backend.leaves_kexec_to_systemd();
+        Self { vms, fills_holes, ..Self::without_vms() }
+    }
+
+    /// Those of this process without VMs.
+    pub fn without_vms() -> Self {
+        let is_first_process = rustix::process::getpid().is_init();
+        Self { vms: &[], fills_holes: false, is_first_process, root: Path::new("/") }
+    }
+}
+
+/// Checks a next kernel. Returns all findings in a fixed order.
+pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Finding> {
+    let mut findings = command_line::check(candidate);
+    let mut examined = Examined::default();
+    match &candidate.initramfs {
+        Ok(Some(initramfs)) => {
+            let line = &candidate.next.cmdline;
+            let (found, next) = initramfs::check(initramfs, line, surroundings);
+            findings.extend(found);
+            examined = next;
+            if let Some(bytes) = examined.program.take() {
+                let path = initramfs.path.display().to_string();
+                findings.extend(program::ask(
+                    &path,
+                    &bytes,
+                    documents::manifest(surroundings).as_ref(),
+                ));
+            }
+        }
+        Ok(None) => {}
+        Err(error) => findings.push(Finding::of_error(Check::InitramfsFile, error)),
+    }
+    match &candidate.kernel {
+        Ok(image) => {
+            let release = image.release.as_deref().unwrap_or_default();
+            let loadable = match surroundings.is_first_process {
+                true => examined.loadable.clone(),
+                false => drivers::installed(surroundings.root, release),
+            };
+            let needs = drivers::needed(surroundings, examined.config.as_ref(), &loadable);
+            findings.extend(kernel::check(image, candidate, surroundings, &needs));
+        }
+        Err(error) => findings.push(Finding::of_error(Check::KernelFile, error)),
+    }
+    findings.extend(memory::check(candidate, surroundings));
+    findings.extend(disks::check(surroundings, examined.config.as_ref()));
+    match &candidate.running {
+        Ok(running) => findings.extend(room::check(candidate, running)),
+        Err(error) => findings.push(Finding::of_error(Check::RunningKernel, error)),
+    }
+    sort(&mut findings);
+    findings
+}
+
+/// Returns the findings that refuse the update: refusals except those that the operator overrides.
+pub fn refusals(findings: &[Finding], forced: &[Check]) -> Vec<Finding> {
+    let refuses = |finding: &&Finding| {
+        let is_forced = finding.can_be_forced && forced.contains(&finding.name);
+        finding.severity == Severity::Refusal && !is_forced
+    };
+    findings.iter().filter(refuses).cloned().collect()
+}
