@@ -50,7 +50,8 @@ fn disk_gone(luo: Luo) -> Result<(), Failure> {
     };
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    let status = host.update(json!({}))?;
+    host.expect_refusal("update", json!({}), "the disk /data/log.img is on /dev/vda here")?;
+    let status = host.update(json!({"force": ["disk-hidden"]}))?;
     expect(&status, "log", "preserved", "/data/log.img")?;
     if status.unfinished != ["perennial-vm-log"] {
         return Err(format!("the session of the VM is not named: {status:?}").into());

@@ -386,6 +386,7 @@ impl Host {
             return;
         }
         service::stopping("putting the VMs into the fd store");
+        service::look_again(self.next.is_some());
         self.finish_the_rest();
         if let Err(error) = self.settle(Destiny::NextKernel) {
             tracing::error!("{}", chain(&error).join(": "));

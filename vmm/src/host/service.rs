@@ -8,6 +8,7 @@
 //! systemd does not tell a service why it is stopped, and the host need not know: the next start of the
 //! service gets the contents of the store, under the same kernel or another. See `docs/systemd.md`.
 
+use std::path::Path;
 use std::process::Command;
 
 use luo::Orchestrator;
@@ -126,6 +127,35 @@ fn send_to_systemd(message: &str) {
     }
 }
 
+/// Looks once more, before this service ends, whether a next kernel is loaded, and says loudly if it is not the one
+/// that was checked. `is_ours`: this host loaded one and asked systemd for the kexec. The VMs go into the fd store in
+/// any case: they outlive a restart of the service.
+pub fn look_again(is_ours: bool) {
+    let running = kexec::Running::read(Path::new("/"));
+    match what_changed(is_ours, running.ok().and_then(|running| running.kexec_loaded)) {
+        Some(what) if is_ours => tracing::error!("{what}"),
+        Some(what) => tracing::warn!("{what}"),
+        None => {}
+    }
+}
+
+/// What is not as it was checked. `is_loaded`: whether any next kernel is loaded, if the kernel tells.
+fn what_changed(is_ours: bool, is_loaded: Option<bool>) -> Option<&'static str> {
+    match (is_ours, is_loaded) {
+        (true, Some(false)) => Some(
+            "the next kernel that this host had checked and loaded was unloaded by another program: systemd \
+             reboots the machine or loads a kernel of its own, and the VMs are lost unless that one takes \
+             them over. To keep them, load the kernel again before systemd is through: `kexec -s -l`",
+        ),
+        (false, Some(true)) => Some(
+            "a next kernel is loaded that this host has not checked: if systemd enters it, the VMs come back \
+             only if it has the same LUO and `kho=on liveupdate=on` on its command line; use `perennial ctl \
+             update`, which checks it",
+        ),
+        _ => None,
+    }
+}
+
 /// Asks systemd to enter the loaded kernel. Returns as soon as systemd has accepted the request.
 pub fn ask_for_kexec() -> Result<(), KexecError> {
     let output = Command::new("systemctl")
@@ -151,6 +181,15 @@ mod tests {
         assert_eq!(parse_version("elogind 252"), None);
         assert_eq!(parse_version("systemd \n"), None);
         assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn a_loaded_kernel_that_is_not_the_checked_one_is_told_at_the_end() {
+        assert_eq!(what_changed(true, Some(true)), None);
+        assert_eq!(what_changed(false, Some(false)), None);
+        assert_eq!(what_changed(true, None), None, "what is not known is no reason");
+        assert!(what_changed(true, Some(false)).unwrap().contains("unloaded"));
+        assert!(what_changed(false, Some(true)).unwrap().contains("`perennial ctl update`"));
     }
 
     #[test]
