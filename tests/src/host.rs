@@ -348,6 +348,13 @@ impl Host {
         }
     }
 
+    /// Lets the machine's disk with this number answer no request, or requests again. It may still do the first one.
+    pub fn hang_disk(&mut self, number: usize, hang: bool) -> Result<(), Failure> {
+        // One byte a second: QEMU delays all requests but the first by their bytes.
+        let bytes = u8::from(hang);
+        self.change_machine(&format!("block_set_io_throttle disk{number} {bytes} 0 0 0 0 0"))
+    }
+
     /// Stops the machine's CPUs, as a debugger does: from now on the host answers nothing.
     pub fn freeze(&mut self) -> Result<(), Failure> {
         // QEMU answers `stop` with nothing if it succeeded, so the status is read as a check.

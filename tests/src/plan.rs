@@ -18,7 +18,7 @@ use crate::kernels::{self, Kernel, Role};
 use crate::network;
 use crate::paths;
 use crate::pool::{self, Pool};
-use crate::qemu::Machine;
+use crate::qemu::{self, Machine};
 use crate::systemd::{self, ORDERS_PORT};
 
 pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
@@ -28,6 +28,9 @@ pub const CONTROL_PORT: &str = "perennial.control";
 
 /// The bridge that the host makes for VMs on the network.
 const BRIDGE: &str = "br0";
+
+/// The sector that a broken disk does not write.
+pub const BROKEN_SECTOR: u64 = 8 << 11;
 
 /// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
@@ -104,6 +107,8 @@ pub enum DiskKind {
     Debian(Release),
     /// What the work of a Debian guest writes.
     Work,
+    /// Nothing. It fails a write of [`BROKEN_SECTOR`].
+    Broken,
 }
 
 /// A disk of a VM that is a disk of the host as well.
@@ -247,8 +252,9 @@ impl HostPlan {
                 Backing::Device => device(),
                 Backing::File => format!("/data/{}.img", vm.name),
             };
+            let broken = vm.broken_disks.then(device);
             // Writing to a String cannot fail.
-            let _ = vm.write(&mut out, &root, &disk, network::address(number));
+            let _ = vm.write(&mut out, &root, &disk, broken.as_deref(), network::address(number));
         }
         out
     }
@@ -365,6 +371,13 @@ impl HostPlan {
                     };
                     disks.push(VmDisk { vm: vm.name.clone(), path, kind });
                 }
+            }
+            if vm.broken_disks {
+                raw_disk(&tree.path(&vm.second_broken_disk())?, 1 << 20)?;
+                let path = directory.join(format!("{}.broken.img", vm.name));
+                raw_disk(&path, 16 << 20)?;
+                fs::write(qemu::faults_of(&path), qemu::write_fault(BROKEN_SECTOR))?;
+                disks.push(VmDisk { vm: vm.name.clone(), path, kind: DiskKind::Broken });
             }
         }
         Ok(disks)

@@ -114,7 +114,7 @@ pub struct Machine {
     pub memory_mib: u64,
     /// A file that backs this RAM. Created if absent.
     pub ram_file: Option<PathBuf>,
-    /// Raw images, in the order of `/dev/vda`, `/dev/vdb`, ...
+    /// Raw images, in the order of `/dev/vda`, `/dev/vdb`, ... One may have faults ([`faults_of`]).
     pub disks: Vec<PathBuf>,
     /// Names of virtio ports.
     pub ports: Vec<String>,
@@ -495,13 +495,30 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
     for (index, disk) in machine.disks.iter().enumerate() {
         // Unsafe caching suffices: this computer's page cache outlives the machine, so that the
         // machine's flushes need not reach this computer's disk.
-        let drive =
-            format!("if=none,id=disk{index},format=raw,cache=unsafe,file={}", disk.display());
+        let faults = faults_of(disk);
+        let file = match faults.exists() {
+            true => format!("blkdebug:{}:{}", faults.display(), disk.display()),
+            false => disk.display().to_string(),
+        };
+        let drive = format!("if=none,id=disk{index},format=raw,cache=unsafe,file={file}");
         command
             .args(["-drive", &drive])
             .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
     }
     command
+}
+
+/// The file beside a disk's image that says which operations on the disk fail, in the format of QEMU's blkdebug. A
+/// disk without that file has no faults.
+pub fn faults_of(disk: &Path) -> PathBuf {
+    disk.with_extension("faults")
+}
+
+/// The contents of such a file: writes of this sector fail with EIO.
+pub fn write_fault(sector: u64) -> String {
+    format!(
+        "[inject-error]\nevent = \"none\"\niotype = \"write\"\nsector = \"{sector}\"\nerrno = \"5\"\n"
+    )
 }
 
 /// Makes a temporary directory for one machine's files.

@@ -167,6 +167,8 @@ pub struct DiskStatus {
     pub errors: u64,
     /// The last one of them.
     pub last_error: Option<DiskError>,
+    /// Number of operations that the storage has not answered for more than 10 s.
+    pub stalled: u32,
 }
 
 /// An operation that failed.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::catalog::{DeviceOptions, KINDS};
 use crate::link::MissingHints;
+use crate::machine::claims::{ClaimError, Claims};
 use crate::machine::{self, Boot, DiskBoot, KernelBoot, Machine, MachineError, VmName};
 use crate::options::{Options, parse_size};
 
@@ -43,6 +44,9 @@ pub enum ConfigError {
     /// Two VMs have one name.
     #[error("two VMs are called `{0}`: give one of them another name")]
     DuplicateName(VmName),
+    /// Two devices have what only one can have.
+    #[error(transparent)]
+    Claimed(#[from] ClaimError),
     /// A network that the host cannot have.
     #[error("[host.network]: {0}")]
     Network(String),
@@ -313,6 +317,7 @@ impl Config {
                 return Err(ConfigError::DuplicateName(machine.name.clone()));
             }
         }
+        Claims::check_names(&machines)?;
         let restart = machines.iter().map(|machine| machine.name.clone()).zip(policies);
         let restart = restart.filter(|(_, policy)| *policy != Restart::default()).collect();
         Ok(Self { host: file.host, update: file.update, machines, restart })

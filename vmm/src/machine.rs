@@ -4,6 +4,7 @@
 //! VM's state document carry it, so that a restore does not need the configuration.
 
 mod boot;
+pub mod claims;
 
 pub use boot::{Boot, DiskBoot, KernelBoot};
 

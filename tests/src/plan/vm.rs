@@ -77,6 +77,9 @@ pub struct VmPlan {
     pub idle_disks: u32,
     /// Network devices that it has besides and that nothing uses.
     pub idle_nets: u32,
+    /// It has two more disks: one of the host's, which fails a write of [`BROKEN_SECTOR`](super::BROKEN_SECTOR),
+    /// and a file on the host's data disk.
+    pub broken_disks: bool,
 }
 
 impl VmPlan {
@@ -102,7 +105,13 @@ impl VmPlan {
             parameters: "",
             idle_disks: 0,
             idle_nets: 0,
+            broken_disks: false,
         }
+    }
+
+    /// The file of its second broken disk.
+    pub(super) fn second_broken_disk(&self) -> String {
+        format!("{}.broken2.img", self.name)
     }
 
     pub(super) fn idle_disk(&self, number: u32) -> String {
@@ -124,6 +133,7 @@ impl VmPlan {
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
             GuestRoot::Debian(_) => return debian::CMDLINE.to_owned(),
         };
+        let broken = if self.broken_disks { " perennial.broken=vdb,vdc" } else { "" };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
         // The workqueue watchdog is the only one that does not learn that a guest was paused. It
         // would warn after 30 s, and an update of an emulated host can take so long.
@@ -136,7 +146,7 @@ impl VmPlan {
         let unwatched = "tsc=nowatchdog";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS} perennial.readers={} {}",
+             perennial.interval={HEARTBEAT_MS} perennial.readers={}{broken} {}",
             self.checksummed, self.busy, self.disk_readers, self.parameters
         )
     }
@@ -154,12 +164,14 @@ impl VmPlan {
         format!("vm.{}", self.name)
     }
 
-    /// Appends the VM's section of a configuration, with the paths of its disks.
+    /// Appends the VM's section of a configuration, with the paths of its disks. `broken` is the first of the broken
+    /// ones.
     pub(super) fn write(
         &self,
         out: &mut String,
         root: &str,
         disk: &str,
+        broken: Option<&str>,
         address: Ipv4Addr,
     ) -> std::fmt::Result {
         let kernel = match self.kernel {
@@ -183,7 +195,11 @@ impl VmPlan {
         };
         let idle_disks = (0..self.idle_disks)
             .map(|number| format!(", \"path=/data/{}\"", self.idle_disk(number)));
-        let disks = disks + &idle_disks.collect::<String>();
+        let broken_disks = broken.map_or(String::new(), |first| {
+            let second = self.second_broken_disk();
+            format!(", \"path={first},direct=on\", \"path=/data/{second}\"")
+        });
+        let disks = disks + &idle_disks.collect::<String>() + &broken_disks;
         let (mut nets, on_network) = match self.network {
             false => (vec![], String::new()),
             true => (

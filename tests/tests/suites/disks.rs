@@ -1,22 +1,28 @@
-//! Disks that grow, and what the guest and the operator see of it.
+//! Disks that grow, fail and hang, and what the guest and the operator see of it.
 
 use std::time::Instant;
 
 use perennial_tests::control::ControlError;
 use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
-use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
+use perennial_tests::plan::{BROKEN_SECTOR, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::report::DiskStatus;
 use perennial_tests::suite::{Test, kernel};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] =
-    &[kernel("disks_that_grow_are_larger_for_a_guest_that_runs_and_stay_so", storage)];
+pub(crate) const TESTS: &[Test] = &[
+    kernel("disks_that_grow_are_larger_for_a_guest_that_runs_and_stay_so", storage),
+    kernel("a_disk_that_fails_is_full_or_hangs_harms_only_what_uses_it", broken),
+];
 
 const MIB: u64 = 1 << 20;
 /// The disks of `db` on the host: with the guest's records, and with its root file system.
 const RECORDS: &str = "/dev/vdb";
 const ROOT: &str = "/data/db.root";
+/// The broken disks of `db` on the host, with the machine's number of the first.
+const BROKEN: (&str, usize) = ("/dev/vdc", 2);
+const FULL: &str = "/data/db.broken2.img";
+
 fn storage(luo: Luo) -> Result<(), Failure> {
     let disk_options = "direct=on";
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
@@ -96,20 +102,124 @@ fn sizes(notes: &[Value]) -> Vec<u64> {
 
 /// Errors unless the guest can write a block at `offset` of its disk `path`.
 fn expect_written(guest: &Guest, path: &str, offset: u64) -> Result<(), Failure> {
-    let written = write(guest, path, offset)?;
-    match written["text"] == "written" {
-        true => Ok(()),
-        false => Err(format!("a write to {path} at {offset}: {written}").into()),
+    let place = format!("write {path} {offset}");
+    match order(guest, &place)? {
+        result if result == "written" => Ok(()),
+        result => Err(format!("{place}: {result}").into()),
     }
 }
 
-/// Has the guest write a block, and returns its note about it.
-fn write(guest: &Guest, path: &str, offset: u64) -> Result<Value, Failure> {
-    let writes = |notes: &[Value]| notes.iter().filter(|note| note["note"] == "write").count();
-    let before = writes(&guest.notes());
-    guest.order(&format!("write {path} {offset}"))?;
-    let notes = guest.wait_for_notes("the end of a write", WORK, |all| writes(all) > before)?;
-    Ok(notes.into_iter().rfind(|note| note["note"] == "write").unwrap_or_default())
+/// Gives the guest an order whose first word is that of the note about its end. Returns the result in words.
+fn order(guest: &Guest, order: &str) -> Result<String, Failure> {
+    let word = order.split(' ').next().unwrap_or_default();
+    let before = results(guest, word).len();
+    guest.order(order)?;
+    next_result(guest, word, before)
+}
+
+/// Waits for the result of an order `word` after the first `before` ones.
+fn next_result(guest: &Guest, word: &str, before: usize) -> Result<String, Failure> {
+    let count = |notes: &[Value]| notes.iter().filter(|note| note["note"] == word).count();
+    guest.wait_for_notes(&format!("the end of `{word}`"), WORK, |all| count(all) > before)?;
+    Ok(results(guest, word).pop().unwrap_or_default())
+}
+
+fn results(guest: &Guest, word: &str) -> Vec<String> {
+    let notes = guest.notes().into_iter().filter(|note| note["note"] == word);
+    notes.filter_map(|note| Some(note["text"].as_str()?.to_owned())).collect()
+}
+
+fn broken(luo: Luo) -> Result<(), Failure> {
+    let db = VmPlan { broken_disks: true, ..VmPlan::new("db", 128, 1) };
+    let (mut host, _) = Host::boot(&HostPlan::new(vec![db, VmPlan::new("web", 128, 1)]).on(luo))?;
+    host.wait_for_guests()?;
+    fail(&mut host)?;
+    fill(&mut host)?;
+    let written = hang(&mut host)?;
+    host.hang_disk(BROKEN.1, false)?;
+    match next_result(&host.guests()[0], "write", written)? {
+        result if result == "written" => {}
+        result => return Err(format!("the write that hung: {result}").into()),
+    }
+    wait_for_disk(&mut host, BROKEN.0, |disk| disk.stalled == 0)?;
+    // Disks that have failed do not prevent an update.
+    host.update(json!({}))?;
+    host.check_guests()?;
+    expect_written(&host.guests()[0], "/dev/vdb", 0)?;
+    host.power_off_and_check_disks()
+}
+
+/// The first broken disk of `db` fails to write a sector.
+fn fail(host: &mut Host) -> Result<(), Failure> {
+    let at = BROKEN_SECTOR * 512;
+    expect_written(&host.guests()[0], "/dev/vdb", at + 4096)?;
+    let written = order(&host.guests()[0], &format!("write /dev/vdb {at}"))?;
+    let disk = disk_of(host, BROKEN.0)?;
+    let last = disk.last_error.as_ref().map(|last| (last.operation.as_str(), &last.error));
+    let told = last.is_some_and(|(operation, error)| {
+        operation == "write" && error.contains("Input/output error")
+    });
+    if !written.contains("os error 5") || disk.state != "failing" || disk.errors == 0 || !told {
+        return Err(format!("a write that fails: {written}; the status: {disk:?}").into());
+    }
+    expect_written(&host.guests()[0], "/dev/vdb", at + 4096)
+}
+
+/// The second one becomes larger than the file system that it is on, and fills that.
+fn fill(host: &mut Host) -> Result<(), Failure> {
+    let bytes = 8u64 << 30;
+    expect_growth(host, FULL, Some(bytes), ("/dev/vdc", bytes))?;
+    let zeroed = order(&host.guests()[0], "zero /dev/vdc")?;
+    let written = order(&host.guests()[0], &format!("write /dev/vdc {}", bytes - 4096))?;
+    let disk = disk_of(host, FULL)?;
+    let error = disk.last_error.as_ref().map(|last| last.error.clone()).unwrap_or_default();
+    if ![&zeroed, &written].iter().all(|result| result.contains("os error 5"))
+        || disk.state != "failing"
+        || !error.contains("free space on its file system")
+    {
+        let said = format!("zeroing: {zeroed}; a write: {written}");
+        return Err(format!("a disk on a full file system: {said}; the status: {disk:?}").into());
+    }
+    Ok(())
+}
+
+/// The first one hangs: all else goes on, and no VM is paused for an update that cannot take place. Returns the
+/// number of results of writes until then.
+fn hang(host: &mut Host) -> Result<usize, Failure> {
+    host.hang_disk(BROKEN.1, true)?;
+    // It still does the first request.
+    expect_written(&host.guests()[0], "/dev/vdb", 0)?;
+    let written = results(&host.guests()[0], "write").len();
+    host.guests()[0].order("write /dev/vdb 0")?;
+    wait_for_disk(host, BROKEN.0, |disk| disk.state == "stalled" && disk.stalled == 1)?;
+    host.expect_refusal("update", json!({}), BROKEN.0)?;
+    host.check_guests()?;
+    match host.request(json!({"do": "pause", "vm": "db"})) {
+        Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains(BROKEN.0) => {}
+        other => return Err(format!("a pause of a VM whose disk hangs: {other:?}").into()),
+    }
+    if results(&host.guests()[0], "write").len() != written {
+        return Err("the write did not hang".into());
+    }
+    Ok(written)
+}
+
+/// Waits until the status says of a disk what is waited for.
+fn wait_for_disk(
+    host: &mut Host,
+    path: &str,
+    condition: impl Fn(&DiskStatus) -> bool,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + WORK;
+    loop {
+        match disk_of(host, path)? {
+            disk if condition(&disk) => return Ok(()),
+            disk if Instant::now() > deadline => {
+                return Err(format!("the status still says: {disk:?}").into());
+            }
+            _ => host.guests()[1].wait_for_heartbeats(5, WORK)?,
+        }
+    }
 }
 
 /// The disk with this path on the host.

@@ -35,6 +35,8 @@ pub struct DiskStatus {
     pub stalled: u32,
     /// For how long the storage has not answered the oldest operation, in seconds.
     pub waiting_s: u64,
+    /// Time since the VM's process reported all this, in seconds. More than 1 if the process does not answer.
+    pub age_s: u64,
 }
 
 /// How the storage of a disk does.
@@ -61,7 +63,7 @@ pub struct DiskError {
 }
 
 impl From<DiskReport> for DiskStatus {
-    fn from(DiskReport { device, path, report }: DiskReport) -> Self {
+    fn from(DiskReport { device, path, report, age }: DiskReport) -> Self {
         let StorageReport { engine, direct, queues, bytes, errors, last_error, stalled, waiting_s } =
             report;
         let state = match last_error {
@@ -84,6 +86,7 @@ impl From<DiskReport> for DiskStatus {
             last_error,
             stalled,
             waiting_s,
+            age_s: age.as_secs(),
         }
     }
 }
@@ -107,7 +110,8 @@ mod tests {
     }
 
     fn status(report: StorageReport) -> DiskStatus {
-        DiskReport { device: "d@1".to_owned(), path: "/a".into(), report }.into()
+        let age = std::time::Duration::from_millis(1999);
+        DiskReport { device: "d@1".to_owned(), path: "/a".into(), report, age }.into()
     }
 
     #[test]
@@ -117,7 +121,7 @@ mod tests {
             json,
             r#"{"device":"d@1","path":"/a","state":"working","engine":"io_uring","direct":true,"#
                 .to_owned()
-                + r#""queues":4,"bytes":1073741824,"errors":0,"last_error":null,"stalled":0,"waiting_s":3}"#
+                + r#""queues":4,"bytes":1073741824,"errors":0,"last_error":null,"stalled":0,"waiting_s":3,"age_s":1}"#
         );
     }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::DeviceError;
+use super::claims::Claim;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use crate::state::node::read_node;
@@ -102,6 +103,13 @@ macro_rules! catalog {
             pub fn stored_at(&self) -> Option<&Path> {
                 match self {
                     $(Self::$kind(options) => <$path>::stored_at(options),)+
+                }
+            }
+
+            /// Returns what the device takes for itself of its host.
+            pub fn claims(&self) -> Vec<Claim> {
+                match self {
+                    $(Self::$kind(options) => <$path>::claims(options),)+
                 }
             }
 

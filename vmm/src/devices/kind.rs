@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vm_memory::GuestMemoryMmap;
 
+use super::claims::Claim;
 use super::files::{DeviceFiles, FilesError, OpenError, Opened};
 use super::network::{NetworkPort, OnLink};
 use super::pci::PciFunction;
@@ -63,6 +64,9 @@ pub trait Kind: Sized + 'static {
     fn stored_at(_options: &Self::Options) -> Option<&Path> {
         None
     }
+
+    /// Returns what the device takes for itself of its host.
+    fn claims(options: &Self::Options) -> Vec<Claim>;
 
     /// Opens the files that the device needs by path. Called in the host's process.
     fn open(options: &Self::Options) -> Result<Vec<Opened>, OpenError>;

@@ -6,6 +6,7 @@ use std::time::Instant;
 pub mod acpi;
 pub mod alarm;
 pub mod catalog;
+pub mod claims;
 pub mod files;
 pub mod identity;
 pub mod inherited;
@@ -27,7 +28,7 @@ pub mod virtio;
 ///
 /// ```text
 ///   built --resume--> running --pause, drain--> paused --resume--> running
-///   restored (paused) --resume--> running              paused: save, sync, any number of times
+///   restored (paused) --resume--> running              paused: save, any number of times
 /// ```
 pub trait Device: Send {
     /// Stops the device from starting new work. Returns at once, so that all devices of a machine
@@ -39,9 +40,6 @@ pub trait Device: Send {
     /// and every completed write has been handed to the host's kernel. Errors if the work is not
     /// finished by `deadline`; the device is then still paused.
     fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError>;
-
-    /// Makes what the guest wrote durable on the host's storage. Called while paused.
-    fn sync(&mut self) -> Result<(), DeviceError>;
 
     /// Starts the device, or continues after a pause. A restored device first looks at every queue
     /// for requests whose notification was lost in the switch, and raises every interrupt that may

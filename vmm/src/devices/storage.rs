@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,14 +17,27 @@ pub trait Storage: Send + Sync {
     /// Returns the state of the storage. Returns at once, also if the storage hangs.
     fn report(&self) -> StorageReport;
 
+    /// Errors if operations are stalled, and names the storage: a pause or a sync would wait for them in vain.
+    fn check_answers(&self) -> Result<(), StorageFailure>;
+
+    /// Begins to make durable what the guest wrote until now. Returns at once.
+    fn begin_sync(&self);
+
+    /// Waits for the end of the last [`begin_sync`](Self::begin_sync). Errors if that failed, or if the storage has
+    /// not answered at `deadline`.
+    fn end_sync(&self, deadline: Instant) -> Result<(), StorageFailure>;
+
     /// Makes the device as large as its storage is now, and tells the guest. With `bytes` grows the storage to
-    /// this size before that. Returns the size of the device in bytes. Errors if the device would become
-    /// smaller, and if the storage does not answer within some seconds.
-    fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError>;
+    /// this size before that. Returns at once; `on_resized` is called on any thread when the storage has answered.
+    fn resize(&self, bytes: Option<u64>, on_resized: OnResized);
 }
 
-/// Why the size of a device stays as it is.
-pub type ResizeError = Box<dyn std::error::Error + Send + Sync>;
+/// Why an operation on the storage failed, with the name of the storage.
+pub type StorageFailure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Is called with the size of the device in bytes, or with why the size stays as it is: for example because the
+/// device would become smaller.
+pub type OnResized = Box<dyn FnOnce(Result<u64, StorageFailure>) + Send>;
 
 /// The state of a device's storage. All counts begin with the process of the VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

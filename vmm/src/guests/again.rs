@@ -52,7 +52,7 @@ impl Guest {
             Event::Reset => Some(End::Reset),
             Event::Shutdown => Some(End::PowerOff),
             Event::Crashed(_) => Some(End::Failure),
-            Event::Link { .. } => None,
+            Event::Link { .. } | Event::Resized { .. } => None,
         });
         end.flatten().is_some_and(|end| self.restarts.wants(end))
     }

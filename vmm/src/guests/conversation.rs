@@ -4,16 +4,16 @@
 //! Whatever it sends, the host neither panics nor waits forever: the size of every message is bounded
 //! (see [`Channel`]), and so are the number of causes of a failure and the number of unread events.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::told::Told;
 use crate::config::USERS;
-use crate::devices::network::Link;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
 /// How long a VM's process may take to answer, before it counts as hung. Long enough for hosts whose
@@ -22,10 +22,6 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Most unread events. A VM sends only a few events in its whole life.
 const MAX_EVENTS: usize = 256;
-/// Most devices with a link: more than a machine has slots.
-const MAX_LINKS: usize = 64;
-/// Most bytes of a device's name.
-const MAX_NAME: usize = 64;
 
 /// The request in errors that belong to no request.
 const NO_REQUEST: &str = "none";
@@ -97,6 +93,13 @@ pub enum ProcessError {
     },
 }
 
+impl ProcessError {
+    /// The process cannot carry out the request (in words), for these causes, outermost first.
+    pub fn refused(request: &'static str, chain: Vec<String>) -> Self {
+        Self::Refused { request, source: Reasons::new(chain) }
+    }
+}
+
 /// A chain of causes that came from another process.
 #[derive(Debug)]
 pub struct Reasons {
@@ -147,8 +150,7 @@ pub struct Conversation {
     channel: Channel,
     unanswered: RefCell<VecDeque<Unanswered>>,
     events: RefCell<VecDeque<Event>>,
-    /// The links of the machine's network devices, by node, as the process reported them last.
-    links: RefCell<BTreeMap<String, Link>>,
+    told: Box<RefCell<Told>>,
 }
 
 impl Conversation {
@@ -158,7 +160,7 @@ impl Conversation {
             channel,
             unanswered: RefCell::default(),
             events: RefCell::default(),
-            links: RefCell::default(),
+            told: Box::default(),
         }
     }
 
@@ -198,9 +200,7 @@ impl Conversation {
         let awaited = self.unanswered.borrow().iter().find(|r| r.awaited).map(|r| r.request);
         let request = awaited.unwrap_or(NO_REQUEST);
         match self.answer_by(Instant::now() + ANSWER_WITHIN)? {
-            Some(Reply::Failed(chain)) => {
-                Err(ProcessError::Refused { request, source: Reasons::new(chain) })
-            }
+            Some(Reply::Failed(chain)) => Err(ProcessError::refused(request, chain)),
             Some(reply) => Ok(reply),
             None => Err(link(request, LinkError::TimedOut)),
         }
@@ -214,20 +214,13 @@ impl Conversation {
         self.reply()
     }
 
-    /// Returns the links of the machine's network devices, by node.
-    pub fn links(&self) -> BTreeMap<String, Link> {
-        self.links.borrow().clone()
-    }
-
-    /// Sends a request for [`answer_by`](Self::answer_by). Returns `false` and sends nothing if the process still
-    /// owes the answer to an earlier one.
-    pub fn query(&self, request: Request) -> Result<bool, ProcessError> {
-        let name = verb(&request);
-        if self.unanswered.borrow().iter().any(|earlier| earlier.request == name) {
-            return Ok(false);
+    /// Asks for the state of the machine's storages, unless the process owes it already. Nobody waits for the answer:
+    /// [`told`](Self::told) has it when it comes.
+    pub fn ask_for_reports(&self) -> Result<(), ProcessError> {
+        match self.told.borrow_mut().ask_for_reports(Instant::now()) {
+            true => self.notify(Request::ReportStorage),
+            false => Ok(()),
         }
-        self.send(request, &[])?;
-        Ok(true)
     }
 
     /// Waits until `deadline` for the answer to the oldest request whose answer is awaited. Returns `None` if
@@ -294,6 +287,11 @@ impl Conversation {
         }
     }
 
+    /// What the process has told without being waited for.
+    pub fn told(&self) -> RefMut<'_, Told> {
+        self.told.borrow_mut()
+    }
+
     /// Whether there are unread events.
     pub fn has_events(&self) -> bool {
         !self.events.borrow().is_empty()
@@ -333,38 +331,47 @@ impl Conversation {
         Ok(self.events.borrow_mut().drain(..).collect())
     }
 
-    /// Drops the answer to a request whose answer nobody waits for. Errors if there is no such request.
+    /// Takes the answer to a request whose answer nobody waits for. Errors if there is no such request.
     fn take_unawaited(&self, reply: Reply) -> Result<(), ProcessError> {
         match (self.unanswered.borrow_mut().pop_front(), reply) {
             (Some(Unanswered { request, awaited: false }), Reply::Failed(chain)) => {
-                log(&ProcessError::Refused { request, source: Reasons::new(chain) });
+                self.refused(request, &ProcessError::refused(request, chain));
                 Ok(())
             }
-            (Some(Unanswered { awaited: false, .. }), _) => Ok(()),
+            (Some(Unanswered { awaited: false, .. }), reply) => {
+                self.keep(reply);
+                Ok(())
+            }
             (other, reply) => {
                 Err(unexpected(other.map_or(NO_REQUEST, |other| other.request), &reply))
             }
         }
     }
 
-    fn queue_event(&self, event: Event) -> Result<(), LinkError> {
-        // Only kept for `status`: it is no reason to look at the VM.
-        if let Event::Link { device, link } = event {
-            let mut links = self.links.borrow_mut();
-            if device.is_empty()
-                || device.len() > MAX_NAME
-                || !device.bytes().all(|byte| byte.is_ascii_graphic())
-            {
-                return Err(LinkError::Malformed("the link of a device without a name".to_owned()));
-            }
-            if links.len() >= MAX_LINKS && !links.contains_key(&device) {
-                return Err(LinkError::Malformed(format!(
-                    "links of more than {MAX_LINKS} devices"
-                )));
-            }
-            links.insert(device, link);
-            return Ok(());
+    /// Keeps the answer to a request whose answer nobody waits for, if the host has a use for it.
+    fn keep(&self, reply: Reply) {
+        if let Reply::Storage(reports) = reply {
+            self.told.borrow_mut().report(reports, Instant::now());
         }
+    }
+
+    /// A request was refused whose answer nobody waits for.
+    fn refused(&self, request: &'static str, error: &ProcessError) {
+        if request == verb(&Request::ReportStorage) {
+            self.told.borrow_mut().refuse_reports();
+        }
+        tracing::warn!("{}", crate::causes::chain(error).join(": "));
+    }
+
+    fn queue_event(&self, event: Event) -> Result<(), LinkError> {
+        // These are no reasons to look at the VM.
+        let event = match event {
+            Event::Link { device, link } => return self.told.borrow_mut().set_link(device, link),
+            Event::Resized { device, resized } => {
+                return self.told.borrow_mut().resized((device, resized));
+            }
+            event => event,
+        };
         let mut events = self.events.borrow_mut();
         if events.len() >= MAX_EVENTS {
             let problem = format!("more than {MAX_EVENTS} events without being read");
@@ -379,10 +386,6 @@ impl AsFd for Conversation {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
-}
-
-fn log(error: &ProcessError) {
-    tracing::warn!("{}", crate::causes::chain(error).join(": "));
 }
 
 fn link(request: &'static str, source: LinkError) -> ProcessError {
@@ -468,6 +471,7 @@ fn verb(request: &Request) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::network::Link;
 
     fn conversation() -> (Conversation, Channel) {
         let (host, vm) = Channel::pair().unwrap();
@@ -490,18 +494,10 @@ mod tests {
             assert_eq!(tell(device, link).unwrap(), []);
         }
         assert!(!host.has_events());
-        let links = host.links();
+        let links = host.told().links().clone();
         let links: Vec<_> = links.iter().map(|(node, link)| (node.as_str(), *link)).collect();
         assert_eq!(links, [("net@1", Link::Gone), ("net@2", Link::Up)]);
-        // A process that a guest has taken over cannot fill the host's memory or its status.
-        for name in ["a\n", "", &"x".repeat(MAX_NAME + 1)] {
-            tell(name, Link::Up).unwrap_err();
-        }
-        for number in 2..MAX_LINKS {
-            tell(&format!("more@{number}"), Link::Up).unwrap();
-        }
-        tell("one-too-many", Link::Up).unwrap_err();
-        tell("net@1", Link::Up).unwrap();
+        tell("a\n", Link::Up).unwrap_err();
     }
 
     #[test]
@@ -562,34 +558,49 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_late_is_dropped_and_disturbs_no_other() {
+    fn reports_are_kept_whenever_they_come_and_disturb_no_other_answer() {
         let (host, vm) = conversation();
-        let long = || Instant::now() + std::time::Duration::from_secs(60);
-        assert_eq!(host.answer_by(long()).unwrap(), None, "nothing was asked");
-        assert!(host.query(Request::ReportStorage).unwrap());
-        assert_eq!(host.answer_by(Instant::now()).unwrap(), None);
-        assert!(!host.query(Request::ReportStorage).unwrap(), "the process owes an answer");
-        assert_eq!(host.answer_by(long()).unwrap(), None, "nothing is waited for");
+        let known = |host: &Conversation| {
+            let told = host.told();
+            (told.reports(Instant::now()).is_some(), told.reports_due().is_some())
+        };
+        assert_eq!(known(&host), (false, false));
+        host.ask_for_reports().unwrap();
+        host.ask_for_reports().unwrap();
+        assert_eq!(known(&host), (false, true));
         // The answer comes before that of the next request.
         let report = || FromVm::Reply(Reply::Storage(Vec::new()));
         vm.send(&report(), &[]).unwrap();
         vm.send(&FromVm::Reply(Reply::Synced), &[]).unwrap();
         assert_eq!(host.ask(Request::Sync).unwrap(), Reply::Synced);
-        // In time, behind an event and an answer that nobody waits for.
-        host.notify(Request::PressPowerButton).unwrap();
-        assert!(host.query(Request::ReportStorage).unwrap());
+        assert_eq!(known(&host), (true, false));
+        // Behind an event, when the host looks.
+        host.ask_for_reports().unwrap();
         vm.send(&FromVm::Event(Event::Shutdown), &[]).unwrap();
-        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
         vm.send(&report(), &[]).unwrap();
-        assert_eq!(host.answer_by(long()).unwrap(), Some(Reply::Storage(Vec::new())));
-        assert_eq!(host.events(false).unwrap(), [Event::Shutdown]);
-        // An answer that nobody waits for does not count as that to the next request.
-        host.notify(Request::PressPowerButton).unwrap();
-        vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
+        assert_eq!(host.events(true).unwrap(), [Event::Shutdown]);
+        assert_eq!(known(&host), (true, true));
+        assert_eq!(host.events(true).unwrap(), []);
+        assert_eq!(known(&host), (true, false));
+        // A refusal is an answer, too.
+        host.ask_for_reports().unwrap();
+        vm.send(&FromVm::Reply(Reply::Failed(Vec::new())), &[]).unwrap();
+        assert_eq!(host.events(true).unwrap(), []);
+        assert_eq!(known(&host), (true, false));
+        drop(vm);
+        host.ask_for_reports().unwrap_err();
+    }
+
+    #[test]
+    fn the_end_of_a_resize_is_no_event_of_the_vm() {
+        let (host, vm) = conversation();
+        let resized = Event::Resized { device: "d@1".to_owned(), resized: Ok(512) };
+        vm.send(&FromVm::Event(resized), &[]).unwrap();
         vm.send(&FromVm::Reply(Reply::Synced), &[]).unwrap();
         assert_eq!(host.ask(Request::Sync).unwrap(), Reply::Synced);
-        drop(vm);
-        host.query(Request::ReportStorage).unwrap_err();
+        assert!(!host.has_events());
+        assert_eq!(host.told().take_resized(), [("d@1".to_owned(), Ok(512))]);
+        assert_eq!(host.told().take_resized(), []);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
 use super::restarts::{End, Restarts};
 use crate::link::{Event, LinkError, Ram, Reply, Request, Role};
+use crate::machine::claims::ClaimError;
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
 
@@ -157,6 +158,15 @@ pub enum GuestError {
         device: String,
         /// The network devices of the VM, in words.
         known: String,
+    },
+    /// Another VM has a file of the VM, or it has one twice.
+    #[error("VM `{name}` cannot be booted")]
+    Claimed {
+        /// The VM.
+        name: VmName,
+        /// Which file, and who has it.
+        #[source]
+        source: ClaimError,
     },
     /// The VM has no such disk, or several.
     #[error(
@@ -548,8 +558,8 @@ impl Guest {
                 let down = self.links_down();
                 self.ends(End::Reset, Life::Stopped, down);
             }
-            // The conversation with the process keeps it.
-            Some(Event::Link { .. }) => {}
+            // The conversation with the process keeps them.
+            Some(Event::Link { .. } | Event::Resized { .. }) => {}
             Some(Event::Crashed(why)) => self.crashed(why, was_asked),
             None => self.crashed("its process ended".to_owned(), was_asked),
         }

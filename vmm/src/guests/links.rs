@@ -10,7 +10,7 @@ impl Guest {
     /// Returns the links of the VM's network devices, by node. Empty if the VM has no process.
     pub fn links(&self) -> BTreeMap<String, Link> {
         match &self.life {
-            Life::Live(live) => live.process.links(),
+            Life::Live(live) => live.process.told().links().clone(),
             _ => BTreeMap::new(),
         }
     }
@@ -21,7 +21,7 @@ impl Guest {
             let remedy = "only a VM that runs or is paused has links";
             return Err(self.wrong_state(remedy));
         };
-        let links = live.process.links();
+        let links = live.process.told().links().clone();
         let wanted = |node: &&String| device.is_none_or(|device| device == *node);
         let chosen: Vec<&String> = links.keys().filter(wanted).collect();
         if chosen.is_empty() {

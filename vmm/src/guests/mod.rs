@@ -17,5 +17,6 @@ pub mod process;
 pub mod ram;
 mod restarts;
 pub mod storage;
+pub mod told;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

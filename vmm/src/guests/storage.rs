@@ -1,18 +1,18 @@
 //! The disks of a VM, for its operator: their state, and a larger size. A disk is any device that keeps its data in
 //! a file or a block device of the host.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::conversation::unexpected;
-use super::guest::{Guest, GuestError, Life};
-use crate::devices::storage::StorageReport;
-use crate::link::{Reply, Request};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
 
-/// How long the processes of all VMs together may take to report. A process that hangs must not keep an
-/// operator from the state of the others.
-const REPORT_WITHIN: Duration = Duration::from_secs(2);
+use super::guest::{Guest, GuestError, Life};
+use super::told::Resized;
+use crate::devices::storage::StorageReport;
+use crate::link::Request;
+use crate::machine::claims::ClaimError;
 
 /// A disk of a VM and its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,20 +21,26 @@ pub struct DiskReport {
     pub device: String,
     /// The file or the block device.
     pub path: PathBuf,
-    /// Its state, as the VM's process says.
+    /// Its state, as the VM's process said.
     pub report: StorageReport,
+    /// Time since then.
+    pub age: Duration,
 }
 
-/// Asks the processes of all VMs for the state of their disks. The result has an entry for each VM: `None` if it has
-/// no process, or a process that does not answer in time.
+/// Asks the processes of all VMs for the state of their disks at the same time, and waits a second at most. Returns
+/// what is known then, for each VM.
 pub fn disk_reports(guests: &[Guest]) -> Vec<Option<Vec<DiskReport>>> {
-    let asked: Vec<bool> = guests.iter().map(Guest::ask_for_reports).collect();
-    let deadline = Instant::now() + REPORT_WITHIN;
-    let answered = guests.iter().zip(asked);
-    answered.map(|(guest, asked)| guest.reports_by(deadline).filter(|_| asked)).collect()
+    guests.iter().for_each(Guest::ask_for_reports);
+    guests.iter().for_each(Guest::wait_for_reports);
+    guests.iter().map(Guest::disk_reports).collect()
 }
 
 impl Guest {
+    /// The error if another VM has a file of this one.
+    pub fn claimed(&self, source: ClaimError) -> GuestError {
+        GuestError::Claimed { name: self.name(), source }
+    }
+
     /// The devices that keep data: node and path.
     fn disks(&self) -> impl Iterator<Item = (String, PathBuf)> {
         self.machine.devices.iter().filter_map(|device| {
@@ -43,42 +49,74 @@ impl Guest {
         })
     }
 
-    /// Returns whether the VM's process was asked and is to be waited for.
-    fn ask_for_reports(&self) -> bool {
-        match &self.life {
+    /// Asks the VM's process for the state of its disks. Does not wait for the answer.
+    pub fn ask_for_reports(&self) {
+        if let Life::Live(live) = &self.life {
             // A link that is broken ends the VM when the host looks at its events.
-            Life::Live(live) => live.process.query(Request::ReportStorage).unwrap_or(false),
-            _ => false,
+            let _ = live.process.ask_for_reports();
         }
     }
 
-    fn reports_by(&self, deadline: Instant) -> Option<Vec<DiskReport>> {
+    /// Waits until the VM's process has reported or is late. A link that is broken ends the VM when the host looks at
+    /// its events.
+    fn wait_for_reports(&self) {
+        let Life::Live(live) = &self.life else { return };
+        while let Some(due) = self.reports_due() {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut readable = [PollFd::new(&live.process, PollFlags::IN)];
+            match poll(&mut readable, Some(&left)) {
+                Err(Errno::INTR) => {}
+                Err(_) | Ok(0) => return,
+                Ok(_) if live.process.take_message().is_err() => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Until when to wait for the state of the disks, if the VM's process owes it.
+    pub fn reports_due(&self) -> Option<Instant> {
+        match &self.life {
+            Life::Live(live) => live.process.told().reports_due(),
+            _ => None,
+        }
+    }
+
+    /// The last known state of the disks. `None` if the VM has no process, or one that has not reported yet.
+    pub fn disk_reports(&self) -> Option<Vec<DiskReport>> {
         let Life::Live(live) = &self.life else { return None };
-        let Ok(Some(Reply::Storage(reports))) = live.process.answer_by(deadline) else {
-            return None;
-        };
-        let mut reports: BTreeMap<String, StorageReport> = reports.into_iter().collect();
+        let told = live.process.told();
+        let (age, reports) = told.reports(Instant::now())?;
         let of_disk = |(device, path): (String, PathBuf)| {
-            let report = reports.remove(&device)?;
-            Some(DiskReport { device, path, report })
+            let report = reports.get(&device)?.clone();
+            Some(DiskReport { device, path, report, age })
         };
         Some(self.disks().filter_map(of_disk).collect())
     }
 
-    /// Makes the disk `disk` (a node or a path) as large as its file or block device is now; a file is grown to
-    /// `bytes` before that. The guest is told. Returns the size. Errors unless the VM runs.
-    pub fn resize_disk(&self, disk: &str, bytes: Option<u64>) -> Result<u64, GuestError> {
+    /// Begins to make the disk `disk` (a node or a path) as large as its file or block device is now; a file is grown
+    /// to `bytes` before that. The guest is told. Returns the disk's node, with which [`resized`](Self::resized) tells
+    /// the end. Errors unless the VM runs.
+    pub fn resize_disk(&self, disk: &str, bytes: Option<u64>) -> Result<String, GuestError> {
         let name = self.machine.name.clone();
         let device = self.find_disk(disk)?;
         let live = match &self.life {
             Life::Live(live) if live.running => live,
             _ => return Err(self.wrong_state("only the disks of a VM that runs can be resized")),
         };
-        let error = |source| GuestError::Process { name, source };
-        match live.process.ask(Request::Resize { device, bytes }) {
-            Ok(Reply::Resized { bytes }) => Ok(bytes),
-            Ok(other) => Err(error(unexpected("resize a device", &other))),
-            Err(source) => Err(error(source)),
+        // A process that hangs must not delay the host, so nobody waits for its answer.
+        let sent = live.process.notify(Request::Resize { device: device.clone(), bytes });
+        sent.map(|()| device).map_err(|source| GuestError::Process { name, source })
+    }
+
+    /// Takes the ends of resizes that the VM's process has told.
+    pub fn resized(&self) -> Vec<Resized> {
+        match &self.life {
+            Life::Live(live) => live.process.told().take_resized(),
+            _ => Vec::new(),
         }
     }
 
@@ -133,7 +171,8 @@ mod tests {
     #[test]
     fn a_vm_that_is_switched_off_has_no_reports_and_its_disks_keep_their_size() {
         let web = guest(sample());
-        assert_eq!(disk_reports(&[guest(sample()), guest(sample())]), [None, None]);
+        web.ask_for_reports();
+        assert_eq!((web.disk_reports(), web.reports_due()), (None, None));
         let error = web.resize_disk("/dev/vdb", Some(1 << 30)).unwrap_err().to_string();
         assert!(error.contains("stopped") && error.contains("a VM that runs"), "{error}");
     }

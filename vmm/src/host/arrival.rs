@@ -22,6 +22,7 @@ use crate::live_update::arrival::{self, Arrival, NotSeen, entry_of};
 use crate::live_update::incoming::{self, RestoredVm};
 use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
 use crate::live_update::manifest::{vm_of_session, vm_session};
+use crate::machine::claims::Claims;
 use crate::machine::{Boot, DiskBoot, Machine, VmName};
 
 /// What is left of the last host's sessions, beside those of preserved VMs.
@@ -115,7 +116,9 @@ impl Host {
             }
             None => "repair the cause and start the host again",
         };
+        let mut claims = Claims::default();
         for machine in self.config.machines.iter().cloned() {
+            let claimed = claims.add_files(&machine);
             let mut vm = Guest::new(machine, &self.confinement);
             vm.set_restart(self.config.restart(&vm.machine.name));
             match &why {
@@ -124,7 +127,8 @@ impl Host {
                 }
                 _ => {
                     let ram = ram_source(&self.luo, &self.vms, self.vms.len());
-                    if let Err(error) = vm.boot(ram) {
+                    let claimed = claimed.map_err(|source| vm.claimed(source));
+                    if let Err(error) = claimed.and_then(|()| vm.boot(ram)) {
                         let why = chain(&error);
                         tracing::error!("{}", why.join(": "));
                         vm.did_not_boot(why);

@@ -76,12 +76,33 @@ pub enum HostError {
     /// The host is about to end.
     #[error("this host ends as soon as its VMs have: no VM is started on it")]
     Ending,
-    /// Too many requests wait for the end of a VM.
-    #[error("{0} requests wait for the end of a VM already: no more can wait")]
+    /// Too many requests wait for VMs.
+    #[error("{0} requests wait for VMs already: no more can wait")]
     TooManyWait(usize),
     /// Too many clients watch the events.
     #[error("{0} clients watch the events already: no more can")]
     TooManyWatch(usize),
+    /// A disk is not resized yet.
+    #[error(
+        "VM `{vm}`: {device} is not resized yet, because its storage or the VM's process has not answered for \
+         {seconds} s: it may be resized later, so look at `status`"
+    )]
+    ResizeLate {
+        /// The VM.
+        vm: VmName,
+        /// The disk, as a node.
+        device: String,
+        /// How long the client has waited.
+        seconds: u64,
+    },
+    /// The VM ended during a resize.
+    #[error("VM `{vm}` has ended before {device} was resized: its storage may have become larger")]
+    ResizeEnded {
+        /// The VM.
+        vm: VmName,
+        /// The disk, as a node.
+        device: String,
+    },
     /// The kernel or the initramfs of an update is not given.
     #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),

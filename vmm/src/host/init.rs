@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot, sethostname};
@@ -11,6 +12,7 @@ use rustix::system::{RebootCommand, reboot, sethostname};
 use super::format::{self, Contents, FormatError};
 use crate::config::Mount;
 use crate::devices::files::wait_for_device;
+use crate::live_update::file_systems;
 
 /// The mounts of every Perennial host: source, target, type.
 const ESSENTIAL: [(&str, &str, &str); 6] = [
@@ -132,9 +134,12 @@ pub fn set_hostname(name: &str) {
     }
 }
 
+/// How long the file systems may take to be synced before the machine is switched off.
+const SYNC_WITHIN: Duration = Duration::from_secs(60);
+
 /// Syncs all file systems and switches the machine off.
 pub fn power_off() -> ! {
-    rustix::fs::sync();
+    file_systems::sync_all(SYNC_WITHIN);
     let error = reboot(RebootCommand::PowerOff).expect_err("power-off does not return");
     tracing::error!("cannot switch the machine off: {error}");
     loop {

@@ -35,6 +35,7 @@ mod start;
 mod status;
 mod stop;
 mod survival;
+mod waits;
 mod watchdog;
 
 pub use error::HostError;
@@ -63,6 +64,7 @@ use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
+use crate::machine::claims::Claims;
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
@@ -220,8 +222,25 @@ impl Host {
 
     fn boot(&mut self, name: &VmName) -> Result<(), GuestError> {
         let index = index_of(&self.vms, name)?;
+        if !self.vms[index].is_live() {
+            self.check_claims(index)?;
+        }
         let ram = ram_source(&self.luo, &self.vms, index);
         self.vms[index].boot(ram)
+    }
+
+    /// Errors if a VM that has a process, or whose memory is kept, has a file of VM `index`.
+    fn check_claims(&self, index: usize) -> Result<(), GuestError> {
+        let mut claims = Claims::default();
+        let others = self.vms.iter().enumerate().filter(|(other, _)| *other != index);
+        for (_, other) in others {
+            if !matches!(other.life, Life::Stopped | Life::Failed(_)) {
+                // What two others have is not this VM's matter.
+                let _ = claims.add_files(&other.machine);
+            }
+        }
+        let vm = &self.vms[index];
+        claims.add_files(&vm.machine).map_err(|source| vm.claimed(source))
     }
 
     /// Handles an event of the process of VM `index`, or the end of the process (`None`).

@@ -19,6 +19,7 @@ use signal_hook::consts::{
 use super::clients::{Client, Clients};
 use super::events::Watchers;
 use super::stop::Stops;
+use super::waits::Waits;
 use super::{Host, HostError, service};
 use crate::api::{
     Answer, Call, Command, Event, Line, Lines, Status, StreamError, Transaction, hex, now_ms,
@@ -45,6 +46,7 @@ pub(super) struct Server {
     port: Option<Port>,
     stops: Stops<Whom>,
     watchers: Watchers<Whom>,
+    waits: Waits<Whom>,
 }
 
 /// The client that a reply is for.
@@ -111,6 +113,7 @@ impl Server {
             port: None,
             stops: Stops::default(),
             watchers: Watchers::default(),
+            waits: Waits::default(),
         })
     }
 
@@ -163,7 +166,8 @@ impl Server {
             if !self.stops.host_ends() {
                 host.boot_due();
             }
-            for (whom, line) in self.stops.round(host) {
+            let replies = [self.stops.round(host), self.waits.round(host)];
+            for (whom, line) in replies.into_iter().flatten() {
                 self.tell(whom, &line);
             }
             for event in self.watchers.changes(host) {
@@ -244,8 +248,9 @@ impl Server {
         let heard = heard || self.clients().any(Client::has_lines);
         let heard = heard.then_some(Duration::ZERO);
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
-        let stop = host.stop_deadline();
-        let stop = stop.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let deadline =
+            [host.stop_deadline(), self.waits.deadline(host)].into_iter().flatten().min();
+        let stop = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let boot = host.next_boot().filter(|_| !self.stops.host_ends());
         let boot = boot.map(|at| at.saturating_duration_since(Instant::now()));
         let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
@@ -267,8 +272,8 @@ impl Server {
                 self.stops.end_host(host, None, 0);
             }
             Source::Listener => {
-                let Self { clients, stops, watchers, .. } = self;
-                let is_waiting = |number| waits(stops, watchers, Whom::Client(number));
+                let Self { clients, stops, waits: waiting, watchers, .. } = self;
+                let is_waiting = |number| waits(stops, waiting, watchers, Whom::Client(number));
                 clients.iter_mut().for_each(|clients| clients.accept(is_waiting));
             }
             Source::Port => self.serve_port(host),
@@ -408,6 +413,14 @@ impl Server {
                 events.into_iter().for_each(|event| self.tell(whom, &Line::Event(event)));
                 Ok(None)
             }
+            Command::Status => {
+                self.waits.status(host, (whom, call.id))?;
+                Ok(None)
+            }
+            Command::ResizeDisk { vm, disk, size } => {
+                self.waits.resize(host, (whom, call.id), (vm, disk), size)?;
+                Ok(None)
+            }
             Command::Boot { .. } | Command::Restore { .. } if self.stops.host_ends() => {
                 Err(HostError::Ending)
             }
@@ -422,9 +435,12 @@ impl Server {
         whom: Whom,
     ) -> Result<Answer, HostError> {
         match command {
-            Command::Status | Command::Stop { .. } | Command::PowerOff { .. } | Command::Events => {
-                return Ok(Answer::Status(Box::new(host.status())));
-            }
+            // Their answers come later.
+            Command::Status
+            | Command::Stop { .. }
+            | Command::PowerOff { .. }
+            | Command::ResizeDisk { .. }
+            | Command::Events => {}
             Command::Report => {
                 let report = host.report.clone().ok_or(HostError::NoReport)?;
                 return Ok(Answer::Report(Box::new(report)));
@@ -440,9 +456,6 @@ impl Server {
             }
             Command::Memory { vm, address, bytes } => {
                 return Ok(Answer::Memory { memory: hex(&host.vm(&vm)?.memory(address, bytes)?) });
-            }
-            Command::ResizeDisk { vm, disk, size } => {
-                return Ok(Answer::Resized { bytes: host.vm(&vm)?.resize_disk(&disk, size)? });
             }
             Command::Preflight(call) => {
                 let findings = host.preflight(&call)?;
@@ -515,14 +528,14 @@ impl Server {
 
     /// Whether a client waits for something that is still to come.
     fn waits(&self, whom: Whom) -> bool {
-        waits(&self.stops, &self.watchers, whom)
+        waits(&self.stops, &self.waits, &self.watchers, whom)
     }
 
     /// Forgets the clients that are gone.
     fn sweep(&mut self) {
-        let Self { clients, stops, watchers, .. } = self;
+        let Self { clients, stops, waits: waiting, watchers, .. } = self;
         if let Some(clients) = clients {
-            clients.sweep(|number| waits(stops, watchers, Whom::Client(number)));
+            clients.sweep(|number| waits(stops, waiting, watchers, Whom::Client(number)));
         }
         let is_there = |number| clients.iter().flat_map(|c| &c.all).any(|c| c.number == number);
         watchers.retain(|whom| match whom {
@@ -532,8 +545,8 @@ impl Server {
     }
 }
 
-fn waits(stops: &Stops<Whom>, watchers: &Watchers<Whom>, whom: Whom) -> bool {
-    stops.is_waiting(whom) || watchers.has(whom)
+fn waits(stops: &Stops<Whom>, waits: &Waits<Whom>, watchers: &Watchers<Whom>, whom: Whom) -> bool {
+    stops.is_waiting(whom) || waits.is_waiting(whom) || watchers.has(whom)
 }
 
 /// Returns the answer to a live update or a handover that did not take place. If it stopped before a step

@@ -8,7 +8,6 @@ use luo::Backend;
 use super::{Host, kvm_pages, limits, network};
 use crate::api::report::Replaced;
 use crate::api::{Status, VmStatus};
-use crate::guests::storage::{DiskReport, disk_reports};
 use crate::guests::{Guest, Life};
 
 impl Host {
@@ -21,7 +20,7 @@ impl Host {
         }
     }
 
-    /// The answer to `status`.
+    /// The answer to `status`, from what is known: asks no VM.
     pub fn status(&self) -> Status {
         let uname = rustix::system::uname();
         let preserved = self.vms.iter().filter_map(|vm| match &vm.life {
@@ -51,12 +50,12 @@ impl Host {
             config_error: self.config_error.clone(),
             address: self.config.host.network.as_ref().and_then(network::own_address),
             resources: limits::resources(),
-            vms: self.vms.iter().zip(disk_reports(&self.vms)).map(vm_status).collect(),
+            vms: self.vms.iter().map(vm_status).collect(),
         }
     }
 }
 
-fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
+fn vm_status(vm: &Guest) -> VmStatus {
     let live = match &vm.life {
         Life::Live(live) => Some(live),
         _ => None,
@@ -80,7 +79,7 @@ fn vm_status((vm, disks): (&Guest, Option<Vec<DiskReport>>)) -> VmStatus {
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         links: vm.links(),
         unconfined: live.map_or_else(Vec::new, |live| live.process.missing().to_vec()),
-        disks: disks.map(|disks| disks.into_iter().map(Into::into).collect()),
+        disks: vm.disk_reports().map(|disks| disks.into_iter().map(Into::into).collect()),
         error: vm.life.why().map(<[_]>::to_vec),
     }
 }

@@ -119,7 +119,7 @@ pub enum Request {
     Pause,
     /// Write the state document into the memfd that comes with this request, and check it.
     Save,
-    /// Make durable what the guest wrote to its disks.
+    /// Make durable what the guest wrote to its disks until now. It may run or be paused.
     Sync,
     /// Press the machine's power button: ask the guest to shut down.
     PressPowerButton,
@@ -132,7 +132,7 @@ pub enum Request {
     },
     /// Report the state of the storage of each device that has one.
     ReportStorage,
-    /// Make a device as large as its storage, and tell the guest.
+    /// Make a device as large as its storage, and tell the guest. [`Event::Resized`] tells the end.
     Resize {
         /// The device's node.
         device: String,
@@ -180,11 +180,8 @@ pub enum Reply {
     LinkSet,
     /// To [`Request::ReportStorage`]: each storage by the node of its device.
     Storage(Vec<(String, StorageReport)>),
-    /// To [`Request::Resize`].
-    Resized {
-        /// Size of the device, in bytes.
-        bytes: u64,
-    },
+    /// To [`Request::Resize`], which begins.
+    Resizing,
     /// The request failed: the chain of causes, outermost first. A running VM keeps running, a
     /// paused one stays paused.
     Failed(Vec<String>),
@@ -206,6 +203,13 @@ pub enum Event {
         device: String,
         /// The state of the link.
         link: Link,
+    },
+    /// A [`Request::Resize`] has ended.
+    Resized {
+        /// The device's node in the state document.
+        device: String,
+        /// Its size in bytes, or the chain of causes why it stays as it is, outermost first.
+        resized: Result<u64, Vec<String>>,
     },
 }
 

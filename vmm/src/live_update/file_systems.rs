@@ -1,10 +1,30 @@
 //! Syncs the host's file systems, except that of the pool: its files are guest memory, so syncing it
 //! would take time in proportion to guest RAM. The pool itself syncs what it needs.
+//!
+//! A file system may hang, such as one of a network server that is gone. So each is synced by a thread that nobody
+//! waits for without a deadline, and one that hangs delays no other.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::mutex::lock;
+
+/// Most threads that sync file systems at a time. A host with containers may have hundreds of file systems.
+const THREADS: usize = 32;
+
+/// Instead of a device: all of them.
+const ALL: u64 = 0;
+
+/// The file systems whose sync has begun and not ended, by device. Those of earlier calls are not synced again,
+/// because every call would leave one more thread behind.
+static UNFINISHED: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
 
 /// A file system cannot be synced, or the list of mounts cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -15,38 +35,99 @@ pub struct SyncError {
     source: io::Error,
 }
 
-/// Syncs every file system except the one that `pool` is on. Without a pool, syncs all of them.
-pub fn sync(pool: Option<&Path>) -> Result<(), SyncError> {
-    let Some(pool) = pool else {
-        rustix::fs::sync();
-        return Ok(());
-    };
+/// Syncs every file system except the one that `pool` is on, for at most `within`. Returns those that were not
+/// finished then. Without a pool all of them count as one. Errors if a file system on a block device cannot be synced.
+pub fn sync(pool: Option<&Path>, within: Duration) -> Result<Vec<PathBuf>, SyncError> {
+    let deadline = Instant::now() + within;
     let error = |path: &Path| {
         let path = path.to_owned();
         move |source| SyncError { path, source }
     };
-    let pool = std::fs::metadata(pool).map_err(error(pool))?.dev();
-    let table = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(table).map_err(error(table))?;
-    for Mounted { device, path, on_disk } in file_systems(&text) {
-        if device == pool {
-            continue;
+    let all = match pool {
+        None => [Mounted { device: ALL, path: "of the host".into(), on_disk: false }].into(),
+        Some(pool) => {
+            let pool = std::fs::metadata(pool).map_err(error(pool))?.dev();
+            let table = Path::new("/proc/self/mountinfo");
+            let text = std::fs::read_to_string(table).map_err(error(table))?;
+            file_systems(&text).into_iter().filter(|found| found.device != pool).collect()
         }
-        let synced = File::open(&path).and_then(|file| Ok(rustix::fs::syncfs(file)?));
-        match synced {
+    };
+    let results = start(all);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match results.recv_timeout(left) {
+            Ok((Mounted { path, on_disk: true, .. }, Err(source))) => {
+                return Err(SyncError { path, source });
+            }
             // A file system without a block device, such as another user's FUSE mount: an error there
             // does not stop the live update.
-            Err(failure) if !on_disk => {
-                tracing::debug!("cannot sync {}: {failure}", path.display())
+            Ok((Mounted { path, .. }, Err(failure))) => {
+                tracing::debug!("cannot sync {}: {failure}", path.display());
             }
-            synced => synced.map_err(error(&path))?,
+            Ok((_, Ok(()))) => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
     }
-    Ok(())
+    Ok(lock(&UNFINISHED).values().cloned().collect())
+}
+
+/// Syncs all file systems and block devices, for at most `within`: before a power-off, where one that hangs must not
+/// prevent it.
+pub fn sync_all(within: Duration) {
+    let (sender, ended) = channel::<()>();
+    let sync = move || {
+        rustix::fs::sync();
+        drop(sender);
+    };
+    let started = thread::Builder::new().name("sync".to_owned()).spawn(sync);
+    if started.is_err() || ended.recv_timeout(within) == Err(RecvTimeoutError::Timeout) {
+        let seconds = within.as_secs();
+        tracing::error!("not all was synced within {seconds} s: what was written last may be lost");
+    }
+}
+
+type Synced = (Mounted, io::Result<()>);
+
+/// Starts threads that sync `all`. The receiver is disconnected when the last one has ended.
+fn start(all: VecDeque<Mounted>) -> std::sync::mpsc::Receiver<Synced> {
+    let mut unfinished = lock(&UNFINISHED);
+    let all: VecDeque<Mounted> =
+        all.into_iter().filter(|found| !unfinished.contains_key(&found.device)).collect();
+    unfinished.extend(all.iter().map(|found| (found.device, found.path.clone())));
+    drop(unfinished);
+    let (sender, results) = channel();
+    let threads = all.len().min(THREADS);
+    let all = Arc::new(Mutex::new(all));
+    for _ in 0..threads {
+        let (all, sender) = (all.clone(), sender.clone());
+        let started =
+            thread::Builder::new().name("sync".to_owned()).spawn(move || work(&all, &sender));
+        if let Err(error) = started {
+            tracing::warn!("cannot start a thread that syncs file systems: {error}");
+        }
+    }
+    results
+}
+
+/// Syncs the file systems of `all` that no other thread has begun.
+fn work(all: &Mutex<VecDeque<Mounted>>, results: &Sender<Synced>) {
+    loop {
+        let Some(found) = lock(all).pop_front() else { return };
+        let synced = match found.device {
+            ALL => {
+                rustix::fs::sync();
+                Ok(())
+            }
+            _ => File::open(&found.path).and_then(|file| Ok(rustix::fs::syncfs(file)?)),
+        };
+        lock(&UNFINISHED).remove(&found.device);
+        // If the send fails, nobody waits any more.
+        let _ = results.send((found, synced));
+    }
 }
 
 /// A mounted file system.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Mounted {
     device: u64,
     /// One of its mount points.
@@ -111,8 +192,33 @@ mod tests {
     #[test]
     fn this_machine_can_be_synced_beside_a_pool() {
         let directory = tempfile::tempdir().unwrap();
-        sync(Some(directory.path())).unwrap();
-        let error = sync(Some(Path::new("/nowhere"))).unwrap_err().to_string();
+        let long = Duration::from_secs(600);
+        assert_eq!(sync(Some(directory.path()), long).unwrap(), [] as [&Path; 0]);
+        let error = sync(Some(Path::new("/nowhere")), long).unwrap_err().to_string();
         assert!(error.contains("/nowhere"), "{error}");
+    }
+
+    #[test]
+    fn a_file_system_that_hangs_is_told_and_not_synced_again() {
+        let directory = tempfile::tempdir().unwrap();
+        // Opening a FIFO hangs until somebody writes.
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        let hangs = || Mounted { device: u64::MAX, path: fifo.clone(), on_disk: false };
+        let fine = Mounted { device: u64::MAX - 1, path: directory.path().into(), on_disk: true };
+        let results = start([hangs(), fine.clone()].into());
+        assert_eq!(results.recv().unwrap().0, fine);
+        assert_eq!(lock(&UNFINISHED).get(&u64::MAX), Some(&fifo));
+        assert!(start([hangs()].into()).recv().is_err(), "no thread was started");
+        File::options().write(true).open(&fifo).unwrap();
+        results.recv().unwrap().1.unwrap();
+        assert_eq!(lock(&UNFINISHED).get(&u64::MAX), None);
     }
 }

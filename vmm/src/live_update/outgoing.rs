@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
 use kexec::LoadedImage;
@@ -37,6 +37,15 @@ use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::state::document;
+
+/// Most rounds in which the guests' disks are synced before the blackout.
+const SYNC_ROUNDS: usize = 5;
+/// A round that takes less than this leaves little to write in the blackout.
+const SYNC_IS_SHORT: Duration = Duration::from_millis(100);
+/// How long the host's file systems may take to be synced before the blackout.
+const SYNC_HOST_WITHIN: Duration = Duration::from_secs(20);
+/// How long they may take in the blackout. Those that were late before are left out.
+const SYNC_HOST_AGAIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// The host that takes over the VMs.
 pub enum Destination<'a> {
@@ -157,9 +166,8 @@ pub fn run(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let _travelling = carry::preserve(luo, vms, plan.carried)?;
-    // A first sync while the guests run leaves less to write in the blackout.
     if next.loses_page_cache() {
-        sync_host(plan, Step::PreserveRam)?;
+        sync_ahead(plan, &leaving)?;
     }
     ledger.enter("preserve-ram", loaded, tsc::now());
 
@@ -487,6 +495,20 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     Ok(())
 }
 
+/// Syncs while the guests run, so that little is left to write in the blackout.
+fn sync_ahead(plan: &Plan<'_>, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
+    let step = Step::PreserveRam;
+    for _ in 0..SYNC_ROUNDS {
+        let start = Instant::now();
+        sync_disks(step, vms)?;
+        // The next round writes what the guests have written during this one.
+        if start.elapsed() < SYNC_IS_SHORT {
+            break;
+        }
+    }
+    sync_host(plan, step, SYNC_HOST_WITHIN)
+}
+
 fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
     let start = tsc::now();
     for vm in &*vms {
@@ -498,11 +520,40 @@ fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result
         Ok(())
     })?;
     // The host's own files, such as logs. The guests' disks are durable already.
-    sync_host(plan, Step::Sync)
+    sync_host(plan, Step::Sync, SYNC_HOST_AGAIN_WITHIN)
 }
 
-fn sync_host(plan: &Plan<'_>, step: Step) -> Result<(), UpdateError> {
-    file_systems::sync(plan.pool.as_deref()).map_err(|source| UpdateError::Sync { step, source })
+/// Makes durable what the guests have written to their disks, all at the same time.
+fn sync_disks(step: Step, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
+    let ask = || {
+        for vm in vms {
+            vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(step))?;
+        }
+        for vm in vms {
+            match vm.live.process.reply().map_err(vm.process_error(step))? {
+                Reply::Synced => {}
+                other => return Err(vm.process_error(step)(unexpected("sync", &other))),
+            }
+        }
+        Ok(())
+    };
+    let synced = ask();
+    // Of the answers that did not come before the first error.
+    vms.iter().for_each(|vm| vm.live.process.stop_waiting());
+    synced
+}
+
+/// Makes the host's own files durable, such as logs. The VMs do not need them, so a file system that hangs does not
+/// stop the update.
+fn sync_host(plan: &Plan<'_>, step: Step, within: Duration) -> Result<(), UpdateError> {
+    let late = file_systems::sync(plan.pool.as_deref(), within);
+    for path in late.map_err(|source| UpdateError::Sync { step, source })? {
+        let (path, seconds) = (path.display(), within.as_secs());
+        tracing::warn!(
+            "the file system {path} was not synced within {seconds} s: what programs wrote there last may be lost"
+        );
+    }
+    Ok(())
 }
 
 fn manifest(

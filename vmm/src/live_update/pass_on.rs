@@ -3,14 +3,19 @@
 //! the pool, and leaves the pool untouched.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use luo::Ticket;
 
 use super::Step;
 use super::UpdateError;
+use super::file_systems;
 use super::next_kernel::{self, NextKernel};
 use super::preflight::Surroundings;
 use super::{Observer, begin};
+
+/// How long the host's file systems may take to be synced.
+const SYNC_WITHIN: Duration = Duration::from_secs(20);
 
 /// Enters the next kernel with the same ticket. Returns only on an error; stopping before the step
 /// `stop_before` is one too.
@@ -27,7 +32,7 @@ pub fn run(
     for step in [Step::PreserveRam, Step::Pause, Step::Save, Step::PreserveState, Step::Sync] {
         before(step)?;
     }
-    rustix::fs::sync();
+    file_systems::sync_all(SYNC_WITHIN);
     before(Step::Jump)?;
     Err(UpdateError::Jump(kexec::jump(image)))
 }

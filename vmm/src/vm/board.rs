@@ -26,7 +26,7 @@ use crate::devices::network::{NetworkPort, OnLink};
 use crate::devices::pci::bus::SlotError;
 use crate::devices::pci::{HostBridge, PciBus};
 use crate::devices::power::{self, KeyboardReset, OnPower, PowerButton, PowerEvent};
-use crate::devices::storage::{Storage, StorageReport};
+use crate::devices::storage::{Storage, StorageFailure, StorageReport};
 use crate::devices::virtio::pci::BAR_SIZE;
 use crate::devices::{Device, DeviceError, pci};
 use crate::kvm::clock::GuestClock;
@@ -39,6 +39,9 @@ use crate::state::Persist;
 /// How long the devices of a machine may take to finish the requests of their guest. A working disk takes
 /// less, even on a host with an emulated CPU.
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long the storages of a machine may take to make data durable.
+const SYNC_WITHIN: Duration = Duration::from_secs(20);
 
 /// Function to which a machine reports its events.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
@@ -288,6 +291,14 @@ impl Board {
         found.map(|(_, storage)| &**storage)
     }
 
+    /// Errors if a storage has not answered for so long that a pause or a sync would wait for it in vain.
+    pub fn check_storages(&self) -> Result<(), DeviceError> {
+        self.storages.iter().try_for_each(|(node, storage)| {
+            let attempt = "finish the requests of its guest";
+            storage.check_answers().map_err(|source| storage_error(node, attempt, source))
+        })
+    }
+
     /// Stops all devices, then waits until no device has a request in flight.
     pub fn pause(&self) -> Result<(), DeviceError> {
         self.devices.iter().for_each(|placed| lock(&placed.device).pause());
@@ -301,9 +312,14 @@ impl Board {
         port.map(|(_, port)| port.set_link(up)).is_some()
     }
 
-    /// Makes the guest's writes durable. Call while the devices are paused.
+    /// Makes durable what the guest wrote until now. All storages work at the same time.
     pub fn sync(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(|placed| lock(&placed.device).sync())
+        self.storages.iter().for_each(|(_, storage)| storage.begin_sync());
+        let deadline = Instant::now() + SYNC_WITHIN;
+        self.storages.iter().try_for_each(|(node, storage)| {
+            let attempt = "make its data durable";
+            storage.end_sync(deadline).map_err(|source| storage_error(node, attempt, source))
+        })
     }
 
     /// Resumes all devices.
@@ -330,6 +346,10 @@ impl Board {
             |placed: &Placed| Ok(SavedDevice { address: placed.address, state: (placed.save)()? });
         Ok(DevicesStateV1 { pci, devices: devices.iter().map(save).collect::<Result<_, _>>()? })
     }
+}
+
+fn storage_error(node: &str, attempt: &'static str, source: StorageFailure) -> DeviceError {
+    DeviceError { device: node.to_owned(), attempt, source }
 }
 
 /// Returns the place of `spec` in `machine`, with the resources for it.

@@ -1,7 +1,7 @@
 //! One machine in its process: built from a description or from a state document, run, and saved.
 //!
 //! ```text
-//!   boot, restore --> paused --resume--> running --pause--> paused: save, sync
+//!   boot, restore --> paused --resume--> running: sync --pause--> paused: save, sync
 //! ```
 //!
 //! A boot and a restore create the same parts in the same order: `parts` those of KVM, `board` the devices.
@@ -30,7 +30,7 @@ use crate::arch::x86_64::layout;
 use crate::arch::x86_64::registers::SetUpError;
 use crate::boot_disk::BootDiskError;
 use crate::devices::DeviceError;
-use crate::devices::storage::{ResizeError, StorageReport};
+use crate::devices::storage::{OnResized, StorageReport};
 use crate::kvm::KvmError;
 use crate::kvm::clock::ClockStateV1;
 use crate::kvm::platform::PlatformStateV1;
@@ -120,15 +120,6 @@ pub enum VmError {
     /// The device to resize does not exist or keeps no data.
     #[error("the machine has no device `{0}` that has a size")]
     NoStorage(String),
-    /// A device cannot be resized.
-    #[error("cannot resize {device}")]
-    Resize {
-        /// The device, as a node.
-        device: String,
-        /// Why.
-        #[source]
-        source: ResizeError,
-    },
     /// A vCPU failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -191,11 +182,13 @@ impl Vm {
     }
 
     /// Stops vCPUs, then devices. Returns the host's TSC just after the last vCPU left the guest. If a
-    /// device does not stop, resumes the machine and returns that error.
+    /// device does not stop, resumes the machine and returns that error. If a device is known not to stop, because
+    /// its storage hangs, errors at once and does not stop the machine.
     pub fn pause(&mut self) -> Result<u64, VmError> {
         if !self.running {
             return Err(VmError::Already("paused"));
         }
+        self.board.check_storages()?;
         let last_exit = self.vcpus.pause()?;
         self.running = false;
         if let Err(error) = self.board.pause() {
@@ -227,21 +220,27 @@ impl Vm {
         self.board.storage_reports()
     }
 
-    /// Makes `device` as large as its storage, after growing that to `bytes` if given, and tells the guest.
-    /// Returns the size. Call while running: a paused guest is told at its resume only of what grew before.
-    pub fn resize(&self, device: &str, bytes: Option<u64>) -> Result<u64, VmError> {
+    /// Makes `device` as large as its storage, after growing that to `bytes` if given, and tells the guest. Returns
+    /// at once; `on_resized` is called with the size when the storage has answered. Call while running: a paused
+    /// guest is told at its resume only of what grew before.
+    pub fn resize(
+        &self,
+        device: &str,
+        bytes: Option<u64>,
+        on_resized: OnResized,
+    ) -> Result<(), VmError> {
         if !self.running {
             return Err(VmError::Already("paused"));
         }
         let storage = self.board.storage(device);
         let storage = storage.ok_or_else(|| VmError::NoStorage(device.to_owned()))?;
-        let resized = storage.resize(bytes);
-        resized.map_err(|source| VmError::Resize { device: device.to_owned(), source })
+        storage.resize(bytes, on_resized);
+        Ok(())
     }
 
-    /// Makes the guest's writes to its disks durable. Call while paused.
-    pub fn sync(&mut self) -> Result<(), VmError> {
-        self.needs_pause()?;
+    /// Makes durable what the guest wrote to its disks until now. The guest may run meanwhile.
+    pub fn sync(&self) -> Result<(), VmError> {
+        self.board.check_storages()?;
         Ok(self.board.sync()?)
     }
 

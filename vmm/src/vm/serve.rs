@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::{Vm, VmError, calls};
 use crate::causes::{chain, panic_message};
 use crate::confine;
+use crate::devices::storage::StorageFailure;
 use crate::link::{
     Channel, Envelope, Event, Fds, FdsError, FromVm, LinkError, Reply, Request, Role,
 };
@@ -164,7 +165,8 @@ impl Process {
             }
             Request::ReportStorage => Ok(Reply::Storage(self.vm()?.storage_reports())),
             Request::Resize { device, bytes } => {
-                Ok(Reply::Resized { bytes: self.vm()?.resize(&device, bytes)? })
+                self.resize(device, bytes);
+                Ok(Reply::Resizing)
             }
             Request::PressPowerButton => {
                 self.vm()?.press_power_button()?;
@@ -174,6 +176,26 @@ impl Process {
                 self.vm()?.set_link(&device, up)?;
                 Ok(Reply::LinkSet)
             }
+        }
+    }
+
+    /// Resizes a device. The host is told the end in an event, because the storage may take long, and this thread must
+    /// stay able to answer.
+    fn resize(&mut self, device: String, bytes: Option<u64>) {
+        let (link, node) = (self.link.clone(), device.clone());
+        // If a send fails, the host has ended, and this process will end too.
+        let tell = move |resized| {
+            drop(link.send(&FromVm::Event(Event::Resized { device: node, resized }), &[]))
+        };
+        let begun = self.vm().and_then(|vm| {
+            let tell = tell.clone();
+            let on_resized = move |resized: Result<u64, StorageFailure>| {
+                tell(resized.map_err(|error| chain(&*error)));
+            };
+            Ok(vm.resize(&device, bytes, Box::new(on_resized))?)
+        });
+        if let Err(error) = begun {
+            tell(Err(chain(&error)));
         }
     }
 

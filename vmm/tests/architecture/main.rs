@@ -73,6 +73,8 @@ const OF_DEVICES: &[&str] = &[
     "power",
     // How the storage of a device does, for the VM's status.
     "storage",
+    // What a device takes for itself of its host.
+    "claims",
     // The terminal of the process, which `perennial run` lends to devices.
     "terminal",
     // The window that the guest physical address space has for each virtio function.

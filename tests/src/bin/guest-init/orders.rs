@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use perennial_tests::workload::disk::Block;
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::system::{RebootCommand, reboot};
 use serde_json::json;
 
@@ -53,6 +53,7 @@ fn obey(order: &str, console: &Console) {
             size(path).map(|bytes| console.note_json(&json!({"note": "size", "bytes": bytes})))
         }
         ("write", place) => write(place).map(|result| console.note("write", &result)),
+        ("zero", path) => zero(path).map(|result| console.note("zero", &result)),
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -61,7 +62,7 @@ fn obey(order: &str, console: &Console) {
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
         _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, ring ENTRIES, offline VCPU, online VCPU, size PATH, \
-                  write PATH OFFSET, poweroff, reboot, panic, hang"
+                  write PATH OFFSET, zero PATH, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
@@ -102,6 +103,16 @@ fn write(place: &str) -> Result<String, String> {
     let disk = options.write(true).custom_flags(flags).open(path).map_err(|e| e.to_string())?;
     Ok(match disk.write_all_at(&Block::default().0, offset) {
         Ok(()) => "written".to_owned(),
+        Err(error) => error.to_string(),
+    })
+}
+
+/// Has a disk write zeroes over all of itself. Returns the result in words, `zeroed` or the error.
+fn zero(path: &str) -> Result<String, String> {
+    let disk = File::options().write(true).open(path).map_err(|e| e.to_string())?;
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    Ok(match fallocate(&disk, flags, 0, size(path)?) {
+        Ok(()) => "zeroed".to_owned(),
         Err(error) => error.to_string(),
     })
 }

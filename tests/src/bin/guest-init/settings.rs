@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     /// `perennial.button=obey`: the guest powers itself off when its power button is pressed. Otherwise it
     /// ignores the button.
     pub(crate) obeys_button: bool,
+    /// `perennial.broken=DISK,..`: the disks, such as `vdb`, whose I/O errors are expected.
+    pub(crate) broken: Vec<String>,
 }
 
 impl Default for Settings {
@@ -33,6 +35,7 @@ impl Default for Settings {
             interval: Duration::from_millis(200),
             echo: None,
             obeys_button: false,
+            broken: Vec::new(),
         }
     }
 }
@@ -58,6 +61,7 @@ impl Settings {
                     settings.echo = Some(port);
                 }
                 "button" if value == "obey" => settings.obeys_button = true,
+                "broken" => settings.broken = value.split(',').map(str::to_owned).collect(),
                 _ => return Err(format!("{word}: no such setting")),
             }
         }

@@ -107,8 +107,9 @@ pub(crate) fn start(
         }
     });
     spawn(progress, console, |progress, _| watch_clocks(progress));
-    spawn(progress, console, |progress, console| {
-        if let Err(error) = watch_kernel_log(progress, console) {
+    let broken = settings.broken.clone();
+    spawn(progress, console, move |progress, console| {
+        if let Err(error) = watch_kernel_log(&broken, progress, console) {
             console.note("problem", &format!("/dev/kmsg: {error}"));
         }
     });
@@ -294,7 +295,7 @@ fn watch_clocks(progress: &Progress) {
     }
 }
 
-fn watch_kernel_log(progress: &Progress, console: &Console) -> io::Result<()> {
+fn watch_kernel_log(broken: &[String], progress: &Progress, console: &Console) -> io::Result<()> {
     let mut log = File::open("/dev/kmsg")?;
     // One read gives one record (Documentation/ABI/testing/dev-kmsg).
     let mut record = [0; 8192];
@@ -302,7 +303,7 @@ fn watch_kernel_log(progress: &Progress, console: &Console) -> io::Result<()> {
         match log.read(&mut record) {
             Ok(len) => {
                 let text = String::from_utf8_lossy(&record[..len]);
-                if let Some(message) = complaint(&text) {
+                if let Some(message) = complaint(&text).filter(|m| !is_expected(m, broken)) {
                     progress.kernel_warnings.add(1);
                     console.note("kernel", message);
                 }
@@ -312,4 +313,10 @@ fn watch_kernel_log(progress: &Progress, console: &Console) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether the message is about an I/O error of one of the disks that are broken on purpose.
+fn is_expected(message: &str, broken: &[String]) -> bool {
+    let of = message.split_once("I/O error, dev ").map_or("", |(_, rest)| rest);
+    broken.iter().any(|disk| of.strip_prefix(disk).is_some_and(|rest| rest.starts_with(',')))
 }

@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use self::registers::{Contents, Registers};
 use super::alarm::Alarm;
+use super::claims::Claim;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::power::{OnPower, PowerEvent};
@@ -126,10 +127,6 @@ impl Device for Acpi {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     fn resume(&mut self) {
         let mut registers = lock(&self.0.registers);
         registers.resume();
@@ -173,6 +170,10 @@ impl Kind for Acpi {
     /// Every machine has it.
     fn unasked() -> Option<AcpiOptions> {
         Some(AcpiOptions::On)
+    }
+
+    fn claims(_options: &AcpiOptions) -> Vec<Claim> {
+        Vec::new()
     }
 
     fn open(_options: &AcpiOptions) -> Result<Vec<Opened>, OpenError> {

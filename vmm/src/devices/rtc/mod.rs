@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::registers::{CMOS, Ns};
 use self::time::Time;
 use super::alarm::Alarm;
+use super::claims::Claim;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
@@ -157,10 +158,6 @@ impl Device for Rtc {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     fn resume(&mut self) {
         {
             let mut clock = lock(&self.0.clock);
@@ -216,6 +213,10 @@ impl Kind for Rtc {
     /// Every machine has it.
     fn unasked() -> Option<RtcOptions> {
         Some(RtcOptions::On)
+    }
+
+    fn claims(_options: &RtcOptions) -> Vec<Claim> {
+        Vec::new()
     }
 
     fn open(_options: &RtcOptions) -> Result<Vec<Opened>, OpenError> {

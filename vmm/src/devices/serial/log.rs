@@ -29,6 +29,7 @@ use rustix::time::Timespec;
 use serde::{Deserialize, Serialize};
 
 use super::options::{NEXT, SINK};
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened, open};
 use crate::options::{Options, parse_size};
 
@@ -81,6 +82,12 @@ impl LogOptions {
             })?,
         };
         Ok(Self { path, max_size, keep })
+    }
+
+    /// The log and its predecessors.
+    pub(super) fn claims(&self) -> Vec<Claim> {
+        let all = [self.path.clone()].into_iter().chain((1..=self.keep).map(|n| self.old(n)));
+        all.map(|path| Claim::path("serial log", path)).collect()
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {

@@ -40,6 +40,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::console::Console;
 use self::uart::Written;
+use super::claims::Claim;
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
@@ -207,10 +208,6 @@ impl Device for Serial {
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     fn resume(&mut self) {
         // An interrupt that was on its way is lost. Raise one in any case: the guest reads in IIR whether
         // one is pending. Without it a transmitter could wait without end (Firecracker #5764).
@@ -263,6 +260,10 @@ impl Kind for Serial {
     /// Every machine has the port; by default its output is dropped.
     fn unasked() -> Option<SerialOptions> {
         Some(SerialOptions::Off)
+    }
+
+    fn claims(options: &SerialOptions) -> Vec<Claim> {
+        options.claims()
     }
 
     fn open(options: &SerialOptions) -> Result<Vec<files::Opened>, files::OpenError> {

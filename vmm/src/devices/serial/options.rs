@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::LogOptions;
 use super::pty;
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened, open, wait_for_device};
 use crate::devices::terminal;
 use crate::options::{Options, UNKNOWN, nearest};
@@ -98,6 +99,16 @@ impl SerialOptions {
             Self::File(_) => [Some(SINK), None, None, Some(NEXT)],
             Self::Socket(_) => [None, Some(LISTENER), None, None],
             Self::Pty => [Some(SINK), None, Some(OPENED), None],
+        }
+    }
+
+    /// What no other VM's port can have. Any number of them can write to the terminal.
+    pub(super) fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Off | Self::Tty | Self::Pty => Vec::new(),
+            Self::Socket(path) => vec![Claim::path("serial socket", path)],
+            Self::File(log) => log.claims(),
+            Self::Port(name) => vec![Claim::named("virtio-serial port", name)],
         }
     }
 

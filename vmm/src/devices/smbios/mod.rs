@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
+use super::claims::Claim;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
@@ -60,10 +61,6 @@ impl Device for Smbios {
     fn pause(&mut self) {}
 
     fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 
@@ -115,6 +112,11 @@ impl Kind for Smbios {
     /// Every machine has a UUID, which follows from its name.
     fn unasked() -> Option<SmbiosOptions> {
         Some(SmbiosOptions::default())
+    }
+
+    /// Guests know by their UUID that they are not each other, such as cloud-init.
+    fn claims(options: &SmbiosOptions) -> Vec<Claim> {
+        options.uuid.iter().map(|uuid| Claim::named("UUID", uuid.to_string())).collect()
     }
 
     fn open(_options: &SmbiosOptions) -> Result<Vec<Opened>, OpenError> {

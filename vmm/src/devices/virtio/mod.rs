@@ -79,9 +79,6 @@ pub trait VirtioDevice: Persist + Send + 'static {
         None
     }
 
-    /// Makes the driver's writes durable. Called while no request is in flight.
-    fn sync(&mut self) -> std::io::Result<()>;
-
     /// Returns the device's storage, if it has some whose state an operator must know.
     fn storage(&self) -> Option<Arc<dyn Storage>> {
         None

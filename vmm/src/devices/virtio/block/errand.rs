@@ -1,109 +1,115 @@
-//! What the main thread has the disk's thread do, because the storage may hang: then only this disk waits, and
-//! the main thread gives up after a while.
+//! What the machine's main thread has the disk's thread do. The storage may hang, so the main thread does not wait
+//! for it, or only until a deadline.
 //!
 //! ```text
-//!   main thread: ask --event--> disk's thread: serve: work, finish --> answer
+//!   main thread:  resize --event--> disk's thread: take_resize, and then the answer to whom it may concern
+//!                 begin_sync --event--> take_sync, a flush, synced --> main thread: wait_for_sync
 //! ```
 
 use std::io;
-use std::mem::take;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::BlockError;
 use super::engine::{new_event, signal};
+use crate::devices::storage::OnResized;
 use crate::mutex::lock;
 
-/// Something to do that may have to wait for the storage. Each is answered with a number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Errand {
-    /// Make the disk as large as its storage, after growing that to this size if given.
-    Resize(Option<u64>),
-    /// Make completed writes durable. The answer is 0.
-    Sync,
-}
-
-impl Errand {
-    /// How long the main thread waits for the answer.
-    pub(super) fn within(self) -> Duration {
-        Duration::from_secs(match self {
-            Self::Resize(_) => 10,
-            // As long as the requests in flight have before it.
-            Self::Sync => 20,
-        })
-    }
-}
-
-/// The errand of the disk's thread.
+/// The errands of the disk's thread.
 #[derive(Debug)]
 pub(super) struct Errands {
     event: OwnedFd,
     state: Mutex<State>,
-    answered: Condvar,
+    synced: Condvar,
 }
 
 #[derive(Debug, Default)]
-enum State {
-    #[default]
-    Idle,
-    Asked(Errand),
-    /// The disk's thread waits for the storage.
-    Working,
-    Answered(Result<u64, BlockError>),
+struct State {
+    resize: Option<Resize>,
+    /// Whether a resize was asked for and is not answered.
+    resizing: bool,
+    /// Number of the last sync that was asked for. They are numbered from 1.
+    asked: u64,
+    /// Number of the last sync that the disk's thread has begun.
+    begun: u64,
+    /// Number and result of the last sync that has ended.
+    ended: (u64, Option<BlockError>),
+}
+
+/// A resize: the size to which the storage grows before that, and what to call with the result.
+pub(super) struct Resize {
+    pub(super) bytes: Option<u64>,
+    pub(super) on_resized: OnResized,
+}
+
+impl std::fmt::Debug for Resize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resize").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
 }
 
 impl Errands {
     pub(super) fn new() -> io::Result<Self> {
-        let (state, answered) = (Mutex::default(), Condvar::new());
-        Ok(Self { event: new_event()?, state, answered })
+        Ok(Self { event: new_event()?, state: Mutex::default(), synced: Condvar::new() })
     }
 
-    /// Asks the disk's thread, and waits for the answer for at most `within`. Returns `None` if there is none:
-    /// then the errand is not finished, whenever the storage answers.
-    pub(super) fn ask(&self, errand: Errand, within: Duration) -> Option<Result<u64, BlockError>> {
-        let deadline = Instant::now() + within;
+    /// Asks for a resize. Gives it back if another one is not answered yet.
+    pub(super) fn resize(&self, resize: Resize) -> Result<(), Resize> {
         let mut state = lock(&self.state);
-        *state = State::Asked(errand);
+        if state.resizing {
+            return Err(resize);
+        }
+        (state.resize, state.resizing) = (Some(resize), true);
         signal(&self.event);
-        loop {
-            match take(&mut *state) {
-                State::Answered(answer) => return Some(answer),
-                other => *state = other,
-            }
+        Ok(())
+    }
+
+    /// Returns the resize that was asked for. Call [`resized`](Self::resized) when it is done.
+    pub(super) fn take_resize(&self) -> Option<Resize> {
+        lock(&self.state).resize.take()
+    }
+
+    /// Counts the resize as answered.
+    pub(super) fn resized(&self) {
+        lock(&self.state).resizing = false;
+    }
+
+    /// Asks for a sync of what was written until now.
+    pub(super) fn begin_sync(&self) {
+        lock(&self.state).asked += 1;
+        signal(&self.event);
+    }
+
+    /// Returns the number of the sync that was asked for, if the disk's thread has not begun it.
+    pub(super) fn take_sync(&self) -> Option<u64> {
+        let mut state = lock(&self.state);
+        let wanted = state.asked > state.begun;
+        state.begun = state.asked;
+        wanted.then_some(state.begun)
+    }
+
+    /// Gives the result of a sync.
+    pub(super) fn synced(&self, number: u64, error: Option<BlockError>) {
+        let mut state = lock(&self.state);
+        if number > state.ended.0 {
+            state.ended = (number, error);
+            self.synced.notify_all();
+        }
+    }
+
+    /// Waits until the last sync that was asked for has ended. Returns `None` if it has not at `deadline`.
+    pub(super) fn wait_for_sync(&self, deadline: Instant) -> Option<Result<(), BlockError>> {
+        let mut state = lock(&self.state);
+        while state.ended.0 < state.asked {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                *state = State::Idle;
                 return None;
             }
-            let waited = self.answered.wait_timeout(state, left);
+            let waited = self.synced.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    /// Does what the main thread asks, if it asks: `work`, which may take long, and then `finish` with its result,
-    /// if the main thread still waits. Called on the disk's thread.
-    pub(super) fn serve(
-        &self,
-        work: impl FnOnce(Errand) -> Result<u64, BlockError>,
-        finish: impl FnOnce(Errand, u64) -> u64,
-    ) {
-        let errand = {
-            let mut state = lock(&self.state);
-            match take(&mut *state) {
-                State::Asked(errand) => {
-                    *state = State::Working;
-                    errand
-                }
-                other => return *state = other,
-            }
-        };
-        let worked = work(errand);
-        let mut state = lock(&self.state);
-        if let State::Working = *state {
-            *state = State::Answered(worked.map(|bytes| finish(errand, bytes)));
-            self.answered.notify_all();
-        }
+        Some(state.ended.1.take().map_or(Ok(()), Err))
     }
 }
 
@@ -115,29 +121,46 @@ impl AsFd for Errands {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     #[test]
-    fn an_answer_that_comes_too_late_changes_nothing_and_the_next_one_counts() {
+    fn the_end_of_an_earlier_sync_is_not_that_of_the_last_one() {
         let errands = Errands::new().unwrap();
-        assert!(errands.ask(Errand::Sync, Duration::ZERO).is_none());
-        // The thread has not begun in time, so it does not begin at all.
-        errands.serve(|_| unreachable!(), |_, _| unreachable!());
-        let [first, second] = [2, 3].map(|bytes| Errand::Resize(Some(bytes)));
+        assert!(matches!(errands.wait_for_sync(now()), Some(Ok(()))), "none was asked for");
+        assert_eq!(errands.take_sync(), None);
+        errands.begin_sync();
+        let first = errands.take_sync().unwrap();
+        assert!(errands.wait_for_sync(now()).is_none());
+        // The storage answers the first one after the main thread has given up and asked again.
+        errands.begin_sync();
+        errands.synced(first, None);
+        assert!(errands.wait_for_sync(now()).is_none());
+        let second = errands.take_sync().unwrap();
+        let failed = BlockError::Sync { path: "a".to_owned(), source: io::ErrorKind::Other.into() };
         std::thread::scope(|scope| {
-            // The storage answers only after the main thread has given up and asked again.
-            let asked = scope.spawn(|| errands.ask(first, Duration::from_secs(60)));
-            while !matches!(*lock(&errands.state), State::Asked(_)) {
-                std::thread::yield_now();
-            }
-            let work = |errand| {
-                assert_eq!(errand, first);
-                *lock(&errands.state) = State::Asked(second);
-                Ok(2)
-            };
-            errands.serve(work, |_, _| unreachable!());
-            errands.serve(|errand| Ok(u64::from(errand == second) * 3), |_, bytes| bytes * 10);
-            assert_eq!(asked.join().unwrap().unwrap().unwrap(), 30);
+            let waits = scope.spawn(|| errands.wait_for_sync(now() + Duration::from_secs(60)));
+            errands.synced(second, Some(failed));
+            waits.join().unwrap().unwrap().unwrap_err();
         });
+        assert_eq!(errands.take_sync(), None);
+    }
+
+    #[test]
+    fn there_is_one_resize_at_a_time() {
+        let errands = Errands::new().unwrap();
+        let resize = |bytes| Resize { bytes, on_resized: Box::new(|_| ()) };
+        errands.resize(resize(Some(1))).unwrap();
+        errands.resize(resize(Some(2))).unwrap_err();
+        assert_eq!(errands.take_resize().unwrap().bytes, Some(1));
+        assert!(errands.take_resize().is_none());
+        errands.resize(resize(Some(3))).unwrap_err();
+        errands.resized();
+        errands.resize(resize(Some(4))).unwrap();
     }
 }

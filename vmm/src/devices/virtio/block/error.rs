@@ -130,13 +130,24 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
-    /// The thread of the disk waits for the storage.
-    #[error("the storage of the disk {path} has not answered within {seconds} s")]
+    /// The storage does not answer.
+    #[error(
+        "the storage of the disk {path} has not answered for {seconds} s (operations: {count}): repair it, or stop \
+         the VM"
+    )]
     Silent {
         /// The disk.
         path: String,
-        /// How long it had time.
+        /// How long the oldest operation waits for it.
         seconds: u64,
+        /// Number of operations that wait for too long.
+        count: u32,
+    },
+    /// The last resize is not finished.
+    #[error("the disk {path} is being resized already, and its storage has not answered yet")]
+    Resizing {
+        /// The disk.
+        path: String,
     },
     /// The image is another file or block device than the saved one.
     #[error(

@@ -1,6 +1,8 @@
 //! Many requests at a time, on both engines: in flight during a pause, flushes, limits, and what a
 //! hostile driver does meanwhile.
 
+mod backing;
+
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -115,26 +117,29 @@ impl Guest {
 
     /// Resizes the disk as the operator does, while its thread runs. Returns the size or the error text.
     fn resize(&mut self, bytes: Option<u64>) -> Result<u64, String> {
-        let Self { thread, disk, .. } = self;
-        std::thread::scope(|scope| {
-            let resized = scope.spawn(|| disk.resize(bytes).map_err(|error| error.to_string()));
-            while !resized.is_finished() {
-                thread.run_with_timeout(1).unwrap();
+        let (sender, resized) = std::sync::mpsc::channel();
+        let on_resized = move |result: Result<u64, storage::StorageFailure>| {
+            sender.send(result.map_err(|error| error.to_string())).unwrap();
+        };
+        self.disk.resize(bytes, Box::new(on_resized));
+        loop {
+            match resized.try_recv() {
+                Ok(result) => return result,
+                Err(_) => drop(self.thread.run_with_timeout(100).unwrap()),
             }
-            resized.join().unwrap()
-        })
+        }
     }
 
     /// Syncs the paused disk, while its thread runs. Returns the error text.
     fn sync(&mut self) -> Result<(), String> {
-        let Self { thread, function, .. } = self;
+        let Self { thread, disk, .. } = self;
+        disk.begin_sync();
         std::thread::scope(|scope| {
-            let synced = scope
-                .spawn(|| function.sync().map_err(|error| crate::causes::chain(&error).join(": ")));
+            let synced = scope.spawn(|| disk.end_sync(Instant::now() + PATIENCE));
             while !synced.is_finished() {
                 thread.run_with_timeout(1).unwrap();
             }
-            synced.join().unwrap()
+            synced.join().unwrap().map_err(|error| error.to_string())
         })
     }
 
@@ -467,134 +472,5 @@ fn a_flush_that_fails_fails_the_requests_of_all_queues_that_wait_for_one() {
         guest.ring_doorbell();
         guest.run_until(9);
         assert!((0..9).all(|n| guest.status(n) == 1), "{options}");
-    }
-}
-
-#[test]
-fn a_disk_that_grows_while_its_guest_runs_is_larger_for_the_guest_which_is_told() {
-    for options in ENGINES {
-        let file = image();
-        let mut guest = Guest::new(file.try_clone().unwrap(), options, F_FLUSH);
-        let beyond = guest.offer(0, SECTORS, &[(DATA, 512, WRITE)]);
-        guest.ring_doorbell();
-        guest.run_until(1);
-        assert_eq!((guest.status(beyond), guest.capacity()), (1, (SECTORS, false)));
-        // The operator has made the file larger. A part of a sector at its end is left out.
-        file.set_len((SECTORS + 8) * 512 + 100).unwrap();
-        assert_eq!(guest.resize(None), Ok((SECTORS + 8) * 512));
-        assert_eq!(guest.capacity(), (SECTORS + 8, true), "{options}");
-        let now = guest.offer(0, SECTORS, &[(DATA, 512, WRITE)]);
-        guest.ring_doorbell();
-        guest.run_until(2);
-        assert_eq!(guest.status(now), 0);
-        // The disk makes the file larger itself.
-        let wanted = (SECTORS + 64) * 512;
-        assert_eq!(guest.resize(Some(wanted)), Ok(wanted));
-        assert_eq!(
-            (file.metadata().unwrap().len(), guest.capacity()),
-            (wanted, (SECTORS + 64, true))
-        );
-        // A resize that changes nothing tells the guest nothing, and neither does a pause.
-        assert_eq!(guest.resize(None), Ok(wanted));
-        guest.pause();
-        guest.function.resume();
-        assert_eq!(guest.capacity(), (SECTORS + 64, false));
-    }
-}
-
-#[test]
-fn a_resize_that_cannot_be_is_refused_with_both_sizes_and_changes_nothing() {
-    let file = image();
-    let mut guest = Guest::new(file.try_clone().unwrap(), ENGINES[0], F_FLUSH);
-    let refused = guest.resize(Some(512)).unwrap_err();
-    assert!(
-        refused.contains("a disk has 32768 bytes") && refused.contains("512 bytes"),
-        "{refused}"
-    );
-    let refused = guest.resize(Some(32769)).unwrap_err();
-    assert!(refused.contains("multiple of 512 bytes, and 32769"), "{refused}");
-    let refused = guest.resize(Some(u64::MAX / 512 * 512)).unwrap_err();
-    assert!(refused.contains("cannot grow the file"), "{refused}");
-    assert_eq!(file.metadata().unwrap().len(), 32768);
-    file.set_len(512).unwrap();
-    let refused = guest.resize(None).unwrap_err();
-    assert!(refused.contains("32768 bytes") && refused.contains("only 512 now"), "{refused}");
-    assert_eq!(guest.capacity(), (SECTORS, false));
-
-    // Not a file, so only its own tools could grow it.
-    let device = File::options().read(true).write(true).open("/dev/zero").unwrap();
-    let refused = Guest::new(device, ENGINES[0], F_FLUSH).resize(Some(65536)).unwrap_err();
-    assert!(
-        refused.contains("0 bytes") && refused.contains("65536 bytes: grow it there"),
-        "{refused}"
-    );
-}
-
-#[test]
-fn an_errand_of_a_disk_whose_thread_hangs_is_given_up() {
-    let guest = Guest::new(image(), ENGINES[0], F_FLUSH);
-    // Nobody runs the disk's thread.
-    assert!(guest.disk.errands.ask(Errand::Resize(None), Duration::from_millis(1)).is_none());
-}
-
-#[test]
-fn errors_of_the_host_are_counted_and_the_last_one_is_told() {
-    use crate::devices::storage::{Cause, Operation};
-    for options in ENGINES {
-        let full = File::options().read(true).write(true).open("/dev/full").unwrap();
-        let mut guest = Guest::new(full, options, F_FLUSH);
-        let report = guest.disk.report();
-        assert_eq!((report.errors, report.last_error, report.stalled), (0, None, 0));
-        assert_eq!((report.queues, report.bytes), (1, SECTORS * 512));
-        let writes: Vec<u64> = (0..3).map(|n| guest.offer(1, n, &[(DATA, 512, 0)])).collect();
-        guest.ring_doorbell();
-        guest.run_until(3);
-        assert!(writes.iter().all(|n| guest.status(*n) == 1));
-        let report = guest.disk.report();
-        let last = report.last_error.unwrap();
-        assert_eq!((report.errors, last.operation), (3, Operation::Write), "{options}");
-        assert_eq!(last.cause, Cause::Errno(libc::ENOSPC));
-        assert_eq!((report.stalled, report.waiting_s), (0, 0), "all are answered");
-        if options.ends_with("_disable_io_uring=on") {
-            assert_eq!(report.engine, storage::Engine::Threads);
-        }
-
-        let mut guest = Guest::new(image(), options, F_FLUSH);
-        guest.disk.image.file.set_len(512).unwrap();
-        guest.offer(0, 1, &[(DATA, 512, WRITE)]);
-        guest.ring_doorbell();
-        guest.run_until(1);
-        let last = guest.disk.report().last_error.unwrap();
-        assert_eq!((last.operation, last.cause), (Operation::Read, Cause::End), "{options}");
-    }
-}
-
-#[test]
-fn an_operation_that_the_storage_does_not_answer_is_reported_while_the_disk_goes_on() {
-    let mut guest = Guest::new(image(), ENGINES[0], F_FLUSH);
-    let long_ago = Instant::now().checked_sub(Duration::from_secs(12)).unwrap();
-    let ticket = guest.disk.health.begin(long_ago);
-    guest.offer(0, 1, &[(DATA, 512, WRITE)]);
-    guest.ring_doorbell();
-    guest.run_until(1);
-    let report = guest.disk.report();
-    assert_eq!(report.stalled, 1);
-    assert!(report.waiting_s >= 12, "{report:?}");
-    guest.disk.health.end(ticket);
-    let report = guest.disk.report();
-    assert_eq!((report.stalled, report.waiting_s), (0, 0));
-}
-
-#[test]
-fn a_disk_that_cannot_make_its_writes_durable_says_so_when_it_is_synced() {
-    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
-    for options in ENGINES {
-        let mut guest = Guest::new(image(), options, F_FLUSH);
-        guest.pause();
-        assert_eq!(guest.sync(), Ok(()), "{options}");
-        let mut guest = Guest::new(null.try_clone().unwrap(), options, F_FLUSH);
-        guest.pause();
-        let error = guest.sync().unwrap_err();
-        assert!(error.contains("cannot make the writes to the disk a disk durable"), "{error}");
     }
 }

@@ -33,23 +33,23 @@ pub use state::VirtioBlkStateV2;
 pub use worker::BlockWorker;
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use self::engine::Engine;
-use self::errand::{Errand, Errands};
+use self::errand::{Errands, Resize};
 use self::geometry::Alignment;
 use self::health::{Health, Waiting};
 use self::transfer::Pieces;
 use super::{VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
-use crate::devices::storage::{ResizeError, Storage, StorageReport};
+use crate::devices::storage::{OnResized, Storage, StorageFailure, StorageReport};
 
 /// Bytes of a sector, the unit of all positions (5.2.4).
 const SECTOR: u64 = 512;
@@ -242,13 +242,6 @@ impl VirtioDevice for Block {
         BlockWorker::new(self.0.clone(), Engine::new(&self.0))
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        match self.0.image.options.readonly {
-            true => Ok(()),
-            false => self.0.ask(Errand::Sync).map(drop).map_err(io::Error::other),
-        }
-    }
-
     fn storage(&self) -> Option<Arc<dyn Storage>> {
         Some(self.0.clone())
     }
@@ -271,17 +264,35 @@ impl Storage for Shared {
         }
     }
 
-    fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
-        Ok(self.ask(Errand::Resize(bytes))?)
+    fn check_answers(&self) -> Result<(), StorageFailure> {
+        match self.health.waiting(Instant::now()) {
+            Waiting { stalled: 0, .. } => Ok(()),
+            waiting => Err(self.silent(waiting).into()),
+        }
+    }
+
+    fn begin_sync(&self) {
+        if !self.image.options.readonly {
+            self.errands.begin_sync();
+        }
+    }
+
+    fn end_sync(&self, deadline: Instant) -> Result<(), StorageFailure> {
+        let silent = || self.silent(self.health.waiting(Instant::now()));
+        Ok(self.errands.wait_for_sync(deadline).ok_or_else(silent)??)
+    }
+
+    fn resize(&self, bytes: Option<u64>, on_resized: OnResized) {
+        if let Err(refused) = self.errands.resize(Resize { bytes, on_resized }) {
+            (refused.on_resized)(Err(BlockError::Resizing { path: self.image.path() }.into()));
+        }
     }
 }
 
 impl Shared {
-    /// Has the disk's thread do something. Errors if it does not answer in time.
-    fn ask(&self, errand: Errand) -> Result<u64, BlockError> {
-        let within = errand.within();
-        let silent = || BlockError::Silent { path: self.image.path(), seconds: within.as_secs() };
-        self.errands.ask(errand, within).ok_or_else(silent)?
+    fn silent(&self, Waiting { stalled, oldest }: Waiting) -> BlockError {
+        let seconds = oldest.unwrap_or_default().as_secs();
+        BlockError::Silent { path: self.image.path(), seconds, count: stalled.max(1) }
     }
 
     /// Size in sectors, as the guest was told.
@@ -315,14 +326,6 @@ impl Shared {
         };
         self.image.cached.is_some() && !aligned()
     }
-
-    /// Makes all completed writes durable.
-    fn flush(&self) -> io::Result<()> {
-        match self.image.options.readonly {
-            true => Ok(()),
-            false => self.image.file.sync_data(),
-        }
-    }
 }
 
 impl Kind for Block {
@@ -351,6 +354,11 @@ impl Kind for Block {
 
     fn stored_at(options: &BlockOptions) -> Option<&Path> {
         Some(&options.path)
+    }
+
+    fn claims(options: &BlockOptions) -> Vec<Claim> {
+        let (shared, shared_with) = (options.readonly, Some("readonly=on"));
+        vec![Claim { shared, shared_with, ..Claim::path("disk", &options.path) }]
     }
 
     fn open(options: &BlockOptions) -> Result<Vec<Opened>, OpenError> {

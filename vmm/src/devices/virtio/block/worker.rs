@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::engine::{Completed, Engine, Job, MOST, Work};
-use super::errand::Errand;
+use super::errand::Resize;
 use super::health::{Look, Ticket};
 use super::request::{self, Answer, Clear, How, Status, Task};
 use super::transfer::Transfer;
@@ -55,7 +55,7 @@ pub struct BlockWorker {
     watches: bool,
 }
 
-/// Requests that wait for a flush: the one that is running, and the next one.
+/// What waits for a flush: the one that is running, and the next one.
 ///
 /// One flush runs at a time. A request that comes meanwhile waits for the next flush, because the running one
 /// may not cover the writes before the request. So any number of requests takes two flushes and one thread.
@@ -64,8 +64,28 @@ pub struct BlockWorker {
 /// only once, and the next flush would succeed although the data is lost.
 #[derive(Debug, Default)]
 struct Flushes {
-    running: Vec<(Request, Answer)>,
-    waiting: Vec<(Request, Answer)>,
+    running: Vec<Waiter>,
+    waiting: Vec<Waiter>,
+    /// Whether a flush failed that no request of the guest waited for. The guest's next one fails instead.
+    failed_unheard: bool,
+}
+
+/// What waits for a flush.
+#[derive(Debug)]
+enum Waiter {
+    /// A request of the guest.
+    Guest((Request, Answer)),
+    /// The main thread, with the number of its sync.
+    Sync(u64),
+}
+
+impl Flushes {
+    /// Counts the end of a flush. `heard` is whether requests of the guest waited for it. Returns whether they fail.
+    fn end(&mut self, heard: bool, failed: bool) -> bool {
+        let fails = failed || self.failed_unheard;
+        self.failed_unheard = fails && !heard;
+        fails
+    }
 }
 
 impl BlockWorker {
@@ -111,7 +131,7 @@ impl BlockWorker {
                     let written = answer.give(rings.memory(), status, written);
                     rings.complete(request, written);
                 }
-                Task::Flush => self.flush((request, answer)),
+                Task::Flush => self.flush(Waiter::Guest((request, answer))),
                 Task::Transfer(transfer) => {
                     self.begin(transfer.bytes, Work::Transfer(transfer), (request, answer));
                 }
@@ -154,37 +174,38 @@ impl BlockWorker {
     }
 
     /// Does what the main thread asks for.
-    fn run_errand(&self, rings: &Rings) {
-        let disk = &self.disk;
-        let work = |errand| match errand {
-            Errand::Resize(wanted) => disk.measure(wanted),
-            Errand::Sync => disk.flush().map(|()| 0).map_err(|source| {
-                let path = disk.image.path();
-                BlockError::Sync { path, source }
-            }),
-        };
-        let finish = |errand, here| {
-            if errand == Errand::Sync {
-                return here;
-            }
-            if disk.grow(here) && disk.grown.swap(false, Ordering::Relaxed) {
-                rings.config_changed();
-            }
-            let (path, bytes) = (disk.image.path(), disk.sectors() * SECTOR);
-            tracing::info!("disk {path}: it has {bytes} bytes now");
-            bytes
-        };
-        disk.errands.serve(work, finish);
+    fn run_errands(&mut self, rings: &Rings) {
+        if let Some(number) = self.disk.errands.take_sync() {
+            self.flush(Waiter::Sync(number));
+        }
+        let Some(Resize { bytes, on_resized }) = self.disk.errands.take_resize() else { return };
+        let resized = self.resize(bytes, rings);
+        self.disk.errands.resized();
+        on_resized(resized.map_err(Into::into));
     }
 
-    /// Lets `request` wait for a flush that begins after this call.
-    fn flush(&mut self, request: (Request, Answer)) {
+    fn resize(&self, wanted: Option<u64>, rings: &Rings) -> Result<u64, BlockError> {
+        let disk = &self.disk;
+        // Counts, because the storage may hang.
+        let ticket = disk.health.begin(Instant::now());
+        let here = disk.measure(wanted);
+        disk.health.end(ticket);
+        if disk.grow(here?) && disk.grown.swap(false, Ordering::Relaxed) {
+            rings.config_changed();
+        }
+        let (path, bytes) = (disk.image.path(), disk.sectors() * SECTOR);
+        tracing::info!("disk {path}: it has {bytes} bytes now");
+        Ok(bytes)
+    }
+
+    /// Lets `waiter` wait for a flush that begins after this call.
+    fn flush(&mut self, waiter: Waiter) {
         if self.flushes.running.is_empty() {
-            self.flushes.running.push(request);
+            self.flushes.running.push(waiter);
             let ticket = self.count();
             self.engine.begin(Job { work: Work::Sync, ticket, request: None });
         } else {
-            self.flushes.waiting.push(request);
+            self.flushes.waiting.push(waiter);
         }
     }
 
@@ -290,7 +311,7 @@ impl BlockWorker {
         rings: &Rings,
     ) {
         if result.is_ok() && !self.disk.driver_flushes.load(Ordering::Relaxed) {
-            return self.flush(request);
+            return self.flush(Waiter::Guest(request));
         }
         let status = self.status(operation, &result);
         answer(request, status, 0, rings);
@@ -300,11 +321,29 @@ impl BlockWorker {
         let mut done = take(&mut self.flushes.running);
         let waiting = take(&mut self.flushes.waiting);
         match result.is_ok() {
-            true => waiting.into_iter().for_each(|request| self.flush(request)),
+            true => waiting.into_iter().for_each(|waiter| self.flush(waiter)),
             false => done.extend(waiting),
         }
         let status = self.status(Operation::Flush, &result);
-        done.into_iter().for_each(|request| answer(request, status, 0, rings));
+        let heard = done.iter().any(|waiter| matches!(waiter, Waiter::Guest(_)));
+        let fails = self.flushes.end(heard, result.is_err());
+        for waiter in done {
+            match waiter {
+                Waiter::Guest(request) => {
+                    answer(request, if fails { Status::IoError } else { status }, 0, rings);
+                }
+                Waiter::Sync(number) => self.synced(number, &result),
+            }
+        }
+    }
+
+    /// Gives the main thread the result of a sync.
+    fn synced(&self, number: u64, result: &io::Result<()>) {
+        let error = result.as_ref().err().map(|error| BlockError::Sync {
+            path: self.disk.image.path(),
+            source: error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error),
+        });
+        self.disk.errands.synced(number, error);
     }
 
     /// Returns the status for the guest. Counts an error of the host, and logs it unless one of its kind was
@@ -344,9 +383,27 @@ impl VirtioWorker for BlockWorker {
         match source {
             TIMER => (0..rings.count()).for_each(|queue| rings.look_again(queue)),
             WATCH => self.look(),
-            ERRAND => self.run_errand(rings),
+            ERRAND => self.run_errands(rings),
             _ => {}
         }
         self.advance(rings);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_failed_while_no_request_waited_fails_the_next_request_and_no_other() {
+        let mut flushes = Flushes::default();
+        assert!(!flushes.end(true, false));
+        assert!(flushes.end(true, true));
+        assert!(!flushes.end(true, false), "the guest was told");
+        // Only the host has waited, twice.
+        flushes.end(false, true);
+        flushes.end(false, false);
+        assert!(flushes.end(true, false));
+        assert!(!flushes.end(true, false));
     }
 }

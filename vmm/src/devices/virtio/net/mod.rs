@@ -43,6 +43,7 @@ use self::tap::Tap;
 use super::{Rings, VirtioDevice, VirtioPci, VirtioState, features};
 use crate::confine::Call;
 use crate::devices::DeviceError;
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
@@ -393,10 +394,6 @@ impl VirtioDevice for Net {
     fn network_port(&self, rings: Rings) -> Option<Arc<dyn NetworkPort>> {
         Some(Arc::new(Port { shared: self.shared.clone(), rings }))
     }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The link of the device, as the machine sets it.
@@ -459,6 +456,10 @@ impl Kind for Net {
 
     fn unasked() -> Option<NetOptions> {
         None
+    }
+
+    fn claims(options: &NetOptions) -> Vec<Claim> {
+        options.claims()
     }
 
     fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {

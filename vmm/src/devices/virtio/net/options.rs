@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MTU_MAX, MTU_MIN, PAIRS_MAX, lent};
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::interface::check_name;
@@ -76,6 +77,15 @@ impl NetOptions {
             (None, None) => return Err("it must name a tap: tap=NAME".to_owned()),
         };
         Ok(Self { tap, mac, mtu, queues, bridge })
+    }
+
+    /// The tap; and on a bridge the address, because a bridge sends all frames for an address to one port.
+    pub(super) fn claims(&self) -> Vec<Claim> {
+        let address = self.mac.zip(self.bridge.as_ref());
+        let address = address.map(|(mac, bridge)| {
+            Claim::named("MAC address on a bridge", format!("{mac} on {bridge}"))
+        });
+        [Claim::named("tap", &self.tap)].into_iter().chain(address).collect()
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {

@@ -299,11 +299,6 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         })
     }
 
-    fn sync(&mut self) -> Result<(), DeviceError> {
-        let synced = self.device.sync();
-        synced.map_err(|source| self.error("make its data durable", source))
-    }
-
     fn resume(&mut self) {
         let config_changed = self.device.resumed();
         let (ready, needs_reset): (Vec<bool>, bool) = {

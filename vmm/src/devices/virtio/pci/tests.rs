@@ -59,7 +59,6 @@ struct Log {
     /// The queue and the chain of every request.
     served: Vec<(usize, Vec<Part>)>,
     negotiated: Vec<u64>,
-    syncs: usize,
 }
 
 type SharedLog = Arc<Mutex<Log>>;
@@ -101,11 +100,6 @@ impl VirtioDevice for Echo {
 
     fn worker(&self) -> EchoWorker {
         EchoWorker(self.log.clone())
-    }
-
-    fn sync(&mut self) -> std::io::Result<()> {
-        self.log.lock().unwrap().syncs += 1;
-        Ok(())
     }
 }
 

@@ -12,7 +12,6 @@ pub use options::RngOptions;
 pub use state::VirtioRngStateV1;
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -22,6 +21,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
 use super::{Chain, Rings, VirtioDevice, VirtioPci, VirtioState, VirtioWorker, features};
 use crate::devices::DeviceError;
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 
@@ -73,10 +73,6 @@ impl VirtioDevice for Rng {
 
     fn worker(&self) -> RngWorker {
         RngWorker { source: self.source.clone(), reported: false }
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -169,6 +165,11 @@ impl Kind for Rng {
 
     fn unasked() -> Option<RngOptions> {
         None
+    }
+
+    /// Any number of devices can read the source.
+    fn claims(_options: &RngOptions) -> Vec<Claim> {
+        Vec::new()
     }
 
     fn open(options: &RngOptions) -> Result<Vec<Opened>, OpenError> {

@@ -23,6 +23,7 @@ use std::os::unix::fs::FileExt;
 use super::block::{BlockOptions, BlockWorker, Image};
 use super::{Block, BlockError, VirtioDevice, VirtioPci, VirtioState, features};
 use crate::devices::DeviceError;
+use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::identity::Identity;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
@@ -143,10 +144,6 @@ impl VirtioDevice for Seed {
     fn worker(&self) -> BlockWorker {
         self.block.worker()
     }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.block.sync()
-    }
 }
 
 impl Kind for Seed {
@@ -170,6 +167,11 @@ impl Kind for Seed {
 
     fn unasked() -> Option<SeedOptions> {
         None
+    }
+
+    /// The directory is only read.
+    fn claims(_options: &SeedOptions) -> Vec<Claim> {
+        Vec::new()
     }
 
     fn open(options: &SeedOptions) -> Result<Vec<Opened>, OpenError> {

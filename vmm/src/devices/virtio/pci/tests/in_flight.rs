@@ -52,10 +52,6 @@ impl VirtioDevice for Slow {
         let Self { held, source, woken } = self;
         SlowWorker { held: held.clone(), source: source.clone(), woken: woken.clone() }
     }
-
-    fn sync(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 impl VirtioWorker for SlowWorker {
