@@ -21,7 +21,7 @@ pub(super) const REFUSED: u8 = 3;
 /// docs/preflight.md describes the findings.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The host's configuration; its [update] says what is not given here
+    /// The host's configuration; its `[update]` says what is not given here
     #[arg(long, value_name = "FILE", default_value = host::IMAGE_CONFIG)]
     config: PathBuf,
     /// The next kernel

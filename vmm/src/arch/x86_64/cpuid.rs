@@ -2,7 +2,7 @@
 //!
 //! A new guest gets the features that KVM supports and whose state this VMM carries over a live update
 //! ([`features`]), or the part of them that a baseline has ([`CpuModel`]). Its topology is one socket of
-//! single-threaded cores. A restored guest keeps exactly the CPUID that it booted with; [`compare`] lists the
+//! single-threaded cores. A restored guest keeps exactly the CPUID that it booted with; [`compare()`] lists the
 //! features of it that a new host lacks. Register layouts: Intel SDM 2A `CPUID`, AMD APM 3 appendix E.
 
 pub mod features;
