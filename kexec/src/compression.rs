@@ -65,7 +65,7 @@ impl Compression {
         }
     }
 
-    /// Whether [`Compression::unpack`] can unpack it.
+    /// Whether this program can unpack it.
     pub fn can_be_unpacked(self) -> bool {
         self != Self::Lzo
     }
