@@ -91,9 +91,11 @@ fn other_program(luo: Luo) -> Result<(), Failure> {
     };
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    let status = host.update(json!({}))?;
+    host.expect_refusal("update", json!({}), "initramfs-documents")?;
+    let forced = json!({"force": ["initramfs-documents"]});
+    let status = host.update(forced.clone())?;
     expect(&status, "web", "preserved", "vm-entry-v9")?;
-    let status = host.update(to("/data", 'b'))?;
+    let status = host.update(with(to("/data", 'b'), forced))?;
     expect(&status, "web", "preserved", "vm-entry-v9")?;
     let status = host.update(to("/data", 'a'))?;
     expect(&status, "web", "running", "")?;

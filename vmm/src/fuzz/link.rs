@@ -52,7 +52,7 @@ pub fn from_vm(input: &[u8]) {
             assert!(crate::causes::chain(&error).len() < 40);
         }
     }
-    let _ = conversation.events(true);
+    let _ = conversation.events();
     while conversation.last_words().is_some() {}
     assert!(!conversation.has_events());
 }

@@ -316,10 +316,17 @@ impl Conversation {
         }
     }
 
-    /// Takes the unread events, oldest first. Reads one more message from the link if `readable`.
-    pub fn events(&self, readable: bool) -> Result<Vec<Event>, ProcessError> {
-        if readable {
-            let request = NO_REQUEST;
+    /// Takes the unread events, oldest first, and reads one more message if one has come. Never waits: the message for
+    /// which the caller was woken may have been taken meanwhile, by a command that asked the process for something.
+    pub fn events(&self) -> Result<Vec<Event>, ProcessError> {
+        let request = NO_REQUEST;
+        let mut link_fd = [PollFd::new(&self.channel, PollFlags::IN)];
+        let has_message = match poll(&mut link_fd, Some(&Timespec::default())) {
+            Ok(count) => count > 0,
+            Err(rustix::io::Errno::INTR) => false,
+            Err(errno) => return Err(link(request, LinkError::Socket(errno.into()))),
+        };
+        if has_message {
             match self.channel.receive::<FromVm>() {
                 Ok((FromVm::Event(event), _)) => {
                     self.queue_event(event).map_err(|source| link(request, source))?;
@@ -483,12 +490,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_was_taken_before_the_host_looks_is_not_waited_for() {
+        let (host, vm) = conversation();
+        // As a resume that nobody waits for: the host is woken by its answer, but a command comes first and takes it.
+        host.notify(Request::Resume).unwrap();
+        vm.send(&FromVm::Reply(Reply::Resumed { first_entry_ticks: 7 }), &[]).unwrap();
+        host.send(Request::Pause, &[]).unwrap();
+        vm.send(&FromVm::Reply(Reply::Paused { last_exit_ticks: 9 }), &[]).unwrap();
+        assert_eq!(host.reply().unwrap(), Reply::Paused { last_exit_ticks: 9 });
+        assert_eq!(host.events().unwrap(), [], "and it returns, although nothing more comes");
+    }
+
+    #[test]
     fn links_are_kept_for_the_status_and_are_no_events() {
         let (host, vm) = conversation();
         let tell = |device: &str, link| {
             let event = Event::Link { device: device.to_owned(), link };
             vm.send(&FromVm::Event(event), &[]).unwrap();
-            host.events(true)
+            host.events()
         };
         for (device, link) in [("net@1", Link::Up), ("net@2", Link::Up), ("net@1", Link::Gone)] {
             assert_eq!(tell(device, link).unwrap(), []);
@@ -538,7 +557,7 @@ mod tests {
         let (host, vm) = conversation();
         host.notify(Request::PressPowerButton).unwrap();
         vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
-        assert_eq!(host.events(true).unwrap(), []);
+        assert_eq!(host.events().unwrap(), []);
         // Behind it comes the answer to another request, and an event between both.
         for refused in [false, true] {
             host.notify(Request::PressPowerButton).unwrap();
@@ -550,11 +569,11 @@ mod tests {
             vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
             vm.send(&FromVm::Reply(Reply::Saved { bytes: 7 }), &[]).unwrap();
             assert_eq!(host.reply().unwrap(), Reply::Saved { bytes: 7 });
-            assert_eq!(host.events(false).unwrap(), [Event::Shutdown]);
+            assert_eq!(host.events().unwrap(), [Event::Shutdown]);
         }
         // An answer too many is an error.
         vm.send(&FromVm::Reply(Reply::Pressed), &[]).unwrap();
-        host.events(true).unwrap_err();
+        host.events().unwrap_err();
     }
 
     #[test]
@@ -578,14 +597,14 @@ mod tests {
         host.ask_for_reports().unwrap();
         vm.send(&FromVm::Event(Event::Shutdown), &[]).unwrap();
         vm.send(&report(), &[]).unwrap();
-        assert_eq!(host.events(true).unwrap(), [Event::Shutdown]);
+        assert_eq!(host.events().unwrap(), [Event::Shutdown]);
         assert_eq!(known(&host), (true, true));
-        assert_eq!(host.events(true).unwrap(), []);
+        assert_eq!(host.events().unwrap(), []);
         assert_eq!(known(&host), (true, false));
         // A refusal is an answer, too.
         host.ask_for_reports().unwrap();
         vm.send(&FromVm::Reply(Reply::Failed(Vec::new())), &[]).unwrap();
-        assert_eq!(host.events(true).unwrap(), []);
+        assert_eq!(host.events().unwrap(), []);
         assert_eq!(known(&host), (true, false));
         drop(vm);
         host.ask_for_reports().unwrap_err();

@@ -595,8 +595,7 @@ fn reap(pipe: &UnixStream, host: &mut Host) {
 fn handle_events(host: &mut Host, index: usize) {
     let vm = &host.vms[index];
     let Life::Live(live) = &vm.life else { return };
-    let readable = !live.process.has_events();
-    match live.process.events(readable) {
+    match live.process.events() {
         Ok(events) => events.into_iter().for_each(|event| host.on_event(index, Some(event))),
         Err(error) => {
             tracing::error!("VM `{}`: {}", vm.machine.name, chain(&error).join(": "));
