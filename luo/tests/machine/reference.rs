@@ -72,6 +72,9 @@ pub(crate) struct Reference {
     /// `arrived` until the device is opened.
     sessions: Vec<Session>,
     arrived: Vec<Session>,
+    /// Files of the previous kernel that no session has, because one of them has no handler. The shared objects
+    /// that they need count them for ever.
+    lost: Vec<File>,
     device_open: bool,
     built: Option<Result<(), Errno>>,
     pub(crate) limits: (usize, usize),
@@ -105,6 +108,7 @@ impl Reference {
             shared: vec![Shared::Nothing; flbs.len()],
             sessions: Vec::new(),
             arrived: Vec::new(),
+            lost: Vec::new(),
             device_open: false,
             built: None,
             limits,
@@ -167,11 +171,14 @@ impl Reference {
     }
 
     fn build(&mut self) -> Answer<()> {
-        for session in std::mem::take(&mut self.arrived) {
+        let mut arrived = std::mem::take(&mut self.arrived).into_iter();
+        while let Some(session) = arrived.next() {
             for (index, file) in session.files.iter().enumerate() {
                 if self.handler(file.handler).is_none() {
                     // The session keeps the files before the one that has no handler.
                     let files = session.files[..index].to_vec();
+                    self.lost = session.files[index..].to_vec();
+                    self.lost.extend(arrived.flat_map(|session| session.files));
                     self.sessions.push(Session { files, ..session });
                     return Err(Errno::NOENT);
                 }
@@ -347,7 +354,8 @@ impl Reference {
         }
         while let Some(file) = self.sessions[id].files.pop() {
             let _ = self.call_at_end(Finish, &file);
-            let left = self.files_in(&[State::Waiting, State::Retrieved, State::Stuck]);
+            let mut left = self.files_in(&[State::Waiting, State::Retrieved, State::Stuck]);
+            left.extend(self.lost.clone());
             for flb in self.handler(file.handler).unwrap().flbs.iter().rev() {
                 if self.users_of_flb(*flb, &left) > 0 {
                     continue;
