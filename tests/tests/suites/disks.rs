@@ -10,10 +10,13 @@ use perennial_tests::report::DiskStatus;
 use perennial_tests::suite::{Test, kernel};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] = &[
-    kernel("disks_that_grow_are_larger_for_a_guest_that_runs_and_stay_so", storage),
-    kernel("a_disk_that_fails_is_full_or_hangs_harms_only_what_uses_it", broken),
-];
+pub(crate) const TESTS: &[Test] =
+    &[kernel("disks_that_grow_are_larger_for_a_guest_that_runs_and_stay_so", storage)];
+
+/// Not in every run: the update of a VM whose disk hangs is refused, but for the memory that the hanging request pins
+/// (the kernel's LUO cannot move it out of the scratch area) and not by the name of the disk.
+pub(crate) const LONG_TESTS: &[Test] =
+    &[kernel("a_disk_that_fails_is_full_or_hangs_harms_only_what_uses_it", broken)];
 
 const MIB: u64 = 1 << 20;
 /// The disks of `db` on the host: with the guest's records, and with its root file system.
