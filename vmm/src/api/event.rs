@@ -1,4 +1,4 @@
-//! Events: what the host tells a client without having been asked for it just then.
+//! Events: lines that the host sends to clients without a request.
 
 use std::time::SystemTime;
 

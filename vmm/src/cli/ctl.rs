@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::preflight;
+use super::preflight::{self, NextFiles};
 use crate::api::{self, Call, Event, HandoverCall, Line, Status, UpdateCall};
 use crate::host;
 use crate::live_update::Step;
@@ -154,18 +154,11 @@ enum Command {
     },
 }
 
-/// The next kernel, instead of that in the configuration.
+/// The next kernel, and what of the preflight is overridden.
 #[derive(Debug, Args)]
 struct Next {
-    /// The next kernel, instead of the one in the configuration
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Its initramfs
-    #[arg(long, value_name = "FILE")]
-    initramfs: Option<PathBuf>,
-    /// Its command line; the parameters that a live update needs are added
-    #[arg(long)]
-    cmdline: Option<String>,
+    #[command(flatten)]
+    files: NextFiles,
     /// Go on in spite of a refusal of the preflight that says so; may be given several times
     #[arg(long, value_name = "NAME")]
     force: Vec<String>,
@@ -173,7 +166,7 @@ struct Next {
 
 impl From<Next> for UpdateCall {
     fn from(next: Next) -> Self {
-        let Next { kernel, initramfs, cmdline, force } = next;
+        let Next { files: NextFiles { kernel, initramfs, cmdline }, force } = next;
         Self { kernel, initramfs, cmdline, force, ..Self::default() }
     }
 }

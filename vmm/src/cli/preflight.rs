@@ -24,21 +24,28 @@ pub(super) struct Arguments {
     /// The host's configuration; its `[update]` says what is not given here
     #[arg(long, value_name = "FILE", default_value = host::IMAGE_CONFIG)]
     config: PathBuf,
-    /// The next kernel
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// Its initramfs
-    #[arg(long, value_name = "FILE")]
-    initramfs: Option<PathBuf>,
-    /// Its command line
-    #[arg(long)]
-    cmdline: Option<String>,
+    #[command(flatten)]
+    next: NextFiles,
     /// The next host is a service of a distribution, and not the first process of the next kernel
     #[arg(long)]
     service: bool,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The next kernel, its initramfs and its command line.
+#[derive(Debug, Args)]
+pub(super) struct NextFiles {
+    /// The next kernel, instead of the one in the configuration
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: Option<PathBuf>,
+    /// Its initramfs
+    #[arg(long, value_name = "FILE")]
+    pub(super) initramfs: Option<PathBuf>,
+    /// Its command line; the parameters that a live update needs are added
+    #[arg(long)]
+    pub(super) cmdline: Option<String>,
 }
 
 /// There is nothing to look at.
@@ -51,7 +58,8 @@ pub(super) enum PreflightError {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode, PreflightError> {
-    let Arguments { config: path, kernel, initramfs, cmdline, service, json } = arguments;
+    let Arguments { config: path, next, service, json } = arguments;
+    let NextFiles { kernel, initramfs, cmdline } = next;
     let is_needed = kernel.is_none() || cmdline.is_none();
     let config = match Config::read(&path) {
         Err(ConfigError::Read { .. }) if !is_needed => Config::default(),

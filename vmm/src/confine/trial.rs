@@ -139,9 +139,9 @@ fn confine_and_run(words: &[OsString]) -> Result<u8, String> {
     })();
     match status {
         Ok(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
-        Err(error) => Ok({
+        Err(error) => {
             println!("it cannot be executed: {error}");
-            1
-        }),
+            Ok(1)
+        }
     }
 }

@@ -38,8 +38,7 @@ impl Guest {
         self.waiting.as_ref().map(|waiting| waiting.until)
     }
 
-    /// Whether a live update finds the VM ended: it waits for its next boot, or its process has reported an end
-    /// that nobody has handled yet.
+    /// Whether the VM's process has reported an end that nobody has handled yet.
     pub fn is_ending(&self) -> bool {
         matches!(&self.life, Life::Live(live) if live.process.has_events())
     }

@@ -227,23 +227,41 @@ impl Conversation {
     /// there is none by then; the process owes it, and it is dropped when it comes.
     pub fn answer_by(&self, deadline: Instant) -> Result<Option<Reply>, ProcessError> {
         while self.awaits() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).unwrap_or_default();
-            let mut readable = [PollFd::new(&self.channel, PollFlags::IN)];
-            match poll(&mut readable, Some(&left)) {
-                Ok(0) => {
-                    self.stop_waiting();
-                    return Ok(None);
-                }
-                Ok(_) => {}
-                Err(errno) if errno == rustix::io::Errno::INTR => continue,
-                Err(errno) => return Err(link(NO_REQUEST, LinkError::Socket(errno.into()))),
+            if !self.has_message_by(deadline)? {
+                self.stop_waiting();
+                return Ok(None);
             }
             if let Some(reply) = self.take_message()? {
                 return Ok(Some(reply));
             }
         }
         Ok(None)
+    }
+
+    /// Waits until `deadline` for the reports that the process owes. [`told`](Self::told) has them then, if they came.
+    pub fn await_reports(&self, deadline: Instant) -> Result<(), ProcessError> {
+        // A process that only sends events does not keep the host waiting.
+        while self.told().reports_due().is_some()
+            && Instant::now() < deadline
+            && self.has_message_by(deadline)?
+        {
+            self.take_message()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `deadline` for a message, or for the end of the process. Returns whether there is one.
+    fn has_message_by(&self, deadline: Instant) -> Result<bool, ProcessError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut readable = [PollFd::new(&self.channel, PollFlags::IN)];
+            match poll(&mut readable, Some(&left)) {
+                Ok(count) => return Ok(count > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(link(NO_REQUEST, LinkError::Socket(errno.into()))),
+            }
+        }
     }
 
     fn oldest(&self) -> &'static str {
@@ -319,14 +337,8 @@ impl Conversation {
     /// Takes the unread events, oldest first, and reads one more message if one has come. Never waits: the message for
     /// which the caller was woken may have been taken meanwhile, by a command that asked the process for something.
     pub fn events(&self) -> Result<Vec<Event>, ProcessError> {
-        let request = NO_REQUEST;
-        let mut link_fd = [PollFd::new(&self.channel, PollFlags::IN)];
-        let has_message = match poll(&mut link_fd, Some(&Timespec::default())) {
-            Ok(count) => count > 0,
-            Err(rustix::io::Errno::INTR) => false,
-            Err(errno) => return Err(link(request, LinkError::Socket(errno.into()))),
-        };
-        if has_message {
+        if self.has_message_by(Instant::now())? {
+            let request = NO_REQUEST;
             match self.channel.receive::<FromVm>() {
                 Ok((FromVm::Event(event), _)) => {
                     self.queue_event(event).map_err(|source| link(request, source))?;

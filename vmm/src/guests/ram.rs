@@ -66,6 +66,15 @@ impl<'a> RamSource<'a> {
     }
 }
 
+/// Returns the bytes without memory of a segment that LUO will fill when it preserves the segment: none if the guest has
+/// not touched the segment, because then it is not preserved.
+pub fn filled_bytes(segment: &Segment) -> io::Result<u64> {
+    match guest_mem::is_touched(segment)? {
+        true => guest_mem::untouched_bytes(segment),
+        false => Ok(0),
+    }
+}
+
 /// Returns the bytes of this host's memory that are available without swapping.
 pub fn available_bytes() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;

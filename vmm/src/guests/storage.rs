@@ -4,10 +4,6 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::time::Timespec;
-
 use super::guest::{Guest, GuestError, Life};
 use super::told::Resized;
 use crate::devices::storage::StorageReport;
@@ -31,7 +27,7 @@ pub struct DiskReport {
 /// what is known then, for each VM.
 pub fn disk_reports(guests: &[Guest]) -> Vec<Option<Vec<DiskReport>>> {
     guests.iter().for_each(Guest::ask_for_reports);
-    guests.iter().for_each(Guest::wait_for_reports);
+    guests.iter().for_each(Guest::await_reports);
     guests.iter().map(Guest::disk_reports).collect()
 }
 
@@ -57,23 +53,11 @@ impl Guest {
         }
     }
 
-    /// Waits until the VM's process has reported or is late. A link that is broken ends the VM when the host looks at
-    /// its events.
-    fn wait_for_reports(&self) {
-        let Life::Live(live) = &self.life else { return };
-        while let Some(due) = self.reports_due() {
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            let left = Timespec::try_from(left).unwrap_or_default();
-            let mut readable = [PollFd::new(&live.process, PollFlags::IN)];
-            match poll(&mut readable, Some(&left)) {
-                Err(Errno::INTR) => {}
-                Err(_) | Ok(0) => return,
-                Ok(_) if live.process.take_message().is_err() => return,
-                Ok(_) => {}
-            }
+    /// Waits until the VM's process has reported or is late.
+    fn await_reports(&self) {
+        if let (Life::Live(live), Some(due)) = (&self.life, self.reports_due()) {
+            // A link that is broken ends the VM when the host looks at its events.
+            let _ = live.process.await_reports(due);
         }
     }
 

@@ -248,13 +248,12 @@ impl Server {
         let heard = heard || self.clients().any(Client::has_lines);
         let heard = heard.then_some(Duration::ZERO);
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
-        let deadline =
-            [host.stop_deadline(), self.waits.deadline(host)].into_iter().flatten().min();
-        let stop = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let boot = host.next_boot().filter(|_| !self.stops.host_ends());
-        let boot = boot.map(|at| at.saturating_duration_since(Instant::now()));
+        let due =
+            [host.stop_deadline(), self.waits.deadline(host), boot].into_iter().flatten().min();
+        let due = due.map(|at| at.saturating_duration_since(Instant::now()));
         let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
-        [heard, stop, boot, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
+        [heard, due, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
     }
 
     fn handle(&mut self, source: Source, host: &mut Host) {
@@ -291,11 +290,9 @@ impl Server {
             false => host.config.host.stop_within_s(),
         };
         tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
-        let server = RefCell::new(&mut *self);
-        let observer = |progress: Progress<'_>| {
-            server.borrow_mut().progresses(Whom::Port, Transaction::ServiceStop, progress);
-        };
-        host.leave_to_service(&observer);
+        self.observed(Whom::Port, Transaction::ServiceStop, |observer| {
+            host.leave_to_service(observer);
+        });
         self.stops.end_host(host, None, within_s);
     }
 
@@ -378,11 +375,7 @@ impl Server {
                 // The reply comes when what was asked for has ended.
                 Ok(None) => continue,
                 Ok(Some(answer)) => Line::ok(id, &answer),
-                Err(error) => {
-                    let why = chain(&error);
-                    tracing::warn!("{}", why.join(": "));
-                    Line::Error { id, error: why, outcome: error.outcome() }
-                }
+                Err(error) => refusal(id, &error),
             };
             self.tell(whom, &line);
         }
@@ -490,11 +483,7 @@ impl Server {
         transaction: Transaction,
         run: impl FnOnce(Observer<'_>) -> Result<Infallible, HostError>,
     ) -> Result<Answer, HostError> {
-        let server = RefCell::new(&mut *self);
-        let observer = |progress: Progress<'_>| {
-            server.borrow_mut().progresses(whom, transaction, progress);
-        };
-        let result = answer_unless_done(run(&observer));
+        let result = answer_unless_done(self.observed(whom, transaction, run));
         let (error, outcome) = match &result {
             Err(error) => (chain(error), error.outcome()),
             Ok(_) => {
@@ -504,6 +493,17 @@ impl Server {
         let undone = Event::Undone { time_ms: now_ms(), transaction, error, outcome };
         self.tell_watchers(&Line::Event(undone));
         result
+    }
+
+    /// Runs a transaction and tells of its progress, `whom` of the jump.
+    fn observed<T>(
+        &mut self,
+        whom: Whom,
+        transaction: Transaction,
+        run: impl FnOnce(Observer<'_>) -> T,
+    ) -> T {
+        let server = RefCell::new(self);
+        run(&|progress| server.borrow_mut().progresses(whom, transaction, progress))
     }
 
     /// Tells the clients that watch of the progress, and `whom` of the jump.
@@ -547,6 +547,13 @@ impl Server {
 
 fn waits(stops: &Stops<Whom>, waits: &Waits<Whom>, watchers: &Watchers<Whom>, whom: Whom) -> bool {
     stops.is_waiting(whom) || waits.is_waiting(whom) || watchers.has(whom)
+}
+
+/// Logs why request `id` was not carried out, and returns the reply.
+pub(super) fn refusal(id: u64, error: &HostError) -> Line {
+    let why = chain(error);
+    tracing::warn!("{}", why.join(": "));
+    Line::Error { id, error: why, outcome: error.outcome() }
 }
 
 /// Returns the answer to a live update or a handover that did not take place. If it stopped before a step

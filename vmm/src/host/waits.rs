@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::serve::refusal;
 use super::{Host, HostError, find};
 use crate::api::{Answer, Line};
-use crate::causes::chain;
 use crate::guests::conversation::ProcessError;
 use crate::guests::{GuestError, Life};
 use crate::machine::VmName;
@@ -101,7 +101,8 @@ impl<C: Copy + PartialEq> Waits<C> {
         self.resizes.retain(|resize| match resize.problem(host, now) {
             None => true,
             Some(error) => {
-                replies.push(failure(resize.request, &error));
+                let (client, id) = resize.request;
+                replies.push((client, refusal(id, &error)));
                 false
             }
         });
@@ -139,13 +140,7 @@ fn reply<C>((client, id): (C, u64), name: VmName, resized: Result<u64, Vec<Strin
         Ok(bytes) => (client, Line::ok(id, &Answer::Resized { bytes })),
         Err(why) => {
             let source = ProcessError::refused("resize a device", why);
-            failure((client, id), &GuestError::Process { name, source }.into())
+            (client, refusal(id, &GuestError::Process { name, source }.into()))
         }
     }
-}
-
-fn failure<C>((client, id): (C, u64), error: &HostError) -> (C, Line) {
-    let why = chain(error);
-    tracing::warn!("{}", why.join(": "));
-    (client, Line::Error { id, error: why, outcome: error.outcome() })
 }

@@ -159,7 +159,6 @@ pub fn run(
         .iter()
         .filter_map(|vm| match &vm.life {
             Life::Live(_) if plan.without.contains(&vm.machine.name) => None,
-            // It has ended, and nobody has handled that yet.
             Life::Live(_) if vm.is_ending() => None,
             Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan)),
             _ => None,
@@ -294,9 +293,7 @@ fn refuse_too_many_holes(vms: &[Guest]) -> Result<(), UpdateError> {
         let Life::Live(live) = &vm.life else { continue };
         for segment in &live.segments {
             let examine = |source| UpdateError::Ram { vm: vm.machine.name.clone(), source };
-            if guest_mem::is_touched(segment).map_err(examine)? {
-                holes += guest_mem::untouched_bytes(segment).map_err(examine)?;
-            }
+            holes += ram::filled_bytes(segment).map_err(examine)?;
         }
     }
     let available = ram::available_bytes().map_err(UpdateError::Meminfo)?;

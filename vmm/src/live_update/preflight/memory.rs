@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Check, Finding, Surroundings};
-use crate::guests::{Life, Live};
+use crate::guests::{Life, Live, ram};
 use crate::live_update::next_kernel::Candidate;
 
 /// Files of the update that belong to no VM: the host's session, the manifest, the index, the kernel, the initramfs,
@@ -58,11 +58,9 @@ fn loading(candidate: &Candidate) -> u64 {
     kernel.0.saturating_add(initramfs).saturating_add(copies)
 }
 
-/// Bytes without memory in the segments that the guest has touched. LUO fills them when it preserves a segment.
+/// Bytes of a VM's RAM that LUO fills when it preserves the RAM. A segment that cannot be examined counts in full.
 fn holes(live: &Live) -> u64 {
-    let touched =
-        live.segments.iter().filter(|segment| guest_mem::is_touched(*segment).unwrap_or(true));
-    touched.map(|segment| guest_mem::untouched_bytes(segment).unwrap_or(segment.len())).sum()
+    live.segments.iter().map(|segment| ram::filled_bytes(segment).unwrap_or(segment.len())).sum()
 }
 
 fn too_little(files: u64, holes: u64, available: u64) -> Option<Finding> {
