@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Child;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -162,8 +163,10 @@ fn exchange() -> Result<(), Problem> {
 
 /// Has the guest wait until its carrier is there, or is not.
 fn wait_for_carrier(session: &mut Session, on: bool) -> Result<(), Problem> {
-    // What is typed while the console is attached again may be lost.
-    say(session, "ready")?;
+    // What is typed while the console is attached again may be lost. The word is a new one, because an answer
+    // to an earlier one may come twice and late.
+    static WAITS: AtomicU32 = AtomicU32::new(0);
+    say(session, &format!("ready {}", WAITS.fetch_add(1, Ordering::Relaxed)))?;
     let on = u8::from(on);
     session.type_keys(format!("\rcarrier {on}\r").as_bytes())?;
     session.wait_for(&format!("\"note\":\"carrier\",\"text\":\"{on}\""))

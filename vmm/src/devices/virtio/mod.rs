@@ -105,4 +105,7 @@ pub trait VirtioWorker: Send + 'static {
     /// paused the rings give out no requests and the input cannot be used: so the next
     /// [`on_doorbell`](Self::on_doorbell) has to check the source as well.
     fn on_source(&mut self, source: usize, rings: &Rings);
+
+    /// Handles an error that epoll reports of the source, after [`on_source`](Self::on_source).
+    fn on_source_error(&mut self, _source: usize, _rings: &Rings) {}
 }

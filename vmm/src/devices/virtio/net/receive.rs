@@ -94,13 +94,7 @@ impl Receiver {
     ) -> bool {
         let queue = 2 * pair;
         // A frame is read from the tap only if the guest has a buffer for it.
-        let Some(mut first) = rings.take(queue) else {
-            // The event may have been the end of the tap.
-            if let Err(error) = shared.taps[pair].check() {
-                shared.tap_failed(pair, "wait for", &error, rings);
-            }
-            return false;
-        };
+        let Some(mut first) = rings.take(queue) else { return false };
         // While frames are large, room for the longest of them saves copying each.
         if self.len == 0 && self.last > LARGE && shared.features() & F_MRG_RXBUF != 0 {
             first = match self.read_directly(shared, pair, first, rings, filled) {

@@ -86,4 +86,14 @@ impl VirtioWorker for NetWorker {
             _ => {}
         }
     }
+
+    /// Linux wakes the readers of a tap that is deleted while they can still read nothing from it without an error,
+    /// and only once (`tun_detach_all` in drivers/net/tun.c). What epoll reports is an error already then.
+    fn on_source_error(&mut self, source: usize, rings: &Rings) {
+        if source == 0
+            && let Some(error) = self.shared.taps[self.pair].reported_error()
+        {
+            self.shared.tap_failed(self.pair, "wait for", &error, rings);
+        }
+    }
 }

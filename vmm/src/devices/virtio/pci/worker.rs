@@ -43,7 +43,12 @@ impl<W: VirtioWorker> MutEventSubscriber for Worker<W> {
             // The thread waits edge-triggered: each ring wakes it once, whatever the eventfd's counter is. So
             // nothing reads the counter, which saves a system call for each doorbell.
             None => worker.on_doorbell(index, rings),
-            Some(source) => worker.on_source(source, rings),
+            Some(source) => {
+                worker.on_source(source, rings);
+                if events.event_set().contains(EventSet::ERROR) {
+                    worker.on_source_error(source, rings);
+                }
+            }
         }
     }
 

@@ -187,6 +187,20 @@ fn a_tap_that_is_gone_is_a_link_that_is_down_and_the_guest_is_told() {
     assert_eq!(guest.ring(0).used_index(), 0);
 }
 
+#[test]
+fn an_error_that_epoll_reports_of_a_tap_is_its_end_also_if_a_read_does_not_say_so() {
+    // A pipe without readers: epoll reports an error, a read another one than that of a tap that is gone.
+    let (_, writer) = rustix::pipe::pipe().unwrap();
+    let (sender, events) = std::sync::mpsc::channel();
+    let on_link: OnLink = Arc::new(move |link| sender.send(link).unwrap());
+    let wire = Wire { name: "vm0".to_owned(), taps: vec![Tap::pretended(writer)], on_link };
+    let mut guest = Guest::with(Net::new(wire, MAC, None).unwrap(), Vec::new());
+    guest.start(LINUX, &[0, 1, 2]);
+    guest.run();
+    assert_eq!(guest.link_status(), 0);
+    assert_eq!(events.try_iter().collect::<Vec<_>>(), [Link::Gone], "once");
+}
+
 /// Deletes an interface as `ip link del` does (RTM_DELLINK; rtnetlink(7)).
 fn delete(name: &str) {
     let index = Path::new("/sys/class/net").join(name).join("ifindex");
