@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::compression::Compression;
@@ -235,7 +235,26 @@ const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 2;
 /// Lowest physical address at which kexec loads a kernel (`MIN_KERNEL_LOAD_ADDR`).
 const MIN_KERNEL_ADDRESS: u64 = 0x10_0000;
 
+/// What tells a file from every other one, and from itself before a change: device, inode, size in bytes, and the
+/// times of the last change of its contents and of anything, in seconds and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    file: (u64, u64),
+    size: u64,
+    changed: [(i64, i64); 2],
+}
+
 impl Kernel {
+    /// Returns the identity of the open file.
+    pub fn identity(&self) -> io::Result<Identity> {
+        let found = self.file.metadata()?;
+        Ok(Identity {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            changed: [(found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec())],
+        })
+    }
+
     /// Opens the bzImage at `path` and checks it.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let (file, size) = open("kernel", path)?;
@@ -383,6 +402,29 @@ pub(crate) mod tests {
     fn kernel(bytes: &[u8]) -> Result<Kernel, ImageError> {
         let (_dir, path) = file(bytes);
         Kernel::open(&path)
+    }
+
+    #[test]
+    fn a_file_has_its_identity_until_it_is_written_or_replaced() {
+        let bytes = bzimage(&[7; 64]);
+        let (_dir, path) = file(&bytes);
+        let identity = || Kernel::open(&path).unwrap().identity().unwrap();
+        let first = identity();
+        assert_eq!(identity(), first);
+        // The same bytes, and a time of the contents as before: the file was changed all the same.
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        let rewrite = || {
+            fs::write(&path, &bytes).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+            identity() != first
+        };
+        // The times of a file advance in steps of some milliseconds.
+        assert!((0..100_000).any(|_| rewrite()));
+        let second = identity();
+        let other = path.with_extension("new");
+        fs::write(&other, &bytes).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert_ne!(identity(), second);
     }
 
     fn patched(offset: usize, value: &[u8]) -> Result<Kernel, ImageError> {

@@ -35,7 +35,7 @@ pub use archive::{Archive, ArchiveError, Entry};
 pub use command_line::{CommandLine, CommandLineError, Parameter, parameters, switch};
 pub use compression::Compression;
 pub use contents::{Contents, ContentsError, Part, Presence};
-pub use image::{Image, ImageError, Initramfs, Kernel};
+pub use image::{Identity, Image, ImageError, Initramfs, Kernel};
 pub use jump::{JumpError, jump};
 pub use load::{LoadError, LoadedImage, UnloadError, load};
 pub use memmap::reserves;

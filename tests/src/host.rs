@@ -294,9 +294,21 @@ impl Host {
         arguments: Value,
         named: &str,
     ) -> Result<(), Failure> {
+        self.expect_refusal_of_all(command, arguments, &[named])
+    }
+
+    /// The same with several texts, all of them in the one error.
+    pub fn expect_refusal_of_all(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        named: &[impl AsRef<str>],
+    ) -> Result<(), Failure> {
         let reply = self.try_to(command, arguments.clone());
-        control::expect_refusal(&reply, "running", named)
-            .map_err(|error| format!("{arguments}: {error}").into())
+        named.iter().try_for_each(|named| {
+            control::expect_refusal(&reply, "running", named.as_ref())
+                .map_err(|error| format!("{arguments}: {error}").into())
+        })
     }
 
     fn try_to(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {

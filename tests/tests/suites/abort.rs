@@ -81,9 +81,8 @@ fn find_everything_at_once(host: &mut Host, luo: Luo) -> Result<(), Failure> {
     if found["refused"] != true || !refusals.iter().eq(expected) {
         return Err(format!("expected {expected:?}: {found:#}").into());
     }
-    for name in expected {
-        host.expect_refusal("update", arguments.clone(), &format!("`{name}`"))?;
-    }
+    let named: Vec<String> = expected.iter().map(|name| format!("`{name}`")).collect();
+    host.expect_refusal_of_all("update", arguments, &named)?;
     let no_init = json!({"initramfs": "/data/bad/no-init"});
     host.expect_refusal("update", no_init, "has no `/init`")?;
     host.check_guests()

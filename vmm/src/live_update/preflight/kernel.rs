@@ -1,12 +1,15 @@
 //! The next kernel's file: its release, its handover formats, and the drivers that no module of the next initramfs
 //! provides.
 
-use kexec::{Contents, ContentsError, Kernel, Presence, Survival, abi};
+use std::sync::Mutex;
+
+use kexec::{Contents, ContentsError, Identity, Kernel, Part, Presence, Survival, abi};
 
 use super::drivers::Need;
 use super::{Check, Finding, Surroundings};
 use crate::causes::chain;
 use crate::live_update::next_kernel::Candidate;
+use crate::mutex;
 
 /// The parts of Linux that carry VMs over a kexec, with the string that tells each of them.
 const LUO_MISSING: &str = "build it with CONFIG_KEXEC_HANDOVER, CONFIG_LIVEUPDATE and \
@@ -32,11 +35,7 @@ pub(super) fn check(
         return findings;
     }
     let parts: Vec<_> = needs.iter().map(|need| need.part).collect();
-    let contents = match is_handed_over {
-        true => Contents::of(kernel, &parts),
-        false => Contents::of_parts(kernel, &parts),
-    };
-    match contents {
+    match contents(kernel, parts, is_handed_over) {
         Ok(contents) => {
             if is_handed_over {
                 findings.extend(handover(kernel, &contents, surroundings));
@@ -57,6 +56,39 @@ pub(super) fn check(
         }
     }
     findings
+}
+
+/// What was found in the last kernel that was unpacked: an update that follows a preflight does not unpack it again.
+static LAST: Mutex<Option<Known>> = Mutex::new(None);
+
+struct Known {
+    kernel: Identity,
+    parts: Vec<Part>,
+    is_complete: bool,
+    contents: Contents,
+}
+
+/// Returns what a kernel has built in: everything, or only as far as needed to know about `parts`.
+fn contents(
+    kernel: &Kernel,
+    parts: Vec<Part>,
+    is_complete: bool,
+) -> Result<Contents, ContentsError> {
+    // Before the file is read, so that a change meanwhile is a change.
+    let identity = kernel.identity()?;
+    let is_same = |known: &&Known| {
+        known.kernel == identity && known.parts == parts && known.is_complete == is_complete
+    };
+    if let Some(known) = mutex::lock(&LAST).as_ref().filter(is_same) {
+        return Ok(known.contents.clone());
+    }
+    let contents = match is_complete {
+        true => Contents::of(kernel, &parts)?,
+        false => Contents::of_parts(kernel, &parts)?,
+    };
+    let known = Known { kernel: identity, parts, is_complete, contents: contents.clone() };
+    *mutex::lock(&LAST) = Some(known);
+    Ok(contents)
 }
 
 /// Checks whether the kernel can take over what the running kernel hands over.

@@ -84,7 +84,14 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
                 true => examined.loadable.clone(),
                 false => drivers::installed(surroundings.root, release),
             };
-            let needs = drivers::needed(surroundings, examined.config.as_ref(), &loadable);
+            // Without an initramfs nothing says which drivers the kernel must have by itself.
+            let is_unusable = |finding: &Finding| {
+                matches!(finding.name, Check::InitramfsFile | Check::InitramfsDamaged)
+            };
+            let needs = match surroundings.is_first_process && findings.iter().any(is_unusable) {
+                true => Vec::new(),
+                false => drivers::needed(surroundings, examined.config.as_ref(), &loadable),
+            };
             findings.extend(kernel::check(image, candidate, surroundings, &needs));
         }
         Err(error) => findings.push(Finding::of_error(Check::KernelFile, error)),
