@@ -76,18 +76,22 @@ impl From<Segment> for OwnedFd {
 /// Creates a memfd of `len` bytes, all of it a hole. `name`, at most 249 bytes, is shown in
 /// `/proc/PID/maps` until the first live update, which does not carry it.
 ///
-/// The size is set here and never changed, because LUO freezes the size of what it preserves. The memfd
-/// does not allow sealing, so no process that receives it can make it unwritable.
+/// The size is sealed, because LUO freezes the size of what it preserves and takes memory for every byte of it: a
+/// process that receives the memfd must not be able to change that. No other seal can follow, so no process can make
+/// the memfd unwritable.
 pub fn create_segment(name: &str, len: u64) -> Result<Segment, Error> {
     let failed =
         |attempt, source: io::Error| Error::Create { name: name.to_owned(), len, attempt, source };
-    let fd = match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::EXEC) {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC) {
         // Linux before 6.3 does not know MFD_EXEC and makes every memfd executable.
-        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC),
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags),
         made => made,
     }
     .map_err(|errno| failed("create", errno.into()))?;
     rustix::fs::ftruncate(&fd, len).map_err(|errno| failed("size", errno.into()))?;
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&fd, seals).map_err(|errno| failed("seal", errno.into()))?;
     Ok(Segment { file: fd.into(), len })
 }
 

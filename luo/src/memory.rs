@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::Error;
@@ -10,12 +10,16 @@ use crate::Error;
 /// Creates a memfd of `len` bytes, without any allocated page.
 ///
 /// The memfd is executable, because Linux 7.3 returns a memfd that is sealed against execution as sealed
-/// against writing too. It cannot be sealed. Its size is set here once, because LUO freezes the size of a
-/// preserved memfd. Errors name the memory and its length.
+/// against writing too. Its size is sealed, because LUO freezes the size of a preserved memfd and takes memory for
+/// every byte of it: a process that is given the memfd must not be able to change that. No other seal can follow.
+/// Errors name the memory and its length.
 pub fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
     let error = |errno| Error::CreateMemory { name: name.to_owned(), len, errno };
-    let fd = executable_memfd(name, MemfdFlags::CLOEXEC).map_err(error)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = executable_memfd(name, flags).map_err(error)?;
     rustix::fs::ftruncate(&fd, len).map_err(error)?;
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&fd, seals).map_err(error)?;
     Ok(fd)
 }
 
@@ -30,16 +34,18 @@ pub(crate) fn executable_memfd(name: &str, flags: MemfdFlags) -> Result<OwnedFd,
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::SealFlags;
-
     use super::*;
 
     #[test]
-    fn memory_is_a_hole_in_an_executable_memfd_that_nobody_can_seal() {
+    fn memory_is_a_hole_in_an_executable_memfd_whose_size_and_seals_stay() {
         let fd = memfd("vm", 1 << 20).unwrap();
         let stat = rustix::fs::fstat(&fd).unwrap();
         assert_eq!((stat.st_size, stat.st_blocks, stat.st_mode & 0o111), (1 << 20, 0, 0o111));
-        assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), SealFlags::SEAL);
+        let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        assert_eq!(rustix::fs::fcntl_get_seals(&fd).unwrap(), seals);
+        rustix::fs::ftruncate(&fd, 1 << 40).unwrap_err();
+        rustix::io::pwrite(&fd, b"x", 1 << 40).unwrap_err();
+        rustix::io::pwrite(&fd, b"x", 0).unwrap();
     }
 
     #[test]

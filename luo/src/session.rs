@@ -36,6 +36,12 @@ impl Backend {
         matches!(self, Self::Kernel)
     }
 
+    /// Whether preserving a memfd takes memory for every byte of it that has none.
+    pub fn fills_holes(self) -> bool {
+        // Under systemd, the kernel's LUO does so when systemd preserves.
+        matches!(self, Self::Kernel | Self::Systemd)
+    }
+
     /// Whether the memory that the backend creates is files of a DAX file system. Otherwise it is
     /// memfds.
     pub fn memory_is_dax_files(self) -> bool {

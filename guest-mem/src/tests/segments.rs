@@ -25,14 +25,19 @@ fn touched(act: impl FnOnce(&Segment)) -> bool {
 }
 
 #[test]
-fn a_new_segment_is_an_empty_executable_memfd_that_nobody_can_seal() {
+fn a_new_segment_is_an_empty_executable_memfd_whose_size_and_seals_stay() {
     let segment = create_segment("vm-a-0", LEN).unwrap();
     assert_eq!((segment.len(), segment.is_empty(), allocated(&segment)), (LEN, false, 0));
     let name = std::fs::read_link(path_of(segment.file())).unwrap();
     assert_eq!(name.to_str().unwrap(), "/memfd:vm-a-0 (deleted)");
     let metadata = segment.file().metadata().unwrap();
     assert_eq!((metadata.len(), metadata.mode() & 0o111), (LEN, 0o111));
-    assert_eq!(rustix::fs::fcntl_get_seals(segment.file()).unwrap(), SealFlags::SEAL);
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    assert_eq!(rustix::fs::fcntl_get_seals(segment.file()).unwrap(), seals);
+    for len in [LEN - PAGE, LEN + PAGE] {
+        rustix::fs::ftruncate(segment.file(), len).unwrap_err();
+    }
+    segment.file().write_all_at(b"x", LEN).unwrap_err();
     rustix::fs::fcntl_add_seals(segment.file(), SealFlags::WRITE).unwrap_err();
     let flags = rustix::io::fcntl_getfd(segment.file()).unwrap();
     assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "no other program inherits it");

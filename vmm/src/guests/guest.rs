@@ -9,7 +9,7 @@
 //! ```
 
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use super::conversation::{ProcessError, unexpected};
 use super::entry::VmEntry;
 use super::files::{Files, OpenError};
 use super::held::Held;
-use super::memfd::document_memfd;
+use super::memfd::{read_document, scratch_memfd};
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
 use super::restarts::{End, Restarts};
@@ -479,18 +479,16 @@ impl Guest {
             return Err(self.wrong_state("only a VM that runs or is paused has a state"));
         };
         let error = |source| GuestError::Document { name: self.name(), source };
-        let file = document_memfd("dump", &[]).map_err(error)?;
+        let file = scratch_memfd("dump").map_err(error)?;
         let ask = || {
             live.process.send(Request::Save, &[(Role::State, file.as_fd())])?;
             match live.process.reply()? {
-                Reply::Saved { .. } => Ok(()),
+                Reply::Saved { bytes } => Ok(bytes),
                 other => Err(unexpected("save", &other)),
             }
         };
-        ask().map_err(|source| self.process_error(source))?;
-        let mut bytes = Vec::new();
-        (&file).read_to_end(&mut bytes).map_err(error)?;
-        Ok(bytes)
+        let bytes = ask().map_err(|source| self.process_error(source))?;
+        read_document(&file, bytes).map_err(error)
     }
 
     /// Presses the power button: asks the guest to shut down until `deadline`. The caller ends the VM then

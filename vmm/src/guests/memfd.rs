@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::MemfdFlags;
+
 use crate::state::document;
 
 /// Creates a memfd that LUO can preserve, and writes `bytes` to it.
@@ -13,16 +15,26 @@ pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// Creates an empty memfd that another process writes to. Nothing may rely on its size.
+pub fn scratch_memfd(name: &str) -> io::Result<File> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+}
+
 /// Returns the CRC-32 of the first `bytes` bytes of a document that another process may have written.
 /// Errors if the file is shorter, or if `bytes` is more than the largest document.
 pub fn document_digest(file: &File, bytes: u64) -> io::Result<u32> {
+    Ok(crc32fast::hash(&read_document(file, bytes)?))
+}
+
+/// Returns the first `bytes` bytes of such a document. Errors likewise.
+pub fn read_document(file: &File, bytes: u64) -> io::Result<Vec<u8>> {
     if bytes > document::MAX_BYTES as u64 {
         let problem = format!("{bytes} bytes, at most {} are possible", document::MAX_BYTES);
         return Err(io::Error::other(problem));
     }
     let mut contents = vec![0; bytes as usize];
     file.read_exact_at(&mut contents, 0)?;
-    Ok(crc32fast::hash(&contents))
+    Ok(contents)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use rustix::process::{
 };
 use rustix::time::Timespec;
 
-use crate::guests::memfd::document_memfd;
+use crate::guests::memfd::{document_memfd, scratch_memfd};
 use crate::inherited_fd;
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
@@ -216,7 +216,7 @@ impl NextHost {
     fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
         let error = |source| self.error("execute", source);
         // A memfd and not a pipe, so that the program never waits for a reader.
-        let mut said = document_memfd("said", &[]).map_err(error)?;
+        let mut said = scratch_memfd("said").map_err(error)?;
         let output = || said.try_clone().map(Stdio::from).map_err(error);
         let mut child = self
             .command()

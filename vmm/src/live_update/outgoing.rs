@@ -31,7 +31,7 @@ use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
 use crate::guests::ledger::Ledger;
-use crate::guests::memfd::{document_digest, document_memfd};
+use crate::guests::memfd::{document_memfd, read_document, scratch_memfd};
 use crate::guests::ram;
 use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
@@ -146,9 +146,16 @@ pub fn run(
     before(Step::PreserveRam)?;
     // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
     // jump, because segments that a guest touches for the first time now are pinned after the pause.
+    let fills_holes = luo.backend().fills_holes();
+    if fills_holes {
+        let live = vms.iter().filter_map(|vm| match &vm.life {
+            Life::Live(live) => Some((&vm.machine, live.segments.iter())),
+            _ => None,
+        });
+        refuse_too_many_holes(live)?;
+    }
     let _pages_stay = match luo.backend().pins_pages() {
         true => {
-            refuse_too_many_holes(vms)?;
             let stopped = KhugepagedStopped::stop(Path::new("/sys"));
             Some(stopped.map_err(UpdateError::Khugepaged)?)
         }
@@ -174,7 +181,7 @@ pub fn run(
     before(Step::Pause)?;
     let pausing = tsc::now();
     let blackout = Blackout::begins(plan.budget);
-    let paused = Paused::pause(&mut leaving, &blackout)?;
+    let paused = Paused::pause(&mut leaving, &blackout, fills_holes)?;
     before(Step::Save)?;
     save(paused.vms, &blackout)?;
     before(Step::PreserveState)?;
@@ -285,16 +292,20 @@ fn refuse_unfinished(unfinished: &[Incoming]) -> Result<(), UpdateError> {
     }
 }
 
-/// Errors if the host has too little memory to preserve guest RAM: the kernel's LUO allocates every page
+/// Errors if the host has too little memory to preserve these segments of VMs: the kernel's LUO allocates every page
 /// of a preserved segment. With too little memory, the kernel would kill processes, VMs first.
-fn refuse_too_many_holes(vms: &[Guest]) -> Result<(), UpdateError> {
+fn refuse_too_many_holes<'a, S: Iterator<Item = &'a Segment>>(
+    vms: impl Iterator<Item = (&'a Machine, S)>,
+) -> Result<(), UpdateError> {
     let mut holes = 0;
-    for vm in vms {
-        let Life::Live(live) = &vm.life else { continue };
-        for segment in &live.segments {
-            let examine = |source| UpdateError::Ram { vm: vm.machine.name.clone(), source };
+    for (machine, segments) in vms {
+        for segment in segments {
+            let examine = |source| UpdateError::Ram { vm: machine.name.clone(), source };
             holes += ram::filled_bytes(segment).map_err(examine)?;
         }
+    }
+    if holes == 0 {
+        return Ok(());
     }
     let available = ram::available_bytes().map_err(UpdateError::Meminfo)?;
     match holes > available {
@@ -362,6 +373,12 @@ impl Leaving<'_> {
         Ok(())
     }
 
+    /// The segments that are not preserved yet.
+    fn late_segments(&self) -> impl Iterator<Item = &Segment> {
+        let segments = self.live.segments.iter().zip(&self.segments);
+        segments.filter(|(_, entry)| !entry.preserved).map(|(segment, _)| segment)
+    }
+
     fn has_done(&self, step: Step) {
         (self.observer)(Progress { step, vm: Some(&self.machine.name) });
     }
@@ -402,7 +419,11 @@ impl<'t, 'a> Paused<'t, 'a> {
     /// Pauses the running VMs at the same time: sends to all of them first, then waits for all answers.
     /// Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
     /// meanwhile stays behind.
-    fn pause(vms: &'t mut [Leaving<'a>], blackout: &Blackout) -> Result<Self, UpdateError> {
+    fn pause(
+        vms: &'t mut [Leaving<'a>],
+        blackout: &Blackout,
+        fills_holes: bool,
+    ) -> Result<Self, UpdateError> {
         let start = tsc::now();
         let paused = Self { vms };
         let step = Step::Pause;
@@ -424,7 +445,12 @@ impl<'t, 'a> Paused<'t, 'a> {
                 tracing::info!("VM `{}` ended just now: it does not go along", vm.machine.name);
                 vm.session = None;
             }
-            // Segments that the guest touched for the first time between `preserve_ram` and its pause.
+        }
+        // Segments that the guests touched for the first time between `preserve_ram` and their pause.
+        if fills_holes {
+            refuse_too_many_holes(paused.vms.iter().map(|vm| (vm.machine, vm.late_segments())))?;
+        }
+        for vm in &mut *paused.vms {
             vm.preserve_touched(step)?;
         }
         Ok(paused)
@@ -451,24 +477,22 @@ impl Drop for Paused<'_, '_> {
 
 fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
     let step = Step::Save;
+    let state_error = |source| UpdateError::Document { step, what: "state document", source };
     let start = tsc::now();
     for vm in vms.iter_mut().filter(|vm| vm.session.is_some()) {
-        let file = document_memfd("state", &[]).map_err(|source| UpdateError::Document {
-            step,
-            what: "state document",
-            source,
-        })?;
+        let file = scratch_memfd("state").map_err(state_error)?;
         let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
         sent.map_err(vm.process_error(step))?;
         vm.state = Some(SavedState { file, bytes: 0, digest: 0 });
     }
     blackout.collect(step, vms, |vm, reply| {
         match (reply, &mut vm.state) {
+            // LUO preserves a copy: the process could still change its memfd, and LUO takes memory for every byte.
             (Reply::Saved { bytes }, Some(state)) => {
-                let what = "state document";
-                let digest = document_digest(&state.file, bytes);
-                let error = |source| UpdateError::Document { step, what, source };
-                (state.bytes, state.digest) = (bytes, digest.map_err(error)?);
+                let document = read_document(&state.file, bytes).map_err(state_error)?;
+                let digest = crc32fast::hash(&document);
+                let file = document_memfd("state", &document).map_err(state_error)?;
+                *state = SavedState { file, bytes, digest };
             }
             (other, _) => return Err(vm.process_error(step)(unexpected("save", &other))),
         }

@@ -12,7 +12,9 @@ fn name(text: &str) -> SessionName {
 }
 
 fn memfd(contents: &str) -> File {
-    let mut file = File::from(memory::memfd("test", 0).unwrap());
+    // Of another program, which has not sealed its size.
+    let memfd = memory::executable_memfd("test", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = File::from(memfd.unwrap());
     file.write_all(contents.as_bytes()).unwrap();
     file.rewind().unwrap();
     file

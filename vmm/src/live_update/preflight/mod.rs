@@ -43,9 +43,7 @@ pub struct Surroundings<'a> {
 impl<'a> Surroundings<'a> {
     /// Those of this process, whose host has these VMs in a LUO of this kind.
     pub fn of_host(vms: &'a [Guest], backend: Backend) -> Self {
-        // The kernel's LUO fills holes, also if it is systemd that preserves.
-        let fills_holes = backend.pins_pages() || backend.leaves_kexec_to_systemd();
-        Self { vms, fills_holes, ..Self::without_vms() }
+        Self { vms, fills_holes: backend.fills_holes(), ..Self::without_vms() }
     }
 
     /// Those of this process without VMs.

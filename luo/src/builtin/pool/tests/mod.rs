@@ -47,7 +47,9 @@ pub(super) fn name(text: &str) -> SessionName {
 }
 
 pub(super) fn memfd(contents: &str) -> File {
-    let mut file = File::from(memory::memfd("test", 0).unwrap());
+    // Of another program, which has not sealed its size.
+    let memfd = memory::executable_memfd("test", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = File::from(memfd.unwrap());
     file.write_all(contents.as_bytes()).unwrap();
     file.rewind().unwrap();
     file
