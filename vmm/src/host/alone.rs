@@ -37,6 +37,7 @@ impl Host {
             config,
             config_text,
             config_error: None,
+            unmounted: Vec::new(),
             luo: Err(NoLuo { why: why.to_owned(), may_hold_vms: false }),
             pool: None,
             kernel_entry: KernelEntry::unknown(),

@@ -10,7 +10,7 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, SessionName};
 
 use super::backend::ChosenLuo;
-use super::{Found, Host, HostError, Look, find, index_of, init, ram_source};
+use super::{Found, Host, HostError, Look, find, index_of, init, mounts, ram_source};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::tsc;
@@ -326,6 +326,7 @@ impl Host {
     /// Tries again to restore a preserved VM, or one that is withheld because the last host's manifest could not be
     /// read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
     pub(super) fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
+        mounts::try_again(&mut self.unmounted);
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
         if self.last_host.unseen.is_some() {
             self.look_again()?;

@@ -77,20 +77,30 @@ pub fn set_up() {
 /// Mounts the file systems that the configuration lists. Returns the mounts that failed. `fresh` says
 /// that no VM can be preserved in a pool. A mount point whose mount failed becomes read-only: data written
 /// there would be in the host's image, which is in memory, and be lost with the kernel.
-pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<MountError> {
+pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<(Mount, MountError)> {
     let mut failed = Vec::new();
     for entry in mounts {
         if entry.source.starts_with("/dev/") {
             wait_for_device(|| Path::new(&entry.source).exists().then_some(()));
         }
         if let Err(error) = format(entry, fresh).and_then(|()| attach(entry)) {
-            if let Err(errno) = mount("none", &entry.target, "tmpfs", MountFlags::RDONLY, None) {
-                tracing::warn!("cannot make {} read-only: {errno}", entry.target.display());
-            }
-            failed.push(error);
+            cover(entry);
+            failed.push((entry.clone(), error));
         }
     }
     failed
+}
+
+/// Makes the mount point of a mount that failed read-only.
+fn cover(entry: &Mount) {
+    if let Err(errno) = mount("none", &entry.target, "tmpfs", MountFlags::RDONLY, None) {
+        tracing::warn!("cannot make {} read-only: {errno}", entry.target.display());
+    }
+}
+
+/// Tries again a mount of [`mount_all`] that failed, on top of the read-only mount point.
+pub fn mount_again(entry: &Mount) -> Result<(), MountError> {
+    format(entry, false).and_then(|()| attach(entry))
 }
 
 /// Copies the image `format_from`, if the configuration names one, onto the device, unless the device

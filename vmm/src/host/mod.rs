@@ -26,6 +26,7 @@ pub mod kernel_entry;
 pub mod kvm_pages;
 mod limits;
 pub mod modules;
+mod mounts;
 mod network;
 mod preflight;
 mod report;
@@ -69,6 +70,7 @@ use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
 use kernel_entry::KernelEntry;
+use mounts::Unmounted;
 
 /// Path of the configuration in the image of a Perennial host.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -82,6 +84,7 @@ pub struct Host {
     config: Config,
     config_text: String,
     config_error: Option<Vec<String>>,
+    unmounted: Vec<Unmounted>,
     luo: ChosenLuo,
     /// Directory of the pool in this host's own configuration, even if `config` is the old host's.
     pool: Option<PathBuf>,
@@ -161,11 +164,12 @@ impl Host {
             kernel_entry.redeem();
         }
         let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;
-        if config_error.is_some() {
-            unprepared = unprepared.or(start::prepare(&config.host, false));
+        if config_error.is_some() && unprepared.is_empty() {
+            unprepared = start::prepare(&config.host, false);
         }
         // A missing module or mount does not stop the start. A VM that needs it reports an error.
-        let wrong: Vec<String> = config_error.into_iter().chain(unprepared).flatten().collect();
+        let wrong: Vec<String> =
+            config_error.into_iter().flatten().chain(unprepared.errors).collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
         let kept_report = if matches!(arrival, Ok(None)) { report::kept(&section) } else { None };
         let host = Self {
@@ -173,6 +177,7 @@ impl Host {
             config,
             config_text,
             config_error,
+            unmounted: unprepared.unmounted,
             luo,
             pool: section.pool,
             kernel_entry,
@@ -221,6 +226,7 @@ impl Host {
     }
 
     fn boot(&mut self, name: &VmName) -> Result<(), GuestError> {
+        mounts::try_again(&mut self.unmounted);
         let index = index_of(&self.vms, name)?;
         if !self.vms[index].is_live() {
             self.check_claims(index)?;

@@ -10,6 +10,7 @@ use luo::builtin::keeper::Keeper;
 use super::backend::{self, ChosenLuo, NoLuo};
 use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
 use super::kernel_entry::{KernelEntry, KernelEntryError};
+use super::mounts::Unmounted;
 use super::{DEFAULT_CONTROL_PORT, DEFAULT_SOCKET, HostError, Look, init, modules, network};
 use crate::api::report::Replaced;
 use crate::causes::chain;
@@ -21,21 +22,38 @@ use crate::live_update::next_kernel::MARK;
 use crate::machine::Machine;
 
 /// Loads the modules, mounts the file systems and sets up the network of `[host]` (PID 1 only). `fresh`
-/// says that no VM can be preserved in a pool. Returns the errors of those that failed; the rest is in
-/// place.
-pub(super) fn prepare(section: &HostSection, fresh: bool) -> Option<Vec<String>> {
+/// says that no VM can be preserved in a pool. Returns what failed; the rest is in place.
+pub(super) fn prepare(section: &HostSection, fresh: bool) -> Unprepared {
     if !init::is_pid_1() {
-        return None;
+        return Unprepared::default();
     }
     let absent = modules::load_all(&section.modules);
     let absent = absent.iter().map(|error| chain(error).join(": "));
-    let unmounted = init::mount_all(&section.mounts, fresh);
-    let unmounted = unmounted.iter().map(|error| chain(error).join(": "));
+    let unmounted = init::mount_all(&section.mounts, fresh).into_iter();
+    let unmounted = unmounted.map(|(mount, error)| Unmounted::new(mount, &error)).collect();
     let disconnected = network::set_up(section);
     let disconnected = disconnected.iter().map(|error| chain(error).join(": "));
-    let missing: Vec<String> = absent.chain(unmounted).chain(disconnected).collect();
-    missing.iter().for_each(|why| tracing::error!("{why}"));
-    (!missing.is_empty()).then_some(missing)
+    let unprepared = Unprepared { errors: absent.chain(disconnected).collect(), unmounted };
+    let unmounted = unprepared.unmounted.iter().map(Unmounted::why);
+    let errors = unprepared.errors.iter().map(String::as_str);
+    errors.chain(unmounted).for_each(|why| tracing::error!("{why}"));
+    unprepared
+}
+
+/// What a host could not prepare.
+#[derive(Default)]
+pub(super) struct Unprepared {
+    /// The errors of modules and of the network.
+    pub errors: Vec<String>,
+    /// The mounts that failed.
+    pub unmounted: Vec<Unmounted>,
+}
+
+impl Unprepared {
+    /// Whether nothing failed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.is_empty() && self.unmounted.is_empty()
+    }
 }
 
 /// Takes the machine's lock on hosts. `goes_on` says that this host must not end, because there are VMs that

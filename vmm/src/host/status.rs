@@ -47,11 +47,21 @@ impl Host {
             unfinished: preserved
                 .chain(self.unfinished.iter().map(|session| session.name().to_string()))
                 .collect(),
-            config_error: self.config_error.clone(),
+            config_error: self.config_errors(),
             address: self.config.host.network.as_ref().and_then(network::own_address),
             resources: limits::resources(),
             vms: self.vms.iter().map(vm_status).collect(),
         }
+    }
+}
+
+impl Host {
+    /// What is wrong with the configuration, or could not be done of it until now.
+    fn config_errors(&self) -> Option<Vec<String>> {
+        let unmounted = self.unmounted.iter().map(|mount| mount.why().to_owned());
+        let all: Vec<String> =
+            self.config_error.iter().flatten().cloned().chain(unmounted).collect();
+        (!all.is_empty()).then_some(all)
     }
 }
 

@@ -1,0 +1,147 @@
+//! The file systems of `[host]` that could not be mounted when the host started, such as on a disk that came late. They
+//! are tried again before a VM boots or is restored, because its disks may be there.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use super::init::{self, MountError};
+use crate::causes::chain;
+use crate::config::Mount;
+
+/// How long a mount may take before the host goes on without it.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// A file system that is not mounted.
+pub(super) struct Unmounted {
+    mount: Mount,
+    why: String,
+    /// An attempt that was late.
+    late: Option<Receiver<Result<(), MountError>>>,
+}
+
+impl Unmounted {
+    pub(super) fn new(mount: Mount, error: &MountError) -> Self {
+        Self { mount, why: chain(error).join(": "), late: None }
+    }
+
+    /// Why it is not mounted.
+    pub(super) fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Tries again to mount it, in a thread that nobody waits for longer than `within`: a device or a server may hang.
+    /// Returns whether it is mounted now.
+    fn try_again(&mut self, within: Duration) -> bool {
+        let attempt = self.late.take().unwrap_or_else(|| {
+            let (sender, attempt) = channel();
+            let mount = self.mount.clone();
+            // The receiver is gone if this is later than the host's end.
+            thread::spawn(move || drop(sender.send(init::mount_again(&mount))));
+            attempt
+        });
+        let target = self.mount.target.display();
+        match attempt.recv_timeout(within) {
+            Ok(Ok(())) => {
+                tracing::info!("{} is mounted on {target} now", self.mount.source);
+                return true;
+            }
+            Ok(Err(error)) => self.why = chain(&error).join(": "),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.why = format!("the attempt to mount {target} again failed");
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.why = format!(
+                    "{} is still being mounted on {target} after {} s",
+                    self.mount.source,
+                    within.as_secs()
+                );
+                self.late = Some(attempt);
+            }
+        }
+        tracing::warn!("{}", self.why);
+        false
+    }
+}
+
+/// Tries all of them again. Forgets those that are mounted now.
+pub(super) fn try_again(unmounted: &mut Vec<Unmounted>) {
+    unmounted.retain_mut(|mount| !mount.try_again(WITHIN));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    use super::*;
+
+    /// Gives this thread, and those that it starts, mounts of their own. Returns whether that is allowed.
+    #[expect(unsafe_code, reason = "unshare")]
+    fn have_own_mounts() -> bool {
+        // SAFETY: only the mounts of this thread become its own.
+        let own = unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) };
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        own.and_then(|()| mount_change("/", private)).is_ok()
+    }
+
+    /// A mount that fails until the directory `late` is there.
+    fn overlay(directory: &Path) -> Mount {
+        let lower = |name: &str| directory.join(name).display().to_string();
+        Mount {
+            source: "late".to_owned(),
+            target: directory.join("target"),
+            fs: "overlay".to_owned(),
+            options: format!("lowerdir={}:{}", lower("late"), lower("there")),
+            format_from: None,
+        }
+    }
+
+    #[test]
+    fn what_was_not_there_at_the_start_is_mounted_when_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("there")).unwrap();
+        let mount = overlay(directory.path());
+        let target = mount.target.clone();
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        let done = thread::spawn(move || {
+            if !known.contains("overlay") || !have_own_mounts() {
+                eprintln!("SKIPPED: needs root and the file system overlay");
+                return;
+            }
+            let mut unmounted: Vec<_> = init::mount_all(&[mount], false)
+                .into_iter()
+                .map(|(mount, error)| Unmounted::new(mount, &error))
+                .collect();
+            assert_eq!(unmounted.len(), 1);
+            for _ in 0..2 {
+                try_again(&mut unmounted);
+                assert!(unmounted[0].why().contains("overlay"), "{}", unmounted[0].why());
+                // What is written there would be lost with the kernel.
+                fs::write(target.join("a file"), "").unwrap_err();
+            }
+            let late = directory.path().join("late");
+            fs::create_dir(&late).unwrap();
+            fs::write(late.join("disk"), "contents").unwrap();
+            try_again(&mut unmounted);
+            assert!(unmounted.is_empty());
+            assert_eq!(fs::read(target.join("disk")).unwrap(), b"contents");
+        });
+        done.join().unwrap();
+    }
+
+    #[test]
+    fn a_mount_that_hangs_is_waited_for_once_and_not_started_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = overlay(directory.path());
+        let (sender, attempt) = channel();
+        let mut unmounted = Unmounted { mount, why: String::new(), late: Some(attempt) };
+        assert!(!unmounted.try_again(Duration::ZERO));
+        assert!(unmounted.why().contains("still being mounted"), "{}", unmounted.why());
+        sender.send(Ok(())).unwrap();
+        assert!(unmounted.try_again(WITHIN), "the answer of the first attempt counts");
+    }
+}
