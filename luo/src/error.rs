@@ -276,7 +276,8 @@ fn why_preserve(errno: Errno) -> String {
         }
         Errno::NOMEM => {
             "there is not enough free memory: holes of the file are filled, and pages in the \
-             scratch area are moved out; free some, or boot with a smaller `kho_scratch=`"
+             scratch area are moved out, which a device that uses them prevents; free some, or boot \
+             with a smaller `kho_scratch=`"
         }
         Errno::NOSPC => {
             "the session has as many files as it allows: use another session; or the pool is full: \

@@ -167,7 +167,9 @@ pub struct DiskStatus {
     pub errors: u64,
     /// The last one of them.
     pub last_error: Option<DiskError>,
-    /// Number of operations that the storage has not answered for more than 10 s.
+    /// Number of operations that the storage has not answered yet.
+    pub in_flight: u32,
+    /// Number of those that it has not answered for more than 10 s.
     pub stalled: u32,
 }
 

@@ -49,7 +49,6 @@ fn main() -> ExitCode {
     if env::var_os("PERENNIAL_GUESTS").is_some() {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: disks::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
     }
     // `make soak` asks for it.

@@ -31,7 +31,9 @@ pub struct DiskStatus {
     pub errors: u64,
     /// The last one of them.
     pub last_error: Option<DiskError>,
-    /// Number of operations that the storage has not answered for more than 10 s.
+    /// Number of operations that the storage has not answered yet.
+    pub in_flight: u32,
+    /// Number of those that it has not answered for more than 10 s.
     pub stalled: u32,
     /// For how long the storage has not answered the oldest operation, in seconds.
     pub waiting_s: u64,
@@ -64,8 +66,17 @@ pub struct DiskError {
 
 impl From<DiskReport> for DiskStatus {
     fn from(DiskReport { device, path, report, age }: DiskReport) -> Self {
-        let StorageReport { engine, direct, queues, bytes, errors, last_error, stalled, waiting_s } =
-            report;
+        let StorageReport {
+            engine,
+            direct,
+            queues,
+            bytes,
+            errors,
+            last_error,
+            in_flight,
+            stalled,
+            waiting_s,
+        } = report;
         let state = match last_error {
             _ if stalled > 0 => DiskState::Stalled,
             Some(last) if last.seconds_ago < FAILING_S => DiskState::Failing,
@@ -84,6 +95,7 @@ impl From<DiskReport> for DiskStatus {
             bytes,
             errors,
             last_error,
+            in_flight,
             stalled,
             waiting_s,
             age_s: age.as_secs(),
@@ -104,6 +116,7 @@ mod tests {
             bytes: 1 << 30,
             errors: 0,
             last_error: None,
+            in_flight: 2,
             stalled: 0,
             waiting_s: 3,
         }
@@ -121,7 +134,7 @@ mod tests {
             json,
             r#"{"device":"d@1","path":"/a","state":"working","engine":"io_uring","direct":true,"#
                 .to_owned()
-                + r#""queues":4,"bytes":1073741824,"errors":0,"last_error":null,"stalled":0,"waiting_s":3,"age_s":1}"#
+                + r#""queues":4,"bytes":1073741824,"errors":0,"last_error":null,"in_flight":2,"stalled":0,"waiting_s":3,"age_s":1}"#
         );
     }
 

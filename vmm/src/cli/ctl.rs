@@ -124,9 +124,6 @@ enum Command {
         /// Compare the page frames of guest RAM before and after
         #[arg(long)]
         verify_frames: bool,
-        /// A VM to leave out: it ends with this host, its memory is lost; may be given several times
-        #[arg(long, value_name = "VM", value_parser = vm_name)]
-        without: Vec<VmName>,
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {
@@ -162,12 +159,15 @@ struct Next {
     /// Go on in spite of a refusal of the preflight that says so; may be given several times
     #[arg(long, value_name = "NAME")]
     force: Vec<String>,
+    /// A VM to leave out: it ends with this host, its memory is lost; may be given several times
+    #[arg(long, value_name = "VM", value_parser = vm_name)]
+    without: Vec<VmName>,
 }
 
 impl From<Next> for UpdateCall {
     fn from(next: Next) -> Self {
-        let Next { files: NextFiles { kernel, initramfs, cmdline }, force } = next;
-        Self { kernel, initramfs, cmdline, force, ..Self::default() }
+        let Next { files: NextFiles { kernel, initramfs, cmdline }, force, without } = next;
+        Self { kernel, initramfs, cmdline, force, without, ..Self::default() }
     }
 }
 
@@ -237,8 +237,8 @@ impl From<Command> for api::Command {
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
             Command::Preflight { next, json: _ } => Self::Preflight(next.into()),
-            Command::Update { next, stop_before, verify_frames, without } => {
-                Self::Update(UpdateCall { stop_before, verify_frames, without, ..next.into() })
+            Command::Update { next, stop_before, verify_frames } => {
+                Self::Update(UpdateCall { stop_before, verify_frames, ..next.into() })
             }
             Command::Handover { program, stop_before, without } => {
                 Self::Handover(HandoverCall { program, stop_before, without })

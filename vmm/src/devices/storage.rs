@@ -54,7 +54,9 @@ pub struct StorageReport {
     pub errors: u64,
     /// The last one of them.
     pub last_error: Option<StorageError>,
-    /// Number of operations that the storage has not answered for longer than [`STALLED_AFTER`].
+    /// Number of operations that the storage has not answered yet.
+    pub in_flight: u32,
+    /// Number of those that it has not answered for longer than [`STALLED_AFTER`].
     pub stalled: u32,
     /// For how long the storage has not answered the oldest operation, in seconds. 0 if it has answered all.
     pub waiting_s: u64,

@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::guest::{Guest, GuestError, Life};
+use super::guest::{Guest, GuestError, Life, Live};
 use super::told::Resized;
 use crate::devices::storage::StorageReport;
 use crate::link::Request;
+use crate::machine::Machine;
 use crate::machine::claims::ClaimError;
 
 /// A disk of a VM and its state.
@@ -25,24 +26,46 @@ pub struct DiskReport {
 
 /// Asks the processes of all VMs for the state of their disks at the same time, and waits a second at most. Returns
 /// what is known then, for each VM.
-pub fn disk_reports(guests: &[Guest]) -> Vec<Option<Vec<DiskReport>>> {
-    guests.iter().for_each(Guest::ask_for_reports);
-    guests.iter().for_each(Guest::await_reports);
-    guests.iter().map(Guest::disk_reports).collect()
+pub fn disk_reports<'a>(
+    guests: impl Iterator<Item = &'a Guest> + Clone,
+) -> Vec<Option<Vec<DiskReport>>> {
+    guests.clone().for_each(Guest::ask_for_reports);
+    guests.clone().for_each(Guest::await_reports);
+    guests.map(Guest::disk_reports).collect()
+}
+
+/// Asks the process of a VM for the state of its disks, and waits a second at most. Returns what is known then.
+pub fn disk_reports_of(machine: &Machine, live: &Live) -> Vec<DiskReport> {
+    // A link that is broken ends the VM when the host looks at its events.
+    let _ = live.process.ask_for_reports();
+    let due = live.process.told().reports_due();
+    let _ = due.map(|due| live.process.await_reports(due));
+    known(machine, live).unwrap_or_default()
+}
+
+/// The last known state of the disks. `None` if the VM's process has not reported yet.
+fn known(machine: &Machine, live: &Live) -> Option<Vec<DiskReport>> {
+    let told = live.process.told();
+    let (age, reports) = told.reports(Instant::now())?;
+    let of_disk = |(device, path): (String, PathBuf)| {
+        let report = reports.get(&device)?.clone();
+        Some(DiskReport { device, path, report, age })
+    };
+    Some(disks_of(machine).filter_map(of_disk).collect())
+}
+
+/// The devices that keep data: node and path.
+fn disks_of(machine: &Machine) -> impl Iterator<Item = (String, PathBuf)> {
+    machine.devices.iter().filter_map(|device| {
+        let path = device.options.stored_at()?;
+        Some((device.node(), path.to_owned()))
+    })
 }
 
 impl Guest {
     /// The error if another VM has a file of this one.
     pub fn claimed(&self, source: ClaimError) -> GuestError {
         GuestError::Claimed { name: self.name(), source }
-    }
-
-    /// The devices that keep data: node and path.
-    fn disks(&self) -> impl Iterator<Item = (String, PathBuf)> {
-        self.machine.devices.iter().filter_map(|device| {
-            let path = device.options.stored_at()?;
-            Some((device.node(), path.to_owned()))
-        })
     }
 
     /// Asks the VM's process for the state of its disks. Does not wait for the answer.
@@ -72,13 +95,7 @@ impl Guest {
     /// The last known state of the disks. `None` if the VM has no process, or one that has not reported yet.
     pub fn disk_reports(&self) -> Option<Vec<DiskReport>> {
         let Life::Live(live) = &self.life else { return None };
-        let told = live.process.told();
-        let (age, reports) = told.reports(Instant::now())?;
-        let of_disk = |(device, path): (String, PathBuf)| {
-            let report = reports.get(&device)?.clone();
-            Some(DiskReport { device, path, report, age })
-        };
-        Some(self.disks().filter_map(of_disk).collect())
+        known(&self.machine, live)
     }
 
     /// Begins to make the disk `disk` (a node or a path) as large as its file or block device is now; a file is grown
@@ -107,11 +124,12 @@ impl Guest {
     /// Returns the node of the one disk that `disk` names by its node or its path.
     fn find_disk(&self, disk: &str) -> Result<String, GuestError> {
         let mut found =
-            self.disks().filter(|(node, path)| node == disk || path.as_os_str() == disk);
+            disks_of(&self.machine).filter(|(node, path)| node == disk || path.as_os_str() == disk);
         match (found.next(), found.next()) {
             (Some((node, _)), None) => Ok(node),
             _ => {
-                let known = self.disks().map(|(node, path)| format!("{node} ({})", path.display()));
+                let known = disks_of(&self.machine)
+                    .map(|(node, path)| format!("{node} ({})", path.display()));
                 let known: Vec<String> = known.collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 let (name, wanted) = (self.machine.name.clone(), disk.to_owned());
@@ -126,8 +144,8 @@ mod tests {
     use super::*;
     use crate::config::HostSection;
     use crate::guests::confinement::Confinement;
+    use crate::machine::place;
     use crate::machine::tests::{disk, sample, serial};
-    use crate::machine::{Machine, place};
 
     fn guest(machine: Machine) -> Guest {
         Guest::new(machine, &Confinement::new(&HostSection::default()))

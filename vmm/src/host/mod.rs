@@ -392,6 +392,7 @@ impl Host {
             return Err(HostError::FramesNotPinned);
         }
         let surroundings = Surroundings::of_host(&self.vms, luo::Backend::Systemd);
+        let surroundings = surroundings.leaving_out(&call.without);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;
         service::ask_for_kexec()?;

@@ -1,6 +1,6 @@
 //! The preflight of an update that is not done: `perennial ctl preflight`.
 
-use super::{Host, HostError};
+use super::{Host, HostError, index_of};
 use crate::api::UpdateCall;
 use crate::live_update::next_kernel::Candidate;
 use crate::live_update::preflight::{self, Check, Finding, Surroundings};
@@ -8,6 +8,7 @@ use crate::live_update::preflight::{self, Check, Finding, Surroundings};
 impl Host {
     /// Returns all findings about an update. Loads nothing, and touches no VM.
     pub(super) fn preflight(&self, call: &UpdateCall) -> Result<Vec<Finding>, HostError> {
+        call.without.iter().try_for_each(|name| index_of(&self.vms, name).map(drop))?;
         let next = self.next_kernel(call)?;
         let ticket = match &self.luo {
             Ok(luo) => luo.ticket(),
@@ -18,6 +19,7 @@ impl Host {
             Ok(luo) => Surroundings::of_host(&self.vms, luo.backend()),
             Err(_) => Surroundings::without_vms(),
         };
+        let surroundings = surroundings.leaving_out(&call.without);
         let mut findings = preflight::run(&candidate, &surroundings);
         if let (Err(none), None) = (&self.luo, ticket)
             && !findings.iter().any(|finding| finding.name == Check::RunningLuo)

@@ -8,6 +8,7 @@ pub mod arrival;
 mod blackout;
 pub mod carry;
 pub mod file_systems;
+mod in_flight;
 pub mod incoming;
 pub mod index;
 pub mod manifest;

@@ -18,7 +18,6 @@ use rustix::process::Pid;
 
 use super::blackout::Blackout;
 use super::carry::{self, Carried};
-use super::file_systems;
 use super::index::{Index, IndexedSession};
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
@@ -27,6 +26,7 @@ use super::next_host::{Inherited, NextHost, NextHostError, Passed};
 use super::next_kernel::{self, NextKernel};
 use super::preflight::Surroundings;
 use super::{Observer, Progress, Step, UpdateError, begin};
+use super::{file_systems, in_flight};
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::{ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
@@ -140,7 +140,7 @@ pub fn run(
         refuse_unfinished(unfinished)?;
     }
     before(Step::Load)?;
-    let next = load(luo, vms, &plan.destination)?;
+    let next = load(luo, vms, plan)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -149,6 +149,7 @@ pub fn run(
     let fills_holes = luo.backend().fills_holes();
     if fills_holes {
         let live = vms.iter().filter_map(|vm| match &vm.life {
+            Life::Live(_) if plan.without.contains(&vm.machine.name) => None,
             Life::Live(live) => Some((&vm.machine, live.segments.iter())),
             _ => None,
         });
@@ -217,11 +218,11 @@ pub fn run(
 fn load<'a>(
     luo: &dyn Orchestrator,
     vms: &[Guest],
-    destination: &Destination<'a>,
+    plan: &Plan<'a>,
 ) -> Result<Next<'a>, UpdateError> {
-    Ok(match destination {
+    Ok(match &plan.destination {
         Destination::Kernel(next) => {
-            let surroundings = Surroundings::of_host(vms, luo.backend());
+            let surroundings = Surroundings::of_host(vms, luo.backend()).leaving_out(&plan.without);
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
         Destination::Host { program, keeper, lock } => {
@@ -358,9 +359,8 @@ impl Leaving<'_> {
             {
                 continue;
             }
-            session
-                .preserve(segment.as_fd(), segment_token(index))
-                .map_err(luo_error(step, Some(self.machine)))?;
+            let memory = (segment.as_fd(), segment_token(index));
+            in_flight::preserve(session, memory, (self.machine, self.live), step)?;
             self.segments[index].preserved = true;
             if self.verify_frames {
                 let frames = FrameDigest::of(segment).map_err(|source| UpdateError::Frames {

@@ -43,6 +43,22 @@ pub enum UpdateError {
         #[source]
         source: luo::Error,
     },
+    /// Requests to the VM's disks use the memory that is to be preserved.
+    #[error(
+        "step `{step}`: VM `{vm}`: its RAM cannot be preserved while its disks use it: {disks}. Repair a disk that does \
+         not answer, stop the VM, or leave the VM out (`--without {vm}`)"
+    )]
+    InFlight {
+        /// The step.
+        step: Step,
+        /// The VM.
+        vm: VmName,
+        /// The disks, with the number of their requests and for how long the oldest one waits.
+        disks: String,
+        /// Why.
+        #[source]
+        source: Box<luo::Error>,
+    },
     /// Preserving guest RAM would take more memory than the host has.
     #[error(
         "preserving guest RAM fills its holes, which takes {} MiB, and the host has {} MiB available: \
@@ -142,7 +158,10 @@ impl UpdateError {
     pub fn vm(&self) -> Option<&VmName> {
         match self {
             Self::Luo { vm, .. } => vm.as_ref(),
-            Self::Ram { vm, .. } | Self::Frames { vm, .. } | Self::Process { vm, .. } => Some(vm),
+            Self::Ram { vm, .. }
+            | Self::Frames { vm, .. }
+            | Self::Process { vm, .. }
+            | Self::InFlight { vm, .. } => Some(vm),
             _ => None,
         }
     }

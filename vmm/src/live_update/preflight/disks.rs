@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Check, Finding, Surroundings};
 use crate::config::Config;
+use crate::devices::storage::StorageReport;
 use crate::guests::storage::disk_reports;
 use crate::guests::{Guest, Life};
 
@@ -19,8 +20,25 @@ struct Disk {
     path: PathBuf,
     /// Size in bytes as the guest knows it, if its process says.
     told: Option<u64>,
+    /// What its storage does not answer, if its process says.
+    stalled: Option<Stalled>,
     /// Everything that the VM's process has open; empty if that does not show.
     open: Vec<Place>,
+}
+
+/// Operations that a storage has not answered for a long time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stalled {
+    count: u32,
+    /// For how long it has not answered the oldest one.
+    seconds: u64,
+}
+
+impl Stalled {
+    fn of(report: &StorageReport) -> Option<Self> {
+        let (count, seconds) = (report.stalled, report.waiting_s);
+        (count > 0).then_some(Self { count, seconds })
+    }
 }
 
 /// What tells one file or block device from another on one kernel.
@@ -41,9 +59,10 @@ impl Place {
 
 /// Checks the disks of all VMs that have a process. `next` is the next host's configuration, if it mounts anything.
 pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
-    let disks = disks_of(surroundings.vms);
-    let mut findings: Vec<Finding> =
-        disks.iter().flat_map(|disk| there(disk, surroundings.root)).collect();
+    let disks = disks_of(surroundings.travelling());
+    // A look at the path of a disk that hangs may hang as well.
+    let look = |disk| stalled(disk).or_else(|| there(disk, surroundings.root));
+    let mut findings: Vec<Finding> = disks.iter().filter_map(look).collect();
     if let Some(next) = next.filter(|_| surroundings.is_first_process) {
         let mounted = fs::read_to_string(surroundings.root.join("proc/self/mounts"));
         let mounted = mounted.unwrap_or_default();
@@ -52,9 +71,9 @@ pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> V
     findings
 }
 
-fn disks_of(vms: &[Guest]) -> Vec<Disk> {
+fn disks_of<'a>(vms: impl Iterator<Item = &'a Guest> + Clone) -> Vec<Disk> {
     let mut disks = Vec::new();
-    for (vm, reports) in vms.iter().zip(disk_reports(vms)) {
+    for (vm, reports) in vms.clone().zip(disk_reports(vms)) {
         let Life::Live(live) = &vm.life else { continue };
         let fds = PathBuf::from(format!("/proc/{}/fd", live.process.pid().as_raw_pid()));
         let open: Vec<Place> = fs::read_dir(fds)
@@ -64,17 +83,31 @@ fn disks_of(vms: &[Guest]) -> Vec<Disk> {
             .collect();
         let reports = reports.unwrap_or_default();
         for path in vm.machine.devices.iter().filter_map(|device| device.options.stored_at()) {
-            let told = reports.iter().find(|disk| disk.path == path).map(|disk| disk.report.bytes);
+            let report = reports.iter().find(|disk| disk.path == path).map(|disk| &disk.report);
+            let (told, stalled) = (report.map(|report| report.bytes), report.and_then(Stalled::of));
             let (vm, path) = (vm.machine.name.to_string(), path.to_owned());
-            disks.push(Disk { vm, path, told, open: open.clone() });
+            disks.push(Disk { vm, path, told, stalled, open: open.clone() });
         }
     }
     disks
 }
 
+/// Checks that a disk answers. While it does not, its VM cannot be paused, and pages of the guest's RAM that its requests
+/// use cannot be preserved.
+fn stalled(disk: &Disk) -> Option<Finding> {
+    let Disk { vm, path, stalled, .. } = disk;
+    let Stalled { count, seconds } = (*stalled)?;
+    let sentence = format!(
+        "the storage of the disk {} has not answered for {seconds} s (operations: {count})",
+        path.display()
+    );
+    let remedy = format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)");
+    Some(Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy))
+}
+
 /// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it.
 fn there(disk: &Disk, root: &Path) -> Option<Finding> {
-    let Disk { vm, path, told, open } = disk;
+    let Disk { vm, path, told, stalled: _, open } = disk;
     let shown = path.display();
     let finding = |check, sentence: String, remedy: &str| {
         Some(Finding::new(check, format!("VM `{vm}`"), sentence, remedy))
@@ -172,7 +205,7 @@ mod tests {
     fn disk(path: &Path, told: Option<u64>) -> Disk {
         let open = fs::metadata(path).map(|metadata| vec![Place::of(&metadata)]);
         let (vm, open) = ("web".to_owned(), open.unwrap_or_default());
-        Disk { vm, path: path.to_owned(), told, open }
+        Disk { vm, path: path.to_owned(), told, stalled: None, open }
     }
 
     fn name(finding: Option<Finding>) -> Option<Check> {
@@ -199,6 +232,16 @@ mod tests {
         fs::write(&path, vec![0; 1 << 20]).unwrap();
         assert_eq!(name(there(&opened, root)), Some(Check::DiskOther));
         assert_eq!(there(&nothing_shown, root), None);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_is_named_with_its_vm_and_for_how_long() {
+        let answers = disk(Path::new("/dev/vdc"), None);
+        assert_eq!(stalled(&answers), None);
+        let hangs = Disk { stalled: Some(Stalled { count: 2, seconds: 31 }), ..answers };
+        let text = stalled(&hangs).unwrap().to_string();
+        let told = ["VM `web`", "/dev/vdc", "31 s", "operations: 2", "--without web"];
+        assert!(told.iter().all(|word| text.contains(word)), "{text}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::state::document;
 
 /// Returns the manifest; `None` if there are no VMs that would travel.
 pub(super) fn manifest(surroundings: &Surroundings<'_>) -> Option<File> {
-    let vms: Vec<VmEntry> = surroundings.vms.iter().filter_map(entry).collect();
+    let vms: Vec<VmEntry> = surroundings.travelling().filter_map(entry).collect();
     if vms.is_empty() {
         return None;
     }

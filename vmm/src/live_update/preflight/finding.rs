@@ -123,6 +123,8 @@ checks! {
     OpenFiles = "open-files", Refusal;
     /// The RAM of a VM has another size than it was made with.
     RamResized = "ram-resized", Refusal;
+    /// A VM's disk does not answer.
+    DiskStalled = "disk-stalled", Refusal;
     /// A VM's disk is not at its path.
     DiskMissing = "disk-missing", Refusal, forceable;
     /// A VM's disk is another one now.

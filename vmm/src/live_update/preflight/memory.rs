@@ -39,7 +39,7 @@ pub(super) fn check(candidate: &Candidate, surroundings: &Surroundings<'_>) -> V
 }
 
 fn live<'a>(surroundings: &Surroundings<'a>) -> impl Iterator<Item = (&'a str, &'a Live)> {
-    surroundings.vms.iter().filter_map(|vm| match &vm.life {
+    surroundings.travelling().filter_map(|vm| match &vm.life {
         Life::Live(live) => Some((vm.machine.name.as_str(), live)),
         _ => None,
     })

@@ -24,6 +24,7 @@ use luo::Backend;
 
 use super::next_kernel::Candidate;
 use crate::guests::Guest;
+use crate::machine::VmName;
 use initramfs::Examined;
 
 /// What the preflight knows of the host and its VMs.
@@ -31,6 +32,8 @@ use initramfs::Examined;
 pub struct Surroundings<'a> {
     /// The VMs; none if they are not known.
     pub vms: &'a [Guest],
+    /// VMs that are left out of the update.
+    pub without: &'a [VmName],
     /// Whether memory is allocated for every page of a segment that is preserved.
     pub fills_holes: bool,
     /// Whether the next host is the first process of the next kernel, and so brings its program, its
@@ -46,10 +49,21 @@ impl<'a> Surroundings<'a> {
         Self { vms, fills_holes: backend.fills_holes(), ..Self::without_vms() }
     }
 
+    /// The same, for an update that leaves VMs out.
+    pub fn leaving_out(self, without: &'a [VmName]) -> Self {
+        Self { without, ..self }
+    }
+
     /// Those of this process without VMs.
     pub fn without_vms() -> Self {
         let is_first_process = rustix::process::getpid().is_init();
-        Self { vms: &[], fills_holes: false, is_first_process, root: Path::new("/") }
+        Self { vms: &[], without: &[], fills_holes: false, is_first_process, root: Path::new("/") }
+    }
+
+    /// The VMs that the update does not leave out.
+    fn travelling(&self) -> impl Iterator<Item = &'a Guest> + Clone + use<'a> {
+        let without = self.without;
+        self.vms.iter().filter(move |vm| !without.contains(&vm.machine.name))
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) struct Ticket(usize);
 /// A part of the report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Waiting {
+    /// Number of operations that wait.
+    pub(super) in_flight: u32,
     /// Number of operations that wait for longer than [`STALLED_AFTER`].
     pub(super) stalled: u32,
     /// For how long the oldest one waits. `None` if all are answered.
@@ -137,7 +139,7 @@ impl Health {
     /// Looks for operations that are stalled.
     pub(super) fn look(&self, now: Instant) -> Look {
         let mut counts = lock(&self.counts);
-        let Waiting { stalled, oldest } = counts.waiting(now);
+        let Waiting { stalled, oldest, .. } = counts.waiting(now);
         let was = std::mem::replace(&mut counts.stalled, stalled > 0);
         let again = oldest.map(|oldest| match STALLED_AFTER.saturating_sub(oldest) {
             Duration::ZERO => STALLED_AFTER,
@@ -150,7 +152,8 @@ impl Health {
 impl Counts {
     fn waiting(&self, now: Instant) -> Waiting {
         let waits = self.begun.iter().flatten().map(|begun| now.saturating_duration_since(*begun));
-        waits.fold(Waiting::default(), |Waiting { stalled, oldest }, wait| Waiting {
+        waits.fold(Waiting::default(), |Waiting { in_flight, stalled, oldest }, wait| Waiting {
+            in_flight: in_flight + 1,
             stalled: stalled + u32::from(wait >= STALLED_AFTER),
             oldest: oldest.max(Some(wait)),
         })
@@ -173,11 +176,12 @@ mod tests {
         assert_eq!(look, Look { news: None, again: Some(SECOND) });
         let look = health.look(start + 10 * SECOND);
         assert_eq!(look, Look { news: Some(1), again: Some(STALLED_AFTER) });
-        let both = Waiting { stalled: 2, oldest: Some(20 * SECOND) };
+        let both = Waiting { in_flight: 2, stalled: 2, oldest: Some(20 * SECOND) };
         assert_eq!(health.waiting(start + 20 * SECOND), both);
         assert_eq!(health.look(start + 20 * SECOND).news, None, "the log says so already");
         health.end(first);
-        assert_eq!(health.waiting(start + 20 * SECOND).oldest, Some(16 * SECOND));
+        let one = Waiting { in_flight: 1, stalled: 1, oldest: Some(16 * SECOND) };
+        assert_eq!(health.waiting(start + 20 * SECOND), one);
         // The ticket is used again.
         let third = health.begin(start + 20 * SECOND);
         health.end(second);

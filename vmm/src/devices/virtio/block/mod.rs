@@ -250,7 +250,7 @@ impl VirtioDevice for Block {
 impl Storage for Shared {
     fn report(&self) -> StorageReport {
         let now = Instant::now();
-        let Waiting { stalled, oldest } = self.health.waiting(now);
+        let Waiting { in_flight, stalled, oldest } = self.health.waiting(now);
         let (errors, last_error) = self.health.errors(now);
         StorageReport {
             engine: self.health.engine(),
@@ -259,6 +259,7 @@ impl Storage for Shared {
             bytes: self.sectors() * SECTOR,
             errors,
             last_error,
+            in_flight,
             stalled,
             waiting_s: oldest.unwrap_or_default().as_secs(),
         }
@@ -290,7 +291,7 @@ impl Storage for Shared {
 }
 
 impl Shared {
-    fn silent(&self, Waiting { stalled, oldest }: Waiting) -> BlockError {
+    fn silent(&self, Waiting { stalled, oldest, .. }: Waiting) -> BlockError {
         let seconds = oldest.unwrap_or_default().as_secs();
         BlockError::Silent { path: self.image.path(), seconds, count: stalled.max(1) }
     }
