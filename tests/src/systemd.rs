@@ -19,7 +19,7 @@ use crate::paths;
 pub const ORDERS_PORT: &str = "systemd.orders";
 
 /// Files of the system that are not from packages.
-const FILES: [(&str, u32, &str); 9] = [
+const FILES: [(&str, u32, &str); 11] = [
     ("etc/os-release", 0o644, "ID=perennial-test\nNAME=\"Perennial's test host\"\n"),
     // If the file exists, systemd neither generates it nor mounts over it.
     ("etc/machine-id", 0o444, "65726e6e69616c2d746573742d686f73\n"),
@@ -50,6 +50,9 @@ const FILES: [(&str, u32, &str); 9] = [
         "[Service]\nExecStart=/usr/bin/take-orders\nRestart=always\n",
     ),
     ("usr/bin/take-orders", 0o755, TAKE_ORDERS),
+    // Not started again if it ends, and not stopped with the host.
+    ("etc/systemd/system/console@.service", 0o644, "[Service]\nExecStart=/usr/bin/attach %i\n"),
+    ("usr/bin/attach", 0o755, ATTACH),
 ];
 
 /// Drop-in for `perennial.service`: what the service needs on these machines.
@@ -64,6 +67,14 @@ while read -r order; do
     echo "order: $order"
     $order
 done
+"#;
+
+/// Brings the console of a VM to the VM's virtio port.
+const ATTACH: &str = r#"#!/bin/sh
+for port in /sys/class/virtio-ports/*; do
+    read -r name <"$port/name" && [ "$name" = "vm.$1" ] && break
+done
+exec perennial console "$1" <>"/dev/${port##*/}" >&0
 "#;
 
 /// The directory into which the recipe unpacked systemd.

@@ -80,6 +80,9 @@ pub struct VmPlan {
     /// It has two more disks: one of the host's, which fails a write of [`BROKEN_SECTOR`](super::BROKEN_SECTOR),
     /// and a file on the host's data disk.
     pub broken_disks: bool,
+    /// Its serial port is a socket of the host, which `perennial console` brings to the virtio port. Only under systemd:
+    /// `systemctl start console@NAME` starts that program.
+    pub console: bool,
 }
 
 impl VmPlan {
@@ -106,6 +109,7 @@ impl VmPlan {
             idle_disks: 0,
             idle_nets: 0,
             broken_disks: false,
+            console: false,
         }
     }
 
@@ -213,17 +217,20 @@ impl VmPlan {
         };
         nets.extend((0..self.idle_nets).map(|number| format!("\"tap={}-{number}\"", self.name)));
         let net = nets.join(", ");
+        let serial = match self.console {
+            true => format!("socket=/run/consoles/{}", self.name),
+            false => format!("port={}", self.port()),
+        };
         write!(
             out,
             "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\ncpu = \"{}\"\n\
          {boot}cmdline = \"{}{on_network}\"\nnet = [{net}]\n\
-         disk = [{disks}]\nserial = \"port={}\"\nrng = \"src=/dev/urandom\"\n",
+         disk = [{disks}]\nserial = \"{serial}\"\nrng = \"src=/dev/urandom\"\n",
             self.name,
             self.memory_mib,
             self.cpus,
             self.cpu,
             self.cmdline(),
-            self.port()
         )
     }
 }

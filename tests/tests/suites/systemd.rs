@@ -1,21 +1,24 @@
 //! A host that is a service of systemd: its VMs outlive the service, and the kernel.
 
-use perennial_tests::host::{Failure, Host};
+use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
 use perennial_tests::suite::{Test, kernel};
 use perennial_tests::systemd;
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
     kernel("a_guest_goes_on_over_a_kexec_that_systemd_does", kexec).unless(systemd::missing),
-    kernel("a_guest_goes_on_over_a_restart_of_the_service", restart).unless(systemd::missing),
+    kernel("a_guest_goes_on_and_stays_attached_over_a_restart_of_the_service", restart)
+        .unless(systemd::missing),
     kernel("a_guest_that_cannot_be_restored_waits_over_restarts_and_a_kexec", preserved)
         .unless(systemd::missing),
 ];
 
 fn boot(vm: VmPlan) -> Result<(Host, Status), Failure> {
+    let console = vm.console.then(|| format!("systemctl start console@{}", vm.name));
     let (host, status) = Host::boot(&HostPlan::new(vec![vm]).under_systemd())?;
+    console.map_or(Ok(()), |start| host.order(&start))?;
     if status.luo != "systemd" {
         return Err(format!("the LUO is `{}`", status.luo).into());
     }
@@ -40,12 +43,19 @@ fn kexec(_: Luo) -> Result<(), Failure> {
 }
 
 fn restart(_: Luo) -> Result<(), Failure> {
-    let (mut host, before) = boot(VmPlan::new("web", 256, 1))?;
-    let after = host.restart_service("systemctl restart perennial")?;
-    if before.kernel != after.kernel || after.boot != "live-update" {
-        return Err(format!("before: {before:?}; after: {after:?}").into());
+    // All that the guest and the harness tell each other goes through one `perennial console`.
+    let (mut host, before) = boot(VmPlan { console: true, ..VmPlan::new("web", 256, 1) })?;
+    for time in ["first", "second"] {
+        let after = host.restart_service("systemctl restart perennial")?;
+        if before.kernel != after.kernel || after.boot != "live-update" {
+            return Err(format!("before: {before:?}; after: {after:?}").into());
+        }
+        host.check_guests()?;
+        let guest = &host.guests()[0];
+        guest.order(&format!("say {time}"))?;
+        let said = |notes: &[Value]| notes.iter().any(|note| note["text"] == time);
+        guest.wait_for_notes("the answer to an order", WORK, said)?;
     }
-    host.check_guests()?;
     host.power_off_and_check_disks()
 }
 
