@@ -43,6 +43,8 @@ mmdebstrap      mmdebstrap
 fdisk           sfdisk
 dosfstools      mkfs.vfat
 mtools          mcopy
+binutils        objcopy
+systemd-boot-efi /usr/lib/systemd/boot/efi/linuxx64.efi.stub
 device-tree-compiler dtc
 pkg-config      pkg-config
 git             git

@@ -31,4 +31,5 @@ mod tap;
 pub mod timeline;
 mod times;
 mod tsc;
+pub mod unified;
 pub mod workload;

@@ -20,6 +20,7 @@ use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine};
 use crate::systemd::{self, ORDERS_PORT};
+use crate::unified;
 
 pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
 
@@ -344,6 +345,12 @@ impl HostPlan {
                 GuestRoot::Initramfs => {}
                 GuestRoot::Disk => {
                     guest_root(binaries, directory, &tree.path(&format!("{}.root", vm.name))?)?;
+                }
+                GuestRoot::Unified => {
+                    let [kernel, initramfs] = ["guest/bzImage", "guest/initramfs"];
+                    let (kernel, initramfs) = (tree.path(kernel)?, tree.path(initramfs)?);
+                    let contents = (&*kernel, &*initramfs, vm.unified_cmdline());
+                    unified::disk(&tree.path(&format!("{}.root", vm.name))?, contents, directory)?;
                 }
                 GuestRoot::Debian(release) => {
                     let path = directory.join(format!("{}.root", vm.name));

@@ -27,6 +27,8 @@ pub enum GuestRoot {
     Initramfs,
     /// On a virtio disk; there is no initramfs.
     Disk,
+    /// In the initramfs of a unified kernel image on a disk, from which the guest also boots. See [`crate::unified`].
+    Unified,
     /// On a disk image of Debian, from which the guest also boots. See [`crate::debian`].
     Debian(Release),
 }
@@ -131,8 +133,14 @@ impl VmPlan {
         )
     }
 
+    /// The command line in its unified kernel image. That of the configuration is added to it.
+    pub(super) fn unified_cmdline(&self) -> &'static str {
+        "perennial.disk=/dev/vdb"
+    }
+
     fn cmdline(&self) -> String {
         let root = match self.root {
+            GuestRoot::Unified => "",
             GuestRoot::Initramfs => "perennial.disk=/dev/vda",
             GuestRoot::Disk => "root=/dev/vda rw init=/sbin/init perennial.disk=/dev/vdb",
             GuestRoot::Debian(_) => return debian::CMDLINE.to_owned(),
@@ -192,6 +200,9 @@ impl VmPlan {
                 (format!("{kernel}initramfs = \"/data/guest/initramfs\"\n"), disk)
             }
             GuestRoot::Disk => (kernel, format!("\"path={root}\", {disk}")),
+            GuestRoot::Unified => {
+                ("boot = \"disk\"\n".to_owned(), format!("\"path={root}\", {disk}"))
+            }
             GuestRoot::Debian(_) => {
                 let seed = format!("cloud-init = \"/data/{}.seed\"\n", self.name);
                 (format!("boot = \"disk\"\n{seed}"), format!("\"path={root}\", {disk}"))

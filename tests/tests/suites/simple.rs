@@ -2,12 +2,15 @@
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both};
+use perennial_tests::suite::{Test, both, kernel};
+use perennial_tests::unified;
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = &[
     both("a_bzimage_guest_with_an_initramfs_goes_on", bzimage),
     both("guests_with_pvh_disks_files_and_all_of_their_memory_in_use_go_on", all_kinds),
+    kernel("a_guest_that_boots_from_a_unified_kernel_image_on_its_disk_goes_on", unified_image)
+        .unless(unified::missing),
     both("a_host_without_vms_is_updated", no_vm),
 ];
 
@@ -69,6 +72,10 @@ fn all_kinds(luo: Luo) -> Result<(), Failure> {
         VmPlan { backing, root, disk_options, disk_readers, ..VmPlan::new("log", 128, 1) };
     let full = VmPlan { checksummed: "all".into(), kernel, ..VmPlan::new("full", 192, 1) };
     one_update(luo, vec![on_disk, on_file, full])
+}
+
+fn unified_image(luo: Luo) -> Result<(), Failure> {
+    one_update(luo, vec![VmPlan { root: GuestRoot::Unified, ..VmPlan::new("uki", 256, 1) }])
 }
 
 fn no_vm(luo: Luo) -> Result<(), Failure> {
