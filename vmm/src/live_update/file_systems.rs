@@ -21,6 +21,8 @@ const THREADS: usize = 32;
 
 /// Instead of a device: all of them.
 const ALL: u64 = 0;
+/// The same, for the last time: begins also if an earlier sync of all has not ended.
+const ALL_AT_LAST: u64 = u64::MAX;
 
 /// The file systems whose sync has begun and not ended, by device. Those of earlier calls are not synced again,
 /// because every call would leave one more thread behind.
@@ -38,13 +40,12 @@ pub struct SyncError {
 /// Syncs every file system except the one that `pool` is on, for at most `within`. Returns those that were not
 /// finished then. Without a pool all of them count as one. Errors if a file system on a block device cannot be synced.
 pub fn sync(pool: Option<&Path>, within: Duration) -> Result<Vec<PathBuf>, SyncError> {
-    let deadline = Instant::now() + within;
     let error = |path: &Path| {
         let path = path.to_owned();
         move |source| SyncError { path, source }
     };
     let all = match pool {
-        None => [Mounted { device: ALL, path: "of the host".into(), on_disk: false }].into(),
+        None => [Mounted::all(ALL)].into(),
         Some(pool) => {
             let pool = std::fs::metadata(pool).map_err(error(pool))?.dev();
             let table = Path::new("/proc/self/mountinfo");
@@ -52,6 +53,21 @@ pub fn sync(pool: Option<&Path>, within: Duration) -> Result<Vec<PathBuf>, SyncE
             file_systems(&text).into_iter().filter(|found| found.device != pool).collect()
         }
     };
+    sync_each(all, within)
+}
+
+/// Syncs all file systems and block devices, for at most `within`: before a power-off, where one that hangs must not
+/// prevent it.
+pub fn sync_all(within: Duration) {
+    let late = sync_each([Mounted::all(ALL_AT_LAST)].into(), within);
+    if late.is_ok_and(|late| !late.is_empty()) {
+        let seconds = within.as_secs();
+        tracing::error!("not all was synced within {seconds} s: what was written last may be lost");
+    }
+}
+
+fn sync_each(all: VecDeque<Mounted>, within: Duration) -> Result<Vec<PathBuf>, SyncError> {
+    let deadline = Instant::now() + within;
     let results = start(all);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -69,21 +85,6 @@ pub fn sync(pool: Option<&Path>, within: Duration) -> Result<Vec<PathBuf>, SyncE
         }
     }
     Ok(lock(&UNFINISHED).values().cloned().collect())
-}
-
-/// Syncs all file systems and block devices, for at most `within`: before a power-off, where one that hangs must not
-/// prevent it.
-pub fn sync_all(within: Duration) {
-    let (sender, ended) = channel::<()>();
-    let sync = move || {
-        rustix::fs::sync();
-        drop(sender);
-    };
-    let started = thread::Builder::new().name("sync".to_owned()).spawn(sync);
-    if started.is_err() || ended.recv_timeout(within) == Err(RecvTimeoutError::Timeout) {
-        let seconds = within.as_secs();
-        tracing::error!("not all was synced within {seconds} s: what was written last may be lost");
-    }
 }
 
 type Synced = (Mounted, io::Result<()>);
@@ -114,7 +115,7 @@ fn work(all: &Mutex<VecDeque<Mounted>>, results: &Sender<Synced>) {
     loop {
         let Some(found) = lock(all).pop_front() else { return };
         let synced = match found.device {
-            ALL => {
+            ALL | ALL_AT_LAST => {
                 rustix::fs::sync();
                 Ok(())
             }
@@ -134,6 +135,13 @@ struct Mounted {
     path: PathBuf,
     /// Whether it is on a block device.
     on_disk: bool,
+}
+
+impl Mounted {
+    /// All file systems as one.
+    fn all(device: u64) -> Self {
+        Self { device, path: "of the host".into(), on_disk: false }
+    }
 }
 
 /// Returns all mounted file systems, each once (proc_pid_mountinfo(5)). Network file systems are
@@ -189,8 +197,12 @@ mod tests {
         assert_eq!(unescape("/with\\040blank"), Path::new("/with blank"));
     }
 
+    /// The tests that sync share the list of what is unfinished.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     #[test]
     fn this_machine_can_be_synced_beside_a_pool() {
+        let _alone = lock(&ALONE);
         let directory = tempfile::tempdir().unwrap();
         let long = Duration::from_secs(600);
         assert_eq!(sync(Some(directory.path()), long).unwrap(), [] as [&Path; 0]);
@@ -198,8 +210,12 @@ mod tests {
         assert!(error.contains("/nowhere"), "{error}");
     }
 
+    /// A device number that no file system has.
+    const HANGS: u64 = u64::MAX - 1;
+
     #[test]
     fn a_file_system_that_hangs_is_told_and_not_synced_again() {
+        let _alone = lock(&ALONE);
         let directory = tempfile::tempdir().unwrap();
         // Opening a FIFO hangs until somebody writes.
         let fifo = directory.path().join("fifo");
@@ -211,14 +227,26 @@ mod tests {
             0,
         )
         .unwrap();
-        let hangs = || Mounted { device: u64::MAX, path: fifo.clone(), on_disk: false };
-        let fine = Mounted { device: u64::MAX - 1, path: directory.path().into(), on_disk: true };
+        let hangs = || Mounted { device: HANGS, path: fifo.clone(), on_disk: false };
+        let fine = Mounted { device: HANGS - 1, path: directory.path().into(), on_disk: true };
         let results = start([hangs(), fine.clone()].into());
         assert_eq!(results.recv().unwrap().0, fine);
-        assert_eq!(lock(&UNFINISHED).get(&u64::MAX), Some(&fifo));
+        assert_eq!(lock(&UNFINISHED).get(&HANGS), Some(&fifo));
         assert!(start([hangs()].into()).recv().is_err(), "no thread was started");
         File::options().write(true).open(&fifo).unwrap();
         results.recv().unwrap().1.unwrap();
-        assert_eq!(lock(&UNFINISHED).get(&u64::MAX), None);
+        assert_eq!(lock(&UNFINISHED).get(&HANGS), None);
+    }
+
+    #[test]
+    fn the_last_sync_of_all_does_not_count_on_an_earlier_one_that_hangs() {
+        let _alone = lock(&ALONE);
+        let within = Duration::from_secs(600);
+        lock(&UNFINISHED).insert(ALL, "of the host".into());
+        assert_eq!(sync(None, within).unwrap(), [Path::new("of the host")]);
+        let last = sync_each([Mounted::all(ALL_AT_LAST)].into(), within).unwrap();
+        lock(&UNFINISHED).remove(&ALL);
+        assert_eq!(last, [Path::new("of the host")], "only the earlier one is unfinished");
+        assert_eq!(sync(None, within).unwrap(), [] as [&Path; 0]);
     }
 }
