@@ -188,7 +188,7 @@ impl Conversation {
         let name = verb(&request);
         let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().cloned().unzip();
         self.channel
-            .send(&Envelope { request, roles }, &raw)
+            .send_at_once(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;
         self.unanswered.borrow_mut().push_back(Unanswered { request: name, awaited });
         Ok(())

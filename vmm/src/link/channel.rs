@@ -29,6 +29,9 @@ pub enum LinkError {
     /// No packet arrived within the time set by [`Channel::set_timeout`].
     #[error("the other process did not answer in time")]
     TimedOut,
+    /// The other process has not read what was sent before.
+    #[error("the other process does not read its link: it hangs")]
+    Full,
     /// A packet is too large, was cut off or does not follow the protocol.
     #[error("a message on the link cannot be read: {0}")]
     Malformed(String),
@@ -66,8 +69,26 @@ impl Channel {
         Ok(sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, timeout)?)
     }
 
-    /// Sends one message and the fds that go with it.
+    /// Sends one message and the fds that go with it. Waits while the link is full.
     pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        self.send_with(message, fds, SendFlags::empty())
+    }
+
+    /// The same, but errors if the link is full.
+    pub fn send_at_once<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        self.send_with(message, fds, SendFlags::DONTWAIT)
+    }
+
+    fn send_with<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> Result<(), LinkError> {
         let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Malformed(e.to_string()))?;
         if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
             let problem = format!("{} bytes and {} fds are too many", bytes.len(), fds.len());
@@ -79,8 +100,9 @@ impl Channel {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }
         let slices = [IoSlice::new(&bytes)];
-        match sendmsg(&self.socket, &slices, &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(&self.socket, &slices, &mut control, flags | SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
+            Err(Errno::AGAIN) => Err(LinkError::Full),
             Err(Errno::PIPE | Errno::CONNRESET) => Err(LinkError::Closed),
             Err(errno) => Err(LinkError::Socket(errno.into())),
         }
@@ -156,6 +178,22 @@ mod tests {
         drop(vm);
         assert!(matches!(host.receive::<FromVm>(), Err(LinkError::Closed)));
         assert!(matches!(host.send(&Reply::Built, &[]), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn a_process_that_reads_nothing_keeps_nobody_waiting() {
+        let (host, _vm) = Channel::pair().unwrap();
+        let error = loop {
+            if let Err(error) = host.send_at_once(&Reply::Built, &[]) {
+                break error;
+            }
+        };
+        assert!(matches!(error, LinkError::Full), "{error}");
+        // The largest packet fits into an empty link.
+        let (host, vm) = Channel::pair().unwrap();
+        let largest = "x".repeat(MAX_PACKET - 2);
+        host.send_at_once(&largest, &[]).unwrap();
+        assert_eq!(vm.receive::<String>().unwrap().0, largest);
     }
 
     #[test]
