@@ -6,10 +6,12 @@
 
 mod confinement;
 mod network;
+mod priority;
 mod restart;
 
 pub use confinement::{Confine, FirstUser, USERS};
 pub use network::{Address, HostAddress, NetworkSection};
+pub use priority::Priority;
 pub use restart::Restart;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,6 +112,8 @@ pub struct Config {
     pub machines: Vec<Machine>,
     /// When the host boots a VM again that has ended; VMs with the default are not in it.
     pub restart: BTreeMap<VmName, Restart>,
+    /// How urgent each VM is; VMs with the default are not in it.
+    pub priority: BTreeMap<VmName, Priority>,
 }
 
 /// `[host]`.
@@ -259,6 +263,7 @@ struct VmSection {
     cpu: CpuModel,
     #[serde(default)]
     restart: Restart,
+    priority: Option<toml::Value>,
     boot: Option<BootFrom>,
     kernel: Option<PathBuf>,
     initramfs: Option<PathBuf>,
@@ -278,8 +283,18 @@ pub enum BootFrom {
 }
 
 /// The keys of a VM's section that are not for devices.
-const VM_KEYS: [&str; 9] =
-    ["name", "memory", "cpus", "cpu", "restart", "boot", "kernel", "initramfs", "cmdline"];
+const VM_KEYS: [&str; 10] = [
+    "name",
+    "memory",
+    "cpus",
+    "cpu",
+    "restart",
+    "priority",
+    "boot",
+    "kernel",
+    "initramfs",
+    "cmdline",
+];
 
 /// The value of a device's key.
 #[derive(Deserialize)]
@@ -310,6 +325,7 @@ impl Config {
             network.check().map_err(ConfigError::Network)?;
         }
         let policies: Vec<Restart> = file.vm.iter().map(|vm| vm.restart).collect();
+        let priorities = file.vm.iter().map(VmSection::priority).collect::<Result<Vec<_>, _>>()?;
         let machines = file.vm.into_iter().map(VmSection::check).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         for machine in &machines {
@@ -320,7 +336,14 @@ impl Config {
         Claims::check_names(&machines)?;
         let restart = machines.iter().map(|machine| machine.name.clone()).zip(policies);
         let restart = restart.filter(|(_, policy)| *policy != Restart::default()).collect();
-        Ok(Self { host: file.host, update: file.update, machines, restart })
+        let priority = machines.iter().map(|machine| machine.name.clone()).zip(priorities);
+        let priority = priority.filter(|(_, own)| *own != Priority::default()).collect();
+        Ok(Self { host: file.host, update: file.update, machines, restart, priority })
+    }
+
+    /// Returns how urgent the VM of this name is.
+    pub fn priority(&self, vm: &VmName) -> Priority {
+        self.priority.get(vm).copied().unwrap_or_default()
     }
 
     /// Returns when the host boots the VM of this name again after it has ended.
@@ -360,6 +383,16 @@ impl VmSection {
 }
 
 impl VmSection {
+    fn priority(&self) -> Result<Priority, ConfigError> {
+        let Some(value) = &self.priority else { return Ok(Priority::default()) };
+        Priority::read(value).map_err(|problem| ConfigError::Option {
+            vm: format!("VM `{}`", self.name),
+            key: "priority".to_owned(),
+            value: value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            problem,
+        })
+    }
+
     /// What the VM boots.
     fn boot(&self) -> Result<Boot, ConfigError> {
         let Self { boot, kernel, initramfs, cmdline, .. } = self;

@@ -73,6 +73,8 @@ pub struct VmPlan {
     pub disk_readers: u32,
     /// The processor that its guest finds.
     pub cpu: &'static str,
+    /// A line of its section, such as its priority.
+    pub line: &'static str,
     /// More parameters of its kernel.
     pub parameters: &'static str,
     /// Disks that it has besides and that nothing uses: files of 1 MiB on the host's data disk.
@@ -107,6 +109,7 @@ impl VmPlan {
             disk_options: "",
             disk_readers: 0,
             cpu: "host",
+            line: "",
             parameters: "",
             idle_disks: 0,
             idle_nets: 0,
@@ -234,13 +237,14 @@ impl VmPlan {
         };
         write!(
             out,
-            "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\ncpu = \"{}\"\n\
+            "\n[[vm]]\nname = \"{}\"\nmemory = \"size={}M\"\ncpus = {}\ncpu = \"{}\"\n{}\n\
          {boot}cmdline = \"{}{on_network}\"\nnet = [{net}]\n\
          disk = [{disks}]\nserial = \"{serial}\"\nrng = \"src=/dev/urandom\"\n",
             self.name,
             self.memory_mib,
             self.cpus,
             self.cpu,
+            self.line,
             self.cmdline(),
         )
     }

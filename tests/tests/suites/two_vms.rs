@@ -2,6 +2,7 @@
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
+use perennial_tests::report::Report;
 use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
@@ -10,7 +11,8 @@ pub(crate) const TESTS: &[Test] =
 
 fn plan() -> HostPlan {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
-    let small = VmPlan { kernel, root, cpu: "x86-64-v2", ..VmPlan::new("small", 128, 1) };
+    let more = VmPlan::new("small", 128, 1);
+    let small = VmPlan { kernel, root, cpu: "x86-64-v2", line: "priority = 90", ..more };
     HostPlan::new(vec![VmPlan::new("large", 512, 2), small])
 }
 
@@ -21,6 +23,7 @@ fn states(luo: Luo) -> Result<(), Failure> {
     let status = host.update(json!({"verify_frames": true}))?;
     expect_states(&status.vms, &["running", "running"])?;
     host.check_guests()?;
+    small_is_first(&host.report()?)?;
 
     host.request(json!({"do": "pause", "vm": "small"}))?;
     let status = host.update(json!({}))?;
@@ -34,6 +37,18 @@ fn states(luo: Luo) -> Result<(), Failure> {
     expect_states(&status.vms, &["running", "stopped"])?;
     host.check_guests()?;
     host.power_off_and_check_disks()
+}
+
+/// The more urgent VM is restored first, although it is the second one in the configuration.
+fn small_is_first(report: &Report) -> Result<(), Failure> {
+    let begin = |name: &str| {
+        let vm = report.vms.iter().find(|vm| vm.name == name)?;
+        vm.phases.iter().find(|phase| phase.name == "spawn").map(|phase| phase.start_ns)
+    };
+    match (begin("small"), begin("large")) {
+        (Some(small), Some(large)) if small < large => Ok(()),
+        other => Err(format!("`small` and `large` begin at {other:?}: {report:?}").into()),
+    }
 }
 
 fn expect_states(

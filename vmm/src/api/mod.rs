@@ -22,7 +22,7 @@ pub use event::{Event, Transaction, now_ms};
 pub use stream::{Lines, StreamError};
 
 use crate::arch::x86_64::cpuid::CpuModel;
-use crate::config::Restart;
+use crate::config::{Priority, Restart};
 use crate::devices::network::Link;
 use crate::live_update::preflight::{Check, UnknownCheck};
 use crate::live_update::{Outcome, Step};
@@ -284,6 +284,9 @@ pub struct VmStatus {
     /// The processor that its guest finds.
     #[serde(default)]
     pub cpu: CpuModel,
+    /// How urgent the VM is: from 1 to 100, the most urgent.
+    #[serde(default)]
+    pub priority: Priority,
     /// When the host boots the VM again after it has ended by itself.
     #[serde(default)]
     pub restart: Restart,

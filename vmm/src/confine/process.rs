@@ -66,9 +66,22 @@ impl Process {
         Ok(Self { pid, pidfd, holds })
     }
 
+    /// A process that does nothing, for tests.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        let pid = Pid::from_child(&Command::new("sleep").arg("600").spawn().unwrap());
+        Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).unwrap(), holds: "nothing" }
+    }
+
     /// The process id.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Kills the process. Dropping this waits for its end.
+    pub fn kill(&self) {
+        // Errors if the process has ended already. The host's main loop may even have reaped it.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
     /// Waits for the end of the process. Returns its exit status, `Some(None)` if a signal ended it, and `None` if
@@ -129,8 +142,7 @@ pub fn was_started_as(command: &str) -> bool {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Errors if the process has ended already. The host's main loop may even have reaped it.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.kill();
         let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut gone, Some(&GONE_WITHIN))) {
             Ok(0) => tracing::error!(

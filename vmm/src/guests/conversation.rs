@@ -305,6 +305,18 @@ impl Conversation {
         }
     }
 
+    /// Takes the next message, which must have come. Returns what the process has answered, if it is an answer that is
+    /// awaited, or why there will be none.
+    pub fn take_answer(&self) -> Option<Result<Reply, ProcessError>> {
+        let request = self.oldest();
+        match self.take_message() {
+            Ok(None) => None,
+            Ok(Some(Reply::Failed(chain))) => Some(Err(ProcessError::refused(request, chain))),
+            Ok(Some(reply)) => Some(Ok(reply)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// What the process has told without being waited for.
     pub fn told(&self) -> RefMut<'_, Told> {
         self.told.borrow_mut()
@@ -409,61 +421,6 @@ impl AsFd for Conversation {
 
 fn link(request: &'static str, source: LinkError) -> ProcessError {
     ProcessError::Link { request, source }
-}
-
-/// Waits until `deadline` for the answers of all of `conversations` at the same time, each of which awaits one.
-/// Calls `answered` with the index and the answer of each when it comes, and stops waiting at the first error
-/// that this returns. Returns the indices of those that have not answered by then.
-pub fn collect<E>(
-    conversations: &[&Conversation],
-    deadline: Instant,
-    mut answered: impl FnMut(usize, Result<Reply, ProcessError>) -> Result<(), E>,
-) -> Result<Vec<usize>, E> {
-    let mut waiting: Vec<usize> = (0..conversations.len()).collect();
-    let result = loop {
-        if waiting.is_empty() {
-            break Ok(());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).unwrap_or_default();
-        let mut fds: Vec<_> = waiting
-            .iter()
-            .map(|index| PollFd::from_borrowed_fd(conversations[*index].as_fd(), PollFlags::IN))
-            .collect();
-        let ready = match poll(&mut fds, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) | Ok(0) => break Ok(()),
-            Ok(_) => fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>(),
-        };
-        let mut failed = None;
-        let mut ready = ready.into_iter();
-        waiting.retain(|index| {
-            if failed.is_some() || !ready.next().unwrap_or(false) {
-                return true;
-            }
-            let conversation = conversations[*index];
-            let request = conversation.oldest();
-            let answer = match conversation.take_message() {
-                Ok(None) => return true,
-                Ok(Some(Reply::Failed(chain))) => {
-                    Err(ProcessError::Refused { request, source: Reasons::new(chain) })
-                }
-                Ok(Some(reply)) => Ok(reply),
-                Err(error) => Err(error),
-            };
-            failed = answered(*index, answer).err();
-            false
-        });
-        if let Some(error) = failed {
-            break Err(error);
-        }
-        // A process that only sends events does not keep the host waiting.
-        if left.is_zero() {
-            break Ok(());
-        }
-    };
-    waiting.iter().for_each(|index| conversations[*index].stop_waiting());
-    result.map(|()| waiting)
 }
 
 /// The error for a reply that does not fit its request.

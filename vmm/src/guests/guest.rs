@@ -28,6 +28,7 @@ use super::memfd::{read_document, scratch_memfd};
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
 use super::restarts::{End, Restarts};
+use crate::config::Priority;
 use crate::link::{Event, LinkError, Ram, Reply, Request, Role};
 use crate::machine::claims::ClaimError;
 use crate::machine::{Machine, VmName};
@@ -256,6 +257,8 @@ pub struct Guest {
     confinement: Arc<Confinement>,
     /// The state of the VM's life.
     pub life: Life,
+    /// How urgent the VM is.
+    pub priority: Priority,
     pub(super) restarts: Restarts,
     pub(super) waiting: Option<Waiting>,
     /// Hints in the guest's CPUID, from the host on which it booted, that are not true of this host.
@@ -270,6 +273,7 @@ impl Guest {
             machine,
             confinement,
             life: Life::Stopped,
+            priority: Priority::default(),
             restarts: Restarts::default(),
             waiting: None,
             missing_hints: Vec::new(),

@@ -2,6 +2,7 @@
 //! the host sends requests. Both `host` and `live_update` use this module, so it imports neither.
 
 mod again;
+pub mod answers;
 pub mod confinement;
 pub mod conversation;
 pub mod entry;
@@ -13,6 +14,7 @@ pub mod indexed;
 pub mod ledger;
 mod links;
 pub mod memfd;
+pub mod opening;
 pub mod process;
 pub mod ram;
 mod restarts;

@@ -48,13 +48,35 @@ impl VmProcess {
         request: Request,
         fds: &[(Role, BorrowedFd<'_>)],
     ) -> Result<(), ProcessError> {
-        let missing = match self.conversation.reply()? {
+        self.confined(self.conversation.reply()?)?;
+        self.conversation.send(request, fds)
+    }
+
+    /// Takes the answer to the first request, [`Request::Confine`]. Errors if the confinement is incomplete and the host
+    /// requires a complete one.
+    pub fn confined(&self, reply: Reply) -> Result<(), ProcessError> {
+        let missing = match reply {
             Reply::Confined { missing } => missing,
             other => return Err(unexpected("confine itself", &other)),
         };
         self.user.confinement().accept(&missing)?;
         let _ = self.missing.set(missing);
-        self.conversation.send(request, fds)
+        Ok(())
+    }
+
+    /// Kills the process and does not wait for its end, as dropping this does: so that several end at the same time.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// A process that does nothing, with a link whose other end a test has.
+    #[cfg(test)]
+    pub(crate) fn idle(confinement: &Arc<Confinement>) -> (Self, Channel) {
+        let (here, there) = Channel::pair().unwrap();
+        let (process, user) = (Process::idle(), confinement.take_user().unwrap());
+        let conversation = Conversation::new(here);
+        conversation.send(Request::Confine { user: user.id() }, &[]).unwrap();
+        (Self { process, conversation, user, missing: OnceCell::new() }, there)
     }
 
     /// The parts of the confinement that are missing. Empty until the process is confined.

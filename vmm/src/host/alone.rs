@@ -46,6 +46,7 @@ impl Host {
             report: None,
             unfinished: Vec::new(),
             last_host: LastHost::default(),
+            late: Vec::new(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),

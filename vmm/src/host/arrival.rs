@@ -4,6 +4,7 @@
 //! Nothing here ends what it could not use: a session is finished only when this process has every file of it, and a
 //! VM whose state may still come is not booted.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use luo::builtin::keeper::Keeper;
@@ -80,7 +81,11 @@ impl Host {
         if !self.see(arrival) {
             self.boot_vms();
         }
-        self.apply_restart_policies();
+        // They arrived in the order of their urgency. From now on no VM changes its place.
+        let configured = &self.config.machines;
+        let place = |vm: &Guest| configured.iter().position(|m| m.name == vm.machine.name);
+        self.vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
+        self.apply_policies();
     }
 
     /// Takes over what the last host left. Returns whether that could be read.
@@ -154,9 +159,10 @@ impl Host {
         };
         entries.retain(|entry| is_wanted(&vm_session(&entry.machine.name)));
         opaque.retain(|(name, _)| is_wanted(name));
+        entries.sort_by_key(|entry| Reverse(self.config.priority(&entry.machine.name)));
         let opened = tsc::now();
         let hints = self.config.host.missing_hints;
-        let arrived = incoming::resume_all(luo, &entries, &self.confinement, hints);
+        let (arrived, late) = incoming::resume_all(luo, &entries, &self.confinement, hints);
         let resumed = tsc::now();
         let backend = luo.backend();
         let opaque: Vec<_> =
@@ -165,6 +171,7 @@ impl Host {
             self.number = manifest.number;
             self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
         }
+        self.late.extend(late);
         for vm in arrived {
             self.unfinished.extend(vm.session.and_then(finish));
             self.put(vm.vm);
@@ -262,6 +269,9 @@ impl Host {
     /// Takes the files of preserved VMs out of the last host's sessions, as far as they have to leave them to go to
     /// `destiny`. Errors if something cannot be taken now.
     pub(super) fn settle(&mut self, destiny: Destiny) -> Result<(), HostError> {
+        if destiny != Destiny::Stay {
+            self.end_late(None);
+        }
         self.look_again()?;
         let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
         // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
@@ -314,6 +324,7 @@ impl Host {
         match self.see(look) {
             true => {
                 self.kernel_entry.redeem();
+                self.apply_policies();
                 Ok(())
             }
             false => {
@@ -333,6 +344,7 @@ impl Host {
             return self.still_preserved(index_of(&self.vms, name)?);
         }
         let index = index_of(&self.vms, name)?;
+        self.end_late(Some(name));
         let vm = &mut self.vms[index];
         let Life::Preserved { held, .. } = &mut vm.life else {
             let remedy = "only a preserved VM can be restored";
@@ -355,10 +367,12 @@ impl Host {
         // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
         let own = Keeper::start();
         let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
-        let RestoredVm { vm: restored, session, .. } =
+        let (RestoredVm { vm: restored, session, .. }, late) =
             incoming::retry(luo, held, *entry, &self.confinement, hints);
+        self.late.extend(late);
         *vm = restored;
         vm.set_restart(self.config.restart(name));
+        vm.priority = self.config.priority(name);
         self.unfinished.extend(session.and_then(finish));
         self.finish_the_rest();
         self.update_report(name);
@@ -427,6 +441,7 @@ impl Host {
 
     /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
     pub(super) fn leave_in_store(&mut self) {
+        self.end_late(None);
         for vm in &mut self.vms {
             if let Life::Preserved { .. } = vm.life {
                 std::mem::forget(std::mem::replace(&mut vm.life, Life::Stopped));
@@ -458,7 +473,7 @@ fn hold(
 }
 
 /// Finishes a session. Returns the session if that failed.
-fn finish(session: Incoming) -> Option<Incoming> {
+pub(super) fn finish(session: Incoming) -> Option<Incoming> {
     session
         .finish()
         .map_err(|failure| {

@@ -24,6 +24,7 @@ pub mod init;
 mod instance;
 pub mod kernel_entry;
 pub mod kvm_pages;
+mod late;
 mod limits;
 pub mod modules;
 mod mounts;
@@ -59,6 +60,7 @@ use crate::guests::ram::RamSource;
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::arrival::{Arrival, NotSeen};
 use crate::live_update::carry::Carried;
+use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
@@ -99,6 +101,8 @@ pub struct Host {
     unfinished: Vec<Incoming>,
     /// What is left of the last host's sessions.
     last_host: LastHost,
+    /// What may still become of preserved VMs that were late.
+    late: Vec<Late>,
     /// What this host carries on without knowing what it is.
     carried: Carried,
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
@@ -187,6 +191,7 @@ impl Host {
             report: kept_report,
             unfinished: Vec::new(),
             last_host: LastHost::new(lost),
+            late: Vec::new(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
@@ -272,10 +277,11 @@ impl Host {
         self.vms.iter().filter_map(Guest::next_boot).min()
     }
 
-    /// Gives every VM the policy that the configuration has for it.
-    fn apply_restart_policies(&mut self) {
+    /// Gives every VM the policy and the priority that the configuration has for it.
+    fn apply_policies(&mut self) {
         for vm in &mut self.vms {
             vm.set_restart(self.config.restart(&vm.machine.name));
+            vm.priority = self.config.priority(&vm.machine.name);
         }
     }
 
@@ -288,6 +294,7 @@ impl Host {
                 .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
         }
         let was_preserved = matches!(vm.life, Life::Preserved { .. });
+        self.end_late(Some(name));
         self.give_up_preserved(name);
         find(&mut self.vms, name)?.stop();
         self.finish_the_rest();

@@ -73,6 +73,8 @@ enum Source {
     Port,
     Client(u64),
     Vm(usize),
+    /// A VM of the last host that is late.
+    Late,
 }
 
 impl Server {
@@ -164,6 +166,7 @@ impl Server {
                 }
             }
             if !self.stops.host_ends() {
+                host.go_on_with_late();
                 host.boot_due();
             }
             let replies = [self.stops.round(host), self.waits.round(host)];
@@ -212,6 +215,10 @@ impl Server {
                 fds.push(PollFd::from_borrowed_fd(live.process.as_fd(), PollFlags::IN));
             }
         }
+        for late in &host.late {
+            sources.push(Source::Late);
+            fds.push(PollFd::from_borrowed_fd(late.as_fd(), PollFlags::IN));
+        }
         let timeout = self.timeout(host).and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -249,8 +256,10 @@ impl Server {
         let heard = heard.then_some(Duration::ZERO);
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let boot = host.next_boot().filter(|_| !self.stops.host_ends());
-        let due =
-            [host.stop_deadline(), self.waits.deadline(host), boot].into_iter().flatten().min();
+        let due = [host.stop_deadline(), self.waits.deadline(host), boot, host.late_until()]
+            .into_iter()
+            .flatten()
+            .min();
         let due = due.map(|at| at.saturating_duration_since(Instant::now()));
         let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
         [heard, due, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
@@ -278,6 +287,8 @@ impl Server {
             Source::Port => self.serve_port(host),
             Source::Client(number) => self.serve_client(number, host),
             Source::Vm(index) => handle_events(host, index),
+            // After all others, in each round.
+            Source::Late => {}
         }
     }
 

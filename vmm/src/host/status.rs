@@ -77,6 +77,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         ram_bytes: vm.machine.ram_bytes,
         vcpus: vm.machine.cpus,
         cpu: vm.machine.cpu,
+        priority: vm.priority,
         restart: vm.restart(),
         restarts: vm.restart_count(),
         next_boot_ms: vm.next_boot().map(|at| {

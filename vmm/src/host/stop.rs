@@ -78,6 +78,7 @@ impl<C: Copy + PartialEq> Stops<C> {
     /// to.
     pub(super) fn end_host(&mut self, host: &mut Host, request: Option<(C, u64)>, within_s: u32) {
         self.ending.get_or_insert_default().extend(request);
+        host.end_late(None);
         for vm in &mut host.vms {
             vm.stay_ended();
             let Life::Live(live) = &vm.life else { continue };

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::outgoing::Leaving;
 use super::{Step, UpdateError};
-use crate::guests::conversation::{ANSWER_WITHIN, Conversation, ProcessError, collect};
+use crate::guests::answers::collect;
+use crate::guests::conversation::{ANSWER_WITHIN, Conversation, ProcessError};
 use crate::link::Reply;
 
 /// A blackout that has begun.
@@ -30,35 +31,44 @@ impl Blackout {
         }
     }
 
-    /// Waits for the answers of those of `vms` that owe one, until the deadline of the step or the end of the
-    /// budget. Calls `answered` with each VM and its answer. Errors at the first VM that fails, or names the
-    /// first that is late.
+    /// Waits for the answers of those of `vms` that owe one, as [`collect_within`] does, until the deadline of the step
+    /// or the end of the budget.
     pub(super) fn collect(
         &self,
         step: Step,
         vms: &mut [Leaving<'_>],
-        mut answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
+        answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
     ) -> Result<(), UpdateError> {
         let left = self.budget.saturating_sub(self.began.elapsed());
-        let within = ANSWER_WITHIN.min(left);
-        let mut asked: Vec<_> = vms.iter_mut().filter(|vm| vm.live.process.awaits()).collect();
-        let lives: Vec<_> = asked.iter().map(|vm| vm.live).collect();
-        let conversations: Vec<&Conversation> = lives.iter().map(|live| &*live.process).collect();
-        let late = collect(&conversations, Instant::now() + within, |index, reply| {
-            let vm = &mut *asked[index];
-            let reply = reply.map_err(vm.process_error(step))?;
-            answered(vm, reply)
-        })?;
-        match late.first() {
-            None => Ok(()),
-            Some(first) => {
-                let request = match step {
-                    Step::Pause => "pause the guest",
-                    Step::Save => "save the guest's state",
-                    _ => "sync the guest's disks",
-                };
-                Err(asked[*first].process_error(step)(ProcessError::Late { request, within }))
-            }
+        collect_within(ANSWER_WITHIN.min(left), step, vms, answered)
+    }
+}
+
+/// Waits for the answers of those of `vms` that owe one, for `within` at most, all at the same time. Calls `answered`
+/// with each VM and its answer. Errors at the first VM that fails, or names the first that is late.
+pub(super) fn collect_within(
+    within: Duration,
+    step: Step,
+    vms: &mut [Leaving<'_>],
+    mut answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
+) -> Result<(), UpdateError> {
+    let mut asked: Vec<_> = vms.iter_mut().filter(|vm| vm.live.process.awaits()).collect();
+    let lives: Vec<_> = asked.iter().map(|vm| vm.live).collect();
+    let conversations: Vec<&Conversation> = lives.iter().map(|live| &*live.process).collect();
+    let late = collect(&conversations, Instant::now() + within, |index, reply| {
+        let vm = &mut *asked[index];
+        let reply = reply.map_err(vm.process_error(step))?;
+        answered(vm, reply)
+    })?;
+    match late.first() {
+        None => Ok(()),
+        Some(first) => {
+            let request = match step {
+                Step::Pause => "pause the guest",
+                Step::Save => "save the guest's state",
+                _ => "sync the guest's disks",
+            };
+            Err(asked[*first].process_error(step)(ProcessError::Late { request, within }))
         }
     }
 }

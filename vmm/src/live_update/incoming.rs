@@ -1,160 +1,144 @@
 //! The new host's half of a live update or a handover, from the manifest to running guests.
 //!
-//! A VM that cannot be restored keeps its session, hence its memory, and can be tried again; the other
-//! VMs are resumed. Sessions are finished only after every guest that can be resumed runs, because
-//! finishing takes time and ends the possibility to try again.
+//! All VMs arrive at the same time, each at its own pace: a VM is resumed as soon as that VM is ready. The most urgent
+//! one begins first. A process that hangs or dies delays no other VM.
+//!
+//! ```text
+//!   begin: process, memory --> Opening --> Confining --> Restoring --> Resuming --> live
+//!              |  no session      \------------\---- error, late ---> preserved
+//!              \--> failed                              \            \--> failed, if the process ends
+//!                                                        \-- late, but not given up --> live
+//! ```
+//!
+//! A VM that cannot be restored keeps its session, hence its memory, and can be tried again. Once a guest was told to
+//! resume, its state document is outdated, so nothing is restored from the document any more. Sessions are finished
+//! only after every guest that can be resumed runs, because finishing takes time and ends the possibility to try again.
 
 use std::fs::File;
-use std::io;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator};
 
-use super::index::{Disagreement, session_of};
+pub use super::incoming_error::IncomingError;
+use super::index::session_of;
 use super::manifest::{STATE_TOKEN, segment_token, vm_session};
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
+use crate::guests::answers::readable;
 use crate::guests::confinement::Confinement;
-use crate::guests::conversation::{ProcessError, unexpected};
+use crate::guests::conversation::{ANSWER_WITHIN, unexpected};
 use crate::guests::entry::VmEntry;
-use crate::guests::files::{Files, OpenError};
+use crate::guests::files::Files;
 use crate::guests::held::Held;
 use crate::guests::memfd::document_digest;
+use crate::guests::opening::Opening;
 use crate::guests::process::VmProcess;
-use crate::guests::ram::{RamError, RamSource};
+use crate::guests::ram::RamSource;
 use crate::guests::{Guest, Life, Live};
-use crate::link::{MissingHints, Reply, Request, Role};
-use crate::state::StateError;
+use crate::link::{MissingHints, Ram, Reply, Request, Role};
+use crate::machine::VmName;
 use crate::vm::ram_layout;
 
-/// Why a VM, or all VMs, cannot be restored. The sessions keep their contents.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IncomingError {
-    /// A session or a file cannot be retrieved from LUO.
-    #[error(transparent)]
-    Luo(#[from] luo::Error),
-    /// The manifest or the index cannot be read from its memfd.
-    #[error("cannot read the manifest or the index")]
-    Read(#[source] io::Error),
-    /// The manifest or the index is larger than any that this program writes.
-    #[error("the manifest or the index has {found} bytes, this program reads at most {most}")]
-    TooLarge {
-        /// Its size in bytes.
-        found: u64,
-        /// The largest size that this program writes.
-        most: u64,
-    },
-    /// The manifest or the index cannot be decoded.
-    #[error("the manifest or the index cannot be decoded")]
-    Manifest(#[from] StateError),
-    /// The manifest differs from the one that was written.
-    #[error("the manifest has the digest {found:08x}, the index says {left:08x}")]
-    Damaged {
-        /// CRC-32 of the retrieved manifest.
-        found: u32,
-        /// CRC-32 in the index.
-        left: u32,
-    },
-    /// The index does not fit the manifest.
-    #[error("the index does not belong to the manifest")]
-    Index(#[from] Disagreement),
-    /// The state document cannot be read from its memfd.
-    #[error("cannot read its state document")]
-    ReadState(#[source] io::Error),
-    /// The state document differs from the one that the old host preserved.
-    #[error("its state document has the digest {found:08x}, the manifest says {left:08x}")]
-    State {
-        /// CRC-32 of the retrieved document.
-        found: u32,
-        /// CRC-32 in the manifest.
-        left: u32,
-    },
-    /// A retrieved segment is not the file that the manifest describes.
-    #[error("its RAM is not as the manifest says")]
-    Ram(#[from] guest_mem::Error),
-    /// A segment that was not preserved, because the guest never touched it, cannot be created again.
-    #[error("cannot create its RAM again")]
-    Create(#[from] RamError),
-    /// This build would cut the RAM into other segments than the manifest lists.
-    #[error("its RAM has {found} segments of {bytes:?} bytes, this build would make {expected}")]
-    Segments {
-        /// Segments in the manifest.
-        found: usize,
-        /// Sizes of the segments in the manifest.
-        bytes: Vec<u64>,
-        /// Number of segments that this build would make.
-        expected: usize,
-    },
-    /// The fd of a RAM segment cannot be duplicated for the VM's process.
-    #[error("cannot hand its RAM to the VM's process")]
-    Clone(#[source] io::Error),
-    /// A file that the VM needs cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The VM's process cannot be started or cannot restore the VM.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-}
+/// How long the host waits for VMs that go no further, before it serves its clients and the other VMs.
+const LATE_AFTER: Duration = Duration::from_secs(10);
 
-impl IncomingError {
-    /// Whether the same attempt may succeed later, although nobody changes the documents.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Luo(error) => !(error.is_final() || error.is_not_found()),
-            Self::Read(_) => true,
-            _ => false,
-        }
-    }
-}
+/// How long a VM that has begun keeps the next one from beginning. A VM that takes longer may hang.
+const TURN: Duration = Duration::from_secs(1);
 
-/// A VM whose memory has been retrieved and whose process is restoring it.
-struct Arriving {
-    /// The entry as it came, for another attempt.
-    left: VmEntry,
-    /// The entry with the phases of this attempt.
-    entry: VmEntry,
-    held: Held,
-    started: Result<Begun, IncomingError>,
-}
-
-/// A restore in progress.
-struct Begun {
-    process: VmProcess,
-    segments: Vec<Segment>,
-    frames: Vec<FrameComparison>,
-    console: Option<PathBuf>,
-}
-
-/// Restores and resumes every VM of the manifest, in its order. Returns each VM with its session, which
-/// the caller finishes when all VMs are resumed, and with its ledger.
+/// Restores and resumes every VM of the manifest; the first of `entries` is the most urgent one. Returns each VM, in
+/// the order of `entries`, with its session, which the caller finishes when all VMs are resumed, and with its ledger.
+/// Returns besides what may still become of those VMs that are preserved because they are late.
 pub fn resume_all(
     luo: &dyn Orchestrator,
     entries: &[VmEntry],
     confinement: &Arc<Confinement>,
     hints: MissingHints,
-) -> Vec<RestoredVm> {
-    // The processes restore at the same time. The manifest lists the most urgent VM first, so it is
-    // started first and waited for first.
-    let arriving: Vec<_> =
-        entries.iter().cloned().map(|entry| start(luo, entry, confinement, hints)).collect();
-    arriving
-        .into_iter()
-        .map(|vm| vm.map_or_else(|lost| *lost, |vm| complete(vm, confinement)))
-        .collect()
+) -> (Vec<RestoredVm>, Vec<Late>) {
+    let arrived = tsc::now();
+    let start = |entry| start(luo, entry, arrived, confinement, hints);
+    arrive(entries.iter().cloned(), LATE_AFTER, confinement, start)
+}
+
+/// Lets every VM begin by `start`, and takes each of them on until it is live, or cannot be. All have the same deadline:
+/// the end of `within`, after the last of them has begun. Returns them in the order of `queue`.
+fn arrive<T>(
+    queue: impl IntoIterator<Item = T>,
+    within: Duration,
+    confinement: &Arc<Confinement>,
+    mut start: impl FnMut(T) -> Result<Arriving, Box<RestoredVm>>,
+) -> (Vec<RestoredVm>, Vec<Late>) {
+    // More at a time would only share the CPUs with those that are more urgent. One more, because some wait for a disk.
+    let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
+    let mut deadline = Instant::now() + within;
+    let mut queue = queue.into_iter().enumerate().peekable();
+    let mut arriving: Vec<(usize, Arriving)> = Vec::new();
+    let mut arrived: Vec<(usize, RestoredVm)> = Vec::new();
+    // Each process is killed at once, and waited for when no VM waits any more.
+    let mut ended: Vec<VmProcess> = Vec::new();
+    loop {
+        // A VM that can go on does so before another begins, and the most urgent one first.
+        let until = match queue.peek() {
+            None if arriving.is_empty() => break,
+            None => deadline,
+            Some(_) => next_turn(arriving.iter().map(|(_, vm)| vm.began), at_once, Instant::now()),
+        };
+        let fds: Vec<_> = arriving.iter().map(|(_, vm)| vm.as_fd()).collect();
+        let ready = readable(&fds, until);
+        let mut has_gone_on = false;
+        for (index, (place, vm)) in std::mem::take(&mut arriving).into_iter().enumerate() {
+            let next = if ready.contains(&index) { vm.go_on(confinement) } else { Next::Waits(vm) };
+            // One that only sends events has not gone on.
+            has_gone_on |= !matches!(next, Next::Waits(_));
+            match next {
+                Next::Waits(vm) | Next::GoesOn(vm) => arriving.push((place, vm)),
+                Next::Live(vm) => arrived.push((place, vm)),
+                Next::Failed(vm, process) => {
+                    arrived.push((place, vm));
+                    ended.push(process);
+                }
+            }
+        }
+        if has_gone_on || Instant::now() < until {
+            continue;
+        }
+        let Some((place, vm)) = queue.next() else { break };
+        match start(vm) {
+            Ok(vm) => arriving.push((place, vm)),
+            Err(vm) => arrived.push((place, *vm)),
+        }
+        deadline = Instant::now() + within;
+    }
+    let mut late = Vec::new();
+    for (place, vm) in arriving {
+        let (vm, rest) = vm.falls_behind(within, confinement);
+        arrived.push((place, vm));
+        late.extend(rest);
+    }
+    arrived.sort_by_key(|(place, _)| *place);
+    (arrived.into_iter().map(|(_, vm)| vm).collect(), late)
+}
+
+/// Returns when the next VM may begin, if others `began` then: now, if fewer than `at_once` of them have their turn.
+fn next_turn(began: impl Iterator<Item = Instant>, at_once: usize, now: Instant) -> Instant {
+    let mut ends: Vec<_> = began.map(|began| began + TURN).filter(|end| *end > now).collect();
+    ends.sort();
+    ends.len().checked_sub(at_once).map_or(now, |too_many| ends[too_many])
 }
 
 /// A VM after a live update.
 pub struct RestoredVm {
     /// The VM's entry in the manifest. Its ledger now also has the phases of the restore.
     pub entry: VmEntry,
-    /// The VM: live, preserved, or failed if its session cannot be retrieved.
+    /// The VM: live, preserved, or failed if there is no session for it or its process ended when it was resumed.
     pub vm: Guest,
     /// The session, if the VM is live. To be finished when all VMs are live.
     pub session: Option<Incoming>,
-    /// Host TSC when the first vCPU entered `KVM_RUN`; `None` if the VM was not resumed.
+    /// Host TSC when the first vCPU entered `KVM_RUN`; `None` if the VM was not resumed, or has
+    /// not said so yet.
     pub first_entry_ticks: Option<u64>,
     /// Page frames before and after the live update, of each segment for which the manifest has a digest.
     pub frames: Vec<FrameComparison>,
@@ -171,23 +155,77 @@ pub struct FrameComparison {
     pub after: FrameDigest,
 }
 
-/// Retrieves a VM's session and memory and lets its process begin the restore.
+/// A VM whose memory has been retrieved and whose process restores it.
+struct Arriving {
+    /// When its turn began.
+    began: Instant,
+    /// The entry as it came, for another attempt.
+    left: VmEntry,
+    /// The entry with the phases of this attempt.
+    entry: VmEntry,
+    /// `None` if the VM is late: then the host holds it as it came.
+    held: Option<Held>,
+    process: VmProcess,
+    segments: Vec<Segment>,
+    frames: Vec<FrameComparison>,
+    /// The state document.
+    state: File,
+    ram: Ram,
+    hints: MissingHints,
+    stage: Stage,
+    /// TSC at the end of the last phase.
+    since: u64,
+    /// The open files of its devices, from [`Stage::Confining`] on.
+    files: Files,
+    missing_hints: Vec<String>,
+}
+
+/// What an arriving VM waits for.
+enum Stage {
+    /// The host opens the files of its devices.
+    Opening(Opening),
+    /// Its process confines itself.
+    Confining,
+    /// Its process restores it.
+    Restoring,
+    /// Its process resumes it: the guest may run already.
+    Resuming,
+}
+
+/// What has become of a VM that could go on.
+enum Next {
+    /// It still waits for the same.
+    Waits(Arriving),
+    /// It waits for something else.
+    GoesOn(Arriving),
+    Live(RestoredVm),
+    /// It will not be live. Its process was killed, and may not have ended yet.
+    Failed(RestoredVm, VmProcess),
+}
+
+/// What a step has come to.
+enum Step {
+    Waits,
+    GoesOn,
+    /// The VM is live: it runs, or it is paused as it was before.
+    Live {
+        first_entry_ticks: Option<u64>,
+    },
+}
+
+/// Retrieves a VM's session and memory, and starts its process. The VM waits since `arrived` (TSC).
 fn start(
     luo: &dyn Orchestrator,
-    mut entry: VmEntry,
+    entry: VmEntry,
+    arrived: u64,
     confinement: &Arc<Confinement>,
     hints: MissingHints,
 ) -> Result<Arriving, Box<RestoredVm>> {
-    let start = tsc::now();
+    let turn = (arrived, tsc::now());
     let name = vm_session(&entry.machine.name);
     let files = session_of(&entry).files;
     match luo.retrieve_session(&name) {
-        Ok(session) => {
-            let (left, held) = (entry.clone(), Held::new(session, files));
-            let how = (confinement, hints);
-            let started = begin(RamSource::new(Some(luo)), &held, &mut entry, start, how);
-            Ok(Arriving { left, entry, held, started })
-        }
+        Ok(session) => begin(luo, (Held::new(session, files), entry), turn, confinement, hints),
         // There is nothing behind the name: the memory is lost.
         Err(error) if error.is_not_found() => {
             let mut vm = Guest::new(entry.machine.clone(), confinement);
@@ -222,36 +260,57 @@ impl RestoredVm {
     }
 }
 
+/// Starts the process of a VM whose session was retrieved, and retrieves the memory. The VM arrived and
+/// started at these times (TSC).
 fn begin(
-    ram: RamSource<'_>,
-    held: &Held,
-    entry: &mut VmEntry,
-    start: u64,
-    (confinement, hints): (&Arc<Confinement>, MissingHints),
-) -> Result<Begun, IncomingError> {
-    // The process starts while the memory is retrieved.
-    let process = VmProcess::spawn(confinement)?;
-    let spawned = tsc::now();
-    entry.ledger.enter("spawn", start, spawned);
-    let segments = retrieve_ram(ram, held, entry)?;
-    let state = File::from(held.file(STATE_TOKEN)?);
-    let digest = document_digest(&state, entry.state_bytes).map_err(IncomingError::ReadState)?;
-    if digest != entry.state_digest {
-        return Err(IncomingError::State { found: digest, left: entry.state_digest });
+    luo: &dyn Orchestrator,
+    (held, mut entry): (Held, VmEntry),
+    (arrived, start): (u64, u64),
+    confinement: &Arc<Confinement>,
+    hints: MissingHints,
+) -> Result<Arriving, Box<RestoredVm>> {
+    let (began, left, ram) = (Instant::now(), entry.clone(), RamSource::new(Some(luo)));
+    entry.ledger.enter("wait-for-turn", arrived, start);
+    let mut begin = || {
+        // The process starts, and the files of its devices are opened, while the memory is retrieved.
+        let process = VmProcess::spawn(confinement)?;
+        let opening = Opening::begin(&entry.machine)?;
+        let spawned = tsc::now();
+        entry.ledger.enter("spawn", start, spawned);
+        let segments = retrieve_ram(ram, &held, &entry)?;
+        let state = File::from(held.file(STATE_TOKEN)?);
+        let digest =
+            document_digest(&state, entry.state_bytes).map_err(IncomingError::ReadState)?;
+        if digest != entry.state_digest {
+            return Err(IncomingError::State { found: digest, left: entry.state_digest });
+        }
+        let retrieved = tsc::now();
+        entry.ledger.enter("retrieve", spawned, retrieved);
+        let (frames, since) = look_up_frames(&segments, &mut entry, retrieved);
+        Ok((process, opening, segments, state, frames, since))
+    };
+    match begin() {
+        Ok((process, opening, segments, state, frames, since)) => Ok(Arriving {
+            began,
+            left,
+            entry,
+            held: Some(held),
+            process,
+            segments,
+            frames,
+            state,
+            ram: ram.kind(),
+            hints,
+            stage: Stage::Opening(opening),
+            since,
+            files: Files::default(),
+            missing_hints: Vec::new(),
+        }),
+        Err(error) => {
+            let vm = preserved(held, left, chain(&error), confinement);
+            Err(Box::new(RestoredVm::without_process(entry, vm)))
+        }
     }
-    let retrieved = tsc::now();
-    entry.ledger.enter("retrieve", spawned, retrieved);
-    let (frames, retrieved) = look_up_frames(&segments, entry, retrieved);
-    let mut files = Files::for_machine(&entry.machine)?;
-    files.push(Role::State, state);
-    for segment in &segments {
-        files.push(Role::Segment, segment.file().try_clone().map_err(IncomingError::Clone)?);
-    }
-    let (machine, bytes) = (entry.machine.clone(), entry.state_bytes);
-    let request = Request::Restore { machine, ram: ram.kind(), bytes, hints };
-    process.build(request, &files.borrow())?;
-    entry.ledger.enter("open", retrieved, tsc::now());
-    Ok(Begun { process, segments, frames, console: files.console() })
 }
 
 /// Computes the digests of the page frames of those segments for which the manifest has a digest. Returns
@@ -306,43 +365,205 @@ fn retrieve_ram(
     Ok(segments)
 }
 
-/// Waits for the restore, and resumes the guest if it ran before the update.
-fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
-    let Arriving { left, mut entry, held, started } = arriving;
-    let waiting = tsc::now();
-    let mut frames = Vec::new();
-    let mut vm = Guest::new(entry.machine.clone(), confinement);
-    let resumed = started.and_then(|begun| {
-        let Begun { process, segments, console, .. } = begun;
-        frames = begun.frames;
-        let missing_hints = match process.reply()? {
-            Reply::Restored { missing_hints } => missing_hints,
-            other => return Err(unexpected("restore", &other).into()),
-        };
-        entry.ledger.enter("restore", waiting, tsc::now());
-        let first_entry = match entry.running {
-            true => match process.ask(Request::Resume)? {
-                Reply::Resumed { first_entry_ticks } => Some(first_entry_ticks),
-                other => return Err(unexpected("resume", &other).into()),
-            },
-            false => None,
-        };
-        vm.note_missing_hints(missing_hints);
-        let live = Live { process, segments, running: entry.running, stopping: None, console };
-        Ok((live, first_entry))
-    });
-    match resumed {
-        Ok((live, first_entry_ticks)) => {
-            if let (Some(entered), Some(last)) = (first_entry_ticks, entry.ledger.phases.last()) {
-                entry.ledger.enter("resume", last.end, entered);
+impl Arriving {
+    /// Goes on with what has become ready.
+    fn go_on(mut self, confinement: &Arc<Confinement>) -> Next {
+        match self.step() {
+            Ok(Step::Waits) => Next::Waits(self),
+            Ok(Step::GoesOn) => Next::GoesOn(self),
+            Ok(Step::Live { first_entry_ticks }) => {
+                Next::Live(self.live(first_entry_ticks, confinement))
             }
-            vm.life = Life::Live(live);
-            let session = held.into_session();
-            RestoredVm { entry, vm, session, first_entry_ticks, frames }
+            Err(error) => {
+                let (vm, process) = self.fails(error, confinement);
+                Next::Failed(vm, process)
+            }
         }
-        Err(error) => {
-            let vm = preserved(held, left, chain(&error), confinement);
-            RestoredVm { entry, vm, session: None, first_entry_ticks: None, frames }
+    }
+
+    fn step(&mut self) -> Result<Step, IncomingError> {
+        if let Stage::Opening(_) = self.stage {
+            if let Stage::Opening(opening) = std::mem::replace(&mut self.stage, Stage::Confining) {
+                self.files = opening.files()?;
+            }
+            return Ok(Step::GoesOn);
+        }
+        let Some(answer) = self.process.take_answer() else { return Ok(Step::Waits) };
+        self.stage = match (&self.stage, answer?) {
+            (Stage::Opening(_) | Stage::Confining, reply) => {
+                self.process.confined(reply)?;
+                self.ask_to_restore()?;
+                self.ends_phase("open");
+                Stage::Restoring
+            }
+            (Stage::Restoring, Reply::Restored { missing_hints }) => {
+                self.missing_hints = missing_hints;
+                self.ends_phase("restore");
+                if self.held.is_none() && self.entry.running {
+                    // The host serves others, so nobody waits for the answer.
+                    self.process.notify(Request::Resume)?;
+                }
+                if self.held.is_none() || !self.entry.running {
+                    return Ok(Step::Live { first_entry_ticks: None });
+                }
+                self.process.send(Request::Resume, &[])?;
+                Stage::Resuming
+            }
+            (Stage::Resuming, Reply::Resumed { first_entry_ticks }) => {
+                self.entry.ledger.enter("resume", self.since, first_entry_ticks);
+                return Ok(Step::Live { first_entry_ticks: Some(first_entry_ticks) });
+            }
+            (Stage::Restoring, other) => return Err(unexpected("restore", &other).into()),
+            (Stage::Resuming, other) => return Err(unexpected("resume", &other).into()),
+        };
+        Ok(Step::GoesOn)
+    }
+
+    fn ask_to_restore(&self) -> Result<(), IncomingError> {
+        let mut fds = self.files.borrow();
+        fds.push((Role::State, self.state.as_fd()));
+        fds.extend(self.segments.iter().map(|segment| (Role::Segment, segment.as_fd())));
+        let (machine, bytes) = (self.entry.machine.clone(), self.entry.state_bytes);
+        let request = Request::Restore { machine, ram: self.ram, bytes, hints: self.hints };
+        Ok(self.process.send(request, &fds)?)
+    }
+
+    fn ends_phase(&mut self, name: &str) {
+        let now = tsc::now();
+        self.entry.ledger.enter(name, self.since, now);
+        self.since = now;
+    }
+
+    fn live(self, first_entry_ticks: Option<u64>, confinement: &Arc<Confinement>) -> RestoredVm {
+        let Self { entry, held, process, segments, frames, files, missing_hints, .. } = self;
+        let mut vm = Guest::new(entry.machine.clone(), confinement);
+        vm.note_missing_hints(missing_hints);
+        let (running, console) = (entry.running, files.console());
+        vm.life = Life::Live(Live { process, segments, running, stopping: None, console });
+        let session = held.and_then(Held::into_session);
+        RestoredVm { entry, vm, session, first_entry_ticks, frames }
+    }
+
+    /// Kills the process. The VM is preserved, unless its guest may have run.
+    fn fails(
+        self,
+        error: IncomingError,
+        confinement: &Arc<Confinement>,
+    ) -> (RestoredVm, VmProcess) {
+        let Self { left, entry, held, process, frames, stage, .. } = self;
+        process.kill();
+        let vm = match (stage, held) {
+            (Stage::Resuming, _) | (_, None) => {
+                let why = chain(&IncomingError::Resume(Box::new(error)));
+                tracing::error!("VM `{}` is lost: {}", entry.machine.name, why.join(": "));
+                let mut vm = Guest::new(entry.machine.clone(), confinement);
+                vm.life = Life::Failed(why);
+                vm
+            }
+            (_, Some(held)) => preserved(held, left, chain(&error), confinement),
+        };
+        (RestoredVm { frames, ..RestoredVm::without_process(entry, vm) }, process)
+    }
+
+    /// The deadline `within` has passed. The VM is preserved, but its process is not ended yet.
+    fn falls_behind(
+        mut self,
+        within: Duration,
+        confinement: &Arc<Confinement>,
+    ) -> (RestoredVm, Option<Late>) {
+        let Some(waits_for) = self.waits_for() else {
+            // The process owes the answer. As after `resume` of a paused VM, the guest counts as running.
+            let name = &self.entry.machine.name;
+            tracing::error!("VM `{name}`: its process has not said within {within:?} that it runs");
+            self.process.stop_waiting();
+            return (self.live(None, confinement), None);
+        };
+        let error = IncomingError::Late { waits_for, within };
+        match self.held.take() {
+            Some(held) => {
+                let vm = preserved(held, self.left.clone(), chain(&error), confinement);
+                let vm = RestoredVm::without_process(self.entry.clone(), vm);
+                let deadline = self.began + ANSWER_WITHIN;
+                (vm, Some(Late { vm: Box::new(self), deadline }))
+            }
+            None => (self.fails(error, confinement).0, None),
+        }
+    }
+
+    /// What the VM waits for, in words. `None` if its guest may run already.
+    fn waits_for(&self) -> Option<&'static str> {
+        match self.stage {
+            Stage::Opening(_) => Some("the host opens the files of its devices"),
+            Stage::Confining => Some("its process confines itself"),
+            Stage::Restoring => Some("its process restores it"),
+            Stage::Resuming => None,
+        }
+    }
+}
+
+/// A VM that the host holds as it came, because it was late, and whose restore goes on meanwhile. Dropping this ends
+/// that, and the VM stays preserved.
+pub struct Late {
+    vm: Box<Arriving>,
+    deadline: Instant,
+}
+
+/// What has become of a VM that was late.
+pub enum LateNext {
+    /// It still is.
+    Waits(Late),
+    /// It is live. What the host holds of it is outdated, and in use.
+    Live(Box<RestoredVm>),
+    /// It stays preserved, for these causes.
+    Failed(Vec<String>),
+}
+
+impl Late {
+    /// The VM's name.
+    pub fn name(&self) -> &VmName {
+        &self.vm.entry.machine.name
+    }
+
+    /// When the VM is given up.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Goes on if the VM `is_ready`, or gives it up after its deadline. Does not wait for its process.
+    pub fn go_on(mut self, is_ready: bool, confinement: &Arc<Confinement>) -> LateNext {
+        let step = if is_ready { self.vm.step() } else { Ok(Step::Waits) };
+        match step {
+            Ok(Step::Live { first_entry_ticks }) => {
+                LateNext::Live(Box::new(self.vm.live(first_entry_ticks, confinement)))
+            }
+            Ok(Step::Waits | Step::GoesOn) if Instant::now() < self.deadline => {
+                LateNext::Waits(self)
+            }
+            Ok(Step::Waits | Step::GoesOn) => {
+                let waits_for = self.vm.waits_for().unwrap_or("its process resumes it");
+                LateNext::Failed(chain(&IncomingError::TooLate {
+                    waits_for,
+                    within: ANSWER_WITHIN,
+                }))
+            }
+            Err(error) => LateNext::Failed(chain(&error)),
+        }
+    }
+}
+
+/// What becomes readable when the VM can go on.
+impl AsFd for Late {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.vm.as_fd()
+    }
+}
+
+/// What becomes readable when the VM can go on.
+impl AsFd for Arriving {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stage {
+            Stage::Opening(opening) => opening.as_fd(),
+            _ => self.process.as_fd(),
         }
     }
 }
@@ -351,11 +572,16 @@ fn complete(arriving: Arriving, confinement: &Arc<Confinement>) -> RestoredVm {
 pub fn retry(
     luo: &dyn Orchestrator,
     held: Held,
-    mut entry: VmEntry,
+    entry: VmEntry,
     confinement: &Arc<Confinement>,
     hints: MissingHints,
-) -> RestoredVm {
-    let (left, how) = (entry.clone(), (confinement, hints));
-    let started = begin(RamSource::new(Some(luo)), &held, &mut entry, tsc::now(), how);
-    complete(Arriving { left, entry, held, started }, confinement)
+) -> (RestoredVm, Option<Late>) {
+    let now = tsc::now();
+    let start = |vm| begin(luo, vm, (now, now), confinement, hints);
+    let (mut arrived, mut late) = arrive([(held, entry)], LATE_AFTER, confinement, start);
+    // One VM begins, so one arrives.
+    (arrived.remove(0), late.pop())
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,7 @@ pub struct Manifest {
     pub realtime_ns: u64,
     /// The phases of the host.
     pub ledger: Ledger,
-    /// The VMs, in the order in which the next host resumes them.
+    /// The VMs, the most urgent one first; those that are only carried on are behind the others.
     pub vms: Vec<VmEntry>,
     /// VMs without a state, which the next host boots: they were about to boot when the live update began.
     pub boots: Vec<Machine>,

@@ -10,6 +10,7 @@ pub mod carry;
 pub mod file_systems;
 mod in_flight;
 pub mod incoming;
+mod incoming_error;
 pub mod index;
 pub mod manifest;
 pub mod next_host;

@@ -4,6 +4,7 @@
 //! it preserved, and `Paused` resumes every VM that it paused. So every `?` below leaves all guests
 //! running. No step between pause and jump takes longer for a guest with more RAM.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, Outgoing};
 use rustix::process::Pid;
 
-use super::blackout::Blackout;
+use super::blackout::{Blackout, collect_within};
 use super::carry::{self, Carried};
 use super::index::{Index, IndexedSession};
 use super::manifest::{
@@ -28,7 +29,7 @@ use super::preflight::Surroundings;
 use super::{Observer, Progress, Step, UpdateError, begin};
 use super::{file_systems, in_flight};
 use crate::arch::x86_64::tsc;
-use crate::guests::conversation::{ProcessError, unexpected};
+use crate::guests::conversation::{ANSWER_WITHIN, ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
 use crate::guests::ledger::Ledger;
 use crate::guests::memfd::{document_memfd, read_document, scratch_memfd};
@@ -163,8 +164,10 @@ pub fn run(
         false => None,
     };
     let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
-    let mut leaving = vms
-        .iter()
+    let mut by_urgency: Vec<&Guest> = vms.iter().collect();
+    by_urgency.sort_by_key(|vm| Reverse(vm.priority));
+    let mut leaving = by_urgency
+        .into_iter()
         .filter_map(|vm| match &vm.life {
             Life::Live(_) if plan.without.contains(&vm.machine.name) => None,
             Life::Live(_) if vm.is_ending() => None,
@@ -174,7 +177,7 @@ pub fn run(
         .collect::<Result<Vec<_>, _>>()?;
     let _travelling = carry::preserve(luo, vms, plan.carried)?;
     if next.loses_page_cache() {
-        sync_ahead(plan, &leaving)?;
+        sync_ahead(plan, &mut leaving)?;
     }
     ledger.enter("preserve-ram", loaded, tsc::now());
 
@@ -416,7 +419,8 @@ struct Paused<'t, 'a> {
 }
 
 impl<'t, 'a> Paused<'t, 'a> {
-    /// Pauses the running VMs at the same time: sends to all of them first, then waits for all answers.
+    /// Pauses the running VMs at the same time: sends to all of them first, to the most urgent one last, then waits for
+    /// all answers.
     /// Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
     /// meanwhile stays behind.
     fn pause(
@@ -427,7 +431,7 @@ impl<'t, 'a> Paused<'t, 'a> {
         let start = tsc::now();
         let paused = Self { vms };
         let step = Step::Pause;
-        for vm in paused.running() {
+        for vm in paused.running().rev() {
             vm.live.process.send(Request::Pause, &[]).map_err(vm.process_error(step))?;
         }
         blackout.collect(step, paused.vms, |vm, reply| match reply {
@@ -456,7 +460,7 @@ impl<'t, 'a> Paused<'t, 'a> {
         Ok(paused)
     }
 
-    fn running(&self) -> impl Iterator<Item = &Leaving<'a>> {
+    fn running(&self) -> impl DoubleEndedIterator<Item = &Leaving<'a>> {
         self.vms.iter().filter(|vm| vm.live.running)
     }
 }
@@ -517,11 +521,12 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
 }
 
 /// Syncs while the guests run, so that little is left to write in the blackout.
-fn sync_ahead(plan: &Plan<'_>, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
+fn sync_ahead(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
     let step = Step::PreserveRam;
     for _ in 0..SYNC_ROUNDS {
         let start = Instant::now();
-        sync_disks(step, vms)?;
+        ask_to_sync(step, vms)?;
+        collect_within(ANSWER_WITHIN, step, vms, |vm, reply| has_synced(vm, step, &reply))?;
         // The next round writes what the guests have written during this one.
         if start.elapsed() < SYNC_IS_SHORT {
             break;
@@ -531,37 +536,34 @@ fn sync_ahead(plan: &Plan<'_>, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
 }
 
 fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
-    let start = tsc::now();
-    for vm in &*vms {
-        vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(Step::Sync))?;
-    }
-    blackout.collect(Step::Sync, vms, |vm, _| {
+    let (start, step) = (tsc::now(), Step::Sync);
+    ask_to_sync(step, vms)?;
+    blackout.collect(step, vms, |vm, reply| {
+        has_synced(vm, step, &reply)?;
         vm.ledger.enter("sync", start, tsc::now());
-        vm.has_done(Step::Sync);
+        vm.has_done(step);
         Ok(())
     })?;
     // The host's own files, such as logs. The guests' disks are durable already.
-    sync_host(plan, Step::Sync, SYNC_HOST_AGAIN_WITHIN)
+    sync_host(plan, step, SYNC_HOST_AGAIN_WITHIN)
 }
 
-/// Makes durable what the guests have written to their disks, all at the same time.
-fn sync_disks(step: Step, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
-    let ask = || {
-        for vm in vms {
-            vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(step))?;
-        }
-        for vm in vms {
-            match vm.live.process.reply().map_err(vm.process_error(step))? {
-                Reply::Synced => {}
-                other => return Err(vm.process_error(step)(unexpected("sync", &other))),
-            }
-        }
-        Ok(())
-    };
-    let synced = ask();
-    // Of the answers that did not come before the first error.
-    vms.iter().for_each(|vm| vm.live.process.stop_waiting());
-    synced
+/// Asks all VMs at the same time to make durable what their guests have written to their disks.
+fn ask_to_sync(step: Step, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
+    let sent = vms.iter().try_for_each(|vm| {
+        vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(step))
+    });
+    if sent.is_err() {
+        vms.iter().for_each(|vm| vm.live.process.stop_waiting());
+    }
+    sent
+}
+
+fn has_synced(vm: &Leaving<'_>, step: Step, reply: &Reply) -> Result<(), UpdateError> {
+    match reply {
+        Reply::Synced => Ok(()),
+        other => Err(vm.process_error(step)(unexpected("sync", other))),
+    }
 }
 
 /// Makes the host's own files durable, such as logs. The VMs do not need them, so a file system that hangs does not

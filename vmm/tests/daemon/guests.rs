@@ -1,7 +1,7 @@
 //! Hosts with guests of a few bytes: guests that reset again and again, and processes that hang.
 
 use std::fs;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -62,6 +62,12 @@ impl Host {
         let output = self.ctl(&["memory", name, COUNT, "4"]);
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same as a number, which has 32 bits.
+    fn counted(&self, name: &str) -> u32 {
+        let answer: Value = serde_json::from_str(&self.count(name)).unwrap();
+        u32::from_str_radix(answer["memory"].as_str().unwrap(), 16).unwrap().swap_bytes()
     }
 
     /// Waits until a guest counts on.
@@ -160,6 +166,90 @@ fn a_process_that_hangs_delays_a_handover_by_the_budget_and_loses_nothing() {
     host.counts_on("two");
     assert!(host.ctl(&["boot", "hangs"]).status.success());
     host.counts_on("hangs");
+}
+
+/// Stops the first process of a VM that the host starts from now on. Returns its ID.
+fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
+    let before = vm_processes(host);
+    thread::spawn(move || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(pid) = vm_processes(host).into_iter().find(|pid| !before.contains(pid)) {
+                kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+                return pid;
+            }
+            assert!(Instant::now() < deadline, "no VM's process was started");
+        }
+    })
+}
+
+/// The processes of VMs that are children of this process.
+fn vm_processes(host: u32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let is_vm = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(b"perennial\0vmm\0")
+    };
+    children.filter(is_vm).collect()
+}
+
+/// The VMs of the report in the order in which a phase of theirs began.
+fn in_order_of(report: &Value, phase: &str) -> Vec<String> {
+    let start = |vm: &Value| {
+        let phases = vm["phases"].as_array().unwrap();
+        phases.iter().find(|p| p["name"] == phase).map(|p| p["start_ns"].as_u64().unwrap())
+    };
+    let vms = report["vms"].as_array().unwrap().iter();
+    let mut vms: Vec<_> =
+        vms.map(|vm| (start(vm), vm["name"].as_str().unwrap().to_owned())).collect();
+    vms.sort();
+    vms.into_iter().map(|(_, name)| name).collect()
+}
+
+#[test]
+fn a_vm_that_hangs_at_its_restore_delays_no_other_and_goes_on_or_is_restored_anew() {
+    let vms = [
+        ("third", COUNTS, "priority = 10"),
+        ("hangs", COUNTS, "priority = 100"),
+        ("second", COUNTS, ""),
+    ];
+    let Some(mut host) = host("", &vms) else { return };
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
+    host.hands_over(&[]);
+    let report = host.ctl(&["report"]).stdout;
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(in_order_of(&report, "spawn"), ["hangs", "second", "third"]);
+    assert_eq!(in_order_of(&report, "resume").len(), 3);
+    let status = host.status();
+    let names: Vec<_> = status["vms"].as_array().unwrap().iter().map(|vm| &vm["name"]).collect();
+    assert_eq!(names, ["third", "hangs", "second"], "as in the configuration");
+
+    for then in ["continue", "restore", "handover"] {
+        vms.iter().for_each(|(name, ..)| host.counts_on(name));
+        let count = host.counted("hangs");
+        // The most urgent VM's process is the first.
+        let stopped = stop_next_vm_process(host.child.id());
+        host.hands_over(&[]);
+        let pid = stopped.join().unwrap();
+        let vm = host.vm("hangs");
+        assert_eq!(vm["state"], "preserved", "{vm}");
+        assert!(vm["error"].to_string().contains("and still does"), "{vm}");
+        host.counts_on("second");
+        host.counts_on("third");
+        match then {
+            "continue" => kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT).unwrap(),
+            "restore" => assert!(host.ctl(&["restore", "hangs"]).status.success()),
+            _ => host.hands_over(&[]),
+        }
+        let vm = host.wait_for("hangs", |vm| vm["state"] == "running");
+        assert_eq!(vm["pid"] == pid, then == "continue", "{vm}");
+        host.counts_on("hangs");
+        assert!(host.counted("hangs") >= count, "it was started anew");
+        let report: Value = serde_json::from_slice(&host.ctl(&["report"]).stdout).unwrap();
+        let vms = report["vms"].as_array().unwrap();
+        assert!(vms.iter().all(|vm| vm["outcome"] == "running"), "{report}");
+    }
 }
 
 #[test]

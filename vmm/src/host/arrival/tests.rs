@@ -181,7 +181,7 @@ fn a_vm_whose_session_cannot_be_retrieved_now_is_preserved_and_one_without_a_ses
     {
         let fault = Arc::new(Mutex::new(Some((0, errno))));
         let fragile = Fragile { keeper: leave(), backend: Backend::Keeper, fault };
-        let arrived = incoming::resume_all(
+        let (arrived, _) = incoming::resume_all(
             &fragile,
             std::slice::from_ref(&entry),
             &confinement,
