@@ -44,7 +44,7 @@ use crate::machine::VmName;
 use crate::vm::ram_layout;
 
 /// How long the host waits for VMs that go no further, before it serves its clients and the other VMs.
-const LATE_AFTER: Duration = Duration::from_secs(10);
+const LATE_AFTER: Duration = Duration::from_secs(20);
 
 /// How long a VM that has begun keeps the next one from beginning. A VM that takes longer may hang.
 const TURN: Duration = Duration::from_secs(1);
