@@ -239,6 +239,11 @@ impl Host {
         self.replace("handover", arguments, "handover")
     }
 
+    /// Hands over to the program of an earlier host, which must succeed. Returns when that is ready.
+    pub fn hand_back(&mut self) -> Result<Status, Failure> {
+        self.replace("recover", json!({"with": "previous"}), "handover")
+    }
+
     fn replace(&mut self, command: &str, arguments: Value, boot: &str) -> Result<Status, Failure> {
         self.mark();
         self.control.send(with_command(command, arguments))?;

@@ -111,9 +111,21 @@ pub struct Status {
     pub address: Option<String>,
     /// What the host's process uses.
     pub resources: Resources,
+    /// The programs of earlier hosts that are held, the oldest first.
+    #[serde(default)]
+    pub programs: Vec<ProgramStatus>,
     /// The VMs.
     #[serde(default)]
     pub vms: Vec<VmStatus>,
+}
+
+/// A program of an earlier host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// Its version.
+    pub version: Option<String>,
+    /// Its digest, in hexadecimal.
+    pub digest: String,
 }
 
 /// What the host's process uses, and what is left for it.
@@ -145,6 +157,9 @@ pub struct VmStatus {
     /// Its disks. `None` if it has no process that answers.
     #[serde(default)]
     pub disks: Option<Vec<DiskStatus>>,
+    /// The program of its process, if it is an earlier host's.
+    #[serde(default)]
+    pub program: Option<String>,
     /// Why it failed.
     #[serde(default)]
     pub error: Option<Vec<String>>,

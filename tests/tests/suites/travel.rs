@@ -1,5 +1,6 @@
 //! A VM that a host cannot restore goes along with every update and handover, untouched, until a host can.
 
+use perennial_tests::control;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
@@ -9,11 +10,14 @@ use serde_json::{Value, json};
 pub(crate) const TESTS: &[Test] = &[
     both("a_vm_whose_disk_is_gone_goes_along_until_a_host_has_the_disk", disk_gone),
     kernel("vms_whose_manifest_cannot_be_read_go_along_until_a_host_can", other_program),
+    both("a_host_that_cannot_read_the_manifest_hands_back_to_the_previous_program", hand_back),
+    kernel("vms_with_unreadable_states_run_in_processes_of_the_previous_program", one_by_one),
 ];
 
 /// Too long for every run.
 pub(crate) const LONG_TESTS: &[Test] = &[
     pool("vms_whose_manifest_cannot_be_read_go_along_in_a_pool", other_program),
+    pool("vms_with_unreadable_states_in_a_pool_run_in_the_previous_program", one_by_one),
     both("a_vm_from_a_newer_cpu_goes_along_until_a_host_has_the_cpu", cpu_gone),
 ];
 
@@ -99,6 +103,93 @@ fn other_program(luo: Luo) -> Result<(), Failure> {
     expect(&status, "web", "preserved", "vm-entry-v9")?;
     let status = host.update(to("/data", 'a'))?;
     expect(&status, "web", "running", "")?;
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+/// Errors unless the host holds so many programs of earlier hosts. Returns the digest of the newest.
+fn expect_programs(status: &Status, count: usize) -> Result<String, Failure> {
+    match status.programs.last() {
+        Some(newest) if status.programs.len() == count && newest.version.is_some() => {
+            Ok(newest.digest.clone())
+        }
+        _ => Err(format!("the host should hold {count} programs: {status:?}").into()),
+    }
+}
+
+fn hand_back(luo: Luo) -> Result<(), Failure> {
+    let plan = HostPlan {
+        luo,
+        other_binding_b: Some(["entry-v1", "entry-v9"]),
+        ..HostPlan::new(vec![VmPlan::new("web", 128, 1)])
+    };
+    let (mut host, status) = Host::boot(&plan)?;
+    if !status.programs.is_empty() {
+        return Err(format!("no host was here before: {status:?}").into());
+    }
+    host.wait_for_guests()?;
+    let status = host.update(json!({"force": ["initramfs-documents"]}))?;
+    expect(&status, "web", "preserved", "vm-entry-v9")?;
+    let earlier = expect_programs(&status, 1)?;
+    let refused = host.request(json!({"do": "recover"}));
+    control::expect_refusal(&refused, "preserved", "vm-entry-v9")?;
+    // The host cannot give a process what it does not know itself.
+    let refused = host.request(json!({"do": "recover", "vm": "web", "with": "previous"}));
+    control::expect_refusal(&refused, "preserved", "without a VM")?;
+    let status = host.hand_back()?;
+    expect(&status, "web", "running", "")?;
+    let later = expect_programs(&status, 1)?;
+    if later == earlier {
+        return Err(format!("the program that was left should be held: {status:?}").into());
+    }
+    host.check_guests()?;
+    // A program that has no path any more leaves like any other. The next host is the same program.
+    let status = host.update(to("/data", 'a'))?;
+    expect(&status, "web", "running", "")?;
+    expect_programs(&status, 1)?;
+    host.check_guests()?;
+    host.power_off_and_check_disks()
+}
+
+fn one_by_one(luo: Luo) -> Result<(), Failure> {
+    let plan = HostPlan {
+        luo,
+        // In the state documents only: the host can read the manifest.
+        other_binding_b: Some(["serial-v1", "serial-v9"]),
+        ..HostPlan::new(vec![VmPlan::new("web", 128, 1), VmPlan::new("db", 128, 1)])
+    };
+    let (mut host, _) = Host::boot(&plan)?;
+    host.wait_for_guests()?;
+    let status = host.update(json!({}))?;
+    expect(&status, "web", "preserved", "serial-v9")?;
+    expect(&status, "db", "preserved", "serial-v9")?;
+    expect_programs(&status, 1)?;
+    let refused = host.request(json!({"do": "recover"}));
+    control::expect_refusal(&refused, "preserved", "serial-v9")?;
+    for (name, other, state) in [("web", "db", "preserved"), ("db", "web", "running")] {
+        let recover = json!({"do": "recover", "vm": name, "with": "previous"});
+        let reply = host.request(recover.clone())?;
+        if reply["recovered"] != json!([name]) {
+            return Err(format!("the reply to `recover` of {name} is {reply}").into());
+        }
+        let status = host.status()?;
+        expect(&status, name, "running", "")?;
+        expect(&status, other, state, "")?;
+        let program = status.vms.iter().find(|vm| vm.name == name).map(|vm| &vm.program);
+        if program.is_none_or(|program| program.is_none()) {
+            return Err(format!("{name} should run in an earlier program: {status:?}").into());
+        }
+        check_only(&host, name)?;
+        let refused = host.request(recover);
+        if !refused.as_ref().is_err_and(|error| error.to_string().contains("is running")) {
+            return Err(format!("{name} was recovered twice: {refused:?}").into());
+        }
+    }
+    host.check_guests()?;
+    // The processes of the earlier program save what that program reads.
+    let status = host.update(to("/data", 'a'))?;
+    expect(&status, "web", "running", "")?;
+    expect(&status, "db", "running", "")?;
     host.check_guests()?;
     host.power_off_and_check_disks()
 }

@@ -6,6 +6,7 @@ use super::report::Report;
 use super::{Line, Status};
 use crate::live_update::preflight::Finding;
 use crate::live_update::{Outcome, Step};
+use crate::machine::VmName;
 
 /// What a command that succeeded has to say. `docs/api.md` lists the fields by command.
 #[derive(Debug, Serialize)]
@@ -43,6 +44,11 @@ pub enum Answer {
     Ended {
         /// How.
         ended: Ended,
+    },
+    /// Of `recover`, unless it hands over.
+    Recovered {
+        /// The VMs that run again.
+        recovered: Vec<VmName>,
     },
     /// Of `update` under systemd, before systemd has done anything.
     LeftToSystemd {
@@ -106,6 +112,7 @@ mod tests {
             (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
             (Answer::Resized { bytes: 512 }, r#"{"bytes":512}"#),
+            (Answer::Recovered { recovered: Vec::new() }, r#"{"recovered":[]}"#),
             (
                 Answer::Findings { refused: false, findings: Vec::new() },
                 r#"{"refused":false,"findings":[]}"#,

@@ -102,6 +102,8 @@ pub enum Command {
         #[serde(default)]
         force: bool,
     },
+    /// Bring preserved VMs back: by another attempt to restore them, or with the program of an earlier host.
+    Recover(RecoverCall),
     /// Write a VM's state document to a new file, or return it in the reply. A running VM is paused
     /// meanwhile.
     Dump {
@@ -196,6 +198,25 @@ pub struct HandoverCall {
     pub without: Vec<VmName>,
 }
 
+/// The arguments of `recover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverCall {
+    /// Name of the VM. Default: all preserved VMs; with a program, the whole host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmName>,
+    /// The program. Default: the running one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<With>,
+}
+
+/// Another program than the running one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum With {
+    /// The newest program of an earlier host that can decode the documents.
+    Previous,
+}
+
 /// One line to a client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -252,8 +273,22 @@ pub struct Status {
     pub address: Option<String>,
     /// What the host's process uses.
     pub resources: Resources,
+    /// The programs of earlier hosts that are held, so that there is a way back to them: the oldest first.
+    #[serde(default)]
+    pub programs: Vec<ProgramStatus>,
     /// The VMs.
     pub vms: Vec<VmStatus>,
+}
+
+/// A program of an earlier host, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// Its version, as its host said; `None` if that is not known.
+    pub version: Option<String>,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// CRC-32 of its contents, in hexadecimal.
+    pub digest: String,
 }
 
 /// What the host's process uses, and what is left for it, in [`Status`]. `None` is not known.
@@ -301,6 +336,9 @@ pub struct VmStatus {
     pub missing_hints: Vec<String>,
     /// Process id of the VM's process.
     pub pid: Option<i32>,
+    /// The program of the VM's process, if it is an earlier host's.
+    #[serde(default)]
+    pub program: Option<String>,
     /// Where programs of the host attach to the VM's console: the path of a socket or of a pseudoterminal.
     pub console: Option<PathBuf>,
     /// Numbers of the pages with which KVM maps the VM's RAM at this moment; `None` if the kernel does

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::preflight::{self, NextFiles};
-use crate::api::{self, Call, Event, HandoverCall, Line, Status, UpdateCall};
+use crate::api::{self, Call, Event, HandoverCall, Line, RecoverCall, Status, UpdateCall, With};
 use crate::host;
 use crate::live_update::Step;
 use crate::live_update::preflight::Finding;
@@ -70,6 +70,18 @@ enum Command {
         /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that
         #[arg(long)]
         force: bool,
+    },
+    /// Bring preserved VMs back
+    ///
+    /// Without --with the running program tries again to restore them. With the previous program, the process of
+    /// the VM is started from it, or without a VM the whole host is handed over to it.
+    Recover {
+        /// The VM's name; by default, all preserved VMs, or the whole host
+        #[arg(value_parser = vm_name)]
+        vm: Option<VmName>,
+        /// The program of an earlier host, which travelled along
+        #[arg(long, value_name = "PROGRAM")]
+        with: Option<Earlier>,
     },
     /// Write a VM's state document to a new file of the host; a running VM is paused meanwhile
     Dump {
@@ -172,6 +184,11 @@ impl From<Next> for UpdateCall {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Earlier {
+    Previous,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LinkState {
     Up,
     Down,
@@ -233,6 +250,10 @@ impl From<Command> for api::Command {
                 Self::Link { vm, device, up: state == LinkState::Up }
             }
             Command::Restore { vm, force } => Self::Restore { vm, force },
+            Command::Recover { vm, with } => {
+                let with = with.map(|Earlier::Previous| With::Previous);
+                Self::Recover(RecoverCall { vm, with })
+            }
             Command::Dump { vm, path } => Self::Dump { vm, path: Some(path) },
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
@@ -256,7 +277,8 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         return follow(&socket).map(|()| ExitCode::SUCCESS);
     }
     let as_text = matches!(command, Command::Preflight { json: false, .. });
-    let hands_over = matches!(command, Command::Handover { .. });
+    let hands_over =
+        matches!(command, Command::Handover { .. } | Command::Recover { vm: None, with: Some(_) });
     let answer = match ask(&socket, command) {
         // The host that got the request is replaced. Print the next host's status instead.
         Err(CtlError::NoAnswer { jumping: true }) if hands_over => successor(&socket)?,

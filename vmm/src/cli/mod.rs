@@ -23,6 +23,7 @@ use crate::causes::chain;
 use crate::confine::trial;
 use crate::guests::process::is_vm_process;
 use crate::host::{self, dhcp, init};
+use crate::link::PROTOCOL;
 use crate::live_update::next_host;
 use crate::vm;
 
@@ -62,6 +63,9 @@ enum Command {
         /// How much to log
         #[arg(long, default_value_t = LevelFilter::INFO)]
         log: LevelFilter,
+        /// Print the number of the protocol with the host, and do nothing else
+        #[arg(long)]
+        protocol: bool,
     },
     /// The process around a program that is tried; the host starts it
     #[command(hide = true)]
@@ -107,12 +111,16 @@ pub fn main(started: u64) -> ExitCode {
     let command = Arguments::parse().command;
     log::start(match &command {
         Command::Run(arguments) => arguments.level(),
-        Command::Vmm { log } | Command::Dhcp { log, .. } => *log,
+        Command::Vmm { log, .. } | Command::Dhcp { log, .. } => *log,
         _ => LevelFilter::INFO,
     });
     match command {
         Command::Host { config } => exit(host::run(&config, started, inherited)),
         Command::Run(arguments) => exit_with(run::run(&arguments)),
+        Command::Vmm { protocol: true, .. } => {
+            println!("{PROTOCOL}");
+            ExitCode::SUCCESS
+        }
         Command::Vmm { .. } => {
             ignore_keys();
             exit(vm::serve::run())

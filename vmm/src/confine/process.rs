@@ -27,6 +27,8 @@ const THREAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// The name under which such processes run: the first of their arguments.
 const NAME: &str = "perennial";
+/// The running program.
+const OWN: &str = "/proc/self/exe";
 
 /// A running process. Dropping this kills the process and waits for its end, so that its files are closed.
 #[derive(Debug)]
@@ -49,8 +51,20 @@ impl Process {
         stdout: Option<OwnedFd>,
         holds: &'static str,
     ) -> io::Result<Self> {
+        Self::spawn_from(OWN, command, arguments, stdin, stdout, holds)
+    }
+
+    /// The same, from the program at `executable`.
+    pub fn spawn_from(
+        executable: &str,
+        command: &str,
+        arguments: &[String],
+        stdin: OwnedFd,
+        stdout: Option<OwnedFd>,
+        holds: &'static str,
+    ) -> io::Result<Self> {
         let level = tracing::level_filters::LevelFilter::current().to_string();
-        let mut program = Command::new("/proc/self/exe");
+        let mut program = Command::new(executable);
         program.arg0(NAME).args([command, "--log", &level]).args(arguments);
         program.stdin(Stdio::from(stdin));
         if let Some(stdout) = stdout {

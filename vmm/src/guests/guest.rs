@@ -246,6 +246,8 @@ pub struct Live {
     pub stopping: Option<Instant>,
     /// Where programs attach to its console: a socket or a pseudoterminal.
     pub console: Option<PathBuf>,
+    /// The program that the process runs, if it is an earlier host's.
+    pub program: Option<String>,
 }
 
 /// One VM.
@@ -371,6 +373,7 @@ impl Guest {
             running: true,
             stopping: None,
             console: files.console(),
+            program: None,
         });
         Ok(())
     }

@@ -84,6 +84,13 @@ impl Held {
         }
     }
 
+    /// Holds `fd` in place of the file `token`, when the session is finished: a copy of the file in other memory.
+    pub fn replace(&mut self, token: Token, fd: OwnedFd) {
+        if let Origin::Finished = self.origin {
+            self.fds.insert(token.0, fd);
+        }
+    }
+
     /// Retrieves the session and all files in it, so that this process has them. Errors if some cannot be retrieved;
     /// those that can be are held nevertheless.
     ///

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -29,11 +29,25 @@ impl VmProcess {
     /// Starts this program again as `perennial vmm`, and lets it confine itself. The link is its standard
     /// input. It logs as much as this process.
     pub fn spawn(confinement: &Arc<Confinement>) -> Result<Self, ProcessError> {
+        Self::spawn_from(None, confinement)
+    }
+
+    /// The same, from another program than the running one.
+    pub fn spawn_from(
+        program: Option<BorrowedFd<'_>>,
+        confinement: &Arc<Confinement>,
+    ) -> Result<Self, ProcessError> {
         let user = confinement.take_user().ok_or(ProcessError::NoUser)?;
         let (here, there) = Channel::pair().map_err(ProcessError::Spawn)?;
         here.set_timeout(Some(ANSWER_WITHIN)).map_err(ProcessError::Spawn)?;
         let holds = "a VM's memory, disks and ports";
-        let process = Process::spawn(COMMAND, &[], there.into_fd(), None, holds);
+        let process = match program {
+            None => Process::spawn(COMMAND, &[], there.into_fd(), None, holds),
+            Some(program) => {
+                let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+                Process::spawn_from(&path, COMMAND, &[], there.into_fd(), None, holds)
+            }
+        };
         let process = process.map_err(ProcessError::Spawn)?;
         let conversation = Conversation::new(here);
         conversation.send(Request::Confine { user: user.id() }, &[])?;

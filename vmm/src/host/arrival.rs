@@ -23,6 +23,8 @@ use crate::live_update::arrival::{self, Arrival, NotSeen, entry_of};
 use crate::live_update::incoming::{self, RestoredVm};
 use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
 use crate::live_update::manifest::{vm_of_session, vm_session};
+use crate::live_update::next_host::NextHost;
+use crate::live_update::programs::{self, Program};
 use crate::machine::claims::Claims;
 use crate::machine::{Boot, DiskBoot, Machine, VmName};
 
@@ -179,6 +181,7 @@ impl Host {
         self.carried.manifests.extend(arrival.unread);
         self.last_host.session = Some(arrival.session);
         self.hold_opaque(opaque);
+        self.choose_programs();
         if let Err(error) = self.settle(Destiny::Stay) {
             tracing::error!("{}", chain(&error).join(": "));
         }
@@ -225,7 +228,10 @@ impl Host {
             let (name, life) = match held {
                 Ok(held) => {
                     let Some(name) = vm_of_session(held.name()) else {
-                        self.carried.sessions.push(held);
+                        match Program::of(held) {
+                            Ok(program) => self.carried.programs.push(program),
+                            Err(other) => self.carried.sessions.push(other),
+                        }
                         continue;
                     };
                     tracing::error!("VM `{name}` is preserved: {}", why.join(": "));
@@ -288,6 +294,19 @@ impl Host {
                     failed.or(Some(HostError::NotHeld { what: held.name().to_string(), source }));
             }
         }
+        self.carried.programs.retain_mut(|program| match program.take(luo, stays) {
+            Err(error) if leaving => {
+                let why = chain(&error).join(": ");
+                tracing::warn!("{} is lost: {why}", program.describe());
+                false
+            }
+            Err(source) => {
+                let what = program.describe();
+                failed.get_or_insert(HostError::NoProgramNow { what, source });
+                true
+            }
+            Ok(()) => true,
+        });
         let session = self.last_host.session.as_ref();
         for unread in self.carried.manifests.iter_mut().filter(|unread| unread.fd.is_none()) {
             // What it says is of interest when a VM is restored.
@@ -307,7 +326,7 @@ impl Host {
     }
 
     /// Looks again at what the last host left, if it could not be read. Errors if it still cannot.
-    fn look_again(&mut self) -> Result<(), HostError> {
+    pub(super) fn look_again(&mut self) -> Result<(), HostError> {
         if self.last_host.unseen.is_none() {
             return Ok(());
         }
@@ -337,6 +356,16 @@ impl Host {
     /// Tries again to restore a preserved VM, or one that is withheld because the last host's manifest could not be
     /// read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
     pub(super) fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
+        self.restore_with(name, force, None)
+    }
+
+    /// The same, by a process of another program.
+    pub(super) fn restore_with(
+        &mut self,
+        name: &VmName,
+        force: bool,
+        program: Option<&NextHost>,
+    ) -> Result<(), HostError> {
         mounts::try_again(&mut self.unmounted);
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
         if self.last_host.unseen.is_some() {
@@ -368,7 +397,7 @@ impl Host {
         let own = Keeper::start();
         let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
         let (RestoredVm { vm: restored, session, .. }, late) =
-            incoming::retry(luo, held, *entry, &self.confinement, hints);
+            incoming::retry(luo, held, *entry, &self.confinement, hints, program);
         self.late.extend(late);
         *vm = restored;
         vm.set_restart(self.config.restart(name));
@@ -388,7 +417,7 @@ impl Host {
     }
 
     /// Tries again to read the manifests that could not be read, and finds in them the entries of preserved VMs.
-    fn read_manifests(&mut self) {
+    pub(super) fn read_manifests(&mut self) {
         let session = self.last_host.session.as_ref();
         let mut read = Vec::new();
         self.carried.manifests.retain_mut(|unread| match unread.read(session) {
@@ -422,6 +451,7 @@ impl Host {
     /// Finishes what nobody needs any more: the last host's session and its manifests, when no VM is preserved. Tries
     /// again to finish the unfinished sessions.
     pub(super) fn finish_the_rest(&mut self) {
+        self.choose_programs();
         let is_preserved = |vm: &Guest| matches!(vm.life, Life::Preserved { .. });
         let is_opaque = |vm: &Guest| matches!(vm.life, Life::Preserved { entry: None, .. });
         if !self.vms.iter().any(is_opaque) {
@@ -439,6 +469,12 @@ impl Host {
         self.unfinished = sessions.into_iter().filter_map(finish).collect();
     }
 
+    /// Lets go of the programs of earlier hosts that nobody needs.
+    fn choose_programs(&mut self) {
+        let is_preserved = |vm: &Guest| matches!(vm.life, Life::Preserved { .. });
+        programs::choose(&mut self.carried.programs, self.vms.iter().any(is_preserved));
+    }
+
     /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
     pub(super) fn leave_in_store(&mut self) {
         self.end_late(None);
@@ -448,6 +484,7 @@ impl Host {
             }
         }
         std::mem::forget(std::mem::take(&mut self.carried.sessions));
+        std::mem::forget(std::mem::take(&mut self.carried.programs));
         std::mem::forget(self.last_host.session.take());
     }
 }

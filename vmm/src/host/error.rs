@@ -9,6 +9,7 @@ use super::service;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
 use crate::live_update::preflight::UnknownCheck;
+use crate::live_update::programs::ProgramError;
 use crate::live_update::{Outcome, UpdateError, next_host};
 use crate::machine::VmName;
 
@@ -127,6 +128,15 @@ pub enum HostError {
         #[source]
         source: luo::Error,
     },
+    /// The program of an earlier host cannot be taken out of its session now.
+    #[error("{what} cannot be taken over now")]
+    NoProgramNow {
+        /// The program.
+        what: String,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
     /// A manifest for a preserved VM cannot be carried on now.
     #[error(
         "the manifest for a preserved VM cannot be retrieved now: {why}. Try again, or give the VMs \
@@ -136,6 +146,40 @@ pub enum HostError {
         /// The chain of causes.
         why: String,
     },
+    /// VMs are preserved that could not be restored.
+    #[error("{}{why}", recovered_before(recovered))]
+    NotRecovered {
+        /// The VMs that were restored.
+        recovered: Vec<VmName>,
+        /// The errors of the others.
+        why: String,
+    },
+    /// A VM's entry in the manifest cannot be read, so this host cannot give a process what the VM needs.
+    #[error(
+        "this program cannot read the manifest that describes VM `{vm}`, so it cannot serve the VM's process: {why}. \
+         `recover --with previous` without a VM hands over the whole host"
+    )]
+    NoEntry {
+        /// The VM.
+        vm: VmName,
+        /// The chain of causes.
+        why: String,
+    },
+    /// No program of an earlier host is held.
+    #[error(
+        "no program of an earlier host is held: there was none, it was this one, or there was no room for it (see \
+         the last host's log). `handover --program` takes the path of one"
+    )]
+    NoProgram,
+    /// None of the programs that are held can be used.
+    #[error("no program of an earlier host can be used: {why}")]
+    NoFitProgram {
+        /// The programs, each with what is wrong with it.
+        why: String,
+    },
+    /// The file descriptor of a document cannot be duplicated.
+    #[error("cannot show the documents to the program")]
+    NoCopy(#[source] std::io::Error),
     /// A finding that no operator can override was to be.
     #[error(transparent)]
     Force(#[from] UnknownCheck),
@@ -161,6 +205,15 @@ pub enum HostError {
     Loop(#[source] std::io::Error),
 }
 
+/// The start of a sentence about the VMs that were not recovered.
+fn recovered_before(recovered: &[VmName]) -> String {
+    let names: Vec<_> = recovered.iter().map(|name| format!("`{name}`")).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("VM {} runs again; ", names.join(", ")),
+    }
+}
+
 impl HostError {
     /// Returns what became of the guests, if the error is about a live update or a handover.
     pub fn outcome(&self) -> Option<Outcome> {
@@ -172,12 +225,17 @@ impl HostError {
             | Self::Force(_)
             | Self::Stopping(_)
             | Self::Service(_)
+            | Self::NoProgram
+            | Self::NoFitProgram { .. }
+            | Self::NoCopy(_)
             | Self::OwnProgram(_) => Some(Outcome::Running),
             Self::NoLuo(_)
             | Self::GivenUp(_)
             | Self::PassOn(_)
             | Self::Withheld
             | Self::Guest(GuestError::StillPreserved { .. })
+            | Self::NotRecovered { .. }
+            | Self::NoEntry { .. }
             | Self::NotSeen { .. }
             | Self::NotHeld { .. }
             | Self::NoManifest { .. } => Some(Outcome::Preserved),

@@ -30,6 +30,7 @@ pub mod modules;
 mod mounts;
 mod network;
 mod preflight;
+mod recover;
 mod report;
 mod serve;
 pub mod service;
@@ -61,7 +62,7 @@ use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::arrival::{Arrival, NotSeen};
 use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
-use crate::live_update::next_host::{self, Left};
+use crate::live_update::next_host::{self, Left, NextProgram};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
@@ -453,6 +454,21 @@ impl Host {
         call: crate::api::HandoverCall,
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
+        let program = call.program.clone();
+        let at_path = |_: &Self| {
+            let path = program.map_or_else(next_host::own_program, Ok)?;
+            Ok(NextProgram::At(path))
+        };
+        self.hand_over_to(at_path, call, observer)
+    }
+
+    /// Replaces the program by the one that `choose` returns. Returns only if that did not take place.
+    fn hand_over_to(
+        &mut self,
+        choose: impl FnOnce(&Self) -> Result<NextProgram, HostError>,
+        call: crate::api::HandoverCall,
+        observer: Observer<'_>,
+    ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
         self.check_none_stops(&call.without)?;
         self.settle(Destiny::NextProgram)?;
@@ -466,7 +482,7 @@ impl Host {
         };
         let plan = outgoing::Plan {
             destination: Destination::Host {
-                program: call.program.map_or_else(next_host::own_program, Ok)?,
+                program: choose(self)?,
                 keeper,
                 lock: self.instance.as_ref().map(Instance::lock),
             },

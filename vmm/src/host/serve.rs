@@ -22,7 +22,8 @@ use super::stop::Stops;
 use super::waits::Waits;
 use super::{Host, HostError, service};
 use crate::api::{
-    Answer, Call, Command, Event, Line, Lines, Status, StreamError, Transaction, hex, now_ms,
+    Answer, Call, Command, Event, Line, Lines, RecoverCall, Status, StreamError, Transaction, With,
+    hex, now_ms,
 };
 use crate::causes::chain;
 use crate::config::HostSection;
@@ -425,7 +426,9 @@ impl Server {
                 self.waits.resize(host, (whom, call.id), (vm, disk), size)?;
                 Ok(None)
             }
-            Command::Boot { .. } | Command::Restore { .. } if self.stops.host_ends() => {
+            Command::Boot { .. } | Command::Restore { .. } | Command::Recover(_)
+                if self.stops.host_ends() =>
+            {
                 Err(HostError::Ending)
             }
             command => self.carry_out_at_once(command, host, whom).map(Some),
@@ -454,6 +457,18 @@ impl Server {
             Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Link { vm, device, up } => host.vm(&vm)?.set_link(device.as_deref(), up)?,
             Command::Restore { vm, force } => host.restore(&vm, force)?,
+            Command::Recover(RecoverCall { vm, with: None }) => {
+                return Ok(Answer::Recovered { recovered: host.recover(vm)? });
+            }
+            Command::Recover(RecoverCall { vm: Some(vm), with: Some(With::Previous) }) => {
+                host.recover_with_previous(&vm)?;
+                return Ok(Answer::Recovered { recovered: vec![vm] });
+            }
+            Command::Recover(RecoverCall { vm: None, with: Some(With::Previous) }) => {
+                tracing::info!("the handover to an earlier program begins");
+                return self
+                    .transact(whom, Transaction::Handover, |observer| host.hand_back(observer));
+            }
             Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
             Command::Dump { vm, path: None } => {
                 return Ok(Answer::Document { document: hex(&host.vm(&vm)?.state_document()?) });

@@ -15,6 +15,7 @@ use luo::Orchestrator;
 use luo::systemd::{FIRST_VERSION, FdStore, Notify};
 
 use crate::live_update::manifest::host_session;
+use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
 
@@ -99,10 +100,10 @@ fn parse_version(text: &str) -> Option<u32> {
 }
 
 /// Returns the number of fds for the VMs when all of their memory was touched: each VM's segments and
-/// state document, and one for the manifest.
+/// state document, the manifest and the index, and the programs of hosts.
 fn fds_needed(machines: &[Machine]) -> usize {
     let segments = |ram_bytes| ram_layout(ram_bytes).map_or(0, |layout| layout.segments().len());
-    1 + machines.iter().map(|machine| segments(machine.ram_bytes) + 1).sum::<usize>()
+    2 + MAX_HELD + 1 + machines.iter().map(|machine| segments(machine.ram_bytes) + 1).sum::<usize>()
 }
 
 /// Tells systemd that the host is ready, and its status line. Does nothing without systemd.
@@ -196,7 +197,8 @@ mod tests {
     fn every_vm_needs_an_fd_for_each_segment_and_one_more() {
         let segments = ram_layout(sample().ram_bytes).unwrap().segments().len();
         assert!(segments > 0);
-        assert_eq!(fds_needed(&[]), 1);
-        assert_eq!(fds_needed(&[sample(), sample()]), 1 + 2 * (segments + 1));
+        let without = 2 + MAX_HELD + 1;
+        assert_eq!(fds_needed(&[]), without);
+        assert_eq!(fds_needed(&[sample(), sample()]), without + 2 * (segments + 1));
     }
 }

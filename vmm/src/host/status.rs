@@ -7,8 +7,10 @@ use luo::Backend;
 
 use super::{Host, kvm_pages, limits, network};
 use crate::api::report::Replaced;
-use crate::api::{Status, VmStatus};
+use crate::api::{ProgramStatus, Status, VmStatus};
 use crate::guests::{Guest, Life};
+use crate::live_update::index::IndexedFile;
+use crate::live_update::programs::Program;
 
 impl Host {
     /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
@@ -50,6 +52,7 @@ impl Host {
             config_error: self.config_errors(),
             address: self.config.host.network.as_ref().and_then(network::own_address),
             resources: limits::resources(),
+            programs: self.carried.programs.iter().map(program_status).collect(),
             vms: self.vms.iter().map(vm_status).collect(),
         }
     }
@@ -63,6 +66,12 @@ impl Host {
             self.config_error.iter().flatten().cloned().chain(unmounted).collect();
         (!all.is_empty()).then_some(all)
     }
+}
+
+fn program_status(program: &Program) -> ProgramStatus {
+    let IndexedFile { bytes, digest, .. } = program.file();
+    let version = program.version().map(str::to_owned);
+    ProgramStatus { version, bytes, digest: format!("{digest:08x}") }
 }
 
 fn vm_status(vm: &Guest) -> VmStatus {
@@ -86,6 +95,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         }),
         missing_hints: vm.missing_hints().to_vec(),
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
+        program: live.and_then(|live| live.program.clone()),
         console: live.and_then(|live| live.console.clone()),
         mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
         links: vm.links(),

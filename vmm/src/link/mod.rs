@@ -21,6 +21,10 @@ use crate::devices::network::Link;
 use crate::devices::storage::StorageReport;
 use crate::machine::Machine;
 
+/// The number of this protocol. Raise it with every change after which a host cannot serve a VM's process of the
+/// version before: `recover VM --with previous` starts such a process only if both numbers are equal.
+pub const PROTOCOL: u32 = 1;
+
 /// The purpose of a file descriptor that is sent with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

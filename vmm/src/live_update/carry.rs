@@ -1,4 +1,4 @@
-//! What a host carries on without running it: the preserved VMs, and documents for later hosts.
+//! What a host carries on without running it: the preserved VMs, documents for later hosts, and earlier programs.
 //!
 //! A preserved VM goes along with every live update and every handover, as the file descriptors that the host holds
 //! and under the same names and tokens, until a host can run it or an operator gives it up with `stop`. Its RAM
@@ -13,6 +13,7 @@ use super::arrival::Unread;
 use super::index::{IndexedFile, IndexedSession};
 use super::manifest::{FIRST_CARRIED_TOKEN, host_session};
 use super::outgoing::luo_error;
+use super::programs::Program;
 use super::{Step, UpdateError};
 use crate::guests::entry::VmEntry;
 use crate::guests::held::Held;
@@ -25,6 +26,8 @@ pub struct Carried {
     pub manifests: Vec<Unread>,
     /// Sessions that are no VM's: of a kind that this program does not know.
     pub sessions: Vec<Held>,
+    /// Programs of earlier hosts, the oldest first.
+    pub programs: Vec<Program>,
 }
 
 impl Carried {

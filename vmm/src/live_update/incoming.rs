@@ -26,6 +26,7 @@ use luo::{Incoming, Orchestrator};
 pub use super::incoming_error::IncomingError;
 use super::index::session_of;
 use super::manifest::{STATE_TOKEN, segment_token, vm_session};
+use super::next_host::NextHost;
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::guests::answers::readable;
@@ -178,6 +179,8 @@ struct Arriving {
     /// The open files of its devices, from [`Stage::Confining`] on.
     files: Files,
     missing_hints: Vec<String>,
+    /// The program of its process, if it is not the running one.
+    program: Option<String>,
 }
 
 /// What an arriving VM waits for.
@@ -225,7 +228,9 @@ fn start(
     let name = vm_session(&entry.machine.name);
     let files = session_of(&entry).files;
     match luo.retrieve_session(&name) {
-        Ok(session) => begin(luo, (Held::new(session, files), entry), turn, confinement, hints),
+        Ok(session) => {
+            begin(luo, (Held::new(session, files), entry), turn, confinement, hints, None)
+        }
         // There is nothing behind the name: the memory is lost.
         Err(error) if error.is_not_found() => {
             let mut vm = Guest::new(entry.machine.clone(), confinement);
@@ -268,12 +273,13 @@ fn begin(
     (arrived, start): (u64, u64),
     confinement: &Arc<Confinement>,
     hints: MissingHints,
+    program: Option<&NextHost>,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let (began, left, ram) = (Instant::now(), entry.clone(), RamSource::new(Some(luo)));
     entry.ledger.enter("wait-for-turn", arrived, start);
     let mut begin = || {
         // The process starts, and the files of its devices are opened, while the memory is retrieved.
-        let process = VmProcess::spawn(confinement)?;
+        let process = VmProcess::spawn_from(program.map(NextHost::executable), confinement)?;
         let opening = Opening::begin(&entry.machine)?;
         let spawned = tsc::now();
         entry.ledger.enter("spawn", start, spawned);
@@ -305,6 +311,7 @@ fn begin(
             since,
             files: Files::default(),
             missing_hints: Vec::new(),
+            program: program.map(NextHost::describe),
         }),
         Err(error) => {
             let vm = preserved(held, left, chain(&error), confinement);
@@ -435,11 +442,12 @@ impl Arriving {
     }
 
     fn live(self, first_entry_ticks: Option<u64>, confinement: &Arc<Confinement>) -> RestoredVm {
-        let Self { entry, held, process, segments, frames, files, missing_hints, .. } = self;
+        let Self { entry, held, process, segments, frames, files, missing_hints, program, .. } =
+            self;
         let mut vm = Guest::new(entry.machine.clone(), confinement);
         vm.note_missing_hints(missing_hints);
         let (running, console) = (entry.running, files.console());
-        vm.life = Life::Live(Live { process, segments, running, stopping: None, console });
+        vm.life = Life::Live(Live { process, segments, running, stopping: None, console, program });
         let session = held.and_then(Held::into_session);
         RestoredVm { entry, vm, session, first_entry_ticks, frames }
     }
@@ -568,16 +576,18 @@ impl AsFd for Arriving {
     }
 }
 
-/// Tries again to restore a preserved VM, whose session was retrieved. If that fails, the VM stays preserved.
+/// Tries again to restore a preserved VM, whose session was retrieved, by a process of `program` if that is not the
+/// running one. If that fails, the VM stays preserved.
 pub fn retry(
     luo: &dyn Orchestrator,
     held: Held,
     entry: VmEntry,
     confinement: &Arc<Confinement>,
     hints: MissingHints,
+    program: Option<&NextHost>,
 ) -> (RestoredVm, Option<Late>) {
     let now = tsc::now();
-    let start = |vm| begin(luo, vm, (now, now), confinement, hints);
+    let start = |vm| begin(luo, vm, (now, now), confinement, hints, program);
     let (mut arrived, mut late) = arrive([(held, entry)], LATE_AFTER, confinement, start);
     // One VM begins, so one arrives.
     (arrived.remove(0), late.pop())

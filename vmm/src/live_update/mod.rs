@@ -18,6 +18,7 @@ pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
 pub mod preflight;
+pub mod programs;
 mod update_error;
 
 pub use update_error::UpdateError;

@@ -7,11 +7,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luo::builtin::keeper::Handover;
@@ -93,11 +94,18 @@ pub enum NextHostError {
 #[error("cannot find this host's own program: name the next one with the command")]
 pub struct OwnProgramError(#[source] io::Error);
 
+/// Start of the name of a program that runs from a memfd, in place of its path.
+const IN_MEMORY: &[u8] = b"/memfd:";
+
 /// Returns the path that this program was started from. After a package upgrade, the file at this path
 /// is the next version.
 pub fn own_program() -> Result<PathBuf, OwnProgramError> {
     let path = std::env::current_exe().map_err(OwnProgramError)?.into_os_string().into_vec();
     let path = path.strip_suffix(b" (deleted)").unwrap_or(&path).to_vec();
+    if path.starts_with(IN_MEMORY) {
+        let why = "it travelled with earlier hosts and has no path";
+        return Err(OwnProgramError(io::Error::other(why)));
+    }
     Ok(OsString::from_vec(path).into())
 }
 
@@ -112,10 +120,30 @@ pub struct Passed<'a> {
 
 /// A program that will be executed in this process. It is kept as an open file, so that a later change of
 /// the path has no effect.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct NextHost {
-    program: File,
+    program: Arc<File>,
+    /// Its path, or what it is if it has none.
     path: PathBuf,
+}
+
+/// The program of a handover.
+#[derive(Debug, Clone)]
+pub enum NextProgram {
+    /// The program at this path.
+    At(PathBuf),
+    /// A program that was opened and checked.
+    Opened(NextHost),
+}
+
+impl NextProgram {
+    /// Opens the program and checks that it is a `perennial` program.
+    pub fn open(&self) -> Result<NextHost, NextHostError> {
+        match self {
+            Self::At(path) => NextHost::open(path),
+            Self::Opened(next) => Ok(next.clone()),
+        }
+    }
 }
 
 impl NextHost {
@@ -126,7 +154,12 @@ impl NextHost {
         };
         let program = File::open(path).map_err(error("open"))?;
         access(path, Access::EXEC_OK).map_err(|e| error("execute")(e.into()))?;
-        let next = Self { program, path: path.to_owned() };
+        Self::of(program, path.to_owned())
+    }
+
+    /// Checks that an open file is a `perennial` program. `what` is its path, or what it is if it has none.
+    pub fn of(program: File, what: PathBuf) -> Result<Self, NextHostError> {
+        let next = Self { program: Arc::new(program), path: what };
         let (_, said) = next.ask(&["--version".into()])?;
         match said.starts_with("perennial ") {
             true => Ok(next),
@@ -150,6 +183,23 @@ impl NextHost {
         }
         let named = documents.iter().fold(said, |said, (name, fd)| said.replace(&path(*fd), name));
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
+    }
+
+    /// The program's path, or what it is if it has none.
+    pub fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// The program, to be executed.
+    pub fn executable(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// Returns the number of the protocol that the program's VM processes speak with their host. `None` if it does
+    /// not say.
+    pub fn link_protocol(&self) -> Result<Option<u32>, NextHostError> {
+        let (good, said) = self.ask(&["vmm".into(), "--protocol".into()])?;
+        Ok(said.parse().ok().filter(|_| good))
     }
 
     /// Executes the program in this process, and passes `left` and what is `passed` on to it. Returns only on an

@@ -23,9 +23,10 @@ use super::index::{Index, IndexedSession};
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
-use super::next_host::{Inherited, NextHost, NextHostError, Passed};
+use super::next_host::{Inherited, NextHost, NextHostError, NextProgram, Passed};
 use super::next_kernel::{self, NextKernel};
 use super::preflight::Surroundings;
+use super::programs;
 use super::{Observer, Progress, Step, UpdateError, begin};
 use super::{file_systems, in_flight};
 use crate::arch::x86_64::tsc;
@@ -54,8 +55,8 @@ pub enum Destination<'a> {
     Kernel(NextKernel),
     /// Another host program on this kernel, in this process: a handover.
     Host {
-        /// Path of the program.
-        program: PathBuf,
+        /// The program.
+        program: NextProgram,
         /// The keeper with the sessions; `None` if they are in a pool.
         keeper: Option<&'a Keeper>,
         /// The machine's lock on hosts, which the program takes over.
@@ -176,6 +177,7 @@ pub fn run(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let _travelling = carry::preserve(luo, vms, plan.carried)?;
+    let programs = programs::preserve(luo, &plan.carried.programs);
     if next.loses_page_cache() {
         sync_ahead(plan, &mut leaving)?;
     }
@@ -202,7 +204,9 @@ pub fn run(
     manifest.vms.extend(carry::entries(vms));
     let boots = vms.iter().filter(|vm| vm.boots_next() && !plan.without.contains(&vm.machine.name));
     manifest.boots = boots.map(|vm| vm.machine.clone()).collect();
-    let manifest = preserve_manifest(&host, &manifest, &carry::indexed(vms, plan.carried))?;
+    let carried = carry::indexed(vms, plan.carried);
+    let carried: Vec<_> = carried.into_iter().chain(programs.indexed.iter().cloned()).collect();
+    let manifest = preserve_manifest(&host, &manifest, &carried)?;
     plan.carried.preserve_manifests(&host)?;
     if let Next::Host(program, ..) = &next {
         rehearse(program, &manifest, paused.vms)?;
@@ -228,9 +232,7 @@ fn load<'a>(
             let surroundings = Surroundings::of_host(vms, luo.backend()).leaving_out(&plan.without);
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
-        Destination::Host { program, keeper, lock } => {
-            Next::Host(NextHost::open(program)?, *keeper, *lock)
-        }
+        Destination::Host { program, keeper, lock } => Next::Host(program.open()?, *keeper, *lock),
         Destination::Service => Next::Service,
     })
 }

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::Command;
 
 use luo::builtin::keeper::Keeper;
-use luo::{Orchestrator, Outgoing};
+use luo::{Orchestrator, Outgoing, SessionName, Token};
 use rustix::io::{FdFlags, fcntl_setfd};
 use vmm::config::Config;
 use vmm::guests::entry::{SegmentEntry, VmEntry};
 use vmm::guests::ledger::Ledger;
 use vmm::guests::memfd::document_memfd;
-use vmm::live_update::index::Index;
+use vmm::live_update::index::{FileKind, Index, IndexedFile, IndexedSession};
 use vmm::live_update::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
 };
@@ -41,10 +41,18 @@ struct Predecessor {
     ram: Vec<File>,
     /// The VMs as the next host's configuration has them.
     configured: String,
+    /// The host's program, as it was, and as the next host gets it.
+    program: Option<[Vec<u8>; 2]>,
+    /// The state document of each VM.
+    state: &'static [u8],
 }
 
 impl Predecessor {
     fn new(vms: &[&str]) -> Self {
+        Self::with_state(vms, STATE)
+    }
+
+    fn with_state(vms: &[&str], state: &'static [u8]) -> Self {
         let keeper = Keeper::start();
         let manifest = Manifest {
             kernel: "7.3.4 #1".to_owned(),
@@ -62,6 +70,8 @@ impl Predecessor {
             manifest,
             ram: Vec::new(),
             configured: String::new(),
+            program: None,
+            state,
         };
         vms.iter().for_each(|name| predecessor.add(name));
         predecessor
@@ -78,7 +88,7 @@ impl Predecessor {
         let machine = Config::parse(&text(name)).unwrap().machines.remove(0);
         let ram = File::from(luo::memfd(name, machine.ram_bytes).unwrap());
         ram.write_all_at(WRITTEN, AT).unwrap();
-        let state = document_memfd("state", STATE).unwrap();
+        let state = document_memfd("state", self.state).unwrap();
         let session = self.keeper.create_session(&vm_session(&machine.name)).unwrap();
         session.preserve(ram.as_fd(), segment_token(0)).unwrap();
         session.preserve(state.as_fd(), STATE_TOKEN).unwrap();
@@ -86,8 +96,8 @@ impl Predecessor {
         self.ram.push(ram);
         self.manifest.vms.push(VmEntry {
             running: true,
-            state_bytes: STATE.len() as u64,
-            state_digest: crc32fast::hash(STATE),
+            state_bytes: self.state.len() as u64,
+            state_digest: crc32fast::hash(self.state),
             last_exit_ticks: 1,
             ledger: Ledger::default(),
             segments: vec![SegmentEntry {
@@ -97,6 +107,19 @@ impl Predecessor {
             }],
             machine,
         });
+    }
+
+    /// Leaves a program in a session of its own. Returns the session, and what the index says of it.
+    fn leave_program(&self) -> (Option<Outgoing>, Option<IndexedSession>) {
+        let Some([was, is]) = &self.program else { return (None, None) };
+        let name = "perennial-program-12345678-0.0.9";
+        let session = self.keeper.create_session(&SessionName::new(name).unwrap()).unwrap();
+        let memory = File::from(luo::memfd("program", is.len() as u64).unwrap());
+        memory.write_all_at(is, 0).unwrap();
+        session.preserve(memory.as_fd(), Token(0)).unwrap();
+        let (kind, bytes, digest) = (FileKind::Program, was.len() as u64, crc32fast::hash(was));
+        let files = vec![IndexedFile { token: 0, kind, bytes, digest }];
+        (Some(session), Some(IndexedSession { name: name.to_owned(), files }))
     }
 
     /// Hands over to a `perennial`, which is the command `program` with its arguments. `change` may damage the
@@ -111,6 +134,10 @@ impl Predecessor {
     fn leave(self, program: &[&str], change: Damage) -> Left {
         let mut manifest = write_document(&self.manifest).unwrap();
         let mut index = write_document(&Index::of(&self.manifest, &manifest)).unwrap();
+        let (_program, indexed) = self.leave_program();
+        if let Some(indexed) = indexed {
+            index = write_document(&Index::of(&self.manifest, &manifest).with(&[indexed])).unwrap();
+        }
         change(&mut index, &mut manifest);
         let host = self.keeper.create_session(&host_session()).unwrap();
         for (bytes, token) in [(&index, INDEX_TOKEN), (&manifest, MANIFEST_TOKEN)] {
@@ -340,4 +367,104 @@ fn a_host_to_which_nothing_was_handed_over_says_that_the_vms_are_lost() {
     assert!(why.contains("are lost") && why.contains("handed over"), "{why}");
     // It is started by its policy, and fails because there is no kernel for it.
     assert_eq!(status["vms"][0]["state"], "failed");
+}
+
+/// A state document that every program can decode.
+const SOUND: &[u8] = include_bytes!("../../golden/vm-v1.dtb");
+
+/// Changes a program before the next host gets it.
+type Loss = fn(Vec<u8>) -> Vec<u8>;
+
+/// A predecessor whose program was this one, and `left` is what the next host gets of it.
+fn with_program(left: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Predecessor {
+    let was = fs::read(PERENNIAL).unwrap();
+    let is = left(was.clone());
+    Predecessor { program: Some([was, is]), ..Predecessor::with_state(&["web"], SOUND) }
+}
+
+#[test]
+fn a_host_that_cannot_read_the_manifest_hands_back_to_the_program_that_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let ignorant = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let mut left = with_program(|whole| whole).hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    // It stays with the VM over further handovers.
+    left.hand_over(&ignorant);
+    left.expect("preserved", "vm-entry-v9");
+    let programs = &left.host.status()["programs"];
+    assert_eq!(programs.as_array().unwrap().len(), 1, "{programs}");
+    assert_eq!(programs[0]["version"], "0.0.9");
+    let said = left.said(&["recover", "web"]);
+    assert!(said.contains("vm-entry-v9"), "{said}");
+    let said = left.said(&["recover", "web", "--with", "previous"]);
+    assert!(said.contains("without a VM") && said.contains("[guests: preserved]"), "{said}");
+    let output = left.host.ctl(&["recover", "--with", "previous"]);
+    assert!(output.status.success(), "{output:?}");
+    left.host.wait_until_ready("boot handover");
+    // It reads the manifest, and gets as far as what the state document says, or KVM.
+    let vms = left.vms();
+    assert!(vms[0].1 == "preserved" && !vms[0].2.contains("manifest"), "{vms:?}");
+    assert!(left.holds(0));
+    let programs = &left.host.status()["programs"];
+    assert_eq!(programs.as_array().unwrap().len(), 1, "the one that was left: {programs}");
+    // It has no path.
+    let said = left.said(&["handover"]);
+    assert!(said.contains("name the next one"), "{said}");
+}
+
+#[test]
+fn a_program_that_is_damaged_truncated_or_no_perennial_is_not_entered() {
+    let directory = tempfile::tempdir().unwrap();
+    let ignorant = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let damages: [(Loss, &str); 3] = [
+        (
+            |mut whole| {
+                whole[5000] ^= 1;
+                whole
+            },
+            "the program is damaged: it has the digest",
+        ),
+        (|whole| whole[..whole.len() / 2].to_vec(), "the program is damaged: it has"),
+        (|_| Vec::new(), "it has 0 bytes"),
+    ];
+    for (damage, named) in damages {
+        let left = with_program(damage).hand_over(&[ignorant.to_str().unwrap()], unchanged);
+        let said = left.said(&["recover", "--with", "previous"]);
+        assert!(said.contains(named), "{said}");
+        left.expect("preserved", "vm-entry-v9");
+        assert!(left.holds(0));
+    }
+    let stranger = fs::read("/bin/true").unwrap();
+    let predecessor =
+        Predecessor { program: Some([stranger.clone(), stranger]), ..Predecessor::new(&["web"]) };
+    let left = predecessor.hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    let said = left.said(&["recover", "--with", "previous"]);
+    assert!(said.contains("is not a `perennial` program"), "{said}");
+    // Without any program it says so.
+    let left = Predecessor::new(&["web"]).hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    let said = left.said(&["recover", "--with", "previous"]);
+    assert!(said.contains("no program of an earlier host is held"), "{said}");
+    assert!(left.holds(0));
+}
+
+#[test]
+fn a_program_that_cannot_decode_the_state_either_is_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let ignorant = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let mut left = Predecessor::new(&["web"]).hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    // The ignorant program goes along.
+    left.hand_over(Path::new(PERENNIAL));
+    assert_eq!(left.host.status()["programs"].as_array().unwrap().len(), 1);
+    for arguments in
+        [&["recover", "web", "--with", "previous"][..], &["recover", "--with", "previous"]]
+    {
+        let said = left.said(arguments);
+        assert!(said.contains("the state document of VM `web`"), "{said}");
+        left.expect("preserved", "");
+        assert!(left.holds(0));
+    }
+    assert!(left.host.ctl(&["stop", "web", "--now"]).status.success());
+    // The way back of a host without preserved VMs.
+    let output = left.host.ctl(&["recover", "--with", "previous"]);
+    assert!(output.status.success(), "{output:?}");
+    left.host.wait_until_ready("boot handover");
 }

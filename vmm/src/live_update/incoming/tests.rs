@@ -45,6 +45,7 @@ fn arriving(entry: VmEntry) -> (Arriving, Channel) {
         since: tsc::now(),
         files: Files::default(),
         missing_hints: Vec::new(),
+        program: None,
     };
     (arriving, vm)
 }
