@@ -166,6 +166,8 @@ struct Arriving {
     entry: VmEntry,
     /// `None` if the VM is late: then the host holds it as it came.
     held: Option<Held>,
+    /// Whether LUO gives the VM to the next host process as well if this one is killed.
+    outlives: bool,
     process: VmProcess,
     segments: Vec<Segment>,
     frames: Vec<FrameComparison>,
@@ -269,13 +271,14 @@ impl RestoredVm {
 /// started at these times (TSC).
 fn begin(
     luo: &dyn Orchestrator,
-    (held, mut entry): (Held, VmEntry),
+    (mut held, mut entry): (Held, VmEntry),
     (arrived, start): (u64, u64),
     confinement: &Arc<Confinement>,
     hints: MissingHints,
     program: Option<&NextHost>,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let (began, left, ram) = (Instant::now(), entry.clone(), RamSource::new(Some(luo)));
+    let outlives = luo.backend().outlives_process();
     entry.ledger.enter("wait-for-turn", arrived, start);
     let mut begin = || {
         // The process starts, and the files of its devices are opened, while the memory is retrieved.
@@ -283,6 +286,9 @@ fn begin(
         let opening = Opening::begin(&entry.machine)?;
         let spawned = tsc::now();
         entry.ledger.enter("spawn", start, spawned);
+        if outlives {
+            held.collect(luo, false)?;
+        }
         let segments = retrieve_ram(ram, &held, &entry)?;
         let state = File::from(held.file(STATE_TOKEN)?);
         let digest =
@@ -301,6 +307,7 @@ fn begin(
             left,
             entry,
             held: Some(held),
+            outlives,
             process,
             segments,
             frames,
@@ -413,6 +420,7 @@ impl Arriving {
                 if self.held.is_none() || !self.entry.running {
                     return Ok(Step::Live { first_entry_ticks: None });
                 }
+                self.is_taken()?;
                 self.process.send(Request::Resume, &[])?;
                 Stage::Resuming
             }
@@ -424,6 +432,15 @@ impl Arriving {
             (Stage::Resuming, other) => return Err(unexpected("resume", &other).into()),
         };
         Ok(Step::GoesOn)
+    }
+
+    /// Makes sure, before the guest's first instruction, that no later host restores it from the same document: over
+    /// memory and disks that have gone on since. Other sessions end with this process.
+    fn is_taken(&mut self) -> Result<(), IncomingError> {
+        match &mut self.held {
+            Some(held) if self.outlives => Ok(held.release()?),
+            _ => Ok(()),
+        }
     }
 
     fn ask_to_restore(&self) -> Result<(), IncomingError> {
@@ -487,6 +504,10 @@ impl Arriving {
             return (self.live(None, confinement), None);
         };
         let error = IncomingError::Late { waits_for, within };
+        // What the host then holds of a late VM could not be taken from LUO when its process becomes ready.
+        if self.outlives {
+            return (self.fails(error, confinement).0, None);
+        }
         match self.held.take() {
             Some(held) => {
                 let vm = preserved(held, self.left.clone(), chain(&error), confinement);

@@ -3,6 +3,9 @@
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
+use luo::SessionName;
+use luo::builtin::keeper::Keeper;
+
 use super::*;
 use crate::config::HostSection;
 use crate::guests::entry::tests::sample;
@@ -35,6 +38,7 @@ fn arriving(entry: VmEntry) -> (Arriving, Channel) {
         left: entry.clone(),
         entry,
         held: Some(held),
+        outlives: false,
         process,
         segments: Vec::new(),
         frames: Vec::new(),
@@ -114,6 +118,51 @@ fn the_most_urgent_vm_runs_before_the_next_one_begins_if_it_can() {
     assert!(
         ["open", "restore", "resume"].iter().all(|name| phases.iter().any(|p| p.name == *name))
     );
+}
+
+/// A session that was retrieved from a LUO, without files.
+fn retrieved(name: &SessionName) -> (Keeper, Incoming) {
+    let keeper = Keeper::start();
+    let session = keeper.create_session(name).unwrap();
+    let keeper = Keeper::arrive(keeper.switch().unwrap()).unwrap();
+    drop(session);
+    let session = keeper.retrieve_session(name).unwrap();
+    (keeper, session)
+}
+
+#[test]
+fn a_session_that_outlives_the_host_is_finished_before_its_guest_runs() {
+    let [entry, ..] = entries();
+    let name = vm_session(&entry.machine.name);
+    let (keeper, session) = retrieved(&name);
+    let (mut vm, link) = arriving(entry);
+    (vm.outlives, vm.stage) = (true, Stage::Restoring);
+    vm.held = Some(Held::new(session, Vec::new()));
+    say(&link, restored());
+    let Next::GoesOn(mut vm) = vm.go_on(&confinement()) else { panic!("it does not go on") };
+    assert_eq!(requests(&link)[0], Request::Resume);
+    assert!(vm.held.take().unwrap().into_session().is_none());
+    assert!(keeper.retrieve_session(&name).unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_guest_whose_session_cannot_be_finished_before_does_not_run() {
+    let [entry, ..] = entries();
+    let (mut vm, link) = arriving(entry);
+    // Not all of its files were retrieved.
+    (vm.outlives, vm.stage) = (true, Stage::Restoring);
+    say(&link, restored());
+    let Next::Failed(vm, _) = vm.go_on(&confinement()) else { panic!("it goes on") };
+    assert_eq!(vm.vm.state(), "preserved");
+    assert!(!requests(&link).contains(&Request::Resume));
+}
+
+#[test]
+fn a_vm_that_is_late_is_given_up_if_its_session_outlives_the_host() {
+    let (vm, link) = arriving(entries()[0].clone());
+    let (vm, late) = Arriving { outlives: true, ..vm }.falls_behind(LONG, &confinement());
+    assert_eq!((vm.vm.state(), late.is_none()), ("preserved", true));
+    assert!(!requests(&link).contains(&Request::Resume));
 }
 
 #[test]
