@@ -39,7 +39,7 @@ mod token;
 pub mod uapi;
 
 pub use error::{Error, FinishError, FromFdError};
-pub use memory::memfd;
+pub use memory::{executable_memfd, memfd};
 pub use name::{NameError, SessionName};
 /// The errno of a system call, as every [`Error`] carries it.
 pub use rustix::io::Errno;

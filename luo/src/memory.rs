@@ -25,7 +25,7 @@ pub fn memfd(name: &str, len: u64) -> Result<OwnedFd, Error> {
 
 /// An empty memfd with these flags and MFD_EXEC, where the kernel has that flag. Linux before 6.3 does
 /// not have it, and makes every memfd executable.
-pub(crate) fn executable_memfd(name: &str, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+pub fn executable_memfd(name: &str, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
     match rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC) {
         Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
         created => created,

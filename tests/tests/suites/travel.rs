@@ -87,12 +87,14 @@ fn with(mut arguments: Value, more: Value) -> Value {
     arguments
 }
 
+/// Small VMs on a host whose second program knows a binding by another name.
+fn misread(luo: Luo, binding: [&'static str; 2], vms: &[&str]) -> HostPlan {
+    let vms = vms.iter().map(|name| VmPlan::new(name, 128, 1)).collect();
+    HostPlan { luo, other_binding_b: Some(binding), ..HostPlan::new(vms) }
+}
+
 fn other_program(luo: Luo) -> Result<(), Failure> {
-    let plan = HostPlan {
-        luo,
-        other_binding_b: Some(["entry-v1", "entry-v9"]),
-        ..HostPlan::new(vec![VmPlan::new("web", 128, 1)])
-    };
+    let plan = misread(luo, ["entry-v1", "entry-v9"], &["web"]);
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
     host.expect_refusal("update", json!({}), "initramfs-documents")?;
@@ -118,11 +120,7 @@ fn expect_programs(status: &Status, count: usize) -> Result<String, Failure> {
 }
 
 fn hand_back(luo: Luo) -> Result<(), Failure> {
-    let plan = HostPlan {
-        luo,
-        other_binding_b: Some(["entry-v1", "entry-v9"]),
-        ..HostPlan::new(vec![VmPlan::new("web", 128, 1)])
-    };
+    let plan = misread(luo, ["entry-v1", "entry-v9"], &["web"]);
     let (mut host, status) = Host::boot(&plan)?;
     if !status.programs.is_empty() {
         return Err(format!("no host was here before: {status:?}").into());
@@ -152,12 +150,8 @@ fn hand_back(luo: Luo) -> Result<(), Failure> {
 }
 
 fn one_by_one(luo: Luo) -> Result<(), Failure> {
-    let plan = HostPlan {
-        luo,
-        // In the state documents only: the host can read the manifest.
-        other_binding_b: Some(["serial-v1", "serial-v9"]),
-        ..HostPlan::new(vec![VmPlan::new("web", 128, 1), VmPlan::new("db", 128, 1)])
-    };
+    // In the state documents only: the host can read the manifest.
+    let plan = misread(luo, ["serial-v1", "serial-v9"], &["web", "db"]);
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
     let status = host.update(json!({}))?;

@@ -6,7 +6,7 @@ use super::guest::{Guest, Life};
 use super::ram::RamSource;
 use super::restarts::{End, Next};
 use crate::causes::chain;
-use crate::config::Restart;
+use crate::config::{Config, Restart};
 use crate::link::Event;
 
 /// A VM that is going to boot again.
@@ -18,9 +18,11 @@ pub(super) struct Waiting {
 }
 
 impl Guest {
-    /// Sets when the VM boots again after it has ended.
-    pub fn set_restart(&mut self, policy: Restart) {
-        self.restarts.policy = policy;
+    /// Takes over what the configuration says of the VM beside its machine: when it boots again after it has ended, and
+    /// how urgent it is.
+    pub fn follow(&mut self, config: &Config) {
+        self.restarts.policy = config.restart(&self.machine.name);
+        self.priority = config.priority(&self.machine.name);
     }
 
     /// Returns when the VM boots again after it has ended.

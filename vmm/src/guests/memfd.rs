@@ -17,7 +17,7 @@ pub fn document_memfd(name: &str, bytes: &[u8]) -> io::Result<File> {
 
 /// Creates an empty memfd that another process writes to. Nothing may rely on its size.
 pub fn scratch_memfd(name: &str) -> io::Result<File> {
-    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+    Ok(luo::executable_memfd(name, MemfdFlags::CLOEXEC)?.into())
 }
 
 /// Returns the CRC-32 of the first `bytes` bytes of a document that another process may have written.

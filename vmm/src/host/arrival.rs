@@ -127,7 +127,7 @@ impl Host {
         for machine in self.config.machines.iter().cloned() {
             let claimed = claims.add_files(&machine);
             let mut vm = Guest::new(machine, &self.confinement);
-            vm.set_restart(self.config.restart(&vm.machine.name));
+            vm.follow(&self.config);
             match &why {
                 Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
                     vm.withhold(why, remedy);
@@ -400,8 +400,7 @@ impl Host {
             incoming::retry(luo, held, *entry, &self.confinement, hints, program);
         self.late.extend(late);
         *vm = restored;
-        vm.set_restart(self.config.restart(name));
-        vm.priority = self.config.priority(name);
+        vm.follow(&self.config);
         self.unfinished.extend(session.and_then(finish));
         self.finish_the_rest();
         self.update_report(name);

@@ -41,11 +41,9 @@ impl Host {
     }
 
     fn arrives_late(&mut self, name: &VmName, late: RestoredVm) {
-        let (restart, priority) = (self.config.restart(name), self.config.priority(name));
         let Ok(vm) = find(&mut self.vms, name) else { return };
         let before = std::mem::replace(vm, late.vm);
-        vm.set_restart(restart);
-        vm.priority = priority;
+        vm.follow(&self.config);
         tracing::info!("VM `{name}` is late and {}", vm.state());
         if let Life::Preserved { held, .. } = before.life {
             self.unfinished.extend(held.into_session().and_then(finish));

@@ -280,10 +280,7 @@ impl Host {
 
     /// Gives every VM the policy and the priority that the configuration has for it.
     fn apply_policies(&mut self) {
-        for vm in &mut self.vms {
-            vm.set_restart(self.config.restart(&vm.machine.name));
-            vm.priority = self.config.priority(&vm.machine.name);
-        }
+        self.vms.iter_mut().for_each(|vm| vm.follow(&self.config));
     }
 
     /// Ends a VM at once. A withheld VM is marked as given up: no host restores its old state in this boot.

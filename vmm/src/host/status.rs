@@ -56,9 +56,7 @@ impl Host {
             vms: self.vms.iter().map(vm_status).collect(),
         }
     }
-}
 
-impl Host {
     /// What is wrong with the configuration, or could not be done of it until now.
     fn config_errors(&self) -> Option<Vec<String>> {
         let unmounted = self.unmounted.iter().map(|mount| mount.why().to_owned());

@@ -420,7 +420,7 @@ impl Arriving {
                 if self.held.is_none() || !self.entry.running {
                     return Ok(Step::Live { first_entry_ticks: None });
                 }
-                self.is_taken()?;
+                self.leave_luo()?;
                 self.process.send(Request::Resume, &[])?;
                 Stage::Resuming
             }
@@ -434,9 +434,9 @@ impl Arriving {
         Ok(Step::GoesOn)
     }
 
-    /// Makes sure, before the guest's first instruction, that no later host restores it from the same document: over
-    /// memory and disks that have gone on since. Other sessions end with this process.
-    fn is_taken(&mut self) -> Result<(), IncomingError> {
+    /// Takes the VM out of a LUO that outlives this process, before the guest's first instruction: a later host would
+    /// restore the old state over memory and disks that have gone on. Elsewhere sessions end with this process.
+    fn leave_luo(&mut self) -> Result<(), IncomingError> {
         match &mut self.held {
             Some(held) if self.outlives => Ok(held.release()?),
             _ => Ok(()),

@@ -146,8 +146,6 @@ pub fn run(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
-    // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
-    // jump, because segments that a guest touches for the first time now are pinned after the pause.
     let fills_holes = luo.backend().fills_holes();
     if fills_holes {
         let live = vms.iter().filter_map(|vm| match &vm.life {
@@ -157,6 +155,8 @@ pub fn run(
         });
         refuse_too_many_holes(live)?;
     }
+    // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
+    // jump, because segments that a guest touches for the first time now are pinned after the pause.
     let _pages_stay = match luo.backend().pins_pages() {
         true => {
             let stopped = KhugepagedStopped::stop(Path::new("/sys"));
@@ -422,8 +422,7 @@ struct Paused<'t, 'a> {
 
 impl<'t, 'a> Paused<'t, 'a> {
     /// Pauses the running VMs at the same time: sends to all of them first, to the most urgent one last, then waits for
-    /// all answers.
-    /// Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
+    /// all answers. Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
     /// meanwhile stays behind.
     fn pause(
         vms: &'t mut [Leaving<'a>],

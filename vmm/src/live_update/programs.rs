@@ -11,12 +11,11 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use luo::{Orchestrator, Outgoing, SessionName, Token};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use super::index::{FileKind, IndexedFile, IndexedSession};
 use super::next_host::{NextHost, NextHostError};
@@ -210,12 +209,11 @@ impl Program {
         if found != left {
             return Err(ProgramError::Size { found, left });
         }
-        let copied = check_room(left).and_then(|()| {
-            let memory = sealable("perennial").map_err(|e| io_error("copy")(e.into()))?;
-            let digest = copy(&source, Some(&memory), left)?;
-            Ok((memory, digest))
-        });
-        let (memory, found) = copied?;
+        check_room(left)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = luo::executable_memfd("perennial", flags);
+        let memory = File::from(memory.map_err(|errno| io_error("copy")(errno.into()))?);
+        let found = copy(&source, Some(&memory), left)?;
         if found != wanted {
             return Err(ProgramError::Digest { found, left: wanted });
         }
@@ -332,17 +330,6 @@ fn copy(from: &File, to: Option<&File>, bytes: u64) -> Result<u32, ProgramError>
         at += piece.len() as u64;
     }
     Ok(digest.finalize())
-}
-
-/// An empty memfd that can be executed and sealed. Linux before 6.3 does not know MFD_EXEC, and makes every memfd
-/// executable.
-fn sealable(name: &str) -> Result<File, Errno> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memory: OwnedFd = match memfd_create(name, flags | MemfdFlags::EXEC) {
-        Err(Errno::INVAL) => memfd_create(name, flags)?,
-        made => made?,
-    };
-    Ok(memory.into())
 }
 
 #[cfg(test)]
