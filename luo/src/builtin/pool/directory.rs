@@ -275,12 +275,15 @@ impl Directory {
     }
 }
 
-/// Writes `bytes` at the start of a file, and waits until they are on disk. The file must already
-/// be that long.
+/// Writes `bytes` at the start of a file. The file must already be that long.
 pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     let file = File::from(fd.try_clone().map_err(|error| errno(&error))?);
     fault::before_change()?;
-    file.write_all_at(bytes, 0).map_err(|error| errno(&error))?;
+    file.write_all_at(bytes, 0).map_err(|error| errno(&error))
+}
+
+/// Waits until a file is on disk.
+pub(super) fn sync(fd: &OwnedFd) -> Result<(), Errno> {
     fault::before_change()?;
     rustix::fs::fsync(fd)
 }

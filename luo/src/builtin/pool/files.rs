@@ -62,6 +62,8 @@ pub(super) struct State {
     pub(super) directory: Directory,
     /// PoolFiles of sessions, by number.
     pub(super) owned: BTreeMap<u64, Entry>,
+    /// The copies of preserved memfds, open for writing, by number.
+    pub(super) copies: BTreeMap<u64, OwnedFd>,
     /// Numbers of files that were looked up before, by inode.
     numbers: HashMap<u64, u64>,
 }
@@ -69,8 +71,8 @@ pub(super) struct State {
 impl PoolFiles {
     /// `owned` are the files of the incoming sessions.
     pub(super) fn new(directory: Directory, owned: BTreeMap<u64, Entry>) -> Self {
-        let numbers = HashMap::new();
-        Self(Arc::new(Mutex::new(State { directory, owned, numbers })))
+        let (copies, numbers) = (BTreeMap::new(), HashMap::new());
+        Self(Arc::new(Mutex::new(State { directory, owned, copies, numbers })))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -79,7 +81,8 @@ impl PoolFiles {
 }
 
 impl State {
-    /// Creates memory: a file of `bytes` bytes, all allocated and zero. Removes leftovers first.
+    /// Creates memory: a file of `bytes` bytes, all allocated and zero. Removes leftovers first if they take the room
+    /// that is needed, and only then: that opens every file of the pool, and a VM has many.
     ///
     /// All pages are allocated and written now, not at the first access. If the filesystem could
     /// not allocate a page at the first access, the guest would get a SIGBUS. A page that it did
@@ -87,7 +90,9 @@ impl State {
     ///
     /// EINVAL if `bytes` is 0. ENOSPC if the pool has not enough room beside its reserve.
     pub(super) fn create_memory(&mut self, bytes: u64) -> Result<OwnedFd, Errno> {
-        self.collect();
+        if !self.directory.has_room(bytes)? {
+            self.collect();
+        }
         self.create_memory_only(bytes)
     }
 
@@ -110,6 +115,17 @@ impl State {
                 let _ = self.directory.remove(id);
                 Err(errno)
             }
+        }
+    }
+
+    /// Creates the file for the copy of a memfd. Removes leftovers if there is no room without that.
+    pub(super) fn create_copy(&mut self, bytes: u64) -> Result<(u64, OwnedFd), Errno> {
+        match self.directory.create(bytes) {
+            Err(Errno::NOSPC) => {
+                self.collect();
+                self.directory.create(bytes)
+            }
+            created => created,
         }
     }
 
@@ -168,6 +184,12 @@ impl State {
             let _ = self.directory.remove(id);
             self.numbers.remove(&entry.inode);
         }
+    }
+
+    /// Waits until the copies of all memfds are on disk. The first call commits the filesystem's journal, and with it
+    /// what belongs to the others.
+    pub(super) fn sync_copies(&self) -> Result<(), Errno> {
+        self.copies.values().try_for_each(directory::sync)
     }
 
     /// Returns the pool's tree for these outgoing sessions, and the ticket of their switch.

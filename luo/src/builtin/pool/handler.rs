@@ -6,7 +6,6 @@
 //! [limit](MOST_COPIED). The room for the copy is allocated when the memfd is preserved, because a
 //! refusal then costs nothing. Where files are is left to [`super::files`].
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -15,7 +14,7 @@ use rustix::io::Errno;
 use super::super::open_file::{Look, OpenFile};
 use super::super::{Compatible, Handle, Handler, Retrieval};
 use super::directory;
-use super::files::PoolFiles;
+use super::files::{PoolFiles, State};
 use super::record::Entry;
 
 /// Largest memfd that is copied, in bytes.
@@ -95,8 +94,6 @@ impl Handler<OpenFile> for FileHandler {
 pub(super) struct CopyHandler {
     pub(super) files: PoolFiles,
     pub(super) compatible: Compatible,
-    /// The copies of preserved memfds, open for writing, by number.
-    pub(super) copies: BTreeMap<u64, OwnedFd>,
 }
 
 impl Handler<OpenFile> for CopyHandler {
@@ -120,18 +117,20 @@ impl Handler<OpenFile> for CopyHandler {
         }
         let seals = rustix::fs::fcntl_get_seals(file)?.bits();
         let mut state = self.files.state();
-        let (id, copy) = state.directory.create(bytes)?;
+        let (id, copy) = state.create_copy(bytes)?;
         let inode = Look::at(&copy)?.inode.number;
         state.owned.insert(id, Entry { inode, bytes, position: 0, seals, digest: 0 });
-        self.copies.insert(id, copy);
+        state.copies.insert(id, copy);
         Ok(Handle(id))
     }
 
-    /// EINVAL if the memfd's size has changed since it was preserved.
+    /// EINVAL if the memfd's size has changed since it was preserved. The switch waits for the copies of all memfds
+    /// together until they are on disk.
     fn freeze(&mut self, file: &OpenFile, handle: Handle) -> Result<Handle, Errno> {
         let mut state = self.files.state();
-        let entry = state.owned.get_mut(&handle.0).ok_or(Errno::STALE)?;
-        let copy = self.copies.get(&handle.0).ok_or(Errno::STALE)?;
+        let State { owned, copies, .. } = &mut *state;
+        let entry = owned.get_mut(&handle.0).ok_or(Errno::STALE)?;
+        let copy = copies.get(&handle.0).ok_or(Errno::STALE)?;
         if file.look()?.bytes != entry.bytes {
             return Err(Errno::INVAL);
         }
@@ -143,8 +142,9 @@ impl Handler<OpenFile> for CopyHandler {
     }
 
     fn unpreserve(&mut self, _: &OpenFile, handle: Handle) {
-        self.copies.remove(&handle.0);
-        self.files.state().discard(handle.0);
+        let mut state = self.files.state();
+        state.copies.remove(&handle.0);
+        state.discard(handle.0);
     }
 
     /// ESTALE if the copy is missing or its contents have changed.

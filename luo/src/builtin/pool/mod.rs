@@ -33,7 +33,7 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -216,7 +216,7 @@ impl Pool {
     }
 
     /// Removes files that are no longer in use and that no session owns. Does nothing while live
-    /// update is disabled. Each start and each [`Pool::create_memory`] does the same.
+    /// update is disabled. Each start does the same, and each [`Pool::create_memory`] that needs their room.
     pub fn collect(&self) {
         if self.in_process.disabled().is_none() {
             self.files.state().collect();
@@ -245,6 +245,8 @@ impl Pool {
             let state = self.files.state();
             let tree =
                 record::encode(&state.tree(luo, self.ticket)).map_err(|_| refused(Errno::AGAIN))?;
+            // Before the tree that names them.
+            state.sync_copies().map_err(refused)?;
             state.directory.write_handover(&tree).map_err(refused)?;
             jump().map_err(|error| match state.directory.remove_handover() {
                 Ok(()) => HandOverError::NotTaken(error),
@@ -327,7 +329,7 @@ fn remaining(directory: &Directory, mut tree: Tree, digest: u32) -> Arrival {
     let left = sessions.filter(|(place, _)| !directory.is_taken(digest, *place));
     let (places, sessions) = left.unzip();
     tree.luo.sessions = sessions;
-    let owned: Vec<u64> = record::pool_files(&tree.luo).map(|file| file.data).collect();
+    let owned: BTreeSet<u64> = record::pool_files(&tree.luo).map(|file| file.data).collect();
     tree.files.retain(|id, _| owned.contains(id));
     Arrival { tree, digest, places }
 }
@@ -339,10 +341,7 @@ fn register_handlers(luo: &mut Luo<OpenFile>, files: &PoolFiles) {
         // Fails only while live update is disabled; then no handler is needed.
         let _ = match kind {
             Preservation::File => luo.register_handler(FileHandler { files, compatible }),
-            Preservation::Copy => {
-                let copies = BTreeMap::new();
-                luo.register_handler(CopyHandler { files, compatible, copies })
-            }
+            Preservation::Copy => luo.register_handler(CopyHandler { files, compatible }),
         };
     }
 }

@@ -240,3 +240,28 @@ fn a_session_that_cannot_be_marked_as_retrieved_can_be_retrieved_later() {
     assert!(error.to_string().contains("no room"), "{error}");
     assert_eq!(found(&pool), ["a", "b"]);
 }
+
+#[test]
+fn all_documents_are_written_before_the_first_is_waited_for() {
+    let directory = directory();
+    let pool = start(&directory);
+    let session = pool.create_session(&name("web")).unwrap();
+    let documents = ["one", "two", "three"].map(memfd);
+    for (token, document) in documents.iter().enumerate() {
+        session.preserve(document.as_fd(), Token(token as u64)).unwrap();
+    }
+    // The change after three writes is the first wait. One for each write would be one for each VM of a blackout.
+    let waits = Fault::At(documents.len(), Errno::IO);
+    let (left, reached) = waits.during(|| pool.hand_over(|| Ok::<_, Infallible>(())));
+    assert!(left.is_err() && reached);
+    let files = std::fs::read_dir(directory.path().join("files")).unwrap();
+    let written = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let mut written: Vec<String> = written.collect();
+    written.sort();
+    assert_eq!(written, ["one", "three", "two"]);
+    leave(pool);
+    drop(session);
+    let pool = start(&directory);
+    let session = pool.retrieve_session(&name("web")).unwrap();
+    assert_eq!(contents(session.retrieve(Token(2)).unwrap()), "three");
+}

@@ -42,6 +42,25 @@ fn creating_memory_leaves_the_reserve_for_documents_free() {
 }
 
 #[test]
+fn leftovers_are_looked_for_only_when_their_room_is_needed() {
+    let Some(mounted) = SmallFilesystem::new(4 * MIB) else { return };
+    let pool = start(&mounted.0);
+    drop(pool.create_memory("left", 2 * MIB).unwrap());
+    let _one = pool.create_memory("one", MIB).unwrap();
+    assert_eq!(file_count(&mounted.0), 2, "there was room, so no file was opened");
+    let _two = pool.create_memory("two", 2 * MIB).unwrap();
+    assert_eq!(file_count(&mounted.0), 2);
+    // Documents need room as well.
+    let left = pool.create_memory("left", MIB / 2).unwrap();
+    drop(left);
+    let session = pool.create_session(&name("web")).unwrap();
+    let big = memfd("");
+    big.set_len(3 * MIB / 4).unwrap();
+    session.preserve(big.as_fd(), Token(0)).unwrap();
+    assert_eq!(file_count(&mounted.0), 3);
+}
+
+#[test]
 fn a_full_pool_refuses_early_and_loses_nothing() {
     let Some(mounted) = SmallFilesystem::new(4 * MIB) else { return };
     let pool = start(&mounted.0);
