@@ -22,7 +22,7 @@ use rustix::fs::{Access, access};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open, wait,
-    waitid,
+    waitid, waitpid,
 };
 use rustix::time::Timespec;
 
@@ -373,28 +373,58 @@ fn take_fd(number: &str) -> Option<OwnedFd> {
 
 /// Ends the processes of the last host's VMs, and waits until their disks and ports are free for the next
 /// processes. The exec closed their links, so they end by themselves, unless a guest has taken one over.
-/// They are still children of this process.
+/// They are still children of this process. Waits for no other child: PID 1 has orphans of other programs.
 pub fn end_old_vm_processes() {
-    let processes = std::env::var(PROCESSES_VARIABLE).unwrap_or_default();
-    for pid in processes.split(',').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-        // A process that has ended keeps its ID until it is waited for, so the ID is not another process's.
-        let runs = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if let Ok(None) = waitid(WaitId::Pid(pid), runs) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+    let old = std::env::var(PROCESSES_VARIABLE).unwrap_or_default();
+    let old: Vec<Pid> = old.split(',').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+    if !end(&old, Instant::now() + GONE_WITHIN) {
+        tracing::error!(
+            "processes of the last host's VMs do not end: they may keep disks and ports busy"
+        );
     }
-    let deadline = Instant::now() + GONE_WITHIN;
-    loop {
-        match wait(WaitOptions::NOHANG) {
-            Ok(Some(_)) | Err(Errno::INTR) => {}
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-            Ok(None) => {
-                tracing::error!(
-                    "processes of the last host's VMs do not end: they may keep disks and ports busy"
-                );
-                return;
-            }
-            Err(_) => return,
-        }
+    // Other children that ended before this program could notice.
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+}
+
+/// Kills these children and waits until `deadline` for the end of each. Returns whether all have ended.
+fn end(children: &[Pid], deadline: Instant) -> bool {
+    // A child that has ended keeps its ID until it is waited for, so the ID is not another process's.
+    let mine = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let mine: Vec<Pid> =
+        children.iter().copied().filter(|pid| waitid(WaitId::Pid(*pid), mine).is_ok()).collect();
+    for pid in &mine {
+        let _ = kill_process(*pid, Signal::KILL);
+    }
+    let has_ended = |pid: &Pid| {
+        let pidfd = pidfd_open(*pid, PidfdFlags::empty())?;
+        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or_default();
+        let ended = rustix::io::retry_on_intr(|| poll(&mut ended, Some(&left)))? > 0;
+        let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+        Ok::<_, Errno>(ended)
+    };
+    // Of each, so that all that have ended are reaped.
+    mine.iter().filter(|pid| !has_ended(pid).unwrap_or(false)).count() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_processes_that_are_named_are_ended_and_waited_for() {
+        let start = || Command::new("sleep").arg("1000").spawn().unwrap();
+        let (old, ended, mut other) = (start(), start(), start());
+        let (old, ended) = (Pid::from_child(&old), Pid::from_child(&ended));
+        kill_process(ended, Signal::KILL).unwrap();
+        // A wait for the other one would take this long.
+        let deadline = Instant::now() + Duration::from_secs(1000);
+        assert!(end(&[old, ended, rustix::process::getpid()], deadline));
+        let again = waitpid(Some(old), WaitOptions::NOHANG);
+        assert!(matches!(again, Err(Errno::CHILD)), "it is reaped");
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }

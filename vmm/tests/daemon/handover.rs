@@ -134,7 +134,8 @@ fn processes_of_the_last_hosts_vms_that_do_not_end_by_themselves_are_ended() {
     let mut command = Command::new("sh");
     command.current_dir(directory.path()).args(["-c", script, PERENNIAL]);
     let mut host = Host::run(command, directory);
-    host.wait_for_line("do not end");
+    // It does not wait for the other one.
+    host.wait_until_ready("boot lost");
     let exists = |name: &str| {
         let pid = fs::read_to_string(host.directory.path().join(name)).unwrap();
         Path::new("/proc").join(pid.trim()).exists()
