@@ -308,6 +308,12 @@ impl Guest {
         self.life = Life::Withheld(vec![words, why.to_owned()]);
     }
 
+    /// Returns the bytes of the RAM of a VM with a process, touched or not.
+    pub fn live_ram_bytes(&self) -> u64 {
+        let Life::Live(live) = &self.life else { return 0 };
+        live.segments.iter().map(Segment::len).sum()
+    }
+
     /// Returns the bytes of the VM's RAM that have no memory of the host yet and may be touched at any
     /// time.
     pub fn untouched_bytes(&self) -> u64 {

@@ -71,7 +71,8 @@ pub fn run(config: Config, text: String, left: UnixStream) -> Result<Ended, Host
     let mut host = Host::alone(config, text);
     server.listen(&host.config.host)?;
     for index in 0..host.vms.len() {
-        let ram = ram_source(&host.luo, &host.vms, index);
+        let wanted = host.vms[index].machine.ram_bytes;
+        let ram = ram_source(&host.luo, &host.vms, index, wanted);
         host.vms[index].boot(ram)?;
     }
     server.run(&mut host)?;

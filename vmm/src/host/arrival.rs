@@ -133,7 +133,8 @@ impl Host {
                     vm.withhold(why, remedy);
                 }
                 _ => {
-                    let ram = ram_source(&self.luo, &self.vms, self.vms.len());
+                    let (index, wanted) = (self.vms.len(), vm.machine.ram_bytes);
+                    let ram = ram_source(&self.luo, &self.vms, index, wanted);
                     let claimed = claimed.map_err(|source| vm.claimed(source));
                     if let Err(error) = claimed.and_then(|()| vm.boot(ram)) {
                         let why = chain(&error);

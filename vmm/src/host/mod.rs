@@ -57,7 +57,7 @@ use crate::api::report::{Replaced, Report};
 use crate::causes::chain;
 use crate::config::{Config, ConfigError, HostSection};
 use crate::guests::confinement::Confinement;
-use crate::guests::ram::RamSource;
+use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::arrival::{Arrival, NotSeen};
 use crate::live_update::carry::Carried;
@@ -237,7 +237,8 @@ impl Host {
         if !self.vms[index].is_live() {
             self.check_claims(index)?;
         }
-        let ram = ram_source(&self.luo, &self.vms, index);
+        let wanted = self.vms[index].machine.ram_bytes;
+        let ram = ram_source(&self.luo, &self.vms, index, wanted);
         self.vms[index].boot(ram)
     }
 
@@ -268,7 +269,8 @@ impl Host {
 
     fn boot_if_due(&mut self, index: usize) {
         if self.vms[index].next_boot().is_some() {
-            let ram = ram_source(&self.luo, &self.vms, index);
+            let wanted = self.vms[index].machine.ram_bytes;
+            let ram = ram_source(&self.luo, &self.vms, index, wanted);
             self.vms[index].boot_if_due(ram);
         }
     }
@@ -515,12 +517,17 @@ fn index_of(vms: &[Guest], name: &VmName) -> Result<usize, GuestError> {
     vms.iter().position(|vm| vm.machine.name == *name).ok_or(unknown)
 }
 
-/// Returns the source of RAM for VM `index`, which leaves memory for the RAM that the other VMs have not
-/// touched yet.
-fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize) -> RamSource<'a> {
-    let others = vms.iter().enumerate().filter(|(other, _)| *other != index);
-    let promised = others.map(|(_, vm)| vm.untouched_bytes()).sum();
-    RamSource::new(luo.as_deref().ok()).with_promised(promised)
+/// Returns the source of RAM for VM `index`, which wants `wanted` bytes. It leaves memory for the RAM that the other VMs
+/// have not touched yet. How much that is, a system call for each segment tells, so it is looked at only if all of their
+/// RAM together may not fit.
+fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize, wanted: u64) -> RamSource<'a> {
+    let ram = RamSource::new(luo.as_deref().ok());
+    let others = vms.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, vm)| vm);
+    let sold: u64 = others.clone().map(Guest::live_ram_bytes).sum();
+    match ram::available_bytes() {
+        Ok(available) if sold.saturating_add(wanted) <= available => ram,
+        _ => ram.with_promised(others.map(Guest::untouched_bytes).sum()),
+    }
 }
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use luo::Backend;
 
-use super::{Host, kvm_pages, limits, network};
+use super::kvm_pages::KvmPages;
+use super::{Host, limits, network};
 use crate::api::report::Replaced;
 use crate::api::{ProgramStatus, Status, VmStatus};
 use crate::guests::{Guest, Life};
@@ -25,6 +26,7 @@ impl Host {
     /// The answer to `status`, from what is known: asks no VM.
     pub fn status(&self) -> Status {
         let uname = rustix::system::uname();
+        let pages = KvmPages::list(Path::new("/"));
         let preserved = self.vms.iter().filter_map(|vm| match &vm.life {
             Life::Preserved { held, .. } => Some(held.name().to_string()),
             _ => None,
@@ -53,7 +55,7 @@ impl Host {
             address: self.config.host.network.as_ref().and_then(network::own_address),
             resources: limits::resources(),
             programs: self.carried.programs.iter().map(program_status).collect(),
-            vms: self.vms.iter().map(vm_status).collect(),
+            vms: self.vms.iter().map(|vm| vm_status(vm, &pages)).collect(),
         }
     }
 
@@ -72,7 +74,7 @@ fn program_status(program: &Program) -> ProgramStatus {
     ProgramStatus { version, bytes, digest: format!("{digest:08x}") }
 }
 
-fn vm_status(vm: &Guest) -> VmStatus {
+fn vm_status(vm: &Guest, pages: &KvmPages) -> VmStatus {
     let live = match &vm.life {
         Life::Live(live) => Some(live),
         _ => None,
@@ -95,7 +97,7 @@ fn vm_status(vm: &Guest) -> VmStatus {
         pid: pid.map(|pid| pid.as_raw_nonzero().get()),
         program: live.and_then(|live| live.program.clone()),
         console: live.and_then(|live| live.console.clone()),
-        mapped: pid.and_then(|pid| kvm_pages::of_process(Path::new("/"), pid)),
+        mapped: pid.and_then(|pid| pages.of_process(pid)),
         links: vm.links(),
         unconfined: live.map_or_else(Vec::new, |live| live.process.missing().to_vec()),
         disks: vm.disk_reports().map(|disks| disks.into_iter().map(Into::into).collect()),
