@@ -9,7 +9,8 @@ const MAX_LINE: usize = 64 << 10;
 /// Most lines that are returned at once: the commands of one client that are carried out before those of the
 /// next one.
 const MAX_LINES: usize = 8;
-/// Most unwritten bytes for a client that does not read. Above this, the client is dropped.
+/// Most unwritten bytes for a client that does not read. Above this, the client is dropped, unless all of them belong to
+/// one line: the status of a host with many VMs may be longer.
 const MAX_BACKLOG: usize = 4 << 20;
 
 /// Why a stream can no longer be used.
@@ -96,9 +97,16 @@ impl Lines {
 
     /// Queues one line and writes as much as the stream takes.
     pub fn write(&mut self, line: &str) -> Result<(), StreamError> {
+        self.flush()?;
+        let is_behind = self.is_behind();
         self.outgoing.extend_from_slice(line.as_bytes());
         self.outgoing.push(b'\n');
-        self.flush()
+        self.flush()?;
+        if is_behind && self.outgoing.len() > MAX_BACKLOG {
+            self.outgoing.clear();
+            return Err(StreamError::Stuck);
+        }
+        Ok(())
     }
 
     /// Writes as much as the stream takes.
@@ -111,10 +119,6 @@ impl Lines {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e.into()),
             }
-        }
-        if self.outgoing.len() > MAX_BACKLOG {
-            self.outgoing.clear();
-            return Err(StreamError::Stuck);
         }
         Ok(())
     }
@@ -207,6 +211,23 @@ mod tests {
         assert!(matches!(error, StreamError::TooLong));
         drop(lines);
         let _ = writer.join().unwrap();
+    }
+
+    #[test]
+    fn one_line_of_any_length_reaches_a_client_that_reads() {
+        let (client, mut lines) = pair();
+        let line = "x".repeat(MAX_BACKLOG + 1);
+        lines.write(&line).unwrap();
+        assert!(lines.is_behind());
+        let reader = std::thread::spawn(move || {
+            let mut read = String::new();
+            io::BufRead::read_line(&mut io::BufReader::new(client), &mut read).unwrap();
+            read
+        });
+        while lines.is_behind() {
+            lines.flush().unwrap();
+        }
+        assert_eq!(reader.join().unwrap().len(), line.len() + 1);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The process parses guest-controlled bytes, so a guest may take it over and send any message.
 //! Whatever it sends, the host neither panics nor waits forever: the size of every message is bounded
-//! (see [`Channel`]), and so are the number of causes of a failure and the number of unread events.
+//! (see [`Channel`]), and so are its texts (see `words`), the number of causes of a failure, the number of unread events,
+//! and how many events the process may send in a time.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -13,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::told::Told;
+use super::words::{bounded, bounded_text};
 use crate::config::USERS;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
@@ -278,11 +280,21 @@ impl Conversation {
         self.unanswered.borrow_mut().iter_mut().for_each(|request| request.awaited = false);
     }
 
+    /// Waits for the next message. File descriptors that come with it are closed.
+    fn receive(&self) -> Result<FromVm, LinkError> {
+        match self.channel.receive::<FromVm>() {
+            Ok((message, _fds)) => Ok(bounded(message)),
+            // The reason may quote the message.
+            Err(LinkError::Malformed(why)) => Err(LinkError::Malformed(bounded_text(&why))),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Takes the next message. Returns the answer if it is one that is awaited.
     pub fn take_message(&self) -> Result<Option<Reply>, ProcessError> {
         let request = self.oldest();
-        let received = self.channel.receive::<FromVm>();
-        let (message, _) = received.map_err(|source| match (&source, self.last_event()) {
+        let received = self.receive();
+        let message = received.map_err(|source| match (&source, self.last_event()) {
             (LinkError::Closed, Some(Event::Crashed(why))) => {
                 ProcessError::Crashed { request, why }
             }
@@ -332,12 +344,16 @@ impl Conversation {
         self.events.borrow().back().cloned()
     }
 
-    /// Returns the last event of a process that has ended. Skips replies and malformed messages.
+    /// Returns the last event of a process that has ended. Skips replies and malformed messages. Never waits, although
+    /// another process may still have the other end of the link.
     pub fn last_words(&self) -> Option<Event> {
         loop {
-            let done = match self.channel.receive::<FromVm>() {
-                Ok((FromVm::Event(event), _)) => self.queue_event(event).is_err(),
-                Ok((FromVm::Reply(_), _)) | Err(LinkError::Malformed(_)) => false,
+            if !matches!(self.has_message_by(Instant::now()), Ok(true)) {
+                return self.events.borrow_mut().pop_back();
+            }
+            let done = match self.receive() {
+                Ok(FromVm::Event(event)) => self.queue_event(event).is_err(),
+                Ok(FromVm::Reply(_)) | Err(LinkError::Malformed(_)) => false,
                 Err(_) => true,
             };
             if done {
@@ -351,11 +367,11 @@ impl Conversation {
     pub fn events(&self) -> Result<Vec<Event>, ProcessError> {
         if self.has_message_by(Instant::now())? {
             let request = NO_REQUEST;
-            match self.channel.receive::<FromVm>() {
-                Ok((FromVm::Event(event), _)) => {
+            match self.receive() {
+                Ok(FromVm::Event(event)) => {
                     self.queue_event(event).map_err(|source| link(request, source))?;
                 }
-                Ok((FromVm::Reply(reply), _)) => self.take_unawaited(reply)?,
+                Ok(FromVm::Reply(reply)) => self.take_unawaited(reply)?,
                 Err(source) => return Err(link(request, source)),
             }
         }
@@ -395,6 +411,7 @@ impl Conversation {
     }
 
     fn queue_event(&self, event: Event) -> Result<(), LinkError> {
+        self.told.borrow_mut().note_event(Instant::now())?;
         // These are no reasons to look at the VM.
         let event = match event {
             Event::Link { device, link } => return self.told.borrow_mut().set_link(device, link),
@@ -425,7 +442,7 @@ fn link(request: &'static str, source: LinkError) -> ProcessError {
 
 /// The error for a reply that does not fit its request.
 pub fn unexpected(request: &'static str, reply: &Reply) -> ProcessError {
-    ProcessError::Unexpected { request, reply: format!("{reply:?}") }
+    ProcessError::Unexpected { request, reply: bounded_text(&format!("{reply:?}")) }
 }
 
 fn verb(request: &Request) -> &'static str {
@@ -589,6 +606,31 @@ mod tests {
         assert!(!host.has_events());
         assert_eq!(host.told().take_resized(), [("d@1".to_owned(), Ok(512))]);
         assert_eq!(host.told().take_resized(), []);
+    }
+
+    #[test]
+    fn a_process_that_sends_without_end_is_an_error_and_its_messages_are_not_quoted_in_full() {
+        let (host, vm) = conversation();
+        let talker = std::thread::spawn(move || {
+            let link = || Event::Link { device: "net@1".to_owned(), link: Link::Up };
+            while vm.send(&FromVm::Event(link()), &[]).is_ok() {}
+        });
+        let error = host.ask(Request::Pause).unwrap_err();
+        assert!(crate::causes::chain(&error)[1].contains("without end"), "{error:?}");
+        drop(host);
+        talker.join().unwrap();
+
+        let (host, vm) = conversation();
+        let unknown = serde_json::json!({"reply": {"z".repeat(100_000): 1}});
+        vm.send(&unknown, &[]).unwrap();
+        vm.send(&FromVm::Event(Event::Crashed("z".repeat(100_000))), &[]).unwrap();
+        let error = host.events().unwrap_err();
+        assert!(crate::causes::chain(&error).join(": ").len() < 5000, "{error:?}");
+        let Some(Event::Crashed(why)) = host.last_words() else { panic!() };
+        assert!(why.len() < 5000);
+        // Its other end is still open.
+        assert_eq!(host.last_words(), None);
+        drop(vm);
     }
 
     #[test]

@@ -20,5 +20,6 @@ pub mod ram;
 mod restarts;
 pub mod storage;
 pub mod told;
+mod words;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

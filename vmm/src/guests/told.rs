@@ -17,6 +17,11 @@ const MAX_NAME: usize = 64;
 /// Most ends of resizes that nobody has taken. The host takes them after each message.
 const MAX_RESIZED: usize = 64;
 
+/// Most events within [`EVENTS_WITHIN`]. A VM sends one for each change of a link, each resize, and its end.
+const MAX_EVENTS: u32 = 2048;
+/// The time in which events are counted.
+const EVENTS_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long a process may take to report the state of its disks before nobody waits for it any more.
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
 
@@ -34,9 +39,32 @@ pub struct Told {
     /// When it was asked for the reports that it owes.
     asked: Option<Instant>,
     resized: VecDeque<Resized>,
+    /// Since when events are counted, and their number.
+    events: Option<(Instant, u32)>,
 }
 
 impl Told {
+    /// Counts an event. Errors if the process sends them without end: each wakes the host.
+    pub fn note_event(&mut self, now: Instant) -> Result<(), LinkError> {
+        let (since, count) = match self.events {
+            Some((since, count)) if now.saturating_duration_since(since) < EVENTS_WITHIN => {
+                (since, count + 1)
+            }
+            _ => (now, 1),
+        };
+        self.events = Some((since, count));
+        match count > MAX_EVENTS {
+            true => {
+                let seconds = EVENTS_WITHIN.as_secs();
+                let problem = format!(
+                    "the VM's process sends without end: more than {MAX_EVENTS} events within {seconds} s"
+                );
+                Err(LinkError::Malformed(problem))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// The links of the network devices, by node.
     pub fn links(&self) -> &BTreeMap<String, Link> {
         &self.links
@@ -120,6 +148,16 @@ mod tests {
         assert_eq!(told.reports(after(8)), Some((Duration::from_secs(7), &Reports::new())));
         told.refuse_reports();
         assert!(told.ask_for_reports(after(9)));
+    }
+
+    #[test]
+    fn only_so_many_events_may_come_in_a_time() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        for round in 0..3 {
+            let now = start + EVENTS_WITHIN * round;
+            (0..MAX_EVENTS).for_each(|_| told.note_event(now).unwrap());
+        }
+        told.note_event(start + EVENTS_WITHIN * 3 - Duration::from_millis(1)).unwrap_err();
     }
 
     #[test]

@@ -29,6 +29,8 @@ use crate::causes::chain;
 use crate::config::HostSection;
 use crate::devices::serial::open_port;
 use crate::guests::Life;
+use crate::guests::conversation::ProcessError;
+use crate::link::LinkError;
 use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError, preflight};
 
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
@@ -344,7 +346,11 @@ impl Server {
         match client.lines.flush().and_then(|()| client.lines.read()) {
             Ok(lines) => self.answer_all(lines, host, Whom::Client(number)),
             Err(StreamError::Closed) => client.end(),
-            Err(_) => client.lines.close(),
+            Err(error) => {
+                let told = Line::Error { id: 0, error: chain(&error), outcome: None };
+                client.lines.send(&told.text());
+                client.lines.close();
+            }
         }
     }
 
@@ -630,9 +636,11 @@ fn handle_events(host: &mut Host, index: usize) {
     let Life::Live(live) = &vm.life else { return };
     match live.process.events() {
         Ok(events) => events.into_iter().for_each(|event| host.on_event(index, Some(event))),
+        // How it ended is known when it is reaped, unless that has taken place.
+        Err(ProcessError::Link { source: LinkError::Closed, .. }) => host.on_event(index, None),
         Err(error) => {
-            tracing::error!("VM `{}`: {}", vm.machine.name, chain(&error).join(": "));
-            host.on_event(index, None);
+            let why = chain(&error).join(": ");
+            host.on_event(index, Some(crate::link::Event::Crashed(why)));
         }
     }
 }

@@ -14,10 +14,10 @@ use crate::kernel::{COUNT, COUNTS, RESETS, image};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One VM: its name, its guest's code, and more lines of its section.
-type Vm<'a> = (&'a str, &'a [u8], &'a str);
+pub(crate) type Vm<'a> = (&'a str, &'a [u8], &'a str);
 
 /// A host with these VMs, or `None`, with a word about it, where there is no KVM.
-fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
+pub(crate) fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         eprintln!("skipped: no /dev/kvm");
         return None;
@@ -37,14 +37,14 @@ fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
 }
 
 impl Host {
-    fn vm(&self, name: &str) -> Value {
+    pub(crate) fn vm(&self, name: &str) -> Value {
         let status = self.status();
         let vms = status["vms"].as_array().unwrap();
         vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
     }
 
     /// Waits until what `status` says of a VM fulfils `holds`, and returns it.
-    fn wait_for(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let vm = self.vm(name);
@@ -71,7 +71,7 @@ impl Host {
     }
 
     /// Waits until a guest counts on.
-    fn counts_on(&self, name: &str) {
+    pub(crate) fn counts_on(&self, name: &str) {
         let (before, deadline) = (self.count(name), Instant::now() + PATIENCE);
         while self.count(name) == before {
             assert!(Instant::now() < deadline, "{name} stands at {before}");
@@ -79,12 +79,12 @@ impl Host {
         }
     }
 
-    fn signal_vm(&self, name: &str, signal: Signal) {
+    pub(crate) fn signal_vm(&self, name: &str, signal: Signal) {
         let pid = self.vm(name)["pid"].as_i64().unwrap();
         kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
     }
 
-    fn hands_over(&mut self, more: &[&str]) {
+    pub(crate) fn hands_over(&mut self, more: &[&str]) {
         let output = self.ctl(&[&["handover"], more].concat());
         assert!(output.status.success(), "{output:?}");
         self.wait_until_ready("boot handover");

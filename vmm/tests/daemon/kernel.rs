@@ -16,6 +16,13 @@ pub(crate) const COUNTS: &[u8] = &[
     0xeb, 0xf8, // jmp again
 ];
 
+/// Waits for an interrupt that never comes.
+pub(crate) const HALTS: &[u8] = &[
+    0xfa, // halt: cli
+    0xf4, // hlt
+    0xeb, 0xfc, // jmp halt
+];
+
 /// Resets the machine through the keyboard controller.
 pub(crate) const RESETS: &[u8] = &[
     0xb0, 0xfe, // mov al, 0xfe

@@ -7,6 +7,7 @@ mod events;
 mod guests;
 mod handover;
 mod host;
+mod hostile;
 mod instance;
 mod kernel;
 mod log;
