@@ -109,6 +109,20 @@ impl CommandLine {
         Self::new(&format!("{kernels}{space}{parameter}={value}{before_inits}{inits}"))
     }
 
+    /// Returns the command line without the kernel's parameters of these names.
+    #[must_use]
+    pub fn without(&self, names: &[&str]) -> Self {
+        let mut walk = Parameters { text: &self.0, position: 0 };
+        let mut words = Vec::new();
+        for (start, parameter) in walk.by_ref() {
+            if !names.iter().any(|name| parameter.is(name)) {
+                words.push(&self.0[start..][..word_length(&self.0[start..])]);
+            }
+        }
+        words.push(&self.0[walk.position..]);
+        Self(words.join(" ").trim_end().to_owned())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -389,6 +403,17 @@ mod tests {
     }
 
     /// Texts of those pieces that the parser treats in a special way.
+    #[test]
+    fn parameters_are_left_out_by_name_and_those_of_init_stay() {
+        let without = |text: &str| {
+            CommandLine::new(text).unwrap().without(&["memmap", "big_pages"]).as_str().to_owned()
+        };
+        assert_eq!(without("a memmap=1G!4G b=\"c d\" big-pages=7"), "a b=\"c d\"");
+        assert_eq!(without("memmap=1 quiet -- memmap=2"), "quiet -- memmap=2");
+        assert_eq!(without("memmap=\"1 2\""), "");
+        assert_eq!(without("memmaps=1  x"), "memmaps=1 x");
+    }
+
     fn texts() -> impl Strategy<Value = String> {
         prop::collection::vec(
             prop::sample::select(vec![

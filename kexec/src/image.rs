@@ -245,6 +245,11 @@ pub struct Identity {
 }
 
 impl Kernel {
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Returns the identity of the open file.
     pub fn identity(&self) -> io::Result<Identity> {
         let found = self.file.metadata()?;
@@ -310,6 +315,11 @@ fn release(file: &File, offset: u16, setup_size: u64) -> Option<String> {
 }
 
 impl Initramfs {
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The formats without compression: name and first bytes (init/initramfs.c).
     const PLAIN: [(&'static str, &'static [u8]); 2] =
         [("cpio", b"070701"), ("cpio with checksums", b"070702")];

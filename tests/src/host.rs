@@ -202,6 +202,15 @@ impl Host {
         self.control.request(request, ANSWER)
     }
 
+    /// The same for a request that takes long.
+    pub fn request_within(
+        &mut self,
+        request: Value,
+        within: Duration,
+    ) -> Result<Value, ControlError> {
+        self.control.request(request, within)
+    }
+
     /// Sends a request without waiting. [`reply`](Self::reply) waits for its reply.
     pub fn send(&mut self, request: Value) -> Result<(u64, String), ControlError> {
         self.control.send(request)

@@ -12,6 +12,7 @@ mod foreground;
 mod handover;
 mod network;
 mod power;
+mod rehearsal;
 mod repeat;
 mod silence;
 mod simple;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Suite { name: "travel", tests: travel::TESTS },
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },
+        Suite { name: "rehearsal", tests: rehearsal::TESTS },
         Suite { name: "stock", tests: stock::TESTS },
         Suite { name: "power", tests: power::TESTS },
         Suite { name: "disks", tests: disks::TESTS },
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: rehearsal::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {

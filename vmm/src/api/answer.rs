@@ -33,7 +33,7 @@ pub enum Answer {
         /// Size of the disk in bytes, as the guest was told.
         bytes: u64,
     },
-    /// Of `preflight`.
+    /// Of `preflight` and `rehearse`.
     Findings {
         /// Whether an update would be refused.
         refused: bool,

@@ -45,6 +45,15 @@ pub enum Event {
         /// The VM that has done the step. Without it, the step begins.
         vm: Option<VmName>,
     },
+    /// A rehearsal begins or has ended.
+    Rehearsal {
+        /// When, in milliseconds since 1970.
+        time_ms: u64,
+        /// Whether the update follows if nothing refuses it.
+        updates: bool,
+        /// Whether it refuses the update. `None`: it begins.
+        refused: Option<bool>,
+    },
     /// A live update or a handover did not take place.
     Undone {
         /// When, in milliseconds since 1970.

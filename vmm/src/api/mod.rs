@@ -134,6 +134,9 @@ pub enum Command {
     },
     /// Find out what would stand in the way of an update. Loads nothing, and touches no VM.
     Preflight(UpdateCall),
+    /// Boot the kernel of an update in a VM, and let the next host say there what stands in the way of the update.
+    /// Touches no other VM.
+    Rehearse(UpdateCall),
     /// Replace the host's kernel under its VMs.
     Update(UpdateCall),
     /// Replace the host's program under its VMs.
@@ -175,6 +178,12 @@ pub struct UpdateCall {
     /// Names of refusals of the preflight to go on in spite of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub force: Vec<String>,
+    /// Rehearse the update first, and go on only if nothing refuses it.
+    #[serde(default)]
+    pub rehearse: bool,
+    /// How many seconds the rehearsal may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse_within_s: Option<u32>,
 }
 
 impl UpdateCall {

@@ -125,6 +125,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Boot the next kernel in a VM of the host, and say what would stand in the way of an update to it
+    ///
+    /// No other VM is paused or touched. The exit status is that of `preflight`.
+    Rehearse {
+        #[command(flatten)]
+        next: Next,
+        /// How long it may take; by default 120
+        #[arg(long, value_name = "SECONDS")]
+        within: Option<u32>,
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Replace the host's kernel under its VMs
     Update {
         #[command(flatten)]
@@ -136,6 +149,12 @@ enum Command {
         /// Compare the page frames of guest RAM before and after
         #[arg(long)]
         verify_frames: bool,
+        /// Boot the next kernel in a VM of the host first, and go on only if nothing refuses it there
+        #[arg(long)]
+        rehearse: bool,
+        /// How long that may take; by default 120
+        #[arg(long, value_name = "SECONDS", requires = "rehearse")]
+        rehearse_within: Option<u32>,
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {
@@ -258,8 +277,19 @@ impl From<Command> for api::Command {
             Command::Memory { vm, address, bytes } => Self::Memory { vm, address, bytes },
             Command::ResizeDisk { vm, disk, size } => Self::ResizeDisk { vm, disk, size },
             Command::Preflight { next, json: _ } => Self::Preflight(next.into()),
-            Command::Update { next, stop_before, verify_frames } => {
-                Self::Update(UpdateCall { stop_before, verify_frames, ..next.into() })
+            Command::Rehearse { next, within, json: _ } => {
+                Self::Rehearse(UpdateCall { rehearse_within_s: within, ..next.into() })
+            }
+            Command::Update { next, stop_before, verify_frames, rehearse, rehearse_within } => {
+                let rehearse_within_s = rehearse_within;
+                let next = next.into();
+                Self::Update(UpdateCall {
+                    stop_before,
+                    verify_frames,
+                    rehearse,
+                    rehearse_within_s,
+                    ..next
+                })
             }
             Command::Handover { program, stop_before, without } => {
                 Self::Handover(HandoverCall { program, stop_before, without })
@@ -276,7 +306,10 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
     if let Command::Events = command {
         return follow(&socket).map(|()| ExitCode::SUCCESS);
     }
-    let as_text = matches!(command, Command::Preflight { json: false, .. });
+    let as_text = matches!(
+        command,
+        Command::Preflight { json: false, .. } | Command::Rehearse { json: false, .. }
+    );
     let hands_over =
         matches!(command, Command::Handover { .. } | Command::Recover { vm: None, with: Some(_) });
     let answer = match ask(&socket, command) {

@@ -22,7 +22,7 @@ use tracing::level_filters::LevelFilter;
 use crate::causes::chain;
 use crate::confine::trial;
 use crate::guests::process::is_vm_process;
-use crate::host::{self, dhcp, init};
+use crate::host::{self, dhcp, init, rehearsal};
 use crate::link::PROTOCOL;
 use crate::live_update::next_host;
 use crate::vm;
@@ -99,6 +99,10 @@ pub fn main(started: u64) -> ExitCode {
             init::set_up();
         }
         log::start(LevelFilter::INFO);
+        if inherited.is_none() && rehearsal::is_one(Path::new("/")) {
+            rehearsal::run();
+            init::power_off();
+        }
         let result = host::run(Path::new(host::IMAGE_CONFIG), started, inherited);
         report(&result);
         init::power_off();

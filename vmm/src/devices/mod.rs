@@ -13,6 +13,7 @@ pub mod inherited;
 pub mod interface;
 pub mod kind;
 pub mod network;
+pub mod observed;
 pub mod pci;
 pub mod power;
 pub mod rate_limit;

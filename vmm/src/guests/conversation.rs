@@ -453,6 +453,7 @@ fn verb(request: &Request) -> &'static str {
         Request::Resume => "resume the guest",
         Request::Pause => "pause the guest",
         Request::Save => "save the guest's state",
+        Request::SaveFirst => "tell the state in which it began",
         Request::Sync => "sync the guest's disks",
         Request::PressPowerButton => "press the power button",
         Request::SetLink { .. } => "set a link",

@@ -25,15 +25,19 @@ fn place_of(fd: &OwnedFd) -> Option<PathBuf> {
 }
 
 impl Files {
-    /// Opens what a VM needs for a boot and for a restore: KVM and the files of its devices.
-    pub fn for_machine(machine: &Machine) -> Result<Self, OpenError> {
-        let mut files = Self::default();
+    /// Opens KVM.
+    pub fn kvm() -> Result<Self, OpenError> {
         let kvm = open("KVM", Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))
             .map_err(|error| OpenError {
                 remedy: ": the kernel needs KVM, the CPU virtualisation (nested, if this is a VM)",
                 ..error
             })?;
-        files.push(Role::Kvm, kvm);
+        Ok(Self(vec![(Role::Kvm, kvm.into())]))
+    }
+
+    /// Opens what a VM needs for a boot and for a restore: KVM and the files of its devices.
+    pub fn for_machine(machine: &Machine) -> Result<Self, OpenError> {
+        let mut files = Self::kvm()?;
         for device in &machine.devices {
             let opened = device.options.open()?.into_iter();
             files.0.extend(opened.map(|file| Role::of_device(&device.node(), file)));

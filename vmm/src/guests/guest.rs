@@ -362,7 +362,8 @@ impl Guest {
         }
         let start = || {
             let process = VmProcess::spawn(&self.confinement)?;
-            let request = Request::Boot { machine: self.machine.clone(), ram: ram.kind() };
+            let (machine, ram) = (self.machine.clone(), ram.kind());
+            let request = Request::Boot { machine, ram, nested: false };
             process.build(request, &files.borrow())?;
             match process.reply()? {
                 Reply::Built => {}

@@ -18,6 +18,7 @@ pub mod opening;
 pub mod process;
 pub mod ram;
 mod restarts;
+pub mod staged;
 pub mod storage;
 pub mod told;
 mod words;

@@ -50,6 +50,7 @@ impl Host {
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
+            rehearsal: None,
             started_ticks: 0,
             is_alone: true,
             instance: None,

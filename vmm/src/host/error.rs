@@ -8,7 +8,7 @@ use super::kernel_entry::NoteError;
 use super::service;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
-use crate::live_update::preflight::UnknownCheck;
+use crate::live_update::preflight::{Finding, UnknownCheck};
 use crate::live_update::programs::ProgramError;
 use crate::live_update::{Outcome, UpdateError, next_host};
 use crate::machine::VmName;
@@ -183,6 +183,20 @@ pub enum HostError {
     /// A finding that no operator can override was to be.
     #[error(transparent)]
     Force(#[from] UnknownCheck),
+    /// The preflight or the rehearsal refuses the update.
+    #[error("the live update did not take place: {}", joined(.0))]
+    Refused(Vec<Finding>),
+    /// A rehearsal runs.
+    #[error(
+        "a rehearsal runs: wait until it has ended, or end it by ending the client that asked for it"
+    )]
+    Rehearsing,
+    /// This host cannot rehearse an update.
+    #[error(
+        "only a host that is the first process of its machine can rehearse an update: the program of any \
+         other is not in the initramfs"
+    )]
+    NoRehearsal,
     /// There was no live update or handover.
     #[error(
         "there is no report: this host was started by a cold boot, and no earlier host left one"
@@ -205,6 +219,10 @@ pub enum HostError {
     Loop(#[source] std::io::Error),
 }
 
+fn joined(findings: &[Finding]) -> String {
+    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// The start of a sentence about the VMs that were not recovered.
 fn recovered_before(recovered: &[VmName]) -> String {
     let names: Vec<_> = recovered.iter().map(|name| format!("`{name}`")).collect();
@@ -225,6 +243,9 @@ impl HostError {
             | Self::Force(_)
             | Self::Stopping(_)
             | Self::Service(_)
+            | Self::Refused(_)
+            | Self::Rehearsing
+            | Self::NoRehearsal
             | Self::NoProgram
             | Self::NoFitProgram { .. }
             | Self::NoCopy(_)

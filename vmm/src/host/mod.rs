@@ -31,6 +31,8 @@ mod mounts;
 mod network;
 mod preflight;
 mod recover;
+pub mod rehearsal;
+mod rehearsals;
 mod report;
 mod serve;
 pub mod service;
@@ -66,6 +68,7 @@ use crate::live_update::next_host::{self, Left, NextProgram};
 use crate::live_update::next_kernel::{self, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
+use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use crate::machine::claims::Claims;
@@ -111,6 +114,8 @@ pub struct Host {
     next: Option<LoadedImage>,
     /// VMs that the live update which systemd was asked for leaves out.
     left_out: Vec<VmName>,
+    /// The rehearsal that runs.
+    rehearsal: Option<Rehearsal>,
     started_ticks: u64,
     /// Whether this is the host of `perennial run`, which ends with its VM.
     is_alone: bool,
@@ -196,6 +201,7 @@ impl Host {
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
+            rehearsal: None,
             started_ticks,
             is_alone: false,
             instance,
@@ -238,8 +244,9 @@ impl Host {
             self.check_claims(index)?;
         }
         let wanted = self.vms[index].machine.ram_bytes;
+        let rehearsal = self.promised_to_rehearsal();
         let ram = ram_source(&self.luo, &self.vms, index, wanted);
-        self.vms[index].boot(ram)
+        self.vms[index].boot(ram.with_promised(ram.promised() + rehearsal))
     }
 
     /// Errors if a VM that has a process, or whose memory is kept, has a file of VM `index`.
@@ -270,8 +277,9 @@ impl Host {
     fn boot_if_due(&mut self, index: usize) {
         if self.vms[index].next_boot().is_some() {
             let wanted = self.vms[index].machine.ram_bytes;
+            let rehearsal = self.promised_to_rehearsal();
             let ram = ram_source(&self.luo, &self.vms, index, wanted);
-            self.vms[index].boot_if_due(ram);
+            self.vms[index].boot_if_due(ram.with_promised(ram.promised() + rehearsal));
         }
     }
 

@@ -1,5 +1,7 @@
 //! The host's main loop: the API's clients, the VMs' processes, and the signals.
 
+mod rehearse;
+
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
@@ -18,6 +20,7 @@ use signal_hook::consts::{
 
 use super::clients::{Client, Clients};
 use super::events::Watchers;
+use super::rehearsals::{Asked, Rehearsals};
 use super::stop::Stops;
 use super::waits::Waits;
 use super::{Host, HostError, service};
@@ -31,7 +34,9 @@ use crate::devices::serial::open_port;
 use crate::guests::Life;
 use crate::guests::conversation::ProcessError;
 use crate::link::LinkError;
-use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError, preflight};
+use crate::live_update::preflight;
+use crate::live_update::rehearsal::Rehearsal;
+use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
 
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
 /// because every poll would return at once.
@@ -50,6 +55,7 @@ pub(super) struct Server {
     stops: Stops<Whom>,
     watchers: Watchers<Whom>,
     waits: Waits<Whom>,
+    rehearsals: Rehearsals<Whom>,
 }
 
 /// The client that a reply is for.
@@ -78,6 +84,8 @@ enum Source {
     Vm(usize),
     /// A VM of the last host that is late.
     Late,
+    /// The VM of a rehearsal.
+    Rehearsal,
 }
 
 impl Server {
@@ -119,6 +127,7 @@ impl Server {
             stops: Stops::default(),
             watchers: Watchers::default(),
             waits: Waits::default(),
+            rehearsals: Rehearsals::default(),
         })
     }
 
@@ -172,6 +181,7 @@ impl Server {
                 host.go_on_with_late();
                 host.boot_due();
             }
+            self.go_on_with_rehearsal(host);
             let replies = [self.stops.round(host), self.waits.round(host)];
             for (whom, line) in replies.into_iter().flatten() {
                 self.tell(whom, &line);
@@ -218,6 +228,10 @@ impl Server {
                 fds.push(PollFd::from_borrowed_fd(live.process.as_fd(), PollFlags::IN));
             }
         }
+        for fd in host.rehearsal.iter().flat_map(Rehearsal::fds) {
+            sources.push(Source::Rehearsal);
+            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        }
         for late in &host.late {
             sources.push(Source::Late);
             fds.push(PollFd::from_borrowed_fd(late.as_fd(), PollFlags::IN));
@@ -259,7 +273,9 @@ impl Server {
         let heard = heard.then_some(Duration::ZERO);
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let boot = host.next_boot().filter(|_| !self.stops.host_ends());
-        let due = [host.stop_deadline(), self.waits.deadline(host), boot, host.late_until()]
+        let rehearsal = host.rehearsal.as_ref().map(Rehearsal::deadline);
+        let waits = self.waits.deadline(host);
+        let due = [host.stop_deadline(), waits, boot, host.late_until(), rehearsal]
             .into_iter()
             .flatten()
             .min();
@@ -283,15 +299,16 @@ impl Server {
                 self.stops.end_host(host, None, 0);
             }
             Source::Listener => {
-                let Self { clients, stops, waits: waiting, watchers, .. } = self;
-                let is_waiting = |number| waits(stops, waiting, watchers, Whom::Client(number));
+                let Self { clients, stops, waits: waiting, watchers, rehearsals, .. } = self;
+                let is_waiting =
+                    |number| waits(stops, waiting, watchers, rehearsals, Whom::Client(number));
                 clients.iter_mut().for_each(|clients| clients.accept(is_waiting));
             }
             Source::Port => self.serve_port(host),
             Source::Client(number) => self.serve_client(number, host),
             Source::Vm(index) => handle_events(host, index),
             // After all others, in each round.
-            Source::Late => {}
+            Source::Late | Source::Rehearsal => {}
         }
     }
 
@@ -432,10 +449,27 @@ impl Server {
                 self.waits.resize(host, (whom, call.id), (vm, disk), size)?;
                 Ok(None)
             }
-            Command::Boot { .. } | Command::Restore { .. } | Command::Recover(_)
+            Command::Boot { .. }
+            | Command::Restore { .. }
+            | Command::Recover(_)
+            | Command::Rehearse(_)
                 if self.stops.host_ends() =>
             {
                 Err(HostError::Ending)
+            }
+            Command::Rehearse(update) => {
+                let request = (whom, call.id);
+                self.rehearse(host, Asked { request, call: update, updates: false })
+            }
+            Command::Update(update) if update.rehearse => {
+                let request = (whom, call.id);
+                host.refuse_before_rehearsal(&update)?;
+                self.rehearse(host, Asked { request, call: update, updates: true })
+            }
+            Command::Update(_) | Command::Handover(_) | Command::Recover(_)
+                if host.rehearsal.is_some() =>
+            {
+                Err(HostError::Rehearsing)
             }
             command => self.carry_out_at_once(command, host, whom).map(Some),
         }
@@ -453,6 +487,7 @@ impl Server {
             | Command::Stop { .. }
             | Command::PowerOff { .. }
             | Command::ResizeDisk { .. }
+            | Command::Rehearse(_)
             | Command::Events => {}
             Command::Report => {
                 let report = host.report.clone().ok_or(HostError::NoReport)?;
@@ -560,14 +595,16 @@ impl Server {
 
     /// Whether a client waits for something that is still to come.
     fn waits(&self, whom: Whom) -> bool {
-        waits(&self.stops, &self.waits, &self.watchers, whom)
+        waits(&self.stops, &self.waits, &self.watchers, &self.rehearsals, whom)
     }
 
     /// Forgets the clients that are gone.
     fn sweep(&mut self) {
-        let Self { clients, stops, waits: waiting, watchers, .. } = self;
+        let Self { clients, stops, waits: waiting, watchers, rehearsals, .. } = self;
         if let Some(clients) = clients {
-            clients.sweep(|number| waits(stops, waiting, watchers, Whom::Client(number)));
+            let is_waiting =
+                |number| waits(stops, waiting, watchers, rehearsals, Whom::Client(number));
+            clients.sweep(is_waiting);
         }
         let is_there = |number| clients.iter().flat_map(|c| &c.all).any(|c| c.number == number);
         watchers.retain(|whom| match whom {
@@ -577,8 +614,17 @@ impl Server {
     }
 }
 
-fn waits(stops: &Stops<Whom>, waits: &Waits<Whom>, watchers: &Watchers<Whom>, whom: Whom) -> bool {
-    stops.is_waiting(whom) || waits.is_waiting(whom) || watchers.has(whom)
+fn waits(
+    stops: &Stops<Whom>,
+    waits: &Waits<Whom>,
+    watchers: &Watchers<Whom>,
+    rehearsals: &Rehearsals<Whom>,
+    whom: Whom,
+) -> bool {
+    stops.is_waiting(whom)
+        || waits.is_waiting(whom)
+        || watchers.has(whom)
+        || rehearsals.is_waiting(whom)
 }
 
 /// Logs why request `id` was not carried out, and returns the reply.

@@ -97,6 +97,14 @@ pub fn tsc_khz() -> Result<u32, KvmError> {
     vcpu.get_tsc_khz().attempt("read the rate of the TSC")
 }
 
+/// Returns what this host's KVM offers. Creates a temporary VM to ask KVM.
+pub fn offered() -> Result<Capabilities, KvmError> {
+    let kvm = Kvm::new().attempt("open /dev/kvm")?;
+    uapi::permit_amx();
+    let vm = kvm.create_vm().attempt("create a VM")?;
+    Capabilities::probe(&kvm, &vm)
+}
+
 /// The capabilities of this host's KVM, read once for all vCPUs of a VM.
 #[derive(Debug, Clone)]
 pub struct Capabilities {

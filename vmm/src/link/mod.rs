@@ -105,6 +105,10 @@ pub enum Request {
         machine: Machine,
         /// The kind of its RAM segments.
         ram: Ram,
+        /// Whether its guest may have VMs of its own. The state of such a machine is not complete, so it is never
+        /// carried over an update.
+        #[serde(default)]
+        nested: bool,
     },
     /// Build the machine from the state document; it stays paused.
     Restore {
@@ -123,6 +127,9 @@ pub enum Request {
     Pause,
     /// Write the state document into the memfd that comes with this request, and check it.
     Save,
+    /// Write the state in which the machine came into this process into the memfd that comes with this request: that
+    /// before the first instruction of a boot, or that which was restored. The guest may run or be paused.
+    SaveFirst,
     /// Make durable what the guest wrote to its disks until now. It may run or be paused.
     Sync,
     /// Press the machine's power button: ask the guest to shut down.
@@ -171,7 +178,7 @@ pub enum Reply {
         /// Host TSC when the last vCPU had left `KVM_RUN`.
         last_exit_ticks: u64,
     },
-    /// To [`Request::Save`].
+    /// To [`Request::Save`] and [`Request::SaveFirst`].
     Saved {
         /// Length of the document in bytes.
         bytes: u64,

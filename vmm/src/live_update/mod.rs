@@ -19,6 +19,7 @@ pub mod outgoing;
 pub mod pass_on;
 pub mod preflight;
 pub mod programs;
+pub mod rehearsal;
 mod update_error;
 
 pub use update_error::UpdateError;

@@ -21,18 +21,23 @@ use crate::machine::{Boot, Machine};
 const DATA_MAX: u64 = 1 << 30;
 
 impl Vm {
-    /// Builds the machine from its description, in the state that the kernel's boot protocol requires.
+    /// Builds the machine from its description, in the state that the kernel's boot protocol requires. `nested` says
+    /// whether its guest may have VMs of its own, if this host's KVM can do that.
     pub fn boot(
         machine: Machine,
         ram: Ram,
+        nested: bool,
         fds: &mut Fds,
         events: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, VmError> {
         let source = Source::take(&machine, fds)?;
         let parts = Parts::new(&machine, ram, fds, events)?;
         let (cpu, offered) = (machine.cpu, &parts.capabilities.cpuid);
-        let offered = cpuid::baseline(offered, cpu)
+        let mut offered = cpuid::baseline(offered, cpu)
             .map_err(|missing| VmError::Baseline { cpu, missing: missing.join(", ") })?;
+        if nested {
+            cpuid::add_virtualisation(&mut offered, &parts.capabilities.supported);
+        }
         irqchip::mask_pics(&parts.fd)?;
         let board = Board::new(&machine, &parts.wires(), fds)?;
         let memory = parts.ram.memory();

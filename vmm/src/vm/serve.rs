@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::{Vm, VmError, calls};
+use super::{Vm, VmError, VmStateV1, calls};
 use crate::causes::{chain, panic_message};
 use crate::confine;
 use crate::devices::storage::StorageFailure;
@@ -96,7 +96,7 @@ fn confine(link: &Channel) -> Result<(), ServeError> {
 pub fn serve(link: Channel) -> Result<(), ServeError> {
     let link = Arc::new(link);
     // The machine outlives a panic: its end may wait for a device.
-    let mut process = Process { link: link.clone(), vm: None };
+    let mut process = Process { link: link.clone(), vm: None, first: None };
     report_panic(&link, || process.serve())
 }
 
@@ -116,6 +116,8 @@ fn report_panic(
 struct Process {
     link: Arc<Channel>,
     vm: Option<Vm>,
+    /// The state in which the machine came into this process, or why it is not known.
+    first: Option<Result<VmStateV1, Vec<String>>>,
 }
 
 impl Process {
@@ -139,26 +141,34 @@ impl Process {
     fn handle(&mut self, request: Request, mut fds: Fds) -> Result<Reply, RequestError> {
         match request {
             Request::Confine { .. } => Err(RequestError::Confined),
-            Request::Boot { machine, ram } => {
-                let events = self.first()?;
-                let vm = Vm::boot(machine, ram, &mut fds, events)?;
+            Request::Boot { machine, ram, nested } => {
+                let events = self.events()?;
+                let vm = Vm::boot(machine, ram, nested, &mut fds, events)?;
                 fds.finish()?;
+                // A machine runs also if this fails; only a rehearsal lacks it then.
+                self.first = Some(vm.save().map_err(|error| chain(&error)));
                 self.keep(vm);
                 Ok(Reply::Built)
             }
             Request::Restore { machine, ram, bytes, hints } => {
-                let events = self.first()?;
+                let events = self.events()?;
                 // The whole document is decoded to checked plain data before the first KVM call.
-                let state = document::read_document(&read_state(&mut fds, bytes)?)?;
+                let state: VmStateV1 = document::read_document(&read_state(&mut fds, bytes)?)?;
+                let first = state.clone();
                 let (vm, missing_hints) =
                     Vm::restore(&machine, hints, state, ram, &mut fds, events)?;
                 fds.finish()?;
+                self.first = Some(Ok(first));
                 self.keep(vm);
                 Ok(Reply::Restored { missing_hints })
             }
             Request::Resume => Ok(Reply::Resumed { first_entry_ticks: self.vm()?.resume()? }),
             Request::Pause => Ok(Reply::Paused { last_exit_ticks: self.vm()?.pause()? }),
-            Request::Save => save(self.vm()?, &mut fds),
+            Request::Save => save(&self.vm()?.save()?, &mut fds),
+            Request::SaveFirst => match self.first.as_ref().ok_or(RequestError::NoMachine)? {
+                Ok(state) => save(state, &mut fds),
+                Err(why) => Ok(Reply::Failed(why.clone())),
+            },
             Request::Sync => {
                 self.vm()?.sync()?;
                 Ok(Reply::Synced)
@@ -206,7 +216,7 @@ impl Process {
     }
 
     /// Returns the function that sends the machine's events to the host.
-    fn first(&self) -> Result<impl Fn(Event) + Send + Sync + 'static, RequestError> {
+    fn events(&self) -> Result<impl Fn(Event) + Send + Sync + 'static, RequestError> {
         let link = self.link.clone();
         match self.vm {
             // If the send fails, the host has ended, and this process will end too.
@@ -232,12 +242,11 @@ fn read_state(fds: &mut Fds, bytes: u64) -> Result<Vec<u8>, RequestError> {
     Ok(state)
 }
 
-fn save(vm: &Vm, fds: &mut Fds) -> Result<Reply, RequestError> {
+fn save(state: &VmStateV1, fds: &mut Fds) -> Result<Reply, RequestError> {
     let file = File::from(fds.take_one(Role::State)?);
-    let state = vm.save()?;
-    let bytes = document::write_document(&state)?;
+    let bytes = document::write_document(state)?;
     // Checks that the new kernel's host will read what was saved, while the guest can still be resumed.
-    if document::read_document::<super::VmStateV1>(&bytes)? != state {
+    if document::read_document::<VmStateV1>(&bytes)? != *state {
         return Err(RequestError::SelfCheck);
     }
     file.write_all_at(&bytes, 0).map_err(RequestError::Write)?;

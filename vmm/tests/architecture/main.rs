@@ -55,8 +55,8 @@ const OWNED: &[(&[&str], &[&str])] = &[
     // File systems with bytes of a guest are read in the VM's process only; the host makes one for a seed.
     (&["ext4_view"], &["boot_disk"]),
     (&["fatfs"], &["boot_disk", "devices::virtio::seed"]),
-    // JSON is for the edges: clients, and the link to a VM's process.
-    (&["serde_json"], &["link", "api", "cli"]),
+    // JSON is for the edges: clients, the link to a VM's process, and what the next host tells in a rehearsal.
+    (&["serde_json"], &["link", "api", "cli", "live_update::rehearsal::report"]),
 ];
 
 /// What the rest of the crate may know of devices. None of it is a kind of device.
@@ -69,6 +69,8 @@ const OF_DEVICES: &[&str] = &[
     "interface",
     "kind",
     "network",
+    // The devices of the VM of a rehearsal.
+    "observed",
     "pci",
     "power",
     // How the storage of a device does, for the VM's status.

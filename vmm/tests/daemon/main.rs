@@ -11,5 +11,6 @@ mod hostile;
 mod instance;
 mod kernel;
 mod log;
+mod rehearsal;
 mod signals;
 mod travel;

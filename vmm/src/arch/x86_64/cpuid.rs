@@ -9,6 +9,9 @@ pub mod features;
 
 mod compare;
 mod offer;
+mod processor;
+
+use std::collections::BTreeSet;
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
@@ -17,6 +20,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 pub use compare::{Comparison, Missing, Uncarried, compare};
 pub use offer::{CpuModel, baseline};
+pub use processor::of_this_processor;
 
 /// One of the four result registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +219,35 @@ fn topology(id: u32, count: u32, core_bits: u32) -> [kvm_cpuid_entry2; 3] {
         ..Default::default()
     };
     [level(0, 0, 1, 1), level(1, core_bits, count, 2), level(2, 0, 0, 0)]
+}
+
+/// Adds to what a guest is offered the virtualisation of `supported`, if that has any: VMX, or SVM with its leaf.
+pub fn add_virtualisation(offered: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_cpuid_entry2]) {
+    const SVM: u32 = 0x8000_000a;
+    let virtualisation = [(1, bits(&[5])), (0x8000_0001, bits(&[2]))];
+    for (leaf, mask) in virtualisation {
+        let has = find(supported, leaf, 0).map_or(0, |entry| entry.ecx & mask);
+        offered.iter_mut().filter(|e| e.function == leaf).for_each(|entry| entry.ecx |= has);
+    }
+    if let Some(leaf) = find(supported, SVM, 0)
+        && find(offered, 0x8000_0001, 0).is_some_and(|entry| entry.ecx & bits(&[2]) != 0)
+    {
+        offered.retain(|entry| entry.function != SVM);
+        offered.push(*leaf);
+        offered.sort_by_key(|entry| (entry.function, entry.index));
+    }
+}
+
+/// Names of the features in `entries` that the table of features has.
+pub fn names(entries: &[kvm_cpuid_entry2]) -> BTreeSet<&'static str> {
+    let set = |group: &features::Group| {
+        find(entries, group.leaf, group.subleaf).map_or(0, |entry| get(entry, group.register))
+    };
+    let groups = features::GROUPS.iter();
+    groups
+        .flat_map(|group| group.bits.iter().filter(|(bit, _)| set(group) & 1 << *bit != 0))
+        .map(|(_, name)| *name)
+        .collect()
 }
 
 /// Returns the entries in the form that KVM takes.

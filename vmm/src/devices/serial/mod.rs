@@ -26,6 +26,7 @@ mod uart;
 mod worker;
 
 pub use log::LogOptions;
+pub(super) use options::SINK;
 pub use options::{SerialOptions, open_port};
 pub use state::SerialStateV1;
 pub use uart::Uart;

@@ -18,7 +18,7 @@ use crate::socket;
 use crate::state::{Node, Reader, Schema, StateError};
 
 /// The role of the file that takes the output.
-pub(super) const SINK: &str = "sink";
+pub(in crate::devices) const SINK: &str = "sink";
 /// The role of the socket on which clients of the console connect.
 pub(super) const LISTENER: &str = "listener";
 /// The role of the socket on which the host sends the next logs.

@@ -137,6 +137,30 @@ checks! {
     DiskHidden = "disk-hidden", Refusal, forceable;
     /// Written data that is not on disks yet.
     UnwrittenData = "unwritten-data", Note;
+    /// What was rehearsed.
+    Rehearsed = "rehearsed", Note;
+    /// The update cannot be rehearsed here now.
+    RehearsalUntried = "rehearsal-untried", Refusal, forceable;
+    /// The next kernel or the next host did not start in the rehearsal.
+    RehearsalBoot = "rehearsal-boot", Refusal, forceable;
+    /// The next host could not load a module in the rehearsal.
+    RehearsalModules = "rehearsal-modules", Refusal, forceable;
+    /// The next host had no LUO in the rehearsal.
+    RehearsalLuo = "rehearsal-luo", Refusal, forceable;
+    /// The next host could not use its configuration in the rehearsal.
+    RehearsalConfig = "rehearsal-config", Warning;
+    /// The next host could not read a document in the rehearsal.
+    RehearsalDocuments = "rehearsal-documents", Refusal, forceable;
+    /// A document that is like that of a VM could not be had for the rehearsal.
+    RehearsalDocumentUnknown = "rehearsal-document-unknown", Note;
+    /// The next kernel lacks CPU features of a guest.
+    RehearsalCpu = "rehearsal-cpu", Refusal, forceable;
+    /// The next kernel lacks hints of a guest's CPUID.
+    RehearsalCpuHints = "rehearsal-cpu-hints", Warning;
+    /// What the next kernel's KVM offers guests is not known.
+    RehearsalCpuUnknown = "rehearsal-cpu-unknown", Note;
+    /// A finding of the next host that this one does not know.
+    RehearsalOther = "rehearsal-other", Refusal, forceable;
 }
 
 impl fmt::Display for Check {

@@ -61,7 +61,7 @@ impl<'a> Surroundings<'a> {
     }
 
     /// The VMs that the update does not leave out.
-    fn travelling(&self) -> impl Iterator<Item = &'a Guest> + Clone + use<'a> {
+    pub(super) fn travelling(&self) -> impl Iterator<Item = &'a Guest> + Clone + use<'a> {
         let without = self.without;
         self.vms.iter().filter(move |vm| !without.contains(&vm.machine.name))
     }

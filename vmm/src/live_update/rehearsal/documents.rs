@@ -1,0 +1,178 @@
+//! The documents that the next host reads in a rehearsal, as an archive behind its initramfs.
+//!
+//! The manifest and the index are those that this host would write now. The state document of a VM is that with which
+//! the VM came into its process: it has every node and every binding that the document of an update will have, and
+//! the guest's CPUID, but other values.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use luo::Backend;
+
+use super::archive::Archive;
+use crate::causes::chain;
+use crate::guests::answers::collect;
+use crate::guests::conversation::{Conversation, ProcessError, unexpected};
+use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::ledger::Ledger;
+use crate::guests::memfd::{read_document, scratch_memfd};
+use crate::guests::{Guest, Life, Live};
+use crate::link::{Reply, Request, Role};
+use crate::live_update::carry::{self, Carried};
+use crate::live_update::index::Index;
+use crate::live_update::manifest::Manifest;
+use crate::live_update::preflight::{Check, Finding, Surroundings};
+use crate::machine::Machine;
+use crate::state::{StateError, document};
+
+/// Directory of the documents in the root of the next host's file system.
+pub const DIRECTORY: &str = "perennial-rehearsal";
+/// The manifest.
+pub const MANIFEST: &str = "manifest";
+/// The index.
+pub const INDEX: &str = "index";
+/// The name of the backend that carries the VMs.
+pub const LUO: &str = "luo";
+/// The features of the processor that the kernel before shows, as in /proc/cpuinfo.
+pub const CPU_FLAGS: &str = "cpu-flags";
+/// Directory of the state documents.
+pub const STATES: &str = "states";
+/// What the name of a state document begins with: the name of a VM alone could be `..`.
+pub const VM: &str = "vm-";
+
+/// How long the VMs' processes may take for their documents, all of them together.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// What of the host goes into the documents.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// The VMs.
+    pub surroundings: Surroundings<'a>,
+    /// The host's configuration.
+    pub config: &'a str,
+    /// Number of the live update.
+    pub number: u32,
+    /// What goes along beside the VMs.
+    pub carried: &'a Carried,
+    /// What carries the VMs.
+    pub backend: Backend,
+}
+
+/// Returns the archive with all documents, and findings about those that cannot be had.
+pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), StateError> {
+    let vms = source.surroundings.vms;
+    let live: Vec<_> = source.surroundings.travelling().filter_map(travels).collect();
+    let mut findings = Vec::new();
+    let mut states: Vec<(&Machine, Vec<u8>)> = Vec::new();
+    let mut entries = Vec::new();
+    for ((machine, live), state) in live.iter().zip(first_states(&live)) {
+        match state {
+            Ok(state) => {
+                entries.push(entry(machine, live, &state));
+                states.push((machine, state));
+            }
+            Err(why) => {
+                let sentence = format!("no state document could be rehearsed: {why}");
+                let subject = format!("VM `{}`", machine.name);
+                findings.push(Finding::new(Check::RehearsalDocumentUnknown, subject, sentence, ""));
+                entries.push(entry(machine, live, &[]));
+            }
+        }
+    }
+    entries.extend(carry::entries(vms));
+    let manifest = Manifest {
+        kernel: crate::live_update::kernel_name(),
+        number: source.number,
+        config: source.config.to_owned(),
+        ticks: 0,
+        realtime_ns: 0,
+        ledger: Ledger::default(),
+        vms: entries,
+        boots: vms.iter().filter(|vm| vm.boots_next()).map(|vm| vm.machine.clone()).collect(),
+    };
+    let bytes = document::write_document(&manifest)?;
+    let index = Index::of(&manifest, &bytes).with(&carry::indexed(vms, source.carried));
+    let mut archive = Archive::default();
+    archive.directory(DIRECTORY);
+    let path = |name: &str| format!("{DIRECTORY}/{name}");
+    archive.file(&path(MANIFEST), &bytes);
+    archive.file(&path(INDEX), &document::write_document(&index)?);
+    archive.file(&path(LUO), source.backend.to_string().as_bytes());
+    archive.file(&path(CPU_FLAGS), cpu_flags().as_bytes());
+    archive.directory(&path(STATES));
+    for (machine, state) in states {
+        archive.file(&path(&format!("{STATES}/{VM}{}", machine.name)), &state);
+    }
+    Ok((archive.finish(), findings))
+}
+
+/// Returns the features that the running kernel shows of the processor; nothing if it shows none.
+fn cpu_flags() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
+    line.and_then(|line| line.split_once(':')).map_or(String::new(), |(_, flags)| flags.to_owned())
+}
+
+fn travels(vm: &Guest) -> Option<(&Machine, &Live)> {
+    match &vm.life {
+        Life::Live(live) if !vm.is_ending() => Some((&vm.machine, live)),
+        _ => None,
+    }
+}
+
+fn entry(machine: &Machine, live: &Live, state: &[u8]) -> VmEntry {
+    let segment = |bytes| SegmentEntry { bytes, preserved: true, frames: None };
+    VmEntry {
+        machine: machine.clone(),
+        running: live.running,
+        state_bytes: state.len() as u64,
+        state_digest: crc32fast::hash(state),
+        last_exit_ticks: 0,
+        ledger: Ledger::default(),
+        segments: live.segments.iter().map(|ram| segment(ram.len())).collect(),
+    }
+}
+
+/// Asks the processes of all VMs at the same time for the state in which they began. No VM is paused. Returns the
+/// documents, or why there is none, in the order of the VMs.
+fn first_states(vms: &[(&Machine, &Live)]) -> Vec<Result<Vec<u8>, String>> {
+    let said = |error: ProcessError| chain(&error).join(": ");
+    let mut states: Vec<Result<Vec<u8>, String>> =
+        vms.iter().map(|_| Err("the VM's process has not answered".to_owned())).collect();
+    let mut asked = Vec::new();
+    for (index, (_, live)) in vms.iter().enumerate() {
+        // A process of an earlier program would end at a request that it does not know.
+        if let Some(program) = &live.program {
+            states[index] = Err(format!("its process is an earlier program, {program}"));
+            continue;
+        }
+        let file = match scratch_memfd("first-state") {
+            Ok(file) => file,
+            Err(error) => {
+                states[index] = Err(error.to_string());
+                continue;
+            }
+        };
+        live.process.stop_waiting();
+        match live.process.send(Request::SaveFirst, &[(Role::State, file.as_fd())]) {
+            Ok(()) => asked.push((index, file)),
+            Err(error) => states[index] = Err(said(error)),
+        }
+    }
+    let conversations: Vec<&Conversation> =
+        asked.iter().map(|(index, _)| &*vms[*index].1.process).collect();
+    let answered = collect(&conversations, Instant::now() + WITHIN, |at, reply| {
+        let (index, file) = &asked[at];
+        states[*index] = match reply {
+            Ok(Reply::Saved { bytes }) => {
+                read_document(file, bytes).map_err(|error| error.to_string())
+            }
+            Ok(other) => Err(said(unexpected("tell its first state", &other))),
+            Err(error) => Err(said(error)),
+        };
+        Ok::<(), std::convert::Infallible>(())
+    });
+    // A VM that is late keeps its error.
+    let Ok(_late) = answered;
+    states
+}
