@@ -43,13 +43,38 @@ pub struct Moment {
     pub realtime_ns: u64,
 }
 
+/// How often clocks are read that have to be read at one moment.
+const ATTEMPTS: usize = 5;
+
+/// Returns the TSC, and what `read` returned at that moment. This thread, or the whole machine, may lose its CPU between
+/// two reads, and a guest's clock would be wrong by that time. So of some attempts the shortest counts.
+fn at_one_moment<T>(mut tsc: impl FnMut() -> u64, mut read: impl FnMut() -> T) -> (u64, T) {
+    let mut attempt = || {
+        let (before, value, after) = (tsc(), read(), tsc());
+        (after.saturating_sub(before), before.midpoint(after), value)
+    };
+    let mut shortest = attempt();
+    for _ in 1..ATTEMPTS {
+        let next = attempt();
+        if next.0 < shortest.0 {
+            shortest = next;
+        }
+    }
+    (shortest.1, shortest.2)
+}
+
+fn realtime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds * 1_000_000_000 + nanoseconds
+}
+
 impl Moment {
     /// Reads both clocks now.
     pub fn now() -> Self {
-        let now = clock_gettime(ClockId::Realtime);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
-        Self { tsc: tsc::now(), realtime_ns: seconds * 1_000_000_000 + nanoseconds }
+        let (tsc, realtime_ns) = at_one_moment(tsc::now, realtime_ns);
+        Self { tsc, realtime_ns }
     }
 }
 
@@ -75,7 +100,7 @@ impl GuestClock for KvmClock {
     }
 
     fn realtime_ns(&self) -> u64 {
-        Moment::now().realtime_ns
+        realtime_ns()
     }
 }
 
@@ -91,15 +116,15 @@ pub struct Passage {
 impl ClockStateV1 {
     /// Reads kvmclock. Call while no vCPU runs. `tsc_khz` is the rate of the host's TSC.
     pub fn save(vm: &VmFd, tsc_khz: u32) -> Result<Self, KvmError> {
-        let data = vm.get_clock().attempt("read kvmclock")?;
+        let (tsc, (data, realtime_ns)) =
+            at_one_moment(tsc::now, || (vm.get_clock(), realtime_ns()));
+        let data = data.attempt("read kvmclock")?;
         // KVM returns all three values for one moment only while it derives kvmclock from the TSC
-        // (Documentation/virt/kvm/api.rst 4.29). Otherwise the host's two are read here, right
-        // after.
-        let now = Moment::now();
+        // (Documentation/virt/kvm/api.rst 4.29). Otherwise the host's two were read with it.
         let together = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
         let (realtime_ns, host_tsc) = match data.flags & together == together {
             true => (data.realtime, data.host_tsc),
-            false => (now.realtime_ns, now.tsc),
+            false => (realtime_ns, tsc),
         };
         Ok(Self { clock_ns: data.clock, realtime_ns, host_tsc, tsc_khz })
     }
@@ -188,6 +213,28 @@ mod tests {
             |s| s.tsc_khz += 1,
         ],
         golden: "clock-x86-v1",
+    }
+
+    #[test]
+    fn clocks_between_whose_reads_the_cpu_was_lost_do_not_count() {
+        use std::cell::Cell;
+
+        // Each read takes 10 ticks. The CPU is lost for a million ticks before or after the first, second and fourth read
+        // of the other clock.
+        let (now, reads) = (Cell::new(0), Cell::new(0));
+        let tick = || now.replace(now.get() + 10);
+        let read = || {
+            let number = reads.replace(reads.get() + 1);
+            let lost = if [0, 1, 3].contains(&number) { 1_000_000 } else { 0 };
+            let (before, after) = if number == 1 { (0, lost) } else { (lost, 0) };
+            now.set(now.get() + before);
+            let value = tick();
+            now.set(now.get() + after);
+            value
+        };
+        let (tsc, other) = at_one_moment(tick, read);
+        assert!(tsc.abs_diff(other) <= 10, "{tsc} and {other}");
+        assert_eq!(reads.get(), ATTEMPTS);
     }
 
     #[test]
