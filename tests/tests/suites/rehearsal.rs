@@ -24,11 +24,17 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     let plan = HostPlan { luo, other_binding_b: binding, ..HostPlan::new(vec![vm]) };
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    let before = process(&mut host)?;
 
     let good = json!({"kernel": "/data/a/bzImage", "initramfs": "/data/a/initramfs"});
     let without_init = with(&good, json!({"initramfs": "/data/bad/no-init"}));
-    expect(&mut host, without_init, "rehearsal-boot", "Kernel panic")?;
+    let rehearsal = host.send(call(&without_init))?;
+    // The host serves meanwhile: nothing was paused or replaced.
+    let before = process(&mut host)?;
+    for command in ["rehearse", "update", "handover"] {
+        host.expect_refusal(command, json!({}), "a rehearsal runs")?;
+    }
+    let answer = host.reply(rehearsal)?;
+    expect_finding(&answer, "rehearsal-boot", "Kernel panic")?;
     let older_cpu = format!("{} clearcpuid=avx2,erms", plan.cmdline());
     expect(&mut host, with(&good, json!({"cmdline": older_cpu})), "rehearsal-cpu", "avx2")?;
     if luo == Luo::Kernel {
@@ -38,10 +44,9 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     let hangs = with(&good, json!({"rehearse_within_s": 0}));
     expect(&mut host, hangs, "rehearsal-boot", "did not report within 0 s")?;
 
-    // Nothing was replaced for it.
     let after = process(&mut host)?;
     if after != before {
-        return Err(format!("before the rehearsals {before}, after them {after}").into());
+        return Err(format!("during a rehearsal {before}, after all {after}").into());
     }
     host.check_guests()?;
     host.update(rehearsed(&good))?;
@@ -71,17 +76,23 @@ fn rehearsed(arguments: &Value) -> Value {
     with(arguments, json!({"rehearse": true, "rehearse_within_s": WITHIN_S}))
 }
 
+/// The request to rehearse an update with these arguments.
+fn call(arguments: &Value) -> Value {
+    with(&json!({"do": "rehearse", "rehearse_within_s": WITHIN_S}), arguments.clone())
+}
+
 /// Rehearses an update with these arguments. Errors unless it is refused by this name, with `named` in the sentence.
 fn expect(host: &mut Host, arguments: Value, refusal: &str, named: &str) -> Result<(), Failure> {
-    let call = with(&json!({"do": "rehearse", "rehearse_within_s": WITHIN_S}), arguments);
-    let answer = host.request_within(call.clone(), Duration::from_secs(WITHIN_S + 60))?;
+    let answer = host.request_within(call(&arguments), Duration::from_secs(WITHIN_S + 60))?;
+    expect_finding(&answer, refusal, named)
+}
+
+fn expect_finding(answer: &Value, refusal: &str, named: &str) -> Result<(), Failure> {
     let findings = answer["findings"].as_array().cloned().unwrap_or_default();
     let found = findings.iter().find(|f| f["name"] == refusal && f["severity"] == "refusal");
     let sentence = found.and_then(|finding| finding["sentence"].as_str()).unwrap_or_default();
     match answer["refused"] == true && sentence.contains(named) {
         true => Ok(()),
-        false => {
-            Err(format!("{call}: not refused by `{refusal}` with `{named}`: {answer:#}").into())
-        }
+        false => Err(format!("not refused by `{refusal}` with `{named}`: {answer:#}").into()),
     }
 }

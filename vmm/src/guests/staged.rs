@@ -150,3 +150,39 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let _ = fcntl_setpipe_size(&write, AHEAD);
     Ok((read, write))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HostSection;
+
+    #[test]
+    fn a_host_with_too_little_memory_beside_what_it_has_promised_boots_none() {
+        let file = || tempfile::tempfile().unwrap();
+        let boot = |ram_bytes, promised| {
+            let kernel = (file(), PathBuf::from("/kernel"));
+            let images = Images { kernel, initramfs: file(), cmdline: String::new() };
+            let confinement = Confinement::new(&HostSection::default());
+            let name = VmName::new("rehearsal").unwrap();
+            Staged::boot(name, images, ram_bytes, promised, &confinement).unwrap_err()
+        };
+        for (ram_bytes, promised) in [(1 << 50, 0), (32 << 20, 1 << 50)] {
+            let error = boot(ram_bytes, promised);
+            assert!(matches!(error, GuestError::NotEnoughRam { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_flood_fills_the_pipe_and_neither_end_waits() {
+        let (read, write) = pipe().unwrap();
+        let (mut read, mut write) = (File::from(read), File::from(write));
+        let mut written = 0;
+        while let Ok(count) = io::Write::write(&mut write, &[7; 4096]) {
+            written += count;
+        }
+        assert!((4096..=AHEAD).contains(&written), "{written}");
+        let mut buffer = vec![0; AHEAD];
+        assert_eq!(read.read(&mut buffer).unwrap(), written);
+        read.read(&mut buffer).unwrap_err();
+    }
+}
