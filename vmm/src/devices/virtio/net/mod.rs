@@ -55,6 +55,8 @@ use crate::mutex::lock;
 /// TUNSETIFF.
 const SETTINGS: &[Call] =
     &[Call::ioctl(&[libc::TUNSETOFFLOAD as u32, libc::TUNSETQUEUE as u32, tap::TUNSETCARRIER])];
+/// The question whether a macvtap is still there.
+const LOOK: &[Call] = &[Call::ioctl(&[libc::TUNGETIFF as u32])];
 /// Most pairs of queues.
 pub const PAIRS_MAX: usize = 8;
 /// Least and most bytes of a packet that can be configured: what the specification allows (5.1.4.2),
@@ -443,7 +445,7 @@ impl Kind for Net {
     const PLACE: Place = Place::Slot;
     const CALLS: DeviceCalls = DeviceCalls {
         build: &[Call::ioctl(&[libc::TUNGETIFF as u32, libc::TUNSETVNETHDRSZ as u32])],
-        thread: &[SETTINGS],
+        thread: &[SETTINGS, LOOK],
         registers: SETTINGS,
     };
 

@@ -32,6 +32,8 @@ pub(super) struct Tap {
     file: File,
     /// Whether it is a tap. Tests and fuzz targets use sockets instead.
     real: bool,
+    /// Whether it is a macvtap, whose end the kernel does not report.
+    ends_silently: bool,
 }
 
 /// Makes the newly opened `/dev/net/tun` a queue of the tap `name`. The kernel creates the tap if it
@@ -68,7 +70,8 @@ impl Tap {
             Err(_) if cfg!(any(test, fuzzing)) => false,
             Err(error) => return Err(error),
         };
-        let tap = Self { file, real };
+        let ends_silently = real && !is_tun(&file)?;
+        let tap = Self { file, real, ends_silently };
         if real {
             let len = header::LEN as libc::c_int;
             // SAFETY: a tap's fd; the ioctl reads one int.
@@ -115,10 +118,27 @@ impl Tap {
         self.real.then(|| io::Error::from_raw_os_error(libc::EBADFD))
     }
 
+    /// Whether the kernel says nothing when this tap is deleted: a macvtap then takes all frames as before, and
+    /// epoll reports no error of it (Linux drivers/net/tap.c).
+    pub(super) fn ends_silently(&self) -> bool {
+        self.ends_silently
+    }
+
+    /// Errors if the interface of a tap that ends silently is gone.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match Request::new("", &[]).send(&self.file, libc::TUNGETIFF) {
+            // What a tap answers to a read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                Err(io::Error::from_raw_os_error(libc::EBADFD))
+            }
+            done => done,
+        }
+    }
+
     /// A file of another kind that is treated as a tap.
     #[cfg(test)]
     pub(super) fn pretended(fd: OwnedFd) -> Self {
-        Self { file: fd.into(), real: true }
+        Self { file: fd.into(), real: true, ends_silently: false }
     }
 
     /// Reads one frame with its header; the part beyond `bytes` is lost. Errors with `WouldBlock` if there is
@@ -178,6 +198,12 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Whether the fd was opened from `/dev/net/tun`, which has a fixed number (Linux Documentation/admin-guide/devices.txt).
+/// A macvtap has a device file of its own.
+fn is_tun(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(fd)?.st_rdev == rustix::fs::makedev(10, 200))
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {

@@ -9,11 +9,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::receive::Receiver;
 use super::{F_MQ, Shared, announce, control};
 use crate::devices::alarm::Alarm;
 use crate::devices::virtio::{Rings, VirtioWorker};
+
+/// How often the device looks whether a tap is still there whose end the kernel does not report.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Moves the frames of one pair of queues.
 #[derive(Debug)]
@@ -24,7 +28,7 @@ pub struct NetWorker {
     pub(super) receiver: Receiver,
     /// Whether an invalid frame of the guest was already reported.
     pub(super) reported: bool,
-    /// Goes off when the guest is to be announced again. Only pair 0 has one.
+    /// Goes off when the guest is to be announced again, or the tap to be looked at. Only pair 0 has one.
     alarm: Option<Alarm>,
 }
 
@@ -36,13 +40,27 @@ impl NetWorker {
             };
             alarm.inspect_err(failed).ok()
         });
+        if let Some(alarm) = alarm.as_ref().filter(|_| shared.taps[pair].ends_silently()) {
+            alarm.set(Some(LOOK_EVERY));
+        }
         Self { shared, pair, receiver: Receiver::default(), reported: false, alarm }
     }
 
     fn announce(&self, rings: &Rings) {
         let next = announce::send_next(&self.shared, rings);
+        let look = self.shared.taps[self.pair].ends_silently().then_some(LOOK_EVERY);
         if let Some(alarm) = &self.alarm {
-            alarm.set(next);
+            alarm.set(next.into_iter().chain(look).min());
+        }
+    }
+
+    /// Looks whether the tap is still there, if the kernel does not report its end.
+    fn look_at_tap(&self, rings: &Rings) {
+        let tap = &self.shared.taps[self.pair];
+        if tap.ends_silently()
+            && let Err(error) = tap.check()
+        {
+            self.shared.tap_failed(self.pair, "look for", &error, rings);
         }
     }
 }
@@ -82,7 +100,10 @@ impl VirtioWorker for NetWorker {
         match source {
             0 => self.receive(rings),
             // Also while the device is paused: the announcement takes nothing of the guest.
-            _ if self.alarm.as_ref().is_some_and(Alarm::has_gone_off) => self.announce(rings),
+            _ if self.alarm.as_ref().is_some_and(Alarm::has_gone_off) => {
+                self.look_at_tap(rings);
+                self.announce(rings);
+            }
             _ => {}
         }
     }

@@ -142,6 +142,36 @@ fn frames_pass_through_a_macvtap_that_the_user_brings() {
     });
 }
 
+#[test]
+fn a_macvtap_that_is_deleted_is_noticed_although_the_kernel_does_not_report_it() {
+    with_macvtap("mv2", |name, lower| {
+        crate::devices::inherited::lend();
+        let mac = Interface::new(name).unwrap().mac().unwrap();
+        let fd = leave_open(name, 1)[0];
+        let options = NetOptions::parse(&format!("fd={fd},mac={mac}")).unwrap();
+        let opened = options.open().unwrap().into_iter().next().unwrap();
+        let (sender, events) = std::sync::mpsc::channel();
+        let wire = Wire {
+            name: options.tap.clone(),
+            taps: vec![Tap::new(opened.fd).unwrap()],
+            on_link: Arc::new(move |link| sender.send(link).unwrap()),
+        };
+        let mut guest = Guest::with(Net::new(wire, mac, None).unwrap(), Vec::new());
+        guest.start(LINUX & !F_MQ, &[0, 1, 2]);
+        exchange(&mut guest, &lower, mac);
+        assert_eq!(events.try_iter().next(), None);
+        // Its lower device ends with its last file, and the macvtap with its lower device.
+        drop(lower);
+        let is_noticed = (0..3).any(|_| {
+            guest.thread.run_with_timeout(60_000).unwrap();
+            guest.link_status() == 0
+        });
+        assert!(is_noticed);
+        guest.run();
+        assert_eq!(events.try_iter().collect::<Vec<_>>(), [Link::Gone], "once");
+    });
+}
+
 /// A frame in each direction.
 fn exchange(guest: &mut Guest, lower: &OwnedFd, mac: Mac) {
     let mut bytes = [0; 2048];
