@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, kernel};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] = &[kernel(NAME, rehearse)];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(NAME, rehearse)];
-
-const NAME: &str = "what_would_not_arrive_is_refused_in_a_rehearsal_and_what_would_is_updated_to";
+pub(crate) const TESTS: &[Test] = &[kernel(
+    "what_would_not_arrive_is_refused_in_a_rehearsal_and_what_would_is_updated_to",
+    rehearse,
+)];
 
 /// How long a rehearsal may take: a kernel boots in a VM of a VM that is emulated.
 const WITHIN_S: u64 = 180;
@@ -37,10 +35,8 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     expect_finding(&answer, "rehearsal-boot", "Kernel panic")?;
     let older_cpu = format!("{} clearcpuid=avx2,erms", plan.cmdline());
     expect(&mut host, with(&good, json!({"cmdline": older_cpu})), "rehearsal-cpu", "avx2")?;
-    if luo == Luo::Kernel {
-        let without_luo = with(&good, json!({"kernel": "/data/guest/bzImage"}));
-        expect(&mut host, without_luo, "rehearsal-luo", "/dev/liveupdate")?;
-    }
+    let without_luo = with(&good, json!({"kernel": "/data/guest/bzImage"}));
+    expect(&mut host, without_luo, "rehearsal-luo", "/dev/liveupdate")?;
     let hangs = with(&good, json!({"rehearse_within_s": 0}));
     expect(&mut host, hangs, "rehearsal-boot", "did not report within 0 s")?;
 
