@@ -15,8 +15,9 @@
 #   release            what it calls itself
 #   modules/NAME.ko    the modules that a host needs, and those that they need
 #   order              their names, each after those that it needs
+#   modules.builtin    the list of what is built into the kernel and so in neither
 #
-# What is built into the kernel is in neither. The directory's name has a hash of
+# The directory's name has a hash of
 # what went into it, and packages that were downloaded once stay in use:
 #
 #   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/
@@ -117,7 +118,7 @@ module_file() {
 
 is_builtin() {
     local pattern=${1//[-_]/[-_]}
-    grep -rqE "/$pattern\.ko\$" "$unpacked" --include=modules.builtin
+    grep -qE "/$pattern\.ko\$" "$image/modules.builtin"
 }
 
 # Copies a module after those that it needs, and notes its name in `order`.
@@ -164,6 +165,7 @@ unpack() {
     cp "$(find "$unpacked" \( -name vmlinuz -o -name 'vmlinuz-*' \) | sed -n 1p)" "$image/bzImage"
     release=$(basename "$(find "$unpacked" -type d -path '*/lib/modules/*' -prune | sed -n 1p)")
     echo "$release" >"$image/release"
+    cp "$(find "$unpacked" -name modules.builtin | sed -n 1p)" "$image/modules.builtin"
     : >"$image/order"
     declare -gA added=()
     for module in "${wanted_modules[@]}"; do add_module "$module"; done

@@ -51,7 +51,8 @@ impl Initramfs {
         self.append(entry, contents)
     }
 
-    /// Adds modules of a kernel, and the list that [`crate::modules::load_all`] and hosts read.
+    /// Adds modules of a kernel, the list of them that [`crate::modules::load_all`] reads, and the list of what a
+    /// distribution's kernel has built in.
     pub fn modules<'a>(
         &mut self,
         kernel: &Kernel,
@@ -65,7 +66,14 @@ impl Initramfs {
             self.file(&format!("{}/{name}.ko", modules::DIRECTORY), 0o644, &contents)?;
             order += &format!("{name}\n");
         }
-        self.file(&format!("{}/{}", modules::DIRECTORY, modules::ORDER), 0o644, order.as_bytes())
+        self.file(&format!("{}/{}", modules::DIRECTORY, modules::ORDER), 0o644, order.as_bytes())?;
+        if !kernel.built_in().exists() {
+            return Ok(());
+        }
+        let directory = format!("{}/{}", modules::DIRECTORY, kernel.release);
+        self.directory(&directory)?;
+        let built_in = fs::read(kernel.built_in())?;
+        self.file(&format!("{directory}/{}", modules::BUILT_IN), 0o644, &built_in)
     }
 
     /// Adds a symbolic link.

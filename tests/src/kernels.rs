@@ -2,7 +2,7 @@
 //!
 //! There are two pairs of host kernels: one pair built with LUO, and one pair of a distribution's
 //! unchanged kernels. Each kernel is a directory with `bzImage` and `release`; a built kernel also has
-//! `vmlinux` and `config`, a stock kernel its modules (`modules/NAME.ko`, and `order`). An environment
+//! `vmlinux` and `config`, a stock kernel its modules (`modules/NAME.ko`, and `order`) and `modules.builtin`. An environment
 //! variable may name the directory (`PERENNIAL_KERNEL_HOST_A`, `_HOST_B`, `_GUEST`, `_STOCK_A`,
 //! `_STOCK_B`); otherwise the recipe in `resources/kernel` makes it, or finds it in its cache.
 
@@ -42,10 +42,10 @@ impl Role {
     }
 
     /// The script that makes the kernel, and files that its directory must have.
-    fn recipe(self) -> (&'static str, [&'static str; 2]) {
+    fn recipe(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::HostA | Self::HostB | Self::Guest => ("build.sh", ["bzImage", "vmlinux"]),
-            Self::StockA | Self::StockB => ("stock.sh", ["bzImage", "order"]),
+            Self::HostA | Self::HostB | Self::Guest => ("build.sh", &["bzImage", "vmlinux"]),
+            Self::StockA | Self::StockB => ("stock.sh", &["bzImage", "order", "modules.builtin"]),
         }
     }
 
@@ -74,6 +74,11 @@ impl Kernel {
     /// The ELF image with the PVH entry.
     pub fn vmlinux(&self) -> PathBuf {
         self.directory.join("vmlinux")
+    }
+
+    /// The list of what the kernel has built in, if it is a distribution's.
+    pub fn built_in(&self) -> PathBuf {
+        self.directory.join("modules.builtin")
     }
 
     /// The file of a module.

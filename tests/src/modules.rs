@@ -8,6 +8,8 @@ use rustix::io::Errno;
 pub const DIRECTORY: &str = "lib/modules";
 /// File name of the list.
 pub const ORDER: &str = "order";
+/// File name of the list of what a kernel has built in, in a directory that is named for the kernel's release.
+pub const BUILT_IN: &str = "modules.builtin";
 
 /// Loads all modules of the list; an image without a list has no modules. Returns one text for each
 /// module that failed.

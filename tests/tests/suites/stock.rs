@@ -136,7 +136,7 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
 
     // The next host cannot reach the VMs, and must not boot them a second time. The preflight knows it.
     host.expect_refusal("update", json!({}), "`initramfs-modules`")?;
-    let anyway = json!({"force": ["initramfs-modules"]});
+    let anyway = json!({"force": ["driver", "initramfs-modules"]});
     let status = host.update(anyway.clone())?;
     expect_states(&status, ["withheld", "withheld"])?;
     let error = status.vms[0].error.clone().unwrap_or_default().join(": ");
@@ -181,7 +181,7 @@ fn another_boot(luo: Luo) -> Result<(), Failure> {
         ram.write_all_at(&[0xa5; 4096], at)?;
     }
     let (mut host, _) = boot(&plan)?;
-    let status = host.update(json!({"force": ["initramfs-modules"]}))?;
+    let status = host.update(json!({"force": ["driver", "initramfs-modules"]}))?;
     if status.vms[0].state != "withheld" {
         return Err(format!("the VM is not in the pool: {status:?}").into());
     }

@@ -9,6 +9,11 @@ use kexec::{Part, Presence};
 use super::{Check, Finding, Surroundings};
 use crate::config::Config;
 
+/// Directory with a directory of modules for each release, on a machine and in an initramfs.
+pub(super) const DIRECTORY: &str = "lib/modules";
+/// File in the directory of a release: the modules that the kernel has built in.
+pub(super) const BUILT_IN: &str = "modules.builtin";
+
 /// A driver that the next host needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
@@ -53,13 +58,28 @@ impl Need {
         Some(Self { what, part: Part { symbol, string }, module })
     }
 
+    /// What it means if the next host loads no module for the driver, and the list of what the kernel has built in
+    /// does not have it either.
+    fn not_in_list(&self, release: &str) -> Finding {
+        let Self { what, part: Part { symbol, .. }, module } = self;
+        let sentence = format!(
+            "the next host would lack {what}: `modules.builtin` of Linux {release} does not list \
+             `{module}`, and the next host loads no such module"
+        );
+        Finding::new(Check::Driver, module, sentence, Self::remedy(module, symbol))
+    }
+
+    fn remedy(module: &str, symbol: &str) -> String {
+        format!(
+            "add the module `{module}` to the initramfs and to `modules` in its configuration, or build \
+             the kernel with {symbol}=y"
+        )
+    }
+
     /// What it means if no module provides the driver and the kernel has it like this.
     pub(super) fn finding(&self, presence: Presence) -> Option<Finding> {
         let Self { what, part: Part { symbol, .. }, module } = self;
-        let remedy = format!(
-            "add the module `{module}` to the initramfs and to `modules` in its configuration, or build \
-             the kernel with {symbol}=y"
-        );
+        let remedy = Self::remedy(module, symbol);
         match presence {
             Presence::BuiltIn => None,
             Presence::Module => {
@@ -86,18 +106,37 @@ impl Need {
     }
 }
 
-/// The drivers that the next host needs and that none of the `loadable` modules provides. `next` is the next host's
+/// The modules of the next kernel, as far as files beside it tell. All names have `_` for `-`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Modules {
+    /// Those that the next host can load.
+    pub loadable: BTreeSet<String>,
+    /// Those that the kernel has built in: all of them, from `modules.builtin` of its release. `None` without that
+    /// file.
+    pub built_in: Option<BTreeSet<String>>,
+}
+
+impl Modules {
+    fn provide(&self, module: &String) -> bool {
+        let is_built_in = self.built_in.as_ref().is_some_and(|names| names.contains(module));
+        is_built_in || self.loadable.contains(module)
+    }
+}
+
+/// The drivers that the next host needs and that none of its `modules` provides. `next` is the next host's
 /// configuration, as far as it is known.
 pub(super) fn needed(
     surroundings: &Surroundings<'_>,
     next: Option<&Config>,
-    loadable: &BTreeSet<String>,
+    modules: &Modules,
 ) -> Vec<Need> {
     let root = surroundings.root;
     let mut needs = vec![Need::new("kvm", "KVM".to_owned())];
-    for vendor in ["kvm_amd", "kvm_intel"] {
-        // The running kernel has one for this CPU.
-        if root.join("sys/module").join(vendor).is_dir() {
+    let cpu = std::fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
+    for (vendor, feature) in [("kvm_amd", "svm"), ("kvm_intel", "vmx")] {
+        // A kernel with the drivers built in has those of both vendors.
+        let is_for_this_cpu = cpu.is_empty() || cpu.split_whitespace().any(|word| word == feature);
+        if is_for_this_cpu && root.join("sys/module").join(vendor).is_dir() {
             needs.push(Need::new(vendor, "KVM for this CPU".to_owned()));
         }
     }
@@ -119,8 +158,21 @@ pub(super) fn needed(
     }
     let mut needs: Vec<Need> = needs.into_iter().flatten().collect();
     let mut seen = BTreeSet::new();
-    needs.retain(|need| !loadable.contains(&need.module) && seen.insert(need.module.clone()));
+    needs.retain(|need| !modules.provide(&need.module) && seen.insert(need.module.clone()));
     needs
+}
+
+/// Returns findings about drivers that the next host lacks, and the needs about which only the kernel itself can tell:
+/// all of them without a list of what it has built in, none with one.
+pub(super) fn missing(
+    needs: Vec<Need>,
+    modules: &Modules,
+    release: Option<&str>,
+) -> (Vec<Finding>, Vec<Need>) {
+    match release.filter(|_| modules.built_in.is_some()) {
+        Some(release) => (needs.iter().map(|need| need.not_in_list(release)).collect(), Vec::new()),
+        None => (Vec::new(), needs),
+    }
 }
 
 /// The name of the driver that the running kernel uses for a block device; `None` if that does not show.
@@ -143,94 +195,30 @@ pub(super) fn module_name(path: &str) -> Option<String> {
 }
 
 /// The modules of a release that are on this machine, for a next host that runs from its disk.
-pub(super) fn installed(root: &Path, release: &str) -> BTreeSet<String> {
-    let release = release.split_whitespace().next().unwrap_or_default();
-    if release.is_empty() || release.contains('/') {
-        return BTreeSet::new();
+pub(super) fn installed(root: &Path, release: Option<&str>) -> Modules {
+    let Some(release) = release else { return Modules::default() };
+    let directory = root.join(DIRECTORY).join(release);
+    let list = |file| std::fs::read_to_string(directory.join(file)).ok();
+    let dep = list("modules.dep").unwrap_or_default();
+    let files = dep.lines().filter_map(|line| line.split(':').next());
+    Modules {
+        loadable: files.filter_map(module_name).collect(),
+        built_in: list(BUILT_IN).map(|list| built_in(&list)),
     }
-    let directory = root.join("lib/modules").join(release);
-    let list = |file| std::fs::read_to_string(directory.join(file)).unwrap_or_default();
-    let (dep, built_in) = (list("modules.dep"), list("modules.builtin"));
-    let files = dep.lines().filter_map(|line| line.split(':').next()).chain(built_in.lines());
-    files.filter_map(module_name).collect()
+}
+
+/// The release of a kernel as `uname -r` shows it, which is the name of its directory of modules. `said` is what its
+/// header says: release and build. `None` if that does not begin with the name of a directory.
+pub(super) fn release(said: Option<&str>) -> Option<&str> {
+    let release = said?.split_whitespace().next()?;
+    (!release.contains('/') && !release.starts_with('.')).then_some(release)
+}
+
+/// The modules of a list `modules.builtin`: a path on each line.
+pub(super) fn built_in(list: &str) -> BTreeSet<String> {
+    list.lines().filter_map(|line| module_name(line.trim())).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(text: &str) -> Config {
-        Config::parse(text).unwrap()
-    }
-
-    fn machine() -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        let device = root.path().join("sys/devices/virtio0/block/vda");
-        std::fs::create_dir_all(device.join("vda1")).unwrap();
-        std::fs::create_dir_all(root.path().join("sys/class/block")).unwrap();
-        std::fs::create_dir_all(root.path().join("sys/module/kvm_amd")).unwrap();
-        let link = |to: &str, at: std::path::PathBuf| std::os::unix::fs::symlink(to, at).unwrap();
-        std::fs::create_dir_all(device.join("device")).unwrap();
-        link("../../../bus/drivers/virtio-blk", device.join("device/driver"));
-        for name in ["vda", "vda/vda1"] {
-            let at = root.path().join("sys/class/block").join(name.rsplit('/').next().unwrap());
-            link(&format!("../../devices/virtio0/block/{name}"), at);
-        }
-        root
-    }
-
-    fn names(needs: &[Need]) -> Vec<&str> {
-        needs.iter().map(|need| need.module.as_str()).collect()
-    }
-
-    #[test]
-    fn kvm_and_what_is_mounted_are_needed() {
-        let root = machine();
-        let next = config(
-            "[host]\nmounts = [\n\
-             { source = \"/dev/vda1\", target = \"/data\", type = \"ext4\" },\n\
-             { source = \"none\", target = \"/tmp\", type = \"tmpfs\" }]\n",
-        );
-        let none = BTreeSet::new();
-        let (root, nothing) = (root.path(), Surroundings::without_vms());
-        let first = Surroundings { is_first_process: true, root, ..nothing };
-        let needs = needed(&first, Some(&next), &none);
-        assert_eq!(names(&needs), ["kvm", "kvm_amd", "ext4", "virtio_blk"]);
-        assert!(needs[2].what.contains("/data") && needs[3].what.contains("/dev/vda1"));
-        let loadable = ["kvm", "virtio_blk"].map(str::to_owned).into();
-        assert_eq!(names(&needed(&first, Some(&next), &loadable)), ["kvm_amd", "ext4"]);
-        // A host on a distribution has its file systems already.
-        let other = Surroundings { is_first_process: false, ..first };
-        assert_eq!(names(&needed(&other, Some(&next), &none)), ["kvm", "kvm_amd"]);
-    }
-
-    #[test]
-    fn a_driver_that_is_missing_is_refused_and_an_unknown_one_is_a_note() {
-        let need = Need::new("ext4", "the file system ext4 of /data".to_owned()).unwrap();
-        let severity = |presence| need.finding(presence).map(|finding| finding.name);
-        assert_eq!(severity(Presence::BuiltIn), None);
-        assert_eq!(severity(Presence::Module), Some(Check::Driver));
-        assert_eq!(severity(Presence::Absent), Some(Check::Driver));
-        assert_eq!(severity(Presence::Unknown), Some(Check::DriverUnknown));
-        let text = need.finding(Presence::Module).unwrap().to_string();
-        assert!(text.contains("/data") && text.contains("CONFIG_EXT4_FS=y"), "{text}");
-        assert_eq!(Need::new("no-such-driver", String::new()), None);
-    }
-
-    #[test]
-    fn modules_are_known_by_their_files() {
-        assert_eq!(module_name("lib/modules/kvm-amd.ko.xz").as_deref(), Some("kvm_amd"));
-        assert_eq!(module_name("kvm.ko").as_deref(), Some("kvm"));
-        assert_eq!(module_name("lib/modules/modules.order"), None);
-        let root = tempfile::tempdir().unwrap();
-        let directory = root.path().join("lib/modules/7.3.4-a");
-        std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join("modules.dep"), "a/kvm-amd.ko: a/kvm.ko\na/kvm.ko:\n")
-            .unwrap();
-        std::fs::write(directory.join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
-        let found = installed(root.path(), "7.3.4-a (builder) #1");
-        assert_eq!(found, ["ext4", "kvm", "kvm_amd"].map(str::to_owned).into());
-        assert!(installed(root.path(), "../7.3.4-a").is_empty());
-        assert!(installed(root.path(), "7.2").is_empty());
-    }
-}
+#[path = "drivers_tests.rs"]
+mod tests;

@@ -4,38 +4,39 @@ use std::collections::BTreeSet;
 
 use kexec::{Archive, ArchiveError, Initramfs};
 
-use super::drivers::module_name;
+use super::drivers::{self, Modules, module_name};
 use super::{Check, Finding, Surroundings, program};
 use crate::causes::chain;
 use crate::config::Config;
 
 /// The configuration of a host that is the first process, within its initramfs.
 const CONFIG: &str = "etc/perennial.toml";
-/// Directory of the modules of such a host.
-const MODULES: &str = "lib/modules";
 
 /// What is known of the next host from its initramfs.
 #[derive(Debug, Default)]
 pub(super) struct Examined {
     /// The next host's configuration, if there is a valid one.
     pub config: Option<Config>,
-    /// The modules that the next host loads and that are there, with `_` for `-`.
-    pub loadable: BTreeSet<String>,
+    /// The modules that the next host loads and that are there, and those that are built in.
+    pub modules: Modules,
     /// The program that the next kernel starts, if its contents were kept.
     pub program: Option<Vec<u8>>,
 }
 
-/// Checks an initramfs whose kernel has this command line.
+/// Checks an initramfs whose kernel has this command line and this release, if that is known.
 pub(super) fn check(
     initramfs: &Initramfs,
     command_line: &str,
+    release: Option<&str>,
     surroundings: &Surroundings<'_>,
 ) -> (Vec<Finding>, Examined) {
     let path = initramfs.path.display();
     let init = kexec::parameters(command_line).filter(|parameter| parameter.is("rdinit"));
     let init = init.filter_map(|parameter| parameter.value).last().unwrap_or("/init");
     let mut examined = Examined::default();
-    let archive = match read(initramfs, init) {
+    let built_in =
+        release.map(|release| format!("{}/{release}/{}", drivers::DIRECTORY, drivers::BUILT_IN));
+    let archive = match read(initramfs, &[init, CONFIG, built_in.as_deref().unwrap_or(CONFIG)]) {
         Ok(archive) => archive,
         Err(error @ ArchiveError::Compression(_)) => {
             let sentence = format!("{path} cannot be looked into: {error}");
@@ -69,20 +70,28 @@ pub(super) fn check(
     }
     if surroundings.is_first_process {
         findings.extend(configuration(initramfs, &archive, &mut examined));
+        let list = built_in.and_then(|path| archive.find(&path)?.1.contents.clone());
+        let list = list.map(|list| drivers::built_in(&String::from_utf8_lossy(&list)));
+        examined.modules.built_in = list;
     }
     (findings, examined)
 }
 
-/// Reads the archive with the contents of its first program and its configuration.
-fn read(initramfs: &Initramfs, init: &str) -> Result<Archive, ArchiveError> {
-    let first = init.trim_start_matches('/');
-    let archive = Archive::read(initramfs, &|name| name == first || name == CONFIG)?;
-    match archive.find(init) {
-        // A symbolic link led to a file whose contents are not kept.
-        Some((name, entry)) if entry.is_file() && name != first => {
-            Archive::read(initramfs, &|other| other == name || other == CONFIG)
-        }
-        _ => Ok(archive),
+/// Reads the archive with the contents of these files.
+fn read(initramfs: &Initramfs, paths: &[&str]) -> Result<Archive, ArchiveError> {
+    let names: Vec<&str> = paths.iter().map(|path| path.trim_start_matches('/')).collect();
+    // On many distributions `/lib` is a link to `usr/lib`.
+    let is_kept = |name: &str| names.contains(&name.strip_prefix("usr/").unwrap_or(name));
+    let archive = Archive::read(initramfs, &is_kept)?;
+    let found: Vec<String> = paths
+        .iter()
+        .filter_map(|path| archive.find(path))
+        .filter_map(|(name, entry)| entry.is_file().then_some(name))
+        .collect();
+    // A symbolic link led to a file whose contents are not kept.
+    match found.iter().all(|name| is_kept(name)) {
+        true => Ok(archive),
+        false => Archive::read(initramfs, &|name| found.iter().any(|other| other == name)),
     }
 }
 
@@ -134,7 +143,7 @@ fn configuration(
             crate::config::HostSection::salvage(&text)
         }
     };
-    let prefix = format!("{MODULES}/");
+    let prefix = format!("{}/", drivers::DIRECTORY);
     let files = archive.names().filter_map(|name| name.strip_prefix(&prefix));
     let there: BTreeSet<&str> = files.filter(|name| !name.contains('/')).collect();
     let is_there = |module: &str| {
@@ -144,12 +153,13 @@ fn configuration(
     };
     let (found, absent): (Vec<_>, Vec<_>) =
         section.modules.iter().partition(|module| is_there(module));
-    examined.loadable =
+    examined.modules.loadable =
         found.iter().filter_map(|module| module_name(&format!("{module}.ko"))).collect();
     if !absent.is_empty() {
         let names = absent.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let sentence = format!(
-            "{path} lacks modules that `modules` in its configuration lists: {names} in /{MODULES}"
+            "{path} lacks modules that `modules` in its configuration lists: {names} in /{}",
+            drivers::DIRECTORY
         );
         let remedy = "add them to the initramfs, or remove them from the list";
         findings.push(Finding::new(Check::InitramfsModules, &path, sentence, remedy));

@@ -25,7 +25,7 @@ fn check_bytes(bytes: &[u8], line: &str, is_first_process: bool) -> (Vec<Finding
     std::fs::write(&path, bytes).unwrap();
     let root = Path::new("/nowhere");
     let surroundings = Surroundings { is_first_process, root, ..Surroundings::without_vms() };
-    check(&Initramfs::open(&path).unwrap(), line, &surroundings)
+    check(&Initramfs::open(&path).unwrap(), line, Some("7.3.4-a"), &surroundings)
 }
 
 /// The names of the findings about an initramfs with these files.
@@ -54,7 +54,8 @@ fn an_initramfs_with_all_that_it_needs_has_no_findings() {
     ];
     let (findings, examined) = check_bytes(&archive(&files), "quiet", true);
     assert_eq!(findings, []);
-    assert_eq!(examined.loadable, ["kvm", "kvm_amd"].map(str::to_owned).into());
+    let loadable = ["kvm", "kvm_amd"].map(str::to_owned).into();
+    assert_eq!(examined.modules, Modules { loadable, built_in: None });
     assert_eq!(examined.program.as_deref(), Some(&init[..]));
     assert_eq!(examined.config.unwrap().host.modules.len(), 2);
 }
@@ -108,6 +109,29 @@ fn the_first_program_is_the_one_that_the_command_line_names_through_links() {
     assert!(findings[0].sentence.contains("`/bin/other`"), "{}", findings[0]);
     let (findings, _) = check_bytes(&archive(&files), "rdinit=/bin/perennial", true);
     assert_eq!(findings, []);
+}
+
+#[test]
+fn what_the_next_kernel_has_built_in_is_read_from_the_list_of_its_release() {
+    let init = elf(&[1]);
+    let built_in = |directory: &str, lib: &str| {
+        let list = format!("{directory}/modules.builtin");
+        let files: [(&str, u32, &[u8]); 4] = [
+            ("init", PROGRAM, &init),
+            ("etc/perennial.toml", FILE, b""),
+            (lib, LINK, b"usr/lib"),
+            (&list, FILE, b"kernel/fs/ext4/ext4.ko\nkernel/arch/x86/kvm/kvm-amd.ko\n"),
+        ];
+        let (findings, examined) = check_bytes(&archive(&files), "", true);
+        assert_eq!(findings, []);
+        assert_eq!(examined.program.as_deref(), Some(&init[..]));
+        examined.modules.built_in
+    };
+    let known = Some(["ext4", "kvm_amd"].map(str::to_owned).into());
+    assert_eq!(built_in("lib/modules/7.3.4-a", "lib64"), known);
+    assert_eq!(built_in("usr/lib/modules/7.3.4-a", "lib"), known);
+    assert_eq!(built_in("lib/modules/7.3.4-b", "lib64"), None, "of another release");
+    assert_eq!(built_in("lib/modules", "lib64"), None);
 }
 
 #[test]

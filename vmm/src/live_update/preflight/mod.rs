@@ -71,10 +71,12 @@ impl<'a> Surroundings<'a> {
 pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Finding> {
     let mut findings = command_line::check(candidate);
     let mut examined = Examined::default();
+    let release = candidate.kernel.as_ref().ok().and_then(|kernel| kernel.release.as_deref());
+    let release = drivers::release(release);
     match &candidate.initramfs {
         Ok(Some(initramfs)) => {
             let line = &candidate.next.cmdline;
-            let (found, next) = initramfs::check(initramfs, line, surroundings);
+            let (found, next) = initramfs::check(initramfs, line, release, surroundings);
             findings.extend(found);
             examined = next;
             if let Some(bytes) = examined.program.take() {
@@ -91,9 +93,8 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
     }
     match &candidate.kernel {
         Ok(image) => {
-            let release = image.release.as_deref().unwrap_or_default();
-            let loadable = match surroundings.is_first_process {
-                true => examined.loadable.clone(),
+            let modules = match surroundings.is_first_process {
+                true => examined.modules.clone(),
                 false => drivers::installed(surroundings.root, release),
             };
             // Without an initramfs nothing says which drivers the kernel must have by itself.
@@ -102,9 +103,11 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
             };
             let needs = match surroundings.is_first_process && findings.iter().any(is_unusable) {
                 true => Vec::new(),
-                false => drivers::needed(surroundings, examined.config.as_ref(), &loadable),
+                false => drivers::needed(surroundings, examined.config.as_ref(), &modules),
             };
-            findings.extend(kernel::check(image, candidate, surroundings, &needs));
+            let (missing, unknown) = drivers::missing(needs, &modules, release);
+            findings.extend(missing);
+            findings.extend(kernel::check(image, candidate, surroundings, &unknown));
         }
         Err(error) => findings.push(Finding::of_error(Check::KernelFile, error)),
     }
