@@ -54,7 +54,7 @@ pub enum Error {
         errno: Errno,
     },
     /// Retrieving a file.
-    #[error("cannot retrieve token {token} of session `{session}`: {}", why_retrieve(*errno))]
+    #[error("cannot retrieve token {token} of session `{session}`: {}", why_retrieve(*errno, *is_kept))]
     Retrieve {
         /// The incoming session.
         session: SessionName,
@@ -62,6 +62,8 @@ pub enum Error {
         token: Token,
         /// What the kernel answered.
         errno: Errno,
+        /// Whether the file can be retrieved again, because the attempt has changed nothing.
+        is_kept: bool,
     },
     /// Finishing an incoming session.
     #[error("cannot finish session `{session}`: {}", why_finish(*errno))]
@@ -152,13 +154,13 @@ impl Error {
 
     /// Whether repeating the operation cannot succeed before the next boot. A file that could not be
     /// retrieved is lost, except if there was no free fd (EMFILE), the token does not exist (ENOENT) or the
-    /// request could not be read (EFAULT).
+    /// request could not be read (EFAULT), and except with an orchestrator that keeps it.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Open { errno, .. } => *errno == Errno::IO,
             Self::Disabled { .. } | Self::Unreadable { .. } => true,
-            Self::Retrieve { errno, .. } => {
-                !matches!(*errno, Errno::MFILE | Errno::NOENT | Errno::FAULT)
+            Self::Retrieve { errno, is_kept, .. } => {
+                !(*is_kept || matches!(*errno, Errno::MFILE | Errno::NOENT | Errno::FAULT))
             }
             _ => false,
         }
@@ -301,8 +303,15 @@ fn why_preserve(errno: Errno) -> String {
     known_or_os(known, errno)
 }
 
-fn why_retrieve(errno: Errno) -> String {
+fn why_retrieve(errno: Errno, is_kept: bool) -> String {
     let known = match errno {
+        Errno::NFILE if is_kept => NO_FILE,
+        Errno::NOMEM if is_kept => "there is not enough free memory; free some and try again",
+        Errno::IO if is_kept => "the pool could not be read or written; try again",
+        Errno::NOSPC if is_kept => {
+            "the pool has no room to record the retrieval; free some and try again"
+        }
+        Errno::ROFS if is_kept => READ_ONLY,
         Errno::NOENT => "nothing is preserved under that token, or the session is finished already",
         Errno::MFILE => NO_FD,
         Errno::NFILE => {
@@ -434,7 +443,7 @@ mod tests {
                 vec!["preserve", "`web`", "4711"],
             ),
             (
-                Error::Retrieve { session: session.clone(), token, errno },
+                Error::Retrieve { session: session.clone(), token, errno, is_kept: false },
                 vec!["retrieve", "`web`", "4711"],
             ),
             (Error::Finish { session, errno }, vec!["finish", "`web`"]),
@@ -514,6 +523,12 @@ mod tests {
         for errno in [Errno::MFILE, Errno::NOENT, Errno::FAULT] {
             let (error, _) = all(errno).remove(4);
             assert!(!error.is_final(), "{error}");
+        }
+        let session = SessionName::new("web").unwrap();
+        for errno in [Errno::NOMEM, Errno::NOSPC, Errno::IO, Errno::NFILE, Errno::ROFS] {
+            let session = session.clone();
+            let kept = Error::Retrieve { session, token: Token(1), errno, is_kept: true };
+            assert!(!kept.is_final() && !kept.to_string().contains("is lost"), "{kept}");
         }
         assert!(all(Errno::IO).remove(0).0.is_final());
         assert!(!all(Errno::BUSY).remove(0).0.is_final());

@@ -180,6 +180,11 @@ impl Retrieve for Taken {
         ioctl::retrieve_fd(self.fd.as_fd(), token)
     }
 
+    /// A file that the kernel failed to retrieve is lost.
+    fn keeps(&self, _: Token) -> bool {
+        false
+    }
+
     fn finish(&self) -> Result<(), Errno> {
         ioctl::finish(self.fd.as_fd())
     }

@@ -121,6 +121,10 @@ pub trait Retrieve: fmt::Debug + Send + Sync {
     /// A new fd, with O_CLOEXEC, of the file preserved under `token`.
     fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno>;
 
+    /// Whether the file under `token` can be retrieved again after [`retrieve`](Self::retrieve) failed, because that
+    /// has changed nothing. EMFILE, ENOENT and EFAULT change nothing with any orchestrator.
+    fn keeps(&self, token: Token) -> bool;
+
     /// Ends the preservation of everything in the session.
     fn finish(&self) -> Result<(), Errno>;
 
@@ -210,6 +214,7 @@ impl Incoming {
             session: self.name.clone(),
             token,
             errno,
+            is_kept: self.session.keeps(token),
         })
     }
 
@@ -283,6 +288,9 @@ mod tests {
     impl Retrieve for Always {
         fn retrieve(&self, _: Token) -> Result<OwnedFd, Errno> {
             self.answer().map(|()| self.fd.try_clone().unwrap().into())
+        }
+        fn keeps(&self, _: Token) -> bool {
+            false
         }
         fn finish(&self) -> Result<(), Errno> {
             self.answer()

@@ -146,7 +146,7 @@ impl<F: File> Registry<F> {
     }
 
     /// Returns a new reference to the file. The first call makes the handler retrieve the file. If
-    /// the handler fails, this and all later calls return its errno.
+    /// the handler fails, this and all later calls return its errno, unless the handler keeps the file.
     pub(super) fn retrieve(&mut self, arrived: &mut Arrived<F>) -> Result<F, Errno> {
         match &arrived.state {
             Arrival::Retrieved { file, .. } => return Ok(file.clone()),
@@ -161,7 +161,9 @@ impl<F: File> Registry<F> {
                 Ok(file)
             }
             Err(errno) => {
-                arrived.state = Arrival::Failed(errno);
+                if !self.handlers.get(arrived.handler).keeps(errno) {
+                    arrived.state = Arrival::Failed(errno);
+                }
                 Err(errno)
             }
         }

@@ -87,8 +87,16 @@ pub trait Handler<F>: Send {
     /// Undoes [`preserve`](Self::preserve).
     fn unpreserve(&mut self, file: &F, handle: Handle);
 
-    /// Makes the file again from its handle. Called at most once for a handle, also if it fails.
+    /// Makes the file again from its handle. Called at most once for a handle, also if it fails, unless
+    /// [`keeps`](Self::keeps) the file.
     fn retrieve(&mut self, handle: Handle) -> Result<F, Errno>;
+
+    /// Whether a file whose [`retrieve`](Self::retrieve) failed with this errno can be retrieved again, because
+    /// nothing has changed. Never in the kernel.
+    fn keeps(&self, errno: Errno) -> bool {
+        let _ = errno;
+        false
+    }
 
     /// Whether the file can be finished now. `false` makes the finish of its session fail with
     /// EBUSY.

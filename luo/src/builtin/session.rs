@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use rustix::io::Errno;
 
 use super::file::{Arrived, Preserved, Registry};
-use super::handler::File;
+use super::handler::{File, Retrieval};
 use super::label::Name;
 use super::model::Luo;
 use crate::Token;
@@ -68,6 +68,11 @@ impl<T> TokenFiles<T> {
         self.by_token.insert(token, self.list.len());
         self.list.push((token, file));
         Ok(())
+    }
+
+    fn get(&self, token: Token) -> Option<&T> {
+        let index = *self.by_token.get(&token)?;
+        self.list.get(index).map(|(_, file)| file)
     }
 
     fn get_mut(&mut self, token: Token) -> Option<&mut T> {
@@ -280,13 +285,19 @@ impl<F: File> Luo<F> {
     /// Returns a new reference to the file under `token` of an incoming session.
     ///
     /// The first call for a token makes the handler retrieve the file. If the handler fails, this
-    /// and all later calls return its errno. EINVAL if the session is an outgoing one. ENOENT if
+    /// and all later calls return its errno, unless the handler keeps the file. EINVAL if the session is an outgoing one. ENOENT if
     /// the session has no such token, or is finished.
     pub fn retrieve_fd(&mut self, id: SessionId, token: Token) -> Result<F, Errno> {
         self.check_running()?;
         self.expect_kind(id, SessionKind::Incoming)?;
         let session = self.incoming.by_id.get_mut(&id).ok_or(Errno::BADF)?;
         self.registry.retrieve(session.files.get_mut(token).ok_or(Errno::NOENT)?)
+    }
+
+    /// Whether a file of an incoming session can still be retrieved.
+    pub(super) fn has_fd(&self, id: SessionId, token: Token) -> bool {
+        let file = self.incoming.get(id).and_then(|session| session.files.get(token));
+        file.is_some_and(|file| !matches!(file.retrieval(), Retrieval::Failed(_)))
     }
 
     /// Finishes an incoming session. First asks the handler of each file, first file first, whether

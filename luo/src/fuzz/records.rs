@@ -15,7 +15,7 @@ pub fn pool_tree(input: &[u8]) {
     for bytes in with_digest(input, DIGEST_AT) {
         if let Ok(tree) = record::decode(&bytes, POOL) {
             assert_eq!(record::encode(&tree).unwrap(), bytes);
-            let files = record::pool_files(&tree.luo).count();
+            let files = record::pool_files(&tree.luo.sessions).count();
             assert_eq!(files, tree.files.len(), "records and files differ in number");
         }
     }

@@ -292,6 +292,11 @@ impl Retrieve for Taken {
         }
     }
 
+    /// Which of two files of one name is the right one, no attempt will tell.
+    fn keeps(&self, _: Token) -> bool {
+        false
+    }
+
     fn finish(&self) -> Result<(), Errno> {
         self.files.iter().try_for_each(|(token, fd)| {
             self.store.remove(&fd_name(&self.name, *token), Inode::of(fd.as_fd())?)

@@ -147,6 +147,12 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
         Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains("withheld") => {}
         other => return Err(format!("a VM that may be preserved was booted: {other:?}").into()),
     }
+    // Another look at the pool fails as well, and takes nothing.
+    match host.request(json!({"do": "restore", "vm": "web"})) {
+        Err(ControlError::Refused { errors, .. }) if errors.join(": ").contains("/pool") => {}
+        other => return Err(format!("not a look that failed: {other:?}").into()),
+    }
+    expect_states(&host.status()?, ["withheld", "withheld"])?;
 
     // A host that can reach them resumes them as they were.
     let status = host.update(json!({}))?;

@@ -76,7 +76,8 @@ impl Held {
 
     /// Returns a new fd of the file `token`.
     pub fn file(&self, token: Token) -> Result<OwnedFd, Error> {
-        let error = |errno| Error::Retrieve { session: self.name.clone(), token, errno };
+        let session = || self.name.clone();
+        let error = |errno| Error::Retrieve { session: session(), token, errno, is_kept: false };
         match (self.fds.get(&token.0), &self.origin) {
             (Some(fd), _) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(error),
             (None, Origin::Session(session)) => session.retrieve(token),
@@ -122,7 +123,7 @@ impl Held {
     pub fn release(&mut self) -> Result<(), Error> {
         if let Some(missing) = self.files.iter().find(|file| !self.fds.contains_key(&file.token)) {
             let (session, token) = (self.name.clone(), Token(missing.token));
-            return Err(Error::Retrieve { session, token, errno: Errno::NOENT });
+            return Err(Error::Retrieve { session, token, errno: Errno::NOENT, is_kept: false });
         }
         match std::mem::replace(&mut self.origin, Origin::Finished) {
             Origin::Session(session) => session.finish().map_err(|failure| {

@@ -10,12 +10,13 @@ use std::path::Path;
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, SessionName};
 
-use super::backend::ChosenLuo;
-use super::{Found, Host, HostError, Look, find, index_of, init, mounts, ram_source};
+use super::backend::{self, ChosenLuo};
+use super::{Found, Host, HostError, Look, find, index_of, init, mounts, ram_source, start};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
+use crate::config::HostSection;
 use crate::guests::held::Held;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::MissingHints;
@@ -95,7 +96,12 @@ impl Host {
         match look {
             Ok(Some(arrival)) => {
                 self.last_host.unseen = None;
+                let is_in_luo = self.last_host.keeper.is_none();
                 self.take_over(arrival);
+                // Not before: a host that is started again until now finds all VMs that did not run yet.
+                if is_in_luo {
+                    self.kernel_entry.redeem();
+                }
                 true
             }
             Ok(None) => false,
@@ -118,8 +124,7 @@ impl Host {
         let remedy = match self.kernel_entry.ticket() {
             _ if unseen.is_some() => "remove the cause and `restore` the VM",
             Some(_) => {
-                "repair the cause and start the host again, or `update` to a kernel whose host can \
-                 reach it"
+                "repair the cause and `restore` the VM, or `update` to a kernel whose host can reach it"
             }
             None => "repair the cause and start the host again",
         };
@@ -279,6 +284,10 @@ impl Host {
         if destiny != Destiny::Stay {
             self.end_late(None);
         }
+        if let Err(error) = self.reach_again() {
+            // The next host may reach them.
+            tracing::error!("{}", chain(&error).join(": "));
+        }
         self.look_again()?;
         let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
         // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
@@ -326,6 +335,28 @@ impl Host {
         Ok(())
     }
 
+    /// Whether this host could not reach the pool with the VMs of the last kernel.
+    fn is_out_of_reach(&self) -> bool {
+        self.kernel_entry.ticket().is_some()
+            && self.luo.as_ref().is_err_and(|none| none.may_hold_vms)
+    }
+
+    /// Looks again for the pool with the VMs of the last kernel, if this host could not reach it. Errors if it still
+    /// cannot.
+    pub(super) fn reach_again(&mut self) -> Result<(), HostError> {
+        let Some(ticket) = self.kernel_entry.ticket().filter(|_| self.is_out_of_reach()) else {
+            return Ok(());
+        };
+        let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
+        let chosen = backend::choose(&section, &self.config.machines, Some(ticket));
+        let (luo, look) = start::look_into(chosen, Some(ticket));
+        self.luo = luo;
+        match &self.luo {
+            Err(none) => Err(HostError::NotSeen { why: none.why.clone() }),
+            Ok(_) => self.see_late(look),
+        }
+    }
+
     /// Looks again at what the last host left, if it could not be read. Errors if it still cannot.
     pub(super) fn look_again(&mut self) -> Result<(), HostError> {
         if self.last_host.unseen.is_none() {
@@ -341,17 +372,23 @@ impl Host {
             self.last_host.unseen = None;
             return Ok(());
         }
-        match self.see(look) {
-            true => {
-                self.kernel_entry.redeem();
-                self.apply_policies();
-                Ok(())
-            }
-            false => {
-                let why = self.last_host.unseen.iter().flatten().cloned().collect::<Vec<_>>();
-                Err(HostError::NotSeen { why: why.join(": ") })
+        self.see_late(look)
+    }
+
+    /// Takes over what the last host left, after a look that failed before. VMs that were withheld and that it did not
+    /// leave can be booted.
+    fn see_late(&mut self, look: Look) -> Result<(), HostError> {
+        if !self.see(look) {
+            let why = self.last_host.unseen.iter().flatten().cloned().collect::<Vec<_>>();
+            return Err(HostError::NotSeen { why: why.join(": ") });
+        }
+        for vm in &mut self.vms {
+            if let Life::Withheld(_) = vm.life {
+                vm.life = Life::Stopped;
             }
         }
+        self.apply_policies();
+        Ok(())
     }
 
     /// Tries again to restore a preserved VM, or one that is withheld because the last host's manifest could not be
@@ -369,7 +406,8 @@ impl Host {
     ) -> Result<(), HostError> {
         mounts::try_again(&mut self.unmounted);
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
-        if self.last_host.unseen.is_some() {
+        if self.is_out_of_reach() || self.last_host.unseen.is_some() {
+            self.reach_again()?;
             self.look_again()?;
             return self.still_preserved(index_of(&self.vms, name)?);
         }

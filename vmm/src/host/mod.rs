@@ -170,7 +170,9 @@ impl Host {
         let (mut kernel_entry, luo, arrival) =
             start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
         let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
-        if lost.is_some() || (inherited.keeper.is_none() && luo.is_ok() && arrival.is_ok()) {
+        // What was left is redeemed when this host has taken it over.
+        let is_cold = inherited.keeper.is_none() && luo.is_ok() && matches!(arrival, Ok(None));
+        if lost.is_some() || is_cold {
             kernel_entry.redeem();
         }
         let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;

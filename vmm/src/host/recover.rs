@@ -29,6 +29,7 @@ impl Host {
             self.restore(&vm, false)?;
             return Ok(vec![vm]);
         }
+        self.reach_again()?;
         self.look_again()?;
         let (mut recovered, mut failed) = (Vec::new(), Vec::new());
         for name in self.preserved().map(|(vm, _)| vm.machine.name.clone()).collect::<Vec<_>>() {

@@ -111,35 +111,42 @@ pub(super) fn find_vms(
     kernel_entry: Result<KernelEntry, KernelEntryError>,
     keeper: Option<&Keeper>,
 ) -> (KernelEntry, ChosenLuo, Look) {
-    let holds = |why: String| {
-        tracing::error!("{why}");
-        Err(NoLuo { why, may_hold_vms: true })
-    };
     let kernel_entry = match kernel_entry {
         Ok(kernel_entry) => kernel_entry,
         Err(error) => {
-            let none = holds(chain(&error).join(": "));
+            let why = chain(&error).join(": ");
+            tracing::error!("{why}");
             return (
                 KernelEntry::unknown(),
-                none,
+                Err(NoLuo { why, may_hold_vms: true }),
                 keeper.map_or(Ok(None), |keeper| arrival::look(keeper)),
             );
         }
     };
     let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
         (luo, Some(keeper)) => return (kernel_entry, luo, arrival::look(keeper)),
-        (Ok(luo), None) => luo,
-        (none, None) => return (kernel_entry, none, Ok(None)),
+        (luo, None) => luo,
+    };
+    let (luo, look) = look_into(luo, kernel_entry.ticket());
+    (kernel_entry, luo, look)
+}
+
+/// Looks at what the last host left in the LUO that was chosen for this ticket.
+pub(super) fn look_into(luo: ChosenLuo, ticket: Option<Ticket>) -> (ChosenLuo, Look) {
+    let luo = match luo {
+        Ok(luo) => luo,
+        none => return (none, Ok(None)),
     };
     match arrival::look(luo.as_ref()) {
-        // It was handed out once, and is still in the pool, so it must not be taken for absent.
-        Ok(None) if kernel_entry.ticket().is_some() => {
+        // It was finished once, and is still in the pool, so it must not be taken for absent.
+        Ok(None) if ticket.is_some() => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
-                       retrieved it and ended, and without it the VMs in the pool cannot be restored";
-            (kernel_entry, holds(why.to_owned()), Ok(None))
+                       finished it and ended, and without it the VMs in the pool cannot be restored";
+            tracing::error!("{why}");
+            (Err(NoLuo { why: why.to_owned(), may_hold_vms: true }), Ok(None))
         }
-        Ok(arrival) => (kernel_entry, Ok(luo), Ok(arrival)),
-        Err(not_seen) => (kernel_entry, Ok(luo), Err(not_seen)),
+        Ok(arrival) => (Ok(luo), Ok(arrival)),
+        Err(not_seen) => (Ok(luo), Err(not_seen)),
     }
 }
 

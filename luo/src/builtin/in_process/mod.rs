@@ -23,10 +23,6 @@ use crate::{
 };
 use watch::Watch;
 
-/// Called with the number of each session before it is created or retrieved. An error cancels the
-/// call; an incoming session can then still be retrieved.
-pub(super) type BeforeOpen = Box<dyn Fn(SessionId) -> Result<(), Errno> + Send + Sync>;
-
 /// The state machine of this process. Clones share it.
 #[derive(Clone)]
 pub(super) struct InProcess {
@@ -38,7 +34,6 @@ struct Shared {
     watch: Watch,
     /// A reason that replaces the state machine's own [`Luo::disabled`], if its owner has one.
     disabled: Option<Disabled>,
-    before_open: BeforeOpen,
 }
 
 /// Why sessions were not handed over. Nothing has changed.
@@ -76,13 +71,9 @@ impl fmt::Debug for InProcess {
 impl InProcess {
     /// `disabled` is why the caller started the state machine without live update; `None` if it
     /// did not.
-    pub(super) fn new(
-        machine: Luo<OpenFile>,
-        disabled: Option<Disabled>,
-        before_open: BeforeOpen,
-    ) -> Self {
+    pub(super) fn new(machine: Luo<OpenFile>, disabled: Option<Disabled>) -> Self {
         let (machine, watch) = (Mutex::new(machine), Watch::default());
-        Self { shared: Arc::new(Shared { machine, watch, disabled, before_open }) }
+        Self { shared: Arc::new(Shared { machine, watch, disabled }) }
     }
 
     /// Calls `act` with the state machine, after closing the sessions that have ended. The lock is
@@ -102,9 +93,7 @@ impl InProcess {
     /// Makes the fd that represents a session, while the session is created or retrieved. The
     /// session ends when the last copy of the fd is closed.
     pub(super) fn open_session(&self, id: SessionId) -> Result<OwnedFd, Errno> {
-        let fd = self.shared.watch.open(id)?;
-        (self.shared.before_open)(id)?;
-        Ok(fd)
+        self.shared.watch.open(id)
     }
 
     /// Returns why live update is disabled; `None` if it is enabled.
@@ -253,11 +242,15 @@ impl Preserve for HeldSession {
 impl Retrieve for HeldSession {
     fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
         self.in_process.0.with_luo(|luo| {
-            // A file whose handler fails is lost, and a handler can fail because no fd is free. So
-            // check that first, as the kernel does.
+            // A handler can fail because no fd is free, and the file may be lost then. So check that
+            // first, as the kernel does.
             drop(spare_fds(self.fd.as_fd())?);
             luo.retrieve_fd(self.id, token)?.duplicate()
         })
+    }
+
+    fn keeps(&self, token: Token) -> bool {
+        self.in_process.0.with_luo(|luo| luo.has_fd(self.id, token))
     }
 
     fn finish(&self) -> Result<(), Errno> {

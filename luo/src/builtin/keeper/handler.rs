@@ -139,12 +139,17 @@ impl Handler<OpenFile> for FdHandler {
 
     /// ESTALE if there is no fd at the index in the handle, or the fd is of another file.
     fn retrieve(&mut self, taken: Handle) -> Result<OpenFile, Errno> {
-        let fd = self.carried.fds().incoming.get_mut(place(taken)).and_then(Option::take);
-        let fd = fd.ok_or(Errno::STALE)?;
-        if handle(place(taken), self.digest(&Look::at(&fd)?)) != Ok(taken) {
+        let mut fds = self.carried.fds();
+        let slot = fds.incoming.get_mut(place(taken)).ok_or(Errno::STALE)?;
+        let look = Look::at(slot.as_ref().ok_or(Errno::STALE)?)?;
+        if handle(place(taken), self.digest(&look)) != Ok(taken) {
             return Err(Errno::STALE);
         }
-        Ok(OpenFile::new(fd))
+        Ok(OpenFile::new(slot.take().ok_or(Errno::STALE)?))
+    }
+
+    fn keeps(&self, errno: Errno) -> bool {
+        errno != Errno::STALE
     }
 
     fn finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) {

@@ -120,7 +120,7 @@ impl Keeper {
             }
         }
         let number = luo.liveupdate_number();
-        Self { in_process: InProcess::new(luo, None, Box::new(|_| Ok(()))), carried, number }
+        Self { in_process: InProcess::new(luo, None), carried, number }
     }
 
     /// Hands over all outgoing sessions. Incoming sessions that are not finished are lost. After

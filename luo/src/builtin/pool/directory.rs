@@ -166,13 +166,18 @@ impl Directory {
         rustix::fs::fsync(&self.root)
     }
 
-    /// Marks a session of the tree with this digest as retrieved. When this returns, the mark is on
-    /// disk: the session is not given out again, also after a crash.
+    /// Marks a session of the tree with this digest as taken. When this returns, the mark is on
+    /// disk: the session is not given out again, also after a crash. After an error, nothing was
+    /// given out, so there is no mark either.
     pub(super) fn mark_taken(&self, digest: u32, session: usize) -> Result<(), Errno> {
+        let name = mark(digest, session);
         fault::before_change()?;
-        open_at(&self.taken, &mark(digest, session), OFlags::CREATE | OFlags::WRONLY)?;
-        fault::before_change()?;
-        rustix::fs::fsync(&self.taken)
+        open_at(&self.taken, &name, OFlags::CREATE | OFlags::WRONLY)?;
+        let kept = fault::before_change().and_then(|()| rustix::fs::fsync(&self.taken));
+        if kept.is_err() && fault::before_change().is_ok() {
+            let _ = rustix::fs::unlinkat(&self.taken, &*name, AtFlags::empty());
+        }
+        kept
     }
 
     /// Whether a session of the tree with this digest is marked as retrieved. On an error, returns

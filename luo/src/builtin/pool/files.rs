@@ -12,7 +12,7 @@
 //! files. The inode and the size are checked as well. Reading and writing files is left to
 //! [`super::handler`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -66,13 +66,29 @@ pub(super) struct State {
     pub(super) copies: BTreeMap<u64, OwnedFd>,
     /// Numbers of files that were looked up before, by inode.
     numbers: HashMap<u64, u64>,
+    incoming: Incoming,
+}
+
+/// The incoming sessions and the marks on disk of those that were taken.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    /// The digest of their tree, which is in the names of the marks.
+    pub(super) digest: u32,
+    /// The index in the tree of the session that has a file, by the file's number.
+    pub(super) sessions: BTreeMap<u64, usize>,
+    /// The sessions with a mark.
+    pub(super) taken: BTreeSet<usize>,
 }
 
 impl PoolFiles {
     /// `owned` are the files of the incoming sessions.
-    pub(super) fn new(directory: Directory, owned: BTreeMap<u64, Entry>) -> Self {
+    pub(super) fn new(
+        directory: Directory,
+        owned: BTreeMap<u64, Entry>,
+        incoming: Incoming,
+    ) -> Self {
         let (copies, numbers) = (BTreeMap::new(), HashMap::new());
-        Self(Arc::new(Mutex::new(State { directory, owned, copies, numbers })))
+        Self(Arc::new(Mutex::new(State { directory, owned, copies, numbers, incoming })))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -164,6 +180,18 @@ impl State {
         Ok(new)
     }
 
+    /// Marks the session of an incoming file on disk as taken: no later host gets it. `Ok` for a file of no incoming
+    /// session, and if the session is marked already.
+    pub(super) fn take(&mut self, id: u64) -> Result<(), Errno> {
+        let Incoming { digest, sessions, taken } = &mut self.incoming;
+        let Some(session) = sessions.get(&id).copied() else { return Ok(()) };
+        if !taken.contains(&session) {
+            self.directory.mark_taken(*digest, session)?;
+            taken.insert(session);
+        }
+        Ok(())
+    }
+
     /// Opens an owned file. ESTALE if it is missing, or another file is in its place.
     pub(super) fn open_owned(&self, id: u64) -> Result<(OwnedFd, Entry), Errno> {
         let entry = *self.owned.get(&id).ok_or(Errno::STALE)?;
@@ -195,7 +223,7 @@ impl State {
     /// Returns the pool's tree for these outgoing sessions, and the ticket of their switch.
     pub(super) fn tree(&self, luo: Handover, ticket: Ticket) -> Tree {
         let of_session = |id: &u64| self.owned.get(id).map(|entry| (*id, *entry));
-        let files = pool_files(&luo).filter_map(|file| of_session(&file.data)).collect();
+        let files = pool_files(&luo.sessions).filter_map(|file| of_session(&file.data)).collect();
         Tree { pool: self.directory.identity, ticket, files, luo }
     }
 }

@@ -73,15 +73,26 @@ impl Handler<OpenFile> for FileHandler {
         }
     }
 
+    /// Before it gives guest memory out, it marks the session on disk as taken.
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
         let mut state = self.files.state();
         let (fd, entry) = state.open_owned(handle.0)?;
         directory::seek(&fd, entry.position)?;
+        let inode = Look::at(&fd)?.inode;
+        state.take(handle.0)?;
         // So that a stale copy of a tree cannot find the file. An error must not lose the guest,
         // and is ignored: the mark on disk already keeps the session from being given out again.
-        let _ = state.renumber(handle.0, Look::at(&fd)?.inode);
+        let _ = state.renumber(handle.0, inode);
         state.owned.remove(&handle.0);
         Ok(OpenFile::new(fd))
+    }
+
+    fn keeps(&self, errno: Errno) -> bool {
+        errno != Errno::STALE
+    }
+
+    fn can_finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) -> bool {
+        self.files.state().take(handle.0).is_ok()
     }
 
     fn finish(&mut self, retrieval: Retrieval<'_, OpenFile>, handle: Handle) {
@@ -147,17 +158,24 @@ impl Handler<OpenFile> for CopyHandler {
         state.discard(handle.0);
     }
 
-    /// ESTALE if the copy is missing or its contents have changed.
+    /// ESTALE if the copy is missing or its contents have changed. The copy stays until its session is finished, so
+    /// that a host that is started again can read it, too.
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
-        let mut state = self.files.state();
+        let state = self.files.state();
         let (copy, entry) = state.open_owned(handle.0)?;
         let contents = directory::read(&copy, entry.bytes)?;
         if crc32fast::hash(&contents) != entry.digest {
             return Err(Errno::STALE);
         }
-        let memfd = memfd(&contents, &entry)?;
-        state.discard(handle.0);
-        Ok(OpenFile::new(memfd))
+        memfd(&contents, &entry).map(OpenFile::new)
+    }
+
+    fn keeps(&self, errno: Errno) -> bool {
+        errno != Errno::STALE
+    }
+
+    fn can_finish(&mut self, _: Retrieval<'_, OpenFile>, handle: Handle) -> bool {
+        self.files.state().take(handle.0).is_ok()
     }
 
     fn finish(&mut self, retrieval: Retrieval<'_, OpenFile>, handle: Handle) {
@@ -166,12 +184,14 @@ impl Handler<OpenFile> for CopyHandler {
 }
 
 /// Ends the ownership of an incoming session's file, and removes the file if it was never
-/// retrieved. A file that could not be retrieved may be another file, so it is not removed here: if
-/// it is not in use, it is a leftover.
+/// retrieved, or only copied. Retrieved guest memory is not owned any more. A file that could not be
+/// retrieved may be another file, so it is not removed here: if it is not in use, it is a leftover.
 fn finish(files: &PoolFiles, retrieval: &Retrieval<'_, OpenFile>, handle: Handle) {
     let mut state = files.state();
     match retrieval {
-        Retrieval::Never if state.open_owned(handle.0).is_ok() => state.discard(handle.0),
+        Retrieval::Never | Retrieval::Done(_) if state.open_owned(handle.0).is_ok() => {
+            state.discard(handle.0);
+        }
         _ => drop(state.owned.remove(&handle.0)),
     }
 }

@@ -17,8 +17,10 @@
 //!
 //! A crash at any moment leaves the tree of the previous generation, or that of the next, complete.
 //! A host uses a tree only if the tree has the [`Ticket`] that the host was given ([`Expect`]
-//! allows exceptions). A session that was retrieved is not given out again, also not to a restarted
-//! host: its guest may have run since. As in the kernel, sessions that nobody retrieves stay until
+//! allows exceptions). A session whose guest memory was given out, or that was finished, is taken: it
+//! is not given out again, also not to a restarted host, because its guest may have run since. To
+//! look at a session and its documents takes nothing, and whatever fails before the mark of a
+//! session is on disk can be tried again. As in the kernel, sessions that nobody retrieves stay until
 //! the next switch.
 //!
 //! For huge pages, the extents of a file and its mapping must be aligned to 2 MiB. So memory is
@@ -33,14 +35,14 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::in_process::{BeforeOpen, InProcess, NotHandedOver};
-use super::tree::v1;
+use super::in_process::{InProcess, NotHandedOver};
+use super::tree::{SessionRecord, v1};
 use super::{Compatible, Disabled, HandOverError, Luo, OpenFile, Parameters, SessionId};
 use crate::{
     Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
@@ -167,12 +169,10 @@ pub struct Pool {
 
 /// The sessions of the previous generation.
 struct Arrival {
-    /// The tree `incoming`, without the sessions that were retrieved already.
+    /// The tree `incoming`, without the sessions that were taken already.
     tree: Tree,
-    /// The digest of the encoded tree, which is in the names of its sessions' marks.
-    digest: u32,
-    /// The index in the encoded tree of each session that can still be retrieved.
-    places: Vec<usize>,
+    /// Its sessions.
+    sessions: files::Incoming,
 }
 
 impl Pool {
@@ -191,16 +191,18 @@ impl Pool {
             let tree = arrived.as_ref().ok_or(Errno::NOENT)?;
             v1::encode(&tree.tree.luo).map_err(|_| Errno::BADMSG)
         });
-        let owned = arrived.as_ref().map_or_else(BTreeMap::new, |a| a.tree.files.clone());
-        let files = PoolFiles::new(directory, owned);
+        let (owned, sessions) =
+            arrived.map_or_else(Default::default, |arrived| (arrived.tree.files, arrived.sessions));
+        let digest = sessions.digest;
+        let files = PoolFiles::new(directory, owned, sessions);
         register_handlers(&mut luo, &files);
         if luo.is_enabled() {
             let mut state = files.state();
-            state.directory.forget_taken(arrived.as_ref().map_or(0, |arrived| arrived.digest));
+            state.directory.forget_taken(digest);
             state.collect();
         }
         let number = luo.liveupdate_number();
-        let in_process = InProcess::new(luo, disabled, before_open(files.clone(), arrived));
+        let in_process = InProcess::new(luo, disabled);
         let ticket = Ticket::new(number::random_bytes());
         Ok(Self { in_process, files, number, ticket })
     }
@@ -323,15 +325,20 @@ fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, Tree
     Ok(Some(remaining(directory, tree, digest)))
 }
 
-/// Returns the sessions of the tree that were not retrieved yet.
+/// Returns the sessions of the tree that were not taken yet.
 fn remaining(directory: &Directory, mut tree: Tree, digest: u32) -> Arrival {
     let sessions = std::mem::take(&mut tree.luo.sessions).into_iter().enumerate();
     let left = sessions.filter(|(place, _)| !directory.is_taken(digest, *place));
-    let (places, sessions) = left.unzip();
+    let (places, sessions): (Vec<usize>, _) = left.unzip();
     tree.luo.sessions = sessions;
-    let owned: BTreeSet<u64> = record::pool_files(&tree.luo).map(|file| file.data).collect();
-    tree.files.retain(|id, _| owned.contains(id));
-    Arrival { tree, digest, places }
+    let of_session = |(session, place): (&SessionRecord, usize)| {
+        let files = record::pool_files(std::slice::from_ref(session));
+        files.map(|file| (file.data, place)).collect::<Vec<_>>()
+    };
+    let sessions: BTreeMap<u64, usize> =
+        tree.luo.sessions.iter().zip(places).flat_map(of_session).collect();
+    tree.files.retain(|id, _| sessions.contains_key(id));
+    Arrival { tree, sessions: files::Incoming { digest, sessions, ..Default::default() } }
 }
 
 fn register_handlers(luo: &mut Luo<OpenFile>, files: &PoolFiles) {
@@ -344,19 +351,6 @@ fn register_handlers(luo: &mut Luo<OpenFile>, files: &PoolFiles) {
             Preservation::Copy => luo.register_handler(CopyHandler { files, compatible }),
         };
     }
-}
-
-/// Marks an incoming session on disk as retrieved, before any of its files is given out.
-fn before_open(files: PoolFiles, arrived: Option<Arrival>) -> BeforeOpen {
-    let (digest, places) = arrived.map_or((0, Vec::new()), |a| (a.digest, a.places));
-    Box::new(move |session| {
-        // The state machine numbers sessions from 1: first those of the tree, in its order.
-        let index = usize::try_from(session.0).ok().and_then(|number| number.checked_sub(1));
-        match index.and_then(|index| places.get(index)) {
-            Some(place) => files.state().directory.mark_taken(digest, *place),
-            None => Ok(()),
-        }
-    })
 }
 
 impl Orchestrator for Pool {

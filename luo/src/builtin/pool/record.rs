@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use rustix::io::Errno;
 use vm_fdt::FdtWriter;
 
-use super::super::tree::{FileRecord, Handover, record::u64_at, v1};
+use super::super::tree::{FileRecord, Handover, SessionRecord, record::u64_at, v1};
 use super::files::Preservation;
 use crate::Ticket;
 
@@ -133,8 +133,8 @@ pub(crate) struct Tree {
 }
 
 /// Returns the records of the files that are in the pool.
-pub(crate) fn pool_files(luo: &Handover) -> impl Iterator<Item = &FileRecord> {
-    let files = luo.sessions.iter().flat_map(|session| &session.files);
+pub(crate) fn pool_files(sessions: &[SessionRecord]) -> impl Iterator<Item = &FileRecord> {
+    let files = sessions.iter().flat_map(|session| &session.files);
     files.filter(|file| Preservation::of(&file.compatible).is_some())
 }
 
@@ -198,7 +198,7 @@ fn read_entries(path: &str, bytes: &[u8]) -> Result<BTreeMap<u64, Entry>, v1::Er
 /// Checks that every file of the pool in a session has one record, and every record such a file.
 fn check_files(tree: &Tree) -> Result<(), Error> {
     let mut left: BTreeMap<_, _> = tree.files.iter().collect();
-    for FileRecord { data, .. } in pool_files(&tree.luo) {
+    for FileRecord { data, .. } in pool_files(&tree.luo.sessions) {
         left.remove(data).ok_or(Error::Files { id: *data })?;
     }
     left.keys().next().map_or(Ok(()), |id| Err(Error::Files { id: **id }))

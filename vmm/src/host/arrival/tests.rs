@@ -4,15 +4,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use luo::builtin::keeper::Keeper;
+use luo::builtin::pool::{Expect, Options as PoolOptions, Pool};
 use luo::{Backend, Errno, Error, Outgoing, Retrieve, Ticket, Token};
 
 use super::*;
 use crate::config::Config;
 use crate::guests::entry::tests::sample;
 use crate::guests::memfd::document_memfd;
+use crate::host::kernel_entry::KernelEntry;
 use crate::live_update::carry;
 use crate::live_update::index::Index;
 use crate::live_update::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, host_session};
+use crate::live_update::next_kernel::PARAMETER;
 use crate::mutex::lock;
 use crate::state::document::write_document;
 
@@ -49,6 +52,10 @@ impl Retrieve for FragileSession {
     fn retrieve(&self, token: Token) -> Result<OwnedFd, Errno> {
         self.1.call()?;
         self.0.retrieve(token).map_err(|error| error.errno().unwrap_or(Errno::IO))
+    }
+
+    fn keeps(&self, _: Token) -> bool {
+        false
     }
 
     // The session is finished when this value is dropped.
@@ -92,13 +99,19 @@ const CONFIG: &str = "[[vm]]\nname = \"db\"\nmemory = \"size=64M\"\nkernel = \"/
 /// Leaves two VMs with a manifest that nobody can read.
 fn leave() -> Keeper {
     let keeper = Keeper::start();
+    let _sessions = leave_in(&keeper);
+    Keeper::arrive(keeper.switch().unwrap()).unwrap()
+}
+
+/// The same in any LUO, which has yet to switch.
+fn leave_in(luo: &dyn Orchestrator) -> Vec<Outgoing> {
     let mut manifest = crate::live_update::manifest::tests::sample();
     let mut db = sample();
     db.machine.name = VmName::new("db").unwrap();
     manifest.vms.push(db);
     let mut sessions = Vec::new();
     let mut leave = |name: SessionName, files: &[(Token, &[u8])]| {
-        let session = keeper.create_session(&name).unwrap();
+        let session = luo.create_session(&name).unwrap();
         for (token, bytes) in files {
             session.preserve(document_memfd("a", bytes).unwrap().as_fd(), *token).unwrap();
         }
@@ -111,7 +124,7 @@ fn leave() -> Keeper {
     let unreadable = b"a manifest";
     let index = write_document(&Index::of(&manifest, unreadable)).unwrap();
     leave(host_session(), &[(INDEX_TOKEN, &index), (MANIFEST_TOKEN, unreadable)]);
-    Keeper::arrive(keeper.switch().unwrap()).unwrap()
+    sessions
 }
 
 fn arrive(fragile: &Fragile) -> Host {
@@ -217,4 +230,52 @@ fn when_all_is_given_up_nothing_is_left_of_the_last_host() {
         host.finish_the_rest();
     }
     assert!(host.last_host.session.is_none() && host.carried.manifests.is_empty());
+}
+
+#[test]
+fn a_pool_that_could_not_be_reached_is_looked_for_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |expect| {
+        let options =
+            PoolOptions { without_dax: true, reserve_bytes: 0, expect, ..PoolOptions::default() };
+        Pool::start(directory.path(), &options).unwrap()
+    };
+    let pool = start(Expect::Nothing);
+    let (sessions, ticket) = (leave_in(&pool), Orchestrator::ticket(&pool).unwrap());
+    pool.hand_over(|| Ok::<_, std::convert::Infallible>(())).unwrap();
+    drop((sessions, pool));
+
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("proc")).unwrap();
+    std::fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={ticket}")).unwrap();
+    let config = Config::parse(CONFIG).unwrap();
+    let mut host = Host::alone(config, CONFIG.to_owned());
+    host.vms.clear();
+    host.kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+    host.pool = Some("/nowhere/pool".into());
+    let (luo, arrival) =
+        start::look_into(backend::choose(&HostSection::default(), &[], Some(ticket)), Some(ticket));
+    host.luo = luo;
+    host.populate(Found { arrival, keeper: None });
+    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
+    assert_eq!(states(&host), ["withheld"; 2]);
+
+    let db = VmName::new("db").unwrap();
+    let error = chain(&host.restore(&db, false).unwrap_err()).join(": ");
+    assert!(error.contains("/nowhere/pool"), "{error}");
+    assert_eq!(states(&host), ["withheld"; 2]);
+
+    // A host that was killed after it had looked leaves all to the next one.
+    let killed = start(Expect::Switch(ticket));
+    let seen = arrival::look(&killed).unwrap().unwrap();
+    assert_eq!(seen.index.sessions.len(), 3);
+    std::mem::forget((seen, killed));
+    // The lock of a process ends with it.
+    std::fs::remove_file(directory.path().join("lock")).unwrap();
+    let reached = start(Expect::Switch(ticket));
+    let (luo, look) = start::look_into(Ok(Box::new(reached)), Some(ticket));
+    host.luo = luo;
+    host.see_late(look).unwrap();
+    assert_eq!(states(&host), ["preserved"; 2]);
+    assert_eq!(host.kernel_entry.ticket(), None);
 }

@@ -226,19 +226,51 @@ fn a_failure_while_preserving_changes_nothing() {
 }
 
 #[test]
-fn a_session_that_cannot_be_marked_as_retrieved_can_be_retrieved_later() {
+fn memory_of_a_session_that_cannot_be_marked_as_taken_can_be_retrieved_later() {
+    // The mark cannot be written, or cannot be brought to the disk.
+    for (change, errno) in [(0, Errno::NOSPC), (1, Errno::IO), (1, Errno::NOMEM)] {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        leave(pool);
+        drop(vms);
+        let pool = start(&directory);
+        let session = pool.retrieve_session(&name("a")).unwrap();
+        let retrieve = || session.retrieve(Token(1));
+        let (refused, _) = Fault::At(change, errno).during(retrieve);
+        let error = refused.unwrap_err();
+        assert_eq!(error.errno(), Some(errno));
+        assert!(!error.is_final() && error.to_string().contains("try again"), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path().join("taken")).unwrap().count(), 0);
+        assert_eq!(word(&session.retrieve(Token(1)).unwrap(), 1), "a");
+        drop(session);
+        assert_eq!(found(&pool), ["b"]);
+    }
+}
+
+#[test]
+fn a_host_that_ends_after_a_look_leaves_everything_to_the_next_one() {
     let directory = directory();
     let pool = start(&directory);
     let vms = two_vms(&pool);
     leave(pool);
     drop(vms);
+    for _ in 0..3 {
+        let pool = start(&directory);
+        // As if the machine stopped: nothing on disk changes when the sessions and the pool are dropped.
+        let (seen, reached) = Fault::From(0).during(|| {
+            let sessions = ["a", "b"].map(|vm| pool.retrieve_session(&name(vm)).unwrap());
+            let seen = sessions.each_ref().map(|s| contents(s.retrieve(Token(0)).unwrap()));
+            drop((sessions, pool));
+            seen
+        });
+        assert!(reached, "dropping the sessions finishes them");
+        assert_eq!(seen, ["state of a", "state of b"]);
+    }
     let pool = start(&directory);
-    let retrieve = || pool.retrieve_session(&name("a"));
-    let (refused, _) = Fault::At(0, Errno::NOSPC).during(retrieve);
-    let error = refused.unwrap_err();
-    assert_eq!(error.errno(), Some(Errno::NOSPC));
-    assert!(error.to_string().contains("no room"), "{error}");
     assert_eq!(found(&pool), ["a", "b"]);
+    drop(pool);
+    assert_eq!(found(&start(&directory)), [""; 0], "each was given out once");
 }
 
 #[test]

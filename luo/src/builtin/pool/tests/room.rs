@@ -108,8 +108,9 @@ fn a_pool_that_became_read_only_says_so_and_loses_nothing() {
     let pool = start(&mounted.0);
     let outgoing = pool.create_session(&name("new")).unwrap();
     mount_remount(mounted.0.path(), MountFlags::RDONLY, "").unwrap();
+    let session = pool.retrieve_session(&name("web")).unwrap();
     let refused = [
-        pool.retrieve_session(&name("web")).unwrap_err(),
+        session.retrieve(Token(1)).unwrap_err(),
         outgoing.preserve(document.as_fd(), Token(0)).unwrap_err(),
         pool.create_memory("web", MIB).unwrap_err(),
         Orchestrator::switch(&pool, &mut || panic!("the tree was not written")).unwrap_err(),
@@ -118,7 +119,7 @@ fn a_pool_that_became_read_only_says_so_and_loses_nothing() {
         assert_eq!(error.errno(), Some(Errno::ROFS), "{error}");
         assert!(error.to_string().contains("read-only"), "{error}");
     }
-    drop((pool, outgoing));
+    drop((pool, outgoing, session));
     let attempt = "create a file in";
     let path = mounted.0.path().to_owned();
     let expected = PoolError::Io { path: path.clone(), attempt, errno: Errno::ROFS };
