@@ -20,8 +20,8 @@ use rustix::io::Errno;
 
 use crate::mutex::lock;
 use crate::{
-    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session,
-    SessionName, Ticket, Token, ioctl, memory, uapi,
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room,
+    Session, SessionName, Ticket, Token, ioctl, memory, uapi,
 };
 
 /// The device of the kernel's LUO.
@@ -117,6 +117,10 @@ impl Orchestrator for Device {
 
     fn ticket(&self) -> Option<Ticket> {
         None
+    }
+
+    fn room(&self) -> Room {
+        Room::default()
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

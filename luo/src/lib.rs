@@ -43,6 +43,8 @@ pub use memory::{executable_memfd, memfd};
 pub use name::{NameError, SessionName};
 /// The errno of a system call, as every [`Error`] carries it.
 pub use rustix::io::Errno;
-pub use session::{Backend, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Session};
+pub use session::{
+    Backend, Copies, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room, Session,
+};
 pub use ticket::{Ticket, TicketError};
 pub use token::Token;

@@ -98,6 +98,9 @@ pub trait Orchestrator: Send + Sync {
     /// `None` if the kernel itself hands the sessions over.
     fn ticket(&self) -> Option<Ticket>;
 
+    /// Returns how much more can be preserved, as far as anything but the host's memory limits that.
+    fn room(&self) -> Room;
+
     /// Makes the outgoing sessions available to the next kernel, then calls `jump`, which enters that
     /// kernel and returns only if it fails.
     ///
@@ -105,6 +108,24 @@ pub trait Orchestrator: Send + Sync {
     /// sessions are unchanged, except if the error says that a step cannot be undone. `jump` must not drop
     /// a session or call the orchestrator.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error>;
+}
+
+/// How much more an orchestrator can preserve. The default is without a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Number of files of any kind.
+    pub files: Option<u64>,
+    /// Of files that are copied: documents.
+    pub copies: Option<Copies>,
+}
+
+/// How many files an orchestrator can still copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copies {
+    /// Number of files.
+    pub files: u64,
+    /// Bytes of all files together, each rounded up to 4096.
+    pub bytes: u64,
 }
 
 /// The verbs of an outgoing session. Dropping it unpreserves everything.

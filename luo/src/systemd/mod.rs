@@ -37,7 +37,7 @@ pub use notify::Notify;
 use crate::builtin::OpenFile;
 use crate::mutex::lock;
 use crate::{
-    Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, SessionName, Token,
+    Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room, SessionName, Token,
     memory,
 };
 
@@ -126,6 +126,11 @@ impl Orchestrator for FdStore {
 
     fn ticket(&self) -> Option<crate::Ticket> {
         None
+    }
+
+    fn room(&self) -> Room {
+        let held = lock(&self.store.held).len();
+        Room { files: Some(self.store.capacity.saturating_sub(held) as u64), copies: None }
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

@@ -408,7 +408,8 @@ impl Host {
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
-        let surroundings = Surroundings::of_host(&self.vms, luo::Backend::Systemd);
+        let luo = self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
+        let surroundings = Surroundings::of_host(&self.vms, luo.as_ref());
         let surroundings = surroundings.leaving_out(&call.without);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;

@@ -16,7 +16,7 @@ impl Host {
         };
         let candidate = Candidate::open(&next, ticket);
         let surroundings = match &self.luo {
-            Ok(luo) => Surroundings::of_host(&self.vms, luo.backend()),
+            Ok(luo) => Surroundings::of_host(&self.vms, luo.as_ref()),
             Err(_) => Surroundings::without_vms(),
         };
         let surroundings = surroundings.leaving_out(&call.without);

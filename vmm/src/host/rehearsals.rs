@@ -112,8 +112,7 @@ impl Host {
         let luo = self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
         let candidate = Candidate::open(&self.next_kernel(call)?, luo.ticket());
         let source = Source {
-            surroundings: Surroundings::of_host(&self.vms, luo.backend())
-                .leaving_out(&call.without),
+            surroundings: Surroundings::of_host(&self.vms, luo.as_ref()).leaving_out(&call.without),
             config: &self.config_text,
             number: self.number + 1,
             carried: &self.carried,

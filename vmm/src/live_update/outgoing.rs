@@ -229,7 +229,7 @@ fn load<'a>(
 ) -> Result<Next<'a>, UpdateError> {
     Ok(match &plan.destination {
         Destination::Kernel(next) => {
-            let surroundings = Surroundings::of_host(vms, luo.backend()).leaving_out(&plan.without);
+            let surroundings = Surroundings::of_host(vms, luo).leaving_out(&plan.without);
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
         Destination::Host { program, keeper, lock } => Next::Host(program.open()?, *keeper, *lock),

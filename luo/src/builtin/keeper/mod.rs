@@ -27,8 +27,8 @@ use super::open_file::OpenFile;
 use super::tree::{self, v1};
 use super::{Compatible, HandOverError, Luo, Parameters, SessionId};
 use crate::{
-    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
-    memory,
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Room, Session, SessionName,
+    Ticket, memory,
 };
 use handler::{Carried, FdHandler, FileKind};
 
@@ -198,6 +198,10 @@ impl Orchestrator for Keeper {
 
     fn ticket(&self) -> Option<Ticket> {
         None
+    }
+
+    fn room(&self) -> Room {
+        Room::default()
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 
 use super::super::open_file::Look;
 use super::{Options, PoolError, fault, number};
+use crate::Copies;
 
 const IDENTITY: &str = "pool";
 /// The first line of the file `pool`.
@@ -201,9 +202,16 @@ impl Directory {
     /// Whether a file of `bytes` bytes leaves [`Options::reserve_bytes`] free, for trees and
     /// documents.
     pub(super) fn has_room(&self, bytes: u64) -> Result<bool, Errno> {
+        Ok(bytes.saturating_add(self.reserve_bytes) <= self.free()?.bytes)
+    }
+
+    /// Returns how many files can still be created, and how many bytes they can have.
+    pub(super) fn free(&self) -> Result<Copies, Errno> {
         let fs = rustix::fs::fstatvfs(&self.files)?;
-        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
-        Ok(bytes.saturating_add(self.reserve_bytes) <= free)
+        let bytes = fs.f_bavail.saturating_mul(fs.f_frsize);
+        // A filesystem without a fixed number of inodes says 0 for all of them.
+        let files = if fs.f_files == 0 { u64::MAX } else { fs.f_favail };
+        Ok(Copies { files, bytes })
     }
 
     /// Creates a file with `bytes` allocated bytes. Returns its number, and an fd that marks the

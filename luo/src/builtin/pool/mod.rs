@@ -45,7 +45,8 @@ use super::in_process::{InProcess, NotHandedOver};
 use super::tree::{SessionRecord, v1};
 use super::{Compatible, Disabled, HandOverError, Luo, OpenFile, Parameters, SessionId};
 use crate::{
-    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Session, SessionName, Ticket,
+    Backend, Error, FromFdError, Incoming, Orchestrator, Outgoing, Room, Session, SessionName,
+    Ticket,
 };
 use directory::{Directory, Place};
 use files::{PoolFiles, Preservation};
@@ -361,6 +362,11 @@ impl Orchestrator for Pool {
     /// The ticket of the next switch. The same for each attempt.
     fn ticket(&self) -> Option<Ticket> {
         Some(self.ticket)
+    }
+
+    /// Without a limit if the filesystem cannot be asked: then it may have room.
+    fn room(&self) -> Room {
+        Room { files: None, copies: self.files.state().directory.free().ok() }
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {

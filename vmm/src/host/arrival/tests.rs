@@ -87,6 +87,9 @@ impl Orchestrator for Fragile {
     fn ticket(&self) -> Option<Ticket> {
         None
     }
+    fn room(&self) -> luo::Room {
+        luo::Room::default()
+    }
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
         Orchestrator::switch(&self.keeper, jump)
     }

@@ -121,6 +121,10 @@ checks! {
     Memory = "memory", Refusal;
     /// The host may not open as many files as the update needs.
     OpenFiles = "open-files", Refusal;
+    /// The fd store of the service takes fewer files than the update preserves.
+    FdStore = "fd-store", Refusal;
+    /// The pool has too little room for the documents of the update.
+    PoolRoom = "pool-room", Refusal, forceable;
     /// The RAM of a VM has another size than it was made with.
     RamResized = "ram-resized", Refusal;
     /// A VM's disk does not answer.

@@ -38,7 +38,9 @@ pub(super) fn check(candidate: &Candidate, surroundings: &Surroundings<'_>) -> V
     findings
 }
 
-fn live<'a>(surroundings: &Surroundings<'a>) -> impl Iterator<Item = (&'a str, &'a Live)> {
+pub(super) fn live<'a>(
+    surroundings: &Surroundings<'a>,
+) -> impl Iterator<Item = (&'a str, &'a Live)> {
     surroundings.travelling().filter_map(|vm| match &vm.life {
         Life::Live(live) => Some((vm.machine.name.as_str(), live)),
         _ => None,

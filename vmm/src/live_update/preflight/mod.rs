@@ -13,6 +13,7 @@ mod finding;
 mod initramfs;
 mod kernel;
 mod memory;
+mod preserved;
 mod program;
 mod room;
 
@@ -20,7 +21,7 @@ use std::path::Path;
 
 pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
 
-use luo::Backend;
+use luo::{Orchestrator, Room};
 
 use super::next_kernel::Candidate;
 use crate::guests::Guest;
@@ -36,6 +37,8 @@ pub struct Surroundings<'a> {
     pub without: &'a [VmName],
     /// Whether memory is allocated for every page of a segment that is preserved.
     pub fills_holes: bool,
+    /// What the host's LUO can still preserve.
+    pub room: Room,
     /// Whether the next host is the first process of the next kernel, and so brings its program, its
     /// configuration and its modules along in the initramfs.
     pub is_first_process: bool,
@@ -44,9 +47,10 @@ pub struct Surroundings<'a> {
 }
 
 impl<'a> Surroundings<'a> {
-    /// Those of this process, whose host has these VMs in a LUO of this kind.
-    pub fn of_host(vms: &'a [Guest], backend: Backend) -> Self {
-        Self { vms, fills_holes: backend.fills_holes(), ..Self::without_vms() }
+    /// Those of this process, whose host has these VMs in this LUO.
+    pub fn of_host(vms: &'a [Guest], luo: &dyn Orchestrator) -> Self {
+        let fills_holes = luo.backend().fills_holes();
+        Self { vms, fills_holes, room: luo.room(), ..Self::without_vms() }
     }
 
     /// The same, for an update that leaves VMs out.
@@ -57,7 +61,14 @@ impl<'a> Surroundings<'a> {
     /// Those of this process without VMs.
     pub fn without_vms() -> Self {
         let is_first_process = rustix::process::getpid().is_init();
-        Self { vms: &[], without: &[], fills_holes: false, is_first_process, root: Path::new("/") }
+        Self {
+            vms: &[],
+            without: &[],
+            fills_holes: false,
+            room: Room::default(),
+            is_first_process,
+            root: Path::new("/"),
+        }
     }
 
     /// The VMs that the update does not leave out.
@@ -112,6 +123,7 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
         Err(error) => findings.push(Finding::of_error(Check::KernelFile, error)),
     }
     findings.extend(memory::check(candidate, surroundings));
+    findings.extend(preserved::check(surroundings));
     findings.extend(disks::check(surroundings, examined.config.as_ref()));
     match &candidate.running {
         Ok(running) => findings.extend(room::check(candidate, running)),
