@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::live_update::index::Index;
-use crate::live_update::manifest::Manifest;
+use crate::live_update::manifest::{Manifest, SOUND_MANIFEST};
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
@@ -79,7 +79,7 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
     if Manifest::COMPATIBLE.iter().any(|binding| reader.is_compatible(binding)) {
         let manifest: Manifest = read_node(&root, "")?;
         let count = manifest.vms.len();
-        return Ok(format!("a sound manifest of a host on {} with {count} VMs", manifest.kernel));
+        return Ok(format!("{SOUND_MANIFEST} of a host on {} with {count} VMs", manifest.kernel));
     }
     if root.is_compatible(Index::COMPATIBLE[0]) {
         let index: Index = read_node(&root, "")?;

@@ -25,6 +25,9 @@ pub const INDEX_TOKEN: Token = Token(1);
 /// Token in the host's session of the first document that the host only carries on. The others follow.
 pub const FIRST_CARRIED_TOKEN: Token = Token(2);
 
+/// What `perennial state check` says of a manifest that it can read, before the details.
+pub const SOUND_MANIFEST: &str = "a sound manifest";
+
 /// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)
