@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
 const PORT_PAUSE: Duration = Duration::from_millis(200);
 /// Time until the host waits again after poll(2) has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two attempts to open a socket that cannot be opened.
+const SOCKET_PAUSE: Duration = Duration::from_secs(1);
 
 /// Listeners, clients and signals.
 pub(super) struct Server {
@@ -51,6 +54,8 @@ pub(super) struct Server {
     ignored: UnixStream,
     left: Option<UnixStream>,
     clients: Option<Clients>,
+    /// The socket that could not be opened, if the host goes on without clients, and when it is tried again.
+    unopened: Option<(PathBuf, Instant)>,
     port: Option<Port>,
     stops: Stops<Whom>,
     watchers: Watchers<Whom>,
@@ -123,6 +128,7 @@ impl Server {
             ignored: pipe(&ignored).map_err(HostError::Loop)?,
             left: None,
             clients: None,
+            unopened: None,
             port: None,
             stops: Stops::default(),
             watchers: Watchers::default(),
@@ -149,9 +155,33 @@ impl Server {
             }
         }
         if let Some(path) = &section.socket {
-            self.clients = Some(Clients::listen(path)?);
+            match Clients::listen(path) {
+                Ok(clients) => self.clients = Some(clients),
+                Err(error) => {
+                    self.unopened.get_or_insert((path.clone(), Instant::now() + SOCKET_PAUSE));
+                    return Err(error);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Tries again to open the socket of a host that goes on without clients: what it failed for, such as too few file
+    /// descriptors, may have come back, and nobody can do anything with a host that cannot be asked.
+    fn listen_again(&mut self) {
+        let Some((path, due)) = &mut self.unopened else { return };
+        if self.clients.is_none() {
+            if Instant::now() < *due {
+                return;
+            }
+            let Ok(clients) = Clients::listen(path) else {
+                *due = Instant::now() + SOCKET_PAUSE;
+                return;
+            };
+            tracing::info!("the socket {} is open after all", path.display());
+            self.clients = Some(clients);
+        }
+        self.unopened = None;
     }
 
     /// Serves until `power-off`, SIGTERM or SIGINT, and then until all VMs have ended.
@@ -163,6 +193,7 @@ impl Server {
         self.tell_port(&Line::ready(&status));
         let mut failing = false;
         loop {
+            self.listen_again();
             match self.wait(host) {
                 Ok(ready) => {
                     failing = false;
@@ -274,8 +305,9 @@ impl Server {
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let boot = host.next_boot().filter(|_| !self.stops.host_ends());
         let rehearsal = host.rehearsal.as_ref().map(Rehearsal::deadline);
+        let socket = self.unopened.as_ref().map(|(_, due)| *due);
         let waits = self.waits.deadline(host);
-        let due = [host.stop_deadline(), waits, boot, host.late_until(), rehearsal]
+        let due = [host.stop_deadline(), waits, boot, host.late_until(), rehearsal, socket]
             .into_iter()
             .flatten()
             .min();
