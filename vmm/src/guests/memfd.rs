@@ -32,9 +32,17 @@ pub fn read_document(file: &File, bytes: u64) -> io::Result<Vec<u8>> {
         let problem = format!("{bytes} bytes, at most {} are possible", document::MAX_BYTES);
         return Err(io::Error::other(problem));
     }
-    let mut contents = vec![0; bytes as usize];
+    let mut contents = zeroed(bytes as usize)?;
     file.read_exact_at(&mut contents, 0)?;
     Ok(contents)
+}
+
+/// Returns so many bytes. Errors if there is no memory for them, where `vec!` would end this process and all VMs.
+pub fn zeroed(bytes: usize) -> io::Result<Vec<u8>> {
+    let mut zeroed = Vec::new();
+    zeroed.try_reserve_exact(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    zeroed.resize(bytes, 0);
+    Ok(zeroed)
 }
 
 #[cfg(test)]
@@ -46,6 +54,7 @@ mod tests {
         let file = document_memfd("a test", b"a document and more").unwrap();
         assert_eq!(document_digest(&file, 10).unwrap(), crc32fast::hash(b"a document"));
         document_digest(&file, 20).unwrap_err();
+        assert_eq!(zeroed(isize::MAX as usize).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         let error = document_digest(&file, u64::MAX).unwrap_err().to_string();
         assert!(error.contains("at most 16777216"), "{error}");
     }

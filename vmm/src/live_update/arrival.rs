@@ -21,6 +21,7 @@ use super::index::{FileKind, Index, IndexedFile, IndexedSession, session_of};
 use super::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, Manifest, host_session};
 use crate::causes::chain;
 use crate::guests::entry::VmEntry;
+use crate::guests::memfd::zeroed;
 use crate::state::document;
 
 /// Largest manifest or index, in bytes.
@@ -211,7 +212,7 @@ impl<T: crate::state::Schema> Document<T> {
             if length > MAX_DOCUMENT {
                 return Err(IncomingError::TooLarge { found: length, most: MAX_DOCUMENT });
             }
-            let mut bytes = vec![0; length as usize];
+            let mut bytes = zeroed(length as usize).map_err(IncomingError::Read)?;
             file.read_exact_at(&mut bytes, 0).map_err(IncomingError::Read)?;
             Ok((document::read_document(&bytes)?, bytes))
         };

@@ -21,6 +21,7 @@ use super::index::{FileKind, IndexedFile, IndexedSession};
 use super::next_host::{NextHost, NextHostError};
 use crate::causes::chain;
 use crate::guests::held::Held;
+use crate::guests::memfd::zeroed;
 use crate::guests::ram;
 
 /// Start of the names of sessions with a program. The digest and the version follow: `perennial-program-0a1b2c3d-0.1.0`.
@@ -318,7 +319,7 @@ fn check_room(bytes: u64) -> Result<(), ProgramError> {
 /// Reads the first `bytes` bytes of `from`, and writes them to `to` if there is one. Returns their CRC-32.
 fn copy(from: &File, to: Option<&File>, bytes: u64) -> Result<u32, ProgramError> {
     let mut digest = crc32fast::Hasher::new();
-    let mut piece = vec![0; PIECE.min(bytes) as usize];
+    let mut piece = zeroed(PIECE.min(bytes) as usize).map_err(io_error("read"))?;
     let mut at = 0;
     while at < bytes {
         let piece = &mut piece[..(bytes - at).min(PIECE) as usize];
