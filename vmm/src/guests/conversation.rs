@@ -102,6 +102,13 @@ impl ProcessError {
     }
 }
 
+impl ProcessError {
+    /// Whether the process ended before it read the last request, so that it has done nothing of it.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Self::Link { source: LinkError::Unread, .. })
+    }
+}
+
 /// A chain of causes that came from another process.
 #[derive(Debug)]
 pub struct Reasons {
@@ -295,7 +302,7 @@ impl Conversation {
         let request = self.oldest();
         let received = self.receive();
         let message = received.map_err(|source| match (&source, self.last_event()) {
-            (LinkError::Closed, Some(Event::Crashed(why))) => {
+            (LinkError::Closed | LinkError::Unread, Some(Event::Crashed(why))) => {
                 ProcessError::Crashed { request, why }
             }
             _ => link(request, source),

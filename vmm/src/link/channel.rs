@@ -26,6 +26,9 @@ pub enum LinkError {
     /// The other end is gone.
     #[error("the other process has closed the link")]
     Closed,
+    /// The other end is gone, and did not read all that was sent to it.
+    #[error("the other process has ended and has not read what was sent last")]
+    Unread,
     /// No packet arrived within the time set by [`Channel::set_timeout`].
     #[error("the other process did not answer in time")]
     TimedOut,
@@ -118,7 +121,7 @@ impl Channel {
             match recvmsg(&self.socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(LinkError::TimedOut),
-                Err(Errno::CONNRESET) => return Err(LinkError::Closed),
+                Err(Errno::CONNRESET) => return Err(LinkError::Unread),
                 Err(errno) => return Err(LinkError::Socket(errno.into())),
                 Ok(received) => break received,
             }

@@ -469,7 +469,8 @@ impl Arriving {
         RestoredVm { entry, vm, session, first_entry_ticks, frames }
     }
 
-    /// Kills the process. The VM is preserved, unless its guest may have run.
+    /// Kills the process. The VM is preserved, unless its guest may have run: it has not if the process ended before it
+    /// read that it is to resume the guest.
     fn fails(
         self,
         error: IncomingError,
@@ -477,15 +478,17 @@ impl Arriving {
     ) -> (RestoredVm, VmProcess) {
         let Self { left, entry, held, process, frames, stage, .. } = self;
         process.kill();
-        let vm = match (stage, held) {
-            (Stage::Resuming, _) | (_, None) => {
+        let has_run = matches!(stage, Stage::Resuming)
+            && !matches!(&error, IncomingError::Process(error) if error.is_unread());
+        let vm = match (has_run, held) {
+            (true, _) | (_, None) => {
                 let why = chain(&IncomingError::Resume(Box::new(error)));
                 tracing::error!("VM `{}` is lost: {}", entry.machine.name, why.join(": "));
                 let mut vm = Guest::new(entry.machine.clone(), confinement);
                 vm.life = Life::Failed(why);
                 vm
             }
-            (_, Some(held)) => preserved(held, left, chain(&error), confinement),
+            (false, Some(held)) => preserved(held, left, chain(&error), confinement),
         };
         (RestoredVm { frames, ..RestoredVm::without_process(entry, vm) }, process)
     }

@@ -124,7 +124,7 @@ impl Process {
     fn serve(&mut self) -> Result<(), ServeError> {
         loop {
             let (envelope, fds) = match self.link.receive::<Envelope>() {
-                Err(LinkError::Closed) => return Ok(()),
+                Err(LinkError::Closed | LinkError::Unread) => return Ok(()),
                 other => other?,
             };
             let reply = Fds::new(&envelope.roles, fds)
@@ -132,7 +132,7 @@ impl Process {
                 .and_then(|fds| self.handle(envelope.request, fds))
                 .unwrap_or_else(|error| Reply::Failed(chain(&error)));
             match self.link.send(&FromVm::Reply(reply), &[]) {
-                Err(LinkError::Closed) => return Ok(()),
+                Err(LinkError::Closed | LinkError::Unread) => return Ok(()),
                 other => other?,
             }
         }

@@ -158,6 +158,24 @@ fn a_guest_whose_session_cannot_be_finished_before_does_not_run() {
 }
 
 #[test]
+fn a_vm_whose_process_ends_before_it_reads_that_it_is_to_resume_is_preserved_and_otherwise_lost() {
+    for (reads, state) in [(false, "preserved"), (true, "failed")] {
+        let [entry, ..] = entries();
+        let (mut vm, link) = arriving(entry);
+        vm.stage = Stage::Restoring;
+        let _ = requests(&link);
+        say(&link, restored());
+        let Next::GoesOn(vm) = vm.go_on(&confinement()) else { panic!("it does not go on") };
+        if reads {
+            assert_eq!(requests(&link), [Request::Resume]);
+        }
+        drop(link);
+        let Next::Failed(vm, _) = vm.go_on(&confinement()) else { panic!("it goes on") };
+        assert_eq!(vm.vm.state(), state);
+    }
+}
+
+#[test]
 fn a_vm_that_is_late_is_given_up_if_its_session_outlives_the_host() {
     let (vm, link) = arriving(entries()[0].clone());
     let (vm, late) = Arriving { outlives: true, ..vm }.falls_behind(LONG, &confinement());
