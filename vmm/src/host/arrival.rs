@@ -138,6 +138,9 @@ impl Host {
                     vm.withhold(why, remedy);
                 }
                 _ => {
+                    if let Ok(luo) = &self.luo {
+                        forget_leftovers(luo.as_ref(), &vm.machine.name);
+                    }
                     let (index, wanted) = (self.vms.len(), vm.machine.ram_bytes);
                     let ram = ram_source(&self.luo, &self.vms, index, wanted);
                     let claimed = claimed.map_err(|source| vm.claimed(source));
@@ -530,6 +533,16 @@ impl Host {
 /// Returns a session's name and files. `None`, and a line in the log, if no LUO can have a session of that name.
 fn named(session: IndexedSession) -> Option<(SessionName, Vec<IndexedFile>)> {
     let IndexedSession { name, files } = session;
+/// Frees what a host that was killed before it left has put into the store of a VM that boots now: without a manifest
+/// it cannot be restored, and it is outdated from now on.
+fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
+    if luo.backend().outlives_process()
+        && let Ok(session) = luo.retrieve_session(&vm_session(vm))
+    {
+        tracing::warn!("`{}` has no manifest and is outdated: its memory is freed", session.name());
+    }
+}
+
     let name = SessionName::new(name).map_err(|error| tracing::error!("{error}")).ok()?;
     Some((name, files))
 }

@@ -44,6 +44,12 @@ pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>
     let version = version();
     if version.is_none_or(|version| version < FIRST_VERSION) {
         let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
+        // The last host used it, and this one could not find out the version, for lack of memory for example.
+        if store.as_ref().is_ok_and(|store| !store.waiting().is_empty()) {
+            return Some(Err(format!(
+                "the fd store holds sessions and cannot be used: that needs systemd {FIRST_VERSION}, this is {found}"
+            )));
+        }
         tracing::warn!(
             "the fd store is not used: it survives a kexec from systemd {FIRST_VERSION} on, this is \
              {found}"

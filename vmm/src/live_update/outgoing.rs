@@ -188,6 +188,9 @@ pub fn run(
     let pausing = tsc::now();
     let blackout = Blackout::begins(plan.budget);
     let paused = Paused::pause(&mut leaving, &blackout, fills_holes)?;
+    // Dropped before `paused`: where sessions outlive this process, the manifest must be gone before a guest runs on. If
+    // this process is killed then, the next one would restore the outdated state.
+    let host = host;
     before(Step::Save)?;
     save(paused.vms, &blackout)?;
     before(Step::PreserveState)?;
