@@ -114,6 +114,12 @@ soak: setup kernels stock ## N live updates in a row under four VMs at work, on 
 	@$(WITH_KERNELS) $(WITH_STOCK) PERENNIAL_SOAK=$(N) \
 		cargo test -p perennial-tests --test suites -- soak:: --nocapture
 
+.PHONY: faults
+faults: setup ## Every fault at every step of a handover, and what becomes of the guests (WRITE=1 writes the tables)
+	$(STEP) "docs/faults.md (5 to 10 minutes)"
+	@export PERENNIAL_FAULTS=all $(if $(WRITE),PERENNIAL_WRITE_TABLE=1); \
+		cargo test -p vmm --test daemon -- faults:: --nocapture
+
 .PHONY: conformance
 conformance: setup kernels stock ## The whole conformance table, on every LUO
 	$(STEP) "conformance (first run: some minutes to compile)"

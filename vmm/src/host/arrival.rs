@@ -21,6 +21,7 @@ use crate::guests::held::Held;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::MissingHints;
 use crate::live_update::arrival::{self, Arrival, NotSeen, entry_of};
+use crate::live_update::breakpoint;
 use crate::live_update::incoming::{self, RestoredVm};
 use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
 use crate::live_update::manifest::{vm_of_session, vm_session};
@@ -183,6 +184,7 @@ impl Host {
             self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
         }
         self.late.extend(late);
+        breakpoint::reach("finish", None);
         for vm in arrived {
             self.unfinished.extend(vm.session.and_then(finish));
             self.put(vm.vm);
@@ -195,6 +197,7 @@ impl Host {
             tracing::error!("{}", chain(&error).join(": "));
         }
         self.finish_the_rest();
+        breakpoint::reach("report", None);
         self.keep_report();
         for machine in arrival.manifest.into_iter().flat_map(|manifest| manifest.boots) {
             tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
@@ -530,9 +533,6 @@ impl Host {
     }
 }
 
-/// Returns a session's name and files. `None`, and a line in the log, if no LUO can have a session of that name.
-fn named(session: IndexedSession) -> Option<(SessionName, Vec<IndexedFile>)> {
-    let IndexedSession { name, files } = session;
 /// Frees what a host that was killed before it left has put into the store of a VM that boots now: without a manifest
 /// it cannot be restored, and it is outdated from now on.
 fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
@@ -543,6 +543,9 @@ fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
     }
 }
 
+/// Returns a session's name and files. `None`, and a line in the log, if no LUO can have a session of that name.
+fn named(session: IndexedSession) -> Option<(SessionName, Vec<IndexedFile>)> {
+    let IndexedSession { name, files } = session;
     let name = SessionName::new(name).map_err(|error| tracing::error!("{error}")).ok()?;
     Some((name, files))
 }

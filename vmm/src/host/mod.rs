@@ -62,6 +62,7 @@ use crate::guests::confinement::Confinement;
 use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
 use crate::live_update::arrival::{Arrival, NotSeen};
+use crate::live_update::breakpoint;
 use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left, NextProgram};
@@ -163,6 +164,7 @@ impl Host {
             next_host::end_old_vm_processes();
         }
         let inherited = start::inherit(sessions);
+        breakpoint::reach("look", None);
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
         let kernel_entry = KernelEntry::read(Path::new("/"), inherited.ticket);
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());

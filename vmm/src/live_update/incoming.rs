@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use guest_mem::{FrameDigest, Segment};
 use luo::{Incoming, Orchestrator};
 
+use super::breakpoint;
 pub use super::incoming_error::IncomingError;
 use super::index::session_of;
 use super::manifest::{STATE_TOKEN, segment_token, vm_session};
@@ -227,6 +228,7 @@ fn start(
     hints: MissingHints,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let turn = (arrived, tsc::now());
+    breakpoint::reach("retrieve", Some(&entry.machine.name));
     let name = vm_session(&entry.machine.name);
     let files = session_of(&entry).files;
     match luo.retrieve_session(&name) {
@@ -397,6 +399,7 @@ impl Arriving {
 
     fn step(&mut self) -> Result<Step, IncomingError> {
         if let Stage::Opening(_) = self.stage {
+            breakpoint::reach("open", Some(&self.entry.machine.name));
             if let Stage::Opening(opening) = std::mem::replace(&mut self.stage, Stage::Confining) {
                 self.files = opening.files()?;
             }
@@ -420,7 +423,9 @@ impl Arriving {
                 if self.held.is_none() || !self.entry.running {
                     return Ok(Step::Live { first_entry_ticks: None });
                 }
+                breakpoint::reach("take", Some(&self.entry.machine.name));
                 self.leave_luo()?;
+                breakpoint::reach("resume", Some(&self.entry.machine.name));
                 self.process.send(Request::Resume, &[])?;
                 Stage::Resuming
             }
@@ -444,6 +449,7 @@ impl Arriving {
     }
 
     fn ask_to_restore(&self) -> Result<(), IncomingError> {
+        breakpoint::reach("restore", Some(&self.entry.machine.name));
         let mut fds = self.files.borrow();
         fds.push((Role::State, self.state.as_fd()));
         fds.extend(self.segments.iter().map(|segment| (Role::Segment, segment.as_fd())));

@@ -6,6 +6,7 @@
 
 pub mod arrival;
 mod blackout;
+pub mod breakpoint;
 pub mod carry;
 pub mod file_systems;
 mod in_flight;
@@ -82,6 +83,7 @@ fn begin(step: Step, stop_before: Option<Step>, observer: Observer<'_>) -> Resul
         return Err(UpdateError::Stopped(step));
     }
     observer(Progress { step, vm: None });
+    breakpoint::reach(&step.to_string(), None);
     Ok(())
 }
 

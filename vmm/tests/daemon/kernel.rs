@@ -23,6 +23,14 @@ pub(crate) const HALTS: &[u8] = &[
     0xeb, 0xfc, // jmp halt
 ];
 
+/// Counts in the same way, and has the time of its boot behind the count, which tells one boot from another.
+pub(crate) const COUNTS_A_BOOT: &[u8] = &[
+    0x0f, 0x31, // rdtsc
+    0xa3, 0x04, 0x00, 0x20, 0x00, // mov [0x200004], eax
+    0xff, 0x05, 0x00, 0x00, 0x20, 0x00, // again: inc dword [0x200000]
+    0xeb, 0xf8, // jmp again
+];
+
 /// Resets the machine through the keyboard controller.
 pub(crate) const RESETS: &[u8] = &[
     0xb0, 0xfe, // mov al, 0xfe

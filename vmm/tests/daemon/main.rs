@@ -4,6 +4,7 @@
 
 mod clients;
 mod events;
+mod faults;
 mod guests;
 mod handover;
 mod host;

@@ -1,0 +1,153 @@
+//! A service manager with one service, whose fd store it keeps as systemd 262 does: `docs/systemd.md` has the facts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, recvmsg, socket_with,
+};
+
+/// The most fds that the store takes.
+const CAPACITY: usize = 64;
+/// Above every fd that a service gets.
+const ABOVE: i32 = 400;
+/// A message of the test to the manager.
+const SYNC: &str = "SYNC=1";
+
+type Kept = Arc<Mutex<Vec<(String, OwnedFd)>>>;
+
+pub(super) struct Manager {
+    directory: PathBuf,
+    kept: Kept,
+    /// Has one for each [`SYNC`] that was received.
+    synced: Receiver<()>,
+}
+
+/// What a service is started with.
+pub(super) struct Passed {
+    /// A command that puts the fds in their places, and starts the service.
+    pub(super) wrapper: Vec<String>,
+    pub(super) environment: Vec<(String, String)>,
+    _fds: Vec<OwnedFd>,
+}
+
+impl Manager {
+    /// Starts the manager with its socket, and a `systemctl` that tells its version, in `directory`.
+    pub(super) fn start(directory: &Path) -> Self {
+        let systemctl = directory.join("systemctl");
+        fs::write(&systemctl, "#!/bin/sh\necho 'systemd 262 (262.1-1)'\n").unwrap();
+        fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        let address = SocketAddrUnix::new(directory.join("notify")).unwrap();
+        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &address).unwrap();
+        let kept = Kept::default();
+        let store = Arc::clone(&kept);
+        let (syncs, synced) = channel();
+        thread::spawn(move || {
+            while let Some((text, fds)) = receive(&socket) {
+                match text == SYNC {
+                    true => syncs.send(()).unwrap(),
+                    false => obey(&mut store.lock().unwrap(), &text, fds),
+                }
+            }
+        });
+        Self { directory: directory.to_owned(), kept, synced }
+    }
+
+    /// Waits until every message that was sent before is processed: systemd does so before it looks at the end of a
+    /// process.
+    fn sync(&self) {
+        self.send(SYNC).unwrap();
+        self.synced.recv().unwrap();
+    }
+
+    fn send(&self, text: &str) -> io::Result<usize> {
+        UnixDatagram::unbound()?.send_to(text.as_bytes(), self.directory.join("notify"))
+    }
+
+    /// The names of what the store holds.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.sync();
+        self.kept.lock().unwrap().iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What the next process of the service is started with.
+    pub(super) fn pass(&self) -> Passed {
+        self.sync();
+        let kept = self.kept.lock().unwrap();
+        let fds: Vec<_> =
+            kept.iter().map(|(_, fd)| fcntl_dupfd_cloexec(fd, ABOVE).unwrap()).collect();
+        fds.iter().for_each(|fd| fcntl_setfd(fd, FdFlags::empty()).unwrap());
+        let places = fds.iter().zip(3..).map(|(fd, place)| {
+            let fd = fd.as_raw_fd();
+            format!("exec {place}<&{fd} {fd}<&-; ")
+        });
+        let script = places.collect::<String>() + "LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let environment = [
+            ("NOTIFY_SOCKET", self.directory.join("notify").display().to_string()),
+            ("FDSTORE", CAPACITY.to_string()),
+            ("LISTEN_FDS", fds.len().to_string()),
+            ("LISTEN_FDNAMES", names.join(":")),
+            ("PATH", format!("{}:{path}", self.directory.display())),
+        ];
+        Passed {
+            wrapper: ["bash", "-c", &script].map(str::to_owned).to_vec(),
+            environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            _fds: fds,
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.send("");
+    }
+}
+
+/// Receives the next message. `None` if it is empty, which ends the manager.
+fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
+    let mut bytes = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let fds = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+        _ => Vec::new(),
+    });
+    let fds = fds.collect();
+    (got.bytes > 0).then(|| (String::from_utf8(bytes[..got.bytes].to_vec()).unwrap(), fds))
+}
+
+fn obey(kept: &mut Vec<(String, OwnedFd)>, text: &str, fds: Vec<OwnedFd>) {
+    let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
+    let name = lines.get("FDNAME").copied().unwrap_or("stored");
+    if lines.contains_key("FDSTOREREMOVE") {
+        kept.retain(|(other, _)| other != name);
+    } else if lines.contains_key("FDSTORE") {
+        let inode = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd.as_fd()).unwrap();
+            (stat.st_dev, stat.st_ino)
+        };
+        for fd in fds {
+            let known = kept.iter().any(|(_, other)| inode(other) == inode(&fd));
+            if kept.len() < CAPACITY && !known {
+                kept.push((name.to_owned(), fd));
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Every fault at every step: what becomes of the guests.
+//!
+//! A cell is one host with two guests. The host stops itself at a step of leaving or of arriving (a debug build has a
+//! breakpoint there), the test does real damage from outside, and the host goes on. Then the cause is removed, a host
+//! that ended is started again as a service manager does, and what is preserved is restored. The guests' memory tells
+//! what became of them: each boot writes its own number, and counts. The processes that have a VM's disk open tell
+//! that it runs once.
+//!
+//! The results are the tables of `docs/faults.md`.
+
+mod cell;
+mod damage;
+mod manager;
+mod service;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Mutex;
+use std::thread;
+
+use cell::Cell;
+
+/// How many cells run at the same time.
+const AT_ONCE: usize = 4;
+
+/// Which cells are run: `all`, or those whose description has these words. Without it, those of every run.
+const WANTED: &str = "PERENNIAL_FAULTS";
+
+/// What carries the VMs to the next host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Backend {
+    Keeper,
+    Systemd,
+}
+
+/// The half of a handover to which a step belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Half {
+    Leaving,
+    Arriving,
+}
+
+/// What happens while the host stands at a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// The step fails: leaving, it is refused (`--stop-before`); arriving, the VM's disk cannot be found from now on.
+    Error,
+    /// The VM's process stops for good (SIGSTOP).
+    Hang,
+    /// The VM's process is killed.
+    KillVm,
+    /// The host is killed.
+    KillHost,
+    /// The file system with the host's files is full.
+    NoSpace,
+    /// The host, and each process that it starts, can map no more than the host has now and 1 MiB (RLIMIT_AS).
+    NoMemory,
+    /// The host, and each process that it starts, can have no more files than now (RLIMIT_NOFILE).
+    NoFiles,
+}
+
+const BACKENDS: [Backend; 2] = [Backend::Keeper, Backend::Systemd];
+const LEAVING: [&str; 7] =
+    ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
+const ARRIVING: [&str; 8] =
+    ["look", "retrieve", "open", "restore", "take", "resume", "finish", "report"];
+const FAULTS: [Fault; 7] = [
+    Fault::Error,
+    Fault::Hang,
+    Fault::KillVm,
+    Fault::KillHost,
+    Fault::NoSpace,
+    Fault::NoMemory,
+    Fault::NoFiles,
+];
+
+fn cells(backend: Backend) -> Vec<Cell> {
+    let leaving = LEAVING.iter().map(|step| (Half::Leaving, *step));
+    let steps = leaving.chain(ARRIVING.iter().map(|step| (Half::Arriving, *step)));
+    let faults =
+        |(half, step)| FAULTS.into_iter().map(move |fault| Cell { backend, half, step, fault });
+    steps.flat_map(faults).filter(Cell::exists).collect()
+}
+
+/// Runs the cells side by side, those that take long first.
+fn run(mut cells: Vec<Cell>) -> BTreeMap<Cell, Result<String, String>> {
+    cells.sort_by_key(Cell::is_quick);
+    let (queue, results) = (Mutex::new(cells.into_iter()), Mutex::new(BTreeMap::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let Some(cell) = queue.lock().unwrap().next() else { return };
+                    let result = cell.run_caught();
+                    if let Err(why) = &result {
+                        eprintln!("{cell:?}: {why}");
+                    }
+                    results.lock().unwrap().insert(cell, result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap()
+}
+
+#[test]
+fn no_fault_at_any_step_loses_a_guest_that_memory_could_have_saved() {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: no /dev/kvm");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: not root, who mounts file systems and sets limits of other processes");
+        return;
+    }
+    let all = BACKENDS.into_iter().flat_map(cells);
+    let wanted = std::env::var(WANTED).ok();
+    let are_all = wanted.as_deref() == Some("all");
+    let is_wanted = |cell: &Cell| match &wanted {
+        None => cell.is_of_every_run(),
+        Some(_) if are_all => true,
+        Some(words) => format!("{cell:?}").contains(words),
+    };
+    let results = run(all.filter(is_wanted).collect());
+    let tables = table::text(&results);
+    let failed = results.values().filter(|result| result.is_err()).count();
+    assert_eq!(failed, 0, "cells failed, for the causes above:\n{tables}");
+    println!("{tables}");
+    table::check(&results, are_all);
+}
