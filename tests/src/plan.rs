@@ -20,6 +20,7 @@ use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine};
 use crate::systemd::{self, ORDERS_PORT};
+use crate::tiny;
 use crate::unified;
 
 pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
@@ -35,6 +36,10 @@ pub const BROKEN_SECTOR: u64 = 8 << 11;
 
 /// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
+
+/// RAM of a tiny VM in MiB, and of its process.
+const TINY_MIB: u64 = 64;
+const TINY_PROCESS_MIB: u64 = 16;
 
 /// The LUO that carries a host's VMs over a live update. It determines the host's kernels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +81,8 @@ pub struct HostPlan {
     pub stock_guests: bool,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
+    /// Number of VMs of 64 MiB that it has besides, which halt and have no devices: see [`tiny`].
+    pub tiny: u32,
     /// Whether the host is a service of systemd instead of PID 1.
     pub under_systemd: bool,
     /// RAM of the machine in MiB. `None` computes it from the VMs.
@@ -181,14 +188,16 @@ impl HostPlan {
     }
 
     fn vms_mib(&self) -> u64 {
-        self.vms.iter().map(|vm| vm.memory_mib).sum()
+        let tiny = u64::from(self.tiny) * TINY_MIB;
+        self.vms.iter().map(|vm| vm.memory_mib).sum::<u64>() + tiny
     }
 
     /// RAM of the machine in MiB.
     pub fn memory_mib(&self) -> u64 {
+        let processes = u64::from(self.tiny) * TINY_PROCESS_MIB;
         self.memory_mib.unwrap_or(match self.pool() {
-            Some(pool) => pool.machine_mib(),
-            None => HOST_MIB + self.vms_mib(),
+            Some(pool) => pool.machine_mib() + processes,
+            None => HOST_MIB + self.vms_mib() + processes,
         })
     }
 
@@ -257,6 +266,12 @@ impl HostPlan {
             // Writing to a String cannot fail.
             let _ = vm.write(&mut out, &root, &disk, broken.as_deref(), network::address(number));
         }
+        for number in 0..self.tiny {
+            out += &format!(
+                "\n[[vm]]\nname = \"tiny-{number}\"\nmemory = \"size={TINY_MIB}M\"\nkernel = \"/data/guest/tiny\"\n\
+                 serial = \"off\"\n"
+            );
+        }
         out
     }
 
@@ -294,6 +309,7 @@ impl HostPlan {
             let role = if self.stock_guests { Role::StockB } else { Role::Guest };
             guest_files(role, binaries, &tree)?;
         }
+        fs::write(tree.path("guest/tiny")?, tiny::image())?;
         let vm_disks = self.vm_disks(binaries, directory, &tree)?;
         let data = directory.join("data.img");
         let disks = vm_disks.iter().map(|disk| disk.path.clone());

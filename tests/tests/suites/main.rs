@@ -10,6 +10,7 @@ mod debian;
 mod disks;
 mod foreground;
 mod handover;
+mod many;
 mod network;
 mod power;
 mod rehearsal;
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {
         suites.push(Suite { name: "soak", tests: repeat::LONG_TESTS });
+    }
+    // It takes minutes for each number of VMs.
+    if env::var_os("PERENNIAL_MANY").is_some() {
+        suites.push(Suite { name: "many", tests: many::LONG_TESTS });
     }
     suite::run(&suites)
 }
