@@ -79,10 +79,12 @@ impl Model {
         assert_eq!(answer, Err(Errno::AGAIN));
     }
 
-    /// Starts the next host, which finds the incoming sessions that were not retrieved.
+    /// Starts the next host, which finds the incoming sessions that were not retrieved, and those without files: nothing
+    /// of them can be given out twice, so no mark says that they were taken.
     pub(crate) fn crash(&mut self) {
-        if let Some(arrived) = &mut self.arrived {
-            arrived.sessions.retain(|session| !self.taken.contains(&session.name));
+        let Self { arrived, taken, .. } = self;
+        if let Some(arrived) = arrived {
+            arrived.sessions.retain(|s| s.files.is_empty() || !taken.contains(&s.name));
         }
         self.luo = start(&self.script, self.arrived.as_ref()).into();
     }
