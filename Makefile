@@ -116,7 +116,7 @@ soak: setup kernels stock ## N live updates in a row under four VMs at work, on 
 
 .PHONY: faults
 faults: setup ## Every fault at every step of a handover, and what becomes of the guests (WRITE=1 writes the tables)
-	$(STEP) "docs/faults.md (5 to 10 minutes)"
+	$(STEP) "docs/faults.md (three minutes)"
 	@export PERENNIAL_FAULTS=all $(if $(WRITE),PERENNIAL_WRITE_TABLE=1); \
 		cargo test -p vmm --test daemon -- faults:: --nocapture
 
