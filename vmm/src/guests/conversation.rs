@@ -100,9 +100,7 @@ impl ProcessError {
     pub fn refused(request: &'static str, chain: Vec<String>) -> Self {
         Self::Refused { request, source: Reasons::new(chain) }
     }
-}
 
-impl ProcessError {
     /// Whether the process ended before it read the last request, so that it has done nothing of it.
     pub fn is_unread(&self) -> bool {
         matches!(self, Self::Link { source: LinkError::Unread, .. })

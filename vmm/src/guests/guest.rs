@@ -351,7 +351,7 @@ impl Guest {
                 return Err(self.wrong_state(remedy));
             }
         }
-        let segments = self.create_ram(ram)?;
+        let segments = create_ram(&self.machine.name, self.machine.ram_bytes, ram)?;
         let mut files = Files::for_machine(&self.machine)
             .and_then(|files| files.with_kernel(&self.machine))
             .map_err(|source| GuestError::Open { name: self.name(), source })?;
@@ -383,29 +383,6 @@ impl Guest {
             program: None,
         });
         Ok(())
-    }
-
-    fn create_ram(&self, ram: RamSource<'_>) -> Result<Vec<Segment>, GuestError> {
-        let wanted = self.machine.ram_bytes;
-        // A pool has its own memory and itself errors when that is used up.
-        if ram.kind() == Ram::Memfd {
-            let available = ram::available_bytes().map_err(GuestError::Meminfo)?;
-            let promised = ram.promised();
-            if wanted > available.saturating_sub(promised) {
-                return Err(GuestError::NotEnoughRam {
-                    name: self.name(),
-                    wanted,
-                    available,
-                    promised,
-                });
-            }
-        }
-        let layout = ram_layout(wanted).map_err(|e| self.ram_error(e))?;
-        let plans = layout.segments().iter().enumerate();
-        plans
-            .map(|(index, plan)| ram.create(self.machine.name.as_str(), index, plan.len))
-            .collect::<Result<_, _>>()
-            .map_err(|e| self.ram_error(e))
     }
 
     /// Stops the vCPUs and the devices.
@@ -615,6 +592,28 @@ fn locate(layout: &Layout, address: u64, bytes: u64) -> Option<(usize, u64)> {
         let offset = address.checked_sub(base)?;
         (offset.checked_add(bytes)? <= plan.len).then_some((index, offset))
     })
+}
+
+/// Creates the segments of the RAM of a VM. Errors if the host has too little memory beside what the source has
+/// promised to others.
+pub(super) fn create_ram(
+    name: &VmName,
+    wanted: u64,
+    ram: RamSource<'_>,
+) -> Result<Vec<Segment>, GuestError> {
+    // A pool has its own memory and itself errors when that is used up.
+    if ram.kind() == Ram::Memfd {
+        let available = ram::available_bytes().map_err(GuestError::Meminfo)?;
+        let promised = ram.promised();
+        if wanted > available.saturating_sub(promised) {
+            let name = name.clone();
+            return Err(GuestError::NotEnoughRam { name, wanted, available, promised });
+        }
+    }
+    let error = |source| GuestError::Ram { name: name.clone(), source };
+    let layout = ram_layout(wanted).map_err(|source| error(source.into()))?;
+    let plans = layout.segments().iter().enumerate();
+    plans.map(|(index, plan)| ram.create(name.as_str(), index, plan.len).map_err(error)).collect()
 }
 
 #[cfg(test)]

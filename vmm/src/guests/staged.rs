@@ -7,20 +7,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use guest_mem::{Layout, Segment};
+use guest_mem::Segment;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::GuestError;
 use super::confinement::Confinement;
 use super::conversation::{ProcessError, unexpected};
 use super::files::Files;
+use super::guest::create_ram;
 use super::process::VmProcess;
-use super::ram::{self, RamSource};
+use super::ram::RamSource;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::devices::observed;
 use crate::link::{Event, Reply, Request, Role};
 use crate::machine::{KernelBoot, Machine, VmName, place};
-use crate::vm::ram_layout;
 
 /// Bytes that the serial port may be ahead of the host.
 const AHEAD: usize = 1 << 20;
@@ -54,11 +54,7 @@ impl Staged {
         promised: u64,
         confinement: &Arc<Confinement>,
     ) -> Result<Self, GuestError> {
-        let available = ram::available_bytes().map_err(GuestError::Meminfo)?;
-        if ram_bytes > available.saturating_sub(promised) {
-            return Err(GuestError::NotEnoughRam { name, wanted: ram_bytes, available, promised });
-        }
-        let segments = segments(&name, ram_bytes)?;
+        let segments = create_ram(&name, ram_bytes, RamSource::new(None).with_promised(promised))?;
         let clone = |source: io::Error| GuestError::Clone { name: name.clone(), source };
         let (output, sink) = pipe().map_err(clone)?;
         let mut files =
@@ -117,14 +113,6 @@ impl Staged {
         let untouched = |segment| guest_mem::untouched_bytes(segment).unwrap_or(segment.len());
         self.segments.iter().map(untouched).sum()
     }
-}
-
-fn segments(name: &VmName, ram_bytes: u64) -> Result<Vec<Segment>, GuestError> {
-    let error = |source| GuestError::Ram { name: name.clone(), source };
-    let layout: Layout = ram_layout(ram_bytes).map_err(|source| error(source.into()))?;
-    let plans = layout.segments().iter().enumerate();
-    let ram = RamSource::new(None);
-    plans.map(|(index, plan)| ram.create(name.as_str(), index, plan.len).map_err(error)).collect()
 }
 
 fn start(

@@ -247,10 +247,8 @@ impl Host {
         if !self.vms[index].is_live() {
             self.check_claims(index)?;
         }
-        let wanted = self.vms[index].machine.ram_bytes;
-        let rehearsal = self.promised_to_rehearsal();
-        let ram = ram_source(&self.luo, &self.vms, index, wanted);
-        self.vms[index].boot(ram.with_promised(ram.promised() + rehearsal))
+        let ram = ram_beside(self.promised_to_rehearsal(), &self.luo, &self.vms, index);
+        self.vms[index].boot(ram)
     }
 
     /// Errors if a VM that has a process, or whose memory is kept, has a file of VM `index`.
@@ -280,10 +278,8 @@ impl Host {
 
     fn boot_if_due(&mut self, index: usize) {
         if self.vms[index].next_boot().is_some() {
-            let wanted = self.vms[index].machine.ram_bytes;
-            let rehearsal = self.promised_to_rehearsal();
-            let ram = ram_source(&self.luo, &self.vms, index, wanted);
-            self.vms[index].boot_if_due(ram.with_promised(ram.promised() + rehearsal));
+            let ram = ram_beside(self.promised_to_rehearsal(), &self.luo, &self.vms, index);
+            self.vms[index].boot_if_due(ram);
         }
     }
 
@@ -541,6 +537,17 @@ fn ram_source<'a>(luo: &'a ChosenLuo, vms: &[Guest], index: usize, wanted: u64) 
         Ok(available) if sold.saturating_add(wanted) <= available => ram,
         _ => ram.with_promised(others.map(Guest::untouched_bytes).sum()),
     }
+}
+
+/// Returns the source of RAM for VM `index`, which also leaves the bytes that a `rehearsal` may still take.
+fn ram_beside<'a>(
+    rehearsal: u64,
+    luo: &'a ChosenLuo,
+    vms: &[Guest],
+    index: usize,
+) -> RamSource<'a> {
+    let ram = ram_source(luo, vms, index, vms[index].machine.ram_bytes);
+    ram.with_promised(ram.promised() + rehearsal)
 }
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.

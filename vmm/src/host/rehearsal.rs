@@ -24,7 +24,7 @@ use crate::live_update::manifest::{Manifest, host_session};
 use crate::live_update::preflight::{Check, Finding};
 use crate::live_update::rehearsal::report::Line;
 use crate::live_update::rehearsal::{
-    CPU_FLAGS, DIRECTORY, INDEX, LUO, MANIFEST, PARAMETER, STATES, VM,
+    CPU_FLAGS, DIRECTORY, INDEX, LUO, MANIFEST, PARAMETER, STATES, VM, cpu_flags,
 };
 use crate::state::{Schema, document};
 use crate::vm::VmStateV1;
@@ -199,11 +199,11 @@ impl Found {
                 );
                 self.add(Check::RehearsalCpuUnknown, "", sentence, "");
                 let before = fs::read_to_string(documents.join(CPU_FLAGS)).unwrap_or_default();
-                let now = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                let now = cpu_flags();
                 let cpu = cpuid::names(&cpuid::of_this_processor());
                 for (name, state) in states {
                     let guest = state.vcpus.first().map(|vcpu| cpuid::names(&vcpu.cpuid));
-                    let lost = lost(&guest.unwrap_or_default(), &cpu, &before, flags(&now));
+                    let lost = lost(&guest.unwrap_or_default(), &cpu, &before, &now);
                     self.lacks(name, &lost);
                 }
             }
@@ -245,12 +245,6 @@ impl Found {
 const CPU_REMEDY: &str =
     "update to a kernel and a command line that leave these features on, or leave the VM out";
 
-/// The line of features of a /proc/cpuinfo.
-fn flags(cpuinfo: &str) -> &str {
-    let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
-    line.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags)
-}
-
 /// The features of a guest that this processor has and the kernel before showed, and that this kernel does not show.
 fn lost<'a>(
     guest: &BTreeSet<&'a str>,
@@ -270,6 +264,7 @@ fn lost<'a>(
 mod tests {
     use super::*;
     use crate::live_update::manifest::tests::sample as manifest;
+    use crate::live_update::rehearsal::flags;
 
     fn names(found: &Found) -> Vec<Check> {
         found.0.iter().map(|finding| finding.name).collect()

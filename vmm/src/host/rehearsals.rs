@@ -124,11 +124,8 @@ impl Host {
             confinement: &self.confinement,
             within: Duration::from_secs(call.rehearse_within_s.unwrap_or(WITHIN_S).into()),
         };
-        match Rehearsal::begin(&candidate, &given) {
-            Ok(rehearsal) => self.rehearsal = Some(rehearsal),
-            Err(error) => return Ok(Err(error)),
-        }
-        Ok(Ok(()))
+        let begun = Rehearsal::begin(&candidate, &given);
+        Ok(begun.map(|rehearsal| self.rehearsal = Some(rehearsal)))
     }
 
     /// Errors with the refusals of the preflight, before anything is rehearsed.

@@ -15,11 +15,7 @@ impl Server {
     ) -> Result<Option<Answer>, HostError> {
         let (updates, whom) = (asked.updates, asked.request.0);
         let begun = self.rehearsals.begin(host, asked)?;
-        self.tell_watchers(&Line::Event(Event::Rehearsal {
-            time_ms: now_ms(),
-            updates,
-            refused: None,
-        }));
+        self.tell_of_rehearsal(updates, None);
         match begun {
             None => Ok(None),
             Some((asked, finding)) => self.rehearsed(host, whom, &asked, vec![finding]).map(Some),
@@ -65,12 +61,7 @@ impl Server {
     ) -> Result<Answer, HostError> {
         let refusals = asked.refusals(&findings)?;
         let (updates, refused) = (asked.updates, !refusals.is_empty());
-        let (time_ms, refused_so) = (now_ms(), Some(refused));
-        self.tell_watchers(&Line::Event(Event::Rehearsal {
-            time_ms,
-            updates,
-            refused: refused_so,
-        }));
+        self.tell_of_rehearsal(updates, Some(refused));
         match (updates, refused) {
             (false, _) => Ok(Answer::Findings { refused, findings }),
             (true, true) => Err(HostError::Refused(refusals)),
@@ -80,5 +71,10 @@ impl Server {
                 self.carry_out_at_once(Command::Update(call), host, whom)
             }
         }
+    }
+
+    /// Tells the watchers that a rehearsal begins, or has ended and refuses the update or not.
+    fn tell_of_rehearsal(&mut self, updates: bool, refused: Option<bool>) {
+        self.tell_watchers(&Line::Event(Event::Rehearsal { time_ms: now_ms(), updates, refused }));
     }
 }

@@ -155,7 +155,7 @@ checks! {
     RehearsalConfig = "rehearsal-config", Warning;
     /// The next host could not read a document in the rehearsal.
     RehearsalDocuments = "rehearsal-documents", Refusal, forceable;
-    /// A document that is like that of a VM could not be had for the rehearsal.
+    /// There was no state document of a VM to rehearse with.
     RehearsalDocumentUnknown = "rehearsal-document-unknown", Note;
     /// The next kernel lacks CPU features of a guest.
     RehearsalCpu = "rehearsal-cpu", Refusal, forceable;

@@ -58,7 +58,7 @@ pub struct Source<'a> {
     pub backend: Backend,
 }
 
-/// Returns the archive with all documents, and findings about those that cannot be had.
+/// Returns the archive with all documents, and findings about the VMs without a state document.
 pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), StateError> {
     let vms = source.surroundings.vms;
     let live: Vec<_> = source.surroundings.travelling().filter_map(travels).collect();
@@ -107,10 +107,14 @@ pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), St
 }
 
 /// Returns the features that the running kernel shows of the processor; nothing if it shows none.
-fn cpu_flags() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+pub fn cpu_flags() -> String {
+    flags(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()).to_owned()
+}
+
+/// Returns the line of features of a /proc/cpuinfo, without its name.
+pub fn flags(cpuinfo: &str) -> &str {
     let line = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
-    line.and_then(|line| line.split_once(':')).map_or(String::new(), |(_, flags)| flags.to_owned())
+    line.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags)
 }
 
 fn travels(vm: &Guest) -> Option<(&Machine, &Live)> {

@@ -15,7 +15,9 @@ mod documents;
 pub mod report;
 mod stage;
 
-pub use documents::{CPU_FLAGS, DIRECTORY, INDEX, LUO, MANIFEST, STATES, Source, VM};
+pub use documents::{
+    CPU_FLAGS, DIRECTORY, INDEX, LUO, MANIFEST, STATES, Source, VM, cpu_flags, flags,
+};
 pub use stage::{Given, Rehearsal, RehearsalError};
 
 /// The kernel parameter that tells the next host that it is rehearsed. A host that has it and no [`DIRECTORY`] in its
