@@ -53,7 +53,7 @@ pub struct Settings {
 impl Settings {
     /// For results that mean something.
     pub const FULL: Self =
-        Self { rounds: 3, load: Duration::from_millis(1500), idle: Duration::from_secs(4) };
+        Self { rounds: 5, load: Duration::from_secs(3), idle: Duration::from_secs(4) };
     /// To see that everything works.
     pub const QUICK: Self =
         Self { rounds: 1, load: Duration::from_millis(200), idle: Duration::from_millis(500) };

@@ -4,20 +4,26 @@
 //! A write to the page cache is a copy of some microseconds. Passing it to another thread costs more than the
 //! copy, and io_uring does that for every buffered write on file systems without `RWF_NOWAIT` for writes (ext4).
 //! But such a write may also wait: for room among the dirty pages, for a journal, for storage that hangs. A
-//! write that took long is taken as a sign of that, and the next writes go to the background, where they delay
+//! write that took long is taken as a sign of that, and the next ones go to the background, where they delay
 //! no other request.
+//!
+//! A read without `RWF_NOWAIT` goes to the background at once, because it waits for the storage whenever it misses
+//! the page cache. On a file system that has no storage (tmpfs, ramfs) it is a copy like a write.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::fstatfs;
+
 use super::Shared;
 use crate::devices::virtio::block::transfer::Transfer;
 
-/// A write of up to 1 MiB that takes longer than this has waited for something other than the copy.
+/// A transfer of up to 1 MiB that takes longer than this has waited for something other than the copy.
 const COPY: Duration = Duration::from_millis(1);
-/// Number of writes that go to the background after one that has waited.
-const WRITES_AFTER_A_WAIT: u32 = 64;
+/// Number of transfers that go to the background after one that has waited.
+const AFTER_A_WAIT: u32 = 64;
 /// Most bytes that are copied on the disk's thread for one request.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -27,9 +33,11 @@ pub(super) struct PageCache {
     disk: Arc<Shared>,
     /// How reads are tried.
     read: Attempt,
+    /// How reads are tried where the kernel has no `RWF_NOWAIT` for them.
+    read_if_it_may_wait: Attempt,
     /// How writes are tried.
     write: Attempt,
-    /// Number of the next writes that go to the background.
+    /// Number of the next transfers that go to the background instead of being tried as [`Attempt::Plain`].
     in_background: u32,
 }
 
@@ -48,7 +56,12 @@ impl PageCache {
     pub(super) fn new(disk: &Arc<Shared>) -> Self {
         // A file that is opened with O_DIRECT bypasses the page cache, so each transfer waits for the storage.
         let first = if disk.image.options.direct { Attempt::Never } else { Attempt::NoWait };
-        Self { disk: disk.clone(), read: first, write: first, in_background: 0 }
+        let read_if_it_may_wait = match has_storage(&disk.image.file) {
+            true => Attempt::Never,
+            false => Attempt::Plain,
+        };
+        let disk = disk.clone();
+        Self { disk, read: first, read_if_it_may_wait, write: first, in_background: 0 }
     }
 
     /// Does `transfer` at once, or a part of it, and returns its result. Returns `None` if it would wait, or
@@ -69,7 +82,7 @@ impl PageCache {
                 let start = Instant::now();
                 let result = transfer.step(&self.disk.image, 0);
                 if start.elapsed() > COPY {
-                    self.in_background = WRITES_AFTER_A_WAIT;
+                    self.in_background = AFTER_A_WAIT;
                 }
                 Some(result)
             }
@@ -82,20 +95,27 @@ impl PageCache {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 match transfer.write {
                     true => self.write = Attempt::Plain,
-                    // A read that is not in the page cache waits for the storage, and such reads are frequent.
-                    false => self.read = Attempt::Never,
+                    false => self.read = self.read_if_it_may_wait,
                 }
-                if transfer.write { self.attempt(transfer) } else { None }
+                self.attempt(transfer)
             }
             result => Some(result),
         }
     }
 }
 
+/// Returns whether the file system of `file` has storage.
+fn has_storage(file: &File) -> bool {
+    // From Linux include/uapi/linux/magic.h; libc has no RAMFS_MAGIC.
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    !fstatfs(file).is_ok_and(|system| [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&system.f_type))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use rustix::fs::{MemfdFlags, memfd_create};
     use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     use super::*;
@@ -104,7 +124,10 @@ mod tests {
     use crate::devices::virtio::block::{Block, BlockOptions, Image};
 
     fn page_cache(options: &str) -> PageCache {
-        let file = tempfile::tempfile().unwrap();
+        page_cache_of(tempfile::tempfile().unwrap(), options)
+    }
+
+    fn page_cache_of(file: File, options: &str) -> PageCache {
         file.write_all_at(&[1; 4096], 0).unwrap();
         let options = BlockOptions::parse(&format!("path=a,{options}"), 1).unwrap();
         let identity = Identity::of(&file).unwrap();
@@ -133,11 +156,23 @@ mod tests {
     fn after_a_write_that_has_waited_the_next_ones_go_to_the_background() {
         let mut page_cache = page_cache("readonly=off");
         page_cache.write = Attempt::Plain;
-        page_cache.in_background = WRITES_AFTER_A_WAIT;
-        for _ in 0..WRITES_AFTER_A_WAIT {
+        page_cache.in_background = AFTER_A_WAIT;
+        for _ in 0..AFTER_A_WAIT {
             assert!(page_cache.attempt(&transfer(true, 4096)).is_none());
         }
         assert!(page_cache.attempt(&transfer(true, 4096)).is_some());
+    }
+
+    #[test]
+    fn a_read_from_a_file_system_without_storage_is_done_at_once_or_after_a_wait_in_the_background()
+    {
+        let memory = memfd_create(c"disk", MemfdFlags::CLOEXEC).unwrap();
+        let mut page_cache = page_cache_of(memory.into(), "readonly=on");
+        let read = transfer(false, 4096);
+        assert_eq!(page_cache.attempt(&read).unwrap().unwrap(), 4096);
+        page_cache.in_background = 1;
+        assert!(page_cache.attempt(&read).is_none());
+        assert!(page_cache.attempt(&read).is_some());
     }
 
     #[test]
