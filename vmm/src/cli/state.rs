@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::live_update::index::Index;
-use crate::live_update::manifest::{Manifest, SOUND_MANIFEST};
+use crate::live_update::manifest::{CARRIES_ON, Manifest};
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
@@ -78,8 +78,11 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
     let reader = Reader::new(&root, "")?;
     if Manifest::COMPATIBLE.iter().any(|binding| reader.is_compatible(binding)) {
         let manifest: Manifest = read_node(&root, "")?;
-        let count = manifest.vms.len();
-        return Ok(format!("{SOUND_MANIFEST} of a host on {} with {count} VMs", manifest.kernel));
+        return Ok(format!(
+            "a sound manifest of a host on {} with {} VMs; {CARRIES_ON}",
+            manifest.kernel,
+            manifest.vms.len()
+        ));
     }
     if root.is_compatible(Index::COMPATIBLE[0]) {
         let index: Index = read_node(&root, "")?;

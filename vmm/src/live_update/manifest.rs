@@ -25,8 +25,9 @@ pub const INDEX_TOKEN: Token = Token(1);
 /// Token in the host's session of the first document that the host only carries on. The others follow.
 pub const FIRST_CARRIED_TOKEN: Token = Token(2);
 
-/// What `perennial state check` says of a manifest that it can read, before the details.
-pub const SOUND_MANIFEST: &str = "a sound manifest";
+/// What `perennial state check` adds to what it says of a manifest. A program that neither says it nor tells its link
+/// protocol refuses all VMs if the index has a session that is no VM's, such as that of an earlier program.
+pub const CARRIES_ON: &str = "this program carries on what it does not know";
 
 /// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {

@@ -26,6 +26,7 @@ use rustix::process::{
 };
 use rustix::time::Timespec;
 
+use super::manifest::CARRIES_ON;
 use crate::guests::memfd::{document_memfd, scratch_memfd};
 use crate::inherited_fd;
 
@@ -74,12 +75,29 @@ pub enum NextHostError {
         said: String,
     },
     /// The program cannot read a document that it would have to restore from.
-    #[error("{} cannot take over: {said}", path.display())]
+    #[error(
+        "{} cannot take over: {said}. Hand over to a `perennial` that is not older than this one ({})",
+        path.display(),
+        env!("CARGO_PKG_VERSION")
+    )]
     Rehearsal {
         /// The program.
         path: PathBuf,
         /// Its output.
         said: String,
+    },
+    /// The program would refuse all VMs, because it finds sessions that are no VM's.
+    #[error(
+        "{} ({version}) cannot take over from perennial {}: it is too old to carry on sessions that it does not know, \
+         and would lose all VMs. Hand over to a `perennial` that is not older than this one",
+        path.display(),
+        env!("CARGO_PKG_VERSION")
+    )]
+    Older {
+        /// The program.
+        path: PathBuf,
+        /// What it answered to `--version`.
+        version: String,
     },
     /// The program did not answer in time.
     #[error("{} did not answer within {} s, and was ended", path.display(), ANSWER_WITHIN.tv_sec)]
@@ -173,13 +191,29 @@ impl NextHost {
     /// Lets the program decode each document, while the handover can still be undone. `documents` are
     /// names for error texts and fds.
     pub fn rehearse(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<(), NextHostError> {
+        self.decode(documents).map(drop)
+    }
+
+    /// Errors if the program would not take over the VMs of `manifest`, a draft of the one that it would get: it must read
+    /// the manifest, and accept sessions that it does not know, which this host leaves as well.
+    pub fn would_take_over(&self, manifest: BorrowedFd<'_>) -> Result<(), NextHostError> {
+        let said = self.decode(&[("the manifest".to_owned(), manifest)])?;
+        if said.contains(CARRIES_ON) || self.link_protocol()?.is_some() {
+            return Ok(());
+        }
+        let (_, version) = self.ask(&["--version".into()])?;
+        Err(NextHostError::Older { path: self.path.clone(), version })
+    }
+
+    /// Lets the program decode each document. Returns its output.
+    fn decode(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<String, NextHostError> {
         let own = std::process::id();
         let path = |fd: BorrowedFd<'_>| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
         let mut arguments: Vec<OsString> = vec!["state".into(), "check".into()];
         arguments.extend(documents.iter().map(|(_, fd)| path(*fd).into()));
         let (good, said) = self.ask(&arguments)?;
         if good {
-            return Ok(());
+            return Ok(said);
         }
         let named = documents.iter().fold(said, |said, (name, fd)| said.replace(&path(*fd), name));
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })

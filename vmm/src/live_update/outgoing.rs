@@ -25,7 +25,7 @@ use super::manifest::{
 };
 use super::next_host::{Inherited, NextHost, NextHostError, NextProgram, Passed};
 use super::next_kernel::{self, NextKernel};
-use super::preflight::Surroundings;
+use super::preflight::{self, Surroundings};
 use super::programs;
 use super::{Observer, Progress, Step, UpdateError, begin};
 use super::{file_systems, in_flight};
@@ -230,12 +230,19 @@ fn load<'a>(
     vms: &[Guest],
     plan: &Plan<'a>,
 ) -> Result<Next<'a>, UpdateError> {
+    let surroundings = Surroundings::of_host(vms, luo).leaving_out(&plan.without);
     Ok(match &plan.destination {
         Destination::Kernel(next) => {
-            let surroundings = Surroundings::of_host(vms, luo).leaving_out(&plan.without);
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
-        Destination::Host { program, keeper, lock } => Next::Host(program.open()?, *keeper, *lock),
+        Destination::Host { program, keeper, lock } => {
+            let program = program.open()?;
+            // The documents themselves are decoded when they are complete, in the blackout.
+            if let Some(draft) = preflight::manifest(&surroundings) {
+                program.would_take_over(draft.as_fd())?;
+            }
+            Next::Host(program, *keeper, *lock)
+        }
         Destination::Service => Next::Service,
     })
 }

@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::host::{Host, PERENNIAL};
 
 /// A running `perennial ctl events`. Killed when dropped.
-struct Watcher {
+pub(crate) struct Watcher {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
 impl Watcher {
-    fn start(host: &Host) -> Self {
+    pub(crate) fn start(host: &Host) -> Self {
         let mut command = Command::new(PERENNIAL);
         command.args(["ctl", "--socket"]).arg(host.socket()).arg("events");
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -22,7 +22,7 @@ impl Watcher {
         Self { child, lines }
     }
 
-    fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         let mut line = String::new();
         assert!(self.lines.read_line(&mut line).unwrap() > 0, "it ended");
         serde_json::from_str(&line).unwrap()

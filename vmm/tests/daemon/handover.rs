@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::events::Watcher;
 use crate::host::{Host, PERENNIAL};
+use crate::kernel::COUNTS;
 
 impl Host {
     fn refused(&self, program: &Path) -> String {
@@ -22,16 +24,21 @@ impl Host {
 /// version may have it.
 pub(crate) fn other_version(directory: &Path, format: &str, called: &str) -> PathBuf {
     assert_eq!(format.len(), called.len());
-    let mut bytes = fs::read(PERENNIAL).unwrap();
-    let at = |bytes: &[u8]| bytes.windows(format.len()).position(|w| w == format.as_bytes());
-    assert!(at(&bytes).is_some());
-    while let Some(at) = at(&bytes) {
-        bytes[at..at + format.len()].copy_from_slice(called.as_bytes());
-    }
+    let bytes = replaced(fs::read(PERENNIAL).unwrap(), format.as_bytes(), called.as_bytes());
     let path = directory.join(called);
     fs::write(&path, bytes).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
+}
+
+/// Returns the bytes with one text in all places of another one of the same length, which must be there.
+fn replaced(mut bytes: Vec<u8>, text: &[u8], other: &[u8]) -> Vec<u8> {
+    let at = |bytes: &[u8]| bytes.windows(text.len()).position(|w| w == text);
+    assert!(at(&bytes).is_some());
+    while let Some(at) = at(&bytes) {
+        bytes[at..at + text.len()].copy_from_slice(other);
+    }
+    bytes
 }
 
 #[test]
@@ -106,6 +113,35 @@ fn a_program_that_does_not_understand_what_it_would_get_is_refused() {
     let said = host.refused(&other_version(directory, "luo-v1", "luo-v2"));
     assert!(said.contains("cannot take over: ") && said.contains("luo-v"), "{said}");
     assert!(host.ctl(&["handover"]).status.success(), "nothing was lost by the attempts");
+}
+
+/// What a program cannot read of the VMs' descriptions, or would refuse beside them, is known before a VM is paused.
+#[test]
+fn a_program_that_would_lose_the_vms_is_refused_before_anything_is_preserved() {
+    let Some(host) = crate::guests::host("", &[("web", COUNTS, "")]) else { return };
+    host.counts_on("web");
+    let mut watcher = Watcher::start(&host);
+    while watcher.next()["state"] != "running" {}
+    let directory = host.directory.path();
+    // This one reads everything, but neither says that it carries on what it does not know, nor has `--protocol`.
+    let silent = other_version(directory, "carries on what", "carries no what");
+    let bytes = fs::read(&silent).unwrap();
+    let too_old = directory.join("too-old");
+    fs::write(&too_old, replaced(bytes, b"protocol", b"protocoi")).unwrap();
+    fs::set_permissions(&too_old, fs::Permissions::from_mode(0o755)).unwrap();
+    // A kernel's boot is in the description of the machine.
+    let ignorant = other_version(directory, "kernel-boot-v1", "kernel-boot-v9");
+    for (program, named) in [(too_old, "too old to carry on"), (ignorant, "kernel-boot-v1")] {
+        let said = host.refused(&program);
+        assert!(said.contains(named), "{said}");
+        assert!(said.contains("not older than this one"), "{said}");
+        // The step before anything is preserved is the only one.
+        assert_eq!(watcher.next()["step"], "load");
+        let next = watcher.next();
+        assert_eq!((&next["event"], &next["outcome"]), (&"undone".into(), &"running".into()));
+        host.counts_on("web");
+    }
+    assert!(host.ctl(&["handover", "--program", silent.to_str().unwrap()]).status.success());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::live_update::manifest::Manifest;
 use crate::state::document;
 
 /// Returns the manifest; `None` if there are no VMs that would travel.
-pub(super) fn manifest(surroundings: &Surroundings<'_>) -> Option<File> {
+pub(in crate::live_update) fn manifest(surroundings: &Surroundings<'_>) -> Option<File> {
     let vms: Vec<VmEntry> = surroundings.travelling().filter_map(entry).collect();
     if vms.is_empty() {
         return None;

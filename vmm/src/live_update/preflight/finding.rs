@@ -111,6 +111,8 @@ checks! {
     InitramfsUntried = "initramfs-untried", Note;
     /// The next host could not read the manifest of this host.
     InitramfsDocuments = "initramfs-documents", Refusal, forceable;
+    /// The next host would lose the VMs, because it is older than what this host leaves beside them.
+    InitramfsOlder = "initramfs-older", Refusal;
     /// The next initramfs has no configuration, or one that this program cannot read.
     InitramfsConfig = "initramfs-config", Warning;
     /// The next initramfs lacks modules that its configuration lists.

@@ -19,6 +19,7 @@ mod room;
 
 use std::path::Path;
 
+pub(super) use documents::manifest;
 pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
 
 use luo::{Orchestrator, Room};

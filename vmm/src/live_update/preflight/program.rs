@@ -3,61 +3,79 @@
 //! ([`trial`]).
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::{Check, Finding};
 use crate::confine::trial::{self, TrialError};
 use crate::guests::memfd::document_memfd;
-use crate::live_update::manifest::SOUND_MANIFEST;
+use crate::live_update::manifest::CARRIES_ON;
 
+/// The remedy for a next program that is too old.
+const NOT_OLDER: &str = "build the initramfs with a `perennial` that is not older than this one";
 /// How long the program may take for an answer.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Runs the program `bytes` of the initramfs `path`: it must answer as a `perennial`, and decode `document`, which is
-/// the manifest as this host would write it now.
+/// Runs the program `bytes` of the initramfs `path`: it must answer as a `perennial`, decode `document`, which is
+/// the manifest as this host would write it now, and accept sessions that it does not know.
 pub(super) fn ask(path: &str, bytes: &[u8], document: Option<&File>) -> Option<Finding> {
-    let untried = |why: String| {
-        let sentence = format!("the first program of {path} was not run to see what it is: {why}");
-        Finding::new(Check::InitramfsUntried, path, sentence, "run the preflight as root")
-    };
-    let wrong = |problem: String| {
-        let sentence = format!("the first program of {path} is not `perennial`: {problem}");
-        let remedy = "build the initramfs with a static `perennial` as its first program";
-        Finding::new(Check::InitramfsProgram, path, sentence, remedy)
-    };
     let program = match document_memfd("init", bytes) {
         Ok(program) => program,
-        Err(error) => return Some(untried(error.to_string())),
+        Err(error) => return Some(untried(path, &error.to_string())),
+    };
+    let run = |arguments: &[&str], files: &[BorrowedFd<'_>]| {
+        trial::run(program.as_fd(), arguments, files, WITHIN)
     };
     // What the decoder says of a sound manifest shows as well that the program is a `perennial`. It is asked first, so
     // that a good program runs once: that takes seconds on a slow machine.
-    let checked = document.map(|document| {
-        trial::run(program.as_fd(), &["state", "check"], &[document.as_fd()], WITHIN)
-    });
+    let checked = document.map(|document| run(&["state", "check"], &[document.as_fd()]));
     if let Some(Ok(answer)) = &checked
         && answer.is_good
-        && answer.said.contains(SOUND_MANIFEST)
+        && answer.said.contains(CARRIES_ON)
     {
         return None;
     }
-    match trial::run(program.as_fd(), &["--version"], &[], WITHIN) {
-        Err(error @ TrialError::Silent(_)) => return Some(wrong(error.to_string())),
-        Err(error) => return Some(untried(error.to_string())),
-        Ok(answer) if answer.is_good && answer.said.starts_with("perennial ") => {}
+    let version = match run(&["--version"], &[]) {
+        Err(error @ TrialError::Silent(_)) => return Some(no_perennial(path, &error.to_string())),
+        Err(error) => return Some(untried(path, &error.to_string())),
+        Ok(answer) if answer.is_good && answer.said.starts_with("perennial ") => answer.said,
         Ok(answer) => {
             let said = answer.said.lines().next().unwrap_or_default();
-            return Some(wrong(format!("`--version` answered {said:?}")));
+            return Some(no_perennial(path, &format!("`--version` answered {said:?}")));
         }
-    }
+    };
     let said = match checked? {
-        Ok(answer) if answer.is_good => return None,
+        // What it says of itself is newer than the number of the protocol.
+        Ok(answer) if answer.is_good => match run(&["vmm", "--protocol"], &[]) {
+            Ok(answer) if answer.is_good => return None,
+            Ok(_) => return Some(older(path, version.trim())),
+            Err(error) => return Some(untried(path, &error.to_string())),
+        },
         Ok(answer) => answer.said.lines().last().unwrap_or_default().to_owned(),
         Err(error) => error.to_string(),
     };
     let sentence = format!("the next host could not read the manifest of this host: {said}");
-    let remedy = "build the initramfs with a `perennial` that is not older than this one";
-    Some(Finding::new(Check::InitramfsDocuments, path, sentence, remedy))
+    Some(Finding::new(Check::InitramfsDocuments, path, sentence, NOT_OLDER))
+}
+
+fn untried(path: &str, why: &str) -> Finding {
+    let sentence = format!("the first program of {path} was not run to see what it is: {why}");
+    Finding::new(Check::InitramfsUntried, path, sentence, "run the preflight as root")
+}
+
+fn no_perennial(path: &str, problem: &str) -> Finding {
+    let sentence = format!("the first program of {path} is not `perennial`: {problem}");
+    let remedy = "build the initramfs with a static `perennial` as its first program";
+    Finding::new(Check::InitramfsProgram, path, sentence, remedy)
+}
+
+fn older(path: &str, version: &str) -> Finding {
+    let sentence = format!(
+        "the first program of {path} ({version}) is too old to carry on sessions that it does not know: it would refuse \
+         what this host (perennial {}) leaves, and lose all VMs",
+        env!("CARGO_PKG_VERSION")
+    );
+    Finding::new(Check::InitramfsOlder, path, sentence, NOT_OLDER)
 }
 
 /// `EM_X86_64`, `ET_EXEC`, `ET_DYN` and `PT_INTERP` of the ELF format.
