@@ -76,7 +76,7 @@ test: setup ## All checks and all tests, as CI runs them
 	@mkdir -p target
 	@rm -f $(TIMES)
 	$(STEP) "kernels, in the background (first run: 10 to 20 minutes on 2 cores; log: $(KERNELS_LOG))"
-	@$(MAKE) --no-print-directory kernels stock systemd debian >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
+	@$(MAKE) --no-print-directory kernels stock systemd debian versions >$(KERNELS_LOG) 2>&1 & kernels=$$!; \
 	trap 'kill $$kernels 2>/dev/null || true' EXIT; \
 	$(MAKE) --no-print-directory lint; \
 	echo "==> compiling the tests (first run: some minutes)"; \
@@ -94,12 +94,12 @@ test: setup ## All checks and all tests, as CI runs them
 	exit $$status
 
 .PHONY: suites
-suites: setup kernels stock systemd debian ## Only the end-to-end suites; SUITE=name for one of them
+suites: setup kernels stock systemd debian versions ## Only the end-to-end suites; SUITE=name for one of them
 	$(STEP) "end-to-end suites $(SUITE) (first run: some minutes to compile)"
 	@$(WITH_KERNELS) $(WITH_STOCK) cargo test -p perennial-tests --test suites -- $(SUITE)
 
 .PHONY: test-guests
-test-guests: setup kernels stock debian debian-13 ## Debian guests at work and big guests, which CI has no time for
+test-guests: setup kernels stock debian debian-13 versions ## Debian guests at work and big guests, which CI has no time for
 	$(STEP) "end-to-end suites debian and guests (half an hour)"
 	@export PERENNIAL_GUESTS=1 $(WITH_KERNELS) $(WITH_STOCK); \
 		cargo test -p perennial-tests --test suites -- debian::; \
@@ -189,6 +189,12 @@ stock: ## Fetch Debian's kernels, or find them in the cache
 systemd: ## Fetch the systemd of the tests, or find it in the cache
 	$(STEP) "systemd (first run: half a minute, 15 MB)"
 	@resources/systemd/image.sh
+
+# Without an earlier commit, as in a shallow clone, the suite is skipped and says so; CI must not skip it.
+.PHONY: versions
+versions: ## Build the earlier programs that updates start from, or find them in the cache
+	$(STEP) "earlier programs (first run: two to four minutes on 2 cores)"
+	@resources/versions/build.sh all || { [[ $$? == 3 && -z "$${CI:-}" ]] && echo "SKIPPED: the suite versions"; }
 
 .PHONY: qemu
 qemu: ## Fetch the QEMU that is measured beside Perennial, or find it in the cache

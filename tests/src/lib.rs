@@ -9,6 +9,7 @@ pub mod datagrams;
 pub mod debian;
 pub mod dependencies;
 pub mod diagnosis;
+pub mod earlier;
 pub mod foreground;
 pub mod guest;
 pub mod host;

@@ -34,6 +34,11 @@ const BRIDGE: &str = "br0";
 /// The sector that a broken disk does not write.
 pub const BROKEN_SECTOR: u64 = 8 << 11;
 
+/// Paths at which a host with an earlier program finds that program and this one.
+pub const EARLIER: &str = "/data/programs/earlier";
+/// See [`EARLIER`].
+pub const THIS: &str = "/data/programs/this";
+
 /// RAM that the host itself needs, including KHO's scratch area, in MiB.
 const HOST_MIB: u64 = 1280;
 
@@ -100,6 +105,8 @@ pub struct HostPlan {
     /// The last eight letters of a binding that the program of side `b` does not know, and of the one that it knows in
     /// its place. Eight, because a compiler compares long names in pieces of eight bytes.
     pub other_binding_b: Option<[&'static str; 2]>,
+    /// The program of side `a`, if it is not this one. Both are on the data disk as well: [`EARLIER`] and [`THIS`].
+    pub earlier_a: Option<PathBuf>,
     /// Whether the machine's CPU lacks virtualisation.
     pub without_kvm: bool,
     /// Whether the first kernel boots without LUO and KHO.
@@ -294,7 +301,9 @@ impl HostPlan {
                 true => systemd::initramfs(binaries, config)?,
                 false => {
                     let other = self.other_binding_b.filter(|_| side == "b");
-                    host_initramfs(binaries, config, other)?
+                    let earlier = self.earlier_a.as_deref().filter(|_| side == "a");
+                    let program = earlier.map_or_else(|| binaries.perennial(), Path::to_owned);
+                    host_initramfs(&program, config, other)?
                 }
             };
             if self.luo == Luo::Pool {
@@ -310,6 +319,10 @@ impl HostPlan {
             guest_files(role, binaries, &tree)?;
         }
         fs::write(tree.path("guest/tiny")?, tiny::image())?;
+        if let Some(earlier) = &self.earlier_a {
+            tree.copy(EARLIER.trim_start_matches("/data/"), earlier)?;
+            tree.copy(THIS.trim_start_matches("/data/"), &binaries.perennial())?;
+        }
         let vm_disks = self.vm_disks(binaries, directory, &tree)?;
         let data = directory.join("data.img");
         let disks = vm_disks.iter().map(|disk| disk.path.clone());
@@ -408,12 +421,12 @@ impl HostPlan {
 }
 
 fn host_initramfs(
-    binaries: &Binaries,
+    program: &Path,
     config: &str,
     other_binding: Option<[&str; 2]>,
 ) -> std::io::Result<Initramfs> {
     let mut archive = Initramfs::new()?;
-    let mut program = binaries::contents(&binaries.perennial())?;
+    let mut program = binaries::contents(program)?;
     if let Some([known, other]) = other_binding {
         replace(&mut program, known, other);
     }

@@ -109,7 +109,8 @@ pub struct Status {
     /// The host's own address.
     #[serde(default)]
     pub address: Option<String>,
-    /// What the host's process uses.
+    /// What the host's process uses. Hosts of earlier programs do not say it.
+    #[serde(default)]
     pub resources: Resources,
     /// The programs of earlier hosts that are held, the oldest first.
     #[serde(default)]
@@ -129,7 +130,7 @@ pub struct ProgramStatus {
 }
 
 /// What the host's process uses, and what is left for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Number of open files.
     pub open_files: u64,

@@ -21,6 +21,7 @@ mod stock;
 mod systemd;
 mod travel;
 mod two_vms;
+mod versions;
 
 use std::env;
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Suite { name: "network", tests: network::TESTS },
         Suite { name: "abort", tests: abort::TESTS },
         Suite { name: "travel", tests: travel::TESTS },
+        Suite { name: "versions", tests: versions::TESTS },
         Suite { name: "two_vms", tests: two_vms::TESTS },
         Suite { name: "handover", tests: handover::TESTS },
         Suite { name: "rehearsal", tests: rehearsal::TESTS },
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: versions::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {
