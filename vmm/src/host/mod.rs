@@ -20,6 +20,8 @@ pub mod dhcp;
 mod error;
 mod events;
 pub mod format;
+#[cfg(test)]
+mod frozen;
 pub mod init;
 mod instance;
 pub mod kernel_entry;
