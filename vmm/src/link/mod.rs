@@ -7,6 +7,8 @@
 //! boots from its disk, which are short and escaped.
 
 mod channel;
+#[cfg(test)]
+mod frozen;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
