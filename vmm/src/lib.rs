@@ -19,6 +19,7 @@ pub mod link;
 pub mod live_update;
 pub mod machine;
 mod mutex;
+mod open_files;
 pub mod options;
 pub mod socket;
 pub mod state;

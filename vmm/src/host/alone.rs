@@ -10,11 +10,12 @@ use super::arrival::LastHost;
 use super::backend::NoLuo;
 use super::kernel_entry::KernelEntry;
 use super::serve::Server;
-use super::{Host, HostError, limits, ram_source};
+use super::{Host, HostError, ram_source};
 use crate::config::Config;
 use crate::guests::confinement::Confinement;
 use crate::guests::{Guest, Life};
 use crate::live_update::carry::Carried;
+use crate::open_files;
 
 /// How the VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl Host {
 /// Boots the VMs of `config`, whose text is `text`, and runs until none is left, `power-off`, a signal, or the
 /// end of the socket `left`.
 pub fn run(config: Config, text: String, left: UnixStream) -> Result<Ended, HostError> {
-    limits::raise_open_files();
+    open_files::raise();
     let mut server = Server::new(&[SIGTERM, SIGINT, SIGHUP, SIGQUIT])?;
     server.end_with(left);
     let mut host = Host::alone(config, text);

@@ -75,6 +75,7 @@ use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::machine::VmName;
 use crate::machine::claims::Claims;
+use crate::open_files;
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
@@ -554,7 +555,7 @@ fn ram_beside<'a>(
 
 /// Runs the host until `power-off`, SIGTERM or SIGINT.
 pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result<(), HostError> {
-    limits::raise_open_files();
+    open_files::raise();
     let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
     survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;
@@ -562,5 +563,6 @@ pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result
     let _watchdog = survival::watchdog(&host.config.host);
     host.listen(&mut server, &found)?;
     host.populate(found);
+    open_files::keep_reserve();
     server.run(&mut host)
 }

@@ -38,6 +38,7 @@ use crate::link::LinkError;
 use crate::live_update::preflight;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
+use crate::open_files;
 
 /// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
 /// because every poll would return at once.
@@ -513,6 +514,10 @@ impl Server {
         host: &mut Host,
         whom: Whom,
     ) -> Result<Answer, HostError> {
+        // What keeps a guest must not fail because other VMs have all the files.
+        let keeps_guests =
+            matches!(command, Command::Restore { .. } | Command::Recover(_) | Command::Update(_));
+        let _reserve = keeps_guests.then(open_files::use_reserve);
         match command {
             // Their answers come later.
             Command::Status
@@ -601,6 +606,7 @@ impl Server {
         transaction: Transaction,
         run: impl FnOnce(Observer<'_>) -> T,
     ) -> T {
+        let _reserve = open_files::use_reserve();
         let server = RefCell::new(self);
         run(&|progress| server.borrow_mut().progresses(whom, transaction, progress))
     }

@@ -30,6 +30,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::VmName;
+use crate::open_files;
 
 /// The steps of a live update or a handover up to the jump, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,13 +78,15 @@ pub struct Progress<'a> {
 /// Who is told of the progress. Called in the blackout too, so it must not wait for anything.
 pub type Observer<'a> = &'a dyn Fn(Progress<'_>);
 
-/// Errors if the live update is to stop before `step`. Else tells `observer` that the step begins.
+/// Errors if the live update is to stop before `step`. Else tells `observer` that the step begins, and makes sure that the
+/// step has the host's reserve of files.
 fn begin(step: Step, stop_before: Option<Step>, observer: Observer<'_>) -> Result<(), UpdateError> {
     if stop_before == Some(step) {
         return Err(UpdateError::Stopped(step));
     }
     observer(Progress { step, vm: None });
     breakpoint::reach(&step.to_string(), None);
+    open_files::all_files();
     Ok(())
 }
 

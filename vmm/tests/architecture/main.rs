@@ -18,6 +18,7 @@ use source::{Source, sources, strings};
 const LAYERS: &[&[&str]] = &[
     &[
         "mutex",
+        "open_files",
         "causes",
         "options",
         "socket",

@@ -30,7 +30,7 @@ pub(super) fn check(candidate: &Candidate, surroundings: &Surroundings<'_>) -> V
     }
     let open = fs::read_dir(root.join("proc/self/fd")).map_or(0, Iterator::count) as u64;
     let vms = live(surroundings).count() as u64;
-    findings.extend(too_few_fds(open, vms, getrlimit(Resource::Nofile).current));
+    findings.extend(too_few_fds(open, vms, getrlimit(Resource::Nofile).maximum));
     for (name, live) in live(surroundings) {
         findings.extend(resized(name, live));
     }

@@ -10,8 +10,8 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, prlimit,
 };
 
-use super::Fault;
 use super::service::{Service, disk, hidden};
+use super::{Fault, Half};
 
 /// How much more than now a host can map without memory: less than a thread's stack.
 const LEFT: u64 = 1 << 20;
@@ -27,7 +27,7 @@ pub(super) struct Damage {
 impl Damage {
     /// Strikes the host, or the VM and its process.
     pub(super) fn strike(
-        fault: Fault,
+        (fault, half): (Fault, Half),
         service: &Service,
         vm: &'static str,
         process: Option<Pid>,
@@ -42,8 +42,15 @@ impl Damage {
             (Fault::Hang | Fault::KillVm, None) => panic!("the VM has no process"),
             (Fault::KillHost, _) => service.signal(Signal::KILL),
             (Fault::NoSpace, _) => fill(&service.path().join("filler")),
-            (Fault::NoMemory, _) => limit(host, Resource::As, Some(mapped(host) + LEFT)),
-            (Fault::NoFiles, _) => limit(host, Resource::Nofile, Some(files(host))),
+            (Fault::NoMemory, _) => {
+                limit(host, Resource::As, [Some(mapped(host) + LEFT), None]);
+            }
+            (Fault::NoFiles, _) => {
+                // Leaving, the host has a reserve: half of the files that it may open. Arriving, it uses all of them.
+                let open = files(host);
+                let hard = (half == Half::Leaving).then_some(2 * open);
+                limit(host, Resource::Nofile, [Some(open), hard]);
+            }
         }
         Self { fault: Some(fault), vm, process }
     }
@@ -71,8 +78,8 @@ impl Damage {
             }
             Fault::KillVm | Fault::KillHost => {}
             Fault::NoSpace => fs::remove_file(service.path().join("filler")).unwrap(),
-            Fault::NoMemory if lives => limit(service.pid(), Resource::As, None),
-            Fault::NoFiles if lives => limit(service.pid(), Resource::Nofile, None),
+            Fault::NoMemory if lives => limit(service.pid(), Resource::As, [None; 2]),
+            Fault::NoFiles if lives => limit(service.pid(), Resource::Nofile, [None; 2]),
             Fault::NoMemory | Fault::NoFiles => {}
         }
     }
@@ -94,14 +101,14 @@ fn fill(path: &Path) {
     }
 }
 
-/// Sets the soft limit, to the hard one if `most` is `None`.
-fn limit(process: Pid, resource: Resource, most: Option<u64>) {
-    let hard = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse().ok();
+/// Sets the limits of a process, the soft one and the hard one. The one that is `None` becomes what the hard one is.
+fn limit(process: Pid, resource: Resource, [soft, hard]: [Option<u64>; 2]) {
+    let last = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse().ok();
     let text = fs::read_to_string(format!("/proc/{}/limits", process.as_raw_pid())).unwrap();
     let name = if resource == Resource::As { "Max address space" } else { "Max open files" };
-    let maximum = text.lines().find(|line| line.starts_with(name)).and_then(hard);
-    let current = most.or(maximum);
-    prlimit(Some(process), resource, Rlimit { current, maximum }).unwrap();
+    let now = text.lines().find(|line| line.starts_with(name)).and_then(last);
+    let limits = Rlimit { current: soft.or(now), maximum: hard.or(now) };
+    prlimit(Some(process), resource, limits).unwrap();
 }
 
 /// The bytes that a process has mapped.

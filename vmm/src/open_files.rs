@@ -1,0 +1,78 @@
+//! The limit of open files of this process, and the half of it that is kept for live updates.
+//!
+//! ```text
+//!   0 ------- open files ------- soft limit ------- reserve ------- hard limit
+//!                                VMs boot, clients connect           live update, handover, restore
+//! ```
+//!
+//! A host that has no file left could not leave, and a service that systemd stops would lose its VMs. Leaving holds each
+//! file of a VM at most a second time, and has few others, so half of all files is enough.
+
+use std::fs;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The most that any process may be allowed, by the kernel's setting.
+const MOST_FILES: &str = "/proc/sys/fs/nr_open";
+
+/// Raises the limit of open files as far as this process may: to what the kernel allows at all if it is root's,
+/// else to the hard limit. Only warns if that fails.
+///
+/// A VM has a file for each 64 MiB of its RAM, and one or more for each device; the usual soft limit of 1,024 is
+/// there for programs that use select(2).
+pub(crate) fn raise() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let most = fs::read_to_string(MOST_FILES).ok().and_then(|text| text.trim().parse().ok());
+    // `None` is no limit. The hard limit may be above the kernel's setting, which can be lowered at any time.
+    let wanted = maximum.map(|hard: u64| most.map_or(hard, |most: u64| most.max(hard)));
+    let raise = |to| setrlimit(Resource::Nofile, Rlimit { current: to, maximum: to });
+    if let Err(errno) = raise(wanted).or_else(|_| raise(maximum)) {
+        tracing::warn!("cannot raise the limit of open files, {current:?}: {errno}");
+    }
+}
+
+/// Keeps half of the files that this process may open in reserve, until [`use_reserve`].
+pub(crate) fn keep_reserve() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // The soft limit may be lower already.
+    let half = maximum.map(|hard| hard / 2);
+    set_soft(current.into_iter().chain(half).min());
+}
+
+/// Lets this process open the files that it keeps in reserve, until the value is dropped.
+pub(crate) fn use_reserve() -> ReserveInUse {
+    let before = getrlimit(Resource::Nofile).current;
+    all_files();
+    ReserveInUse { before }
+}
+
+/// Lets this process open as many files as its hard limit allows.
+pub(crate) fn all_files() {
+    set_soft(getrlimit(Resource::Nofile).maximum);
+}
+
+/// The reserve of files is in use. Dropping this sets the limit to what it was.
+#[derive(Debug)]
+#[must_use = "dropping it ends the use of the reserve"]
+pub(crate) struct ReserveInUse {
+    before: Option<u64>,
+}
+
+impl Drop for ReserveInUse {
+    fn drop(&mut self) {
+        set_soft(self.before);
+    }
+}
+
+fn set_soft(current: Option<u64>) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // No more than the hard limit, which another process may have lowered.
+    let current = match (current, maximum) {
+        (Some(soft), Some(hard)) => Some(soft.min(hard)),
+        (None, hard) => hard,
+        (soft, None) => soft,
+    };
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
+        tracing::warn!("cannot set the limit of open files to {current:?}: {errno}");
+    }
+}
