@@ -2,6 +2,9 @@
 //!
 //! A step waits for all VMs at the same time, so that a process that hangs costs its deadline once. Whoever
 //! undoes a step asks all VMs to resume before it waits for anything.
+//!
+//! systemd stops a service in any case, so there is nothing to go back to: the budget then is what each step may take,
+//! because what one VM has used up must not end another.
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +18,27 @@ use crate::link::Reply;
 pub(super) struct Blackout {
     began: Instant,
     budget: Duration,
+    /// Whether the blackout can be ended by undoing everything.
+    can_be_undone: bool,
 }
 
 impl Blackout {
-    /// Begins a blackout that may take `budget`.
-    pub(super) fn begins(budget: Duration) -> Self {
-        Self { began: Instant::now(), budget }
+    /// Begins a blackout that may take `budget`; if it cannot be undone, each step of it may.
+    pub(super) fn begins(budget: Duration, can_be_undone: bool) -> Self {
+        Self { began: Instant::now(), budget, can_be_undone }
+    }
+
+    /// How long the next step may take.
+    fn left(&self) -> Duration {
+        match self.can_be_undone {
+            true => self.budget.saturating_sub(self.began.elapsed()),
+            false => self.budget,
+        }
     }
 
     /// Errors if the budget is used up before `step`.
     pub(super) fn check(&self, step: Step) -> Result<(), UpdateError> {
-        match self.began.elapsed() > self.budget {
+        match self.can_be_undone && self.began.elapsed() > self.budget {
             true => Err(UpdateError::OverBudget { step, budget: self.budget }),
             false => Ok(()),
         }
@@ -39,8 +52,7 @@ impl Blackout {
         vms: &mut [Leaving<'_>],
         answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
     ) -> Result<(), UpdateError> {
-        let left = self.budget.saturating_sub(self.began.elapsed());
-        collect_within(ANSWER_WITHIN.min(left), step, vms, answered)
+        collect_within(ANSWER_WITHIN.min(self.left()), step, vms, answered)
     }
 }
 

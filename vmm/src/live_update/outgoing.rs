@@ -30,6 +30,7 @@ use super::programs;
 use super::{Observer, Progress, Step, UpdateError, begin};
 use super::{file_systems, in_flight};
 use crate::arch::x86_64::tsc;
+use crate::causes::chain;
 use crate::guests::conversation::{ANSWER_WITHIN, ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
 use crate::guests::ledger::Ledger;
@@ -98,6 +99,11 @@ enum Next<'a> {
 }
 
 impl Next<'_> {
+    /// Whether this host can go on if the VMs do not leave. systemd stops its service in any case.
+    fn can_be_undone(&self) -> bool {
+        !matches!(self, Self::Service)
+    }
+
     /// Whether written data that is not on a disk yet would be lost.
     fn loses_page_cache(&self) -> bool {
         matches!(self, Self::Kernel(_) | Self::Service)
@@ -146,6 +152,7 @@ pub fn run(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
+    let can_be_undone = next.can_be_undone();
     let fills_holes = luo.backend().fills_holes();
     if fills_holes {
         let live = vms.iter().filter_map(|vm| match &vm.life {
@@ -153,7 +160,12 @@ pub fn run(
             Life::Live(live) => Some((&vm.machine, live.segments.iter())),
             _ => None,
         });
-        refuse_too_many_holes(live)?;
+        match refuse_too_many_holes(live) {
+            // Without a kexec no hole is filled. With one, systemd loses the files for which there is no memory, which is
+            // better than to keep none.
+            Err(error) if !can_be_undone => tracing::error!("{error}"),
+            checked => checked?,
+        }
     }
     // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
     // jump, because segments that a guest touches for the first time now are pinned after the pause.
@@ -186,8 +198,8 @@ pub fn run(
     // The blackout.
     before(Step::Pause)?;
     let pausing = tsc::now();
-    let blackout = Blackout::begins(plan.budget);
-    let paused = Paused::pause(&mut leaving, &blackout, fills_holes)?;
+    let blackout = Blackout::begins(plan.budget, can_be_undone);
+    let paused = Paused::pause(&mut leaving, &blackout, fills_holes && can_be_undone)?;
     // Dropped before `paused`: where sessions outlive this process, the manifest must be gone before a guest runs on. If
     // this process is killed then, the next one would restore the outdated state.
     let host = host;
@@ -197,7 +209,10 @@ pub fn run(
     preserve_state(paused.vms)?;
     before(Step::Sync)?;
     if next.loses_page_cache() {
-        sync(plan, paused.vms, &blackout)?;
+        sync(plan, paused.vms, &blackout).or_else(|error| match can_be_undone {
+            true => Err(error),
+            false => sync_in_their_place(plan, error),
+        })?;
     }
     before(Step::Jump)?;
     blackout.check(Step::Jump)?;
@@ -483,7 +498,7 @@ impl Drop for Paused<'_, '_> {
         for vm in self.running() {
             vm.live.process.stop_waiting();
             if let Err(error) = vm.live.process.notify(Request::Resume) {
-                let why = crate::causes::chain(&error).join(": ");
+                let why = chain(&error).join(": ");
                 tracing::error!("VM `{}` does not resume: {why}", vm.machine.name);
             }
         }
@@ -492,10 +507,13 @@ impl Drop for Paused<'_, '_> {
 
 fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
     let step = Step::Save;
-    let state_error = |source| UpdateError::Document { step, what: "state document", source };
+    let state_error = |machine: &Machine| {
+        let vm = Some(machine.name.clone());
+        move |source| UpdateError::Document { step, vm, what: "state document", source }
+    };
     let start = tsc::now();
     for vm in vms.iter_mut().filter(|vm| vm.session.is_some()) {
-        let file = scratch_memfd("state").map_err(state_error)?;
+        let file = scratch_memfd("state").map_err(state_error(vm.machine))?;
         let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
         sent.map_err(vm.process_error(step))?;
         vm.state = Some(SavedState { file, bytes: 0, digest: 0 });
@@ -504,9 +522,11 @@ fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError>
         match (reply, &mut vm.state) {
             // LUO preserves a copy: the process could still change its memfd, and LUO takes memory for every byte.
             (Reply::Saved { bytes }, Some(state)) => {
-                let document = read_document(&state.file, bytes).map_err(state_error)?;
+                let document = read_document(&state.file, bytes);
+                let document = document.map_err(state_error(vm.machine))?;
                 let digest = crc32fast::hash(&document);
-                let file = document_memfd("state", &document).map_err(state_error)?;
+                let file = document_memfd("state", &document);
+                let file = file.map_err(state_error(vm.machine))?;
                 *state = SavedState { file, bytes, digest };
             }
             (other, _) => return Err(vm.process_error(step)(unexpected("save", &other))),
@@ -557,6 +577,17 @@ fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result
     })?;
     // The host's own files, such as logs. The guests' disks are durable already.
     sync_host(plan, step, SYNC_HOST_AGAIN_WITHIN)
+}
+
+/// Makes durable what the guests have written, after a VM's process could not (`error`): the state of its guest is saved,
+/// and the guest writes nothing more, so the VM need not end for that. Returns `error` if not all is durable in time.
+fn sync_in_their_place(plan: &Plan<'_>, error: UpdateError) -> Result<(), UpdateError> {
+    let late = file_systems::sync(None, plan.budget);
+    if !late.is_ok_and(|late| late.is_empty()) {
+        return Err(error);
+    }
+    tracing::warn!("{}: the host has synced all file systems instead", chain(&error).join(": "));
+    Ok(())
 }
 
 /// Asks all VMs at the same time to make durable what their guests have written to their disks.
@@ -622,6 +653,7 @@ fn preserve_manifest(
     let preserve = |what: &'static str, bytes: &[u8], token| {
         let file = document_memfd(what, bytes).map_err(|source| UpdateError::Document {
             step,
+            vm: None,
             what,
             source,
         })?;
@@ -646,3 +678,6 @@ fn realtime_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,10 +119,12 @@ pub enum UpdateError {
         budget: Duration,
     },
     /// A document cannot be written.
-    #[error("step `{step}`: cannot write the {what}")]
+    #[error("step `{step}`{}: cannot write the {what}", about(vm.as_ref()))]
     Document {
         /// The step.
         step: Step,
+        /// The VM whose state document it is.
+        vm: Option<VmName>,
         /// The document.
         what: &'static str,
         /// Why.
@@ -157,7 +159,7 @@ impl UpdateError {
     /// Returns the VM that the error is about, if it is about one VM.
     pub fn vm(&self) -> Option<&VmName> {
         match self {
-            Self::Luo { vm, .. } => vm.as_ref(),
+            Self::Luo { vm, .. } | Self::Document { vm, .. } => vm.as_ref(),
             Self::Ram { vm, .. }
             | Self::Frames { vm, .. }
             | Self::Process { vm, .. }

@@ -141,7 +141,7 @@ impl Cell {
         };
         let damage = match is_refused {
             true => Damage::none(),
-            false => Damage::strike(self.fault, service, struck, process),
+            false => Damage::strike((self.fault, self.half), service, struck, process),
         };
         if self.fault != Fault::KillHost && !is_refused {
             service.signal(Signal::CONT);
@@ -205,13 +205,17 @@ impl Cell {
     /// Nothing is lost but what the fault itself ends.
     fn judge(self, struck: Fate, other: Fate, service: &Service) {
         let is_saved = |fate| matches!(fate, Fate::Undone | Fate::Runs | Fate::Preserved);
-        // systemd stops the service in any case, and what cannot be saved then ends.
+        // systemd stops the service in any case, and a guest whose process does not save its state then ends.
         let is_stopped = (self.backend, self.half) == (Backend::Systemd, Half::Leaving);
-        let ends_struck = self.fault == Fault::KillVm || (is_stopped && self.fault == Fault::Hang);
-        let ends_all =
-            self.fault == Fault::KillHost || (is_stopped && self.fault == Fault::NoFiles);
+        let saves = ["load", "preserve-ram", "pause", "save"].contains(&self.step);
+        let runs = ["finish", "report"].contains(&self.step);
+        let ends_struck = match self.fault {
+            Fault::KillVm => saves || runs,
+            Fault::Hang => is_stopped && saves,
+            _ => false,
+        };
         assert!(
-            ends_all || (is_saved(other) && (ends_struck || is_saved(struck))),
+            self.fault == Fault::KillHost || (is_saved(other) && (ends_struck || is_saved(struck))),
             "struck: {struck:?}, the other: {other:?}\n{}",
             service.logs()
         );
