@@ -73,6 +73,13 @@ impl Guest {
         self.ends(End::Failure, Life::Failed(why), Vec::new());
     }
 
+    /// Notes that the VM was to come from the last host, if it has failed: nothing of it is left that could still come.
+    pub fn did_not_arrive(&mut self) {
+        if let Life::Failed(why) = &self.life {
+            self.did_not_boot(why.clone());
+        }
+    }
+
     /// Boots the VM again if its time has come.
     pub fn boot_if_due(&mut self, ram: RamSource<'_>) {
         if self.next_boot().is_none_or(|until| until > Instant::now()) {

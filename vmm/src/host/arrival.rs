@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::path::Path;
 
 use luo::builtin::keeper::Keeper;
-use luo::{Incoming, Orchestrator, SessionName};
+use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
 use super::{Found, Host, HostError, Look, find, index_of, init, mounts, ram_source, start};
@@ -82,7 +82,8 @@ impl Host {
             tracing::warn!("{}", chain(&error).join(": "));
         }
         self.last_host.keeper = keeper;
-        if !self.see(arrival) {
+        let has_arrived = self.see(arrival);
+        if !has_arrived {
             self.boot_vms();
         }
         // They arrived in the order of their urgency. From now on no VM changes its place.
@@ -90,6 +91,9 @@ impl Host {
         let place = |vm: &Guest| configured.iter().position(|m| m.name == vm.machine.name);
         self.vms.sort_by_key(|vm| place(vm).unwrap_or(usize::MAX));
         self.apply_policies();
+        if has_arrived {
+            self.vms.iter_mut().for_each(Guest::did_not_arrive);
+        }
     }
 
     /// Takes over what the last host left. Returns whether that could be read.
@@ -350,11 +354,19 @@ impl Host {
     /// Looks again for the pool with the VMs of the last kernel, if this host could not reach it. Errors if it still
     /// cannot.
     pub(super) fn reach_again(&mut self) -> Result<(), HostError> {
+        self.reach_again_by(backend::choose)
+    }
+
+    /// The same, by this way to choose a LUO.
+    fn reach_again_by(
+        &mut self,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+    ) -> Result<(), HostError> {
         let Some(ticket) = self.kernel_entry.ticket().filter(|_| self.is_out_of_reach()) else {
             return Ok(());
         };
         let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        let chosen = backend::choose(&section, &self.config.machines, Some(ticket));
+        let chosen = choose(&section, &self.config.machines, Some(ticket));
         let (luo, look) = start::look_into(chosen, Some(ticket));
         self.luo = luo;
         match &self.luo {

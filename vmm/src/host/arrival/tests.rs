@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use luo::builtin::keeper::Keeper;
 use luo::builtin::pool::{Expect, Options as PoolOptions, Pool};
-use luo::{Backend, Errno, Error, Outgoing, Retrieve, Ticket, Token};
+use luo::{Backend, Errno, Error, Outgoing, Retrieve, Token};
 
 use super::*;
 use crate::config::Config;
@@ -275,10 +275,15 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     std::mem::forget((seen, killed));
     // The lock of a process ends with it.
     std::fs::remove_file(directory.path().join("lock")).unwrap();
-    let reached = start(Expect::Switch(ticket));
-    let (luo, look) = start::look_into(Ok(Box::new(reached)), Some(ticket));
-    host.luo = luo;
-    host.see_late(look).unwrap();
+    // This one looks a second time.
+    let choose = |section: &HostSection, machines: &[Machine], expected: Option<Ticket>| {
+        assert_eq!(section.pool.as_deref(), Some(Path::new("/nowhere/pool")));
+        assert_eq!((machines.len(), expected), (2, Some(ticket)));
+        Ok(Box::new(start(Expect::Switch(ticket))) as Box<dyn Orchestrator>)
+    };
+    host.reach_again_by(choose).unwrap();
     assert_eq!(states(&host), ["preserved"; 2]);
     assert_eq!(host.kernel_entry.ticket(), None);
+    // Nothing is out of reach now.
+    host.reach_again_by(|_, _, _| panic!("it looks a third time")).unwrap();
 }
