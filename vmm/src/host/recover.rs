@@ -5,7 +5,10 @@
 //! what it is needed for. If it then fails, the VM is preserved as before.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Instant;
 
 use super::arrival::Destiny;
 use super::{Host, HostError, index_of};
@@ -16,7 +19,8 @@ use crate::guests::{Guest, GuestError, Life};
 use crate::link::PROTOCOL;
 use crate::live_update::Observer;
 use crate::live_update::manifest::STATE_TOKEN;
-use crate::live_update::next_host::{NextHost, NextProgram};
+use crate::live_update::next_host::{ANSWER_WITHIN, NextHost, NextProgram};
+use crate::live_update::programs::ProgramError;
 use crate::machine::VmName;
 
 /// Documents that a program is to decode, each with its name for an error text.
@@ -101,25 +105,65 @@ impl Host {
     }
 
     /// Returns the newest program of an earlier host that is whole, starts, decodes `documents` and passes `check`.
+    ///
+    /// All programs are examined at the same time and have one deadline, because the host serves nobody meanwhile.
     fn previous(
         &self,
         documents: &Documents,
-        check: impl Fn(&NextHost) -> Result<(), String>,
+        check: impl Fn(&NextHost) -> Result<(), String> + Sync,
     ) -> Result<NextHost, HostError> {
         if self.carried.programs.is_empty() {
             return Err(HostError::NoProgram);
         }
         let documents: Vec<_> = documents.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();
+        let programs = self.carried.programs.iter().rev();
+        let copies: Vec<_> = programs.map(|p| (p.describe(), p.executable())).collect();
+        let deadline = Some(Instant::now() + ANSWER_WITHIN);
+        let examine = |what: &str, copy: Result<File, ProgramError>| {
+            let copy = copy.map_err(|error| chain(&error).join(": "))?;
+            let next = NextHost::of(copy, what.into(), deadline).and_then(|next| {
+                if !documents.is_empty() {
+                    next.rehearse(&documents)?;
+                }
+                Ok(next)
+            });
+            let next = next.map_err(|error| chain(&error).join(": "))?;
+            check(&next).map(|()| next.chosen())
+        };
+        let examined = at_the_same_time(copies, examine);
         let mut unfit = Vec::new();
-        for program in self.carried.programs.iter().rev() {
-            let opened = program.open(&documents).map_err(|error| chain(&error).join(": "));
-            match opened.and_then(|next| check(&next).map(|()| next)) {
+        for (what, next) in examined {
+            match next {
                 Ok(next) => return Ok(next),
-                Err(why) => unfit.push(format!("{}: {why}", program.describe())),
+                Err(why) => unfit.push(format!("{what}: {why}")),
             }
         }
         Err(HostError::NoFitProgram { why: unfit.join("; ") })
     }
+}
+
+/// Examines each copy of a program on a thread of its own. Returns what came of each, in their order.
+fn at_the_same_time<C: Send, N: Send>(
+    copies: Vec<(String, C)>,
+    examine: impl Fn(&str, C) -> Result<N, String> + Sync,
+) -> Vec<(String, Result<N, String>)> {
+    let examine = &examine;
+    thread::scope(|scope| {
+        let begin = |(what, copy): (String, C)| {
+            let name = what.clone();
+            let thread = thread::Builder::new().name("program".to_owned());
+            (what, thread.spawn_scoped(scope, move || examine(&name, copy)))
+        };
+        let threads: Vec<_> = copies.into_iter().map(begin).collect();
+        let examined = threads.into_iter().map(|(what, thread)| {
+            let examined = thread.map_err(|error| format!("cannot start a thread: {error}"));
+            let ended = |thread: ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|_| Err("its thread panicked".to_owned()))
+            };
+            (what, examined.and_then(ended))
+        });
+        examined.collect()
+    })
 }
 
 /// Returns the state document of a preserved VM.

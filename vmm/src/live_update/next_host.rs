@@ -42,7 +42,7 @@ const PROCESSES_VARIABLE: &str = "PERENNIAL_OLD_VMS";
 const TICKET: &str = "ticket=";
 
 /// How long the next program may take to answer. Most of its answers are needed in the blackout.
-const ANSWER_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Most bytes of a program's output that an error text quotes.
@@ -100,7 +100,7 @@ pub enum NextHostError {
         version: String,
     },
     /// The program did not answer in time.
-    #[error("{} did not answer within {} s, and was ended", path.display(), ANSWER_WITHIN.tv_sec)]
+    #[error("{} did not answer within {} s, and was ended", path.display(), ANSWER_WITHIN.as_secs())]
     Silent {
         /// The program.
         path: PathBuf,
@@ -143,6 +143,8 @@ pub struct NextHost {
     program: Arc<File>,
     /// Its path, or what it is if it has none.
     path: PathBuf,
+    /// When it must have answered everything. `None`: each answer may take [`ANSWER_WITHIN`].
+    deadline: Option<Instant>,
 }
 
 /// The program of a handover.
@@ -172,12 +174,17 @@ impl NextHost {
         };
         let program = File::open(path).map_err(error("open"))?;
         access(path, Access::EXEC_OK).map_err(|e| error("execute")(e.into()))?;
-        Self::of(program, path.to_owned())
+        Self::of(program, path.to_owned(), None)
     }
 
-    /// Checks that an open file is a `perennial` program. `what` is its path, or what it is if it has none.
-    pub fn of(program: File, what: PathBuf) -> Result<Self, NextHostError> {
-        let next = Self { program: Arc::new(program), path: what };
+    /// Checks that an open file is a `perennial` program. `what` is its path, or what it is if it has none. All its answers
+    /// must come until `deadline`, if there is one, or until it is [chosen](Self::chosen).
+    pub fn of(
+        program: File,
+        what: PathBuf,
+        deadline: Option<Instant>,
+    ) -> Result<Self, NextHostError> {
+        let next = Self { program: Arc::new(program), path: what, deadline };
         let (_, said) = next.ask(&["--version".into()])?;
         match said.starts_with("perennial ") {
             true => Ok(next),
@@ -217,6 +224,11 @@ impl NextHost {
         }
         let named = documents.iter().fold(said, |said, (name, fd)| said.replace(&path(*fd), name));
         Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
+    }
+
+    /// The program was examined, and each further answer may take [`ANSWER_WITHIN`].
+    pub fn chosen(self) -> Self {
+        Self { deadline: None, ..self }
     }
 
     /// The program's path, or what it is if it has none.
@@ -296,7 +308,7 @@ impl NextHost {
     }
 
     /// Runs the program with `arguments`. Returns whether it succeeded, and the first `MOST_SAID` bytes
-    /// of its output. Kills it and errors if it takes longer than `ANSWER_WITHIN`.
+    /// of its output. Kills it and errors if that takes too long.
     fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
         let error = |source| self.error("execute", source);
         // A memfd and not a pipe, so that the program never waits for a reader.
@@ -313,7 +325,9 @@ impl NextHost {
             .stderr(output()?)
             .spawn()
             .map_err(error)?;
-        let ended = wait_for(&child).map_err(|errno| error(errno.into()));
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let within = self.deadline.map_or(ANSWER_WITHIN, left);
+        let ended = wait_for(&child, within).map_err(|errno| error(errno.into()));
         if !matches!(ended, Ok(true)) {
             let _ = child.kill();
         }
@@ -331,11 +345,12 @@ impl NextHost {
     }
 }
 
-/// Waits up to `ANSWER_WITHIN` for a child to end. Returns whether it ended.
-fn wait_for(child: &Child) -> Result<bool, Errno> {
+/// Waits for a child to end, for as long as `within`. Returns whether it ended.
+fn wait_for(child: &Child, within: Duration) -> Result<bool, Errno> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-    Ok(rustix::io::retry_on_intr(|| poll(&mut ended, Some(&ANSWER_WITHIN)))? > 0)
+    let within = Timespec::try_from(within).unwrap_or_default();
+    Ok(rustix::io::retry_on_intr(|| poll(&mut ended, Some(&within)))? > 0)
 }
 
 /// What a host leaves to the next one in its process.

@@ -11,14 +11,13 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use luo::{Orchestrator, Outgoing, SessionName, Token};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 use super::index::{FileKind, IndexedFile, IndexedSession};
-use super::next_host::{NextHost, NextHostError};
 use crate::causes::chain;
 use crate::guests::held::Held;
 use crate::guests::memfd::zeroed;
@@ -53,9 +52,6 @@ pub enum ProgramError {
     /// A session or its file cannot be had from LUO.
     #[error(transparent)]
     Luo(#[from] luo::Error),
-    /// The program does not start, or cannot do what it is needed for.
-    #[error(transparent)]
-    Unfit(#[from] NextHostError),
     /// The program is larger than any that is kept.
     #[error("the program has {found} bytes, at most {MAX_BYTES} are kept")]
     TooLarge {
@@ -193,17 +189,8 @@ impl Program {
         *self.is_own.get_or_init(compare)
     }
 
-    /// Makes an executable copy of the program, and checks that it is a `perennial` that can decode `documents`.
-    pub fn open(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<NextHost, ProgramError> {
-        let next = NextHost::of(self.executable()?, self.describe().into())?;
-        if !documents.is_empty() {
-            next.rehearse(documents)?;
-        }
-        Ok(next)
-    }
-
     /// Returns an executable copy of the program, which is checked and which nobody can change any more.
-    fn executable(&self) -> Result<File, ProgramError> {
+    pub fn executable(&self) -> Result<File, ProgramError> {
         let IndexedFile { bytes: left, digest: wanted, .. } = self.file;
         let source = File::from(self.held.file(PROGRAM_TOKEN)?);
         let found = source.metadata().map_err(io_error("read"))?.len();

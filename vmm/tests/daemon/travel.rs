@@ -10,6 +10,7 @@ use std::process::Command;
 use luo::builtin::keeper::Keeper;
 use luo::{Orchestrator, Outgoing, SessionName, Token};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use vmm::config::Config;
 use vmm::guests::entry::{SegmentEntry, VmEntry};
 use vmm::guests::ledger::Ledger;
@@ -41,8 +42,8 @@ struct Predecessor {
     ram: Vec<File>,
     /// The VMs as the next host's configuration has them.
     configured: String,
-    /// The host's program, as it was, and as the next host gets it.
-    program: Option<[Vec<u8>; 2]>,
+    /// The programs that the host leaves, the oldest first: each as it was, and as the next host gets it.
+    programs: Vec<[Vec<u8>; 2]>,
     /// The state document of each VM.
     state: &'static [u8],
 }
@@ -70,7 +71,7 @@ impl Predecessor {
             manifest,
             ram: Vec::new(),
             configured: String::new(),
-            program: None,
+            programs: Vec::new(),
             state,
         };
         vms.iter().for_each(|name| predecessor.add(name));
@@ -109,17 +110,20 @@ impl Predecessor {
         });
     }
 
-    /// Leaves a program in a session of its own. Returns the session, and what the index says of it.
-    fn leave_program(&self) -> (Option<Outgoing>, Option<IndexedSession>) {
-        let Some([was, is]) = &self.program else { return (None, None) };
-        let name = "perennial-program-12345678-0.0.9";
-        let session = self.keeper.create_session(&SessionName::new(name).unwrap()).unwrap();
-        let memory = File::from(luo::memfd("program", is.len() as u64).unwrap());
-        memory.write_all_at(is, 0).unwrap();
-        session.preserve(memory.as_fd(), Token(0)).unwrap();
-        let (kind, bytes, digest) = (FileKind::Program, was.len() as u64, crc32fast::hash(was));
-        let files = vec![IndexedFile { token: 0, kind, bytes, digest }];
-        (Some(session), Some(IndexedSession { name: name.to_owned(), files }))
+    /// Leaves each program in a session of its own. Returns the sessions, and what the index says of them.
+    fn leave_programs(&self) -> (Vec<Outgoing>, Vec<IndexedSession>) {
+        let leave = |(number, [was, is]): (usize, &[Vec<u8>; 2])| {
+            let name = format!("perennial-program-{number:08x}-0.0.9");
+            let session = SessionName::new(name.as_str()).unwrap();
+            let session = self.keeper.create_session(&session).unwrap();
+            let memory = File::from(luo::memfd("program", is.len() as u64).unwrap());
+            memory.write_all_at(is, 0).unwrap();
+            session.preserve(memory.as_fd(), Token(0)).unwrap();
+            let (kind, bytes, digest) = (FileKind::Program, was.len() as u64, crc32fast::hash(was));
+            let files = vec![IndexedFile { token: 0, kind, bytes, digest }];
+            (session, IndexedSession { name, files })
+        };
+        self.programs.iter().enumerate().map(leave).unzip()
     }
 
     /// Hands over to a `perennial`, which is the command `program` with its arguments. `change` may damage the
@@ -134,9 +138,9 @@ impl Predecessor {
     fn leave(self, program: &[&str], change: Damage) -> Left {
         let mut manifest = write_document(&self.manifest).unwrap();
         let mut index = write_document(&Index::of(&self.manifest, &manifest)).unwrap();
-        let (_program, indexed) = self.leave_program();
-        if let Some(indexed) = indexed {
-            index = write_document(&Index::of(&self.manifest, &manifest).with(&[indexed])).unwrap();
+        let (_programs, indexed) = self.leave_programs();
+        if !indexed.is_empty() {
+            index = write_document(&Index::of(&self.manifest, &manifest).with(&indexed)).unwrap();
         }
         change(&mut index, &mut manifest);
         let host = self.keeper.create_session(&host_session()).unwrap();
@@ -379,7 +383,7 @@ type Loss = fn(Vec<u8>) -> Vec<u8>;
 fn with_program(left: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Predecessor {
     let was = fs::read(PERENNIAL).unwrap();
     let is = left(was.clone());
-    Predecessor { program: Some([was, is]), ..Predecessor::with_state(&["web"], SOUND) }
+    Predecessor { programs: vec![[was, is]], ..Predecessor::with_state(&["web"], SOUND) }
 }
 
 #[test]
@@ -435,7 +439,7 @@ fn a_program_that_is_damaged_truncated_or_no_perennial_is_not_entered() {
     }
     let stranger = fs::read("/bin/true").unwrap();
     let predecessor =
-        Predecessor { program: Some([stranger.clone(), stranger]), ..Predecessor::new(&["web"]) };
+        Predecessor { programs: vec![[stranger.clone(), stranger]], ..Predecessor::new(&["web"]) };
     let left = predecessor.hand_over(&[ignorant.to_str().unwrap()], unchanged);
     let said = left.said(&["recover", "--with", "previous"]);
     assert!(said.contains("is not a `perennial` program"), "{said}");
@@ -467,4 +471,77 @@ fn a_program_that_cannot_decode_the_state_either_is_not_used() {
     let output = left.host.ctl(&["recover", "--with", "previous"]);
     assert!(output.status.success(), "{output:?}");
     left.host.wait_until_ready("boot handover");
+}
+
+/// A program that waits for ever, whatever it is asked. `number` makes it another file.
+fn that_hangs(number: u8) -> Vec<u8> {
+    const AT: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let code = [
+        0xb8, 0x22, 0x00, 0x00, 0x00, // again: mov eax, pause
+        0x0f, 0x05, // syscall
+        0xeb, 0xf7, // jmp again
+    ];
+    let mut elf = vec![0; HEADERS as usize];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    elf[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    elf[24..32].copy_from_slice(&(AT + HEADERS).to_le_bytes());
+    elf[32..40].copy_from_slice(&64u64.to_le_bytes());
+    elf[52..58].copy_from_slice(&[64, 0, 56, 0, 1, 0]);
+    elf.extend(code);
+    elf.push(number);
+    let bytes = elf.len() as u64;
+    // PT_LOAD, readable and executable; all of the file.
+    for (place, word) in
+        [(64, 1 | 5 << 32), (80, AT), (88, AT), (96, bytes), (104, bytes), (112, 4096)]
+    {
+        elf[place..place + 8].copy_from_slice(&u64::to_le_bytes(word));
+    }
+    elf
+}
+
+/// The children of a process that run a program from memory.
+fn programs_of(host: u32) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_program = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        status.contains(&format!("\nPPid:\t{host}\n"))
+            && exe.to_string_lossy().starts_with("/memfd:perennial")
+    };
+    pids.filter(is_program).filter_map(Pid::from_raw).collect()
+}
+
+#[test]
+fn programs_that_hang_hang_at_the_same_time_and_the_one_that_answers_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let ignorant = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let mut predecessor = with_program(|whole| whole);
+    let hang = [1, 2].map(that_hangs);
+    predecessor.programs.extend(hang.iter().map(|program| [program.clone(), program.clone()]));
+    let mut left = predecessor.hand_over(&[ignorant.to_str().unwrap()], unchanged);
+    assert_eq!(left.host.status()["programs"].as_array().unwrap().len(), 3);
+    let mut recover = Command::new(PERENNIAL);
+    recover.args(["ctl", "--socket"]).arg(left.host.socket());
+    let mut recover = recover.args(["recover", "--with", "previous"]).spawn().unwrap();
+    // The newer two; the oldest, which answers, has come to its end or not.
+    let is_hanging = |pid: &Pid| {
+        let exe = fs::read(format!("/proc/{}/exe", pid.as_raw_pid())).unwrap_or_default();
+        hang.contains(&exe)
+    };
+    let hanging = loop {
+        let hanging: Vec<Pid> =
+            programs_of(left.host.child.id()).into_iter().filter(is_hanging).collect();
+        if hanging.len() == hang.len() {
+            break hanging;
+        }
+        let ended = recover.try_wait().unwrap();
+        assert_eq!(ended, None, "it did not examine the programs at the same time");
+    };
+    // The deadline would end them.
+    hanging.into_iter().for_each(|pid| kill_process(pid, Signal::KILL).unwrap());
+    assert!(recover.wait().unwrap().success());
+    left.host.wait_until_ready("boot handover");
+    assert!(left.holds(0));
 }

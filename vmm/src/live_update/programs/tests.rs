@@ -6,6 +6,7 @@ use luo::builtin::keeper::Keeper;
 use luo::builtin::pool::{Options, Pool};
 
 use super::*;
+use crate::live_update::next_host::NextHost;
 
 /// A program that is not run.
 const SHELL: &[u8] = b"#!/bin/sh\n";
@@ -47,7 +48,7 @@ fn a_program_that_is_whole_can_be_executed_and_not_changed() {
 
 #[test]
 fn a_program_that_is_damaged_truncated_or_gone_says_so_and_stays() {
-    let error = |program: &Program| program.open(&[]).unwrap_err().to_string();
+    let error = |program: &Program| program.executable().unwrap_err().to_string();
     let damaged = program(b"#!/bin/xh\n", listed(SHELL));
     assert!(error(&damaged).contains("digest") && error(&damaged).contains("the index says"));
     let truncated = program(&SHELL[..5], listed(SHELL));
@@ -70,7 +71,9 @@ fn a_file_that_is_no_perennial_is_refused() {
         (&b"no program at all"[..], "cannot execute the earlier perennial 0.1.0"),
         (&std::fs::read("/bin/true").unwrap(), "is not a `perennial` program"),
     ] {
-        let error = program(contents, listed(contents)).open(&[]).unwrap_err();
+        let program = program(contents, listed(contents));
+        let copy = program.executable().unwrap();
+        let error = NextHost::of(copy, program.describe().into(), None).unwrap_err();
         let why = chain(&error).join(": ");
         assert!(why.contains(said), "{why}");
     }
