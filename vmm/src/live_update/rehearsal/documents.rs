@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use luo::Backend;
 
+use super::RehearsalError;
 use super::archive::Archive;
 use crate::causes::chain;
 use crate::guests::answers::collect;
@@ -23,7 +24,7 @@ use crate::live_update::index::Index;
 use crate::live_update::manifest::Manifest;
 use crate::live_update::preflight::{Check, Finding, Surroundings};
 use crate::machine::Machine;
-use crate::state::{StateError, document};
+use crate::state::document;
 
 /// Directory of the documents in the root of the next host's file system.
 pub const DIRECTORY: &str = "perennial-rehearsal";
@@ -59,7 +60,7 @@ pub struct Source<'a> {
 }
 
 /// Returns the archive with all documents, and findings about the VMs without a state document.
-pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), StateError> {
+pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), RehearsalError> {
     let vms = source.surroundings.vms;
     let live: Vec<_> = source.surroundings.travelling().filter_map(travels).collect();
     let mut findings = Vec::new();
@@ -93,17 +94,17 @@ pub(super) fn archive(source: &Source<'_>) -> Result<(Vec<u8>, Vec<Finding>), St
     let bytes = document::write_document(&manifest)?;
     let index = Index::of(&manifest, &bytes).with(&carry::indexed(vms, source.carried));
     let mut archive = Archive::default();
-    archive.directory(DIRECTORY);
+    archive.directory(DIRECTORY)?;
     let path = |name: &str| format!("{DIRECTORY}/{name}");
-    archive.file(&path(MANIFEST), &bytes);
-    archive.file(&path(INDEX), &document::write_document(&index)?);
-    archive.file(&path(LUO), source.backend.to_string().as_bytes());
-    archive.file(&path(CPU_FLAGS), cpu_flags().as_bytes());
-    archive.directory(&path(STATES));
+    archive.file(&path(MANIFEST), &bytes)?;
+    archive.file(&path(INDEX), &document::write_document(&index)?)?;
+    archive.file(&path(LUO), source.backend.to_string().as_bytes())?;
+    archive.file(&path(CPU_FLAGS), cpu_flags().as_bytes())?;
+    archive.directory(&path(STATES))?;
     for (machine, state) in states {
-        archive.file(&path(&format!("{STATES}/{VM}{}", machine.name)), &state);
+        archive.file(&path(&format!("{STATES}/{VM}{}", machine.name)), &state)?;
     }
-    Ok((archive.finish(), findings))
+    Ok((archive.finish()?, findings))
 }
 
 /// Returns the features that the running kernel shows of the processor; nothing if it shows none.

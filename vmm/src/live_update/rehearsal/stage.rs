@@ -60,8 +60,8 @@ pub enum RehearsalError {
     /// A document cannot be written.
     #[error("a document cannot be written")]
     Document(#[from] StateError),
-    /// The initramfs cannot be copied.
-    #[error("the initramfs cannot be copied")]
+    /// The initramfs cannot be copied, or the documents cannot be put behind it.
+    #[error("the initramfs cannot be copied with the documents behind it")]
     Copy(#[from] io::Error),
     /// The VM cannot be described.
     #[error(transparent)]
