@@ -9,12 +9,14 @@ mod devices;
 mod documents;
 mod guest;
 mod link;
+mod rehearsal;
 
 pub use crate::boot_disk::fuzz::{boot_config, boot_disk};
 pub use control::control;
 pub use documents::{manifest, state_document};
 pub use guest::guest;
 pub use link::{from_vm, to_vm};
+pub use rehearsal::rehearsal;
 
 #[cfg(test)]
 mod tests {
@@ -59,6 +61,11 @@ mod tests {
     #[test]
     fn a_disk_has_something_to_boot_or_an_error_says_why_not() {
         replay(seeds("boot_disk"), boot_disk);
+    }
+
+    #[test]
+    fn a_report_of_a_rehearsal_counts_only_if_it_is_whole() {
+        replay(seeds("rehearsal"), rehearsal);
     }
 
     #[test]

@@ -50,20 +50,21 @@ pub fn run() {
         tracing::error!("the rehearsal cannot be reported: there is no serial port");
         return;
     };
-    if let Err(error) = report(&mut port, &mut Found::look(Path::new("/"))) {
+    if let Err(error) = report(&mut port) {
         tracing::error!("the rehearsal cannot be reported: {error}");
     }
 }
 
-fn report(port: &mut File, found: &mut Found) -> io::Result<()> {
+fn report(port: &mut File) -> io::Result<()> {
+    let mut tell = |line: Line| port.write_all(line.text().as_bytes());
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let findings = found.0.len();
-    let lines = [Line::Begun { version, kernel }].into_iter();
-    let lines = lines.chain(found.0.drain(..).map(Line::finding));
-    for line in lines.chain([Line::Ended { findings }]) {
-        port.write_all(line.text().as_bytes())?;
-    }
+    // Before anything that may hang, so that the report says that the next host has begun.
+    tell(Line::Begun { version, kernel })?;
+    let Found(found) = Found::look(Path::new("/"));
+    let findings = found.len();
+    found.into_iter().try_for_each(|finding| tell(Line::finding(finding)))?;
+    tell(Line::Ended { findings })?;
     Ok(rustix::termios::tcdrain(&*port)?)
 }
 
@@ -72,21 +73,32 @@ fn report(port: &mut File, found: &mut Found) -> io::Result<()> {
 struct Found(Vec<Finding>);
 
 impl Found {
-    /// Looks at everything, with the documents below `root`.
+    /// Looks at everything, with the documents below `root`. The log comes over the serial port, too: its last line
+    /// says what hangs if the report does not come.
     fn look(root: &Path) -> Self {
         let mut found = Self::default();
         let documents = root.join(DIRECTORY);
         let section = found.configuration(Path::new(IMAGE_CONFIG));
-        for error in modules::load_all(&section.modules) {
-            let remedy = "build the initramfs with modules of this kernel, or change `modules`";
-            found.add(Check::RehearsalModules, "", chain(&error).join(": "), remedy);
-        }
+        found.modules(&section.modules);
+        tracing::info!("rehearsal: the LUO");
         let backend = fs::read_to_string(documents.join(LUO)).unwrap_or_default();
         found.luo(&backend, &section, &Device::default());
+        tracing::info!("rehearsal: the documents");
         found.manifest(&documents);
         let states = found.states(&documents);
+        tracing::info!("rehearsal: KVM");
         found.cpu(&documents, &states);
         found
+    }
+
+    fn modules(&mut self, names: &[String]) {
+        for name in names {
+            tracing::info!("rehearsal: the module {name}");
+            for error in modules::load_all(std::slice::from_ref(name)) {
+                let remedy = "build the initramfs with modules of this kernel, or change `modules`";
+                self.add(Check::RehearsalModules, "", chain(&error).join(": "), remedy);
+            }
+        }
     }
 
     fn add(&mut self, check: Check, subject: &str, sentence: impl Display, remedy: &str) {

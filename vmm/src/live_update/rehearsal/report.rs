@@ -12,12 +12,16 @@ use crate::live_update::preflight::{Check, Finding, Severity};
 
 /// What the lines of a report begin with.
 const MARK: &str = "perennial-rehearsal: ";
+/// What the names of the next host's findings begin with.
+const PREFIX: &str = "rehearsal-";
 /// Longest line that is kept, in bytes.
 const LONGEST: usize = 16 << 10;
 /// Most characters of a text of a finding.
 const MOST_TEXT: usize = 2000;
-/// Most findings of a report.
+/// Most findings of a report, and bytes of all their texts: the reply to the client must fit into what the host keeps
+/// for one.
 const MOST_FINDINGS: usize = 1000;
+const MOST_BYTES: usize = 1 << 20;
 /// How many of the last lines of the kernel are kept, and how many characters of each.
 const LAST_LINES: usize = 8;
 const MOST_OF_LINE: usize = 160;
@@ -72,7 +76,13 @@ impl Line {
 impl Said {
     fn finding(self) -> Finding {
         let Self { severity, name, subject, sentence, remedy } = self;
-        let known = Check::ALL.iter().find(|check| check.name() == name).copied();
+        // The name says what an operator can override: it must be one of a rehearsal, and a refusal one that can be.
+        let is_meant = |check: &&Check| {
+            check.name() == name
+                && name.starts_with(PREFIX)
+                && (severity != Severity::Refusal || check.can_be_forced())
+        };
+        let known = Check::ALL.iter().find(is_meant).copied();
         let check = known.unwrap_or(Check::RehearsalOther);
         let sentence = match known {
             Some(_) => sentence,
@@ -98,6 +108,8 @@ pub struct Transcript {
     panic: Option<String>,
     begun: Option<(String, String)>,
     findings: Vec<Finding>,
+    /// Bytes of their texts.
+    bytes: usize,
     /// Whether the report is whole. `None`: it has not ended.
     whole: Option<bool>,
 }
@@ -126,12 +138,19 @@ impl Transcript {
             Some(Line::Begun { version, kernel }) => {
                 self.begun = Some((plain(&version, MOST_OF_LINE), plain(&kernel, MOST_OF_LINE)));
             }
-            Some(Line::Finding(said)) if self.findings.len() < MOST_FINDINGS => {
-                self.findings.push(said.finding());
-            }
-            Some(Line::Finding(_)) => {}
+            Some(Line::Finding(said)) => self.add_finding(said.finding()),
             Some(Line::Ended { findings }) => self.whole = Some(findings == self.findings.len()),
             None => self.add_other(line),
+        }
+    }
+
+    /// One beyond the bounds is dropped. The number at the end then shows that it is missing.
+    fn add_finding(&mut self, finding: Finding) {
+        let Finding { subject, sentence, remedy, .. } = &finding;
+        let bytes = self.bytes + subject.len() + sentence.len() + remedy.len();
+        if self.findings.len() < MOST_FINDINGS && bytes <= MOST_BYTES {
+            self.bytes = bytes;
+            self.findings.push(finding);
         }
     }
 
@@ -273,10 +292,14 @@ mod tests {
 
     #[test]
     fn what_another_version_finds_refuses_under_a_name_that_this_one_knows() {
-        let newer = finding().replace("rehearsal-luo", "rehearsal-from-the-future");
-        let findings = read(&(begun() + &newer + &ended(1)), None);
-        assert_eq!(names(&findings), [Check::RehearsalOther, Check::Rehearsed]);
-        assert!(findings[0].sentence.contains("`rehearsal-from-the-future`: no LUO"));
+        // A new one, one that only this host may have, one that is no refusal here and so cannot be overridden.
+        for name in ["rehearsal-from-the-future", "rehearsed", "disk-missing", "rehearsal-config"] {
+            let newer = finding().replace("rehearsal-luo", name);
+            let findings = read(&(begun() + &newer + &ended(1)), None);
+            assert_eq!(names(&findings), [Check::RehearsalOther, Check::Rehearsed], "{name}");
+            assert!(findings[0].sentence.contains(&format!("`{name}`: no LUO")), "{findings:?}");
+            assert!(findings[0].can_be_forced);
+        }
     }
 
     #[test]
@@ -291,9 +314,13 @@ mod tests {
         transcript.add(ended(3 * MOST_FINDINGS).as_bytes());
         let findings = transcript.findings("b", None);
         assert_eq!(findings.last().unwrap().name, Check::RehearsalBoot, "lines are missing");
-        let long = Finding::new(Check::RehearsalLuo, "", "y".repeat(9000), "");
+        // Texts of four bytes a character.
+        let long = Finding::new(Check::RehearsalLuo, "", "\u{1f600}".repeat(3000), "");
         let mut transcript = Transcript::default();
-        transcript.add(Line::finding(long).text().as_bytes());
-        assert_eq!(transcript.findings[0].sentence.len(), MOST_TEXT);
+        (0..MOST_FINDINGS)
+            .for_each(|_| transcript.add(Line::finding(long.clone()).text().as_bytes()));
+        assert_eq!(transcript.findings[0].sentence.chars().count(), MOST_TEXT);
+        let bytes: usize = transcript.findings.iter().map(|finding| finding.sentence.len()).sum();
+        assert_eq!((bytes, bytes <= MOST_BYTES), (transcript.bytes, true));
     }
 }
