@@ -244,6 +244,17 @@ pub struct Identity {
     changed: [(i64, i64); 2],
 }
 
+impl Identity {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            changed: [(found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec())],
+        })
+    }
+}
+
 impl Kernel {
     /// The open file.
     pub fn file(&self) -> &File {
@@ -252,12 +263,7 @@ impl Kernel {
 
     /// Returns the identity of the open file.
     pub fn identity(&self) -> io::Result<Identity> {
-        let found = self.file.metadata()?;
-        Ok(Identity {
-            file: (found.dev(), found.ino()),
-            size: found.size(),
-            changed: [(found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec())],
-        })
+        Identity::of(&self.file)
     }
 
     /// Opens the bzImage at `path` and checks it.
@@ -318,6 +324,11 @@ impl Initramfs {
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Returns the identity of the open file.
+    pub fn identity(&self) -> io::Result<Identity> {
+        Identity::of(&self.file)
     }
 
     /// The formats without compression: name and first bytes (init/initramfs.c).

@@ -219,7 +219,7 @@ pub struct Mount {
 
 /// `[update]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct UpdateSection {
     /// The next kernel.
     pub kernel: Option<PathBuf>,
@@ -230,15 +230,26 @@ pub struct UpdateSection {
     pub cmdline: String,
     /// How many seconds the blackout may take; when they have passed, everything is undone.
     pub budget: Option<u32>,
+    /// Whether each update is rehearsed first, unless its request says otherwise.
+    pub rehearse: bool,
+    /// How many seconds a rehearsal may take, unless its request says.
+    pub rehearse_within_s: Option<u32>,
 }
 
 /// How many seconds a blackout may take if the configuration does not say.
 const BUDGET_S: u32 = 60;
+/// The same for a rehearsal.
+const REHEARSE_WITHIN_S: u32 = 120;
 
 impl UpdateSection {
     /// How long the blackout may take.
     pub fn budget(&self) -> Duration {
         Duration::from_secs(self.budget.unwrap_or(BUDGET_S).into())
+    }
+
+    /// How many seconds a rehearsal may take.
+    pub fn rehearse_within_s(&self) -> u32 {
+        self.rehearse_within_s.unwrap_or(REHEARSE_WITHIN_S)
     }
 }
 
@@ -475,6 +486,8 @@ mod tests {
         mounts = [{ source = "/dev/vda", target = "/data", type = "ext4" }]
         [update]
         budget = 5
+        rehearse = true
+        rehearse-within-s = 300
         kernel = "/data/next/bzImage"
         cmdline = "console=ttyS0"
         [[vm]]
@@ -521,12 +534,18 @@ mod tests {
         assert_eq!(HostSection::default().stop_within_s(), 60);
         assert_eq!(config.update.budget(), Duration::from_secs(5));
         assert_eq!(UpdateSection::default().budget(), Duration::from_secs(60));
+        assert_eq!((config.update.rehearse, config.update.rehearse_within_s()), (true, 300));
+        let unsaid = UpdateSection::default();
+        assert_eq!((unsaid.rehearse, unsaid.rehearse_within_s()), (false, 120));
     }
 
     #[test]
     fn an_unknown_key_is_named_wherever_it_stands() {
         assert!(error("colour = 1").contains("colour"));
         assert!(error("[host]\ncolour = 1").contains("colour"));
+        assert!(error("[update]\nrehearse_within_s = 1").contains("`rehearse-within-s`"));
+        assert!(error("[update]\nrehearse = \"yes\"").contains("expected a boolean"));
+        assert!(error("[update]\nrehearse-within-s = -1").contains("expected u32"));
         assert!(error(&vm("colour = 1")).contains("colour"));
         assert!(error(&vm("disk = [\"path=/d,colour=red\"]")).contains("`colour` is not known"));
         let known = error(&vm("colour = 1"));

@@ -178,10 +178,10 @@ pub struct UpdateCall {
     /// Names of refusals of the preflight to go on in spite of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub force: Vec<String>,
-    /// Rehearse the update first, and go on only if nothing refuses it.
-    #[serde(default)]
-    pub rehearse: bool,
-    /// How many seconds the rehearsal may take.
+    /// Rehearse the update first, and go on only if nothing refuses it. Defaults to the configuration's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse: Option<bool>,
+    /// How many seconds the rehearsal may take. Defaults to the configuration's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearse_within_s: Option<u32>,
 }

@@ -131,7 +131,7 @@ enum Command {
     Rehearse {
         #[command(flatten)]
         next: Next,
-        /// How long it may take; by default 120
+        /// How long it may take; by default `rehearse-within-s` in `[update]`, or 120
         #[arg(long, value_name = "SECONDS")]
         within: Option<u32>,
         /// Print the findings as JSON
@@ -152,7 +152,10 @@ enum Command {
         /// Boot the next kernel in a VM of the host first, and go on only if nothing refuses it there
         #[arg(long)]
         rehearse: bool,
-        /// How long that may take; by default 120
+        /// Do not do that, although `rehearse` in `[update]` says it
+        #[arg(long, conflicts_with = "rehearse")]
+        no_rehearse: bool,
+        /// How long that may take; by default `rehearse-within-s` in `[update]`, or 120
         #[arg(long, value_name = "SECONDS", requires = "rehearse")]
         rehearse_within: Option<u32>,
     },
@@ -280,8 +283,15 @@ impl From<Command> for api::Command {
             Command::Rehearse { next, within, json: _ } => {
                 Self::Rehearse(UpdateCall { rehearse_within_s: within, ..next.into() })
             }
-            Command::Update { next, stop_before, verify_frames, rehearse, rehearse_within } => {
-                let rehearse_within_s = rehearse_within;
+            Command::Update {
+                next,
+                stop_before,
+                verify_frames,
+                rehearse,
+                no_rehearse,
+                rehearse_within: rehearse_within_s,
+            } => {
+                let rehearse = (rehearse || no_rehearse).then_some(rehearse);
                 let next = next.into();
                 Self::Update(UpdateCall {
                     stop_before,

@@ -67,6 +67,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, PreflightError> {
     };
     let update = config.update;
     let next = NextKernel {
+        rehearsed: None,
         kernel: kernel.or(update.kernel).ok_or(PreflightError::NoKernel { config: path })?,
         initramfs: initramfs.or(update.initramfs),
         cmdline: cmdline.unwrap_or(update.cmdline),

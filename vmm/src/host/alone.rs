@@ -52,6 +52,7 @@ impl Host {
             next: None,
             left_out: Vec::new(),
             rehearsal: None,
+            rehearsed: None,
             started_ticks: 0,
             is_alone: true,
             instance: None,

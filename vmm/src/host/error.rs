@@ -194,7 +194,7 @@ pub enum HostError {
     /// This host cannot rehearse an update.
     #[error(
         "only a host that is the first process of its machine can rehearse an update: the program of any \
-         other is not in the initramfs"
+         other is not in the initramfs. An update goes on without it with `--no-rehearse`"
     )]
     NoRehearsal,
     /// There was no live update or handover.

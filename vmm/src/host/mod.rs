@@ -68,7 +68,7 @@ use crate::live_update::breakpoint;
 use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left, NextProgram};
-use crate::live_update::next_kernel::{self, NextKernel};
+use crate::live_update::next_kernel::{self, Files, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
 use crate::live_update::rehearsal::Rehearsal;
@@ -120,6 +120,8 @@ pub struct Host {
     left_out: Vec<VmName>,
     /// The rehearsal that runs.
     rehearsal: Option<Rehearsal>,
+    /// The files of the next kernel that were rehearsed, while the update to them is carried out.
+    rehearsed: Option<Files>,
     started_ticks: u64,
     /// Whether this is the host of `perennial run`, which ends with its VM.
     is_alone: bool,
@@ -209,6 +211,7 @@ impl Host {
             next: None,
             left_out: Vec::new(),
             rehearsal: None,
+            rehearsed: None,
             started_ticks,
             is_alone: false,
             instance,
@@ -390,6 +393,7 @@ impl Host {
             initramfs: Some(initramfs.ok_or(HostError::NothingToLoad("initramfs"))?.clone()),
             cmdline: call.cmdline.as_ref().unwrap_or(&defaults.cmdline).clone(),
             forced: call.forced()?,
+            rehearsed: self.rehearsed,
         })
     }
 

@@ -10,12 +10,9 @@ use std::time::Duration;
 
 use super::{Host, HostError, init};
 use crate::api::UpdateCall;
-use crate::live_update::next_kernel::Candidate;
+use crate::live_update::next_kernel::{Candidate, Files};
 use crate::live_update::preflight::{self, Check, Finding, Surroundings};
 use crate::live_update::rehearsal::{Given, Rehearsal, RehearsalError, Source};
-
-/// How long a rehearsal may take if the request does not say.
-const WITHIN_S: u32 = 120;
 
 /// The client that waits for the rehearsal. `C` tells which client a reply is for.
 pub(super) struct Rehearsals<C> {
@@ -30,6 +27,8 @@ pub(super) struct Asked<C> {
     pub(super) call: UpdateCall,
     /// Whether the update follows.
     pub(super) updates: bool,
+    /// The files that are rehearsed; `None` until the rehearsal has begun.
+    pub(super) files: Option<Files>,
 }
 
 impl<C> Default for Rehearsals<C> {
@@ -52,8 +51,8 @@ impl<C: Copy + PartialEq> Rehearsals<C> {
     ) -> Result<Option<(Asked<C>, Finding)>, HostError> {
         host.refuse_during_rehearsal()?;
         match host.begin_rehearsal(&asked.call)? {
-            Ok(()) => {
-                self.asked = Some(asked);
+            Ok(files) => {
+                self.asked = Some(Asked { files: Some(files), ..asked });
                 Ok(None)
             }
             Err(error) => Ok(Some((asked, error.into()))),
@@ -87,6 +86,11 @@ impl<C> Asked<C> {
 }
 
 impl Host {
+    /// Whether an update is rehearsed first.
+    pub(super) fn rehearses(&self, call: &UpdateCall) -> bool {
+        call.rehearse.unwrap_or(self.config.update.rehearse)
+    }
+
     /// Errors if a rehearsal runs.
     pub(super) fn refuse_during_rehearsal(&self) -> Result<(), HostError> {
         match self.rehearsal {
@@ -100,11 +104,11 @@ impl Host {
         self.rehearsal.as_ref().map_or(0, Rehearsal::untouched_bytes)
     }
 
-    /// Boots the next kernel in a VM.
+    /// Boots the next kernel in a VM. Returns the identities of its files.
     fn begin_rehearsal(
         &mut self,
         call: &UpdateCall,
-    ) -> Result<Result<(), RehearsalError>, HostError> {
+    ) -> Result<Result<Files, RehearsalError>, HostError> {
         // The program of any other host is on a disk, which a rehearsal does not have.
         if !init::is_pid_1() {
             return Err(HostError::NoRehearsal);
@@ -118,14 +122,19 @@ impl Host {
             carried: &self.carried,
             backend: luo.backend(),
         };
+        let within_s =
+            call.rehearse_within_s.unwrap_or_else(|| self.config.update.rehearse_within_s());
         let given = Given {
             source,
             promised: self.vms.iter().map(|vm| vm.untouched_bytes()).sum(),
             confinement: &self.confinement,
-            within: Duration::from_secs(call.rehearse_within_s.unwrap_or(WITHIN_S).into()),
+            within: Duration::from_secs(within_s.into()),
         };
         let begun = Rehearsal::begin(&candidate, &given);
-        Ok(begun.map(|rehearsal| self.rehearsal = Some(rehearsal)))
+        Ok(begun.map(|rehearsal| {
+            self.rehearsal = Some(rehearsal);
+            candidate.opened
+        }))
     }
 
     /// Errors with the refusals of the preflight, before anything is rehearsed.

@@ -492,17 +492,17 @@ impl Server {
             }
             Command::Rehearse(update) => {
                 let request = (whom, call.id);
-                self.rehearse(host, Asked { request, call: update, updates: false })
-            }
-            Command::Update(update) if update.rehearse => {
-                let request = (whom, call.id);
-                host.refuse_before_rehearsal(&update)?;
-                self.rehearse(host, Asked { request, call: update, updates: true })
+                self.rehearse(host, Asked { request, call: update, updates: false, files: None })
             }
             Command::Update(_) | Command::Handover(_) | Command::Recover(_)
                 if host.rehearsal.is_some() =>
             {
                 Err(HostError::Rehearsing)
+            }
+            Command::Update(update) if host.rehearses(&update) => {
+                let request = (whom, call.id);
+                host.refuse_before_rehearsal(&update)?;
+                self.rehearse(host, Asked { request, call: update, updates: true, files: None })
             }
             command => self.carry_out_at_once(command, host, whom).map(Some),
         }

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use kexec::{
-    CommandLine, CommandLineError, Image, ImageError, Initramfs, Kernel, LoadError, LoadedImage,
-    Running, StatusError, Survival,
+    CommandLine, CommandLineError, Identity, Image, ImageError, Initramfs, Kernel, LoadError,
+    LoadedImage, Running, StatusError, Survival,
 };
 use luo::Ticket;
 use rustix::process::getpid;
@@ -45,6 +45,16 @@ pub enum NextKernelError {
     /// The preflight refuses it.
     #[error("{}", joined(.0))]
     Refused(Vec<Finding>),
+    /// A file is not any more what was checked or rehearsed.
+    #[error(
+        "{} was changed or replaced after it was {since}: wait until nobody writes it, and begin again", path.display()
+    )]
+    Changed {
+        /// The kernel or the initramfs.
+        path: PathBuf,
+        /// What was done with it before: `checked` or `rehearsed`.
+        since: &'static str,
+    },
     /// The running kernel refuses to load the image.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -65,7 +75,12 @@ pub struct NextKernel {
     pub cmdline: String,
     /// The findings of the preflight that the operator overrides.
     pub forced: Vec<Check>,
+    /// The files that were rehearsed, if this is an update that follows its rehearsal.
+    pub rehearsed: Option<Files>,
 }
+
+/// The identities of the kernel and the initramfs; `None` for one that cannot be opened or examined.
+pub type Files = [Option<Identity>; 2];
 
 /// A next kernel whose files are open. What cannot be opened or composed is an error here, so that the preflight can
 /// tell all of it at once.
@@ -83,6 +98,8 @@ pub struct Candidate {
     pub survival: Survival,
     /// The running kernel.
     pub running: Result<Running, StatusError>,
+    /// The files when they were opened.
+    pub opened: Files,
 }
 
 impl Candidate {
@@ -104,9 +121,12 @@ impl Candidate {
     }
 
     fn with(next: &NextKernel, survival: Survival, ticket: Option<Ticket>) -> Self {
+        let kernel = Kernel::open(&next.kernel);
+        let initramfs = next.initramfs.as_deref().map(Initramfs::open).transpose();
         Self {
-            kernel: Kernel::open(&next.kernel),
-            initramfs: next.initramfs.as_deref().map(Initramfs::open).transpose(),
+            opened: files(kernel.as_ref().ok(), initramfs.as_ref().ok().and_then(Option::as_ref)),
+            kernel,
+            initramfs,
             command_line: command_line(&next.cmdline, survival, ticket),
             survival,
             running: Running::read(Path::new("/")),
@@ -135,9 +155,38 @@ impl Candidate {
         let image = Image { kernel: self.kernel?, initramfs: self.initramfs? };
         let (command_line, running) = (self.command_line?, self.running?);
         let kernel = image.kernel.path.display();
+        if let Some(rehearsed) = &self.next.rehearsed {
+            self.next.is_same(rehearsed, &self.opened, "rehearsed")?;
+        }
         tracing::info!("next kernel: {kernel} with the command line `{command_line}`");
-        Ok(kexec::load(&image, &command_line, &running)?)
+        let loaded = kexec::load(&image, &command_line, &running)?;
+        // The running kernel has its copies now. If one is of another content, it is unloaded here.
+        let now = files(Some(&image.kernel), image.initramfs.as_ref());
+        self.next.is_same(&self.opened, &now, "checked")?;
+        Ok(loaded)
     }
+}
+
+impl NextKernel {
+    /// Errors if a file is not what it was when something was done with it.
+    fn is_same(
+        &self,
+        before: &Files,
+        now: &Files,
+        since: &'static str,
+    ) -> Result<(), NextKernelError> {
+        let paths = [Some(&self.kernel), self.initramfs.as_ref()];
+        let mut files = before.iter().zip(now).zip(paths);
+        match files.find_map(|((before, now), path)| path.filter(|_| before != now)) {
+            Some(path) => Err(NextKernelError::Changed { path: path.clone(), since }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn files(kernel: Option<&Kernel>, initramfs: Option<&Initramfs>) -> Files {
+    let initramfs = initramfs.and_then(|initramfs| initramfs.identity().ok());
+    [kernel.and_then(|kernel| kernel.identity().ok()), initramfs]
 }
 
 /// Checks and loads the next kernel: [`Candidate::open`], [`Candidate::check`] and [`Candidate::load`].
@@ -209,6 +258,28 @@ fn add_unless_given(line: CommandLine, name: &str, value: &str) -> CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_was_rehearsed_and_then_replaced_is_not_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("initramfs");
+        let write = |contents: &str| std::fs::write(&path, contents).unwrap();
+        write("070701");
+        let next = NextKernel {
+            kernel: "/nowhere".into(),
+            initramfs: Some(path.clone()),
+            cmdline: String::new(),
+            forced: Vec::new(),
+            rehearsed: None,
+        };
+        let opened = || Candidate::look(&next, false).opened;
+        let rehearsed = opened();
+        assert!(rehearsed[0].is_none() && rehearsed[1].is_some());
+        next.is_same(&rehearsed, &opened(), "rehearsed").unwrap();
+        write("070701 and more");
+        let error = next.is_same(&rehearsed, &opened(), "rehearsed").unwrap_err().to_string();
+        assert!(error.contains("/initramfs was changed or replaced after it was rehearsed"));
+    }
 
     #[test]
     fn the_next_kernel_is_told_the_rate_of_the_tsc_once() {

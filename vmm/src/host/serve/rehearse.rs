@@ -67,8 +67,12 @@ impl Server {
             (true, true) => Err(HostError::Refused(refusals)),
             (true, false) => {
                 rehearsals::log(&findings);
-                let call = UpdateCall { rehearse: false, ..asked.call.clone() };
-                self.carry_out_at_once(Command::Update(call), host, whom)
+                let call = UpdateCall { rehearse: Some(false), ..asked.call.clone() };
+                // Minutes have passed: the update must not load what was put in place of the files meanwhile.
+                host.rehearsed = asked.files;
+                let answer = self.carry_out_at_once(Command::Update(call), host, whom);
+                host.rehearsed = None;
+                answer
             }
         }
     }
