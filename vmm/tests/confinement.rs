@@ -639,12 +639,16 @@ fn a_program_that_is_tried_answers_and_can_do_nothing() -> Result<(), Failed> {
     let within = std::time::Duration::from_secs(30);
     let tried = |script: &str| {
         let arguments = ["-c", script];
-        trial::run(shell.as_fd(), &arguments, &[document.as_fd()], within)
+        trial::run(shell.as_fd(), &arguments, &[("a document", document.as_fd())], within)
     };
     // Not the first process, which a host's program would take for the first process of a machine.
     let script = "cat $0; echo; id -u; test $$ != 1 && echo second; grep -c : /proc/net/dev";
     let answer = tried(script).map_err(|error| error.to_string())?;
     if !answer.is_good || answer.said != "contents\n65534\nsecond\n1" {
+        return Err(format!("{answer:?}").into());
+    }
+    let answer = tried("echo $0: unreadable; exit 1").map_err(|error| error.to_string())?;
+    if answer.is_good || answer.said != "a document: unreadable" {
         return Err(format!("{answer:?}").into());
     }
     let own = std::process::id();

@@ -154,7 +154,9 @@ fn one_by_one(luo: Luo) -> Result<(), Failure> {
     let plan = misread(luo, ["serial-v1", "serial-v9"], &["web", "db"]);
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    let status = host.update(json!({}))?;
+    let named = ["`initramfs-documents`", "VM `web`", "VM `db`", "serial-v1", "serial-v9"];
+    host.expect_refusal_of_all("update", json!({}), &named)?;
+    let status = host.update(json!({"force": ["initramfs-documents"]}))?;
     expect(&status, "web", "preserved", "serial-v9")?;
     expect(&status, "db", "preserved", "serial-v9")?;
     expect_programs(&status, 1)?;

@@ -28,15 +28,16 @@ const FILES: &str = "--files=";
 const NOBODY: u32 = 65534;
 /// Exit status of the process around the program if it could not start the program.
 const NOT_TRIED: i32 = 125;
-/// Most bytes of the output that are returned.
+/// Most bytes of the output that are returned, and how many more for each file.
 const MOST_SAID: u64 = 4096;
+const SAID_OF_A_FILE: u64 = 256;
 
 /// What a program answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// Whether it ended with success.
     pub is_good: bool,
-    /// The start of its output, at most 4096 bytes.
+    /// The start of its output, with the name of each file in place of its path.
     pub said: String,
 }
 
@@ -58,17 +59,18 @@ impl From<io::Error> for TrialError {
     }
 }
 
-/// Runs `program` with `arguments` and then the paths of `files`, and kills it after `within`. Needs root.
+/// Runs `program` with `arguments` and then the paths of `files`, which have these names in its answer. Kills it after
+/// `within`. Needs root.
 pub fn run(
     program: BorrowedFd<'_>,
     arguments: &[&str],
-    files: &[BorrowedFd<'_>],
+    files: &[(&str, BorrowedFd<'_>)],
     within: Duration,
 ) -> Result<Answer, TrialError> {
     let own = std::process::id();
     let path = |fd: &BorrowedFd<'_>| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
     let mut words = vec![format!("{FILES}{}", files.len()), path(&program)];
-    words.extend(files.iter().map(path));
+    words.extend(files.iter().map(|(_, fd)| path(fd)));
     words.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     let mut said = File::from(memfd_create("said", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
     let (nothing, output) = (File::open("/dev/null")?, said.try_clone()?);
@@ -78,12 +80,26 @@ pub fn run(
     drop(process);
     let mut text = Vec::new();
     said.rewind()?;
-    said.by_ref().take(MOST_SAID).read_to_end(&mut text)?;
-    let said = String::from_utf8_lossy(&text).trim().to_owned();
+    let most = MOST_SAID + SAID_OF_A_FILE * files.len() as u64;
+    said.by_ref().take(most).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    // The process around the program has written the paths before it started the program.
+    let (paths, said) = text.split_once('\n').unwrap_or((&text, ""));
     match status {
-        Some(NOT_TRIED) => Err(TrialError::NotTried(said)),
-        status => Ok(Answer { is_good: status == Some(0), said }),
+        Some(NOT_TRIED) => Err(TrialError::NotTried(text.trim().to_owned())),
+        status => {
+            let names = files.iter().map(|(name, _)| *name);
+            let files: Vec<_> = paths.split(' ').map(str::to_owned).zip(names).collect();
+            Ok(Answer { is_good: status == Some(0), said: named(said.trim(), files) })
+        }
     }
+}
+
+/// Returns the text with a name in place of each path.
+pub fn named(text: &str, mut files: Vec<(String, &str)>) -> String {
+    // The path of fd 12 begins with that of fd 1.
+    files.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    files.iter().fold(text.to_owned(), |text, (path, name)| text.replace(path, name))
 }
 
 /// Whether this process is the one around the program.
@@ -127,6 +143,7 @@ fn confine_and_run(words: &[OsString]) -> Result<u8, String> {
         return Err(missing.to_string());
     }
     let path = |file: &File| format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    println!("{}", files.iter().map(path).collect::<Vec<_>>().join(" "));
     let output = || io::stdout().as_fd().try_clone_to_owned().map(Stdio::from);
     let status = (|| {
         Command::new(path(&program))
@@ -143,5 +160,16 @@ fn confine_and_run(words: &[OsString]) -> Result<u8, String> {
             println!("it cannot be executed: {error}");
             Ok(1)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_begins_with_another_one_keeps_its_own_name() {
+        let files = vec![("/fd/1".to_owned(), "first"), ("/fd/12".to_owned(), "second")];
+        assert_eq!(named("/fd/12: bad, /fd/1: good", files), "second: bad, first: good");
     }
 }

@@ -7,6 +7,7 @@ pub mod confinement;
 pub mod conversation;
 pub mod entry;
 pub mod files;
+pub mod first_states;
 mod guest;
 pub mod held;
 mod hints;

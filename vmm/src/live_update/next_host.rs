@@ -27,6 +27,7 @@ use rustix::process::{
 use rustix::time::Timespec;
 
 use super::manifest::CARRIES_ON;
+use crate::confine::trial::named;
 use crate::guests::memfd::{document_memfd, scratch_memfd};
 use crate::inherited_fd;
 
@@ -222,8 +223,8 @@ impl NextHost {
         if good {
             return Ok(said);
         }
-        let named = documents.iter().fold(said, |said, (name, fd)| said.replace(&path(*fd), name));
-        Err(NextHostError::Rehearsal { path: self.path.clone(), said: named })
+        let files = documents.iter().map(|(name, fd)| (path(*fd), name.as_str())).collect();
+        Err(NextHostError::Rehearsal { path: self.path.clone(), said: named(&said, files) })
     }
 
     /// The program was examined, and each further answer may take [`ANSWER_WITHIN`].

@@ -1,23 +1,94 @@
-//! The manifest as this host would write it now, for a next program to read. The state documents of the VMs exist only
-//! when the VMs are paused; the manifest has the descriptions of all their devices.
+//! The documents as this host would write them now, for a next program to read: the manifest, and the state documents
+//! of the VMs. Those of VMs that run are those with which they came into their processes, as no VM is paused.
 
 use std::fs::File;
+use std::io;
 
-use super::Surroundings;
+use super::{Check, Finding, Surroundings};
+use crate::guests::Life;
+use crate::guests::Live;
 use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::first_states::{first_states, travels};
+use crate::guests::held::Held;
 use crate::guests::ledger::Ledger;
-use crate::guests::memfd::document_memfd;
-use crate::guests::{Guest, Life};
-use crate::live_update::manifest::Manifest;
+use crate::guests::memfd::{document_memfd, read_document};
+use crate::live_update::carry;
+use crate::live_update::manifest::{Manifest, STATE_TOKEN};
+use crate::machine::Machine;
 use crate::state::document;
 
-/// Returns the manifest; `None` if there are no VMs that would travel.
+/// What the manifest is called in findings.
+const MANIFEST: &str = "the manifest";
+
+/// A document that a next host would get.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// Its name in findings.
+    pub(super) name: String,
+    /// Its contents.
+    pub(super) file: File,
+    /// What it means if the next host cannot read it.
+    pub(super) check: Check,
+}
+
+/// Returns the documents, the manifest first, and notes about those that there are not. None if no VM would travel.
+pub(super) fn documents(surroundings: &Surroundings<'_>) -> (Vec<Document>, Vec<Finding>) {
+    let live: Vec<_> = surroundings.travelling().filter_map(travels).collect();
+    let mut entries: Vec<VmEntry> =
+        live.iter().map(|(machine, live)| entry(machine, live)).collect();
+    entries.extend(carry::entries(surroundings.vms));
+    let mut documents = Vec::new();
+    let mut findings = Vec::new();
+    let mut add = |name: String, check, contents: Result<Vec<u8>, String>| {
+        let file = contents.and_then(|contents| {
+            document_memfd("document", &contents).map_err(|error| error.to_string())
+        });
+        match file {
+            Ok(file) => documents.push(Document { name, file, check }),
+            Err(why) => {
+                let sentence = format!("{name} was not shown to the next host: {why}");
+                findings.push(Finding::new(Check::InitramfsDocumentUnknown, name, sentence, ""));
+            }
+        }
+    };
+    if !entries.is_empty() {
+        let contents = document::write_document(&draft(entries));
+        add(MANIFEST.into(), Check::InitramfsDocuments, contents.map_err(|e| e.to_string()));
+    }
+    let name = |machine: &Machine| format!("the state document of VM `{}`", machine.name);
+    for ((machine, _), state) in live.iter().zip(first_states(&live)) {
+        add(name(machine), Check::InitramfsDocuments, state);
+    }
+    for vm in surroundings.travelling() {
+        if let Life::Preserved { held, .. } = &vm.life {
+            let state = held_state(held).map_err(|error| error.to_string());
+            add(name(&vm.machine), Check::InitramfsPreserved, state);
+        }
+    }
+    (documents, findings)
+}
+
+/// Reads the state document of a preserved VM.
+fn held_state(held: &Held) -> io::Result<Vec<u8>> {
+    let listed = held.files().iter().find(|file| file.token == STATE_TOKEN.0);
+    let bytes = listed.ok_or_else(|| io::Error::other("it is not in the index"))?.bytes;
+    let file = held.file(STATE_TOKEN).map_err(io::Error::other)?;
+    read_document(&file.into(), bytes)
+}
+
+/// Returns a draft of the manifest; `None` if there are no VMs that would travel.
 pub(in crate::live_update) fn manifest(surroundings: &Surroundings<'_>) -> Option<File> {
-    let vms: Vec<VmEntry> = surroundings.travelling().filter_map(entry).collect();
+    let live = surroundings.travelling().filter_map(travels);
+    let vms: Vec<VmEntry> = live.map(|(machine, live)| entry(machine, live)).collect();
     if vms.is_empty() {
         return None;
     }
-    let manifest = Manifest {
+    // An update that cannot write its manifest fails with its own error.
+    document_memfd("manifest", &document::write_document(&draft(vms)).ok()?).ok()
+}
+
+fn draft(vms: Vec<VmEntry>) -> Manifest {
+    Manifest {
         kernel: crate::live_update::kernel_name(),
         number: 1,
         config: String::new(),
@@ -26,21 +97,18 @@ pub(in crate::live_update) fn manifest(surroundings: &Surroundings<'_>) -> Optio
         ledger: Ledger::default(),
         vms,
         boots: Vec::new(),
-    };
-    // An update that cannot write its manifest fails with its own error.
-    document_memfd("manifest", &document::write_document(&manifest).ok()?).ok()
+    }
 }
 
-fn entry(vm: &Guest) -> Option<VmEntry> {
-    let Life::Live(live) = &vm.life else { return None };
+fn entry(machine: &Machine, live: &Live) -> VmEntry {
     let segment = |bytes| SegmentEntry { bytes, preserved: true, frames: None };
-    Some(VmEntry {
-        machine: vm.machine.clone(),
+    VmEntry {
+        machine: machine.clone(),
         running: live.running,
         state_bytes: 0,
         state_digest: 0,
         last_exit_ticks: 0,
         ledger: Ledger::default(),
         segments: live.segments.iter().map(|ram| segment(ram.len())).collect(),
-    })
+    }
 }

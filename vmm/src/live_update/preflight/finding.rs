@@ -109,10 +109,14 @@ checks! {
     InitramfsProgram = "initramfs-program", Refusal;
     /// The first program of the next initramfs could not be tried.
     InitramfsUntried = "initramfs-untried", Note;
-    /// The next host could not read the manifest of this host.
+    /// The next host could not read the manifest of this host, or the state document of a VM.
     InitramfsDocuments = "initramfs-documents", Refusal, forceable;
     /// The next host would lose the VMs, because it is older than what this host leaves beside them.
     InitramfsOlder = "initramfs-older", Refusal;
+    /// The next host could not read the state document of a VM that is preserved here.
+    InitramfsPreserved = "initramfs-preserved", Warning;
+    /// A document was not shown to the next host.
+    InitramfsDocumentUnknown = "initramfs-document-unknown", Note;
     /// The next initramfs has no configuration, or one that this program cannot read.
     InitramfsConfig = "initramfs-config", Warning;
     /// The next initramfs lacks modules that its configuration lists.

@@ -21,6 +21,7 @@ use std::path::Path;
 
 pub(super) use documents::manifest;
 pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
+pub use preserved::bytes_of_documents;
 
 use luo::{Orchestrator, Room};
 
@@ -93,11 +94,9 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
             examined = next;
             if let Some(bytes) = examined.program.take() {
                 let path = initramfs.path.display().to_string();
-                findings.extend(program::ask(
-                    &path,
-                    &bytes,
-                    documents::manifest(surroundings).as_ref(),
-                ));
+                let (documents, unknown) = documents::documents(surroundings);
+                findings.extend(unknown);
+                findings.extend(program::ask(&path, &bytes, &documents));
             }
         }
         Ok(None) => {}

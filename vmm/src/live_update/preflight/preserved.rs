@@ -15,6 +15,11 @@ const DOCUMENTS_OF_THE_HOST: u64 = 2;
 const BYTES_OF_A_VM: u64 = 64 << 10;
 const BYTES_OF_A_VCPU: u64 = 32 << 10;
 
+/// Bytes that are taken to be enough for the documents of a VM with so many vCPUs.
+pub fn bytes_of_documents(vcpus: u64) -> u64 {
+    BYTES_OF_A_VM + BYTES_OF_A_VCPU * vcpus
+}
+
 /// Checks the room for the VMs that travel.
 pub(super) fn check(surroundings: &Surroundings<'_>) -> Vec<Finding> {
     let room = surroundings.room;
@@ -29,8 +34,8 @@ pub(super) fn check(surroundings: &Surroundings<'_>) -> Vec<Finding> {
     }
     if let Some(free) = room.copies {
         let travelling = surroundings.travelling().filter(|vm| vm.is_live());
-        let vcpus = travelling.map(|vm| u64::from(vm.machine.cpus)).sum::<u64>();
-        let bytes = BYTES_OF_A_VM * (vms + 1) + BYTES_OF_A_VCPU * vcpus;
+        let of_vms = travelling.map(|vm| bytes_of_documents(vm.machine.cpus.into())).sum::<u64>();
+        let bytes = of_vms + BYTES_OF_A_VM;
         findings
             .extend(too_little_room(Copies { files: vms + DOCUMENTS_OF_THE_HOST, bytes }, free));
     }

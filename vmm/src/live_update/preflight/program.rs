@@ -2,71 +2,72 @@
 //! a `perennial` that reads what this host will hand over. It is run for that, where it can do no harm
 //! ([`trial`]).
 
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
+use super::documents::Document;
 use super::{Check, Finding};
-use crate::confine::trial::{self, TrialError};
+use crate::confine::trial::{self, Answer, TrialError};
 use crate::guests::memfd::document_memfd;
 use crate::live_update::manifest::CARRIES_ON;
 
-/// The remedy for a next program that is too old.
-const NOT_OLDER: &str = "build the initramfs with a `perennial` that is not older than this one";
-/// How long the program may take for an answer.
+/// How long the program may take for all its answers, and for the first one of `--version`.
 const WITHIN: Duration = Duration::from_secs(10);
+/// Most documents that are named as unreadable: usually all VMs' are, for one reason.
+const MOST_UNREADABLE: usize = 8;
 
-/// Runs the program `bytes` of the initramfs `path`: it must answer as a `perennial`, decode `document`, which is
-/// the manifest as this host would write it now, and accept sessions that it does not know.
-pub(super) fn ask(path: &str, bytes: &[u8], document: Option<&File>) -> Option<Finding> {
+/// Runs the program `bytes` of the initramfs `path`: it must answer as a `perennial`, and decode `documents`.
+pub(super) fn ask(path: &str, bytes: &[u8], documents: &[Document]) -> Vec<Finding> {
+    let untried = |why: String| {
+        let sentence = format!("the first program of {path} was not run to see what it is: {why}");
+        vec![Finding::new(Check::InitramfsUntried, path, sentence, "run the preflight as root")]
+    };
+    let wrong = |problem: String| {
+        let sentence = format!("the first program of {path} is not `perennial`: {problem}");
+        let remedy = "build the initramfs with a static `perennial` as its first program";
+        vec![Finding::new(Check::InitramfsProgram, path, sentence, remedy)]
+    };
     let program = match document_memfd("init", bytes) {
         Ok(program) => program,
-        Err(error) => return Some(untried(path, &error.to_string())),
+        Err(error) => return untried(error.to_string()),
     };
-    let run = |arguments: &[&str], files: &[BorrowedFd<'_>]| {
-        trial::run(program.as_fd(), arguments, files, WITHIN)
+    let deadline = Instant::now() + WITHIN;
+    let show = |documents: &[Document]| {
+        let files: Vec<_> =
+            documents.iter().map(|shown| (shown.name.as_str(), shown.file.as_fd())).collect();
+        let left = deadline.saturating_duration_since(Instant::now());
+        trial::run(program.as_fd(), &["state", "check"], &files, left)
     };
     // What the decoder says of a sound manifest shows as well that the program is a `perennial`. It is asked first, so
     // that a good program runs once: that takes seconds on a slow machine.
-    let checked = document.map(|document| run(&["state", "check"], &[document.as_fd()]));
-    if let Some(Ok(answer)) = &checked
+    let shown = (!documents.is_empty()).then(|| show(documents));
+    if let Some(Ok(answer)) = &shown
         && answer.is_good
         && answer.said.contains(CARRIES_ON)
     {
-        return None;
+        return Vec::new();
     }
-    let version = match run(&["--version"], &[]) {
-        Err(error @ TrialError::Silent(_)) => return Some(no_perennial(path, &error.to_string())),
-        Err(error) => return Some(untried(path, &error.to_string())),
+    let version = match trial::run(program.as_fd(), &["--version"], &[], WITHIN) {
+        Err(error @ TrialError::Silent(_)) => return wrong(error.to_string()),
+        Err(error) => return untried(error.to_string()),
         Ok(answer) if answer.is_good && answer.said.starts_with("perennial ") => answer.said,
         Ok(answer) => {
             let said = answer.said.lines().next().unwrap_or_default();
-            return Some(no_perennial(path, &format!("`--version` answered {said:?}")));
+            return wrong(format!("`--version` answered {said:?}"));
         }
     };
-    let said = match checked? {
+    match shown {
         // What it says of itself is newer than the number of the protocol.
-        Ok(answer) if answer.is_good => match run(&["vmm", "--protocol"], &[]) {
-            Ok(answer) if answer.is_good => return None,
-            Ok(_) => return Some(older(path, version.trim())),
-            Err(error) => return Some(untried(path, &error.to_string())),
-        },
-        Ok(answer) => answer.said.lines().last().unwrap_or_default().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    let sentence = format!("the next host could not read the manifest of this host: {said}");
-    Some(Finding::new(Check::InitramfsDocuments, path, sentence, NOT_OLDER))
-}
-
-fn untried(path: &str, why: &str) -> Finding {
-    let sentence = format!("the first program of {path} was not run to see what it is: {why}");
-    Finding::new(Check::InitramfsUntried, path, sentence, "run the preflight as root")
-}
-
-fn no_perennial(path: &str, problem: &str) -> Finding {
-    let sentence = format!("the first program of {path} is not `perennial`: {problem}");
-    let remedy = "build the initramfs with a static `perennial` as its first program";
-    Finding::new(Check::InitramfsProgram, path, sentence, remedy)
+        Some(Ok(answer)) if answer.is_good => {
+            match trial::run(program.as_fd(), &["vmm", "--protocol"], &[], WITHIN) {
+                Ok(answer) if answer.is_good => Vec::new(),
+                Ok(_) => vec![older(path, version.trim())],
+                Err(error) => untried(error.to_string()),
+            }
+        }
+        Some(answer) => unreadable(path, &version, documents, answer, show),
+        None => Vec::new(),
+    }
 }
 
 fn older(path: &str, version: &str) -> Finding {
@@ -76,6 +77,69 @@ fn older(path: &str, version: &str) -> Finding {
         env!("CARGO_PKG_VERSION")
     );
     Finding::new(Check::InitramfsOlder, path, sentence, NOT_OLDER)
+}
+
+/// Returns a finding for each document that the program cannot read. It stops at the first one, so the documents
+/// behind that one are shown again. `answer` is that about all.
+fn unreadable(
+    path: &str,
+    version: &str,
+    documents: &[Document],
+    mut answer: Result<Answer, TrialError>,
+    mut show: impl FnMut(&[Document]) -> Result<Answer, TrialError>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut rest = documents;
+    let why = loop {
+        let said = match answer {
+            Ok(answer) if answer.is_good => return findings,
+            Ok(answer) => answer.said.lines().last().unwrap_or_default().to_owned(),
+            Err(error) => break error.to_string(),
+        };
+        let named = |(at, shown): (usize, &Document)| Some((said.find(&shown.name)?, at));
+        let Some((start, at)) = rest.iter().enumerate().filter_map(named).min() else { break said };
+        let why = said[start + rest[at].name.len()..].trim_start_matches(": ");
+        findings.push(rest[at].unreadable(path, version, why));
+        rest = &rest[at + 1..];
+        if rest.is_empty() {
+            return findings;
+        }
+        if findings.len() == MOST_UNREADABLE {
+            break format!("{} others were unreadable", findings.len());
+        }
+        answer = show(rest);
+    };
+    let sentence = format!(
+        "the next host ({version}) was not shown, or did not read, {} and what follows it: {why}",
+        rest[0].name
+    );
+    let check = match findings.is_empty() {
+        true => rest[0].check,
+        false => Check::InitramfsDocumentUnknown,
+    };
+    findings.push(Finding::new(check, path, sentence, NOT_OLDER));
+    findings
+}
+
+const NOT_OLDER: &str = "build the initramfs with a `perennial` that is not older than this one";
+
+impl Document {
+    fn unreadable(&self, path: &str, version: &str, why: &str) -> Finding {
+        let own = env!("CARGO_PKG_VERSION");
+        let name = &self.name;
+        let (written, remedy) = match self.check {
+            Check::InitramfsPreserved => (
+                "which is preserved here",
+                "the VM stays preserved there; build the initramfs with a `perennial` that reads it, or give the \
+                 VM up with `stop`",
+            ),
+            _ => ("as this host writes it", NOT_OLDER),
+        };
+        let sentence = format!(
+            "the next host ({version}) could not read {name}, {written} (perennial {own}): {why}"
+        );
+        Finding::new(self.check, path, sentence, remedy)
+    }
 }
 
 /// `EM_X86_64`, `ET_EXEC`, `ET_DYN` and `PT_INTERP` of the ELF format.
@@ -136,6 +200,71 @@ pub(super) mod tests {
             bytes[64 + 56 * index..][..4].copy_from_slice(&kind.to_le_bytes());
         }
         bytes
+    }
+
+    fn document(name: &str, check: Check) -> Document {
+        Document { name: name.to_owned(), file: tempfile::tempfile().unwrap(), check }
+    }
+
+    /// The findings about documents of which these cannot be read.
+    fn about(documents: &[Document], bad: &[&str]) -> Vec<Finding> {
+        let show = |shown: &[Document]| {
+            let is_bad = |document: &&Document| bad.contains(&document.name.as_str());
+            let first = shown.iter().find(is_bad);
+            let why =
+                "perennial: NAME: /serial: the document has serial-v1, this build knows serial-v9";
+            let said = first.map_or(String::new(), |bad| {
+                format!("others: a sound manifest\n{}", why.replace("NAME", &bad.name))
+            });
+            Ok(Answer { is_good: first.is_none(), said })
+        };
+        unreadable("/initramfs", "perennial 0.3.0", documents, show(documents), show)
+    }
+
+    #[test]
+    fn each_document_that_the_next_host_cannot_read_is_named_with_both_versions() {
+        let names =
+            ["the manifest", "the state document of VM `a`", "the state document of VM `b`"];
+        let [manifest, a, b] = names;
+        let documents = [
+            document(manifest, Check::InitramfsDocuments),
+            document(a, Check::InitramfsDocuments),
+            document(b, Check::InitramfsPreserved),
+        ];
+        assert_eq!(about(&documents, &[]), []);
+        let findings = about(&documents, &[a]);
+        assert_eq!(findings.len(), 1);
+        let text = findings[0].to_string();
+        for part in [a, "perennial 0.3.0", env!("CARGO_PKG_VERSION"), "this build knows serial-v9"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(text.contains(": /serial: the document") && text.contains("not older"), "{text}");
+        let findings = about(&documents, &names);
+        let checks: Vec<_> = findings.iter().map(|finding| finding.name).collect();
+        let refused = Check::InitramfsDocuments;
+        assert_eq!(checks, [refused, refused, Check::InitramfsPreserved]);
+        assert!(findings[2].remedy.contains("`stop`"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_program_that_says_nothing_of_a_document_or_too_much_is_bounded() {
+        let names: Vec<_> = (0..20).map(|n| format!("the document {n:02}")).collect();
+        let documents: Vec<_> =
+            names.iter().map(|name| document(name, Check::InitramfsDocuments)).collect();
+        let bad: Vec<_> = names.iter().map(String::as_str).collect();
+        let findings = about(&documents, &bad);
+        assert_eq!(findings.len(), MOST_UNREADABLE + 1);
+        let last = findings.last().unwrap();
+        assert_eq!(last.name, Check::InitramfsDocumentUnknown);
+        assert!(last.sentence.contains("the document 08 and what follows"), "{last}");
+        let silent = Ok(Answer { is_good: false, said: String::new() });
+        let again = |_: &[Document]| unreachable!();
+        let findings = unreadable("/i", "perennial 0.3.0", &documents, silent, again);
+        assert_eq!((findings.len(), findings[0].name), (1, Check::InitramfsDocuments));
+        let late = Err(TrialError::Silent(WITHIN));
+        let findings = unreadable("/i", "perennial 0.3.0", &documents, late, again);
+        assert!(findings[0].sentence.contains("did not answer within 10 s"), "{findings:?}");
     }
 
     #[test]

@@ -4,21 +4,14 @@
 //! the VM came into its process: it has every node and every binding that the document of an update will have, and
 //! the guest's CPUID, but other values.
 
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
-
 use luo::Backend;
 
 use super::RehearsalError;
 use super::archive::Archive;
-use crate::causes::chain;
-use crate::guests::answers::collect;
-use crate::guests::conversation::{Conversation, ProcessError, unexpected};
+use crate::guests::Live;
 use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::first_states::{first_states, travels};
 use crate::guests::ledger::Ledger;
-use crate::guests::memfd::{read_document, scratch_memfd};
-use crate::guests::{Guest, Life, Live};
-use crate::link::{Reply, Request, Role};
 use crate::live_update::carry::{self, Carried};
 use crate::live_update::index::Index;
 use crate::live_update::manifest::Manifest;
@@ -40,9 +33,6 @@ pub const CPU_FLAGS: &str = "cpu-flags";
 pub const STATES: &str = "states";
 /// What the name of a state document begins with: the name of a VM alone could be `..`.
 pub const VM: &str = "vm-";
-
-/// How long the VMs' processes may take for their documents, all of them together.
-const WITHIN: Duration = Duration::from_secs(2);
 
 /// What of the host goes into the documents.
 #[derive(Clone, Copy)]
@@ -118,13 +108,6 @@ pub fn flags(cpuinfo: &str) -> &str {
     line.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags)
 }
 
-fn travels(vm: &Guest) -> Option<(&Machine, &Live)> {
-    match &vm.life {
-        Life::Live(live) if !vm.is_ending() => Some((&vm.machine, live)),
-        _ => None,
-    }
-}
-
 fn entry(machine: &Machine, live: &Live, state: &[u8]) -> VmEntry {
     let segment = |bytes| SegmentEntry { bytes, preserved: true, frames: None };
     VmEntry {
@@ -136,48 +119,4 @@ fn entry(machine: &Machine, live: &Live, state: &[u8]) -> VmEntry {
         ledger: Ledger::default(),
         segments: live.segments.iter().map(|ram| segment(ram.len())).collect(),
     }
-}
-
-/// Asks the processes of all VMs at the same time for the state in which they began. No VM is paused. Returns the
-/// documents, or why there is none, in the order of the VMs.
-fn first_states(vms: &[(&Machine, &Live)]) -> Vec<Result<Vec<u8>, String>> {
-    let said = |error: ProcessError| chain(&error).join(": ");
-    let mut states: Vec<Result<Vec<u8>, String>> =
-        vms.iter().map(|_| Err("the VM's process has not answered".to_owned())).collect();
-    let mut asked = Vec::new();
-    for (index, (_, live)) in vms.iter().enumerate() {
-        // A process of an earlier program would end at a request that it does not know.
-        if let Some(program) = &live.program {
-            states[index] = Err(format!("its process is an earlier program, {program}"));
-            continue;
-        }
-        let file = match scratch_memfd("first-state") {
-            Ok(file) => file,
-            Err(error) => {
-                states[index] = Err(error.to_string());
-                continue;
-            }
-        };
-        live.process.stop_waiting();
-        match live.process.send(Request::SaveFirst, &[(Role::State, file.as_fd())]) {
-            Ok(()) => asked.push((index, file)),
-            Err(error) => states[index] = Err(said(error)),
-        }
-    }
-    let conversations: Vec<&Conversation> =
-        asked.iter().map(|(index, _)| &*vms[*index].1.process).collect();
-    let answered = collect(&conversations, Instant::now() + WITHIN, |at, reply| {
-        let (index, file) = &asked[at];
-        states[*index] = match reply {
-            Ok(Reply::Saved { bytes }) => {
-                read_document(file, bytes).map_err(|error| error.to_string())
-            }
-            Ok(other) => Err(said(unexpected("tell its first state", &other))),
-            Err(error) => Err(said(error)),
-        };
-        Ok::<(), std::convert::Infallible>(())
-    });
-    // A VM that is late keeps its error.
-    let Ok(_late) = answered;
-    states
 }
