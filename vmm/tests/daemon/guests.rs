@@ -268,3 +268,22 @@ fn pausing_a_process_that_hangs_is_an_error_and_its_guest_goes_on_later() {
     let count = host.count("hangs");
     assert_eq!(host.count("hangs"), count, "it is paused");
 }
+
+#[test]
+fn the_preflight_takes_documents_to_be_larger_than_they_are_but_not_by_far() {
+    let vms = [("small", COUNTS, "cpus = 1"), ("large", COUNTS, "cpus = 16")];
+    let Some(host) = host("", &vms) else { return };
+    for (name, vcpus) in [("small", 1), ("large", 16)] {
+        host.counts_on(name);
+        let path = host.directory.path().join(name);
+        let dumped = host.ctl(&["dump", name, &path.display().to_string()]);
+        assert!(dumped.status.success(), "{dumped:?}");
+        let (found, taken) = (
+            fs::metadata(path).unwrap().len(),
+            vmm::live_update::preflight::bytes_of_documents(vcpus),
+        );
+        eprintln!("{vcpus} vCPUs: a document of {found} bytes, taken to be {taken}");
+        // The rest of the room is for the manifest, the index and larger processors.
+        assert!(2 * found <= taken && taken <= 20 * found, "{vcpus} vCPUs: {found}, {taken}");
+    }
+}

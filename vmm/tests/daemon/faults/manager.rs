@@ -18,8 +18,8 @@ use rustix::net::{
     SocketFlags, SocketType, bind, recvmsg, socket_with,
 };
 
-/// The most fds that the store takes.
-const CAPACITY: usize = 64;
+/// The most fds that the store takes, unless a test needs a smaller one.
+pub(super) const CAPACITY: usize = 64;
 /// Above every fd that a service gets.
 const ABOVE: i32 = 400;
 /// A message of the test to the manager.
@@ -29,6 +29,7 @@ type Kept = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 
 pub(super) struct Manager {
     directory: PathBuf,
+    capacity: usize,
     kept: Kept,
     /// Has one for each [`SYNC`] that was received.
     synced: Receiver<()>,
@@ -44,7 +45,7 @@ pub(super) struct Passed {
 
 impl Manager {
     /// Starts the manager with its socket, and a `systemctl` that tells its version, in `directory`.
-    pub(super) fn start(directory: &Path) -> Self {
+    pub(super) fn start(directory: &Path, capacity: usize) -> Self {
         let systemctl = directory.join("systemctl");
         fs::write(&systemctl, "#!/bin/sh\necho 'systemd 262 (262.1-1)'\n").unwrap();
         fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
@@ -59,11 +60,11 @@ impl Manager {
             while let Some((text, fds)) = receive(&socket) {
                 match text == SYNC {
                     true => syncs.send(()).unwrap(),
-                    false => obey(&mut store.lock().unwrap(), &text, fds),
+                    false => obey(&mut store.lock().unwrap(), capacity, &text, fds),
                 }
             }
         });
-        Self { directory: directory.to_owned(), kept, synced }
+        Self { directory: directory.to_owned(), capacity, kept, synced }
     }
 
     /// Waits until every message that was sent before is processed: systemd does so before it looks at the end of a
@@ -99,7 +100,7 @@ impl Manager {
         let path = std::env::var("PATH").unwrap_or_default();
         let environment = [
             ("NOTIFY_SOCKET", self.directory.join("notify").display().to_string()),
-            ("FDSTORE", CAPACITY.to_string()),
+            ("FDSTORE", self.capacity.to_string()),
             ("LISTEN_FDS", fds.len().to_string()),
             ("LISTEN_FDNAMES", names.join(":")),
             ("PATH", format!("{}:{path}", self.directory.display())),
@@ -133,7 +134,7 @@ fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
     (got.bytes > 0).then(|| (String::from_utf8(bytes[..got.bytes].to_vec()).unwrap(), fds))
 }
 
-fn obey(kept: &mut Vec<(String, OwnedFd)>, text: &str, fds: Vec<OwnedFd>) {
+fn obey(kept: &mut Vec<(String, OwnedFd)>, capacity: usize, text: &str, fds: Vec<OwnedFd>) {
     let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
     let name = lines.get("FDNAME").copied().unwrap_or("stored");
     if lines.contains_key("FDSTOREREMOVE") {
@@ -145,7 +146,7 @@ fn obey(kept: &mut Vec<(String, OwnedFd)>, text: &str, fds: Vec<OwnedFd>) {
         };
         for fd in fds {
             let known = kept.iter().any(|(_, other)| inode(other) == inode(&fd));
-            if kept.len() < CAPACITY && !known {
+            if kept.len() < capacity && !known {
                 kept.push((name.to_owned(), fd));
             }
         }

@@ -21,6 +21,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use cell::Cell;
+use service::Service;
 
 /// How many cells run at the same time.
 const AT_ONCE: usize = 4;
@@ -112,6 +113,28 @@ fn has_kvm() -> bool {
         eprintln!("skipped: no /dev/kvm");
     }
     kvm.is_ok()
+}
+
+#[test]
+fn a_store_that_takes_too_few_files_for_an_update_is_told_before_it() {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: no /dev/kvm");
+        return;
+    }
+    let looked = |capacity| {
+        let directory = tempfile::tempdir().unwrap();
+        let service = Service::start_with_store(Backend::Systemd, directory, "", capacity);
+        let nowhere = ["preflight", "--kernel", "/nowhere", "--initramfs", "/nowhere"];
+        String::from_utf8(service.ctl(&nowhere).stdout).unwrap()
+    };
+    assert!(!looked(manager::CAPACITY).contains("fd-store"));
+    // At least a piece of RAM and a document for each of the two VMs, and three files of the host.
+    let said = looked(6);
+    assert!(said.contains("refusal `fd-store`: the update puts "), "{said}");
+    assert!(
+        said.contains("which takes 6 more") && said.contains("FileDescriptorStoreMax="),
+        "{said}"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
 use super::Backend;
-use super::manager::Manager;
+use super::manager::{CAPACITY, Manager};
 use crate::host::PERENNIAL;
 use crate::kernel::{COUNT, COUNTS_A_BOOT, image};
 
@@ -75,6 +75,16 @@ impl Log {
 impl Service {
     /// Starts a host in `directory`. `update` are lines of `[update]`.
     pub(super) fn start(backend: Backend, directory: tempfile::TempDir, update: &str) -> Self {
+        Self::start_with_store(backend, directory, update, CAPACITY)
+    }
+
+    /// The same, with a store that takes so many fds.
+    pub(super) fn start_with_store(
+        backend: Backend,
+        directory: tempfile::TempDir,
+        update: &str,
+        capacity: usize,
+    ) -> Self {
         let path = directory.path();
         let (socket, lock) = (path.join("socket"), path.join("lock"));
         let mut text = format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n");
@@ -91,7 +101,7 @@ impl Service {
             );
         }
         fs::write(path.join("config.toml"), text).unwrap();
-        let manager = (backend == Backend::Systemd).then(|| Manager::start(path));
+        let manager = (backend == Backend::Systemd).then(|| Manager::start(path, capacity));
         let host = run(path, manager.as_ref());
         let service = Self { backend, directory, manager, host, past: String::new() };
         service.wait_until_ready(0);
