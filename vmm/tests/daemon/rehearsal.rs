@@ -84,8 +84,8 @@ fn a_report_is_the_answer_whatever_is_written_around_it() {
     let lost = kernel(&host, &format!("{BEGUN}\n{FINDING}\n{}\n", ended(2)), End::Halt);
     expect(&rehearse(&host, &lost, "600"), 3, &["`rehearsal-boot`", "lines", "no LUO here"]);
     let panics = kernel(&host, "Kernel panic - not syncing\n", End::Reset);
-    // The reset can overtake what the serial port still has to write.
-    expect(&rehearse(&host, &panics, "600"), 3, &["`rehearsal-boot`", "it reset"]);
+    let why = "it reset (Kernel panic - not syncing)";
+    expect(&rehearse(&host, &panics, "600"), 3, &["`rehearsal-boot`", why]);
     host.counts_on("counts");
     assert_eq!(fingerprint(&host), before);
 }

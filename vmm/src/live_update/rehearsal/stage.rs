@@ -41,6 +41,8 @@ const NOT_OF_A_VM: [&str; 9] = [
     "movablecore",
     next_kernel::PARAMETER,
 ];
+/// How long the host listens to a VM that has ended: its serial port may still have something to write.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Bytes that are read from the serial port in one round of the host's loop.
 const ROUND: usize = 256 << 10;
 
@@ -94,6 +96,8 @@ pub struct Rehearsal {
     findings: Vec<Finding>,
     within: Duration,
     deadline: Instant,
+    /// How the VM has ended.
+    ended: Option<String>,
 }
 
 impl Rehearsal {
@@ -129,19 +133,25 @@ impl Rehearsal {
             findings,
             within: given.within,
             deadline: Instant::now() + given.within,
+            ended: None,
         })
     }
 
     /// Listens to the VM. Returns all findings when the rehearsal has ended; then it is to be dropped.
     pub fn go_on(&mut self) -> Option<Vec<Finding>> {
-        // Asked before the serial port is read, so that nothing is missed that was written before the end.
-        let ended = self.staged.ended();
+        if self.ended.is_none() {
+            self.ended = self.staged.ended();
+            if self.ended.is_some() {
+                self.deadline = self.deadline.min(Instant::now() + LAST_WORDS);
+            }
+        }
         self.listen();
-        let late = || format!("did not report within {} s", self.within.as_secs());
-        let how = ended.or_else(|| (Instant::now() >= self.deadline).then(late));
-        if !self.transcript.has_ended() && how.is_none() {
+        let is_late = Instant::now() >= self.deadline;
+        if !self.transcript.has_ended() && !is_late {
             return None;
         }
+        let late = || format!("did not report within {} s", self.within.as_secs());
+        let how = self.ended.take().or_else(|| is_late.then(late));
         let transcript = std::mem::take(&mut self.transcript);
         let mut findings = std::mem::take(&mut self.findings);
         findings.extend(transcript.findings(&self.subject, how.as_deref()));
