@@ -73,6 +73,9 @@ pub enum Error {
     /// vm-memory refused the mapping.
     #[error("cannot present the mapping to the devices as guest memory")]
     Present(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The holes of a segment could not be filled.
+    #[error("cannot bring the pages of a segment into memory")]
+    Fill(#[source] io::Error),
     /// The page frames of a segment could not be read.
     #[error("cannot find out which page frames hold a segment: cannot {attempt}")]
     Frames {

@@ -31,7 +31,7 @@ pub use host_memory::available_bytes;
 pub use huge_pages::{HugePages, ShmemPolicy};
 pub use khugepaged::KhugepagedStopped;
 pub use layout::{HUGE_PAGE, Layout, PAGE, SegmentPlan, Slot};
-pub use ram::{GuestRam, MappedSlot};
+pub use ram::{GuestRam, MappedSlot, fill_holes};
 pub use segment::{
     Backing, Segment, check_segment, check_segment_of, create_segment, is_touched, untouched_bytes,
 };

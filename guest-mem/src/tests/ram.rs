@@ -2,6 +2,7 @@
 
 use super::*;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 fn map(name: &str) -> GuestRam {
@@ -209,4 +210,32 @@ fn ram_is_left_out_of_core_dumps_and_asks_for_huge_pages() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         assert!(words.contains(&"dd") && words.contains(&"hg"), "{line}");
     }
+}
+
+#[test]
+fn holes_are_filled_with_huge_pages_around_what_the_guest_has_written() {
+    let len = 4 * HUGE_PAGE;
+    let layout = Layout::new(&[Slot { guest_base: 0, len }], Some(len)).unwrap();
+    let ram = GuestRam::map(&layout, segments("filled", &layout)).unwrap();
+    let at = GuestAddress(HUGE_PAGE + 5);
+    ram.memory().write_obj(7u8, at).unwrap();
+    let segment = &ram.segments()[0];
+    assert!(allocated(segment) < len);
+    for _ in 0..2 {
+        fill_holes(segment).unwrap();
+        assert_eq!(allocated(segment), len);
+        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 7);
+        assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(len - 1)).unwrap(), 0);
+    }
+    match HugePages::read(Path::new("/sys")) {
+        Ok(setting) if setting.shmem.gives_huge_pages() => {}
+        other => return eprintln!("skipped: no huge pages here ({other:?})"),
+    }
+    // A huge page is mapped whole by one access.
+    let pages = (0..4).map(|page| GuestAddress(page * HUGE_PAGE));
+    pages.for_each(|page| assert!(ram.memory().read_obj::<u8>(page).is_ok()));
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (_, mapping) = smaps.split_once("/memfd:filled ").unwrap();
+    let huge = mapping.lines().find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
+    assert_eq!(huge.split_whitespace().nth(1), Some("8192"), "{huge}");
 }

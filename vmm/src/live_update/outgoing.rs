@@ -164,7 +164,10 @@ pub fn run(
             // Without a kexec no hole is filled. With one, systemd loses the files for which there is no memory, which is
             // better than to keep none.
             Err(error) if !can_be_undone => tracing::error!("{error}"),
-            checked => checked?,
+            Err(error) => return Err(error),
+            Ok(()) if !can_be_undone => {}
+            // Before khugepaged is stopped, because that takes the huge pages away.
+            Ok(()) => fill_holes(vms, plan),
         }
     }
     // khugepaged must not replace pages while the kernel's LUO pins them. It stays stopped until the
@@ -342,6 +345,26 @@ fn refuse_too_many_holes<'a, S: Iterator<Item = &'a Segment>>(
     match holes > available {
         true => Err(UpdateError::NoRoomForHoles { holes, available }),
         false => Ok(()),
+    }
+}
+
+/// Fills the holes of the segments that will be preserved, because LUO would fill them with small pages, whose retrieval
+/// is in the blackout.
+fn fill_holes(vms: &[Guest], plan: &Plan<'_>) {
+    for vm in vms {
+        let Life::Live(live) = &vm.life else { continue };
+        if plan.without.contains(&vm.machine.name) || vm.is_ending() {
+            continue;
+        }
+        for segment in &live.segments {
+            // LUO reports what stands in the way of preserving the segment.
+            if guest_mem::is_touched(segment).unwrap_or(false)
+                && let Err(error) = guest_mem::fill_holes(segment)
+            {
+                let (name, why) = (&vm.machine.name, chain(&error).join(": "));
+                tracing::debug!("VM {name}: its RAM may be preserved in small pages: {why}");
+            }
+        }
     }
 }
 
