@@ -2,6 +2,7 @@
 //! else. The host is the first process of a PID namespace, as only such a host rehearses, and has an emulated LUO.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::geteuid;
@@ -14,6 +15,10 @@ use crate::kernel::{COUNTS, End, bzimage, image};
 const BEGUN: &str = r#"perennial-rehearsal: {"begun":{"version":"9.9.9","kernel":"9.9"}}"#;
 const FINDING: &str = r#"perennial-rehearsal: {"finding":{"severity":"refusal","name":"rehearsal-luo","subject":"","sentence":"no LUO here","remedy":"build it in"}}"#;
 
+/// Where the first process has the host's directory. It mounts empty file systems on /tmp and /run, where the directory
+/// itself may be.
+const SEEN_AT: &str = "/mnt";
+
 /// A host with a VM that counts, which is the first process of its namespace. `None`, with a word about it, where
 /// that is not possible.
 fn first_process() -> Option<Host> {
@@ -25,15 +30,14 @@ fn first_process() -> Option<Host> {
         eprintln!("skipped: not root, so there is no PID namespace");
         return None;
     }
-    // The first process mounts an empty file system on /tmp.
-    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let config = path.join("etc/perennial.toml");
     fs::create_dir(path.join("etc")).unwrap();
     fs::write(path.join("counts.elf"), image(COUNTS)).unwrap();
     fs::write(path.join("initramfs"), cpio::newc::trailer(Vec::new()).unwrap()).unwrap();
     let [socket, lock, kernel, initramfs] =
-        ["socket", "lock", "counts.elf", "initramfs"].map(|name| path.join(name));
+        ["socket", "lock", "counts.elf", "initramfs"].map(|name| Path::new(SEEN_AT).join(name));
     let text = format!(
         "[host]\nsocket = {socket:?}\nlock = {lock:?}\n[update]\ninitramfs = {initramfs:?}\n\
          [[vm]]\nname = \"counts\"\nmemory = \"size=32M\"\nkernel = {kernel:?}\nserial = \"off\"\n"
@@ -42,7 +46,9 @@ fn first_process() -> Option<Host> {
     let mut command = Command::new(PERENNIAL);
     command.args(["luo", "emulate", "setpriv", "--pdeathsig", "KILL"]);
     command.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "sh", "-c"]);
-    command.arg("mount --bind \"$1\" /etc && exec \"$0\"").arg(PERENNIAL).arg(path.join("etc"));
+    let places =
+        format!("mount --bind \"$1\" {SEEN_AT} && mount --bind \"$1/etc\" /etc && exec \"$0\"");
+    command.arg(places).arg(PERENNIAL).arg(path);
     let mut host = Host::run(command, directory);
     host.wait_until_ready("boot cold");
     host.counts_on("counts");
@@ -51,9 +57,8 @@ fn first_process() -> Option<Host> {
 
 /// Writes a kernel that says `text`, and returns its path.
 fn kernel(host: &Host, text: &str, end: End) -> String {
-    let path = host.directory.path().join("next");
-    fs::write(&path, bzimage(text, end)).unwrap();
-    path.display().to_string()
+    fs::write(host.directory.path().join("next"), bzimage(text, end)).unwrap();
+    format!("{SEEN_AT}/next")
 }
 
 fn rehearse(host: &Host, kernel: &str, within: &str) -> Output {
