@@ -3,12 +3,10 @@
 //! The recipe in `resources/versions/build.sh` builds them, or finds them in its cache. The file `commits` beside it
 //! says which commits they are of.
 
-use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::paths;
+use crate::recipe;
 
 /// An earlier `perennial`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +29,11 @@ impl Earlier {
     /// Returns the path of the static program. Finds it once for each process.
     pub fn program(self) -> Result<PathBuf, String> {
         static FOUND: [OnceLock<Result<PathBuf, String>>; 2] = [const { OnceLock::new() }; 2];
-        let build =
-            || make(self.name()).map_err(|error| format!("no {} program: {error}", self.name()));
+        let build = || {
+            recipe::run("resources/versions/build.sh", &[self.name()])
+                .map(|directory| directory.join("perennial"))
+                .map_err(|error| format!("no {} program: {error}", self.name()))
+        };
         FOUND[self as usize].get_or_init(build).clone()
     }
 }
@@ -40,17 +41,4 @@ impl Earlier {
 /// Why the tests lack an earlier program on this computer. `None` if they have all of them.
 pub fn missing() -> Option<String> {
     [Earlier::Previous, Earlier::Oldest].into_iter().find_map(|earlier| earlier.program().err())
-}
-
-/// Runs the recipe, whose last line on stdout is the directory.
-fn make(name: &str) -> io::Result<PathBuf> {
-    let script = paths::workspace().join("resources/versions/build.sh");
-    let output = Command::new(&script).arg(name).stderr(Stdio::inherit()).output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match stdout.lines().last() {
-        Some(directory) if output.status.success() => {
-            Ok(PathBuf::from(directory).join("perennial"))
-        }
-        _ => Err(io::Error::other(format!("{}: {}", script.display(), output.status))),
-    }
 }

@@ -23,6 +23,7 @@ pub mod paths;
 pub mod plan;
 pub mod pool;
 pub mod qemu;
+pub mod recipe;
 pub mod report;
 pub mod samples;
 pub mod side_by_side;

@@ -8,12 +8,11 @@
 use std::env;
 use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::binaries::{self, Binaries};
 use crate::image::Initramfs;
-use crate::paths;
+use crate::{paths, recipe};
 
 /// Name of the virtio port that takes commands for the shell.
 pub const ORDERS_PORT: &str = "systemd.orders";
@@ -83,7 +82,9 @@ pub fn tree() -> Result<PathBuf, String> {
     FOUND
         .get_or_init(|| match env::var_os("PERENNIAL_SYSTEMD") {
             Some(directory) => Ok(PathBuf::from(directory).join("root")),
-            None => unpack().map_err(|error| format!("no systemd: {error}")),
+            None => recipe::run("resources/systemd/image.sh", &[])
+                .map(|directory| directory.join("root"))
+                .map_err(|error| format!("no systemd: {error}")),
         })
         .clone()
 }
@@ -91,17 +92,6 @@ pub fn tree() -> Result<PathBuf, String> {
 /// Why the tests have no systemd on this computer. `None` if they have one.
 pub fn missing() -> Option<String> {
     tree().err()
-}
-
-/// Runs the recipe, whose last line on stdout is the directory.
-fn unpack() -> io::Result<PathBuf> {
-    let script = paths::workspace().join("resources/systemd/image.sh");
-    let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match stdout.lines().last() {
-        Some(directory) if output.status.success() => Ok(PathBuf::from(directory).join("root")),
-        _ => Err(io::Error::other(format!("{}: {}", script.display(), output.status))),
-    }
 }
 
 /// The host's initramfs.

@@ -12,12 +12,12 @@ use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 
 pub use progress::Progress;
 
-use crate::paths;
+use crate::recipe;
 
 /// The image, in the directory that the recipe prints.
 const IMAGE: &str = "disk.img";
@@ -54,7 +54,8 @@ impl Release {
         found
             .get_or_init(|| match env::var_os(variable) {
                 Some(directory) => Ok(PathBuf::from(directory)),
-                None => make(suite).map_err(|error| format!("no image of Debian: {error}")),
+                None => recipe::run("resources/debian/image.sh", &[suite])
+                    .map_err(|error| format!("no image of Debian: {error}")),
             })
             .clone()
     }
@@ -92,17 +93,6 @@ pub fn missing() -> Option<String> {
 /// Why the tests have no image of Debian 13 on this computer. `None` if they have one.
 pub fn trixie_missing() -> Option<String> {
     Release::Trixie.directory().err()
-}
-
-/// Runs the recipe, whose last line on stdout is the directory.
-fn make(suite: &str) -> io::Result<PathBuf> {
-    let script = paths::workspace().join("resources/debian/image.sh");
-    let output = Command::new(&script).arg(suite).stderr(Stdio::inherit()).output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match stdout.lines().last() {
-        Some(directory) if output.status.success() => Ok(directory.into()),
-        _ => Err(io::Error::other(format!("{}: {}", script.display(), output.status))),
-    }
 }
 
 /// The `user-data` of the seed. Of cloud-init's modules only those run that it needs, and cloud-init only in the first

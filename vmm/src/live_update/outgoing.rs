@@ -33,6 +33,7 @@ use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::guests::conversation::{ANSWER_WITHIN, ProcessError, unexpected};
 use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::first_states::travels;
 use crate::guests::ledger::Ledger;
 use crate::guests::memfd::{document_memfd, read_document, scratch_memfd};
 use crate::guests::ram;
@@ -89,6 +90,13 @@ pub struct Plan<'a> {
     pub carried: &'a Carried,
     /// Who is told of the progress.
     pub observer: Observer<'a>,
+}
+
+impl Plan<'_> {
+    /// Returns a VM that leaves: one that travels and is not left out.
+    fn leaves<'v>(&self, vm: &'v Guest) -> Option<(&'v Machine, &'v Live)> {
+        travels(vm).filter(|(machine, _)| !self.without.contains(&machine.name))
+    }
 }
 
 /// A destination that is ready to be entered.
@@ -184,12 +192,8 @@ pub fn run(
     by_urgency.sort_by_key(|vm| Reverse(vm.priority));
     let mut leaving = by_urgency
         .into_iter()
-        .filter_map(|vm| match &vm.life {
-            Life::Live(_) if plan.without.contains(&vm.machine.name) => None,
-            Life::Live(_) if vm.is_ending() => None,
-            Life::Live(live) => Some(preserve_ram(luo, &vm.machine, live, plan)),
-            _ => None,
-        })
+        .filter_map(|vm| plan.leaves(vm))
+        .map(|(machine, live)| preserve_ram(luo, machine, live, plan))
         .collect::<Result<Vec<_>, _>>()?;
     let _travelling = carry::preserve(luo, vms, plan.carried)?;
     let programs = programs::preserve(luo, &plan.carried.programs);
@@ -351,17 +355,13 @@ fn refuse_too_many_holes<'a, S: Iterator<Item = &'a Segment>>(
 /// Fills the holes of the segments that will be preserved, because LUO would fill them with small pages, whose retrieval
 /// is in the blackout.
 fn fill_holes(vms: &[Guest], plan: &Plan<'_>) {
-    for vm in vms {
-        let Life::Live(live) = &vm.life else { continue };
-        if plan.without.contains(&vm.machine.name) || vm.is_ending() {
-            continue;
-        }
+    for (machine, live) in vms.iter().filter_map(|vm| plan.leaves(vm)) {
         for segment in &live.segments {
             // LUO reports what stands in the way of preserving the segment.
             if guest_mem::is_touched(segment).unwrap_or(false)
                 && let Err(error) = guest_mem::fill_holes(segment)
             {
-                let (name, why) = (&vm.machine.name, chain(&error).join(": "));
+                let (name, why) = (&machine.name, chain(&error).join(": "));
                 tracing::debug!("VM {name}: its RAM may be preserved in small pages: {why}");
             }
         }

@@ -6,14 +6,13 @@ mod table;
 
 use std::env;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use perennial_tests::host::Failure;
 use perennial_tests::kernels::{self, Role};
 use perennial_tests::plan::Luo;
 use perennial_tests::side_by_side::{self, Settings};
-use perennial_tests::{paths, qemu, suite};
+use perennial_tests::{qemu, recipe, suite};
 use serde_json::{Value, json};
 
 /// Shortens everything: the numbers then mean nothing.
@@ -68,11 +67,5 @@ fn qemu_tree() -> Result<PathBuf, Failure> {
     if let Some(directory) = env::var_os(QEMU) {
         return Ok(directory.into());
     }
-    let script = paths::workspace().join("resources/qemu/image.sh");
-    let output = Command::new(&script).stderr(Stdio::inherit()).output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match stdout.lines().last() {
-        Some(directory) if output.status.success() => Ok(directory.into()),
-        _ => Err(format!("{}: {}", script.display(), output.status).into()),
-    }
+    Ok(recipe::run("resources/qemu/image.sh", &[])?)
 }
