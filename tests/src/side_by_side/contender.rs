@@ -56,24 +56,29 @@ impl Contender {
 
     /// Stops the VM's vCPUs and devices.
     pub(super) fn pause(self) -> Result<(), host::Problem> {
-        match self {
-            Self::Perennial => {
-                let output = Command::new(PERENNIAL)
-                    .args(["ctl", "--socket", SOCKET, "pause", "vm"])
-                    .output()?;
-                match output.status.success() {
-                    true => Ok(()),
-                    false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
-                }
-            }
-            Self::Microvm | Self::Q35 => {
-                let monitor = UnixStream::connect(SOCKET)?;
-                let said = qemu::ask_monitor(&monitor, "stop")?;
-                match said.is_empty() {
-                    true => Ok(()),
-                    false => Err(said.into()),
-                }
-            }
+        self.tell("pause", "stop").map(drop)
+    }
+
+    /// Lets a VM go on that was paused.
+    pub(super) fn resume(self) -> Result<(), host::Problem> {
+        self.tell("resume", "cont").map(drop)
+    }
+
+    /// What the VMM says about the VM.
+    pub(super) fn status(self) -> Result<String, host::Problem> {
+        self.tell("status", "info status")
+    }
+
+    /// Gives `perennial` the first command, or QEMU the second one, and returns what it says.
+    fn tell(self, perennial: &str, qemu: &str) -> Result<String, host::Problem> {
+        if self != Self::Perennial {
+            return Ok(qemu::ask_monitor(&UnixStream::connect(SOCKET)?, qemu)?);
+        }
+        let command = ["ctl", "--socket", SOCKET, perennial, "vm"];
+        let output = Command::new(PERENNIAL).args(command).output()?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
         }
     }
 }

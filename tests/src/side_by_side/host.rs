@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::guest::Said;
-use super::{Contender, DISK_MIB, GUEST_MIB, Measured, Settings, names, network, process};
+use super::{Contender, DISK_MIB, GUEST_MIB, Measured, Settings, names, network, process, silence};
 use crate::tap;
 
 pub(super) type Problem = Box<dyn std::error::Error>;
@@ -22,7 +22,7 @@ const DISK_DIRECTORY: &str = "/data";
 pub(super) const DISK: &str = "/data/disk.img";
 
 /// Longest time to the guest's next line, without that of the load.
-const LINE_WITHIN: Duration = Duration::from_secs(240);
+const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// From the guest's last line, or from the pause, until CPU time is counted.
 const SETTLING: Duration = Duration::from_millis(500);
 /// How far the guest's time of all loads may be from the host's: a share of it, and seconds for the way of the
@@ -124,10 +124,12 @@ fn follow(
     let mut values = BTreeMap::new();
     let mut begun = started;
     let (mut by_guest, mut by_host) = (0.0, 0.0);
+    let mut last = None;
     loop {
         let (at, line) = said
             .recv_timeout(LINE_WITHIN + settings.load)
-            .map_err(|error| format!("the guest says nothing more: {error}"))?;
+            .map_err(|_| silence::explain(contender, child.id(), last.as_ref(), said))?;
+        last = Some(line.clone());
         match line {
             Said::Init => {
                 let boot = at.duration_since(started).as_secs_f64();

@@ -11,6 +11,7 @@ mod host;
 pub mod init;
 mod network;
 mod process;
+mod silence;
 mod system;
 
 use std::collections::BTreeMap;
