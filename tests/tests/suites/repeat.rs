@@ -39,7 +39,7 @@ fn soak(luo: Luo) -> Result<(), Failure> {
 fn repeat(luo: Luo, vms: Vec<VmPlan>, updates: u64) -> Result<(), Failure> {
     let (mut host, mut before) = Host::boot(&HostPlan::new(vms).on(luo))?;
     host.wait_for_guests()?;
-    let mut usages = Vec::new();
+    let (mut usages, mut clocks_behind_us) = (Vec::new(), Vec::new());
     for number in 1..=updates {
         let after = host.update(json!({}))?;
         if after.kernel == before.kernel || after.live_updates != number {
@@ -50,14 +50,14 @@ fn repeat(luo: Luo, vms: Vec<VmPlan>, updates: u64) -> Result<(), Failure> {
             return Err(format!("update {number} left unfinished: {:?}", after.unfinished).into());
         }
         usages.push(Usage::of(&host.status()?, &host.report()?));
+        let clocks = host.guests().iter().map(|guest| guest.clock_behind_us());
+        clocks_behind_us.push(clocks.collect::<Vec<_>>());
         before = after;
     }
-    let behind = host.guests().iter().map(|guest| (guest.name(), guest.clock_behind_us()));
-    for (name, behind_us) in behind {
-        eprintln!(
-            "{}: {name}: clock {behind_us:?} us behind after {updates} updates",
-            luo.backend()
-        );
+    for (index, guest) in host.guests().iter().enumerate() {
+        let behind: Vec<_> = clocks_behind_us.iter().filter_map(|clocks| clocks[index]).collect();
+        let (luo, name) = (luo.backend(), guest.name());
+        eprintln!("{luo}: {name}: clock behind after each update, in us: {behind:?}");
     }
     // The first update comes from a cold boot, and each kernel has its own usage.
     for side in 0..2 {
