@@ -5,6 +5,7 @@
 //! object is an error of the host, which every method but [`Control::ask`] reports.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -103,6 +104,12 @@ impl Control {
             }
         });
         Ok(Self { port, lines, events: Vec::new(), last: "nothing".to_owned(), next_id: 1 })
+    }
+
+    /// Closes the connection, so that the port has no client any more.
+    pub fn leave(&self) {
+        // Errors if the other end has closed it already.
+        let _ = self.port.shutdown(Shutdown::Both);
     }
 
     /// Sends `request` (an object with `do`) and waits for its result.

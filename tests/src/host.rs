@@ -124,6 +124,13 @@ impl Host {
         Self::start(plan, Prepared { machine, vm_disks, vm_ports }, accelerator, directory)
     }
 
+    /// Leaves the control port, and comes back as another client.
+    pub fn connect_again(&mut self) -> Result<(), Failure> {
+        self.control.leave();
+        self.control = Control::new(self.qemu.connect_again()?)?;
+        Ok(())
+    }
+
     fn wait_until_ready(&mut self) -> Result<Status, Failure> {
         let deadline = Instant::now() + BOOT;
         loop {

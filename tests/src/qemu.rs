@@ -30,6 +30,7 @@ use crate::binaries;
 use crate::image::Initramfs;
 use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
+use crate::plan::CONTROL_PORT;
 use crate::tsc;
 
 /// What `probe-init` prints if it can open `/dev/kvm`.
@@ -197,7 +198,7 @@ impl Qemu {
     ) -> Result<Self, QemuError> {
         let lock = Lock::acquire_place("qemu", machines_at_a_time())
             .map_err(io_error("waiting until another machine has ended"))?;
-        let listeners = listen(machine, directory.path())?;
+        let ends = ends(machine, directory.path())?;
         let stderr_path = stderr_path(directory.path());
         let stderr = fs::File::create(&stderr_path).map_err(io_error(stderr_path.display()))?;
         let mut child = command(machine, accelerator, directory.path())
@@ -210,8 +211,8 @@ impl Qemu {
                 _ => io_error(PROGRAM)(error),
             })?;
         let mut ports = HashMap::new();
-        for (name, listener) in listeners {
-            match accept(&listener, &mut child) {
+        for (name, end) in ends {
+            match connected(&end, &mut child) {
                 Ok(stream) => ports.insert(name, stream),
                 Err(status) => {
                     let said = fs::read_to_string(&stderr_path).unwrap_or_default();
@@ -230,6 +231,12 @@ impl Qemu {
     /// taken before.
     pub fn take_port(&mut self, name: &str) -> Option<UnixStream> {
         self.ports.remove(name)
+    }
+
+    /// Connects to the control port again, whose last connection was closed.
+    pub fn connect_again(&self) -> io::Result<UnixStream> {
+        let directory = self.directory.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        UnixStream::connect(control_path(directory.path()))
     }
 
     /// All that the machine wrote to its console so far.
@@ -392,27 +399,50 @@ fn stderr_path(directory: &Path) -> PathBuf {
     directory.join("qemu.stderr")
 }
 
-fn listen(machine: &Machine, directory: &Path) -> Result<Vec<(String, UnixListener)>, QemuError> {
+/// The harness's end of a virtio port before QEMU has connected it.
+enum End {
+    /// QEMU connects once.
+    Listens(UnixListener),
+    /// QEMU listens, for one client after another: the control port.
+    Connects(PathBuf),
+}
+
+fn control_path(directory: &Path) -> PathBuf {
+    directory.join("control")
+}
+
+fn ends(machine: &Machine, directory: &Path) -> Result<Vec<(String, End)>, QemuError> {
     machine
         .ports
         .iter()
         .enumerate()
         .map(|(index, name)| {
-            let path = directory.join(format!("port{index}"));
+            let is_control = name == CONTROL_PORT;
+            let path = match is_control {
+                true => control_path(directory),
+                false => directory.join(format!("port{index}")),
+            };
             // From an earlier start of the machine in this directory.
             let _ = fs::remove_file(&path);
+            if is_control {
+                return Ok((name.clone(), End::Connects(path)));
+            }
             let listener = UnixListener::bind(&path).map_err(io_error(path.display()))?;
             listener.set_nonblocking(true).map_err(io_error(path.display()))?;
-            Ok((name.clone(), listener))
+            Ok((name.clone(), End::Listens(listener)))
         })
         .collect()
 }
 
-/// Accepts QEMU's connection. QEMU connects while it reads its arguments, so an accepted connection
+/// Waits for the connection. QEMU connects or listens while it reads its arguments, so a connection
 /// also shows that QEMU accepted these. The error is QEMU's exit status.
-fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream, String> {
+fn connected(end: &End, child: &mut Child) -> Result<UnixStream, String> {
     loop {
-        if let Ok((stream, _)) = listener.accept() {
+        let stream = match end {
+            End::Listens(listener) => listener.accept().map(|(stream, _)| stream),
+            End::Connects(path) => UnixStream::connect(path),
+        };
+        if let Ok(stream) = stream {
             return match stream.set_nonblocking(false) {
                 Ok(()) => Ok(stream),
                 Err(error) => Err(error.to_string()),
@@ -476,9 +506,12 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
             .args(["-machine", "memory-backend=ram"]);
     }
     for (index, name) in machine.ports.iter().enumerate() {
-        let path = directory.join(format!("port{index}"));
+        let socket = match name == CONTROL_PORT {
+            true => format!("path={},server=on,wait=off", control_path(directory).display()),
+            false => format!("path={}", directory.join(format!("port{index}")).display()),
+        };
         command
-            .args(["-chardev", &format!("socket,id=port{index},path={}", path.display())])
+            .args(["-chardev", &format!("socket,id=port{index},{socket}")])
             .args(["-device", &format!("virtserialport,chardev=port{index},name={name}")]);
     }
     if !machine.forwards.is_empty() {

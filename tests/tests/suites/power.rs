@@ -21,6 +21,12 @@ fn button(luo: Luo) -> Result<(), Failure> {
         guest.wait_for_note("button", WORK)?;
     }
 
+    // One client of the control port after another is served, also one that has left in the middle of a line.
+    for _ in 0..3 {
+        host.connect_again()?;
+        expect_states(&mut host, &["running"; 3])?;
+    }
+
     // A guest that ignores the button keeps nothing else waiting.
     let asked = host.send(json!({"do": "stop", "vm": "mute", "within_s": LATER}))?;
     expect_states(&mut host, &["running", "running", "stopping"])?;

@@ -37,6 +37,10 @@ pub struct Lines {
     stream: File,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// Whether what comes up to the next line end is the rest of a line that was too long.
+    skips: bool,
+    /// Whether the last line was not written to its end.
+    is_cut: bool,
     ended: bool,
     closed: bool,
 }
@@ -48,6 +52,8 @@ impl Lines {
             stream: stream.into(),
             incoming: Vec::new(),
             outgoing: Vec::new(),
+            skips: false,
+            is_cut: false,
             ended: false,
             closed: false,
         }
@@ -55,7 +61,8 @@ impl Lines {
 
     /// Reads what is available, up to a bound, and returns the complete lines, at most eight. What is
     /// left is returned by the next calls: see [`has_lines`](Self::has_lines). Errors with
-    /// [`StreamError::Closed`] only after all complete lines have been returned.
+    /// [`StreamError::Closed`] only after all complete lines have been returned, and with [`StreamError::TooLong`]
+    /// once for each line that is too long.
     pub fn read(&mut self) -> Result<Vec<String>, StreamError> {
         if !self.has_lines() {
             self.receive()?;
@@ -84,10 +91,26 @@ impl Lines {
                 Err(e) => return Err(e.into()),
             }
         }
+        if self.skips {
+            let end = self.incoming.iter().position(|byte| *byte == b'\n');
+            self.incoming.drain(..end.map_or(self.incoming.len(), |end| end + 1));
+            self.skips = end.is_none();
+        }
         match self.incoming.len() > MAX_LINE && !self.has_lines() {
-            true => Err(StreamError::TooLong),
+            true => {
+                self.incoming.clear();
+                self.skips = true;
+                Err(StreamError::TooLong)
+            }
             false => Ok(()),
         }
+    }
+
+    /// Reads on after the end of the stream: a port has one client after another. The last one's unfinished line is
+    /// dropped.
+    pub fn go_on(&mut self) {
+        self.incoming.clear();
+        (self.skips, self.ended) = (false, false);
     }
 
     /// Whether [`read`](Self::read) returns lines although the stream may have no more bytes.
@@ -99,11 +122,14 @@ impl Lines {
     pub fn write(&mut self, line: &str) -> Result<(), StreamError> {
         self.flush()?;
         let is_behind = self.is_behind();
+        if std::mem::take(&mut self.is_cut) {
+            self.outgoing.push(b'\n');
+        }
         self.outgoing.extend_from_slice(line.as_bytes());
         self.outgoing.push(b'\n');
         self.flush()?;
         if is_behind && self.outgoing.len() > MAX_BACKLOG {
-            self.outgoing.clear();
+            self.forget();
             return Err(StreamError::Stuck);
         }
         Ok(())
@@ -132,8 +158,13 @@ impl Lines {
 
     /// Marks the stream as closed, and drops unwritten bytes.
     pub fn close(&mut self) {
-        self.outgoing.clear();
+        self.forget();
         self.closed = true;
+    }
+
+    fn forget(&mut self) {
+        self.is_cut |= self.is_behind();
+        self.outgoing.clear();
     }
 
     /// Whether the stream is marked as closed.
@@ -237,5 +268,21 @@ mod tests {
         let error = (0..8).find_map(|_| lines.write(&line).err()).expect("it stops");
         assert!(matches!(error, StreamError::Stuck));
         assert!(!lines.is_behind());
+    }
+
+    #[test]
+    fn the_line_behind_one_that_was_cut_off_is_whole() {
+        let (client, mut lines) = pair();
+        let line = "x".repeat(MAX_BACKLOG + 1);
+        while lines.write(&line).is_ok() {}
+        let reader = std::thread::spawn(move || {
+            io::BufRead::lines(io::BufReader::new(client)).last().unwrap().unwrap()
+        });
+        lines.write("whole").unwrap();
+        while lines.is_behind() {
+            lines.flush().unwrap();
+        }
+        drop(lines);
+        assert_eq!(reader.join().unwrap(), "whole");
     }
 }

@@ -31,6 +31,7 @@ mod limits;
 pub mod modules;
 mod mounts;
 mod network;
+mod port;
 mod preflight;
 mod recover;
 pub mod rehearsal;

@@ -21,17 +21,17 @@ use signal_hook::consts::{
 
 use super::clients::{Client, Clients};
 use super::events::Watchers;
+use super::port::Port;
 use super::rehearsals::{Asked, Rehearsals};
 use super::stop::Stops;
 use super::waits::Waits;
 use super::{Host, HostError, service};
 use crate::api::{
-    Answer, Call, Command, Event, Line, Lines, RecoverCall, Status, StreamError, Transaction, With,
-    hex, now_ms,
+    Answer, Call, Command, Event, Line, RecoverCall, Status, StreamError, Transaction, With, hex,
+    now_ms,
 };
 use crate::causes::chain;
 use crate::config::HostSection;
-use crate::devices::serial::open_port;
 use crate::guests::Life;
 use crate::guests::conversation::ProcessError;
 use crate::link::LinkError;
@@ -40,9 +40,6 @@ use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
 use crate::open_files;
 
-/// Time between two attempts to read a control port whose other end is closed. Such a port is not polled,
-/// because every poll would return at once.
-const PORT_PAUSE: Duration = Duration::from_millis(200);
 /// Time until the host waits again after poll(2) has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Time between two attempts to open a socket that cannot be opened.
@@ -69,13 +66,6 @@ pub(super) struct Server {
 enum Whom {
     Port,
     Client(u64),
-}
-
-/// The control port, which stays open when its client disconnects.
-struct Port {
-    name: String,
-    lines: Lines,
-    hung_up: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,14 +136,7 @@ impl Server {
     /// Opens the socket and the control port of the configuration.
     pub(super) fn listen(&mut self, section: &HostSection) -> Result<(), HostError> {
         if let Some(name) = &section.control_port {
-            match open_port(name) {
-                Ok(file) => {
-                    let lines = Lines::new(file.into());
-                    self.port = Some(Port { name: name.clone(), lines, hung_up: false });
-                }
-                // A host without its control port still runs its VMs.
-                Err(error) => tracing::error!("{}", chain(&error).join(": ")),
-            }
+            self.port = Some(Port::open(name));
         }
         if let Some(path) = &section.socket {
             match Clients::listen(path) {
@@ -242,13 +225,9 @@ impl Server {
             sources.push(Source::Listener);
             fds.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
         }
-        if let Some(port) = self.port.as_ref().filter(|port| !port.hung_up) {
+        if let Some((port, interest)) = self.port.as_ref().and_then(Port::interest) {
             sources.push(Source::Port);
-            let interest = match port.lines.is_behind() {
-                true => PollFlags::IN | PollFlags::OUT,
-                false => PollFlags::IN,
-            };
-            fds.push(PollFd::new(&port.lines, interest));
+            fds.push(PollFd::from_borrowed_fd(port, interest));
         }
         for client in self.clients() {
             sources.push(Source::Client(client.number));
@@ -291,7 +270,7 @@ impl Server {
                 ready.push(Source::Client(client.number));
             }
         }
-        if self.port.as_ref().is_some_and(|port| port.hung_up) {
+        if self.port.as_ref().is_some_and(Port::is_due) && !ready.contains(&Source::Port) {
             ready.push(Source::Port);
         }
         Ok(ready)
@@ -308,13 +287,13 @@ impl Server {
         let rehearsal = host.rehearsal.as_ref().map(Rehearsal::deadline);
         let socket = self.unopened.as_ref().map(|(_, due)| *due);
         let waits = self.waits.deadline(host);
-        let due = [host.stop_deadline(), waits, boot, host.late_until(), rehearsal, socket]
+        let port = self.port.as_ref().and_then(Port::due);
+        let due = [host.stop_deadline(), waits, boot, host.late_until(), rehearsal, socket, port]
             .into_iter()
             .flatten()
             .min();
         let due = due.map(|at| at.saturating_duration_since(Instant::now()));
-        let hung_up = self.port.as_ref().is_some_and(|port| port.hung_up);
-        [heard, due, paused, hung_up.then_some(PORT_PAUSE)].into_iter().flatten().min()
+        [heard, due, paused].into_iter().flatten().min()
     }
 
     fn handle(&mut self, source: Source, host: &mut Host) {
@@ -370,24 +349,11 @@ impl Server {
     }
 
     fn serve_port(&mut self, host: &mut Host) {
-        let Some(port) = &mut self.port else { return };
-        port.hung_up = false;
-        let lines = port.lines.flush().and_then(|()| port.lines.read());
-        match lines {
-            Ok(lines) => {
-                // No bytes although the port was ready: the other end is closed.
-                port.hung_up = lines.is_empty() && !port.lines.is_behind();
-                self.answer_all(lines, host, Whom::Port);
-            }
-            Err(error) => {
-                if let crate::api::StreamError::Closed = error {
-                    port.hung_up = true;
-                } else {
-                    tracing::warn!("control port `{}`: {}", port.name, chain(&error).join(": "));
-                    port.hung_up = true;
-                }
-            }
+        if self.port.as_mut().is_some_and(Port::open_again) {
+            self.tell_port(&Line::ready(&host.status()));
         }
+        let lines = self.port.as_mut().map(Port::read);
+        self.answer_all(lines.unwrap_or_default(), host, Whom::Port);
     }
 
     fn serve_client(&mut self, number: u64, host: &mut Host) {
@@ -418,7 +384,7 @@ impl Server {
 
     fn tell_port(&mut self, line: &Line) {
         if let Some(port) = &mut self.port {
-            port.lines.send(&line.text());
+            port.send(line);
         }
     }
 
@@ -638,7 +604,7 @@ impl Server {
 
     /// Forgets the clients that are gone.
     fn sweep(&mut self) {
-        let Self { clients, stops, waits: waiting, watchers, rehearsals, .. } = self;
+        let Self { port, clients, stops, waits: waiting, watchers, rehearsals, .. } = self;
         if let Some(clients) = clients {
             let is_waiting =
                 |number| waits(stops, waiting, watchers, rehearsals, Whom::Client(number));
@@ -646,7 +612,7 @@ impl Server {
         }
         let is_there = |number| clients.iter().flat_map(|c| &c.all).any(|c| c.number == number);
         watchers.retain(|whom| match whom {
-            Whom::Port => true,
+            Whom::Port => port.as_ref().is_some_and(|port| !port.has_left()),
             Whom::Client(number) => is_there(number),
         });
     }

@@ -27,7 +27,7 @@ mod worker;
 
 pub use log::LogOptions;
 pub(super) use options::SINK;
-pub use options::{SerialOptions, open_port};
+pub use options::{SerialOptions, open_port, open_port_now};
 pub use state::SerialStateV1;
 pub use uart::Uart;
 pub use worker::SerialWorker;

@@ -134,25 +134,47 @@ impl SerialOptions {
     }
 }
 
+/// The virtio-serial ports of the host.
+const PORTS: &str = "/sys/class/virtio-ports";
+
 /// Opens a virtio-serial port of the host by its name, without blocking.
 pub fn open_port(name: &str) -> Result<File, OpenError> {
-    let class = Path::new("/sys/class/virtio-ports");
-    let error = |source| OpenError {
+    let find = || match find_port(name) {
+        // The names of ports appear some time after the driver was loaded.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        found => Some(found),
+    };
+    open_found(name, wait_for_device(find).unwrap_or(Err(io::ErrorKind::NotFound.into())))
+}
+
+/// The same for a caller that cannot wait until the port appears.
+pub fn open_port_now(name: &str) -> Result<File, OpenError> {
+    open_found(name, find_port(name))
+}
+
+fn find_port(name: &str) -> io::Result<PathBuf> {
+    for entry in std::fs::read_dir(PORTS)? {
+        let entry = entry?;
+        match std::fs::read_to_string(entry.path().join("name")) {
+            Ok(found) if found.trim_end() == name => {
+                return Ok(Path::new("/dev").join(entry.file_name()));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+fn open_found(name: &str, found: io::Result<PathBuf>) -> Result<File, OpenError> {
+    let path = found.map_err(|source| OpenError {
         what: "virtio-serial port",
         path: name.into(),
         remedy: ": the name is looked up in /sys/class/virtio-ports",
         source,
-    };
-    let find = || {
-        std::fs::read_dir(class).ok()?.flatten().find(|entry| {
-            std::fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim_end() == name)
-        })
-    };
-    // The names of ports appear some time after the driver was loaded.
-    let port = wait_for_device(find).ok_or_else(|| error(io::ErrorKind::NotFound.into()))?;
+    })?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    let path = Path::new("/dev").join(port.file_name());
     open("virtio-serial port", &path, &options)
 }
 
