@@ -1,7 +1,12 @@
 //! A VM that has ended by itself boots again, if its policy says so.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
+use guest_mem::Segment;
+use rustix::process::Pid;
+
+use super::booting::Booting;
 use super::guest::{Guest, Life};
 use super::ram::RamSource;
 use super::restarts::{End, Next};
@@ -13,6 +18,8 @@ use crate::link::Event;
 #[derive(Debug)]
 pub(super) struct Waiting {
     until: Instant,
+    /// The boot, when it has begun.
+    booting: Option<Box<Booting>>,
     /// The network devices whose link the operator took down before the VM ended.
     links_down: Vec<String>,
 }
@@ -35,9 +42,38 @@ impl Guest {
         self.restarts.count
     }
 
-    /// Returns when the VM boots again. `None` if it does not wait for that.
+    /// Returns when the VM boots again; that is past if it does so now. `None` if it does not boot again.
     pub fn next_boot(&self) -> Option<Instant> {
         self.waiting.as_ref().map(|waiting| waiting.until)
+    }
+
+    /// Returns when to call [`boot_if_due`](Self::boot_if_due), unless [`booting`](Self::booting) is readable before.
+    pub fn boot_due(&self) -> Option<Instant> {
+        let waiting = self.waiting.as_ref()?;
+        Some(waiting.booting.as_ref().map_or(waiting.until, |booting| booting.deadline()))
+    }
+
+    /// What becomes readable when the boot that has begun can go on.
+    pub fn booting(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.waiting.as_ref()?.booting.as_ref()?.as_fd())
+    }
+
+    /// The ID of the VM's process, also of one in which the VM boots.
+    pub fn pid(&self) -> Option<Pid> {
+        match (&self.life, &self.waiting) {
+            (Life::Live(live), _) => Some(live.process.pid()),
+            (_, Some(Waiting { booting: Some(booting), .. })) => Some(booting.pid()),
+            _ => None,
+        }
+    }
+
+    /// The segments of RAM of a VM that has a process.
+    pub(super) fn segments(&self) -> &[Segment] {
+        match (&self.life, &self.waiting) {
+            (Life::Live(live), _) => &live.segments,
+            (_, Some(Waiting { booting: Some(booting), .. })) => booting.segments(),
+            _ => &[],
+        }
     }
 
     /// Whether the VM's process has reported an end that nobody has handled yet.
@@ -60,7 +96,8 @@ impl Guest {
 
     /// Lets the VM, which did not go along with a live update because it was about to boot again, do so.
     pub fn boot_soon(&mut self) {
-        self.waiting = Some(Waiting { until: Instant::now(), links_down: Vec::new() });
+        let (until, links_down) = (Instant::now(), Vec::new());
+        self.waiting = Some(Waiting { until, booting: None, links_down });
     }
 
     /// Does not boot the VM again after its last end.
@@ -80,16 +117,29 @@ impl Guest {
         }
     }
 
-    /// Boots the VM again if its time has come.
+    /// Begins to boot the VM again if its time has come, or goes on with that. Waits for nothing.
     pub fn boot_if_due(&mut self, ram: RamSource<'_>) {
-        if self.next_boot().is_none_or(|until| until > Instant::now()) {
-            return;
-        }
-        let Some(Waiting { links_down, .. }) = self.waiting.take() else { return };
-        self.restarts.boots(Instant::now(), false);
-        match self.boot_again(ram) {
-            Ok(()) => self.take_down(&links_down),
-            Err(error) => {
+        let Some(mut waiting) = self.waiting.take() else { return };
+        let gone_live = match &mut waiting.booting {
+            Some(booting) => booting.go_on(&self.machine),
+            None if waiting.until > Instant::now() => Ok(false),
+            None => {
+                self.restarts.boots(false);
+                self.begin_boot(ram).map(|booting| {
+                    waiting.booting = Some(Box::new(booting));
+                    false
+                })
+            }
+        };
+        match (gone_live, waiting) {
+            (Ok(true), Waiting { booting: Some(booting), links_down, .. }) => {
+                self.goes_live(booting.into_live());
+                self.take_down(&links_down);
+            }
+            (Ok(_), waiting) => self.waiting = Some(waiting),
+            (Err(error), Waiting { booting, links_down, .. }) => {
+                // Its process keeps files that the next attempt needs.
+                drop(booting);
                 let why = chain(&error);
                 tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                 self.ends(End::Failure, Life::Failed(why), links_down);
@@ -108,7 +158,7 @@ impl Guest {
                 if !left.is_zero() {
                     tracing::info!("VM `{}` boots again in {left:?}", self.machine.name);
                 }
-                self.waiting = Some(Waiting { until, links_down });
+                self.waiting = Some(Waiting { until, booting: None, links_down });
             }
         }
     }

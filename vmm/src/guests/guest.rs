@@ -19,10 +19,11 @@ use std::time::Instant;
 use guest_mem::{Layout, Segment};
 
 use super::again::Waiting;
+use super::booting::Booting;
 use super::confinement::Confinement;
 use super::conversation::{ProcessError, unexpected};
 use super::entry::VmEntry;
-use super::files::{Files, OpenError};
+use super::files::OpenError;
 use super::held::Held;
 use super::memfd::{read_document, scratch_memfd};
 use super::process::VmProcess;
@@ -310,17 +311,15 @@ impl Guest {
 
     /// Returns the bytes of the RAM of a VM with a process, touched or not.
     pub fn live_ram_bytes(&self) -> u64 {
-        let Life::Live(live) = &self.life else { return 0 };
-        live.segments.iter().map(Segment::len).sum()
+        self.segments().iter().map(Segment::len).sum()
     }
 
     /// Returns the bytes of the VM's RAM that have no memory of the host yet and may be touched at any
     /// time.
     pub fn untouched_bytes(&self) -> u64 {
-        let Life::Live(live) = &self.life else { return 0 };
         // A segment that cannot be examined counts as wholly untouched, the most that it can be.
         let untouched = |segment| guest_mem::untouched_bytes(segment).unwrap_or(segment.len());
-        live.segments.iter().map(untouched).sum()
+        self.segments().iter().map(untouched).sum()
     }
 
     /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Errors unless the
@@ -328,12 +327,14 @@ impl Guest {
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         if matches!(self.life, Life::Stopped | Life::Failed(_)) {
             self.waiting = None;
-            self.restarts.boots(Instant::now(), true);
+            self.restarts.boots(true);
         }
-        self.boot_again(ram)
+        let live = self.begin_boot(ram)?.finish(&self.machine)?;
+        self.goes_live(live);
+        Ok(())
     }
 
-    pub(super) fn boot_again(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
+    pub(super) fn begin_boot(&self, ram: RamSource<'_>) -> Result<Booting, GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) if self.machine.cpus == 0 => {
                 let remedy = "the configuration does not describe it, so it cannot be booted";
@@ -351,38 +352,13 @@ impl Guest {
                 return Err(self.wrong_state(remedy));
             }
         }
-        let segments = create_ram(&self.machine.name, self.machine.ram_bytes, ram)?;
-        let mut files = Files::for_machine(&self.machine)
-            .and_then(|files| files.with_kernel(&self.machine))
-            .map_err(|source| GuestError::Open { name: self.name(), source })?;
-        for segment in &segments {
-            let clone = segment.file().try_clone();
-            let clone = clone.map_err(|source| GuestError::Clone { name: self.name(), source })?;
-            files.push(Role::Segment, clone);
-        }
-        let start = || {
-            let process = VmProcess::spawn(&self.confinement)?;
-            let (machine, ram) = (self.machine.clone(), ram.kind());
-            let request = Request::Boot { machine, ram, nested: false };
-            process.build(request, &files.borrow())?;
-            match process.reply()? {
-                Reply::Built => {}
-                other => return Err(unexpected("boot", &other)),
-            }
-            process.ask(Request::Resume)?;
-            Ok(process)
-        };
-        let process = start().map_err(|source| self.process_error(source))?;
+        Booting::begin(&self.machine, ram, &self.confinement)
+    }
+
+    pub(super) fn goes_live(&mut self, live: Live) {
         self.missing_hints.clear();
-        self.life = Life::Live(Live {
-            process,
-            segments,
-            running: true,
-            stopping: None,
-            console: files.console(),
-            program: None,
-        });
-        Ok(())
+        self.restarts.runs(Instant::now());
+        self.life = Life::Live(live);
     }
 
     /// Stops the vCPUs and the devices.

@@ -3,6 +3,7 @@
 
 mod again;
 pub mod answers;
+mod booting;
 pub mod confinement;
 pub mod conversation;
 pub mod entry;

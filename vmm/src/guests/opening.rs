@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use super::files::{Files, OpenError};
 use crate::machine::Machine;
@@ -25,6 +26,12 @@ impl Opening {
         Self::run(move || Files::for_machine(&machine))
     }
 
+    /// Begins to open what a boot of `machine` needs.
+    pub fn begin_with_kernel(machine: &Machine) -> Result<Self, OpenError> {
+        let machine = machine.clone();
+        Self::run(move || Files::for_machine(&machine)?.with_kernel(&machine))
+    }
+
     fn run(
         open: impl FnOnce() -> Result<Files, OpenError> + Send + 'static,
     ) -> Result<Self, OpenError> {
@@ -38,6 +45,13 @@ impl Opening {
         };
         thread::Builder::new().name("open".to_owned()).spawn(open).map_err(failed)?;
         Ok(Self { ended, files })
+    }
+
+    /// The error if they are not open after `within`.
+    pub fn is_late(&self, within: Duration) -> OpenError {
+        let seconds = within.as_secs();
+        let problem = format!("one is not open after {seconds} s: its disk or its server hangs");
+        failed(io::Error::other(problem))
     }
 
     /// Returns the files. Waits until they are open.
@@ -59,7 +73,7 @@ impl AsFd for Opening {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::guests::answers::readable;

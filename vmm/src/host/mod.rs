@@ -278,21 +278,22 @@ impl Host {
         self.boot_if_due(index);
     }
 
-    /// Boots the VMs again whose time has come.
+    /// Boots the VMs again whose time has come, and goes on with those that boot.
     fn boot_due(&mut self) {
         (0..self.vms.len()).for_each(|index| self.boot_if_due(index));
     }
 
     fn boot_if_due(&mut self, index: usize) {
-        if self.vms[index].next_boot().is_some() {
+        let vm = &self.vms[index];
+        if vm.booting().is_some() || vm.boot_due().is_some_and(|due| due <= Instant::now()) {
             let ram = ram_beside(self.promised_to_rehearsal(), &self.luo, &self.vms, index);
             self.vms[index].boot_if_due(ram);
         }
     }
 
-    /// Returns when the next VM boots again.
+    /// Returns when the next VM boots again, or has failed to.
     fn next_boot(&self) -> Option<Instant> {
-        self.vms.iter().filter_map(Guest::next_boot).min()
+        self.vms.iter().filter_map(Guest::boot_due).min()
     }
 
     /// Gives every VM the policy and the priority that the configuration has for it.

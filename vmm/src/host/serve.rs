@@ -78,6 +78,8 @@ enum Source {
     Port,
     Client(u64),
     Vm(usize),
+    /// A VM that boots again.
+    Booting,
     /// A VM of the last host that is late.
     Late,
     /// The VM of a rehearsal.
@@ -238,6 +240,10 @@ impl Server {
                 sources.push(Source::Vm(index));
                 fds.push(PollFd::from_borrowed_fd(live.process.as_fd(), PollFlags::IN));
             }
+            if let Some(booting) = vm.booting() {
+                sources.push(Source::Booting);
+                fds.push(PollFd::from_borrowed_fd(booting, PollFlags::IN));
+            }
         }
         for fd in host.rehearsal.iter().flat_map(Rehearsal::fds) {
             sources.push(Source::Rehearsal);
@@ -320,7 +326,7 @@ impl Server {
             Source::Client(number) => self.serve_client(number, host),
             Source::Vm(index) => handle_events(host, index),
             // After all others, in each round.
-            Source::Late | Source::Rehearsal => {}
+            Source::Booting | Source::Late | Source::Rehearsal => {}
         }
     }
 

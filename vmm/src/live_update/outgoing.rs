@@ -238,11 +238,7 @@ pub fn run(
         blackout.check(Step::Jump)?;
     }
     // Also those of VMs that stay behind.
-    let processes = vms.iter().filter_map(|vm| match &vm.life {
-        Life::Live(live) => Some(live.process.pid()),
-        _ => None,
-    });
-    let processes: Vec<_> = processes.collect();
+    let processes: Vec<_> = vms.iter().filter_map(Guest::pid).collect();
     Err(jump(luo, next, &processes))
 }
 

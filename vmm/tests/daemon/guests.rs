@@ -1,6 +1,7 @@
 //! Hosts with guests of a few bytes: guests that reset again and again, and processes that hang.
 
 use std::fs;
+use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,32 @@ fn a_guest_that_only_resets_is_given_up_without_a_policy() {
     let vm = host.wait_for("loops", |vm| vm["state"] == "failed");
     assert!(vm["error"][0].as_str().unwrap().contains("10 times in a row"), "{vm}");
     assert_eq!(vm["restarts"], 9);
+}
+
+#[test]
+fn a_vm_that_boots_again_keeps_the_host_from_nothing_and_is_no_obstacle_to_a_handover() {
+    let vms = [("loops", RESETS, "restart = \"on-failure\""), ("counts", COUNTS, "")];
+    let Some(mut host) = host("", &vms) else { return };
+    let exists = |pid| Path::new(&format!("/proc/{pid}")).exists();
+    for _ in 0..2 {
+        host.counts_on("counts");
+        // As a process that searches a disk, which a guest has made for that, or waits for one on a server that is gone.
+        let stopped = stop_next_vm_process(host.child.id()).join().unwrap();
+        let vm = host.vm("loops");
+        assert_eq!((&vm["state"], &vm["pid"]), (&"restarting".into(), &Value::Null), "{vm}");
+        host.counts_on("counts");
+        assert!(exists(stopped), "the host has waited until it gave up the process");
+        host.hands_over(&[]);
+        assert!(!exists(stopped), "the next host has to end it");
+    }
+    // It boots when its process goes on.
+    let stopped = stop_next_vm_process(host.child.id()).join().unwrap();
+    let before = host.vm("loops")["restarts"].as_u64();
+    kill_process(Pid::from_raw(stopped).unwrap(), Signal::CONT).unwrap();
+    host.wait_for("loops", |vm| vm["restarts"].as_u64() > before);
+    assert!(host.ctl(&["stop", "loops", "--now"]).status.success());
+    assert_eq!(host.vm("loops")["state"], "stopped");
+    host.counts_on("counts");
 }
 
 #[test]
