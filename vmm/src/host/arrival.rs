@@ -204,6 +204,10 @@ impl Host {
         breakpoint::reach("report", None);
         self.keep_report();
         for machine in arrival.manifest.into_iter().flat_map(|manifest| manifest.boots) {
+            if self.is_given_up(&machine.name) {
+                // An operator has decided since, perhaps booted it; or it has a state.
+                continue;
+            }
             tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
             let mut vm = Guest::new(machine, &self.confinement);
             vm.boot_soon();

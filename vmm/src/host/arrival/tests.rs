@@ -9,8 +9,10 @@ use luo::{Backend, Errno, Error, Outgoing, Retrieve, Token};
 
 use super::*;
 use crate::config::Config;
+use crate::guests::Live;
 use crate::guests::entry::tests::sample;
 use crate::guests::memfd::document_memfd;
+use crate::guests::process::VmProcess;
 use crate::host::kernel_entry::KernelEntry;
 use crate::live_update::carry;
 use crate::live_update::index::Index;
@@ -218,6 +220,40 @@ fn a_vm_that_was_given_up_meanwhile_is_not_taken_over_later() {
     host.settle(Destiny::NextKernel).unwrap();
     let states: Vec<_> = host.vms.iter().map(|vm| (vm.machine.name.as_str(), vm.state())).collect();
     assert_eq!(states, [("db", "stopped"), ("web-1", "preserved")]);
+}
+
+#[test]
+fn a_vm_that_was_to_boot_again_and_that_an_operator_booted_meanwhile_runs_on() {
+    let keeper = Keeper::start();
+    let mut manifest = crate::live_update::manifest::tests::sample();
+    manifest.vms.clear();
+    for name in ["db", "web-1"] {
+        manifest.boots.push(Machine { name: VmName::new(name).unwrap(), ..sample().machine });
+    }
+    let bytes = write_document(&manifest).unwrap();
+    let index = write_document(&Index::of(&manifest, &bytes)).unwrap();
+    let session = keeper.create_session(&host_session()).unwrap();
+    for (token, bytes) in [(INDEX_TOKEN, &index), (MANIFEST_TOKEN, &bytes)] {
+        session.preserve(document_memfd("a", bytes).unwrap().as_fd(), token).unwrap();
+    }
+    let keeper = Keeper::arrive(keeper.switch().unwrap()).unwrap();
+    let fault = Arc::new(Mutex::new(Some((0, Errno::MFILE))));
+    let mut host = arrive(&Fragile { keeper, backend: Backend::Keeper, fault });
+    assert_eq!(host.vms[0].state(), "withheld");
+    let (process, _link) = VmProcess::idle(&host.confinement);
+    let pid = process.pid();
+    host.vms[0].life = Life::Live(Live {
+        process,
+        segments: Vec::new(),
+        running: true,
+        stopping: None,
+        console: None,
+        program: None,
+    });
+    host.look_again().unwrap();
+    let states: Vec<_> = host.vms.iter().map(|vm| (vm.machine.name.as_str(), vm.state())).collect();
+    assert_eq!(states, [("db", "running"), ("web-1", "restarting")]);
+    assert_eq!(host.vms[0].pid(), Some(pid));
 }
 
 #[test]
