@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::preflight::{self, NextFiles};
+use super::preflight::{self, NextFiles, absolute};
 use crate::api::{self, Call, Event, HandoverCall, Line, RecoverCall, Status, UpdateCall, With};
 use crate::host;
 use crate::live_update::Step;
@@ -89,6 +89,7 @@ enum Command {
         #[arg(value_parser = vm_name)]
         vm: VmName,
         /// The file, which must not exist
+        #[arg(value_parser = absolute)]
         path: PathBuf,
     },
     /// Read a piece of a VM's RAM, in hexadecimal
@@ -162,7 +163,7 @@ enum Command {
     /// Replace the host's program under its VMs, on this kernel
     Handover {
         /// The next program; by default, the path that the running one was started from
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = absolute)]
         program: Option<PathBuf>,
         /// Do everything before this step, then undo it: load, preserve-ram, pause, save,
         /// preserve-state, sync or jump

@@ -1,5 +1,6 @@
 //! `perennial preflight`: what would stand in the way of a live update, without a running host.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,14 +39,19 @@ pub(super) struct Arguments {
 #[derive(Debug, Args)]
 pub(super) struct NextFiles {
     /// The next kernel, instead of the one in the configuration
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub(super) kernel: Option<PathBuf>,
     /// Its initramfs
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub(super) initramfs: Option<PathBuf>,
     /// Its command line; the parameters that a live update needs are added
     #[arg(long)]
     pub(super) cmdline: Option<String>,
+}
+
+/// A path as the host can use it, which has another working directory than the person who types it.
+pub(super) fn absolute(path: &str) -> io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 /// There is nothing to look at.

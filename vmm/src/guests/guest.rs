@@ -8,7 +8,7 @@
 //!                        \--the pool is out of reach--> Withheld --stop--> Stopped
 //! ```
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -403,7 +403,8 @@ impl Guest {
         let write = || -> io::Result<()> {
             let mut file =
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(&document)
+            // A part of a document is of no use, and would stand in the way of the next attempt.
+            file.write_all(&document).inspect_err(|_| drop(fs::remove_file(path)))
         };
         write().map_err(|source| GuestError::Dump { name: self.name(), path: path.into(), source })
     }

@@ -5,6 +5,7 @@
 mod clients;
 mod events;
 mod faults;
+mod files;
 mod guests;
 mod handover;
 mod host;

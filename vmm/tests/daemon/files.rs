@@ -1,0 +1,60 @@
+//! Files that an operator names: from his own directory, and on a disk that is full.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+use crate::guests::host;
+use crate::host::{Host, PERENNIAL};
+use crate::kernel::COUNTS;
+
+/// Runs `perennial ctl` in the host's directory, which is not the one in which the host runs.
+fn ctl_there(host: &Host, arguments: &[&str]) -> Output {
+    let mut command = Command::new(PERENNIAL);
+    command.current_dir(host.directory.path()).args(["ctl", "--socket", "socket"]).args(arguments);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_path_is_that_of_the_operator_and_not_that_of_the_host() {
+    let Some(host) = host("", &[("one", COUNTS, "")]) else { return };
+    let directory = host.directory.path();
+    let dumped = ctl_there(&host, &["dump", "one", "state"]);
+    assert!(dumped.status.success(), "{dumped:?}");
+    assert!(fs::metadata(directory.join("state")).unwrap().len() > 1 << 10);
+    let absent = directory.join("absent").display().to_string();
+    let commands: [&[&str]; 3] = [
+        &["handover", "--program", "absent"],
+        &["preflight", "--kernel", "absent", "--initramfs", "state"],
+        &["preflight", "--kernel", "state", "--initramfs", "absent"],
+    ];
+    for command in commands {
+        let Output { stdout, stderr, .. } = ctl_there(&host, command);
+        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
+        assert!(said.contains(&absent), "{command:?}: {said}");
+    }
+    host.counts_on("one");
+}
+
+#[test]
+fn a_document_for_which_there_is_no_room_leaves_nothing_behind() {
+    let Some(host) = host("", &[("one", COUNTS, "")]) else { return };
+    let pid = Some(Pid::from_child(&host.child));
+    let limit = |current| {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        prlimit(pid, Resource::Fsize, Rlimit { current, maximum }).unwrap();
+    };
+    let path = host.directory.path().join("state");
+    let dump = || ctl_there(&host, &["dump", "one", "state"]);
+    limit(Some(1 << 10));
+    let output = dump();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let shown = path.display().to_string();
+    assert!(!output.status.success() && said.contains(&shown), "{said}");
+    assert!(!Path::new(&path).exists(), "it would stand in the way of the next attempt");
+    host.counts_on("one");
+    limit(None);
+    assert!(dump().status.success());
+}
