@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::compression::Compression;
@@ -361,7 +361,9 @@ impl Initramfs {
 /// Opens a regular file for reading. Returns it with its size in bytes.
 fn open(what: &'static str, path: &Path) -> Result<(File, u64), ImageError> {
     let error = |source| ImageError::Open { what, path: path.to_owned(), source };
-    let file = File::open(path).map_err(error)?;
+    // Opening a FIFO would otherwise wait for a program at its other end.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(error)?;
     let metadata = file.metadata().map_err(error)?;
     if !metadata.is_file() {
         return Err(ImageError::NotAFile { what, path: path.to_owned() });
@@ -382,6 +384,7 @@ pub(crate) mod tests {
     use std::fs;
 
     use proptest::prelude::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tempfile::TempDir;
 
     use super::*;
@@ -551,8 +554,14 @@ pub(crate) mod tests {
             assert!(matches!(error, ImageError::Open { .. }), "{error}");
             assert!(error.to_string().contains("absent"), "{error}");
         }
-        let error = Kernel::open(dir.path()).unwrap_err();
-        assert!(matches!(error, ImageError::NotAFile { .. }), "{error}");
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for path in [dir.path(), &fifo] {
+            let errors = [Kernel::open(path).unwrap_err(), Initramfs::open(path).unwrap_err()];
+            for error in errors {
+                assert!(matches!(error, ImageError::NotAFile { .. }), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -38,14 +38,19 @@ pub struct OpenError {
 
 /// Opens `path`. The error text calls the file `what`.
 pub fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
-    let opened = match std::fs::metadata(path) {
-        // The host would wait for the program at the other end, and with it all VMs.
+    let opened = open_at_once(path, options);
+    opened.map_err(|source| OpenError { what, path: path.to_owned(), remedy: "", source })
+}
+
+/// Opens `path`. Errors if that would wait for a program at the other end of a FIFO.
+pub fn open_at_once(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match std::fs::metadata(path) {
+        // The host would wait, and with it all VMs.
         Ok(found) if found.file_type().is_fifo() => {
             Err(io::Error::other("it is a FIFO, which only a program at its other end could open"))
         }
         _ => options.open(path),
-    };
-    opened.map_err(|source| OpenError { what, path: path.to_owned(), remedy: "", source })
+    }
 }
 
 /// The longest time that PID 1 waits for a device of the host to appear.

@@ -16,6 +16,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::devices::files::open_at_once;
+
 /// Bytes copied at a time, and bytes examined at either end of a device. The ends contain the
 /// superblocks of all common file systems and the backup of a partition table.
 const PIECE: usize = 1 << 20;
@@ -127,7 +129,7 @@ pub fn format(device: &Path, image: &Path, contents: Contents) -> Result<bool, F
             Found::Nothing => {}
         }
     }
-    let source = File::open(image).map_err(io("open", image))?;
+    let source = open_at_once(image, OpenOptions::new().read(true)).map_err(io("open", image))?;
     let image_bytes = source.metadata().map_err(io("find the size of", image))?.len();
     if image_bytes > device_bytes {
         let (image, device) = (image.to_owned(), device.to_owned());

@@ -28,6 +28,7 @@ use rustix::time::Timespec;
 
 use super::manifest::CARRIES_ON;
 use crate::confine::trial::named;
+use crate::devices::files::open_at_once;
 use crate::guests::memfd::{document_memfd, scratch_memfd};
 use crate::inherited_fd;
 
@@ -173,7 +174,7 @@ impl NextHost {
         let error = |attempt| {
             move |source| NextHostError::Program { attempt, path: path.to_owned(), source }
         };
-        let program = File::open(path).map_err(error("open"))?;
+        let program = open_at_once(path, File::options().read(true)).map_err(error("open"))?;
         access(path, Access::EXEC_OK).map_err(|e| error("execute")(e.into()))?;
         Self::of(program, path.to_owned(), None)
     }
@@ -461,6 +462,16 @@ fn end(children: &[Pid], deadline: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_is_a_fifo_is_refused_and_keeps_nobody_waiting() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let said = crate::causes::chain(&NextHost::open(&path).unwrap_err()).join(": ");
+        assert!(said.contains("/program: it is a FIFO"), "{said}");
+    }
 
     #[test]
     fn only_the_processes_that_are_named_are_ended_and_waited_for() {

@@ -1,9 +1,10 @@
-//! Files that an operator names: from his own directory, and on a disk that is full.
+//! Files that an operator names: from his own directory, on a disk that is full, and some that are no files.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::guests::host;
@@ -36,6 +37,24 @@ fn a_path_is_that_of_the_operator_and_not_that_of_the_host() {
         assert!(said.contains(&absent), "{command:?}: {said}");
     }
     host.counts_on("one");
+}
+
+#[test]
+fn what_is_no_file_is_refused_and_keeps_the_host_from_nothing() {
+    let Some(host) = host("", &[("one", COUNTS, "")]) else { return };
+    let fifo = host.directory.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let commands: [&[&str]; 4] = [
+        &["handover", "--program", "fifo"],
+        &["handover", "--program", "."],
+        &["preflight", "--kernel", "fifo", "--initramfs", "."],
+        &["preflight", "--kernel", ".", "--initramfs", "fifo"],
+    ];
+    for command in commands {
+        let output = ctl_there(&host, command);
+        assert!(!output.status.success(), "{command:?}: {output:?}");
+        host.counts_on("one");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::lock;
-use crate::devices::files::{OpenError, Opened};
+use crate::devices::files::{OpenError, Opened, open_at_once};
 use crate::devices::identity::Identity;
 use crate::devices::rate_limit::{self, RateLimits};
 use crate::options::Options;
@@ -131,7 +131,7 @@ impl BlockOptions {
                 // Of a block device, that it is this program's alone. Nothing if it is a file.
                 let exclusive = if self.readonly { 0 } else { libc::O_EXCL };
                 options.custom_flags(exclusive);
-                lock::open_locked(self.readonly, || options.open(path))
+                lock::open_locked(self.readonly, || open_at_once(path, &options))
             }
         };
         let file = file.map_err(|source| match source.kind() {
