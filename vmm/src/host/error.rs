@@ -6,6 +6,8 @@ use super::backend::NoLuo;
 use super::instance::InstanceError;
 use super::kernel_entry::NoteError;
 use super::service;
+use crate::api::Line;
+use crate::causes::chain;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
 use crate::live_update::preflight::{Finding, UnknownCheck};
@@ -233,6 +235,13 @@ fn recovered_before(recovered: &[VmName]) -> String {
 }
 
 impl HostError {
+    /// Logs the error, and returns the reply to request `id`, which was not carried out because of it.
+    pub(super) fn reply(&self, id: u64) -> Line {
+        let why = chain(self);
+        tracing::warn!("{}", why.join(": "));
+        Line::Error { id, error: why, outcome: self.outcome() }
+    }
+
     /// Returns what became of the guests, if the error is about a live update or a handover.
     pub fn outcome(&self) -> Option<Outcome> {
         match self {

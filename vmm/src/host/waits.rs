@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::serve::refusal;
 use super::{Host, HostError, find};
 use crate::api::{Answer, Line};
 use crate::guests::conversation::ProcessError;
@@ -102,7 +101,7 @@ impl<C: Copy + PartialEq> Waits<C> {
             None => true,
             Some(error) => {
                 let (client, id) = resize.request;
-                replies.push((client, refusal(id, &error)));
+                replies.push((client, error.reply(id)));
                 false
             }
         });
@@ -140,7 +139,7 @@ fn reply<C>((client, id): (C, u64), name: VmName, resized: Result<u64, Vec<Strin
         Ok(bytes) => (client, Line::ok(id, &Answer::Resized { bytes })),
         Err(why) => {
             let source = ProcessError::refused("resize a device", why);
-            (client, refusal(id, &GuestError::Process { name, source }.into()))
+            (client, HostError::from(GuestError::Process { name, source }).reply(id))
         }
     }
 }

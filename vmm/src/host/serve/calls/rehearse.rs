@@ -1,62 +1,56 @@
 //! Rehearsals for the clients of the host's main loop: begins them, and replies when they have ended.
 
-use super::{Client, Server, Whom, refusal};
+use super::Calls;
 use crate::api::{Answer, Command, Event, Line, UpdateCall, now_ms};
 use crate::host::rehearsals::{self, Asked};
+use crate::host::serve::callers::Caller;
 use crate::host::{Host, HostError};
 use crate::live_update::preflight::Finding;
 
-impl Server {
+impl Calls {
     /// Begins a rehearsal. Returns the answer, if it cannot be done, or `None` if the answer comes later.
     pub(super) fn rehearse(
         &mut self,
         host: &mut Host,
-        asked: Asked<Whom>,
+        asked: Asked<Caller>,
     ) -> Result<Option<Answer>, HostError> {
-        let (updates, whom) = (asked.updates, asked.request.0);
-        let begun = self.rehearsals.begin(host, asked)?;
+        let (updates, caller) = (asked.updates, asked.request.0);
+        let begun = self.pending.rehearsals.begin(host, asked)?;
         self.tell_of_rehearsal(updates, None);
         match begun {
             None => Ok(None),
-            Some((asked, finding)) => self.rehearsed(host, whom, &asked, vec![finding]).map(Some),
+            Some((asked, finding)) => self.rehearsed(host, caller, &asked, vec![finding]).map(Some),
         }
     }
 
     /// Replies to what was asked of a rehearsal that has ended. Ends the rehearsal if its client has left, or the host
     /// ends.
     pub(super) fn go_on_with_rehearsal(&mut self, host: &mut Host) {
-        if self.stops.host_ends() {
-            if let Some((whom, id)) = self.rehearsals.end(host, |_| true) {
-                self.tell(whom, &refusal(id, &HostError::Ending));
+        if self.pending.stops.host_ends() {
+            if let Some((caller, id)) = self.pending.rehearsals.end(host, |_| true) {
+                self.callers.tell(caller, &HostError::Ending.reply(id));
             }
             return;
         }
-        let Self { rehearsals, clients, .. } = self;
-        let all = || clients.iter().flat_map(|clients| &clients.all);
-        let has_left = |whom| match whom {
-            Whom::Port => false,
-            Whom::Client(number) => {
-                all().find(|client| client.number == number).is_none_or(Client::has_left)
-            }
-        };
-        if rehearsals.end(host, has_left).is_some() {
+        let has_left = |caller| self.callers.has_left(caller);
+        if self.pending.rehearsals.end(host, has_left).is_some() {
             tracing::warn!("the rehearsal was ended, because its client has left");
         }
-        let Some((asked, findings)) = self.rehearsals.round(host) else { return };
-        let (whom, id) = asked.request;
-        let line = match self.rehearsed(host, whom, &asked, findings) {
+        let Some((asked, findings)) = self.pending.rehearsals.round(host) else { return };
+        let (caller, id) = asked.request;
+        let line = match self.rehearsed(host, caller, &asked, findings) {
             Ok(answer) => Line::ok(id, &answer),
-            Err(error) => refusal(id, &error),
+            Err(error) => error.reply(id),
         };
-        self.tell(whom, &line);
+        self.callers.tell(caller, &line);
     }
 
     /// Returns the answer to a rehearsal, or goes on with the update.
     fn rehearsed(
         &mut self,
         host: &mut Host,
-        whom: Whom,
-        asked: &Asked<Whom>,
+        caller: Caller,
+        asked: &Asked<Caller>,
         findings: Vec<Finding>,
     ) -> Result<Answer, HostError> {
         let refusals = asked.refusals(&findings)?;
@@ -70,7 +64,7 @@ impl Server {
                 let call = UpdateCall { rehearse: Some(false), ..asked.call.clone() };
                 // Minutes have passed: the update must not load what was put in place of the files meanwhile.
                 host.rehearsed = asked.files;
-                let answer = self.carry_out_at_once(Command::Update(call), host, whom);
+                let answer = self.carry_out_at_once(Command::Update(call), host, caller);
                 host.rehearsed = None;
                 answer
             }
