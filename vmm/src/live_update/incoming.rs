@@ -14,14 +14,17 @@
 //! resume, its state document is outdated, so nothing is restored from the document any more. Sessions are finished
 //! only after every guest that can be resumed runs, because finishing takes time and ends the possibility to try again.
 
+mod frames;
+mod restored;
+
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_mem::{FrameDigest, Segment};
-use luo::{Incoming, Orchestrator};
+use guest_mem::Segment;
+use luo::Orchestrator;
 
 use super::breakpoint;
 pub use super::incoming_error::IncomingError;
@@ -44,6 +47,8 @@ use crate::guests::{Guest, Life, Live};
 use crate::link::{MissingHints, Ram, Reply, Request, Role};
 use crate::machine::VmName;
 use crate::vm::ram_layout;
+pub use frames::FrameComparison;
+pub use restored::RestoredVm;
 
 /// How long the host waits for VMs that go no further, before it serves its clients and the other VMs.
 const LATE_AFTER: Duration = Duration::from_secs(20);
@@ -131,32 +136,6 @@ fn next_turn(began: impl Iterator<Item = Instant>, at_once: usize, now: Instant)
     ends.len().checked_sub(at_once).map_or(now, |too_many| ends[too_many])
 }
 
-/// A VM after a live update.
-pub struct RestoredVm {
-    /// The VM's entry in the manifest. Its ledger now also has the phases of the restore.
-    pub entry: VmEntry,
-    /// The VM: live, preserved, or failed if there is no session for it or its process ended when it was resumed.
-    pub vm: Guest,
-    /// The session, if the VM is live. To be finished when all VMs are live.
-    pub session: Option<Incoming>,
-    /// Host TSC when the first vCPU entered `KVM_RUN`; `None` if the VM was not resumed, or has
-    /// not said so yet.
-    pub first_entry_ticks: Option<u64>,
-    /// Page frames before and after the live update, of each segment for which the manifest has a digest.
-    pub frames: Vec<FrameComparison>,
-}
-
-/// The page frames of one segment in both kernels.
-#[derive(Debug, Clone, Copy)]
-pub struct FrameComparison {
-    /// Size of the segment in bytes.
-    pub bytes: u64,
-    /// Digest in the old kernel, when the segment was preserved.
-    pub before: FrameDigest,
-    /// Digest in this kernel.
-    pub after: FrameDigest,
-}
-
 /// A VM whose memory has been retrieved and whose process restores it.
 struct Arriving {
     /// When its turn began.
@@ -237,35 +216,13 @@ fn start(
         }
         // There is nothing behind the name: the memory is lost.
         Err(error) if error.is_not_found() => {
-            let mut vm = Guest::new(entry.machine.clone(), confinement);
-            vm.life = Life::Failed(chain(&error));
-            Err(Box::new(RestoredVm::without_process(entry, vm)))
+            Err(Box::new(RestoredVm::lost(entry, chain(&error), confinement)))
         }
         // Everything else may pass, and the session may still come.
         Err(error) => {
-            let (why, held) = (chain(&error), Held::unretrieved(name, files));
-            let vm = preserved(held, entry.clone(), why, confinement);
-            Err(Box::new(RestoredVm::without_process(entry, vm)))
+            let kept = (Held::unretrieved(name, files), entry.clone());
+            Err(Box::new(RestoredVm::preserved(entry, kept, chain(&error), confinement)))
         }
-    }
-}
-
-/// Returns a VM that is preserved, because it cannot be restored.
-fn preserved(
-    held: Held,
-    entry: VmEntry,
-    why: Vec<String>,
-    confinement: &Arc<Confinement>,
-) -> Guest {
-    tracing::error!("VM `{}` is preserved: {}", entry.machine.name, why.join(": "));
-    let mut vm = Guest::new(entry.machine.clone(), confinement);
-    vm.life = Life::Preserved { held, entry: Some(Box::new(entry)), why };
-    vm
-}
-
-impl RestoredVm {
-    fn without_process(entry: VmEntry, vm: Guest) -> Self {
-        Self { entry, vm, session: None, first_entry_ticks: None, frames: Vec::new() }
     }
 }
 
@@ -300,7 +257,7 @@ fn begin(
         }
         let retrieved = tsc::now();
         entry.ledger.enter("retrieve", spawned, retrieved);
-        let (frames, since) = look_up_frames(&segments, &mut entry, retrieved);
+        let (frames, since) = frames::compare(&segments, &mut entry, retrieved);
         Ok((process, opening, segments, state, frames, since))
     };
     match begin() {
@@ -323,38 +280,10 @@ fn begin(
             program: program.map(NextHost::describe),
         }),
         Err(error) => {
-            let vm = preserved(held, left, chain(&error), confinement);
-            Err(Box::new(RestoredVm::without_process(entry, vm)))
+            let kept = (held, left);
+            Err(Box::new(RestoredVm::preserved(entry, kept, chain(&error), confinement)))
         }
     }
-}
-
-/// Computes the digests of the page frames of those segments for which the manifest has a digest. Returns
-/// them with the TSC at the end. This happens in the blackout, because once the VM's process has mapped
-/// the segments with the advice to use huge pages, the kernel may merge small pages into huge ones.
-fn look_up_frames(
-    segments: &[Segment],
-    entry: &mut VmEntry,
-    start: u64,
-) -> (Vec<FrameComparison>, u64) {
-    let known = segments.iter().zip(&entry.segments);
-    let known = known.filter_map(|(segment, entry)| Some((segment, entry.frames?)));
-    let frames = known.map(|(segment, before)| {
-        Ok(FrameComparison { bytes: segment.len(), before, after: FrameDigest::of(segment)? })
-    });
-    let frames: Result<Vec<_>, guest_mem::Error> = frames.collect();
-    let frames = frames.unwrap_or_else(|error| {
-        // A failed comparison is only logged: the guest can still be resumed.
-        let why = chain(&error).join(": ");
-        tracing::error!("VM `{}`: cannot verify its page frames: {why}", entry.machine.name);
-        Vec::new()
-    });
-    if frames.is_empty() {
-        return (frames, start);
-    }
-    let end = tsc::now();
-    entry.ledger.enter("verify-frames", start, end);
-    (frames, end)
 }
 
 /// Returns the VM's RAM: preserved segments are retrieved from the session, the others created again.
@@ -490,13 +419,13 @@ impl Arriving {
             (true, _) | (_, None) => {
                 let why = chain(&IncomingError::Resume(Box::new(error)));
                 tracing::error!("VM `{}` is lost: {}", entry.machine.name, why.join(": "));
-                let mut vm = Guest::new(entry.machine.clone(), confinement);
-                vm.life = Life::Failed(why);
-                vm
+                RestoredVm::lost(entry, why, confinement)
             }
-            (false, Some(held)) => preserved(held, left, chain(&error), confinement),
+            (false, Some(held)) => {
+                RestoredVm::preserved(entry, (held, left), chain(&error), confinement)
+            }
         };
-        (RestoredVm { frames, ..RestoredVm::without_process(entry, vm) }, process)
+        (RestoredVm { frames, ..vm }, process)
     }
 
     /// The deadline `within` has passed. The VM is preserved, but its process is not ended yet.
@@ -519,8 +448,8 @@ impl Arriving {
         }
         match self.held.take() {
             Some(held) => {
-                let vm = preserved(held, self.left.clone(), chain(&error), confinement);
-                let vm = RestoredVm::without_process(self.entry.clone(), vm);
+                let (entry, kept) = (self.entry.clone(), (held, self.left.clone()));
+                let vm = RestoredVm::preserved(entry, kept, chain(&error), confinement);
                 let deadline = self.began + ANSWER_WITHIN;
                 (vm, Some(Late { vm: Box::new(self), deadline }))
             }

@@ -3,8 +3,8 @@
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
-use luo::SessionName;
 use luo::builtin::keeper::Keeper;
+use luo::{Incoming, SessionName};
 
 use super::*;
 use crate::config::HostSection;
