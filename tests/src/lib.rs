@@ -32,7 +32,6 @@ pub mod systemd;
 mod tap;
 pub mod timeline;
 mod times;
-pub mod tiny;
 mod tsc;
 pub mod unified;
 pub mod workload;

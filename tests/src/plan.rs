@@ -11,6 +11,8 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
+use perennial_doubles::pvh;
+
 use crate::binaries::{self, Binaries};
 use crate::debian::{self, Release};
 use crate::image::{Ext4, Initramfs, raw_disk};
@@ -20,7 +22,6 @@ use crate::paths;
 use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine};
 use crate::systemd::{self, ORDERS_PORT};
-use crate::tiny;
 use crate::unified;
 
 pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
@@ -86,7 +87,7 @@ pub struct HostPlan {
     pub stock_guests: bool,
     /// Its VMs.
     pub vms: Vec<VmPlan>,
-    /// Number of VMs of 64 MiB that it has besides, which halt and have no devices: see [`tiny`].
+    /// Number of VMs of 64 MiB that it has besides, which halt and have no devices: see [`pvh::HALTS`].
     pub tiny: u32,
     /// Whether the host is a service of systemd instead of PID 1.
     pub under_systemd: bool,
@@ -318,7 +319,7 @@ impl HostPlan {
             let role = if self.stock_guests { Role::StockB } else { Role::Guest };
             guest_files(role, binaries, &tree)?;
         }
-        fs::write(tree.path("guest/tiny")?, tiny::image())?;
+        fs::write(tree.path("guest/tiny")?, pvh::image(pvh::HALTS))?;
         if let Some(earlier) = &self.earlier_a {
             tree.copy(EARLIER.trim_start_matches("/data/"), earlier)?;
             tree.copy(THIS.trim_start_matches("/data/"), &binaries.perennial())?;

@@ -1,34 +1,26 @@
 //! The store, tested with a service manager that handles the messages as systemd 262 does.
 
 use std::fs::File;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 use std::thread::JoinHandle;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
-    SocketFlags, SocketType, bind, recvmsg, socket_with,
-};
+use perennial_doubles::fd_store::{Kept, NotifySocket};
 
 use super::*;
 
 /// A service manager with one service, whose store holds at most `max` fds.
 struct Manager {
     directory: tempfile::TempDir,
-    thread: Option<JoinHandle<Vec<(String, OwnedFd)>>>,
+    thread: Option<JoinHandle<Kept>>,
 }
 
 impl Manager {
-    fn start(max: usize, mut kept: Vec<(String, OwnedFd)>) -> Self {
+    fn start(max: usize, mut kept: Kept) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let address = SocketAddrUnix::new(directory.path().join("notify")).unwrap();
-        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
-        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
-        bind(&socket, &address).unwrap();
+        let socket = NotifySocket::bind(&directory.path().join("notify"));
         let thread = std::thread::spawn(move || {
-            while let Some((text, fds)) = receive(&socket) {
-                obey(&mut kept, max, &text, fds);
+            while let Some(message) = socket.receive() {
+                message.obey(&mut kept, max);
             }
             kept
         });
@@ -40,44 +32,13 @@ impl Manager {
     }
 
     /// Stops the manager. Returns the fds that it would pass to the service at its next start.
-    fn stop(mut self) -> Vec<(String, OwnedFd)> {
+    fn stop(mut self) -> Kept {
         self.notify().send("").unwrap();
         self.thread.take().unwrap().join().unwrap()
     }
 }
 
-/// Receives the next message. `None` if it is empty, which stops the manager.
-fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
-    let mut bytes = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [IoSliceMut::new(&mut bytes)];
-    let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-    let fds = control.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
-        _ => Vec::new(),
-    });
-    let fds = fds.collect();
-    (got.bytes > 0).then(|| (String::from_utf8(bytes[..got.bytes].to_vec()).unwrap(), fds))
-}
-
-fn obey(kept: &mut Vec<(String, OwnedFd)>, max: usize, text: &str, fds: Vec<OwnedFd>) {
-    let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
-    let name = lines.get("FDNAME").copied().filter(|name| !name.contains(':')).unwrap_or("stored");
-    if lines.contains_key("FDSTOREREMOVE") {
-        kept.retain(|(other, _)| other != name);
-    } else if lines.contains_key("FDSTORE") {
-        for fd in fds {
-            let inode = Inode::of(fd.as_fd()).unwrap();
-            let known = kept.iter().any(|(_, k)| Inode::of(k.as_fd()).unwrap() == inode);
-            if kept.len() < max && !known {
-                kept.push((name.to_owned(), fd));
-            }
-        }
-    }
-}
-
-fn store(manager: &Manager, max: usize, fds: Vec<(String, OwnedFd)>) -> FdStore {
+fn store(manager: &Manager, max: usize, fds: Kept) -> FdStore {
     FdStore::new(manager.notify(), max, fds).unwrap()
 }
 
@@ -98,7 +59,7 @@ fn contents(fd: OwnedFd) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-fn copy(fds: &[(String, OwnedFd)]) -> Vec<(String, OwnedFd)> {
+fn copy(fds: &[(String, OwnedFd)]) -> Kept {
     fds.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).collect()
 }
 
@@ -107,7 +68,7 @@ fn names(fds: &[(String, OwnedFd)]) -> Vec<&str> {
 }
 
 /// Preserves sessions with one file each under token 0. Returns the fds that the next process gets.
-fn left_behind(sessions: &[(&str, &str)]) -> Vec<(String, OwnedFd)> {
+fn left_behind(sessions: &[(&str, &str)]) -> Kept {
     let manager = Manager::start(8, Vec::new());
     let store = store(&manager, 8, Vec::new());
     for (session, text) in sessions {

@@ -100,8 +100,10 @@ const OTHER_MEANINGS: &[(&str, &str)] = &[
 
 /// The crates that know no other crate of the workspace.
 const LEAVES: [&str; 3] = ["guest-mem", "luo", "kexec"];
+/// Supports fuzz targets. Only the tests of a leaf may use it, and fuzzers.
+const FUZZ: &str = "perennial-fuzz";
 /// What only the tests of a leaf may use.
-const FOR_TESTS: &str = "perennial-fuzz";
+const FOR_TESTS: [&str; 2] = [FUZZ, "perennial-doubles"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -286,7 +288,7 @@ fn a_kind_of_device_that_is_named_outside_is_seen_however_it_is_written() {
 
 /// The crates of the workspace on which a leaf's manifest depends.
 fn dependencies_of_leaf(text: &str) -> Vec<String> {
-    let workspace = ["guest-mem", "luo", "kexec", "vmm", "perennial-tests", FOR_TESTS];
+    let workspace = ["guest-mem", "luo", "kexec", "vmm", "perennial-tests"];
     let manifest: toml::Table = toml::from_str(text).unwrap();
     let mut tables = vec![&manifest];
     // `[target.'cfg(..)'.dependencies]` is a dependency too.
@@ -296,16 +298,17 @@ fn dependencies_of_leaf(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for table in tables {
         for (kind, allowed) in [
-            ("dependencies", None),
-            ("build-dependencies", None),
-            ("dev-dependencies", Some(FOR_TESTS)),
+            ("dependencies", &[][..]),
+            ("build-dependencies", &[]),
+            ("dev-dependencies", &FOR_TESTS),
         ] {
             let entries = table.get(kind).and_then(|value| value.as_table());
             for (name, value) in entries.into_iter().flatten() {
                 let renamed = value.get("package").and_then(|value| value.as_str());
                 let name = renamed.unwrap_or(name);
                 let by_path = value.get("path").is_some();
-                if (workspace.contains(&name) || by_path) && Some(name) != allowed {
+                let is_ours = workspace.contains(&name) || FOR_TESTS.contains(&name) || by_path;
+                if is_ours && !allowed.contains(&name) {
                     found.push(name.to_owned());
                 }
             }
@@ -321,9 +324,7 @@ fn the_leaf_crates_know_no_other_crate_of_the_workspace() {
         let found: Vec<String> = dependencies_of_leaf(&text)
             .into_iter()
             // Only fuzzers compile it.
-            .filter(|name| {
-                name != FOR_TESTS || !text.contains("[target.'cfg(fuzzing)'.dependencies]")
-            })
+            .filter(|name| name != FUZZ || !text.contains("[target.'cfg(fuzzing)'.dependencies]"))
             .collect();
         assert_eq!(found, Vec::<String>::new(), "{leaf}");
     }
@@ -338,9 +339,11 @@ fn a_leaf_that_knows_another_crate_is_seen() {
         "[target.'cfg(unix)'.dependencies]\nkexec.workspace = true",
         "[build-dependencies]\nvmm.workspace = true",
         "[dev-dependencies]\nguest-mem.workspace = true",
+        "[dependencies]\nperennial-doubles.workspace = true",
     ] {
         assert_eq!(dependencies_of_leaf(text).len(), 1, "{text}");
     }
-    let own = "[dependencies]\nlibc.workspace = true\n[dev-dependencies]\nperennial-fuzz.workspace = true";
+    let own = "[dependencies]\nlibc.workspace = true\n[dev-dependencies]\nperennial-fuzz.workspace = true\n\
+               perennial-doubles.workspace = true";
     assert!(dependencies_of_leaf(own).is_empty());
 }

@@ -1,10 +1,8 @@
 //! A service manager with one service, whose fd store it keeps as systemd 262 does: `docs/systemd.md` has the facts.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -12,11 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use perennial_doubles::fd_store::{Kept, NotifySocket};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
-    SocketFlags, SocketType, bind, recvmsg, socket_with,
-};
 
 /// The most fds that the store takes, unless a test needs a smaller one.
 pub(super) const CAPACITY: usize = 64;
@@ -25,12 +20,10 @@ const ABOVE: i32 = 400;
 /// A message of the test to the manager.
 const SYNC: &str = "SYNC=1";
 
-type Kept = Arc<Mutex<Vec<(String, OwnedFd)>>>;
-
 pub(super) struct Manager {
     directory: PathBuf,
     capacity: usize,
-    kept: Kept,
+    kept: Arc<Mutex<Kept>>,
     /// Has one for each [`SYNC`] that was received.
     synced: Receiver<()>,
 }
@@ -49,18 +42,15 @@ impl Manager {
         let systemctl = directory.join("systemctl");
         fs::write(&systemctl, "#!/bin/sh\necho 'systemd 262 (262.1-1)'\n").unwrap();
         fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
-        let address = SocketAddrUnix::new(directory.join("notify")).unwrap();
-        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
-        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
-        bind(&socket, &address).unwrap();
-        let kept = Kept::default();
+        let socket = NotifySocket::bind(&directory.join("notify"));
+        let kept = Arc::<Mutex<Kept>>::default();
         let store = Arc::clone(&kept);
         let (syncs, synced) = channel();
         thread::spawn(move || {
-            while let Some((text, fds)) = receive(&socket) {
-                match text == SYNC {
+            while let Some(message) = socket.receive() {
+                match message.text == SYNC {
                     true => syncs.send(()).unwrap(),
-                    false => obey(&mut store.lock().unwrap(), capacity, &text, fds),
+                    false => message.obey(&mut store.lock().unwrap(), capacity),
                 }
             }
         });
@@ -116,39 +106,5 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         let _ = self.send("");
-    }
-}
-
-/// Receives the next message. `None` if it is empty, which ends the manager.
-fn receive(socket: &OwnedFd) -> Option<(String, Vec<OwnedFd>)> {
-    let mut bytes = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [IoSliceMut::new(&mut bytes)];
-    let got = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-    let fds = control.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
-        _ => Vec::new(),
-    });
-    let fds = fds.collect();
-    (got.bytes > 0).then(|| (String::from_utf8(bytes[..got.bytes].to_vec()).unwrap(), fds))
-}
-
-fn obey(kept: &mut Vec<(String, OwnedFd)>, capacity: usize, text: &str, fds: Vec<OwnedFd>) {
-    let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once('=')).collect();
-    let name = lines.get("FDNAME").copied().unwrap_or("stored");
-    if lines.contains_key("FDSTOREREMOVE") {
-        kept.retain(|(other, _)| other != name);
-    } else if lines.contains_key("FDSTORE") {
-        let inode = |fd: &OwnedFd| {
-            let stat = rustix::fs::fstat(fd.as_fd()).unwrap();
-            (stat.st_dev, stat.st_ino)
-        };
-        for fd in fds {
-            let known = kept.iter().any(|(_, other)| inode(other) == inode(&fd));
-            if kept.len() < capacity && !known {
-                kept.push((name.to_owned(), fd));
-            }
-        }
     }
 }
