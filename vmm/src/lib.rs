@@ -1,5 +1,6 @@
 //! The Perennial VMM: virtual machines whose memory and state outlive the host's kernel.
 
+pub mod answer;
 pub mod api;
 pub mod arch;
 pub mod boot_disk;

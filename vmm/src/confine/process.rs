@@ -11,16 +11,16 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
-use rustix::time::Timespec;
+
+use crate::answer::ends_within;
 
 /// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
 /// example on a disk that does not answer, takes longer.
-const GONE_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long the thread that has started a process may take to end.
 const THREAD_WITHIN: Duration = Duration::from_secs(10);
@@ -101,9 +101,7 @@ impl Process {
     /// Waits for the end of the process. Returns its exit status, `Some(None)` if a signal ended it, and `None` if
     /// it runs on after `within`.
     pub fn wait_for(&self, within: Duration) -> io::Result<Option<Option<i32>>> {
-        let within = Timespec::try_from(within).map_err(io::Error::other)?;
-        let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        if rustix::io::retry_on_intr(|| poll(&mut gone, Some(&within)))? == 0 {
+        if !ends_within(&self.pidfd, within)? {
             return Ok(None);
         }
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)?;
@@ -157,9 +155,8 @@ pub fn was_started_as(command: &str) -> bool {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        let mut gone = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        match rustix::io::retry_on_intr(|| poll(&mut gone, Some(&GONE_WITHIN))) {
-            Ok(0) => tracing::error!(
+        match ends_within(&self.pidfd, GONE_WITHIN) {
+            Ok(false) => tracing::error!(
                 "process {} was killed and does not end: it may keep {} busy",
                 self.pid,
                 self.holds

@@ -9,16 +9,16 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::process::Process;
 use super::{Record, namespaces, privileges, was_started_as};
+use crate::answer::{Answer, Output, named};
 
 /// The subcommand of the process around the program.
 const COMMAND: &str = "try";
@@ -28,18 +28,6 @@ const FILES: &str = "--files=";
 const NOBODY: u32 = 65534;
 /// Exit status of the process around the program if it could not start the program.
 const NOT_TRIED: i32 = 125;
-/// Most bytes of the output that are returned, and how many more for each file.
-const MOST_SAID: u64 = 4096;
-const SAID_OF_A_FILE: u64 = 256;
-
-/// What a program answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// Whether it ended with success.
-    pub is_good: bool,
-    /// The start of its output, with the name of each file in place of its path.
-    pub said: String,
-}
 
 /// A program gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -72,17 +60,12 @@ pub fn run(
     let mut words = vec![format!("{FILES}{}", files.len()), path(&program)];
     words.extend(files.iter().map(|(_, fd)| path(fd)));
     words.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    let mut said = File::from(memfd_create("said", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
-    let (nothing, output) = (File::open("/dev/null")?, said.try_clone()?);
+    let (nothing, output) = (File::open("/dev/null")?, Output::new()?);
     let holds = "nothing that matters";
-    let process = Process::spawn(COMMAND, &words, nothing.into(), Some(output.into()), holds)?;
+    let process = Process::spawn(COMMAND, &words, nothing.into(), Some(output.writer()?), holds)?;
     let status = process.wait_for(within)?.ok_or(TrialError::Silent(within))?;
     drop(process);
-    let mut text = Vec::new();
-    said.rewind()?;
-    let most = MOST_SAID + SAID_OF_A_FILE * files.len() as u64;
-    said.by_ref().take(most).read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
+    let text = output.said(files.len())?;
     // The process around the program has written the paths before it started the program.
     let (paths, said) = text.split_once('\n').unwrap_or((&text, ""));
     match status {
@@ -93,13 +76,6 @@ pub fn run(
             Ok(Answer { is_good: status == Some(0), said: named(said.trim(), files) })
         }
     }
-}
-
-/// Returns the text with a name in place of each path.
-pub fn named(text: &str, mut files: Vec<(String, &str)>) -> String {
-    // The path of fd 12 begins with that of fd 1.
-    files.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
-    files.iter().fold(text.to_owned(), |text, (path, name)| text.replace(path, name))
 }
 
 /// Whether this process is the one around the program.
@@ -160,16 +136,5 @@ fn confine_and_run(words: &[OsString]) -> Result<u8, String> {
             println!("it cannot be executed: {error}");
             Ok(1)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_that_begins_with_another_one_keeps_its_own_name() {
-        let files = vec![("/fd/1".to_owned(), "first"), ("/fd/12".to_owned(), "second")];
-        assert_eq!(named("/fd/12: bad, /fd/1: good", files), "second: bad, first: good");
     }
 }

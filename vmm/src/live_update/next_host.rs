@@ -6,30 +6,28 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luo::builtin::keeper::Handover;
 use luo::{Ticket, TicketError};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, access};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open, wait,
     waitid, waitpid,
 };
-use rustix::time::Timespec;
 
 use super::manifest::CARRIES_ON;
-use crate::confine::trial::named;
+use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
-use crate::guests::memfd::{document_memfd, scratch_memfd};
+use crate::guests::memfd::document_memfd;
 use crate::inherited_fd;
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
@@ -47,8 +45,6 @@ const TICKET: &str = "ticket=";
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// Most bytes of a program's output that an error text quotes.
-const MOST_SAID: u64 = 4096;
 
 /// The next program cannot take over.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +183,7 @@ impl NextHost {
         deadline: Option<Instant>,
     ) -> Result<Self, NextHostError> {
         let next = Self { program: Arc::new(program), path: what, deadline };
-        let (_, said) = next.ask(&["--version".into()])?;
+        let Answer { said, .. } = next.ask(&["--version".into()])?;
         match said.starts_with("perennial ") {
             true => Ok(next),
             false => {
@@ -210,7 +206,7 @@ impl NextHost {
         if said.contains(CARRIES_ON) || self.link_protocol()?.is_some() {
             return Ok(());
         }
-        let (_, version) = self.ask(&["--version".into()])?;
+        let version = self.ask(&["--version".into()])?.said;
         Err(NextHostError::Older { path: self.path.clone(), version })
     }
 
@@ -220,8 +216,8 @@ impl NextHost {
         let path = |fd: BorrowedFd<'_>| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
         let mut arguments: Vec<OsString> = vec!["state".into(), "check".into()];
         arguments.extend(documents.iter().map(|(_, fd)| path(*fd).into()));
-        let (good, said) = self.ask(&arguments)?;
-        if good {
+        let Answer { is_good, said } = self.ask(&arguments)?;
+        if is_good {
             return Ok(said);
         }
         let files = documents.iter().map(|(name, fd)| (path(*fd), name.as_str())).collect();
@@ -246,8 +242,8 @@ impl NextHost {
     /// Returns the number of the protocol that the program's VM processes speak with their host. `None` if it does
     /// not say.
     pub fn link_protocol(&self) -> Result<Option<u32>, NextHostError> {
-        let (good, said) = self.ask(&["vmm".into(), "--protocol".into()])?;
-        Ok(said.parse().ok().filter(|_| good))
+        let Answer { is_good, said } = self.ask(&["vmm".into(), "--protocol".into()])?;
+        Ok(said.parse().ok().filter(|_| is_good))
     }
 
     /// Executes the program in this process, and passes `left` and what is `passed` on to it. Returns only on an
@@ -276,8 +272,10 @@ impl NextHost {
         let file = file.map_err(|source| self.error("write a tree for", source))?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
         match self.ask(&["luo".into(), "show".into(), path.into()])? {
-            (true, _) => Ok(file),
-            (false, said) => Err(NextHostError::Rehearsal { path: self.path.clone(), said }),
+            Answer { is_good: true, .. } => Ok(file),
+            Answer { is_good: false, said } => {
+                Err(NextHostError::Rehearsal { path: self.path.clone(), said })
+            }
         }
     }
 
@@ -309,13 +307,11 @@ impl NextHost {
         Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
     }
 
-    /// Runs the program with `arguments`. Returns whether it succeeded, and the first `MOST_SAID` bytes
-    /// of its output. Kills it and errors if that takes too long.
-    fn ask(&self, arguments: &[OsString]) -> Result<(bool, String), NextHostError> {
+    /// Runs the program with `arguments`. Kills it and errors if that takes too long.
+    fn ask(&self, arguments: &[OsString]) -> Result<Answer, NextHostError> {
         let error = |source| self.error("execute", source);
-        // A memfd and not a pipe, so that the program never waits for a reader.
-        let mut said = scratch_memfd("said").map_err(error)?;
-        let output = || said.try_clone().map(Stdio::from).map_err(error);
+        let output = Output::new().map_err(error)?;
+        let writer = || output.writer().map(Stdio::from).map_err(error);
         let mut child = self
             .command()
             .args(arguments)
@@ -323,36 +319,29 @@ impl NextHost {
             .env_remove(LOCK_VARIABLE)
             .env_remove(PROCESSES_VARIABLE)
             .stdin(Stdio::null())
-            .stdout(output()?)
-            .stderr(output()?)
+            .stdout(writer()?)
+            .stderr(writer()?)
             .spawn()
             .map_err(error)?;
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let within = self.deadline.map_or(ANSWER_WITHIN, left);
-        let ended = wait_for(&child, within).map_err(|errno| error(errno.into()));
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let ended = pidfd.map_err(io::Error::from).and_then(|pidfd| ends_within(pidfd, within));
         if !matches!(ended, Ok(true)) {
             let _ = child.kill();
         }
         let status = child.wait().map_err(error)?;
-        if !ended? {
+        if !ended.map_err(error)? {
             return Err(NextHostError::Silent { path: self.path.clone() });
         }
-        let mut text = Vec::new();
-        said.rewind().and_then(|()| said.take(MOST_SAID).read_to_end(&mut text)).map_err(error)?;
-        Ok((status.success(), String::from_utf8_lossy(&text).trim().to_owned()))
+        // Each argument may be a file.
+        let said = output.said(arguments.len()).map_err(error)?;
+        Ok(Answer { is_good: status.success(), said: said.trim().to_owned() })
     }
 
     fn error(&self, attempt: &'static str, source: io::Error) -> NextHostError {
         NextHostError::Program { attempt, path: self.path.clone(), source }
     }
-}
-
-/// Waits for a child to end, for as long as `within`. Returns whether it ended.
-fn wait_for(child: &Child, within: Duration) -> Result<bool, Errno> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-    let within = Timespec::try_from(within).unwrap_or_default();
-    Ok(rustix::io::retry_on_intr(|| poll(&mut ended, Some(&within)))? > 0)
 }
 
 /// What a host leaves to the next one in its process.
@@ -448,12 +437,9 @@ fn end(children: &[Pid], deadline: Instant) -> bool {
     }
     let has_ended = |pid: &Pid| {
         let pidfd = pidfd_open(*pid, PidfdFlags::empty())?;
-        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).unwrap_or_default();
-        let ended = rustix::io::retry_on_intr(|| poll(&mut ended, Some(&left)))? > 0;
+        let ended = ends_within(pidfd, deadline.saturating_duration_since(Instant::now()))?;
         let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
-        Ok::<_, Errno>(ended)
+        Ok::<_, io::Error>(ended)
     };
     // Of each, so that all that have ended are reaped.
     mine.iter().filter(|pid| !has_ended(pid).unwrap_or(false)).count() == 0
@@ -461,6 +447,8 @@ fn end(children: &[Pid], deadline: Instant) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]

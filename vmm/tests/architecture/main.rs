@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
         "options",
         "socket",
         "inherited_fd",
+        "answer",
         "confine",
         "bus",
         "state",

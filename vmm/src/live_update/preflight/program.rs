@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::documents::Document;
 use super::{Check, Finding};
-use crate::confine::trial::{self, Answer, TrialError};
+use crate::answer::Answer;
+use crate::confine::trial::{self, TrialError};
 use crate::guests::memfd::document_memfd;
 use crate::live_update::manifest::CARRIES_ON;
 
