@@ -9,7 +9,7 @@
 #   say, die                       print to stderr; `die` ends the recipe
 #   artefact_begin PREFIX [NAME]   print the artefact's directory and end the recipe, if there is one; PREFIX may
 #                                  have wildcards. Else wait until no other recipe works under NAME (`apt` by
-#                                  default), and set `work`, a directory with an empty `tree`, and `log`
+#                                  default; see alone.sh), and set `work`, a directory with an empty `tree`, and `log`
 #   artefact_finish PREFIX         move $work/tree, which has the list `packages`, into the cache, and print where
 #                                  it is
 #
@@ -26,6 +26,8 @@ die() {
 
 # shellcheck source=resources/apt.sh
 . "$here/../apt.sh"
+# shellcheck source=resources/alone.sh
+. "$here/../alone.sh"
 
 recipe=$(cat "$0" "$here/../artefact.sh" | sha256sum)
 recipe=${recipe:0:8}
@@ -46,15 +48,11 @@ artefact_find() {
 artefact_begin() {
     local name=${2:-apt}
     if artefact_find "$1"; then exit; fi
-    # One at a time; a second one waits and then finds the work done.
-    exec 9>"$cache/$name.lock"
-    flock 9
+    # A second recipe waits and then finds the work done.
+    work_alone "$cache/$name.lock" "$cache/work-$name" apt_close
     if artefact_find "$1"; then exit; fi
     log=$cache/$name.log
-    work=$cache/work-$name
-    trap 'rm -rf "$work"; apt_close' EXIT
-    rm -rf "$work"
-    mkdir -p "$work/tree"
+    mkdir "$work/tree"
 }
 
 artefact_finish() {

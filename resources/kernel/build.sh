@@ -36,8 +36,8 @@ die() {
 
 # shellcheck source=resources/kernel/source.sh
 . "$here/source.sh"
-
-work=$kernels/work
+# shellcheck source=resources/alone.sh
+. "$here/../alone.sh"
 
 # Fixed values, so that the same input gives the same kernel on every computer.
 make_flags=(
@@ -147,14 +147,8 @@ all_there() {
 trap apt_close EXIT
 find_source
 if ! all_there; then
-    # One build at a time: a second one waits and then finds the kernels in the cache.
-    exec 9>"$kernels/lock"
-    if ! flock --nonblock 9; then
-        say "waiting for another build"
-        flock 9
-    fi
-    trap 'rm -rf "$work"; apt_close' EXIT
-    rm -rf "$work"
+    # A second build waits and then finds the kernels in the cache.
+    work_alone "$kernels/lock" "$kernels/work" apt_close
     for name in "${wanted[@]}"; do
         case $name in
         # Tests need both hosts, and the second is quickly built in the first one's tree.

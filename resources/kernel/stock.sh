@@ -17,8 +17,8 @@
 #   order              their names, each after those that it needs
 #   modules.builtin    the list of what is built into the kernel and so in neither
 #
-# The directory's name has a hash of
-# what went into it, and packages that were downloaded once stay in use:
+# The directory's name has a hash of what went into it, and packages that were downloaded
+# once stay in use:
 #
 #   ${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/perennial}/
 #       downloads/stock-<a|b>/            the packages
@@ -37,6 +37,9 @@ die() {
     say "$@"
     exit 1
 }
+
+# shellcheck source=resources/alone.sh
+. "$here/../alone.sh"
 
 cache=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}
 downloads=$cache/downloads
@@ -157,7 +160,6 @@ unpack() {
     fetch "$name"
     target=$(directory "$name")
     if [[ -d $target ]]; then return; fi
-    work=$kernels/stock.$$
     unpacked=$work/unpacked
     image=$work/image
     mkdir -p "$unpacked" "$image/modules"
@@ -171,13 +173,11 @@ unpack() {
     for module in "${wanted_modules[@]}"; do add_module "$module"; done
     # A directory under its final name is a finished one.
     mv "$image" "$target"
-    rm -rf "$work"
+    rm -rf "$unpacked"
     say "unpacked $release"
 }
 
-trap 'rm -rf "${work:-}"; apt_close' EXIT
-exec 9>"$kernels/stock.lock"
-flock 9
+work_alone "$kernels/stock.lock" "$kernels/stock-work" apt_close
 for name in "${wanted[@]}"; do
     unpack "$name"
     directory "$name"

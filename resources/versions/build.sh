@@ -22,7 +22,6 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 programs=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}/programs
-work=$programs/work
 target=x86_64-unknown-linux-gnu
 build=(cargo build --release --locked --target "$target" --package vmm --no-default-features --bin perennial)
 flags="-C target-feature=+crt-static"
@@ -32,6 +31,9 @@ die() {
     say "$@"
     exit 1
 }
+
+# shellcheck source=resources/alone.sh
+. "$here/../alone.sh"
 
 mapfile -t known < <(sed -nE 's/^([a-z]+) ([0-9a-f]{40})$/\1/p' "$here/commits")
 case ${1:-} in
@@ -91,14 +93,8 @@ build() {
 
 mkdir -p "$programs"
 if ! all_there; then
-    # One build at a time: a second one waits and then finds the programs in the cache.
-    exec 9>"$programs/lock"
-    if ! flock --nonblock 9; then
-        say "waiting for another build"
-        flock 9
-    fi
-    trap 'rm -rf "$work"' EXIT
-    rm -rf "$work"
+    # A second build waits and then finds the programs in the cache.
+    work_alone "$programs/lock" "$programs/work"
     for name in "${wanted[@]}"; do build "$name"; done
 fi
 for name in "${wanted[@]}"; do directory "$name"; done
