@@ -145,6 +145,13 @@ impl Held {
         Ok(Some(session))
     }
 
+    /// Returns what the index says of the files that [`preserve`](Self::preserve) preserves. None if they stay in the
+    /// session that they came in.
+    pub fn preserved_again(&self) -> impl Iterator<Item = &IndexedFile> {
+        let leaves = matches!(self.origin, Origin::Finished);
+        self.files.iter().filter(move |file| leaves && self.fds.contains_key(&file.token))
+    }
+
     /// Gives up the files but the session: everything of it was retrieved and is in use. `None` if it is finished.
     pub fn into_session(self) -> Option<Incoming> {
         match self.origin {

@@ -5,6 +5,9 @@ use luo::Copies;
 
 use super::memory::live;
 use super::{Check, Finding, Surroundings};
+use crate::guests::Life;
+use crate::guests::held::Held;
+use crate::guests::indexed::{FileKind, IndexedFile};
 
 /// Files of the update that belong to no VM: the manifest, the index, and this host's program.
 const FILES_OF_THE_HOST: u64 = 3;
@@ -14,32 +17,53 @@ const DOCUMENTS_OF_THE_HOST: u64 = 2;
 /// vCPUs have an XSAVE area of 11 KiB. Also its part of the manifest, the index and the pool's tree.
 const BYTES_OF_A_VM: u64 = 64 << 10;
 const BYTES_OF_A_VCPU: u64 = 32 << 10;
+/// Bytes for each VM that is preserved here, beside its state document: its part of the manifest, the index and the
+/// pool's tree.
+const BYTES_OF_AN_ENTRY: u64 = 16 << 10;
+/// Each copy takes whole blocks.
+const BLOCK: u64 = 4096;
 
 /// Bytes that are taken to be enough for the documents of a VM with so many vCPUs.
 pub fn bytes_of_documents(vcpus: u64) -> u64 {
     BYTES_OF_A_VM + BYTES_OF_A_VCPU * vcpus
 }
 
-/// Checks the room for the VMs that travel.
+/// Checks the room for the VMs that travel, and for those that are preserved here and go along.
 pub(super) fn check(surroundings: &Surroundings<'_>) -> Vec<Finding> {
     let room = surroundings.room;
     let vms = live(surroundings).count() as u64;
-    if vms == 0 {
+    let held: Vec<_> = held(surroundings).collect();
+    if vms == 0 && held.is_empty() {
         return Vec::new();
     }
     let mut findings = Vec::new();
     if let Some(free) = room.files {
         let touched = live(surroundings).map(|(_, live)| touched(live)).sum::<u64>();
-        findings.extend(too_few_files(touched + vms + FILES_OF_THE_HOST, free));
+        let of_vms = touched + vms + held.len() as u64;
+        findings.extend(too_few_files(of_vms + FILES_OF_THE_HOST, free));
     }
     if let Some(free) = room.copies {
         let travelling = surroundings.travelling().filter(|vm| vm.is_live());
         let of_vms = travelling.map(|vm| bytes_of_documents(vm.machine.cpus.into())).sum::<u64>();
-        let bytes = of_vms + BYTES_OF_A_VM;
-        findings
-            .extend(too_little_room(Copies { files: vms + DOCUMENTS_OF_THE_HOST, bytes }, free));
+        // RAM stays where it is.
+        let documents = held.iter().filter(|file| file.kind != FileKind::Ram);
+        let sizes = documents.clone().map(|file| file.bytes.next_multiple_of(BLOCK));
+        let of_held = sizes.map(|bytes| bytes + BYTES_OF_AN_ENTRY).sum::<u64>();
+        let bytes = of_vms + of_held + BYTES_OF_A_VM;
+        let files = vms + documents.count() as u64 + DOCUMENTS_OF_THE_HOST;
+        findings.extend(too_little_room(Copies { files, bytes }, free));
     }
     findings
+}
+
+/// The files of the VMs that are preserved here, as far as the update preserves them again. A VM that is left out of the
+/// update goes along as well, if it is preserved.
+fn held<'a>(surroundings: &Surroundings<'a>) -> impl Iterator<Item = &'a IndexedFile> {
+    let held = surroundings.vms.iter().filter_map(|vm| match &vm.life {
+        Life::Preserved { held, .. } => Some(held),
+        _ => None,
+    });
+    held.flat_map(Held::preserved_again)
 }
 
 /// The segments of a VM's RAM that are preserved. One that cannot be examined counts.
@@ -81,7 +105,60 @@ fn too_little_room(needed: Copies, free: Copies) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use luo::builtin::keeper::Keeper;
+    use luo::{Orchestrator, Room, Token};
+
     use super::*;
+    use crate::config::HostSection;
+    use crate::guests::Guest;
+    use crate::guests::confinement::Confinement;
+    use crate::guests::entry::tests::sample;
+    use crate::guests::memfd::document_memfd;
+    use crate::live_update::manifest::vm_session;
+
+    /// A preserved VM with a document of 5000 bytes and a piece of RAM, which are still in the session that they came in
+    /// if it `stays`.
+    fn preserved(stays: bool) -> Guest {
+        let entry = sample();
+        let name = vm_session(&entry.machine.name);
+        let keeper = Keeper::start();
+        let session = keeper.create_session(&name).unwrap();
+        for token in [0, 1] {
+            let file = document_memfd("file", b"contents").unwrap();
+            session.preserve(file.as_fd(), Token(token)).unwrap();
+        }
+        let keeper = Keeper::arrive(keeper.switch().unwrap()).unwrap();
+        drop(session);
+        let file = |token, kind, bytes| IndexedFile { token, kind, bytes, digest: 0 };
+        let files = vec![file(0, FileKind::State, 5000), file(1, FileKind::Ram, 1 << 20)];
+        let mut held = Held::new(keeper.retrieve_session(&name).unwrap(), files);
+        if !stays {
+            held.collect(&keeper, false).unwrap();
+            held.release().unwrap();
+        }
+        let mut vm = Guest::new(entry.machine.clone(), &Confinement::new(&HostSection::default()));
+        vm.life = Life::Preserved { held, entry: Some(Box::new(entry)), why: Vec::new() };
+        vm
+    }
+
+    #[test]
+    fn what_is_preserved_here_and_goes_along_takes_room_as_well() {
+        let none = Copies { files: 0, bytes: 0 };
+        let room = Room { files: Some(0), copies: Some(none) };
+        let around = Surroundings { room, ..Surroundings::without_vms() };
+        let vms = [preserved(false), preserved(false)];
+        let found = check(&Surroundings { vms: &vms, ..around });
+        // Two blocks and an entry for each VM, and the host's.
+        let text = found.iter().map(ToString::to_string).collect::<String>();
+        assert!(text.contains("puts 7 files into the fd store"), "{text}");
+        assert!(text.contains("needs about 112 KiB in the pool"), "{text}");
+        let enough = Room { files: Some(7), copies: Some(Copies { files: 4, bytes: 112 << 10 }) };
+        assert_eq!(check(&Surroundings { vms: &vms, room: enough, ..around }), []);
+        // Nothing of these is preserved again.
+        assert_eq!(check(&Surroundings { vms: &[preserved(true)], ..around }), []);
+    }
 
     #[test]
     fn an_fd_store_must_take_every_file_and_says_by_how_much_it_is_too_small() {
@@ -113,7 +190,7 @@ mod tests {
     #[test]
     fn without_vms_nothing_is_preserved() {
         let none = Copies { files: 0, bytes: 0 };
-        let room = luo::Room { files: Some(0), copies: Some(none) };
+        let room = Room { files: Some(0), copies: Some(none) };
         assert_eq!(check(&Surroundings { room, ..Surroundings::without_vms() }), []);
     }
 }
