@@ -1,4 +1,4 @@
-//! A VM that has ended by itself boots again, if its policy says so.
+//! A VM that has ended by itself boots again, if its policy says so; and what boots beside the host's loop.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -7,7 +7,7 @@ use guest_mem::Segment;
 use rustix::process::Pid;
 
 use super::booting::Booting;
-use super::guest::{Guest, Life};
+use super::guest::{Guest, GuestError, Life};
 use super::ram::RamSource;
 use super::restarts::{End, Next};
 use crate::causes::chain;
@@ -98,6 +98,14 @@ impl Guest {
     pub fn boot_soon(&mut self) {
         let (until, links_down) = (Instant::now(), Vec::new());
         self.waiting = Some(Waiting { until, booting: None, links_down });
+    }
+
+    /// Begins to boot the VM. [`boot_if_due`](Self::boot_if_due) goes on with that.
+    pub fn begin_to_boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
+        self.restarts.boots(true);
+        let booting = Some(Box::new(self.begin_boot(ram)?));
+        self.waiting = Some(Waiting { until: Instant::now(), booting, links_down: Vec::new() });
+        Ok(())
     }
 
     /// Does not boot the VM again after its last end.

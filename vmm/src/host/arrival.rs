@@ -11,7 +11,7 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
-use super::{Found, Host, HostError, Look, find, index_of, init, mounts, ram_source, start};
+use super::{Found, Host, HostError, Look, find, index_of, init, mounts, start};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::tsc;
@@ -27,7 +27,6 @@ use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
 use crate::live_update::manifest::{vm_of_session, vm_session};
 use crate::live_update::next_host::NextHost;
 use crate::live_update::programs::{self, Program};
-use crate::machine::claims::Claims;
 use crate::machine::{Boot, DiskBoot, Machine, VmName};
 
 /// What is left of the last host's sessions, beside those of preserved VMs.
@@ -117,46 +116,6 @@ impl Host {
                 self.last_host.unseen = Some(why);
                 false
             }
-        }
-    }
-
-    /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
-    /// withheld instead.
-    fn boot_vms(&mut self) {
-        let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
-        let unseen = self.last_host.unseen.as_ref().map(|why| why.join(": "));
-        let why = unseen.clone().or(unreachable.map(|none| none.why.clone()));
-        let remedy = match self.kernel_entry.ticket() {
-            _ if unseen.is_some() => "remove the cause and `restore` the VM",
-            Some(_) => {
-                "repair the cause and `restore` the VM, or `update` to a kernel whose host can reach it"
-            }
-            None => "repair the cause and start the host again",
-        };
-        let mut claims = Claims::default();
-        for machine in self.config.machines.iter().cloned() {
-            let claimed = claims.add_files(&machine);
-            let mut vm = Guest::new(machine, &self.confinement);
-            vm.follow(&self.config);
-            match &why {
-                Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
-                    vm.withhold(why, remedy);
-                }
-                _ => {
-                    if let Ok(luo) = &self.luo {
-                        forget_leftovers(luo.as_ref(), &vm.machine.name);
-                    }
-                    let (index, wanted) = (self.vms.len(), vm.machine.ram_bytes);
-                    let ram = ram_source(&self.luo, &self.vms, index, wanted);
-                    let claimed = claimed.map_err(|source| vm.claimed(source));
-                    if let Err(error) = claimed.and_then(|()| vm.boot(ram)) {
-                        let why = chain(&error);
-                        tracing::error!("{}", why.join(": "));
-                        vm.did_not_boot(why);
-                    }
-                }
-            }
-            self.vms.push(vm);
         }
     }
 
@@ -546,16 +505,6 @@ impl Host {
         std::mem::forget(std::mem::take(&mut self.carried.sessions));
         std::mem::forget(std::mem::take(&mut self.carried.programs));
         std::mem::forget(self.last_host.session.take());
-    }
-}
-
-/// Frees what a host that was killed before it left has put into the store of a VM that boots now: without a manifest
-/// it cannot be restored, and it is outdated from now on.
-fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
-    if luo.backend().outlives_process()
-        && let Ok(session) = luo.retrieve_session(&vm_session(vm))
-    {
-        tracing::warn!("`{}` has no manifest and is outdated: its memory is freed", session.name());
     }
 }
 

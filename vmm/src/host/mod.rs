@@ -15,6 +15,7 @@
 pub mod alone;
 mod arrival;
 pub mod backend;
+mod boots;
 mod clients;
 pub mod dhcp;
 mod error;

@@ -17,24 +17,30 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// One VM: its name, its guest's code, and more lines of its section.
 pub(crate) type Vm<'a> = (&'a str, &'a [u8], &'a str);
 
+/// Whether there is KVM, with a word about it if there is none.
+fn has_kvm() -> bool {
+    let opened = fs::File::options().read(true).write(true).open("/dev/kvm");
+    opened.inspect_err(|_| eprintln!("skipped: no /dev/kvm")).is_ok()
+}
+
 /// A host with these VMs, or `None`, with a word about it, where there is no KVM.
 pub(crate) fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
-    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        eprintln!("skipped: no /dev/kvm");
-        return None;
+    has_kvm().then_some(())?;
+    Some(Host::start_in(|directory| configuration(directory, update, vms)))
+}
+
+/// The configuration of these VMs, whose kernels are written to a directory.
+fn configuration(directory: &Path, update: &str, vms: &[Vm<'_>]) -> String {
+    let mut text = format!("[update]\n{update}\n");
+    for (name, code, lines) in vms {
+        let kernel = directory.join(format!("{name}.elf"));
+        fs::write(&kernel, image(code)).unwrap();
+        text += &format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"size=32M\"\nkernel = {kernel:?}\n\
+             serial = \"off\"\n{lines}\n"
+        );
     }
-    Some(Host::start_in(|directory| {
-        let mut text = format!("[update]\n{update}\n");
-        for (name, code, lines) in vms {
-            let kernel = directory.join(format!("{name}.elf"));
-            fs::write(&kernel, image(code)).unwrap();
-            text += &format!(
-                "[[vm]]\nname = \"{name}\"\nmemory = \"size=32M\"\nkernel = {kernel:?}\n\
-                 serial = \"off\"\n{lines}\n"
-            );
-        }
-        text
-    }))
+    text
 }
 
 impl Host {
@@ -145,6 +151,30 @@ fn a_vm_that_boots_again_keeps_the_host_from_nothing_and_is_no_obstacle_to_a_han
     assert!(host.ctl(&["stop", "loops", "--now"]).status.success());
     assert_eq!(host.vm("loops")["state"], "stopped");
     host.counts_on("counts");
+}
+
+#[test]
+fn a_vm_that_hangs_when_the_host_starts_delays_the_boot_of_no_other() {
+    if !has_kvm() {
+        return;
+    }
+    let vms = [("hangs", COUNTS, ""), ("other", COUNTS, "")];
+    let (command, directory) = Host::command(|directory| configuration(directory, "", &vms));
+    let mut host = Host::run(command, directory);
+    let stopped = stop_next_vm_process(host.child.id()).join().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let both = loop {
+        let processes = vm_processes(host.child.id());
+        if processes.iter().any(|pid| *pid != stopped) {
+            break processes;
+        }
+        assert!(Instant::now() < deadline, "{processes:?}");
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert!(both.contains(&stopped), "the other one waited until that process had ended");
+    kill_process(Pid::from_raw(stopped).unwrap(), Signal::CONT).unwrap();
+    host.wait_until_ready("hangs running, other running");
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! The VMs of a host that came up without a last host: they boot, a few at a time.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use luo::Orchestrator;
+
+use super::{Host, ram_source};
+use crate::causes::chain;
+use crate::guests::Guest;
+use crate::guests::answers::readable;
+use crate::live_update::manifest::vm_session;
+use crate::machine::VmName;
+use crate::machine::claims::Claims;
+
+/// How long VMs that boot keep the next one from beginning, when a host starts. One that takes longer may hang.
+const BOOT_TURN: Duration = Duration::from_secs(10);
+
+impl Host {
+    /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
+    /// withheld instead.
+    pub(super) fn boot_vms(&mut self) {
+        let unreachable = self.luo.as_ref().err().filter(|none| none.may_hold_vms);
+        let unseen = self.last_host.unseen.as_ref().map(|why| why.join(": "));
+        let why = unseen.clone().or(unreachable.map(|none| none.why.clone()));
+        let remedy = match self.kernel_entry.ticket() {
+            _ if unseen.is_some() => "remove the cause and `restore` the VM",
+            Some(_) => {
+                "repair the cause and `restore` the VM, or `update` to a kernel whose host can reach it"
+            }
+            None => "repair the cause and start the host again",
+        };
+        let mut claims = Claims::default();
+        for machine in self.config.machines.clone() {
+            let claimed = claims.add_files(&machine);
+            let mut vm = Guest::new(machine, &self.confinement);
+            vm.follow(&self.config);
+            match &why {
+                Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
+                    vm.withhold(why, remedy);
+                }
+                _ => {
+                    // More at a time would only share the CPUs. One more, because some wait for a disk.
+                    let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
+                    self.wait_for_boots(at_once - 1, Instant::now() + BOOT_TURN);
+                    if let Ok(luo) = &self.luo {
+                        forget_leftovers(luo.as_ref(), &vm.machine.name);
+                    }
+                    let (index, wanted) = (self.vms.len(), vm.machine.ram_bytes);
+                    let ram = ram_source(&self.luo, &self.vms, index, wanted);
+                    let claimed = claimed.map_err(|source| vm.claimed(source));
+                    if let Err(error) = claimed.and_then(|()| vm.begin_to_boot(ram)) {
+                        let why = chain(&error);
+                        tracing::error!("{}", why.join(": "));
+                        vm.did_not_boot(why);
+                    }
+                }
+            }
+            self.vms.push(vm);
+        }
+        // Each of them boots or fails.
+        while self.vms.iter().any(|vm| vm.booting().is_some()) {
+            self.wait_for_boots(0, Instant::now() + BOOT_TURN);
+        }
+    }
+
+    /// Takes the VMs that boot on, all at the same time, until at most so many are left or it is `deadline`.
+    fn wait_for_boots(&mut self, most: usize, deadline: Instant) {
+        loop {
+            let booting = self.vms.iter().filter(|vm| vm.booting().is_some());
+            let fds: Vec<_> = booting.clone().filter_map(Guest::booting).collect();
+            if fds.len() <= most || Instant::now() >= deadline {
+                return;
+            }
+            let due = booting.filter_map(Guest::boot_due).min();
+            readable(&fds, due.unwrap_or(deadline).min(deadline));
+            for index in 0..self.vms.len() {
+                // One that has failed waits until all have had their turn.
+                if self.vms[index].booting().is_some() {
+                    self.boot_if_due(index);
+                }
+            }
+        }
+    }
+}
+
+/// Frees what a host that was killed before it left has put into the store of a VM that boots now: without a manifest
+/// it cannot be restored, and it is outdated from now on.
+fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
+    if luo.backend().outlives_process()
+        && let Ok(session) = luo.retrieve_session(&vm_session(vm))
+    {
+        tracing::warn!("`{}` has no manifest and is outdated: its memory is freed", session.name());
+    }
+}
