@@ -14,7 +14,7 @@ use crate::arch::x86_64::{acpi, cpuid, registers};
 use crate::boot_disk;
 use crate::kvm::{Attempt, irqchip};
 use crate::link::{Event, Fds, Ram, Role};
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, KernelBoot, Machine};
 
 /// Most bytes of private memory that the process may have while it reads the guest's disk. A disk that makes
 /// the readers of file systems ask for more ends the process. Guest RAM is shared and does not count.
@@ -58,7 +58,7 @@ impl Vm {
 /// Where the kernel comes from.
 enum Source {
     /// From files of the host.
-    Files { kernel: File, initramfs: Option<File>, cmdline: String },
+    Files { kernel: File, initramfs: Option<File>, boot: KernelBoot },
     /// From the VM's own disk. `cmdline` goes behind the disk's.
     Disk { node: String, file: File, cmdline: String },
 }
@@ -71,7 +71,7 @@ impl Source {
                 let kernel = fds.take_one(Role::Kernel)?.into();
                 let initramfs = fds.take(Role::Initramfs, usize::from(boot.initramfs.is_some()))?;
                 let initramfs = initramfs.into_iter().next().map(File::from);
-                Ok(Self::Files { kernel, initramfs, cmdline: boot.cmdline.clone() })
+                Ok(Self::Files { kernel, initramfs, boot: boot.clone() })
             }
             Boot::Disk(boot) => {
                 let missing = || VmError::BootDiskFile(io::ErrorKind::NotFound.into());
@@ -92,9 +92,12 @@ impl Source {
         rsdp: GuestAddress,
     ) -> Result<Entry, VmError> {
         match self {
-            Self::Files { mut kernel, mut initramfs, cmdline } => {
+            Self::Files { mut kernel, mut initramfs, boot } => {
+                let KernelBoot { kernel: path, initramfs: initramfs_path, cmdline } = boot;
                 let initramfs = initramfs.as_mut();
-                Ok(boot::load(memory, ram_bytes, &mut kernel, initramfs, &cmdline, rsdp)?)
+                boot::load(memory, ram_bytes, &mut kernel, initramfs, &cmdline, rsdp).map_err(
+                    |source| VmError::Boot { kernel: path, initramfs: initramfs_path, source },
+                )
             }
             Self::Disk { node, file, cmdline } => {
                 load_from_disk(node, file, cmdline, memory, ram_bytes, rsdp)

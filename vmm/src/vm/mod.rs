@@ -16,6 +16,7 @@ mod restore;
 pub mod serve;
 mod state;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guest_mem::{GuestRam, Layout, Slot};
@@ -40,6 +41,11 @@ use crate::state::StateError;
 use crate::vcpu::{RestoreError, VcpuError, VcpuSet};
 use board::{Board, BoardError};
 
+/// The words behind the name of a kernel that has an initramfs.
+fn with(initramfs: Option<&Path>) -> String {
+    initramfs.map_or(String::new(), |path| format!(" with the initramfs {}", path.display()))
+}
+
 /// A machine could not be built, or a request to it failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,8 +63,16 @@ pub enum VmError {
     #[error("the file descriptor for KVM speaks API version {0}, this build knows 12")]
     KvmVersion(i32),
     /// The kernel cannot be loaded.
-    #[error("cannot load the guest's kernel")]
-    Boot(#[from] BootError),
+    #[error("cannot load the guest's kernel {}{}", kernel.display(), with(initramfs.as_deref()))]
+    Boot {
+        /// The kernel's path on the host.
+        kernel: PathBuf,
+        /// That of the initramfs, if there is one.
+        initramfs: Option<PathBuf>,
+        /// Why.
+        #[source]
+        source: BootError,
+    },
     /// The VM boots from its disk, and cannot.
     #[error("cannot boot from {disk}")]
     BootDisk {

@@ -77,3 +77,16 @@ fn a_document_for_which_there_is_no_room_leaves_nothing_behind() {
     limit(None);
     assert!(dump().status.success());
 }
+
+#[test]
+fn a_kernel_that_is_none_is_named() {
+    let Some(host) = host("", &[("one", COUNTS, "")]) else { return };
+    let kernel = host.directory.path().join("one.elf");
+    fs::write(&kernel, "no kernel").unwrap();
+    assert!(host.ctl(&["stop", "one", "--now"]).status.success());
+    let said = String::from_utf8(host.ctl(&["boot", "one"]).stderr).unwrap();
+    assert!(
+        said.contains(&format!("cannot load the guest's kernel {}: ", kernel.display())),
+        "{said}"
+    );
+}
