@@ -101,6 +101,18 @@ impl ProcessError {
         Self::Refused { request, source: Reasons::new(chain) }
     }
 
+    /// Whether the process has ended, or is ended because it does not follow the protocol. One that hangs, or that cannot
+    /// carry out a request, may go on.
+    pub fn is_end(&self) -> bool {
+        match self {
+            Self::Crashed { .. } | Self::Unexpected { .. } => true,
+            Self::Link { source, .. } => {
+                matches!(source, LinkError::Closed | LinkError::Unread | LinkError::Malformed(_))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the process ended before it read the last request, so that it has done nothing of it.
     pub fn is_unread(&self) -> bool {
         matches!(self, Self::Link { source: LinkError::Unread, .. })
@@ -273,6 +285,14 @@ impl Conversation {
 
     fn oldest(&self) -> &'static str {
         self.unanswered.borrow().front().map_or(NO_REQUEST, |oldest| oldest.request)
+    }
+
+    /// Errors if the process has closed its end of the link, as it does when it ends.
+    pub fn check_open(&self) -> Result<(), ProcessError> {
+        let mut link_end = [PollFd::new(&self.channel, PollFlags::empty())];
+        let now = Some(&Timespec { tv_sec: 0, tv_nsec: 0 });
+        let closed = rustix::io::retry_on_intr(|| poll(&mut link_end, now)).is_ok_and(|n| n > 0);
+        if closed { Err(link(NO_REQUEST, LinkError::Closed)) } else { Ok(()) }
     }
 
     /// Whether the answer to a request is awaited.

@@ -10,7 +10,7 @@
 //! No failure on this way loses anything: each step can be tried again. Dropping the value gives the VM up.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use luo::{Errno, Error, Incoming, Orchestrator, Outgoing, SessionName, Token};
 
@@ -44,6 +44,19 @@ impl Held {
     pub fn new(session: Incoming, files: Vec<IndexedFile>) -> Self {
         let name = session.name().clone();
         Self { name, files, fds: BTreeMap::new(), origin: Origin::Session(session) }
+    }
+
+    /// Files that no LUO has: copies of those `fds` that `files` lists.
+    pub fn copies<'a>(
+        name: SessionName,
+        files: Vec<IndexedFile>,
+        fds: impl Iterator<Item = (Token, BorrowedFd<'a>)>,
+    ) -> Result<Self, Errno> {
+        let listed = fds.filter(|(token, _)| files.iter().any(|file| file.token == token.0));
+        let copies =
+            listed.map(|(token, fd)| Ok((token.0, rustix::io::fcntl_dupfd_cloexec(fd, 0)?)));
+        let fds = copies.collect::<Result<_, Errno>>()?;
+        Ok(Self { name, files, fds, origin: Origin::Finished })
     }
 
     /// A session that LUO could not give out when it was asked.

@@ -38,6 +38,7 @@ mod recover;
 pub mod rehearsal;
 mod rehearsals;
 mod report;
+mod saved;
 mod serve;
 pub mod service;
 mod start;
@@ -71,7 +72,7 @@ use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left, NextProgram};
 use crate::live_update::next_kernel::{self, Files, NextKernel};
-use crate::live_update::outgoing::Destination;
+use crate::live_update::outgoing::{Destination, Undone};
 use crate::live_update::preflight::Surroundings;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
@@ -363,7 +364,8 @@ impl Host {
             without: call.without,
             ..self.plan(Destination::Kernel(next), observer)
         };
-        Ok(outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan)?)
+        let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
+        left.map_err(|undone| HostError::Update(self.restore_saved(*undone)))
     }
 
     fn plan<'a>(
@@ -447,15 +449,21 @@ impl Host {
             let Ok(luo) = &self.luo else { return };
             let plan = self.plan(Destination::Service, observer);
             let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
-            let error = match left {
+            let Undone { error, saved } = match left {
                 Ok(never) => match never {},
-                Err(error) => error,
+                Err(undone) => *undone,
             };
             let lost = error.vm().cloned();
             let why = chain(&error);
             tracing::error!("{}", why.join(": "));
-            let Some(vm) = self.vms.iter_mut().find(|vm| Some(&vm.machine.name) == lost.as_ref())
-            else {
+            // They go along as they are.
+            let are_kept = !saved.is_empty();
+            saved.into_iter().for_each(|vm| self.keep(vm));
+            let lost = self.vms.iter_mut().find(|vm| Some(&vm.machine.name) == lost.as_ref());
+            let Some(vm) = lost.filter(|vm| vm.is_live()) else {
+                if are_kept {
+                    continue;
+                }
                 tracing::error!("no VM can be kept: all of them end, except those in the fd store");
                 self.leave_in_store();
                 return;
@@ -515,7 +523,8 @@ impl Host {
             carried: &self.carried,
             observer,
         };
-        outgoing::run(luo, &self.vms, &self.unfinished, &plan).map_err(HostError::Handover)
+        let left = outgoing::run(luo, &self.vms, &self.unfinished, &plan);
+        left.map_err(|undone| HostError::Handover(self.restore_saved(*undone)))
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::outgoing::Leaving;
+use super::leaving::Leaving;
 use super::{Step, UpdateError};
 use crate::guests::answers::collect;
 use crate::guests::conversation::{ANSWER_WITHIN, Conversation, ProcessError};
@@ -29,7 +29,7 @@ impl Blackout {
     }
 
     /// How long the next step may take.
-    fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         match self.can_be_undone {
             true => self.budget.saturating_sub(self.began.elapsed()),
             false => self.budget,
@@ -50,27 +50,26 @@ impl Blackout {
         &self,
         step: Step,
         vms: &mut [Leaving<'_>],
-        answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
+        answered: impl FnMut(&mut Leaving<'_>, Result<Reply, ProcessError>) -> Result<(), UpdateError>,
     ) -> Result<(), UpdateError> {
         collect_within(ANSWER_WITHIN.min(self.left()), step, vms, answered)
     }
 }
 
 /// Waits for the answers of those of `vms` that owe one, for `within` at most, all at the same time. Calls `answered`
-/// with each VM and its answer. Errors at the first VM that fails, or names the first that is late.
+/// with each VM and its answer, or why it will not answer. Errors at the first error that this returns, or names the first
+/// VM that is late.
 pub(super) fn collect_within(
     within: Duration,
     step: Step,
     vms: &mut [Leaving<'_>],
-    mut answered: impl FnMut(&mut Leaving<'_>, Reply) -> Result<(), UpdateError>,
+    mut answered: impl FnMut(&mut Leaving<'_>, Result<Reply, ProcessError>) -> Result<(), UpdateError>,
 ) -> Result<(), UpdateError> {
     let mut asked: Vec<_> = vms.iter_mut().filter(|vm| vm.live.process.awaits()).collect();
     let lives: Vec<_> = asked.iter().map(|vm| vm.live).collect();
     let conversations: Vec<&Conversation> = lives.iter().map(|live| &*live.process).collect();
-    let late = collect(&conversations, Instant::now() + within, |index, reply| {
-        let vm = &mut *asked[index];
-        let reply = reply.map_err(vm.process_error(step))?;
-        answered(vm, reply)
+    let late = collect(&conversations, Instant::now() + within, |index, answer| {
+        answered(asked[index], answer)
     })?;
     match late.first() {
         None => Ok(()),

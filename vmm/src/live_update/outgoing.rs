@@ -2,54 +2,45 @@
 //!
 //! Dropping a value undoes its step: the loaded image unloads itself, an outgoing session abandons what
 //! it preserved, and `Paused` resumes every VM that it paused. So every `?` below leaves all guests
-//! running. No step between pause and jump takes longer for a guest with more RAM.
+//! running, or [`Saved`] if their process has ended. No step between pause and jump takes longer for a guest with more RAM.
 
 use std::cmp::Reverse;
+use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use guest_mem::{FrameDigest, KhugepagedStopped, Segment};
+use guest_mem::KhugepagedStopped;
 use kexec::LoadedImage;
 use luo::builtin::HandOverError;
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, Outgoing};
 use rustix::process::Pid;
 
-use super::blackout::{Blackout, collect_within};
+use super::blackout::Blackout;
 use super::carry::{self, Carried};
+use super::holes::{fill_holes, refuse_too_many_holes};
 use super::index::{Index, IndexedSession};
+use super::leaving::{Leaving, Paused, Saved, SavedState};
 use super::manifest::{
-    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, segment_token, vm_session,
+    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, vm_session,
 };
 use super::next_host::{Inherited, NextHost, NextHostError, NextProgram, Passed};
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
 use super::programs;
-use super::{Observer, Progress, Step, UpdateError, begin};
-use super::{file_systems, in_flight};
+use super::syncing::{sync, sync_ahead};
+use super::{Observer, Step, UpdateError, begin};
 use crate::arch::x86_64::tsc;
-use crate::causes::chain;
-use crate::guests::conversation::{ANSWER_WITHIN, ProcessError, unexpected};
-use crate::guests::entry::{SegmentEntry, VmEntry};
+use crate::guests::conversation::unexpected;
 use crate::guests::first_states::travels;
 use crate::guests::ledger::Ledger;
 use crate::guests::memfd::{document_memfd, read_document, scratch_memfd};
-use crate::guests::ram;
 use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::state::document;
-
-/// Most rounds in which the guests' disks are synced before the blackout.
-const SYNC_ROUNDS: usize = 5;
-/// A round that takes less than this leaves little to write in the blackout.
-const SYNC_IS_SHORT: Duration = Duration::from_millis(100);
-/// How long the host's file systems may take to be synced before the blackout.
-const SYNC_HOST_WITHIN: Duration = Duration::from_secs(20);
-/// How long they may take in the blackout. Those that were late before are left out.
-const SYNC_HOST_AGAIN_WITHIN: Duration = Duration::from_secs(2);
 
 /// The host that takes over the VMs.
 pub enum Destination<'a> {
@@ -94,7 +85,7 @@ pub struct Plan<'a> {
 
 impl Plan<'_> {
     /// Returns a VM that leaves: one that travels and is not left out.
-    fn leaves<'v>(&self, vm: &'v Guest) -> Option<(&'v Machine, &'v Live)> {
+    pub(super) fn leaves<'v>(&self, vm: &'v Guest) -> Option<(&'v Machine, &'v Live)> {
         travels(vm).filter(|(machine, _)| !self.without.contains(&machine.name))
     }
 }
@@ -118,25 +109,13 @@ impl Next<'_> {
     }
 }
 
-/// A VM that is being handed over, with all that the transaction holds for it.
-pub(super) struct Leaving<'a> {
-    machine: &'a Machine,
-    pub(super) live: &'a Live,
-    /// `None` if the guest ended while it was being paused: the VM stays behind.
-    session: Option<Outgoing>,
-    segments: Vec<SegmentEntry>,
-    verify_frames: bool,
-    observer: Observer<'a>,
-    ledger: Ledger,
-    last_exit_ticks: u64,
-    state: Option<SavedState>,
-}
-
-/// A state document, with its size in bytes and its CRC-32 for the index.
-struct SavedState {
-    file: File,
-    bytes: u64,
-    digest: u32,
+/// A live update or a handover that did not take place.
+#[derive(Debug)]
+pub struct Undone {
+    /// Why.
+    pub error: UpdateError,
+    /// The VMs that nobody could resume, and that can be restored: their processes have ended.
+    pub saved: Vec<Saved>,
 }
 
 /// Performs the live update or the handover. Returns only if it did not take place.
@@ -145,7 +124,18 @@ pub fn run(
     vms: &[Guest],
     unfinished: &[Incoming],
     plan: &Plan<'_>,
-) -> Result<std::convert::Infallible, UpdateError> {
+) -> Result<Infallible, Box<Undone>> {
+    let mut saved = Vec::new();
+    leave(luo, vms, unfinished, plan, &mut saved).map_err(|error| Box::new(Undone { error, saved }))
+}
+
+fn leave(
+    luo: &dyn Orchestrator,
+    vms: &[Guest],
+    unfinished: &[Incoming],
+    plan: &Plan<'_>,
+    saved: &mut Vec<Saved>,
+) -> Result<Infallible, UpdateError> {
     let mut ledger = Ledger::default();
     let (started, realtime_ns) = (tsc::now(), realtime_ns());
     let before = |step| begin(step, plan.stop_before, plan.observer);
@@ -206,7 +196,7 @@ pub fn run(
     before(Step::Pause)?;
     let pausing = tsc::now();
     let blackout = Blackout::begins(plan.budget, can_be_undone);
-    let paused = Paused::pause(&mut leaving, &blackout, fills_holes && can_be_undone)?;
+    let paused = Paused::pause(&mut leaving, saved, &blackout, fills_holes && can_be_undone)?;
     // Dropped before `paused`: where sessions outlive this process, the manifest must be gone before a guest runs on. If
     // this process is killed then, the next one would restore the outdated state.
     let host = host;
@@ -216,10 +206,7 @@ pub fn run(
     preserve_state(paused.vms)?;
     before(Step::Sync)?;
     if next.loses_page_cache() {
-        sync(plan, paused.vms, &blackout).or_else(|error| match can_be_undone {
-            true => Err(error),
-            false => sync_in_their_place(plan, error),
-        })?;
+        sync(plan, paused.vms, &blackout, !can_be_undone)?;
     }
     before(Step::Jump)?;
     blackout.check(Step::Jump)?;
@@ -294,7 +281,7 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>, processes: &[Pid]) -> UpdateErro
         Next::Host(program, Some(keeper), lock) => {
             let entered = keeper.hand_over(|handover| {
                 let error = program.enter(Inherited::Kept(handover), Passed { lock, processes });
-                Err::<std::convert::Infallible, _>(error)
+                Err::<Infallible, _>(error)
             });
             match entered {
                 Ok(never) => match never {},
@@ -326,44 +313,6 @@ fn refuse_unfinished(unfinished: &[Incoming]) -> Result<(), UpdateError> {
     }
 }
 
-/// Errors if the host has too little memory to preserve these segments of VMs: the kernel's LUO allocates every page
-/// of a preserved segment. With too little memory, the kernel would kill processes, VMs first.
-fn refuse_too_many_holes<'a, S: Iterator<Item = &'a Segment>>(
-    vms: impl Iterator<Item = (&'a Machine, S)>,
-) -> Result<(), UpdateError> {
-    let mut holes = 0;
-    for (machine, segments) in vms {
-        for segment in segments {
-            let examine = |source| UpdateError::Ram { vm: machine.name.clone(), source };
-            holes += ram::filled_bytes(segment).map_err(examine)?;
-        }
-    }
-    if holes == 0 {
-        return Ok(());
-    }
-    let available = ram::available_bytes().map_err(UpdateError::Meminfo)?;
-    match holes > available {
-        true => Err(UpdateError::NoRoomForHoles { holes, available }),
-        false => Ok(()),
-    }
-}
-
-/// Fills the holes of the segments that will be preserved, because LUO would fill them with small pages, whose retrieval
-/// is in the blackout.
-fn fill_holes(vms: &[Guest], plan: &Plan<'_>) {
-    for (machine, live) in vms.iter().filter_map(|vm| plan.leaves(vm)) {
-        for segment in &live.segments {
-            // LUO reports what stands in the way of preserving the segment.
-            if guest_mem::is_touched(segment).unwrap_or(false)
-                && let Err(error) = guest_mem::fill_holes(segment)
-            {
-                let (name, why) = (&machine.name, chain(&error).join(": "));
-                tracing::debug!("VM {name}: its RAM may be preserved in small pages: {why}");
-            }
-        }
-    }
-}
-
 /// Creates a VM's session and preserves every segment that the guest has touched.
 fn preserve_ram<'a>(
     luo: &dyn Orchestrator,
@@ -375,153 +324,11 @@ fn preserve_ram<'a>(
     let session = luo
         .create_session(&vm_session(&machine.name))
         .map_err(luo_error(Step::PreserveRam, Some(machine)))?;
-    let mut leaving = Leaving {
-        machine,
-        live,
-        session: Some(session),
-        segments: live.segments.iter().map(unpreserved).collect(),
-        verify_frames: plan.verify_frames,
-        observer: plan.observer,
-        ledger: Ledger::default(),
-        last_exit_ticks: 0,
-        state: None,
-    };
+    let mut leaving = Leaving::new(machine, live, session, plan);
     leaving.preserve_touched(Step::PreserveRam)?;
     leaving.ledger.enter("preserve-ram", start, tsc::now());
     leaving.has_done(Step::PreserveRam);
     Ok(leaving)
-}
-
-/// The entry of a segment that is not preserved yet.
-fn unpreserved(segment: &Segment) -> SegmentEntry {
-    SegmentEntry { bytes: segment.len(), preserved: false, frames: None }
-}
-
-impl Leaving<'_> {
-    /// Preserves the segments that the guest has touched and that are not preserved yet. The kernel's
-    /// LUO pins them to their page frames from then on.
-    fn preserve_touched(&mut self, step: Step) -> Result<(), UpdateError> {
-        let Some(session) = &self.session else { return Ok(()) };
-        for (index, segment) in self.live.segments.iter().enumerate() {
-            if self.segments[index].preserved
-                || !guest_mem::is_touched(segment).map_err(self.examine())?
-            {
-                continue;
-            }
-            let memory = (segment.as_fd(), segment_token(index));
-            in_flight::preserve(session, memory, (self.machine, self.live), step)?;
-            self.segments[index].preserved = true;
-            if self.verify_frames {
-                let frames = FrameDigest::of(segment).map_err(|source| UpdateError::Frames {
-                    vm: self.machine.name.clone(),
-                    source,
-                })?;
-                self.segments[index].frames = Some(frames);
-            }
-        }
-        Ok(())
-    }
-
-    /// The segments that are not preserved yet.
-    fn late_segments(&self) -> impl Iterator<Item = &Segment> {
-        let segments = self.live.segments.iter().zip(&self.segments);
-        segments.filter(|(_, entry)| !entry.preserved).map(|(segment, _)| segment)
-    }
-
-    fn has_done(&self, step: Step) {
-        (self.observer)(Progress { step, vm: Some(&self.machine.name) });
-    }
-
-    fn examine(&self) -> impl Fn(std::io::Error) -> UpdateError + use<> {
-        let vm = self.machine.name.clone();
-        move |source| UpdateError::Ram { vm: vm.clone(), source }
-    }
-
-    pub(super) fn process_error(&self, step: Step) -> impl Fn(ProcessError) -> UpdateError + use<> {
-        let vm = self.machine.name.clone();
-        move |source| UpdateError::Process { step, vm: vm.clone(), source }
-    }
-
-    fn entry(&self, jumping: u64) -> VmEntry {
-        let mut ledger = self.ledger.clone();
-        if let Some(last) = self.ledger.phases.last() {
-            ledger.enter("wait-for-jump", last.end, jumping);
-        }
-        VmEntry {
-            machine: self.machine.clone(),
-            running: self.live.running,
-            state_bytes: self.state.as_ref().map_or(0, |state| state.bytes),
-            state_digest: self.state.as_ref().map_or(0, |state| state.digest),
-            last_exit_ticks: self.last_exit_ticks,
-            ledger,
-            segments: self.segments.clone(),
-        }
-    }
-}
-
-/// Paused VMs. Dropping this resumes those that ran before.
-struct Paused<'t, 'a> {
-    vms: &'t mut [Leaving<'a>],
-}
-
-impl<'t, 'a> Paused<'t, 'a> {
-    /// Pauses the running VMs at the same time: sends to all of them first, to the most urgent one last, then waits for
-    /// all answers. Then preserves the segments that a guest touched since it was preserved. A VM whose guest ended
-    /// meanwhile stays behind.
-    fn pause(
-        vms: &'t mut [Leaving<'a>],
-        blackout: &Blackout,
-        fills_holes: bool,
-    ) -> Result<Self, UpdateError> {
-        let start = tsc::now();
-        let paused = Self { vms };
-        let step = Step::Pause;
-        for vm in paused.running().rev() {
-            vm.live.process.send(Request::Pause, &[]).map_err(vm.process_error(step))?;
-        }
-        blackout.collect(step, paused.vms, |vm, reply| match reply {
-            Reply::Paused { last_exit_ticks } => {
-                vm.last_exit_ticks = last_exit_ticks;
-                vm.ledger.enter("pause", start, last_exit_ticks);
-                vm.ledger.enter("drain", last_exit_ticks, tsc::now());
-                vm.has_done(step);
-                Ok(())
-            }
-            other => Err(vm.process_error(step)(unexpected("pause", &other))),
-        })?;
-        for vm in &mut *paused.vms {
-            if vm.live.process.has_events() {
-                tracing::info!("VM `{}` ended just now: it does not go along", vm.machine.name);
-                vm.session = None;
-            }
-        }
-        // Segments that the guests touched for the first time between `preserve_ram` and their pause.
-        if fills_holes {
-            refuse_too_many_holes(paused.vms.iter().map(|vm| (vm.machine, vm.late_segments())))?;
-        }
-        for vm in &mut *paused.vms {
-            vm.preserve_touched(step)?;
-        }
-        Ok(paused)
-    }
-
-    fn running(&self) -> impl DoubleEndedIterator<Item = &Leaving<'a>> {
-        self.vms.iter().filter(|vm| vm.live.running)
-    }
-}
-
-impl Drop for Paused<'_, '_> {
-    /// Nobody waits for the answers: a process that hangs delays no other. One that was not asked to pause, or
-    /// has not paused yet, gets to the request after that, or refuses it.
-    fn drop(&mut self) {
-        for vm in self.running() {
-            vm.live.process.stop_waiting();
-            if let Err(error) = vm.live.process.notify(Request::Resume) {
-                let why = chain(&error).join(": ");
-                tracing::error!("VM `{}` does not resume: {why}", vm.machine.name);
-            }
-        }
-    }
 }
 
 fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
@@ -535,18 +342,18 @@ fn save(vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError>
         let file = scratch_memfd("state").map_err(state_error(vm.machine))?;
         let sent = vm.live.process.send(Request::Save, &[(Role::State, file.as_fd())]);
         sent.map_err(vm.process_error(step))?;
-        vm.state = Some(SavedState { file, bytes: 0, digest: 0 });
+        vm.scratch = Some(file);
     }
-    blackout.collect(step, vms, |vm, reply| {
-        match (reply, &mut vm.state) {
+    blackout.collect(step, vms, |vm, answer| {
+        match (vm.answer(step, answer)?, vm.scratch.take()) {
             // LUO preserves a copy: the process could still change its memfd, and LUO takes memory for every byte.
-            (Reply::Saved { bytes }, Some(state)) => {
-                let document = read_document(&state.file, bytes);
+            (Reply::Saved { bytes }, Some(written)) => {
+                let document = read_document(&written, bytes);
                 let document = document.map_err(state_error(vm.machine))?;
                 let digest = crc32fast::hash(&document);
                 let file = document_memfd("state", &document);
                 let file = file.map_err(state_error(vm.machine))?;
-                *state = SavedState { file, bytes, digest };
+                vm.state = Some(SavedState { file, bytes, digest });
             }
             (other, _) => return Err(vm.process_error(step)(unexpected("save", &other))),
         }
@@ -566,76 +373,6 @@ fn preserve_state(vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
         }
         vm.ledger.enter("preserve-state", start, tsc::now());
         vm.has_done(Step::PreserveState);
-    }
-    Ok(())
-}
-
-/// Syncs while the guests run, so that little is left to write in the blackout.
-fn sync_ahead(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
-    let step = Step::PreserveRam;
-    for _ in 0..SYNC_ROUNDS {
-        let start = Instant::now();
-        ask_to_sync(step, vms)?;
-        collect_within(ANSWER_WITHIN, step, vms, |vm, reply| has_synced(vm, step, &reply))?;
-        // The next round writes what the guests have written during this one.
-        if start.elapsed() < SYNC_IS_SHORT {
-            break;
-        }
-    }
-    sync_host(plan, step, SYNC_HOST_WITHIN)
-}
-
-fn sync(plan: &Plan<'_>, vms: &mut [Leaving<'_>], blackout: &Blackout) -> Result<(), UpdateError> {
-    let (start, step) = (tsc::now(), Step::Sync);
-    ask_to_sync(step, vms)?;
-    blackout.collect(step, vms, |vm, reply| {
-        has_synced(vm, step, &reply)?;
-        vm.ledger.enter("sync", start, tsc::now());
-        vm.has_done(step);
-        Ok(())
-    })?;
-    // The host's own files, such as logs. The guests' disks are durable already.
-    sync_host(plan, step, SYNC_HOST_AGAIN_WITHIN)
-}
-
-/// Makes durable what the guests have written, after a VM's process could not (`error`): the state of its guest is saved,
-/// and the guest writes nothing more, so the VM need not end for that. Returns `error` if not all is durable in time.
-fn sync_in_their_place(plan: &Plan<'_>, error: UpdateError) -> Result<(), UpdateError> {
-    let late = file_systems::sync(None, plan.budget);
-    if !late.is_ok_and(|late| late.is_empty()) {
-        return Err(error);
-    }
-    tracing::warn!("{}: the host has synced all file systems instead", chain(&error).join(": "));
-    Ok(())
-}
-
-/// Asks all VMs at the same time to make durable what their guests have written to their disks.
-fn ask_to_sync(step: Step, vms: &[Leaving<'_>]) -> Result<(), UpdateError> {
-    let sent = vms.iter().try_for_each(|vm| {
-        vm.live.process.send(Request::Sync, &[]).map_err(vm.process_error(step))
-    });
-    if sent.is_err() {
-        vms.iter().for_each(|vm| vm.live.process.stop_waiting());
-    }
-    sent
-}
-
-fn has_synced(vm: &Leaving<'_>, step: Step, reply: &Reply) -> Result<(), UpdateError> {
-    match reply {
-        Reply::Synced => Ok(()),
-        other => Err(vm.process_error(step)(unexpected("sync", other))),
-    }
-}
-
-/// Makes the host's own files durable, such as logs. The VMs do not need them, so a file system that hangs does not
-/// stop the update.
-fn sync_host(plan: &Plan<'_>, step: Step, within: Duration) -> Result<(), UpdateError> {
-    let late = file_systems::sync(plan.pool.as_deref(), within);
-    for path in late.map_err(|source| UpdateError::Sync { step, source })? {
-        let (path, seconds) = (path.display(), within.as_secs());
-        tracing::warn!(
-            "the file system {path} was not synced within {seconds} s: what programs wrote there last may be lost"
-        );
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Errors of a live update or a handover that did not take place.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use guest_mem::Error as MemoryError;
@@ -140,6 +141,33 @@ pub enum UpdateError {
         #[source]
         source: SyncError,
     },
+    /// The process of a VM cannot sync a disk, and neither can the host in its place.
+    #[error("step `sync`: VM `{vm}`: its process cannot make durable what its guest wrote to {}, and neither can the host", path.display())]
+    SyncDisk {
+        /// The VM.
+        vm: VmName,
+        /// The disk.
+        path: PathBuf,
+        /// Why the host cannot.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A VM's process ended in an update that was undone, after the guest's state was saved, and the VM could not be
+    /// restored.
+    #[error(
+        "VM `{vm}` is preserved, because its process ended ({ended}) and it cannot be restored ({why}): see `restore`"
+    )]
+    Preserved {
+        /// The VM.
+        vm: VmName,
+        /// Why its process ended.
+        ended: String,
+        /// Why it cannot be restored.
+        why: String,
+        /// Why the update was undone.
+        #[source]
+        source: Box<UpdateError>,
+    },
     /// The manifest cannot be encoded.
     #[error("the manifest cannot be encoded")]
     Manifest(#[from] StateError),
@@ -163,14 +191,21 @@ impl UpdateError {
             Self::Ram { vm, .. }
             | Self::Frames { vm, .. }
             | Self::Process { vm, .. }
+            | Self::SyncDisk { vm, .. }
             | Self::InFlight { vm, .. } => Some(vm),
             _ => None,
         }
     }
 
-    /// Returns what became of the guests. All of these errors happen before the jump, so no guest is
-    /// lost: those that ran run on, and those that were preserved still are.
+    /// Returns what became of the guests: those that ran run on, and those that were preserved still are. A guest whose
+    /// process ended before the guest's state was saved is lost.
     pub fn outcome(&self) -> Outcome {
-        Outcome::Running
+        match self {
+            Self::Process { step, source, .. } if *step <= Step::Save && source.is_end() => {
+                Outcome::Lost
+            }
+            Self::Preserved { source, .. } => source.outcome().max(Outcome::Preserved),
+            _ => Outcome::Running,
+        }
     }
 }

@@ -144,7 +144,9 @@ fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
         carried: &Carried::default(),
         observer: &|_| {},
     };
-    let error = run(&luo, std::slice::from_ref(&vm), &[], &plan).unwrap_err();
+    let Undone { error, saved } =
+        run(&luo, std::slice::from_ref(&vm), &[], &plan).map_err(|undone| *undone).unwrap_err();
+    assert!(saved.is_empty(), "its process goes on");
     let before = lock(&asked).take().expect("the manifest has gone");
     (error, before, requests(&copy))
 }

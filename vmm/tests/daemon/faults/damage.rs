@@ -86,7 +86,7 @@ impl Damage {
 }
 
 /// Kills a process, and waits until it has ended: before that, it may still read what the host sends.
-fn kill(process: Pid) {
+pub(super) fn kill(process: Pid) {
     let pidfd = pidfd_open(process, PidfdFlags::empty()).unwrap();
     kill_process(process, Signal::KILL).unwrap();
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];

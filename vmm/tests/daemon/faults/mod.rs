@@ -21,6 +21,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use cell::Cell;
+use rustix::process::{Pid, Signal};
 use service::Service;
 
 /// How many cells run at the same time.
@@ -135,6 +136,30 @@ fn a_store_that_takes_too_few_files_for_an_update_is_told_before_it() {
         said.contains("which takes 6 more") && said.contains("FileDescriptorStoreMax="),
         "{said}"
     );
+}
+
+#[test]
+fn a_vm_whose_process_ends_after_its_state_was_saved_survives_a_handover_that_is_undone() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    let before = service::VMS.map(|name| service.counts_on(name));
+    let process = service.vm(service::VMS[0])["pid"].as_i64().unwrap();
+    service.set_breakpoint("preserve-state");
+    let client = service.leave(&["--stop-before", "jump"]).unwrap();
+    service.wait_for_breakpoint();
+    damage::kill(Pid::from_raw(process as i32).unwrap());
+    service.signal(Signal::CONT);
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}\n{}", service.logs());
+    for (name, before) in service::VMS.into_iter().zip(before) {
+        let now = service.counts_on(name);
+        assert_eq!(now.boot, before.boot, "{name}: it was booted again\n{}", service.logs());
+        assert!(now.count > before.count, "{name} went back");
+        assert_eq!(service.runners(name).len(), 1);
+    }
+    assert!(service.logs().contains("VM `one` was restored"), "{}", service.logs());
 }
 
 #[test]
