@@ -120,6 +120,12 @@ faults: setup ## Every fault at every step of a handover, and what becomes of th
 	@export PERENNIAL_FAULTS=all $(if $(WRITE),PERENNIAL_WRITE_TABLE=1); \
 		cargo test -p vmm --test daemon -- faults:: --nocapture
 
+.PHONY: machine-faults
+machine-faults: setup kernels stock ## Faults at every step of a live update in a machine, on each LUO (WRITE=1 writes the tables)
+	$(STEP) "live updates with faults on each LUO (half an hour on an emulated host)"
+	@export PERENNIAL_MACHINE_FAULTS=all $(if $(WRITE),PERENNIAL_WRITE_TABLE=1) $(WITH_KERNELS) $(WITH_STOCK); \
+		cargo test -p perennial-tests --test suites -- faults:: --nocapture
+
 .PHONY: conformance
 conformance: setup kernels stock ## The whole conformance table, on every LUO
 	$(STEP) "conformance (first run: some minutes to compile)"

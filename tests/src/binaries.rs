@@ -86,6 +86,32 @@ pub fn with_tools() -> Result<&'static Path, &'static str> {
     built.as_deref().map_err(String::as_str)
 }
 
+/// Name of the program for hosts that do damage themselves.
+const WITH_FAULTS: &str = "perennial-with-faults";
+
+/// Builds `perennial` for hosts that do damage themselves, and returns its path. `PERENNIAL_STATIC_BINARIES` has it too.
+pub fn with_faults() -> Result<&'static Path, &'static str> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| match std::env::var_os("PERENNIAL_STATIC_BINARIES") {
+        Some(directory) => Ok(PathBuf::from(directory).join(WITH_FAULTS)),
+        None => build_with_faults()
+            .map_err(|error| format!("cannot build a perennial with faults: {error}")),
+    });
+    built.as_deref().map_err(String::as_str)
+}
+
+fn build_with_faults() -> io::Result<PathBuf> {
+    let _lock = Lock::acquire("static-build")?;
+    let target = paths::target().join("static");
+    let copy = target.join(WITH_FAULTS);
+    let perennial = ["--package", "vmm", "--bin", "perennial", "--no-default-features"];
+    cargo(&target, &[&perennial[..], &["--features", "faults"]].concat())?;
+    fs::copy(target.join(TARGET).join("release").join("perennial"), &copy)?;
+    // The other one takes its place again.
+    cargo(&target, &perennial)?;
+    Ok(copy)
+}
+
 /// Builds in a separate target directory: these flags differ from the workspace's, and in a shared
 /// directory each of the two builds would discard the other's results.
 fn cargo_build() -> io::Result<Binaries> {

@@ -108,6 +108,8 @@ pub struct HostPlan {
     pub other_binding_b: Option<[&'static str; 2]>,
     /// The program of side `a`, if it is not this one. Both are on the data disk as well: [`EARLIER`] and [`THIS`].
     pub earlier_a: Option<PathBuf>,
+    /// Whether the host does the damage that its kernel's command line names.
+    pub with_faults: bool,
     /// Whether the machine's CPU lacks virtualisation.
     pub without_kvm: bool,
     /// Whether the first kernel boots without LUO and KHO.
@@ -303,7 +305,11 @@ impl HostPlan {
                 false => {
                     let other = self.other_binding_b.filter(|_| side == "b");
                     let earlier = self.earlier_a.as_deref().filter(|_| side == "a");
-                    let program = earlier.map_or_else(|| binaries.perennial(), Path::to_owned);
+                    let program = match earlier {
+                        Some(earlier) => earlier.to_owned(),
+                        None if self.with_faults => binaries::with_faults()?.to_owned(),
+                        None => binaries.perennial(),
+                    };
                     host_initramfs(&program, config, other)?
                 }
             };

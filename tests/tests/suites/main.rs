@@ -8,6 +8,7 @@ mod clocks;
 mod cpus;
 mod debian;
 mod disks;
+mod faults;
 mod foreground;
 mod handover;
 mod many;
@@ -61,6 +62,10 @@ fn main() -> ExitCode {
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {
         suites.push(Suite { name: "soak", tests: repeat::LONG_TESTS });
+    }
+    // `make machine-faults` asks for it.
+    if env::var_os(faults::WANTED).is_some() {
+        suites.push(Suite { name: "faults", tests: faults::LONG_TESTS });
     }
     // It takes minutes for each number of VMs.
     if env::var_os("PERENNIAL_MANY").is_some() {

@@ -11,15 +11,19 @@ use super::{ARRIVING, Backend, FAULTS, Fault, Half, LEAVING};
 /// Set to write the file instead of comparing it.
 const WRITE: &str = "PERENNIAL_WRITE_TABLE";
 
+const TITLES: [(Backend, &str); 2] = [
+    (Backend::Keeper, "A handover by the keeper"),
+    (Backend::Systemd, "A restart of the service under systemd"),
+];
+/// The tables that follow are made by the suite `faults`, in a machine.
+const OTHERS: &str = "## A live update";
+
 type Results = BTreeMap<Cell, Result<String, String>>;
 
 /// The tables of those backends of which there are results.
 pub(super) fn text(results: &Results) -> String {
     let mut text = String::new();
-    for (backend, title) in [
-        (Backend::Keeper, "A handover by the keeper"),
-        (Backend::Systemd, "A restart of the service under systemd"),
-    ] {
+    for (backend, title) in TITLES {
         if !results.keys().any(|cell| cell.backend == backend) {
             continue;
         }
@@ -88,10 +92,13 @@ fn cells(text: &str) -> BTreeMap<[String; 4], String> {
 pub(super) fn check(results: &Results, are_all: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/faults.md");
     let committed = fs::read_to_string(&path).unwrap_or_default();
-    let at = committed.find("## ").unwrap_or(committed.len());
+    let at = committed.find(TITLES[0].1).map_or(committed.len(), |at| at - "## ".len());
+    let end = committed.find(OTHERS).unwrap_or(committed.len());
     let seen = text(results);
     if are_all && std::env::var_os(WRITE).is_some() {
-        return fs::write(&path, committed[..at].to_owned() + seen.trim_end() + "\n").unwrap();
+        let (before, after) = (&committed[..at], &committed[end..]);
+        let text = format!("{before}{}\n\n{after}", seen.trim_end());
+        return fs::write(&path, text.trim_end().to_owned() + "\n").unwrap();
     }
     let known = cells(&committed);
     let mut differs: Vec<_> = cells(&seen)
@@ -99,7 +106,7 @@ pub(super) fn check(results: &Results, are_all: bool) {
         .filter(|(place, text)| (are_all || text != "–") && known.get(place) != Some(text))
         .map(|(place, text)| format!("{place:?}: {text}, and in the file: {:?}", known.get(&place)))
         .collect();
-    if are_all && committed[at..].trim_end() != seen.trim_end() {
+    if are_all && committed[at..end].trim_end() != seen.trim_end() {
         differs.push("the file has other tables".to_owned());
     }
     assert!(
