@@ -1,16 +1,34 @@
 //! Frames from the guest into the tap.
 
+use std::thread;
+
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::header::{self, Header};
 use super::{FRAME_MAX, NetWorker, QUEUE_SIZE};
 use crate::devices::virtio::{Chain, Rings};
 
+/// A frame of more bytes than these is large: a segment of a stream that the driver leaves to the device to divide.
+const LARGE: usize = 8 << 10;
+
 impl NetWorker {
     /// Sends the frames in the transmit queue of the pair.
+    ///
+    /// A guest that sends large frames is about to send more. If it shares a CPU with this thread it has to be let
+    /// go on: otherwise this thread goes before it each time that it wakes up, and the guest stops for each frame.
     pub(super) fn transmit(&mut self, rings: &Rings) {
+        if self.send(rings) > LARGE {
+            thread::yield_now();
+            // After the thread's other events, such as the answers to these frames.
+            rings.look_again(2 * self.pair + 1);
+        }
+    }
+
+    /// Sends the frames, and returns the size of the largest.
+    fn send(&mut self, rings: &Rings) -> usize {
         let pair = self.pair;
         let (shared, reported) = (&self.shared, &mut self.reported);
+        let mut largest = 0;
         rings.serve(2 * pair + 1, |chain| {
             // A pair that is not in use has no queue of the tap. A link that is down takes every frame and
             // carries none.
@@ -18,8 +36,9 @@ impl NetWorker {
                 return 0;
             }
             match collect(rings.memory(), chain, shared.features()) {
-                Ok((header, frame)) => {
-                    if let Err(error) = shared.taps[pair].write(header.to_bytes(), &frame) {
+                Ok(Frame { header, pieces, len }) => {
+                    largest = largest.max(len);
+                    if let Err(error) = shared.taps[pair].write(header.to_bytes(), &pieces) {
                         shared.tap_failed(pair, "send", &error, rings);
                     }
                 }
@@ -32,18 +51,28 @@ impl NetWorker {
             // The device writes nothing into the guest's buffers.
             0
         });
+        largest
     }
 }
 
-/// Returns the checked header of a frame, and the pieces of the frame. A driver may divide both into any
-/// descriptors (2.7.4.1). The error says why the frame is not sent.
+/// A frame in guest memory.
+struct Frame<'m> {
+    /// Copied and checked.
+    header: Header,
+    pieces: Vec<VolatileSlice<'m>>,
+    /// Bytes in all pieces.
+    len: usize,
+}
+
+/// Finds the frame of a chain. A driver may divide header and frame into any descriptors (2.7.4.1). The error says why
+/// the frame is not sent.
 fn collect(
     memory: &GuestMemoryMmap,
     chain: Chain,
     features: u64,
-) -> Result<(Header, Vec<VolatileSlice<'_>>), &'static str> {
+) -> Result<Frame<'_>, &'static str> {
     let (mut bytes, mut filled) = ([0; header::LEN], 0);
-    let (mut frame, mut len) = (Vec::new(), 0);
+    let (mut pieces, mut len) = (Vec::new(), 0);
     for (number, descriptor) in chain.enumerate() {
         // No chain is longer than the queue (2.7.5.3.1).
         if number == usize::from(QUEUE_SIZE) {
@@ -65,12 +94,12 @@ fn collect(
             return Err("it is longer than a frame can be");
         }
         if !rest.is_empty() {
-            frame.push(rest);
+            pieces.push(rest);
         }
     }
     if filled < header::LEN {
         return Err("it is shorter than its header");
     }
     let header = Header::from_bytes(bytes).checked_to_send(features, len)?;
-    Ok((header, frame))
+    Ok(Frame { header, pieces, len })
 }

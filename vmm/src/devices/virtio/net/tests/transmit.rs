@@ -43,6 +43,22 @@ fn what_the_kernel_is_to_do_goes_with_the_frame() {
 }
 
 #[test]
+fn behind_a_large_frame_the_device_looks_for_the_next_one_without_a_doorbell() {
+    for (len, sent) in [(20_000, 2), (100, 1)] {
+        let mut guest = Guest::started(LINUX);
+        put(&guest, &SEGMENTS, &frame(OTHER, len));
+        let part = (DATA, 12 + len as u32, 0);
+        guest.ring(1).offer(&[part]);
+        let doorbell = u64::from(BAR) + 0x3000 + 4;
+        pull(&guest.wires.doorbells.lock().unwrap()[&doorbell]);
+        guest.thread.run_with_timeout(0).unwrap();
+        guest.ring(1).offer(&[part]);
+        guest.run();
+        assert_eq!(guest.ring(1).used_index(), sent, "{len}");
+    }
+}
+
+#[test]
 fn frames_that_cannot_be_are_dropped_and_the_next_one_is_sent() {
     let mut guest = Guest::started(LINUX);
     let frame = frame(OTHER, 100);
