@@ -91,14 +91,17 @@ fn unreadable(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut rest = documents;
-    let why = loop {
+    let (why, remedy) = loop {
         let said = match answer {
             Ok(answer) if answer.is_good => return findings,
             Ok(answer) => answer.said.lines().last().unwrap_or_default().to_owned(),
-            Err(error) => break error.to_string(),
+            Err(error @ TrialError::Silent(_)) => break (error.to_string(), LATER),
+            Err(error) => break (error.to_string(), NOT_OLDER),
         };
         let named = |(at, shown): (usize, &Document)| Some((said.find(&shown.name)?, at));
-        let Some((start, at)) = rest.iter().enumerate().filter_map(named).min() else { break said };
+        let Some((start, at)) = rest.iter().enumerate().filter_map(named).min() else {
+            break (said, NOT_OLDER);
+        };
         let why = said[start + rest[at].name.len()..].trim_start_matches(": ");
         findings.push(rest[at].unreadable(path, version, why));
         rest = &rest[at + 1..];
@@ -106,7 +109,7 @@ fn unreadable(
             return findings;
         }
         if findings.len() == MOST_UNREADABLE {
-            break format!("{} others were unreadable", findings.len());
+            break (format!("{} others were unreadable", findings.len()), NOT_OLDER);
         }
         answer = show(rest);
     };
@@ -118,11 +121,14 @@ fn unreadable(
         true => rest[0].check,
         false => Check::InitramfsDocumentUnknown,
     };
-    findings.push(Finding::new(check, path, sentence, NOT_OLDER));
+    findings.push(Finding::new(check, path, sentence, remedy));
     findings
 }
 
 const NOT_OLDER: &str = "build the initramfs with a `perennial` that is not older than this one";
+/// The program has said its version, so it is a `perennial`, on a host that is busy.
+const LATER: &str = "try again when the host is less busy; if that does not help, build the initramfs with another \
+                     `perennial`";
 
 impl Document {
     fn unreadable(&self, path: &str, version: &str, why: &str) -> Finding {
@@ -266,6 +272,7 @@ pub(super) mod tests {
         let late = Err(TrialError::Silent(WITHIN));
         let findings = unreadable("/i", "perennial 0.3.0", &documents, late, again);
         assert!(findings[0].sentence.contains("did not answer within 10 s"), "{findings:?}");
+        assert!(findings[0].remedy.contains("less busy"), "{findings:?}");
     }
 
     #[test]
