@@ -17,6 +17,8 @@ const DOCUMENT_VARIES: u64 = 8 << 10;
 /// How much less memory may be available at the end than at the beginning, in bytes, apart from the RAM that guests
 /// touched for the first time in between.
 const MEMORY_VARIES: u64 = 24 << 20;
+/// Number of updates from one line with what the host uses to the next.
+const SHOWN_EVERY: u64 = 10;
 /// Size of a segment of guest RAM, in bytes.
 const SEGMENT: u64 = 64 << 20;
 
@@ -52,6 +54,10 @@ fn repeat(luo: Luo, vms: Vec<VmPlan>, updates: u64) -> Result<(), Failure> {
         usages.push(Usage::of(&host.status()?, &host.report()?));
         let clocks = host.guests().iter().map(|guest| guest.clock_behind_us());
         clocks_behind_us.push(clocks.collect::<Vec<_>>());
+        // What a run that fails later has shown until then.
+        if number.is_multiple_of(SHOWN_EVERY) {
+            eprintln!("{}: after update {number}: {:?}", luo.backend(), usages.last());
+        }
         before = after;
     }
     for (index, guest) in host.guests().iter().enumerate() {
