@@ -1,5 +1,5 @@
-//! What can be said about a VM whose guest has fallen silent: what each thread of the VMM does, whether the guest goes
-//! on after a pause.
+//! What can be said about a VM whose guest has fallen silent: what each thread of the VMM does, and whether the guest
+//! goes on after a pause.
 
 use std::fs;
 use std::path::Path;

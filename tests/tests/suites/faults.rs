@@ -81,7 +81,7 @@ fn word(
         Luo::Kernel => "/data",
         Luo::Pool => "/pool",
     };
-    let filled = if fault.ends_with('=') && !is_of_process { filled } else { "" };
+    let filled = if fault.ends_with('=') { filled } else { "" };
     Some(format!("{step}:{fault}{filled}"))
 }
 
@@ -105,6 +105,11 @@ fn wanted(luo: Luo, leaves: bool) -> Vec<String> {
 }
 
 fn run(luo: Luo) -> Result<(), Failure> {
+    let mut arriving = wanted(luo, false).into_iter().peekable();
+    let mut leaving = wanted(luo, true).into_iter().peekable();
+    if arriving.peek().is_none() && leaving.peek().is_none() {
+        return Err(format!("{WANTED}: no cell has a word of `{}`", env::var(WANTED)?).into());
+    }
     // A guest that boots again under one kernel must be able to run under the other, which may offer fewer CPU features.
     // A guest whose process hangs finds that its CPU stood still.
     let parameters = "nosoftlockup rcupdate.rcu_cpu_stall_suppress=1";
@@ -120,8 +125,6 @@ fn run(luo: Luo) -> Result<(), Failure> {
     let (host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
     let mut cells = Cells { host, fates: Fates::new(), is_checked: false };
-    let mut arriving = wanted(luo, false).into_iter().peekable();
-    let mut leaving = wanted(luo, true).into_iter().peekable();
     let mut at_leaving: Option<String> = None;
     loop {
         // Those that end the guest come when nothing else is left.

@@ -251,6 +251,15 @@ pub struct Live {
     pub program: Option<String>,
 }
 
+#[cfg(test)]
+impl Live {
+    /// A VM of this process that runs, and has no RAM.
+    pub fn without_ram(process: VmProcess) -> Self {
+        let (segments, running) = (Vec::new(), true);
+        Self { process, segments, running, stopping: None, console: None, program: None }
+    }
+}
+
 /// One VM.
 #[derive(Debug)]
 pub struct Guest {

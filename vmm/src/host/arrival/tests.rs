@@ -242,14 +242,7 @@ fn a_vm_that_was_to_boot_again_and_that_an_operator_booted_meanwhile_runs_on() {
     assert_eq!(host.vms[0].state(), "withheld");
     let (process, _link) = VmProcess::idle(&host.confinement);
     let pid = process.pid();
-    host.vms[0].life = Life::Live(Live {
-        process,
-        segments: Vec::new(),
-        running: true,
-        stopping: None,
-        console: None,
-        program: None,
-    });
+    host.vms[0].life = Life::Live(Live::without_ram(process));
     host.look_again().unwrap();
     let states: Vec<_> = host.vms.iter().map(|vm| (vm.machine.name.as_str(), vm.state())).collect();
     assert_eq!(states, [("db", "running"), ("web-1", "restarting")]);

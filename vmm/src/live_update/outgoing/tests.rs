@@ -122,14 +122,7 @@ fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
     let player = Arc::new(Mutex::new(Some(thread::spawn(move || play(link, bytes)))));
     process.confined(process.reply().unwrap()).unwrap();
     let mut vm = Guest::new(sample().machine, &confinement);
-    vm.life = Life::Live(Live {
-        process,
-        segments: Vec::new(),
-        running: true,
-        stopping: None,
-        console: None,
-        program: None,
-    });
+    vm.life = Life::Live(Live::without_ram(process));
     let asked = Arc::default();
     let luo = Stays { player, asked: Arc::clone(&asked) };
     let plan = Plan {

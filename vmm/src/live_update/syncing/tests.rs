@@ -47,9 +47,7 @@ fn vm(name: &str, disk: &str, confinement: &Arc<Confinement>) -> Vm {
         devices: place(vec![machine::disk(disk, false)]),
         ..machine::sample()
     };
-    let (segments, running) = (Vec::new(), true);
-    let live = Live { process, segments, running, stopping: None, console: None, program: None };
-    Vm { machine, live, link: Some(link) }
+    Vm { machine, live: Live::without_ram(process), link: Some(link) }
 }
 
 /// What a process does when it is asked to sync.

@@ -72,6 +72,8 @@ const QUEUE_SIZE: u16 = 256;
 const FRAME_MIN: usize = 14;
 /// Most bytes of a frame: the largest packet, an Ethernet header and a VLAN tag.
 const FRAME_MAX: usize = 65_535 + 14 + 4;
+/// A frame of more bytes than these is large: a part of a stream, which is divided into packets only where they leave.
+const LARGE: usize = 8 << 10;
 
 const F_CSUM: u64 = 1 << 0;
 const F_GUEST_CSUM: u64 = 1 << 1;

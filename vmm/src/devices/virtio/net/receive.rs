@@ -17,7 +17,7 @@ use std::io;
 
 use super::buffers::Buffers;
 use super::header::{self, Header};
-use super::{F_MRG_RXBUF, FRAME_MAX, FRAME_MIN, NetWorker, QUEUE_SIZE, Shared, tap};
+use super::{F_MRG_RXBUF, FRAME_MAX, FRAME_MIN, LARGE, NetWorker, QUEUE_SIZE, Shared, tap};
 use crate::devices::interface::Mac;
 use crate::devices::network::Link;
 use crate::devices::virtio::{Request, Rings};
@@ -27,9 +27,6 @@ const BATCH: usize = 64;
 
 /// Most bytes of a frame with its header.
 const LONGEST: usize = header::LEN + FRAME_MAX;
-/// A frame of more bytes than these, with its header, is large: the next frame is read straight into buffers of the
-/// guest, for which the device takes enough buffers for the longest frame.
-const LARGE: usize = 8 << 10;
 
 /// Buffers that the device fills before the guest sees them: a quarter of the ring, so that the guest can work on
 /// them while the device fills the next.
@@ -95,7 +92,8 @@ impl Receiver {
         let queue = 2 * pair;
         // A frame is read from the tap only if the guest has a buffer for it.
         let Some(mut first) = rings.take(queue) else { return false };
-        // While frames are large, room for the longest of them saves copying each.
+        // Behind a large frame the next one is read straight into buffers of the guest, with room for the longest: that
+        // saves copying it.
         if self.len == 0 && self.last > LARGE && shared.features() & F_MRG_RXBUF != 0 {
             first = match self.read_directly(shared, pair, first, rings, filled) {
                 Ok(was_there) => return was_there,

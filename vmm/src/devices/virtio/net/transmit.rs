@@ -5,11 +5,8 @@ use std::thread;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::header::{self, Header};
-use super::{FRAME_MAX, NetWorker, QUEUE_SIZE};
+use super::{FRAME_MAX, LARGE, NetWorker, QUEUE_SIZE};
 use crate::devices::virtio::{Chain, Rings};
-
-/// A frame of more bytes than these is large: a segment of a stream that the driver leaves to the device to divide.
-const LARGE: usize = 8 << 10;
 
 impl NetWorker {
     /// Sends the frames in the transmit queue of the pair.
