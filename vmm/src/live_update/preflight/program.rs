@@ -12,8 +12,11 @@ use crate::confine::trial::{self, TrialError};
 use crate::guests::memfd::document_memfd;
 use crate::live_update::manifest::CARRIES_ON;
 
-/// How long the program may take for all its answers, and for the first one of `--version`.
-const WITHIN: Duration = Duration::from_secs(10);
+/// How long the program may take to read the documents, also on a host that is busy: meanwhile the VMs run, and a
+/// sound program that is taken for a silent one keeps them from the next kernel.
+const READS_WITHIN: Duration = Duration::from_secs(30);
+/// How long the program may take to say what it is.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Most documents that are named as unreadable: usually all VMs' are, for one reason.
 const MOST_UNREADABLE: usize = 8;
 
@@ -32,7 +35,7 @@ pub(super) fn ask(path: &str, bytes: &[u8], documents: &[Document]) -> Vec<Findi
         Ok(program) => program,
         Err(error) => return untried(error.to_string()),
     };
-    let deadline = Instant::now() + WITHIN;
+    let deadline = Instant::now() + READS_WITHIN;
     let show = |documents: &[Document]| {
         let files: Vec<_> =
             documents.iter().map(|shown| (shown.name.as_str(), shown.file.as_fd())).collect();
@@ -48,7 +51,7 @@ pub(super) fn ask(path: &str, bytes: &[u8], documents: &[Document]) -> Vec<Findi
     {
         return Vec::new();
     }
-    let version = match trial::run(program.as_fd(), &["--version"], &[], WITHIN) {
+    let version = match trial::run(program.as_fd(), &["--version"], &[], ANSWERS_WITHIN) {
         Err(error @ TrialError::Silent(_)) => return wrong(error.to_string()),
         Err(error) => return untried(error.to_string()),
         Ok(answer) if answer.is_good && answer.said.starts_with("perennial ") => answer.said,
@@ -60,7 +63,7 @@ pub(super) fn ask(path: &str, bytes: &[u8], documents: &[Document]) -> Vec<Findi
     match shown {
         // What it says of itself is newer than the number of the protocol.
         Some(Ok(answer)) if answer.is_good => {
-            match trial::run(program.as_fd(), &["vmm", "--protocol"], &[], WITHIN) {
+            match trial::run(program.as_fd(), &["vmm", "--protocol"], &[], ANSWERS_WITHIN) {
                 Ok(answer) if answer.is_good => Vec::new(),
                 Ok(_) => vec![older(path, version.trim())],
                 Err(error) => untried(error.to_string()),
@@ -269,9 +272,9 @@ pub(super) mod tests {
         let again = |_: &[Document]| unreachable!();
         let findings = unreadable("/i", "perennial 0.3.0", &documents, silent, again);
         assert_eq!((findings.len(), findings[0].name), (1, Check::InitramfsDocuments));
-        let late = Err(TrialError::Silent(WITHIN));
+        let late = Err(TrialError::Silent(READS_WITHIN));
         let findings = unreadable("/i", "perennial 0.3.0", &documents, late, again);
-        assert!(findings[0].sentence.contains("did not answer within 10 s"), "{findings:?}");
+        assert!(findings[0].sentence.contains("did not answer within 30 s"), "{findings:?}");
         assert!(findings[0].remedy.contains("less busy"), "{findings:?}");
     }
 
