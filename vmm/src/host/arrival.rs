@@ -494,6 +494,22 @@ impl Host {
         programs::choose(&mut self.carried.programs, self.vms.iter().any(is_preserved));
     }
 
+    /// Leaves everything in the fd store as it is, if what the last host left still cannot be read. The documents of this
+    /// host would replace those of the last one, which have the same names. Returns whether that is so.
+    pub(super) fn leave_unseen(&mut self) -> bool {
+        if self.last_host.unseen.is_none() {
+            return false;
+        }
+        tracing::error!(
+            "what the last host left stays in the fd store as it is, for a host that can read it: nothing else is put there"
+        );
+        for vm in self.vms.iter().filter(|vm| vm.is_live()) {
+            tracing::error!("VM `{}` was booted since and ends with this host", vm.machine.name);
+        }
+        self.leave_in_store();
+        true
+    }
+
     /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
     pub(super) fn leave_in_store(&mut self) {
         self.end_late(None);

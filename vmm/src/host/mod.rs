@@ -445,6 +445,9 @@ impl Host {
         if let Err(error) = self.settle(Destiny::NextKernel) {
             tracing::error!("{}", chain(&error).join(": "));
         }
+        if self.leave_unseen() {
+            return;
+        }
         loop {
             let Ok(luo) = &self.luo else { return };
             let plan = self.plan(Destination::Service, observer);

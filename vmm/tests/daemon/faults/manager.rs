@@ -1,9 +1,10 @@
 //! A service manager with one service, whose fd store it keeps as systemd 262 does: `docs/systemd.md` has the facts.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use perennial_doubles::fd_store::{Kept, NotifySocket};
+use rustix::fs::fstat;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 /// The most fds that the store takes, unless a test needs a smaller one.
@@ -72,6 +74,25 @@ impl Manager {
     pub(super) fn names(&self) -> Vec<String> {
         self.sync();
         self.kept.lock().unwrap().iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The names of what the store holds, with the number of each file.
+    pub(super) fn files(&self) -> BTreeMap<String, u64> {
+        self.sync();
+        let kept = self.kept.lock().unwrap();
+        kept.iter().map(|(name, fd)| (name.clone(), fstat(fd).unwrap().st_ino)).collect()
+    }
+
+    /// Turns around every bit of a file in the store. A second time restores it.
+    pub(super) fn flip(&self, name: &str) {
+        self.sync();
+        let kept = self.kept.lock().unwrap();
+        let (_, fd) = kept.iter().find(|(other, _)| other == name).unwrap();
+        let file = fs::File::from(fd.try_clone().unwrap());
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes.iter_mut().for_each(|byte| *byte = !*byte);
+        file.write_all_at(&bytes, 0).unwrap();
     }
 
     /// What the next process of the service is started with.

@@ -281,6 +281,11 @@ impl Service {
         children.filter(|pid| is_vm_process(*pid)).filter_map(Pid::from_raw).collect()
     }
 
+    /// The service manager.
+    pub(super) fn manager(&self) -> &Manager {
+        self.manager.as_ref().unwrap()
+    }
+
     /// Whether the service manager still has the state of a VM, which a later host may restore.
     pub(super) fn is_still_kept(&self, name: &str) -> bool {
         self.manager

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::Backend;
-use super::service::{PATIENCE, Service, VMS};
+use super::service::{Evidence, PATIENCE, Service, VMS};
 
 #[test]
 fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
@@ -38,6 +38,65 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
         assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
         assert_eq!(service.runners(name).len(), 1);
     }
+}
+
+/// Stops a host, makes `documents` of it unreadable, and starts the host twice over that. Returns the service, whose last
+/// host has ended again, and what the guests' memory said before. Nothing in the store has changed, and the documents can
+/// be read again.
+fn unreadable_twice(documents: &[&str], state: &str) -> (Service, [Evidence; 2]) {
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = VMS.map(|name| service.counts_on(name));
+    service.signal(Signal::TERM);
+    service.wait_for_its_end();
+    let left = service.manager().files();
+    documents.iter().for_each(|document| service.manager().flip(document));
+    for _ in 0..2 {
+        service.start_again();
+        for name in VMS {
+            assert_eq!(service.state(name), state, "{}", service.logs());
+            assert!(service.runners(name).is_empty());
+        }
+        service.signal(Signal::TERM);
+        service.wait_for_its_end();
+        let now = service.manager().files();
+        // A host that could read the index writes its own documents.
+        let stays =
+            |(name, _): &(&String, &u64)| state == "withheld" || name.starts_with("perennial-vm-");
+        assert!(left.iter().filter(stays).eq(now.iter().filter(stays)), "{left:?} {now:?}");
+    }
+    (service, before)
+}
+
+/// Starts the host once more, and asserts that the guests go on.
+fn assert_all_come_back(service: &mut Service, before: [Evidence; 2]) {
+    service.start_again();
+    for (name, before) in VMS.into_iter().zip(before) {
+        let now = service.counts_on(name);
+        assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
+        assert_eq!(service.runners(name).len(), 1);
+    }
+}
+
+#[test]
+fn what_nobody_can_read_stays_in_the_store_until_a_host_can() {
+    if !super::has_kvm() {
+        return;
+    }
+    let documents = ["perennial-host/0", "perennial-host/1"];
+    let (mut service, before) = unreadable_twice(&documents, "withheld");
+    documents.iter().for_each(|document| service.manager().flip(document));
+    assert_all_come_back(&mut service, before);
+}
+
+#[test]
+fn a_manifest_that_nobody_can_read_goes_along_in_the_store() {
+    if !super::has_kvm() {
+        return;
+    }
+    let (mut service, before) = unreadable_twice(&["perennial-host/0"], "preserved");
+    // Each host has a manifest of its own. The one that has the VMs is carried on behind it.
+    service.manager().flip("perennial-host/2");
+    assert_all_come_back(&mut service, before);
 }
 
 #[test]
