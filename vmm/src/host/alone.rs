@@ -41,7 +41,7 @@ impl Host {
             unmounted: Vec::new(),
             luo: Err(NoLuo { why: why.to_owned(), may_hold_vms: false }),
             pool: None,
-            kernel_entry: KernelEntry::unknown(),
+            kernel_entry: KernelEntry::unknown(None),
             replaced: None,
             number: 0,
             report: None,

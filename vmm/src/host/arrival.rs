@@ -350,7 +350,7 @@ impl Host {
         };
         if let Ok(None) = look {
             // It has ended without this host, so there is nothing to wait for.
-            self.last_host.unseen = None;
+            self.stop_waiting();
             return Ok(());
         }
         self.see_late(look)
@@ -480,12 +480,19 @@ impl Host {
         if self.last_host.unseen.is_some() && (withheld > 0 || self.vms.is_empty()) {
             return;
         }
-        self.last_host.unseen = None;
+        self.stop_waiting();
         if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
             self.unfinished.extend(self.last_host.session.take());
         }
         let sessions = std::mem::take(&mut self.unfinished);
         self.unfinished = sessions.into_iter().filter_map(finish).collect();
+    }
+
+    /// Waits no more for what the last host left, if it could not be read: nothing of that can come.
+    fn stop_waiting(&mut self) {
+        if self.last_host.unseen.take().is_some() && self.last_host.keeper.is_none() {
+            self.kernel_entry.redeem();
+        }
     }
 
     /// Lets go of the programs of earlier hosts that nobody needs.

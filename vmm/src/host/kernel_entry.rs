@@ -14,20 +14,27 @@
 //! and no VMs knows that they are lost, and that this is no cold boot.
 //!
 //! The decisions are recorded in `/run`, which lasts as long as the kernel, so that a restarted host
-//! service knows them.
+//! service knows them. They are about what the last host left, so they end when a host has taken that over: the next
+//! one finds newer states of the same VMs. Hosts with locks of their own have notes of their own.
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use luo::{Ticket, TicketError};
 
+use super::instance::DEFAULT_LOCK;
 use crate::live_update::next_kernel::{MARK, PARAMETER};
 use crate::machine::VmName;
 
 /// Directory of the recorded decisions.
 const NOTES: &str = "/run/perennial";
+/// Directory in it of the hosts that have a lock of their own.
+const OTHER_HOSTS: &str = "other-hosts";
+/// Directory of the notes of VMs that were given up.
+const GIVEN_UP: &str = "given-up";
 
 /// File name of the note of the ticket that was used.
 const REDEEMED: &str = "redeemed";
@@ -77,9 +84,14 @@ pub struct KernelEntry {
 
 impl KernelEntry {
     /// Reads the kernel's command line and the recorded decisions, from `/proc` and `/run` below `root`.
-    /// `left` is a ticket from the last host of this process; if given, the command line is not read.
-    pub fn read(root: &Path, left: Option<Ticket>) -> Result<Self, KernelEntryError> {
-        let notes = root.join(NOTES.trim_start_matches('/'));
+    /// `left` is a ticket from the last host of this process; if given, the command line is not read. `lock` is the lock
+    /// that the host's configuration names.
+    pub fn read(
+        root: &Path,
+        left: Option<Ticket>,
+        lock: Option<&Path>,
+    ) -> Result<Self, KernelEntryError> {
+        let notes = root.join(notes(lock).strip_prefix("/").unwrap_or(Path::new(NOTES)));
         if left.is_some() {
             return Ok(Self { ticket: left, mark: None, of_kernel: false, notes });
         }
@@ -99,8 +111,8 @@ impl KernelEntry {
     }
 
     /// The value for a kernel whose command line cannot be read.
-    pub fn unknown() -> Self {
-        Self { ticket: None, mark: None, of_kernel: true, notes: NOTES.into() }
+    pub fn unknown(lock: Option<&Path>) -> Self {
+        Self { ticket: None, mark: None, of_kernel: true, notes: notes(lock) }
     }
 
     /// The ticket of the live update that entered this kernel, if VMs may be in a pool. `None` if there is
@@ -115,8 +127,9 @@ impl KernelEntry {
     }
 
     /// Marks the ticket as used, because its sessions can be retrieved only once, and notes that a host looked for the
-    /// VMs.
+    /// VMs. From now on no VM counts as given up.
     pub fn redeem(&mut self) {
+        self.forget_given_up();
         let (ticket, mark) = (self.ticket.take(), self.mark.take());
         if !self.of_kernel {
             return;
@@ -150,21 +163,46 @@ impl KernelEntry {
 
     /// The name of a VM that was given up, if there is one.
     pub fn any_given_up(&self) -> Option<String> {
-        let notes = fs::read_dir(self.notes.join("given-up")).ok()?.flatten().next()?;
+        let notes = fs::read_dir(self.notes.join(GIVEN_UP)).ok()?.flatten().next()?;
         let name = notes.file_name().to_string_lossy().into_owned();
         Some(name.strip_prefix(PREFIX).unwrap_or(&name).to_owned())
     }
 
+    /// Forgets which VMs were given up, because nothing of the last host's can come any more. What this host leaves of
+    /// them is newer.
+    fn forget_given_up(&self) {
+        let path = self.notes.join(GIVEN_UP);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => tracing::error!(
+                "cannot remove {}: {error}. The VMs that it names would end with this host: remove it by hand",
+                path.display()
+            ),
+            _ => {}
+        }
+    }
+
     fn given_up(&self, vm: &VmName) -> PathBuf {
-        self.notes.join("given-up").join(format!("{PREFIX}{vm}"))
+        self.notes.join(GIVEN_UP).join(format!("{PREFIX}{vm}"))
     }
 
     fn make_notes(&self) -> io::Result<()> {
         let made =
-            fs::DirBuilder::new().mode(0o700).recursive(true).create(self.notes.join("given-up"));
+            fs::DirBuilder::new().mode(0o700).recursive(true).create(self.notes.join(GIVEN_UP));
         made.or_else(
             |error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) },
         )
+    }
+}
+
+/// Returns the directory with the notes of the host that has this lock, or the default one.
+fn notes(lock: Option<&Path>) -> PathBuf {
+    match lock {
+        None => NOTES.into(),
+        Some(lock) if lock == Path::new(DEFAULT_LOCK) => NOTES.into(),
+        Some(lock) => {
+            let number = crc32fast::hash(lock.as_os_str().as_bytes());
+            Path::new(NOTES).join(OTHER_HOSTS).join(format!("{number:08x}"))
+        }
     }
 }
 
@@ -182,7 +220,10 @@ mod tests {
     }
 
     fn ticket(root: &tempfile::TempDir) -> Option<String> {
-        KernelEntry::read(root.path(), None).unwrap().ticket().map(|ticket| ticket.to_string())
+        KernelEntry::read(root.path(), None, None)
+            .unwrap()
+            .ticket()
+            .map(|ticket| ticket.to_string())
     }
 
     #[test]
@@ -196,17 +237,18 @@ mod tests {
 
     #[test]
     fn what_is_no_ticket_or_cannot_be_read_is_an_error_and_not_a_cold_boot() {
-        let error = KernelEntry::read(kernel(&format!("{PARAMETER}=7")).path(), None).unwrap_err();
+        let error =
+            KernelEntry::read(kernel(&format!("{PARAMETER}=7")).path(), None, None).unwrap_err();
         assert!(matches!(error, KernelEntryError::Ticket(_)), "{error}");
         let nowhere = tempfile::tempdir().unwrap();
-        let error = KernelEntry::read(nowhere.path(), None).unwrap_err().to_string();
+        let error = KernelEntry::read(nowhere.path(), None, None).unwrap_err().to_string();
         assert!(error.contains("proc/cmdline"), "{error}");
     }
 
     #[test]
     fn redeeming_a_ticket_holds_for_every_host_of_this_kernel_and_only_for_that_ticket() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
-        let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        let mut kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
         assert!(kernel_entry.ticket().is_some());
         kernel_entry.redeem();
         assert_eq!(kernel_entry.ticket(), None);
@@ -219,31 +261,66 @@ mod tests {
     #[test]
     fn the_last_mark_counts_until_a_host_has_looked_for_the_vms() {
         let root = kernel(&format!("{MARK}=1 quiet {MARK}=2"));
-        let mut kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        let mut kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
         assert!(kernel_entry.is_marked() && kernel_entry.ticket().is_none());
-        assert!(KernelEntry::read(root.path(), None).unwrap().is_marked(), "nothing is noted yet");
+        assert!(
+            KernelEntry::read(root.path(), None, None).unwrap().is_marked(),
+            "nothing is noted yet"
+        );
         kernel_entry.redeem();
         assert!(!kernel_entry.is_marked());
-        assert!(!KernelEntry::read(root.path(), None).unwrap().is_marked());
+        assert!(!KernelEntry::read(root.path(), None, None).unwrap().is_marked());
         fs::write(root.path().join("proc/cmdline"), format!("{MARK}=3\n")).unwrap();
-        assert!(KernelEntry::read(root.path(), None).unwrap().is_marked(), "another kernel");
-        assert!(!KernelEntry::read(kernel("quiet").path(), None).unwrap().is_marked());
+        assert!(KernelEntry::read(root.path(), None, None).unwrap().is_marked(), "another kernel");
+        assert!(!KernelEntry::read(kernel("quiet").path(), None, None).unwrap().is_marked());
     }
 
     #[test]
     fn a_vm_that_was_given_up_stays_so_in_this_boot() {
         let root = kernel(&format!("{PARAMETER}={TICKET}"));
         let (web, db) = (VmName::new("web").unwrap(), VmName::new("db").unwrap());
-        let kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+        let kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
         assert_eq!((kernel_entry.is_given_up(&web), kernel_entry.any_given_up()), (false, None));
         kernel_entry.give_up(&web).unwrap();
         kernel_entry.give_up(&web).unwrap();
-        let again = KernelEntry::read(root.path(), None).unwrap();
+        let again = KernelEntry::read(root.path(), None, None).unwrap();
         assert!(again.is_given_up(&web) && !again.is_given_up(&db));
         assert_eq!(again.any_given_up().as_deref(), Some("web"));
         fs::remove_dir_all(root.path().join("run")).unwrap();
         fs::write(root.path().join("run"), "").unwrap();
         let error = kernel_entry.give_up(&db).unwrap_err().to_string();
         assert!(error.contains("given-up/vm-db"), "{error}");
+    }
+
+    #[test]
+    fn no_vm_counts_as_given_up_when_nothing_of_it_can_come_any_more() {
+        for line in [format!("{PARAMETER}={TICKET}"), "quiet".to_owned()] {
+            let (root, web) = (kernel(&line), VmName::new("web").unwrap());
+            let mut kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
+            kernel_entry.give_up(&web).unwrap();
+            kernel_entry.redeem();
+            assert!(!kernel_entry.is_given_up(&web) && kernel_entry.any_given_up().is_none());
+            kernel_entry.give_up(&web).unwrap();
+            assert!(kernel_entry.is_given_up(&web), "a later decision");
+        }
+    }
+
+    #[test]
+    fn hosts_with_locks_of_their_own_decide_for_themselves() {
+        let (root, web) = (kernel(&format!("{MARK}=1")), VmName::new("web").unwrap());
+        let read =
+            |lock: Option<&str>| KernelEntry::read(root.path(), None, lock.map(Path::new)).unwrap();
+        let mut first = read(Some("/run/first.lock"));
+        first.give_up(&web).unwrap();
+        for other in [None, Some(DEFAULT_LOCK), Some("/run/second.lock")] {
+            assert!(!read(other).is_given_up(&web), "{other:?}");
+            read(other).redeem();
+        }
+        assert!(read(Some("/run/first.lock")).is_given_up(&web));
+        assert!(read(Some("/run/first.lock")).is_marked());
+        first.redeem();
+        assert!(!read(Some("/run/first.lock")).is_marked());
+        // The default lock is the same one, whether or not it is named.
+        assert!(!read(None).is_marked() && !read(Some(DEFAULT_LOCK)).is_marked());
     }
 }

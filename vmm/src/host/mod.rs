@@ -174,7 +174,8 @@ impl Host {
         let inherited = start::inherit(sessions);
         breakpoint::reach("look", None);
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
-        let kernel_entry = KernelEntry::read(Path::new("/"), inherited.ticket);
+        let kernel_entry =
+            KernelEntry::read(Path::new("/"), inherited.ticket, section.lock.as_deref());
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
         let (mut kernel_entry, luo, arrival) =

@@ -283,7 +283,7 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     let config = Config::parse(CONFIG).unwrap();
     let mut host = Host::alone(config, CONFIG.to_owned());
     host.vms.clear();
-    host.kernel_entry = KernelEntry::read(root.path(), None).unwrap();
+    host.kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
     host.pool = Some("/nowhere/pool".into());
     let (luo, arrival) =
         start::look_into(backend::choose(&HostSection::default(), &[], Some(ticket)), Some(ticket));

@@ -40,6 +40,32 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
     }
 }
 
+#[test]
+fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let [before, other] = VMS.map(|name| service.counts_on(name));
+    let systemctl = service.path().join("systemctl");
+    let works = fs::read(&systemctl).unwrap();
+    fs::write(&systemctl, "#!/bin/sh\nexit 1\n").unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    assert!(service.ctl(&["stop", VMS[0]]).status.success());
+    fs::write(&systemctl, works).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    assert_eq!(service.state(VMS[0]), "stopped", "its old state is gone\n{}", service.logs());
+    assert!(service.ctl(&["boot", VMS[0]]).status.success());
+    let booted = service.counts_on(VMS[0]);
+    assert_ne!(booted.boot, before.boot);
+    service.signal(Signal::TERM);
+    service.start_again();
+    assert_eq!(service.counts_on(VMS[0]).boot, booted.boot, "{}", service.logs());
+    assert_eq!(service.counts_on(VMS[1]).boot, other.boot);
+}
+
 /// Stops a host, makes `documents` of it unreadable, and starts the host twice over that. Returns the service, whose last
 /// host has ended again, and what the guests' memory said before. Nothing in the store has changed, and the documents can
 /// be read again.
