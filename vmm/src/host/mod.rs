@@ -434,8 +434,8 @@ impl Host {
     /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM
     /// can be put there; then the VMs end with this host.
     ///
-    /// systemd stops the host in any case. So a VM that cannot be saved is given up, and the others are
-    /// tried again without it.
+    /// systemd stops the host in any case. So VMs that cannot be saved are given up, and the others are
+    /// tried again without them.
     fn leave_to_service(&mut self, observer: Observer<'_>) {
         if !self.is_in_fd_store() {
             return;
@@ -457,23 +457,17 @@ impl Host {
                 Ok(never) => match never {},
                 Err(undone) => *undone,
             };
-            let lost = error.vm().cloned();
+            let lost: Vec<VmName> = error.vms().into_iter().cloned().collect();
             let why = chain(&error);
             tracing::error!("{}", why.join(": "));
             // They go along as they are.
             let are_kept = !saved.is_empty();
             saved.into_iter().for_each(|vm| self.keep(vm));
-            let lost = self.vms.iter_mut().find(|vm| Some(&vm.machine.name) == lost.as_ref());
-            let Some(vm) = lost.filter(|vm| vm.is_live()) else {
-                if are_kept {
-                    continue;
-                }
+            if !self.fail(&lost, &why) && !are_kept {
                 tracing::error!("no VM can be kept: all of them end, except those in the fd store");
                 self.leave_in_store();
                 return;
-            };
-            tracing::error!("VM `{}` is ended, so that the others can be kept", vm.machine.name);
-            vm.life = Life::Failed(why);
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Nobody waits meanwhile: the main loop serves all else, and looks after each round at what has ended.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Host, HostError, find, index_of};
@@ -138,6 +139,24 @@ impl<C: Copy + PartialEq> Stops<C> {
 }
 
 impl Host {
+    /// Ends those of these VMs that have a process, so that the others can be kept. They have failed for this reason.
+    /// Returns whether there is one.
+    pub(super) fn fail(&mut self, names: &[VmName], why: &[String]) -> bool {
+        let mut ended = Vec::new();
+        for vm in self.vms.iter_mut().filter(|vm| names.contains(&vm.machine.name)) {
+            if vm.is_live() {
+                tracing::error!(
+                    "VM `{}` is ended, so that the others can be kept",
+                    vm.machine.name
+                );
+                ended.push(std::mem::replace(&mut vm.life, Life::Failed(why.to_vec())));
+            }
+        }
+        let any = !ended.is_empty();
+        end_together(ended);
+        any
+    }
+
     /// Returns when the first plug is pulled, if no guest shuts down before.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
@@ -155,6 +174,16 @@ impl Host {
     }
 }
 
-fn after(seconds: u32) -> Instant {
+/// Ends VMs, all at the same time: a process that is stuck in the kernel takes several seconds.
+fn end_together(lives: Vec<Life>) {
+    thread::scope(|scope| {
+        for life in lives {
+            // Without a thread for it, it ends here.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(life));
+        }
+    });
+}
+
+pub(super) fn after(seconds: u32) -> Instant {
     Instant::now() + Duration::from_secs(seconds.into())
 }

@@ -57,8 +57,8 @@ impl Blackout {
 }
 
 /// Waits for the answers of those of `vms` that owe one, for `within` at most, all at the same time. Calls `answered`
-/// with each VM and its answer, or why it will not answer. Errors at the first error that this returns, or names the first
-/// VM that is late.
+/// with each VM and its answer, or why it will not answer. Errors at the first error that this returns, or names all VMs
+/// that are late: whoever does without them need not find them out one by one.
 pub(super) fn collect_within(
     within: Duration,
     step: Step,
@@ -71,15 +71,18 @@ pub(super) fn collect_within(
     let late = collect(&conversations, Instant::now() + within, |index, answer| {
         answered(asked[index], answer)
     })?;
-    match late.first() {
-        None => Ok(()),
-        Some(first) => {
-            let request = match step {
-                Step::Pause => "pause the guest",
-                Step::Save => "save the guest's state",
-                _ => "sync the guest's disks",
-            };
-            Err(asked[*first].process_error(step)(ProcessError::Late { request, within }))
+    let request = match step {
+        Step::Pause => "pause the guest",
+        Step::Save => "save the guest's state",
+        _ => "sync the guest's disks",
+    };
+    let source = ProcessError::Late { request, within };
+    match late[..] {
+        [] => Ok(()),
+        [one] => Err(asked[one].process_error(step)(source)),
+        _ => {
+            let vms = late.iter().map(|index| asked[*index].machine.name.clone()).collect();
+            Err(UpdateError::Late { step, vms, source })
         }
     }
 }

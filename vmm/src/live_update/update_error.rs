@@ -108,6 +108,17 @@ pub enum UpdateError {
         #[source]
         source: ProcessError,
     },
+    /// The processes of several VMs did not carry out a request in time.
+    #[error("step `{step}`: VMs `{}`", list(vms))]
+    Late {
+        /// The step.
+        step: Step,
+        /// The VMs.
+        vms: Vec<VmName>,
+        /// Why each of them did not.
+        #[source]
+        source: ProcessError,
+    },
     /// The blackout would take longer than it may.
     #[error(
         "step `{step}`: the blackout has taken longer than {budget:?}, which `budget` in [update] allows: \
@@ -183,7 +194,19 @@ fn about(vm: Option<&VmName>) -> String {
     vm.map_or_else(String::new, |vm| format!(": VM `{vm}`"))
 }
 
+fn list(vms: &[VmName]) -> String {
+    vms.iter().map(VmName::as_str).collect::<Vec<_>>().join("`, `")
+}
+
 impl UpdateError {
+    /// Returns the VMs that the error is about, if it is about single VMs.
+    pub fn vms(&self) -> Vec<&VmName> {
+        match self {
+            Self::Late { vms, .. } => vms.iter().collect(),
+            _ => self.vm().into_iter().collect(),
+        }
+    }
+
     /// Returns the VM that the error is about, if it is about one VM.
     pub fn vm(&self) -> Option<&VmName> {
         match self {

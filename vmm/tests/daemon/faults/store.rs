@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Backend;
 use super::service::{Evidence, PATIENCE, Service, VMS};
@@ -64,6 +64,43 @@ fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
     service.start_again();
     assert_eq!(service.counts_on(VMS[0]).boot, booted.boot, "{}", service.logs());
     assert_eq!(service.counts_on(VMS[1]).boot, other.boot);
+}
+
+#[test]
+fn vms_that_hang_at_a_stop_end_together_and_the_others_are_kept() {
+    if !super::has_kvm() {
+        return;
+    }
+    let budget = "budget = 5";
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), budget);
+    let before = service.counts_on(VMS[1]);
+    let config = service.path().join("config.toml");
+    let mut text = fs::read_to_string(&config).unwrap();
+    for name in ["three", "four"] {
+        text += &format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"size=1G\"\nkernel = {:?}\nserial = \"off\"\n",
+            service.path().join("one.elf")
+        );
+    }
+    fs::write(&config, text).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    let hanging = [VMS[0], "three", "four"];
+    hanging[1..].iter().for_each(|name| assert!(service.ctl(&["boot", name]).status.success()));
+    let pids = hanging.map(|name| service.vm(name)["pid"].as_i64().unwrap() as i32);
+    service.set_breakpoint("pause");
+    service.signal(Signal::TERM);
+    service.wait_for_breakpoint();
+    for pid in pids {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+    }
+    service.signal(Signal::CONT);
+    service.start_again();
+    let logs = service.logs();
+    assert!(logs.contains("step `pause`: VMs `one`, `three`, `four`: "), "{logs}");
+    assert_eq!(logs.matches("step `pause`: VM").count(), 1, "one round ends them all\n{logs}");
+    hanging.iter().for_each(|name| assert!(logs.contains(&format!("VM `{name}` is ended"))));
+    assert_eq!(service.counts_on(VMS[1]).boot, before.boot);
 }
 
 /// Stops a host, makes `documents` of it unreadable, and starts the host twice over that. Returns the service, whose last
