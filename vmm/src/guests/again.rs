@@ -91,7 +91,8 @@ impl Guest {
             Event::Crashed(_) => Some(End::Failure),
             Event::Link { .. } | Event::Resized { .. } => None,
         });
-        end.flatten().is_some_and(|end| self.restarts.wants(end))
+        // After an end that an operator asked for, no policy boots it.
+        live.stopping.is_none() && end.flatten().is_some_and(|end| self.restarts.wants(end))
     }
 
     /// Lets the VM, which did not go along with a live update because it was about to boot again, do so.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
 use crate::config::HostSection;
@@ -31,6 +32,8 @@ pub(super) struct Server {
     /// The user at the terminal, who has left when the other end of this is closed.
     left: Option<UnixStream>,
     calls: Calls,
+    /// When the VMs end at the latest that are stopping, before the host leaves to systemd. `None` if it is not to leave.
+    leaves: Option<Instant>,
 }
 
 /// What the loop waits for.
@@ -56,7 +59,7 @@ impl Server {
     /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let signals = Signals::catch(end).map_err(HostError::Loop)?;
-        Ok(Self { signals, left: None, calls: Calls::default() })
+        Ok(Self { signals, left: None, calls: Calls::default(), leaves: None })
     }
 
     /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
@@ -97,7 +100,11 @@ impl Server {
                 host.go_on_with_late();
                 host.boot_due();
             }
+            self.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
+            if self.leaves.is_some() && host.stop_deadline().is_none() {
+                self.leave(host);
+            }
             if self.calls.host_has_ended(host) || host.has_nothing_left() {
                 return Ok(());
             }
@@ -128,7 +135,7 @@ impl Server {
     /// Returns what the loop waits for.
     fn fds<'a>(&'a self, host: &'a Host) -> Vec<(Source, PollFd<'a>)> {
         let readable = |fd: BorrowedFd<'a>| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let Self { signals, left, calls } = self;
+        let Self { signals, left, calls, leaves: _ } = self;
         let mut fds = vec![
             (Source::Children, readable(signals.children.as_fd())),
             (Source::End, readable(signals.end.as_fd())),
@@ -190,15 +197,26 @@ impl Server {
     /// pulls the plug at once.
     fn end(&mut self, host: &mut Host) {
         self.signals.end.drain();
-        let within_s = match self.calls.host_ends() {
+        let within_s = match self.calls.host_ends() || self.leaves.is_some() {
             true => 0,
             false => host.config.host.stop_within_s(),
         };
         tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
+        match host.is_in_fd_store() && !self.calls.host_ends() {
+            // The next host would not know that an operator has asked the guests of some to shut down. So these VMs end
+            // before.
+            true => self.leaves = Some(after(within_s)),
+            false => self.calls.end_host(host, within_s),
+        }
+    }
+
+    /// Leaves the VMs to systemd. Those that cannot be left there are asked to shut down.
+    fn leave(&mut self, host: &mut Host) {
+        self.leaves = None;
         self.calls.observed(Caller::Port, Transaction::ServiceStop, |observer| {
             host.leave_to_service(observer);
         });
-        self.calls.end_host(host, within_s);
+        self.calls.end_host(host, host.config.host.stop_within_s());
     }
 }
 

@@ -162,6 +162,15 @@ impl Host {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
     }
 
+    /// Ends the VMs that are stopping at `latest`.
+    pub(super) fn hasten_stops(&mut self, latest: Instant) {
+        for vm in &mut self.vms {
+            if let Life::Live(live) = &mut vm.life {
+                live.stopping = live.stopping.map(|deadline| deadline.min(latest));
+            }
+        }
+    }
+
     /// Errors if a VM that is not left out is stopping: the next host would not know its deadline. Errors if there
     /// is no VM of a name that is to be left out.
     pub(super) fn check_none_stops(&self, without: &[VmName]) -> Result<(), HostError> {

@@ -192,8 +192,13 @@ impl Service {
             self.signal(Signal::TERM);
             return None;
         }
-        let mut command = self.ctl_command(&[&["handover"], more].concat());
-        Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        Some(self.begin(&[&["handover"], more].concat()))
+    }
+
+    /// Starts a command of a client.
+    pub(super) fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = self.ctl_command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     pub(super) fn signal(&self, signal: Signal) {

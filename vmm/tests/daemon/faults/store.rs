@@ -67,6 +67,34 @@ fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
 }
 
 #[test]
+fn a_vm_that_is_stopping_ends_before_a_stop_by_systemd_and_stays_stopped() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = service.counts_on(VMS[1]);
+    let config = service.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let one = format!("name = \"{}\"\n", VMS[0]);
+    fs::write(&config, text.replace(&one, &(one.clone() + "restart = \"always\"\n"))).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    let stop = service.begin(&["stop", VMS[0], "--within", "1000"]);
+    let deadline = Instant::now() + PATIENCE;
+    while service.state(VMS[0]) != "stopping" {
+        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
+    }
+    // Its guest ignores the button. The configuration allows it a second.
+    service.signal(Signal::TERM);
+    let said = stop.wait_with_output().unwrap();
+    assert!(said.status.success(), "{said:?}\n{}", service.logs());
+    service.start_again();
+    assert_eq!(service.state(VMS[0]), "stopped", "{}", service.logs());
+    assert!(service.runners(VMS[0]).is_empty());
+    assert_eq!(service.counts_on(VMS[1]).boot, before.boot);
+}
+
+#[test]
 fn vms_that_hang_at_a_stop_end_together_and_the_others_are_kept() {
     if !super::has_kvm() {
         return;
