@@ -38,14 +38,20 @@ pub(super) struct LastHost {
     session: Option<Incoming>,
     /// Why nothing of it can be read: the chain of causes. `None` if it was read, or there was no last host.
     pub(super) unseen: Option<Vec<String>>,
-    /// Why its VMs are lost: the chain of causes. `None` if they are not, or there was no last host.
-    pub(super) lost: Option<Vec<String>>,
+    /// What was replaced and why its VMs are lost: the chain of causes. `None` if they are not, or there was no last host.
+    pub(super) lost: Option<(Replaced, Vec<String>)>,
 }
 
 impl LastHost {
     /// The last host of which nothing was looked at yet, with the reason why its VMs are lost, if they are.
-    pub(super) fn new(lost: Option<Vec<String>>) -> Self {
+    pub(super) fn new(lost: Option<(Replaced, Vec<String>)>) -> Self {
         Self { lost, ..Self::default() }
+    }
+
+    /// Why its VMs are lost, or cannot be read.
+    pub(super) fn why(&self) -> Option<Vec<String>> {
+        let lost = self.lost.as_ref().map(|(_, why)| why);
+        lost.or(self.unseen.as_ref()).cloned()
     }
 }
 
@@ -84,6 +90,7 @@ impl Host {
         let has_arrived = self.see(arrival);
         if !has_arrived {
             self.boot_vms();
+            self.report_unread();
         }
         // They arrived in the order of their urgency. From now on no VM changes its place.
         let configured = &self.config.machines;
@@ -142,10 +149,9 @@ impl Host {
         let backend = luo.backend();
         let opaque: Vec<_> =
             opaque.into_iter().map(|(name, files)| hold(luo, name, files)).collect();
-        if let Some(manifest) = &arrival.manifest {
-            self.number = manifest.number;
-            self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
-        }
+        let manifest = arrival.manifest.as_ref();
+        self.number = manifest.map_or(self.number, |manifest| manifest.number);
+        self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
         self.late.extend(late);
         breakpoint::reach("finish", None);
         for vm in arrived {
@@ -154,24 +160,31 @@ impl Host {
         }
         self.carried.manifests.extend(arrival.unread);
         self.last_host.session = Some(arrival.session);
+        let held =
+            opaque.iter().map(|held| held.as_ref().map_or_else(|(name, _)| name, Held::name));
+        let held: Vec<_> = held.filter_map(vm_of_session).collect();
         self.hold_opaque(opaque);
+        self.report_opaque(&held);
         self.choose_programs();
         if let Err(error) = self.settle(Destiny::Stay) {
             tracing::error!("{}", chain(&error).join(": "));
         }
         self.finish_the_rest();
         breakpoint::reach("report", None);
-        self.keep_report();
+        let mut boots = Vec::new();
         for machine in arrival.manifest.into_iter().flat_map(|manifest| manifest.boots) {
             if self.is_given_up(&machine.name) {
                 // An operator has decided since, perhaps booted it; or it has a state.
                 continue;
             }
             tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
+            boots.push(machine.name.clone());
             let mut vm = Guest::new(machine, &self.confinement);
             vm.boot_soon();
             self.put(vm);
         }
+        self.report_boots(&boots);
+        self.keep_report();
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
         let new = new.cloned().map(|machine| Guest::new(machine, &self.confinement));

@@ -194,7 +194,10 @@ impl Host {
         let wrong: Vec<String> =
             config_error.into_iter().flatten().chain(unprepared.errors).collect();
         let config_error = (!wrong.is_empty()).then_some(wrong);
-        let kept_report = if matches!(arrival, Ok(None)) { report::kept(&section) } else { None };
+        // An earlier report would say that VMs run which are lost or cannot be read now.
+        let has_news = lost.is_some() || !matches!(arrival, Ok(None));
+        let kept_report = if has_news { None } else { report::kept(&section) };
+        let lost = lost.map(|why| (replaced, why));
         let host = Self {
             confinement: Confinement::new(&config.host),
             config,

@@ -15,56 +15,89 @@ use crate::api::report::{
 };
 use crate::causes::chain;
 use crate::config::HostSection;
-use crate::guests::Life;
 use crate::guests::ledger::TscRate;
+use crate::guests::{Guest, Life};
 use crate::live_update::incoming::RestoredVm;
+use crate::live_update::index::FileKind;
 use crate::live_update::manifest::Manifest;
 use crate::live_update::{Outcome, kernel_name};
 use crate::machine::VmName;
 
 impl Host {
     /// Makes the report for the VMs `arrived`. `opened` is the TSC when their restore began, `resumed`
-    /// the TSC when all of them were resumed.
+    /// the TSC when all of them were resumed. Without a manifest it has no times.
     pub(super) fn make_report(
         &self,
-        manifest: &Manifest,
+        manifest: Option<&Manifest>,
         backend: Backend,
         arrived: &[RestoredVm],
         (opened, resumed): (u64, u64),
     ) -> Report {
-        let rate = TscRate::from_khz(crate::kvm::tsc_khz().unwrap_or_else(|error| {
-            tracing::warn!(
-                "the rate of the TSC is unknown, so the report's times are wrong: {}",
-                chain(&error).join(": ")
-            );
-            1_000_000
-        }));
-        let origin = manifest.ticks;
-        let jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
-        let mut ledger = manifest.ledger.clone();
-        ledger.enter(self.jump_name(), jumped, self.started_ticks);
-        ledger.enter("start", self.started_ticks, opened);
-        ledger.enter("resume-vms", opened, resumed);
+        let replaced = self.replaced.unwrap_or(Replaced::Kernel);
+        let mut host = unknown_host(replaced, backend.to_string());
+        let rate = TscRate::from_khz(host.counter_khz);
+        let (mut origin, mut jumped) = (self.started_ticks, self.started_ticks);
+        if let Some(manifest) = manifest {
+            origin = manifest.ticks;
+            jumped = manifest.ledger.phases.last().map_or(origin, |phase| phase.end);
+            let mut ledger = manifest.ledger.clone();
+            ledger.enter(self.jump_name(), jumped, self.started_ticks);
+            ledger.enter("start", self.started_ticks, opened);
+            ledger.enter("resume-vms", opened, resumed);
+            host.kernel_before.clone_from(&manifest.kernel);
+            host.number = manifest.number;
+            host.reboot_to_init_ns = rate.nanoseconds(jumped, self.started_ticks);
+            host.phases = phases(&ledger, origin, rate);
+        }
         let vm_report = |vm: &RestoredVm| self.vm_report(vm, origin, rate, (jumped, opened));
         let vms: Vec<VmReport> = arrived.iter().map(vm_report).collect();
-        Report {
-            host: HostReport {
-                replaced: self.replaced.unwrap_or(Replaced::Kernel),
-                kernel_before: manifest.kernel.clone(),
-                kernel_after: kernel_name(),
-                luo: backend.to_string(),
-                number: manifest.number,
-                reboot_to_init_ns: rate.nanoseconds(jumped, self.started_ticks),
-                counter_khz: rate.khz(),
-                phases: phases(&ledger, origin, rate),
-            },
-            guest_ram_bytes_copied: vms
-                .iter()
-                .flat_map(|vm| &vm.frames)
-                .map(|f| f.moved_bytes)
-                .sum(),
-            vms,
+        let moved = vms.iter().flat_map(|vm| &vm.frames).map(|f| f.moved_bytes).sum();
+        Report { host, guest_ram_bytes_copied: moved, vms }
+    }
+
+    /// Adds these VMs to the report, about which this program could read nothing but what the index says.
+    pub(super) fn report_opaque(&mut self, names: &[VmName]) {
+        let Some(report) = &mut self.report else { return };
+        for vm in self.vms.iter().filter(|vm| names.contains(&vm.machine.name)) {
+            let mut opaque = vm_without_times(vm, outcome(&vm.life));
+            if let Life::Preserved { held, .. } = &vm.life {
+                let files = |kind| held.files().iter().filter(move |file| file.kind == kind);
+                opaque.state_bytes = files(FileKind::State).map(|file| file.bytes).sum();
+                opaque.segments.preserved = files(FileKind::Ram).count() as u64;
+            }
+            report.vms.push(opaque);
         }
+    }
+
+    /// Adds these VMs to the report, which had ended by themselves when the last host left.
+    pub(super) fn report_boots(&mut self, names: &[VmName]) {
+        let Some(report) = &mut self.report else { return };
+        for vm in self.vms.iter().filter(|vm| names.contains(&vm.machine.name)) {
+            let why = "its guest had ended by itself when the last host left: it boots again by its policy";
+            let boots = vm_without_times(vm, Outcome::Running);
+            report.vms.push(VmReport { error: Some(vec![why.to_owned()]), ..boots });
+        }
+    }
+
+    /// Makes the report where nothing that the last host left can be read: its VMs, as far as the configuration has
+    /// them, are lost or withheld.
+    pub(super) fn report_unread(&mut self) {
+        let lost = self.last_host.lost.clone();
+        let of = |vm: &Guest| match (&lost, &vm.life) {
+            (Some((_, why)), _) => {
+                Some(VmReport { error: Some(why.clone()), ..vm_without_times(vm, Outcome::Lost) })
+            }
+            (None, Life::Withheld(_)) => Some(vm_without_times(vm, Outcome::Preserved)),
+            _ => None,
+        };
+        let vms: Vec<VmReport> = self.vms.iter().filter_map(of).collect();
+        if lost.is_none() && vms.is_empty() {
+            return;
+        }
+        let replaced = lost.map(|(replaced, _)| replaced).or(self.replaced);
+        let host = unknown_host(replaced.unwrap_or(Replaced::Kernel), self.luo_name());
+        self.report = Some(Report { host, vms, guest_ram_bytes_copied: 0 });
+        self.keep_report();
     }
 
     fn vm_report(
@@ -133,10 +166,51 @@ impl Host {
     }
 }
 
+/// What a report says of a host whose predecessor said nothing.
+fn unknown_host(replaced: Replaced, luo: String) -> HostReport {
+    let kernel = kernel_name();
+    let counter_khz = crate::kvm::tsc_khz().unwrap_or_else(|error| {
+        tracing::warn!(
+            "the rate of the TSC is unknown, so the report's times are wrong: {}",
+            chain(&error).join(": ")
+        );
+        1_000_000
+    });
+    HostReport {
+        replaced,
+        kernel_before: match replaced {
+            Replaced::Program => kernel.clone(),
+            Replaced::Kernel => "unknown".to_owned(),
+        },
+        kernel_after: kernel,
+        luo,
+        number: 0,
+        reboot_to_init_ns: 0,
+        counter_khz,
+        phases: Vec::new(),
+    }
+}
+
+/// What a report says of a VM whose entry in the manifest was not read.
+fn vm_without_times(vm: &Guest, outcome: Outcome) -> VmReport {
+    VmReport {
+        name: vm.machine.name.clone(),
+        ram_bytes: vm.machine.ram_bytes,
+        state_bytes: 0,
+        blackout_ns: None,
+        outcome,
+        error: vm.life.why().map(<[_]>::to_vec),
+        remedy: remedy(&vm.machine.name, outcome),
+        phases: Vec::new(),
+        frames: None,
+        segments: SegmentsReport::default(),
+    }
+}
+
 fn outcome(life: &Life) -> Outcome {
     match life {
         Life::Live(_) => Outcome::Running,
-        Life::Preserved { .. } => Outcome::Preserved,
+        Life::Preserved { .. } | Life::Withheld(_) => Outcome::Preserved,
         _ => Outcome::Lost,
     }
 }

@@ -15,7 +15,7 @@ use crate::live_update::programs::Program;
 
 impl Host {
     /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
-    fn luo_name(&self) -> String {
+    pub(super) fn luo_name(&self) -> String {
         match &self.luo {
             Ok(luo) => luo.backend().to_string(),
             Err(none) if none.may_hold_vms => "none".to_owned(),
@@ -46,7 +46,7 @@ impl Host {
                 None => "cold",
             }
             .to_owned(),
-            last_host_error: self.last_host.lost.clone().or(self.last_host.unseen.clone()),
+            last_host_error: self.last_host.why(),
             live_updates: self.number,
             unfinished: preserved
                 .chain(self.unfinished.iter().map(|session| session.name().to_string()))

@@ -354,6 +354,12 @@ fn what_cannot_be_looked_at_for_lack_of_files_is_kept() {
     panic!("seen: {seen:?}");
 }
 
+/// The report of a handover that went well.
+const EARLIER_REPORT: &str = r#"{"host": {"replaced": "program", "kernel_before": "a", "kernel_after": "a",
+    "luo": "keeper", "number": 0, "reboot_to_init_ns": 1, "counter_khz": 1, "phases": []},
+    "vms": [{"name": "web", "ram_bytes": 1, "blackout_ns": 1, "outcome": "running", "phases": [], "frames": null,
+    "segments": {"preserved": 1, "recreated": 0}}], "guest_ram_bytes_copied": 0}"#;
+
 #[test]
 fn a_host_to_which_nothing_was_handed_over_says_that_the_vms_are_lost() {
     let directory = tempfile::tempdir().unwrap();
@@ -361,6 +367,8 @@ fn a_host_to_which_nothing_was_handed_over_says_that_the_vms_are_lost() {
     let (socket, lock) = (directory.path().join("socket"), directory.path().join("lock"));
     let section = format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n");
     fs::write(&config, section + &text("web")).unwrap();
+    let kept = directory.path().join("report.json");
+    fs::write(&kept, EARLIER_REPORT).unwrap();
     let mut command = Command::new(PERENNIAL);
     command.args(["host", "--config"]).arg(&config).env("PERENNIAL_HANDOVER", "77,78");
     let mut host = Host::run(command, directory);
@@ -371,6 +379,14 @@ fn a_host_to_which_nothing_was_handed_over_says_that_the_vms_are_lost() {
     assert!(why.contains("are lost") && why.contains("handed over"), "{why}");
     // It is started by its policy, and fails because there is no kernel for it.
     assert_eq!(status["vms"][0]["state"], "failed");
+    // An earlier report says that it runs.
+    let report: serde_json::Value = serde_json::from_slice(&host.ctl(&["report"]).stdout).unwrap();
+    assert_eq!(report["host"]["replaced"], "program", "{report}");
+    assert_eq!(report["vms"][0]["name"], "web");
+    assert_eq!(report["vms"][0]["outcome"], "lost", "{report}");
+    assert!(report["vms"][0]["error"].to_string().contains("are lost"), "{report}");
+    let kept: serde_json::Value = serde_json::from_slice(&fs::read(&kept).unwrap()).unwrap();
+    assert_eq!(kept, report);
 }
 
 /// A state document that every program can decode.

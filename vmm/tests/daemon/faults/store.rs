@@ -147,6 +147,14 @@ fn unreadable_twice(documents: &[&str], state: &str) -> (Service, [Evidence; 2])
             assert_eq!(service.state(name), state, "{}", service.logs());
             assert!(service.runners(name).is_empty());
         }
+        let report = service.ctl(&["report"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let vms = report["vms"].as_array().unwrap();
+        assert_eq!(vms.len(), VMS.len(), "{report}");
+        for vm in vms {
+            assert_eq!(vm["outcome"], "preserved", "{report}");
+            assert!(vm["remedy"].is_string() && !vm["error"][0].is_null(), "{report}");
+        }
         service.signal(Signal::TERM);
         service.wait_for_its_end();
         let now = service.manager().files();
