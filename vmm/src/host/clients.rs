@@ -17,6 +17,8 @@ use crate::socket::listen;
 
 /// Most clients at a time.
 const MOST: usize = 64;
+/// Most clients that wait for replies and are not sent away for it. The other places are for those that have just come.
+const MOST_WAITING: usize = 48;
 /// How long no client is accepted after the host could not accept one, for want of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -87,11 +89,9 @@ impl Clients {
         Ok(Self { listener, path: path.to_owned(), all: Vec::new(), next: 0, paused: None })
     }
 
-    /// Returns the listener, if a client can be accepted now. `is_waiting` tells which client waits for a reply:
-    /// such a client is never sent away.
-    pub(super) fn listener(&self, is_waiting: impl Fn(u64) -> bool) -> Option<BorrowedFd<'_>> {
-        let room = self.all.len() < MOST || self.longest_idle(is_waiting).is_some();
-        (room && self.paused_for().is_none()).then_some(self.listener.as_fd())
+    /// Returns the listener, if a client can be accepted now.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.paused_for().is_none().then_some(self.listener.as_fd())
     }
 
     /// How long no client is accepted from now on, if so.
@@ -100,8 +100,9 @@ impl Clients {
         (!left.is_zero()).then_some(left)
     }
 
-    /// Accepts a client. If there are too many, or the host has no file descriptor left, the one that has been
-    /// idle for the longest time is sent away for it.
+    /// Accepts a client. If there are too many, or the host has no file descriptor left, another one is sent away for it:
+    /// the one that has been idle for the longest time, or, if [`MOST_WAITING`] wait for replies (`is_waiting`), the one
+    /// that has waited for the longest time. What that one asked for is done all the same.
     pub(super) fn accept(&mut self, is_waiting: impl Fn(u64) -> bool) {
         if self.all.len() >= MOST {
             self.send_one_away(&is_waiting);
@@ -137,14 +138,12 @@ impl Clients {
     }
 
     fn send_one_away(&mut self, is_waiting: impl Fn(u64) -> bool) {
-        if let Some(index) = self.longest_idle(is_waiting) {
+        let waiting: Vec<bool> = self.all.iter().map(|client| is_waiting(client.number)).collect();
+        let too_many_wait = waiting.iter().filter(|waits| **waits).count() > MOST_WAITING;
+        let candidates = (0..self.all.len()).filter(|index| waiting[*index] == too_many_wait);
+        if let Some(index) = candidates.min_by_key(|index| self.all[*index].heard) {
             self.all.remove(index);
         }
-    }
-
-    fn longest_idle(&self, is_waiting: impl Fn(u64) -> bool) -> Option<usize> {
-        let idle = self.all.iter().enumerate().filter(|(_, client)| !is_waiting(client.number));
-        idle.min_by_key(|(_, client)| client.heard).map(|(index, _)| index)
     }
 }
 
@@ -169,7 +168,7 @@ mod tests {
 
     fn connect(clients: &mut Clients, is_waiting: impl Fn(u64) -> bool) -> UnixStream {
         let stream = UnixStream::connect(&clients.path).unwrap();
-        assert!(clients.listener(&is_waiting).is_some());
+        assert!(clients.listener().is_some());
         clients.accept(is_waiting);
         stream
     }
@@ -190,11 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_wait_for_replies_are_not_sent_away() {
+    fn clients_that_wait_for_replies_stay_but_cannot_keep_others_out() {
         let (_directory, mut clients) = clients();
-        let _streams: Vec<_> = (0..MOST).map(|_| connect(&mut clients, |_| true)).collect();
-        assert!(clients.listener(|_| true).is_none());
-        assert!(clients.listener(|number| number != 9).is_some());
+        let waits = |most: usize| move |number: u64| number < most as u64;
+        let mut streams: Vec<_> = (0..MOST).map(|_| connect(&mut clients, |_| true)).collect();
+        streams.push(connect(&mut clients, waits(MOST_WAITING)));
+        assert_eq!(clients.all[0].number, 0, "an idle one makes room while so many wait");
+        streams.push(connect(&mut clients, waits(MOST)));
+        assert_eq!(clients.all[0].number, 1, "the one that has waited for the longest time");
     }
 
     #[test]

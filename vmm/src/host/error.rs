@@ -79,8 +79,10 @@ pub enum HostError {
     /// The host is about to end.
     #[error("this host ends as soon as its VMs have: no VM is started on it")]
     Ending,
-    /// Too many requests wait for VMs.
-    #[error("{0} requests wait for VMs already: no more can wait")]
+    /// Too many requests of a client wait for VMs.
+    #[error(
+        "{0} requests of this client wait for VMs already: send more when some of them are answered"
+    )]
     TooManyWait(usize),
     /// Too many clients watch the events.
     #[error("{0} clients watch the events already: no more can")]

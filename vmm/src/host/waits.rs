@@ -10,8 +10,8 @@ use crate::guests::conversation::ProcessError;
 use crate::guests::{GuestError, Life};
 use crate::machine::VmName;
 
-/// Most requests that wait.
-const MOST_WAITING: usize = 256;
+/// Most requests of one client that wait.
+const MOST_WAITING: usize = 64;
 /// How long a client waits for a resize.
 const RESIZE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -43,8 +43,11 @@ impl<C: Copy + PartialEq> Waits<C> {
         self.statuses.iter().any(waits) || self.resizes.iter().any(|resize| waits(&resize.request))
     }
 
-    fn check_room(&self) -> Result<(), HostError> {
-        match self.statuses.len() + self.resizes.len() >= MOST_WAITING {
+    /// Errors if too many requests of `client` wait.
+    fn check_room(&self, client: C) -> Result<(), HostError> {
+        let requests =
+            self.statuses.iter().chain(self.resizes.iter().map(|resize| &resize.request));
+        match requests.filter(|(whom, _)| *whom == client).count() >= MOST_WAITING {
             true => Err(HostError::TooManyWait(MOST_WAITING)),
             false => Ok(()),
         }
@@ -53,7 +56,7 @@ impl<C: Copy + PartialEq> Waits<C> {
     /// Asks the VMs' processes for what a status needs. The reply comes from [`round`](Self::round), at the latest
     /// when the processes are late.
     pub(super) fn status(&mut self, host: &Host, request: (C, u64)) -> Result<(), HostError> {
-        self.check_room()?;
+        self.check_room(request.0)?;
         host.vms.iter().for_each(|vm| vm.ask_for_reports());
         self.statuses.push(request);
         Ok(())
@@ -67,7 +70,7 @@ impl<C: Copy + PartialEq> Waits<C> {
         (vm, disk): (VmName, String),
         bytes: Option<u64>,
     ) -> Result<(), HostError> {
-        self.check_room()?;
+        self.check_room(request.0)?;
         let device = find(&mut host.vms, &vm)?.resize_disk(&disk, bytes)?;
         let deadline = Instant::now() + RESIZE_WITHIN;
         self.resizes.push(Resize { request, vm, device, deadline });

@@ -1,13 +1,15 @@
 //! Clients that behave badly, beside an operator whose commands must be carried out.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
+use crate::guests;
 use crate::host::Host;
+use crate::kernel::COUNTS;
 
 impl Host {
     fn connect(&self) -> UnixStream {
@@ -84,4 +86,31 @@ fn what_a_client_asked_for_before_it_left_is_not_carried_out() {
     waiting.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("\"id\":7,\"ok\""), "{answer}");
     assert!(host.child.wait().unwrap().success());
+}
+
+#[test]
+fn clients_that_wait_for_the_end_of_a_vm_lock_nobody_out() {
+    let vms = [("one", COUNTS, ""), ("two", COUNTS, "")];
+    let Some(host) = guests::host("", &vms) else { return };
+    // Its guest does not know of the power button.
+    let stop = b"{\"do\":\"stop\",\"vm\":\"one\",\"within_s\":86400}\n";
+    let mut greedy = host.connect();
+    greedy.write_all(&stop.repeat(65)).unwrap();
+    let mut refused = String::new();
+    BufReader::new(&greedy).read_line(&mut refused).unwrap();
+    assert!(refused.contains("64 requests of this client wait"), "{refused}");
+    let mut waiting: Vec<UnixStream> = Vec::new();
+    for _ in 0..100 {
+        let mut stream = host.connect();
+        stream.write_all(stop).unwrap();
+        waiting.push(stream);
+    }
+    host.answers();
+    for vm in ["two", "one"] {
+        let output = host.ctl(&["stop", vm, "--now"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let mut answer = String::new();
+    BufReader::new(waiting.last().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.contains("pulled"), "{answer}");
 }

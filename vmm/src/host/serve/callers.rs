@@ -79,9 +79,9 @@ impl Callers {
         all.find(|client| client.number == number)
     }
 
-    /// Returns the socket, if a client can be accepted now. `is_waiting` tells who waits for a reply.
-    pub(super) fn listener(&self, is_waiting: impl Fn(Caller) -> bool) -> Option<BorrowedFd<'_>> {
-        self.clients.as_ref()?.listener(|number| is_waiting(Caller::Client(number)))
+    /// Returns the socket, if a client can be accepted now.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.clients.as_ref()?.listener()
     }
 
     /// Returns what to wait for, of each caller.

@@ -69,7 +69,7 @@ impl Calls {
 
     /// Returns the socket, if a client can be accepted now.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
-        self.callers.listener(|caller| self.pending.is_waiting(caller))
+        self.callers.listener()
     }
 
     /// Accepts a client.
