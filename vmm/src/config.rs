@@ -15,6 +15,7 @@ pub use priority::Priority;
 pub use restart::Restart;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The text is not TOML, or has unknown keys or values of wrong types.
     #[error("the configuration is not valid: {0}")]
@@ -320,12 +321,30 @@ fn one() -> u32 {
     1
 }
 
+/// Size that no configuration has, in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Reads the text of a configuration. A host reads it while its guests stand still, so nothing at `path` may keep it
+/// waiting or fill its memory.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let read = || {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+        match text.len() as u64 {
+            0..=MOST_BYTES => Ok(text),
+            _ => Err(io::Error::other(format!("it has more than {MOST_BYTES} bytes"))),
+        }
+    };
+    read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
 impl Config {
     /// Reads and checks the file at `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text)
+        Self::parse(&read_text(path)?)
     }
 
     /// Checks the text of a configuration.

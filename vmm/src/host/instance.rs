@@ -13,8 +13,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::devices::files::open_at_once;
+
 /// Where the lock is, if the configuration does not say.
 pub(super) const DEFAULT_LOCK: &str = "/run/perennial/host.lock";
+/// No lock is longer, in bytes.
+const LONGEST: u64 = 20;
 
 /// The lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,16 @@ pub enum InstanceError {
         path: PathBuf,
         /// Who has it, in parentheses, if that is known.
         owner: String,
+    },
+    /// The file is something else.
+    #[error(
+        "{} is no lock of a host, it has other contents: nothing was changed in it. Give the path of a file of its own \
+         as `lock` in [host]",
+        path.display()
+    )]
+    Foreign {
+        /// What the configuration calls the lock.
+        path: PathBuf,
     },
     /// The file cannot be created or locked.
     #[error("cannot lock {}, which says that a host runs on this machine", path.display())]
@@ -55,12 +69,13 @@ impl Instance {
             Some(left) => File::from(left),
             None => open(path).map_err(error)?,
         };
+        if !is_of_a_host(&file).map_err(error)? {
+            return Err(InstanceError::Foreign { path: path.to_owned() });
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                let mut text = [0; 20];
-                let count = file.read_at(&mut text, 0).unwrap_or(0);
-                let owner = String::from_utf8_lossy(&text[..count]).trim().parse::<u32>();
+                let owner = contents(&file).unwrap_or_default().trim().parse::<u32>();
                 let owner = owner.map_or(String::new(), |pid| format!(" (process {pid})"));
                 return Err(InstanceError::Taken { path: path.to_owned(), owner });
             }
@@ -78,11 +93,28 @@ impl Instance {
     }
 }
 
+/// Whether a file is what a host writes into its lock: nothing, or the number of a process. A file that an operator
+/// names by mistake, an image say, must stay as it is.
+fn is_of_a_host(file: &File) -> io::Result<bool> {
+    let found = file.metadata()?;
+    let is_number = |text: String| text.trim().parse::<u32>().is_ok();
+    Ok(found.is_file()
+        && (found.len() == 0 || found.len() <= LONGEST && is_number(contents(file)?)))
+}
+
+/// The start of a file.
+fn contents(file: &File) -> io::Result<String> {
+    let mut text = [0; LONGEST as usize];
+    let count = file.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..count]).into_owned())
+}
+
 fn open(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+    open_at_once(path, &options)
 }
 
 #[cfg(test)]
@@ -103,6 +135,24 @@ mod tests {
         assert!(Instance::take(&path, None).is_err());
         drop(next);
         Instance::take(&path, None).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_lock_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.img");
+        for contents in ["an image", "123456789012345678901", "7 and more", "\n"] {
+            fs::write(&path, contents).unwrap();
+            let error = Instance::take(&path, None).unwrap_err();
+            assert!(matches!(error, InstanceError::Foreign { .. }), "{contents}: {error}");
+            assert!(error.to_string().contains("web.img"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), contents);
+        }
+        // Those of hosts that have ended.
+        for contents in ["", "4294967295\n", "1"] {
+            fs::write(&path, contents).unwrap();
+            Instance::take(&path, None).unwrap();
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
 use crate::causes::chain;
-use crate::config::{Config, ConfigError, HostSection};
+use crate::config::{self, Config, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
@@ -154,9 +154,7 @@ impl Host {
             None => Replaced::Kernel,
         };
         let (sessions, lock) = left.map_or((None, None), |left| (Some(left.sessions), left.lock));
-        let text = std::fs::read_to_string(config_path)
-            .map_err(|source| ConfigError::Read { path: config_path.to_owned(), source });
-        let (text, parsed) = match text {
+        let (text, parsed) = match config::read_text(config_path) {
             Ok(text) => (text.clone(), Config::parse(&text)),
             Err(error) => (String::new(), Err(error)),
         };

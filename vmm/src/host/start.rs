@@ -67,7 +67,9 @@ pub(super) fn lock(
     let path = section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK));
     match Instance::take(path, left) {
         Ok(instance) => Ok(Some(instance)),
-        Err(error @ InstanceError::Taken { .. }) if !goes_on => Err(error.into()),
+        Err(error @ (InstanceError::Taken { .. } | InstanceError::Foreign { .. })) if !goes_on => {
+            Err(error.into())
+        }
         Err(error) => {
             tracing::error!("{}", chain(&error).join(": "));
             Ok(None)

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -40,7 +41,7 @@ impl Watchdog {
     /// Opens the device, which starts it with a period of `seconds`, and feeds it three times in each period.
     pub(super) fn start(device: &Path, seconds: u32) -> Result<Self, WatchdogError> {
         let error = |source| WatchdogError { device: device.to_owned(), source };
-        let mut file = File::options().write(true).open(device).map_err(error)?;
+        let mut file = open(device).map_err(error)?;
         let period = match set_period(&file, seconds) {
             Ok(taken) => taken,
             Err(source) => {
@@ -88,6 +89,14 @@ impl Drop for Watchdog {
     }
 }
 
+/// Opens a character device only: to feed anything else would overwrite it.
+fn open(device: &Path) -> io::Result<File> {
+    match device.metadata()?.file_type().is_char_device() {
+        true => File::options().write(true).open(device),
+        false => Err(io::Error::other("it is not a character device")),
+    }
+}
+
 fn set_period(file: &File, seconds: u32) -> io::Result<u32> {
     let mut value = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
     // SAFETY: WDIOC_SETTIMEOUT reads and writes one int, which `value` is.
@@ -100,6 +109,12 @@ fn set_period(file: &File, seconds: u32) -> io::Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use rustix::fs::{OFlags, fcntl_setfl};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
     use super::*;
 
     #[test]
@@ -107,23 +122,47 @@ mod tests {
         assert_eq!(SET_TIMEOUT, 0xc004_5706);
     }
 
+    /// A character device, and where to read what is written to it.
+    fn device() -> (PathBuf, File) {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        // The terminal stays open, so that the end of a watchdog is not the end of what can be read.
+        let mut settings = tcgetattr(&master).unwrap();
+        settings.make_raw();
+        tcsetattr(&master, OptionalActions::Now, &settings).unwrap();
+        (path.into(), File::from(master))
+    }
+
     #[test]
     fn a_watchdog_is_fed_and_stopped_only_when_the_host_ends_on_purpose() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let fed = || std::fs::read(file.path()).unwrap();
-        let watchdog = Watchdog::start(file.path(), 60).unwrap();
-        while fed().is_empty() {
-            thread::yield_now();
-        }
-        assert_eq!(fed(), b"\0", "three times a period");
+        let (path, mut written) = device();
+        let _terminal = File::options().write(true).open(&path).unwrap();
+        let mut next = || {
+            let mut byte = [0xff];
+            written.read_exact(&mut byte).unwrap();
+            byte[0]
+        };
+        let watchdog = Watchdog::start(&path, 60).unwrap();
+        assert_eq!(next(), 0);
         drop(watchdog);
-        assert_eq!(fed(), b"\0V");
+        assert_eq!(next(), b'V', "fed three times a period, and then stopped");
         // A jump ends the thread without a word to the watchdog.
-        std::mem::forget(Watchdog::start(file.path(), 60).unwrap());
-        while fed().len() > 2 {
-            thread::yield_now();
-        }
-        assert!(!fed().starts_with(b"V"));
+        std::mem::forget(Watchdog::start(&path, 60).unwrap());
+        assert_eq!(next(), 0);
+        fcntl_setfl(&written, OFlags::NONBLOCK).unwrap();
+        let nothing = written.read(&mut [0]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_file_that_is_no_device_stays_as_it_is() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&image, "an image").unwrap();
+        let error = Watchdog::start(image.path(), 60).err().unwrap();
+        assert!(error.source.to_string().contains("character device"), "{error:?}");
+        assert_eq!(std::fs::read_to_string(&image).unwrap(), "an image");
     }
 
     #[test]

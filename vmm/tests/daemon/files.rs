@@ -58,6 +58,46 @@ fn what_is_no_file_is_refused_and_keeps_the_host_from_nothing() {
 }
 
 #[test]
+fn a_configuration_that_is_no_file_does_not_keep_the_guests_standing_still() {
+    let Some(mut host) = host("", &[("one", COUNTS, "")]) else { return };
+    let config = host.config();
+    for wrong in ["fifo", "/dev/zero"] {
+        fs::remove_file(&config).unwrap();
+        match wrong {
+            "fifo" => mknodat(CWD, &config, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+            endless => std::os::unix::fs::symlink(endless, &config).unwrap(),
+        }
+        host.hands_over(&[]);
+        host.counts_on("one");
+        let why = host.status()["config_error"].to_string();
+        assert!(why.contains("config.toml") && why.contains("not a regular file"), "{why}");
+    }
+}
+
+#[test]
+fn an_image_that_is_named_as_lock_or_watchdog_stays_as_it_is() {
+    let (mut command, directory) = Host::command(|_| String::new());
+    let image = directory.path().join("lock");
+    fs::write(&image, "an image").unwrap();
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let named = format!("{} is no lock of a host", image.display());
+    assert!(!output.status.success() && said.contains(&named), "{said}");
+    assert_eq!(fs::read_to_string(&image).unwrap(), "an image");
+
+    let image = directory.path().join("web.img");
+    fs::write(&image, "an image").unwrap();
+    let mut host = {
+        let (command, directory) = Host::command(|_| format!("watchdog = {image:?}\n"));
+        Host::run(command, directory)
+    };
+    let said = host.wait_for_line("cannot use the watchdog");
+    assert!(said.contains("web.img") && said.contains("not a character device"), "{said}");
+    host.wait_until_ready("boot cold");
+    assert_eq!(fs::read_to_string(&image).unwrap(), "an image");
+}
+
+#[test]
 fn a_document_for_which_there_is_no_room_leaves_nothing_behind() {
     let Some(host) = host("", &[("one", COUNTS, "")]) else { return };
     let pid = Some(Pid::from_child(&host.child));
