@@ -145,7 +145,7 @@ pub struct Resources {
 pub struct VmStatus {
     /// Its name.
     pub name: String,
-    /// `running`, `paused`, `stopped`, `failed`, `preserved` or `withheld`.
+    /// `running`, `paused`, `stopped`, `failed`, `booting`, `restoring`, `preserved` or `withheld`.
     pub state: String,
     /// Its RAM.
     pub ram_bytes: u64,

@@ -9,8 +9,11 @@
 //! file of a VM at most a second time, and has few others, so half of all files is enough.
 
 use std::fs;
+use std::sync::Mutex;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::mutex::lock;
 
 /// The most that any process may be allowed, by the kernel's setting.
 const MOST_FILES: &str = "/proc/sys/fs/nr_open";
@@ -39,11 +42,18 @@ pub(crate) fn keep_reserve() {
     set_soft(current.into_iter().chain(half).min());
 }
 
-/// Lets this process open the files that it keeps in reserve, until the value is dropped.
+/// The values of [`ReserveInUse`] that exist, and the soft limit before the first of them.
+static IN_USE: Mutex<(u32, Option<u64>)> = Mutex::new((0, None));
+
+/// Lets this process open the files that it keeps in reserve, until the last such value is dropped.
 pub(crate) fn use_reserve() -> ReserveInUse {
-    let before = getrlimit(Resource::Nofile).current;
-    all_files();
-    ReserveInUse { before }
+    let mut in_use = lock(&IN_USE);
+    if in_use.0 == 0 {
+        in_use.1 = getrlimit(Resource::Nofile).current;
+        all_files();
+    }
+    in_use.0 += 1;
+    ReserveInUse(())
 }
 
 /// Lets this process open as many files as its hard limit allows.
@@ -51,16 +61,18 @@ pub(crate) fn all_files() {
     set_soft(getrlimit(Resource::Nofile).maximum);
 }
 
-/// The reserve of files is in use. Dropping this sets the limit to what it was.
+/// The reserve of files is in use. Dropping the last of these sets the limit to what it was.
 #[derive(Debug)]
 #[must_use = "dropping it ends the use of the reserve"]
-pub(crate) struct ReserveInUse {
-    before: Option<u64>,
-}
+pub(crate) struct ReserveInUse(());
 
 impl Drop for ReserveInUse {
     fn drop(&mut self) {
-        set_soft(self.before);
+        let mut in_use = lock(&IN_USE);
+        in_use.0 -= 1;
+        if in_use.0 == 0 {
+            set_soft(in_use.1);
+        }
     }
 }
 

@@ -318,7 +318,7 @@ pub struct Resources {
 pub struct VmStatus {
     /// The VM's name.
     pub name: VmName,
-    /// `running`, `stopping` (it runs, and its guest was asked to shut down), `paused`, `stopped`, `failed`, `restarting` (it has ended and boots again), `preserved` (its restore failed, its memory is kept), or
+    /// `running`, `stopping` (it runs, and its guest was asked to shut down), `paused`, `stopped`, `failed`, `restarting` (it has ended and boots again), `booting`, `restoring` (it was preserved), `preserved` (its restore failed, its memory is kept), or
     /// `withheld` (not started, because it may be preserved where this host cannot reach it).
     pub state: String,
     /// Guest RAM, in bytes.

@@ -7,6 +7,7 @@ use guest_mem::Segment;
 use rustix::process::Pid;
 
 use super::booting::Booting;
+use super::errand::Done;
 use super::guest::{Guest, GuestError, Life};
 use super::ram::RamSource;
 use super::restarts::{End, Next};
@@ -14,14 +15,36 @@ use crate::causes::chain;
 use crate::config::{Config, Restart};
 use crate::link::Event;
 
-/// A VM that is going to boot again.
+/// A VM that boots, or is going to.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    why: Why,
     until: Instant,
     /// The boot, when it has begun.
     booting: Option<Box<Booting>>,
     /// The network devices whose link the operator took down before the VM ended.
     links_down: Vec<String>,
+}
+
+/// Why a VM boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It has ended by itself.
+    Again,
+    /// The host has started.
+    Start,
+    /// A client has asked for it.
+    Command,
+}
+
+impl Waiting {
+    /// The name of the VM's state in the API.
+    pub(super) fn state(&self) -> &'static str {
+        match self.why {
+            Why::Again => "restarting",
+            Why::Start | Why::Command => "booting",
+        }
+    }
 }
 
 impl Guest {
@@ -44,7 +67,23 @@ impl Guest {
 
     /// Returns when the VM boots again; that is past if it does so now. `None` if it does not boot again.
     pub fn next_boot(&self) -> Option<Instant> {
-        self.waiting.as_ref().map(|waiting| waiting.until)
+        let again = self.waiting.as_ref().filter(|waiting| waiting.why == Why::Again);
+        again.map(|waiting| waiting.until)
+    }
+
+    /// Whether a command boots the VM.
+    pub fn boots_by_command(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| waiting.why == Why::Command)
+    }
+
+    /// Returns the end of the boot that a command asked for, if it has ended. `None` as well if the VM was ended
+    /// meanwhile.
+    pub fn end_of_boot(&mut self) -> Option<Result<Done, GuestError>> {
+        match (self.failed_boot.take(), self.is_live()) {
+            (Some(error), _) => Some(Err(error)),
+            (None, true) => Some(Ok(Done::AsAsked)),
+            (None, false) => None,
+        }
     }
 
     /// Returns when to call [`boot_if_due`](Self::boot_if_due), unless [`booting`](Self::booting) is readable before.
@@ -98,14 +137,28 @@ impl Guest {
     /// Lets the VM, which did not go along with a live update because it was about to boot again, do so.
     pub fn boot_soon(&mut self) {
         let (until, links_down) = (Instant::now(), Vec::new());
-        self.waiting = Some(Waiting { until, booting: None, links_down });
+        self.waiting = Some(Waiting { why: Why::Again, until, booting: None, links_down });
     }
 
-    /// Begins to boot the VM. [`boot_if_due`](Self::boot_if_due) goes on with that.
+    /// Begins to boot the VM, because the host has started. [`boot_if_due`](Self::boot_if_due) goes on with that.
     pub fn begin_to_boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
-        self.restarts.boots(true);
+        self.begin_to_boot_for(Why::Start, ram)
+    }
+
+    /// Begins to boot the VM, because a client has asked for it. Errors unless the VM is stopped or failed. If the boot
+    /// fails later, [`end_of_boot`](Self::end_of_boot) says why, and the VM is as before.
+    pub fn boot_by_command(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
+        self.check_free()?;
+        // One that boots again does so now.
+        self.waiting = None;
+        self.begin_to_boot_for(Why::Command, ram)
+    }
+
+    fn begin_to_boot_for(&mut self, why: Why, ram: RamSource<'_>) -> Result<(), GuestError> {
         let booting = Some(Box::new(self.begin_boot(ram)?));
-        self.waiting = Some(Waiting { until: Instant::now(), booting, links_down: Vec::new() });
+        self.restarts.boots(true);
+        let (until, links_down) = (Instant::now(), Vec::new());
+        self.waiting = Some(Waiting { why, until, booting, links_down });
         Ok(())
     }
 
@@ -146,6 +199,7 @@ impl Guest {
                 self.take_down(&links_down);
             }
             (Ok(_), waiting) => self.waiting = Some(waiting),
+            (Err(error), Waiting { why: Why::Command, .. }) => self.failed_boot = Some(error),
             (Err(error), Waiting { booting, links_down, .. }) => {
                 // Its process keeps files that the next attempt needs.
                 drop(booting);
@@ -167,7 +221,7 @@ impl Guest {
                 if !left.is_zero() {
                     tracing::info!("VM `{}` boots again in {left:?}", self.machine.name);
                 }
-                self.waiting = Some(Waiting { until, booting: None, links_down });
+                self.waiting = Some(Waiting { why: Why::Again, until, booting: None, links_down });
             }
         }
     }

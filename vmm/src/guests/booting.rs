@@ -177,7 +177,8 @@ impl Booting {
     pub(super) fn into_live(self) -> Live {
         let Self { process, segments, files, .. } = self;
         let console = files.console();
-        Live { process, segments, running: true, stopping: None, console, program: None }
+        let (stopping, program, errand) = (None, None, None);
+        Live { process, segments, running: true, stopping, console, program, errand }
     }
 
     /// When the boot has failed if it stands still until then.

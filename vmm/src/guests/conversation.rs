@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+pub use super::process_error::ProcessError;
 use super::told::Told;
 use super::words::{bounded, bounded_text};
-use crate::config::USERS;
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
 /// How long a VM's process may take to answer, before it counts as hung. Long enough for hosts whose
@@ -28,139 +28,23 @@ const MAX_EVENTS: usize = 256;
 /// The request in errors that belong to no request.
 const NO_REQUEST: &str = "none";
 
-/// A VM's process could not be started, or did not carry out a request.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProcessError {
-    /// The process cannot be started.
-    #[error("cannot start the VM's process")]
-    Spawn(#[source] std::io::Error),
-    /// All user IDs are taken.
-    #[error(
-        "all {USERS} user IDs for VMs' processes are in use: stop a VM, or end processes of VMs that hang"
-    )]
-    NoUser,
-    /// A part of the confinement is missing, which the configuration requires.
-    #[error(
-        "the VM's process cannot be confined in full, as `confine = \"required\"` in [host] demands: {missing}"
-    )]
-    Unconfined {
-        /// The missing parts.
-        missing: String,
-    },
-    /// The process reported why it ends, and ended.
-    #[error("the VM's process ended (request: {request}): {why}")]
-    Crashed {
-        /// The request, in words.
-        request: &'static str,
-        /// The reason that the process gave.
-        why: String,
-    },
-    /// The link to the process failed.
-    #[error("the link to the VM's process failed (request: {request})")]
-    Link {
-        /// The request, in words.
-        request: &'static str,
-        /// Why the link failed.
-        #[source]
-        source: LinkError,
-    },
-    /// The process answered that it cannot carry out the request.
-    #[error("the VM's process cannot {request}")]
-    Refused {
-        /// The request, in words.
-        request: &'static str,
-        /// The chain of causes that the process gave, outermost first.
-        #[source]
-        source: Reasons,
-    },
-    /// The process has not answered by a deadline. It owes the answer.
-    #[error(
-        "the VM's process has not answered within {within:?} (request: {request}): it hangs, or the host is \
-         overloaded. `stop --now` ends the VM, and `--without` leaves it out"
-    )]
-    Late {
-        /// The request, in words.
-        request: &'static str,
-        /// How long it had.
-        within: Duration,
-    },
-    /// The process sent a reply of the wrong kind.
-    #[error("the VM's process sent {reply}, which is no answer to the request ({request})")]
-    Unexpected {
-        /// The request, in words.
-        request: &'static str,
-        /// The reply.
-        reply: String,
-    },
-}
-
-impl ProcessError {
-    /// The process cannot carry out the request (in words), for these causes, outermost first.
-    pub fn refused(request: &'static str, chain: Vec<String>) -> Self {
-        Self::Refused { request, source: Reasons::new(chain) }
-    }
-
-    /// Whether the process has ended, or is ended because it does not follow the protocol. One that hangs, or that cannot
-    /// carry out a request, may go on.
-    pub fn is_end(&self) -> bool {
-        match self {
-            Self::Crashed { .. } | Self::Unexpected { .. } => true,
-            Self::Link { source, .. } => {
-                matches!(source, LinkError::Closed | LinkError::Unread | LinkError::Malformed(_))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether the process ended before it read the last request, so that it has done nothing of it.
-    pub fn is_unread(&self) -> bool {
-        matches!(self, Self::Link { source: LinkError::Unread, .. })
-    }
-}
-
-/// A chain of causes that came from another process.
-#[derive(Debug)]
-pub struct Reasons {
-    text: String,
-    source: Option<Box<Reasons>>,
-}
-
-impl Reasons {
-    /// Most causes that are kept. A compromised process may send any number of them, and each is one
-    /// more level of nesting.
-    const MOST: usize = 32;
-
-    fn new(mut chain: Vec<String>) -> Self {
-        chain.truncate(Self::MOST);
-        let innermost = chain.pop().unwrap_or_else(|| "no reason".to_owned());
-        let innermost = Self { text: innermost, source: None };
-        chain
-            .into_iter()
-            .rev()
-            .fold(innermost, |source, text| Self { text, source: Some(Box::new(source)) })
-    }
-}
-
-impl std::fmt::Display for Reasons {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for Reasons {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|s| s as _)
-    }
-}
-
 /// A request that the process has not answered yet.
 #[derive(Debug, Clone, Copy)]
 struct Unanswered {
     /// The request, in words.
     request: &'static str,
-    /// Whether the host waits for the answer. If not, the answer is dropped when it comes.
-    awaited: bool,
+    wanted: Wanted,
+}
+
+/// Who wants the answer to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// The caller of [`Conversation::reply`], who waits.
+    Now,
+    /// The caller of [`Conversation::take_kept`], who does not wait. The answer is kept when it comes.
+    Later,
+    /// Nobody. The answer is dropped when it comes.
+    No,
 }
 
 /// The host's end of the link to one process.
@@ -168,6 +52,8 @@ struct Unanswered {
 pub struct Conversation {
     channel: Channel,
     unanswered: RefCell<VecDeque<Unanswered>>,
+    /// At most one for each request that was sent by [`send_for_later`](Self::send_for_later).
+    kept: RefCell<VecDeque<Result<Reply, ProcessError>>>,
     events: RefCell<VecDeque<Event>>,
     told: Box<RefCell<Told>>,
 }
@@ -178,6 +64,7 @@ impl Conversation {
         Self {
             channel,
             unanswered: RefCell::default(),
+            kept: RefCell::default(),
             events: RefCell::default(),
             told: Box::default(),
         }
@@ -190,33 +77,54 @@ impl Conversation {
         request: Request,
         fds: &[(Role, BorrowedFd<'_>)],
     ) -> Result<(), ProcessError> {
-        self.send_and(request, fds, true)
+        self.send_and(request, fds, Wanted::Now)
     }
 
     /// Sends a request whose answer nobody waits for. A refusal is logged.
     pub fn notify(&self, request: Request) -> Result<(), ProcessError> {
-        self.send_and(request, &[], false)
+        self.send_and(request, &[], Wanted::No)
+    }
+
+    /// Sends a request whose answer [`take_kept`](Self::take_kept) returns when it has come. Nobody waits for it.
+    pub fn send_for_later(
+        &self,
+        request: Request,
+        fds: &[(Role, BorrowedFd<'_>)],
+    ) -> Result<(), ProcessError> {
+        self.send_and(request, fds, Wanted::Later)
+    }
+
+    /// Returns the oldest answer to a request that was sent for later, if one has come.
+    pub fn take_kept(&self) -> Option<Result<Reply, ProcessError>> {
+        self.kept.borrow_mut().pop_front()
+    }
+
+    /// Keeps no answer any more: those that have not come are dropped when they come.
+    pub fn forget_kept(&self) {
+        self.kept.borrow_mut().clear();
+        self.change(Wanted::Later, Wanted::No);
     }
 
     fn send_and(
         &self,
         request: Request,
         fds: &[(Role, BorrowedFd<'_>)],
-        awaited: bool,
+        wanted: Wanted,
     ) -> Result<(), ProcessError> {
         let name = verb(&request);
         let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().cloned().unzip();
         self.channel
             .send_at_once(&Envelope { request, roles }, &raw)
             .map_err(|source| link(name, source))?;
-        self.unanswered.borrow_mut().push_back(Unanswered { request: name, awaited });
+        self.unanswered.borrow_mut().push_back(Unanswered { request: name, wanted });
         Ok(())
     }
 
     /// Waits for the answer to the oldest unanswered request whose answer is awaited. Errors if it has not come
     /// within [`ANSWER_WITHIN`]; the process owes it then, and it is dropped when it comes.
     pub fn reply(&self) -> Result<Reply, ProcessError> {
-        let awaited = self.unanswered.borrow().iter().find(|r| r.awaited).map(|r| r.request);
+        let awaited =
+            self.unanswered.borrow().iter().find(|r| r.wanted == Wanted::Now).map(|r| r.request);
         let request = awaited.unwrap_or(NO_REQUEST);
         match self.answer_by(Instant::now() + ANSWER_WITHIN)? {
             Some(Reply::Failed(chain)) => Err(ProcessError::refused(request, chain)),
@@ -297,12 +205,18 @@ impl Conversation {
 
     /// Whether the answer to a request is awaited.
     pub fn awaits(&self) -> bool {
-        self.unanswered.borrow().iter().any(|request| request.awaited)
+        self.unanswered.borrow().iter().any(|request| request.wanted == Wanted::Now)
     }
 
     /// Waits for no answer any more: those that the process owes are dropped when they come.
     pub fn stop_waiting(&self) {
-        self.unanswered.borrow_mut().iter_mut().for_each(|request| request.awaited = false);
+        self.change(Wanted::Now, Wanted::No);
+    }
+
+    fn change(&self, before: Wanted, after: Wanted) {
+        let mut unanswered = self.unanswered.borrow_mut();
+        let changed = unanswered.iter_mut().filter(|request| request.wanted == before);
+        changed.for_each(|request| request.wanted = after);
     }
 
     /// Waits for the next message. File descriptors that come with it are closed.
@@ -332,7 +246,7 @@ impl Conversation {
             }
             FromVm::Reply(reply) => {
                 let oldest = self.unanswered.borrow().front().copied();
-                if oldest.is_some_and(|oldest| oldest.awaited) {
+                if oldest.is_some_and(|oldest| oldest.wanted == Wanted::Now) {
                     self.unanswered.borrow_mut().pop_front();
                     return Ok(Some(reply));
                 }
@@ -403,14 +317,22 @@ impl Conversation {
         Ok(self.events.borrow_mut().drain(..).collect())
     }
 
-    /// Takes the answer to a request whose answer nobody waits for. Errors if there is no such request.
+    /// Takes the answer to a request for whose answer nobody waits: keeps or drops it. Errors if there is no such request.
     fn take_unawaited(&self, reply: Reply) -> Result<(), ProcessError> {
         match (self.unanswered.borrow_mut().pop_front(), reply) {
-            (Some(Unanswered { request, awaited: false }), Reply::Failed(chain)) => {
+            (Some(Unanswered { request, wanted: Wanted::Later }), reply) => {
+                let answer = match reply {
+                    Reply::Failed(chain) => Err(ProcessError::refused(request, chain)),
+                    reply => Ok(reply),
+                };
+                self.kept.borrow_mut().push_back(answer);
+                Ok(())
+            }
+            (Some(Unanswered { request, wanted: Wanted::No }), Reply::Failed(chain)) => {
                 self.refused(request, &ProcessError::refused(request, chain));
                 Ok(())
             }
-            (Some(Unanswered { awaited: false, .. }), reply) => {
+            (Some(Unanswered { wanted: Wanted::No, .. }), reply) => {
                 self.keep(reply);
                 Ok(())
             }
@@ -491,6 +413,7 @@ fn verb(request: &Request) -> &'static str {
 mod tests {
     use super::*;
     use crate::devices::network::Link;
+    use crate::guests::process_error::Reasons;
 
     fn conversation() -> (Conversation, Channel) {
         let (host, vm) = Channel::pair().unwrap();

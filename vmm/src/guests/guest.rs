@@ -4,15 +4,13 @@
 //!   Stopped --boot--> Live --guest shuts down (asked or not), plug pulled--> Stopped
 //!                      |  \--process dies, vCPU fails--> Failed --boot--> Live
 //!                      |
-//!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Live
+//!                    kexec --restored--> Live      restore fails --> Preserved --retry--> Restoring --> Live
 //!                        \--the pool is out of reach--> Withheld --stop--> Stopped
 //! ```
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,16 +19,16 @@ use guest_mem::{Layout, Segment};
 use super::again::Waiting;
 use super::booting::Booting;
 use super::confinement::Confinement;
-use super::conversation::{ProcessError, unexpected};
+use super::conversation::ProcessError;
 use super::entry::VmEntry;
+use super::errand::Errand;
 use super::files::OpenError;
 use super::held::Held;
-use super::memfd::{read_document, scratch_memfd};
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
 use super::restarts::{End, Restarts};
 use crate::config::Priority;
-use crate::link::{Event, LinkError, Ram, Reply, Request, Role};
+use crate::link::{Event, Ram, Request};
 use crate::machine::claims::ClaimError;
 use crate::machine::{Machine, VmName};
 use crate::vm::ram_layout;
@@ -51,6 +49,27 @@ pub enum GuestError {
         state: &'static str,
         /// What to do, or which state the command needs.
         remedy: &'static str,
+    },
+    /// Another command for the VM is being carried out.
+    #[error(
+        "VM `{name}` is being {done} by another command: wait until that has ended, or end the VM at once with \
+         `stop --now`"
+    )]
+    Busy {
+        /// The VM.
+        name: VmName,
+        /// What the other command does with the VM.
+        done: &'static str,
+    },
+    /// A command for the VM was not carried out in full.
+    #[error("VM `{name}` is {state}: it was not {wanted}, because it ended, or the host ends")]
+    Dropped {
+        /// The VM.
+        name: VmName,
+        /// The VM's state.
+        state: &'static str,
+        /// What the command was to do with the VM.
+        wanted: &'static str,
     },
     /// The VM's RAM is more than the host can give.
     #[error(
@@ -190,6 +209,14 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
+    /// The VM's guest ran, or may have run, when its restore failed, so there is nothing to restore any more.
+    #[error("VM `{name}` was not restored, and is lost: {why}")]
+    Lost {
+        /// The VM.
+        name: VmName,
+        /// The chain of causes.
+        why: String,
+    },
     /// The host has no VM of this name.
     #[error("there is no VM `{name}`; there is {known}")]
     Unknown {
@@ -218,16 +245,22 @@ pub enum Life {
         /// Why the last attempt to restore failed: the chain of causes.
         why: Vec<String>,
     },
+    /// The VM was preserved, and is being restored. Whoever restores it has its memory and its state. The value says why
+    /// the attempt before failed: the chain of causes.
+    Restoring(Vec<String>),
     /// The host did not start the VM, because the VM's state may be preserved where this host cannot
     /// reach it. The value is the chain of causes.
     Withheld(Vec<String>),
 }
 
 impl Life {
-    /// Returns the chain of causes, if the VM is failed, preserved or withheld.
+    /// Returns the chain of causes, if the VM is failed, preserved, restoring or withheld.
     pub fn why(&self) -> Option<&[String]> {
         match self {
-            Self::Failed(why) | Self::Withheld(why) | Self::Preserved { why, .. } => Some(why),
+            Self::Failed(why)
+            | Self::Withheld(why)
+            | Self::Restoring(why)
+            | Self::Preserved { why, .. } => Some(why),
             Self::Stopped | Self::Live(_) => None,
         }
     }
@@ -249,6 +282,8 @@ pub struct Live {
     pub console: Option<PathBuf>,
     /// The program that the process runs, if it is an earlier host's.
     pub program: Option<String>,
+    /// The command that the process carries out.
+    pub errand: Option<Box<Errand>>,
 }
 
 #[cfg(test)]
@@ -256,7 +291,8 @@ impl Live {
     /// A VM of this process that runs, and has no RAM.
     pub fn without_ram(process: VmProcess) -> Self {
         let (segments, running) = (Vec::new(), true);
-        Self { process, segments, running, stopping: None, console: None, program: None }
+        let (stopping, console, program, errand) = (None, None, None, None);
+        Self { process, segments, running, stopping, console, program, errand }
     }
 }
 
@@ -273,6 +309,8 @@ pub struct Guest {
     pub priority: Priority,
     pub(super) restarts: Restarts,
     pub(super) waiting: Option<Waiting>,
+    /// Why the boot that a command asked for has failed, until the client is told.
+    pub(super) failed_boot: Option<GuestError>,
     /// Hints in the guest's CPUID, from the host on which it booted, that are not true of this host.
     pub(super) missing_hints: Vec<String>,
 }
@@ -288,20 +326,24 @@ impl Guest {
             priority: Priority::default(),
             restarts: Restarts::default(),
             waiting: None,
+            failed_boot: None,
             missing_hints: Vec::new(),
         }
     }
 
     /// Returns the name of the state in the API.
     pub fn state(&self) -> &'static str {
+        if let Some(waiting) = &self.waiting {
+            return waiting.state();
+        }
         match &self.life {
-            _ if self.waiting.is_some() => "restarting",
             Life::Stopped => "stopped",
             Life::Failed(_) => "failed",
             Life::Live(live) if live.running && live.stopping.is_some() => "stopping",
             Life::Live(live) if live.running => "running",
             Life::Live(_) => "paused",
             Life::Preserved { .. } => "preserved",
+            Life::Restoring(_) => "restoring",
             Life::Withheld(_) => "withheld",
         }
     }
@@ -331,13 +373,9 @@ impl Guest {
         self.segments().iter().map(untouched).sum()
     }
 
-    /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Errors unless the
-    /// VM is stopped or failed.
+    /// Creates the RAM, starts the VM's process, and boots and runs the guest's kernel. Waits until the guest runs, so this
+    /// is only for a host that serves nobody yet. Errors unless the VM is stopped or failed.
     pub fn boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
-        if matches!(self.life, Life::Stopped | Life::Failed(_)) {
-            self.waiting = None;
-            self.restarts.boots(true);
-        }
         let live = self.begin_boot(ram)?.finish(&self.machine)?;
         self.goes_live(live);
         Ok(())
@@ -355,6 +393,7 @@ impl Guest {
                 let remedy = "`restore` tries again to continue it, `stop` gives its memory up";
                 return Err(self.wrong_state(remedy));
             }
+            Life::Restoring(_) => return Err(self.wrong_state("it is being restored")),
             Life::Withheld(_) => {
                 let remedy = "its state may be preserved where this host cannot reach it; `stop` gives \
                               that up, and then it can be booted";
@@ -368,67 +407,6 @@ impl Guest {
         self.missing_hints.clear();
         self.restarts.runs(Instant::now());
         self.life = Life::Live(live);
-    }
-
-    /// Stops the vCPUs and the devices.
-    pub fn pause(&mut self) -> Result<(), GuestError> {
-        self.set_running(false, Request::Pause, "only a VM that runs can be paused")
-    }
-
-    /// Resumes the vCPUs and the devices.
-    pub fn resume(&mut self) -> Result<(), GuestError> {
-        self.set_running(true, Request::Resume, "only a VM that is paused can be resumed")
-    }
-
-    fn set_running(
-        &mut self,
-        running: bool,
-        request: Request,
-        remedy: &'static str,
-    ) -> Result<(), GuestError> {
-        let name = self.name();
-        let wrong = self.wrong_state(remedy);
-        let Life::Live(live) = &mut self.life else { return Err(wrong) };
-        if live.running == running {
-            return Err(wrong);
-        }
-        let asked = live.process.ask(request);
-        let is_late = matches!(&asked, Err(ProcessError::Link { source: LinkError::TimedOut, .. }));
-        match running {
-            // When the process answers, it has paused; it resumes then, as if it had not been asked.
-            false if is_late => drop(live.process.notify(Request::Resume)),
-            // When the process answers, it has resumed.
-            _ if is_late => live.running = true,
-            _ => {}
-        }
-        asked.map_err(|source| GuestError::Process { name, source })?;
-        live.running = running;
-        Ok(())
-    }
-
-    /// Writes the state document to a new file at `path`. A running VM is paused meanwhile.
-    pub fn dump(&mut self, path: &Path) -> Result<(), GuestError> {
-        let document = self.state_document()?;
-        let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            // A part of a document is of no use, and would stand in the way of the next attempt.
-            file.write_all(&document).inspect_err(|_| drop(fs::remove_file(path)))
-        };
-        write().map_err(|source| GuestError::Dump { name: self.name(), path: path.into(), source })
-    }
-
-    /// Returns the state document. A running VM is paused meanwhile.
-    pub fn state_document(&mut self) -> Result<Vec<u8>, GuestError> {
-        let pauses = matches!(&self.life, Life::Live(live) if live.running);
-        if pauses {
-            self.pause()?;
-        }
-        let document = self.document();
-        if pauses {
-            self.resume()?;
-        }
-        document
     }
 
     /// Reads `bytes` of RAM at a guest-physical address, from the host's own fds: the VM runs on, and its
@@ -448,24 +426,6 @@ impl Guest {
             .read_exact_at(&mut memory, offset)
             .map_err(|source| GuestError::ReadRam { name: self.name(), source })?;
         Ok(memory)
-    }
-
-    /// Returns the state document of a paused VM.
-    fn document(&self) -> Result<Vec<u8>, GuestError> {
-        let Life::Live(live) = &self.life else {
-            return Err(self.wrong_state("only a VM that runs or is paused has a state"));
-        };
-        let error = |source| GuestError::Document { name: self.name(), source };
-        let file = scratch_memfd("dump").map_err(error)?;
-        let ask = || {
-            live.process.send(Request::Save, &[(Role::State, file.as_fd())])?;
-            match live.process.reply()? {
-                Reply::Saved { bytes } => Ok(bytes),
-                other => Err(unexpected("save", &other)),
-            }
-        };
-        let bytes = ask().map_err(|source| self.process_error(source))?;
-        read_document(&file, bytes).map_err(error)
     }
 
     /// Presses the power button: asks the guest to shut down until `deadline`. The caller ends the VM then
@@ -563,10 +523,6 @@ impl Guest {
 
     fn ram_error(&self, source: impl Into<RamError>) -> GuestError {
         GuestError::Ram { name: self.name(), source: source.into() }
-    }
-
-    fn process_error(&self, source: ProcessError) -> GuestError {
-        GuestError::Process { name: self.name(), source }
     }
 }
 

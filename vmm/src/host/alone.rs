@@ -9,6 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use super::arrival::LastHost;
 use super::backend::NoLuo;
 use super::kernel_entry::KernelEntry;
+use super::restores::Restores;
 use super::serve::Server;
 use super::{Host, HostError, ram_source};
 use crate::config::Config;
@@ -48,6 +49,7 @@ impl Host {
             unfinished: Vec::new(),
             last_host: LastHost::default(),
             late: Vec::new(),
+            restores: Restores::default(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
@@ -61,7 +63,7 @@ impl Host {
 
     /// Whether this is a host of `perennial run` none of whose VMs is left.
     pub(super) fn has_nothing_left(&self) -> bool {
-        self.is_alone && !self.vms.iter().any(|vm| vm.is_live() || vm.next_boot().is_some())
+        self.is_alone && !self.vms.iter().any(|vm| vm.is_live() || vm.boot_due().is_some())
     }
 }
 

@@ -11,21 +11,19 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
-use super::{Found, Host, HostError, Look, find, index_of, init, mounts, start};
+use super::{Found, Host, HostError, Look, find, init, start};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::guests::held::Held;
-use crate::guests::{Guest, GuestError, Life};
-use crate::link::MissingHints;
+use crate::guests::{Guest, Life};
 use crate::live_update::arrival::{self, Arrival, NotSeen, entry_of};
 use crate::live_update::breakpoint;
-use crate::live_update::incoming::{self, RestoredVm};
+use crate::live_update::incoming;
 use crate::live_update::index::{FileKind, IndexedFile, IndexedSession};
 use crate::live_update::manifest::{vm_of_session, vm_session};
-use crate::live_update::next_host::NextHost;
 use crate::live_update::programs::{self, Program};
 use crate::machine::{Boot, DiskBoot, Machine, VmName};
 
@@ -66,8 +64,16 @@ pub(super) enum Destiny {
     NextProgram,
 }
 
+/// Whether the VM's memory is kept, also while the VM is being restored.
+fn is_preserved(vm: &Guest) -> bool {
+    matches!(vm.life, Life::Preserved { .. } | Life::Restoring(_))
+}
+
 /// The LUO that has the last host's sessions.
-fn origin<'a>(last_host: &'a LastHost, luo: &'a ChosenLuo) -> Option<&'a dyn Orchestrator> {
+pub(super) fn origin<'a>(
+    last_host: &'a LastHost,
+    luo: &'a ChosenLuo,
+) -> Option<&'a dyn Orchestrator> {
     match (&last_host.keeper, luo) {
         (Some(keeper), _) => Some(keeper),
         (None, Ok(luo)) => Some(luo.as_ref()),
@@ -322,7 +328,7 @@ impl Host {
     }
 
     /// Whether this host could not reach the pool with the VMs of the last kernel.
-    fn is_out_of_reach(&self) -> bool {
+    pub(super) fn is_out_of_reach(&self) -> bool {
         self.kernel_entry.ticket().is_some()
             && self.luo.as_ref().is_err_and(|none| none.may_hold_vms)
     }
@@ -385,69 +391,6 @@ impl Host {
         Ok(())
     }
 
-    /// Tries again to restore a preserved VM, or one that is withheld because the last host's manifest could not be
-    /// read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
-    pub(super) fn restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
-        self.restore_with(name, force, None)
-    }
-
-    /// The same, by a process of another program.
-    pub(super) fn restore_with(
-        &mut self,
-        name: &VmName,
-        force: bool,
-        program: Option<&NextHost>,
-    ) -> Result<(), HostError> {
-        mounts::try_again(&mut self.unmounted);
-        let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
-        if self.is_out_of_reach() || self.last_host.unseen.is_some() {
-            self.reach_again()?;
-            self.look_again()?;
-            return self.still_preserved(index_of(&self.vms, name)?);
-        }
-        let index = index_of(&self.vms, name)?;
-        self.end_late(Some(name));
-        let vm = &mut self.vms[index];
-        let Life::Preserved { held, .. } = &mut vm.life else {
-            let remedy = "only a preserved VM can be restored";
-            let name = name.clone();
-            return Err(GuestError::WrongState { name, state: vm.state(), remedy }.into());
-        };
-        if let Some(luo) = origin(&self.last_host, &self.luo) {
-            let not_held = |source| HostError::NotHeld { what: name.to_string(), source };
-            held.retrieve(luo).map_err(not_held)?;
-        }
-        self.read_manifests();
-        let vm = &mut self.vms[index];
-        let (held, entry) = match std::mem::replace(&mut vm.life, Life::Stopped) {
-            Life::Preserved { held, entry: Some(entry), .. } => (held, entry),
-            life => {
-                vm.life = life;
-                return self.still_preserved(index);
-            }
-        };
-        // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
-        let own = Keeper::start();
-        let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);
-        let (RestoredVm { vm: restored, session, .. }, late) =
-            incoming::retry(luo, held, *entry, &self.confinement, hints, program);
-        self.late.extend(late);
-        *vm = restored;
-        vm.follow(&self.config);
-        self.unfinished.extend(session.and_then(finish));
-        self.finish_the_rest();
-        self.update_report(name);
-        self.still_preserved(index)
-    }
-
-    /// Errors if the VM is still preserved.
-    fn still_preserved(&self, index: usize) -> Result<(), HostError> {
-        let vm = &self.vms[index];
-        let Life::Preserved { why, .. } = &vm.life else { return Ok(()) };
-        let (name, why) = (vm.machine.name.clone(), why.join(": "));
-        Err(GuestError::StillPreserved { name, why }.into())
-    }
-
     /// Tries again to read the manifests that could not be read, and finds in them the entries of preserved VMs.
     pub(super) fn read_manifests(&mut self) {
         let session = self.last_host.session.as_ref();
@@ -484,7 +427,6 @@ impl Host {
     /// again to finish the unfinished sessions.
     pub(super) fn finish_the_rest(&mut self) {
         self.choose_programs();
-        let is_preserved = |vm: &Guest| matches!(vm.life, Life::Preserved { .. });
         let is_opaque = |vm: &Guest| matches!(vm.life, Life::Preserved { entry: None, .. });
         if !self.vms.iter().any(is_opaque) {
             self.carried.manifests.clear();
@@ -510,7 +452,6 @@ impl Host {
 
     /// Lets go of the programs of earlier hosts that nobody needs.
     fn choose_programs(&mut self) {
-        let is_preserved = |vm: &Guest| matches!(vm.life, Life::Preserved { .. });
         programs::choose(&mut self.carried.programs, self.vms.iter().any(is_preserved));
     }
 
@@ -533,6 +474,7 @@ impl Host {
     /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
     pub(super) fn leave_in_store(&mut self) {
         self.end_late(None);
+        self.give_up_restores(None);
         for vm in &mut self.vms {
             if let Life::Preserved { .. } = vm.life {
                 std::mem::forget(std::mem::replace(&mut vm.life, Life::Stopped));

@@ -76,6 +76,16 @@ pub enum HostError {
          again"
     )]
     Stopping(VmName),
+    /// A command is carried out for a VM that is to go along.
+    #[error(
+        "VM `{vm}` is being {done} by another command: wait until that has ended, or leave the VM out, and try again"
+    )]
+    Busy {
+        /// The VM.
+        vm: VmName,
+        /// What the command does with the VM.
+        done: &'static str,
+    },
     /// The host is about to end.
     #[error("this host ends as soon as its VMs have: no VM is started on it")]
     Ending,
@@ -253,6 +263,7 @@ impl HostError {
             | Self::FramesNotPinned
             | Self::Force(_)
             | Self::Stopping(_)
+            | Self::Busy { .. }
             | Self::Service(_)
             | Self::Refused(_)
             | Self::Rehearsing
@@ -271,6 +282,7 @@ impl HostError {
             | Self::NotSeen { .. }
             | Self::NotHeld { .. }
             | Self::NoManifest { .. } => Some(Outcome::Preserved),
+            Self::Guest(GuestError::Lost { .. }) => Some(Outcome::Lost),
             _ => None,
         }
     }

@@ -18,6 +18,7 @@ pub mod backend;
 mod boots;
 mod clients;
 pub mod dhcp;
+mod errands;
 mod error;
 mod events;
 pub mod format;
@@ -38,6 +39,7 @@ mod recover;
 pub mod rehearsal;
 mod rehearsals;
 mod report;
+mod restores;
 mod saved;
 mod serve;
 pub mod service;
@@ -84,6 +86,7 @@ use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
 use kernel_entry::KernelEntry;
 use mounts::Unmounted;
+use restores::Restores;
 
 /// Path of the configuration in the image of a Perennial host.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -114,6 +117,8 @@ pub struct Host {
     last_host: LastHost,
     /// What may still become of preserved VMs that were late.
     late: Vec<Late>,
+    /// Restores that clients have asked for.
+    restores: Restores,
     /// What this host carries on without knowing what it is.
     carried: Carried,
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
@@ -212,6 +217,7 @@ impl Host {
             unfinished: Vec::new(),
             last_host: LastHost::new(lost),
             late: Vec::new(),
+            restores: Restores::default(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),
@@ -252,14 +258,15 @@ impl Host {
         find(&mut self.vms, name)
     }
 
-    fn boot(&mut self, name: &VmName) -> Result<(), GuestError> {
+    /// Begins to boot a VM, because a client has asked for it.
+    fn begin_boot(&mut self, name: &VmName) -> Result<(), GuestError> {
         mounts::try_again(&mut self.unmounted);
         let index = index_of(&self.vms, name)?;
         if !self.vms[index].is_live() {
             self.check_claims(index)?;
         }
         let ram = ram_beside(self.promised_to_rehearsal(), &self.luo, &self.vms, index);
-        self.vms[index].boot(ram)
+        self.vms[index].boot_by_command(ram)
     }
 
     /// Errors if a VM that has a process, or whose memory is kept, has a file of VM `index`.
@@ -307,6 +314,7 @@ impl Host {
 
     /// Ends a VM at once. A withheld VM is marked as given up: no host restores its old state in this boot.
     fn pull(&mut self, name: &VmName) -> Result<(), HostError> {
+        self.give_up_restores(Some(name));
         let vm = find(&mut self.vms, name)?;
         if let Life::Withheld(_) = vm.life {
             self.kernel_entry
@@ -349,7 +357,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
-        self.check_none_stops(&call.without)?;
+        self.check_can_leave(&call.without)?;
         if let (true, Err(none)) = (self.is_alone, &self.luo) {
             // The reason, instead of what the call or the configuration lacks.
             return Err(HostError::NoLuo(none.clone()));
@@ -415,7 +423,7 @@ impl Host {
 
     /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
-        self.check_none_stops(&call.without)?;
+        self.check_can_leave(&call.without)?;
         self.settle(Destiny::NextKernel)?;
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
@@ -443,6 +451,7 @@ impl Host {
         }
         service::stopping("putting the VMs into the fd store");
         service::look_again(self.next.is_some());
+        self.give_up_errands();
         self.finish_the_rest();
         if let Err(error) = self.settle(Destiny::NextKernel) {
             tracing::error!("{}", chain(&error).join(": "));
@@ -495,7 +504,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
-        self.check_none_stops(&call.without)?;
+        self.check_can_leave(&call.without)?;
         self.settle(Destiny::NextProgram)?;
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {

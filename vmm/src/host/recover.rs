@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use super::arrival::Destiny;
 use super::{Host, HostError, index_of};
-use crate::api::HandoverCall;
+use crate::api::{Answer, HandoverCall, Line};
 use crate::causes::chain;
+use crate::guests::elsewhere::Elsewhere;
 use crate::guests::held::Held;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::PROTOCOL;
@@ -26,30 +27,137 @@ use crate::machine::VmName;
 /// Documents that a program is to decode, each with its name for an error text.
 type Documents = Vec<(String, OwnedFd)>;
 
-impl Host {
-    /// Tries again to restore one preserved VM, or all. Returns those that were restored.
-    pub(super) fn recover(&mut self, vm: Option<VmName>) -> Result<Vec<VmName>, HostError> {
-        if let Some(vm) = vm {
-            self.restore(&vm, false)?;
-            return Ok(vec![vm]);
-        }
-        self.reach_again()?;
-        self.look_again()?;
-        let (mut recovered, mut failed) = (Vec::new(), Vec::new());
-        for name in self.preserved().map(|(vm, _)| vm.machine.name.clone()).collect::<Vec<_>>() {
-            match self.restore(&name, false) {
-                Ok(()) => recovered.push(name),
-                Err(error) => failed.push(chain(&error).join(": ")),
-            }
-        }
-        match failed.is_empty() {
-            true => Ok(recovered),
-            false => Err(HostError::NotRecovered { recovered, why: failed.join("; ") }),
-        }
+/// The restores that clients wait for. `C` tells which client a reply is for.
+pub(super) struct Recoveries<C> {
+    waiting: Vec<Recovery<C>>,
+}
+
+struct Recovery<C> {
+    request: (C, u64),
+    wanted: Wanted,
+    /// The VMs whose restore goes on.
+    names: Vec<VmName>,
+    recovered: Vec<VmName>,
+    failed: Vec<HostError>,
+}
+
+/// What a client has asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// `restore`: one VM, and whether it may go on without the hints that it knows.
+    Restore(VmName, bool),
+    /// `recover`: another attempt for one VM, or for all.
+    Recover(Option<VmName>),
+    /// `recover --with previous`: one VM.
+    WithPrevious(VmName),
+}
+
+impl<C> Default for Recoveries<C> {
+    fn default() -> Self {
+        Self { waiting: Vec::new() }
+    }
+}
+
+impl<C: Copy + PartialEq> Recoveries<C> {
+    /// Whether `client` waits for a reply.
+    pub(super) fn is_waiting(&self, client: C) -> bool {
+        self.waiting.iter().any(|recovery| recovery.request.0 == client)
     }
 
-    /// Restores a preserved VM by a process of an earlier host's program, which this host serves.
-    pub(super) fn recover_with_previous(&mut self, name: &VmName) -> Result<(), HostError> {
+    /// Begins to restore VMs. The reply comes from [`round`](Self::round).
+    pub(super) fn begin(
+        &mut self,
+        host: &mut Host,
+        request: (C, u64),
+        wanted: Wanted,
+    ) -> Result<(), HostError> {
+        let (mut names, mut failed) = (Vec::new(), Vec::new());
+        match &wanted {
+            Wanted::Restore(vm, force) => {
+                host.begin_restore(vm, *force)?;
+                names.push(vm.clone());
+            }
+            Wanted::Recover(Some(vm)) => {
+                host.begin_restore(vm, false)?;
+                names.push(vm.clone());
+            }
+            Wanted::Recover(None) => (names, failed) = host.begin_to_recover_all()?,
+            Wanted::WithPrevious(vm) => {
+                host.begin_with_previous(vm)?;
+                names.push(vm.clone());
+            }
+        }
+        self.waiting.push(Recovery { request, wanted, names, recovered: Vec::new(), failed });
+        Ok(())
+    }
+
+    /// Returns the replies to the requests whose VMs are restored or are not.
+    pub(super) fn round(&mut self, host: &mut Host) -> Vec<(C, Line)> {
+        let mut replies = Vec::new();
+        for mut recovery in std::mem::take(&mut self.waiting) {
+            recovery.go_on(host);
+            match recovery.names.is_empty() {
+                true => replies.push(recovery.reply()),
+                false => self.waiting.push(recovery),
+            }
+        }
+        replies
+    }
+}
+
+impl<C> Recovery<C> {
+    /// Notes the restores that have ended.
+    fn go_on(&mut self, host: &mut Host) {
+        self.names.retain(|name| match host.end_of_restore(name) {
+            None => true,
+            Some(Ok(())) => {
+                self.recovered.push(name.clone());
+                false
+            }
+            Some(Err(error)) => {
+                self.failed.push(error);
+                false
+            }
+        });
+    }
+
+    fn reply(self) -> (C, Line) {
+        let Self { request: (client, id), wanted, recovered, mut failed, .. } = self;
+        let error = match &wanted {
+            Wanted::Recover(None) if !failed.is_empty() => {
+                let why: Vec<_> = failed.iter().map(|error| chain(error).join(": ")).collect();
+                Some(HostError::NotRecovered { recovered: recovered.clone(), why: why.join("; ") })
+            }
+            _ => failed.pop(),
+        };
+        let line = match (error, wanted) {
+            (Some(error), _) => error.reply(id),
+            (None, Wanted::Restore(..)) => Line::ok(id, &Answer::Done {}),
+            (None, _) => Line::ok(id, &Answer::Recovered { recovered }),
+        };
+        (client, line)
+    }
+}
+
+impl Host {
+    /// Begins to restore all preserved VMs. Returns those that are being restored, and why others are not.
+    fn begin_to_recover_all(&mut self) -> Result<(Vec<VmName>, Vec<HostError>), HostError> {
+        self.reach_again()?;
+        self.look_again()?;
+        let preserved = self.preserved().map(|(vm, _)| vm.machine.name.clone());
+        let (mut begun, mut failed) = (Vec::new(), Vec::new());
+        for name in preserved.collect::<Vec<_>>() {
+            match self.begin_restore(&name, false) {
+                Ok(()) => begun.push(name),
+                Err(error) => failed.push(error),
+            }
+        }
+        Ok((begun, failed))
+    }
+
+    /// Begins to restore a preserved VM by a process of an earlier host's program, which this host serves.
+    fn begin_with_previous(&mut self, name: &VmName) -> Result<(), HostError> {
+        self.check_free(name)?;
         if let Err(error) = self.settle(Destiny::Stay) {
             tracing::warn!("{}", chain(&error).join(": "));
         }
@@ -63,18 +171,10 @@ impl Host {
         if entry.is_none() {
             return Err(HostError::NoEntry { vm: name.clone(), why: why.join(": ") });
         }
-        let program = self.previous(&state_of(name, held)?, |next| match next.link_protocol() {
-            Ok(Some(PROTOCOL)) => Ok(()),
-            Ok(other) => {
-                let other = other.map_or("none that it can name".to_owned(), |n| n.to_string());
-                Err(format!(
-                    "its VM processes speak another protocol with their host ({other}) than this host ({PROTOCOL}): \
-                     `recover --with previous` without a VM hands over the whole host to it"
-                ))
-            }
-            Err(error) => Err(chain(&error).join(": ")),
-        })?;
-        self.restore_with(name, false, Some(&program))
+        let look = self.previous(state_of(name, held)?, speaks_this_protocol)?;
+        let look = Elsewhere::begin("programs", look).map_err(HostError::NoCopy)?;
+        self.begin_look(name, look);
+        Ok(())
     }
 
     /// Hands over the whole host to an earlier host's program. Returns only if that did not take place.
@@ -84,7 +184,7 @@ impl Host {
             for (vm, held) in host.preserved() {
                 documents.extend(state_of(&vm.machine.name, held)?);
             }
-            host.previous(&documents, |_| Ok(())).map(NextProgram::Opened)
+            host.previous(documents, |_| Ok(()))?().map(NextProgram::Opened)
         };
         self.hand_over_to(previous, HandoverCall::default(), observer)
     }
@@ -104,41 +204,59 @@ impl Host {
         copies.collect::<Result<_, _>>().map_err(HostError::NoCopy)
     }
 
-    /// Returns the newest program of an earlier host that is whole, starts, decodes `documents` and passes `check`.
+    /// Returns how to find the newest program of an earlier host that is whole, starts, decodes `documents` and passes
+    /// `check`. That takes up to [`ANSWER_WITHIN`].
     ///
-    /// All programs are examined at the same time and have one deadline, because the host serves nobody meanwhile.
+    /// All programs are examined at the same time and have one deadline.
     fn previous(
         &self,
-        documents: &Documents,
-        check: impl Fn(&NextHost) -> Result<(), String> + Sync,
-    ) -> Result<NextHost, HostError> {
+        documents: Documents,
+        check: fn(&NextHost) -> Result<(), String>,
+    ) -> Result<impl FnOnce() -> Result<NextHost, HostError> + Send + use<>, HostError> {
         if self.carried.programs.is_empty() {
             return Err(HostError::NoProgram);
         }
-        let documents: Vec<_> = documents.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();
         let programs = self.carried.programs.iter().rev();
         let copies: Vec<_> = programs.map(|p| (p.describe(), p.executable())).collect();
-        let deadline = Some(Instant::now() + ANSWER_WITHIN);
-        let examine = |what: &str, copy: Result<File, ProgramError>| {
-            let copy = copy.map_err(|error| chain(&error).join(": "))?;
-            let next = NextHost::of(copy, what.into(), deadline).and_then(|next| {
-                if !documents.is_empty() {
-                    next.rehearse(&documents)?;
+        Ok(move || {
+            let documents: Vec<_> =
+                documents.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();
+            let deadline = Some(Instant::now() + ANSWER_WITHIN);
+            let examine = |what: &str, copy: Result<File, ProgramError>| {
+                let copy = copy.map_err(|error| chain(&error).join(": "))?;
+                let next = NextHost::of(copy, what.into(), deadline).and_then(|next| {
+                    if !documents.is_empty() {
+                        next.rehearse(&documents)?;
+                    }
+                    Ok(next)
+                });
+                let next = next.map_err(|error| chain(&error).join(": "))?;
+                check(&next).map(|()| next.chosen())
+            };
+            let mut unfit = Vec::new();
+            for (what, next) in at_the_same_time(copies, examine) {
+                match next {
+                    Ok(next) => return Ok(next),
+                    Err(why) => unfit.push(format!("{what}: {why}")),
                 }
-                Ok(next)
-            });
-            let next = next.map_err(|error| chain(&error).join(": "))?;
-            check(&next).map(|()| next.chosen())
-        };
-        let examined = at_the_same_time(copies, examine);
-        let mut unfit = Vec::new();
-        for (what, next) in examined {
-            match next {
-                Ok(next) => return Ok(next),
-                Err(why) => unfit.push(format!("{what}: {why}")),
             }
+            Err(HostError::NoFitProgram { why: unfit.join("; ") })
+        })
+    }
+}
+
+/// Errors if the processes of the program's VMs cannot be served by this host.
+fn speaks_this_protocol(next: &NextHost) -> Result<(), String> {
+    match next.link_protocol() {
+        Ok(Some(PROTOCOL)) => Ok(()),
+        Ok(other) => {
+            let other = other.map_or("none that it can name".to_owned(), |n| n.to_string());
+            Err(format!(
+                "its VM processes speak another protocol with their host ({other}) than this host ({PROTOCOL}): \
+                 `recover --with previous` without a VM hands over the whole host to it"
+            ))
         }
-        Err(HostError::NoFitProgram { why: unfit.join("; ") })
+        Err(error) => Err(chain(&error).join(": ")),
     }
 }
 

@@ -210,7 +210,7 @@ fn vm_without_times(vm: &Guest, outcome: Outcome) -> VmReport {
 fn outcome(life: &Life) -> Outcome {
     match life {
         Life::Live(_) => Outcome::Running,
-        Life::Preserved { .. } | Life::Withheld(_) => Outcome::Preserved,
+        Life::Preserved { .. } | Life::Restoring(_) | Life::Withheld(_) => Outcome::Preserved,
         _ => Outcome::Lost,
     }
 }

@@ -16,7 +16,7 @@ impl Host {
         for vm in saved {
             let (name, ended) = (vm.entry.machine.name.clone(), vm.why.join(": "));
             self.keep(vm);
-            match self.restore(&name, false) {
+            match self.restore_now(&name) {
                 Ok(()) => tracing::warn!("VM `{name}` was restored, because it ended: {ended}"),
                 Err(why) => {
                     let (why, source) = (chain(&why).join(": "), Box::new(error));

@@ -50,6 +50,8 @@ enum Source {
     Booting,
     /// A VM of the last host that is late.
     Late,
+    /// A command for a VM whose last part is done elsewhere.
+    Errand,
     /// The VM of a rehearsal.
     Rehearsal,
 }
@@ -99,6 +101,12 @@ impl Server {
             if !self.calls.host_ends() {
                 host.go_on_with_late();
                 host.boot_due();
+            }
+            let asks_programs = host.restores.asks_programs();
+            host.go_on_with_restores();
+            if asks_programs && !host.restores.asks_programs() {
+                // Orphans wait since then.
+                processes::reap(host);
             }
             self.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
@@ -152,6 +160,8 @@ impl Server {
         fds.extend(booting.map(|fd| (Source::Booting, readable(fd))));
         let rehearsal = host.rehearsal.iter().flat_map(Rehearsal::fds);
         fds.extend(rehearsal.map(|fd| (Source::Rehearsal, readable(fd))));
+        let errands = host.vms.iter().filter_map(|vm| vm.errand_fd());
+        fds.extend(errands.chain(host.restores.fds()).map(|fd| (Source::Errand, readable(fd))));
         fds.extend(host.late.iter().map(|late| (Source::Late, readable(late.as_fd()))));
         fds
     }
@@ -162,7 +172,8 @@ impl Server {
         let boot = host.next_boot().filter(|_| !self.calls.host_ends());
         let rehearsal = host.rehearsal.as_ref().map(Rehearsal::deadline);
         let replies = self.calls.deadline(host);
-        let due = [host.stop_deadline(), replies, boot, host.late_until(), rehearsal];
+        let errands = host.errands_due();
+        let due = [host.stop_deadline(), replies, boot, host.late_until(), rehearsal, errands];
         let due = due.into_iter().flatten().min();
         let due = due.map(|at| at.saturating_duration_since(Instant::now()));
         [heard, due, self.calls.callers.timeout()].into_iter().flatten().min()
@@ -189,7 +200,7 @@ impl Server {
             Source::Caller(caller) => self.calls.serve(caller, host),
             Source::Vm(index) => processes::handle_events(host, index),
             // After all others, in each round.
-            Source::Booting | Source::Late | Source::Rehearsal => {}
+            Source::Booting | Source::Late | Source::Errand | Source::Rehearsal => {}
         }
     }
 

@@ -67,6 +67,9 @@ impl<C: Copy + PartialEq> Stops<C> {
         if within_s > 0 && own >= MOST_WAITING {
             return Err(HostError::TooManyWait(MOST_WAITING));
         }
+        if within_s != 0 {
+            host.check_free(&vm)?;
+        }
         if !find(&mut host.vms, &vm)?.is_live() || within_s == 0 {
             host.pull(&vm)?;
             self.pulled.push(vm.clone());
@@ -83,6 +86,7 @@ impl<C: Copy + PartialEq> Stops<C> {
     pub(super) fn end_host(&mut self, host: &mut Host, request: Option<(C, u64)>, within_s: u32) {
         self.ending.get_or_insert_default().extend(request);
         host.end_late(None);
+        host.give_up_errands();
         for vm in &mut host.vms {
             vm.stay_ended();
             let Life::Live(live) = &vm.life else { continue };
@@ -160,6 +164,13 @@ impl Host {
         any
     }
 
+    /// Errors if a VM that is not left out cannot leave now. Errors if there is no VM of a name that is to be left out.
+    pub(super) fn check_can_leave(&self, without: &[VmName]) -> Result<(), HostError> {
+        without.iter().try_for_each(|name| index_of(&self.vms, name).map(drop))?;
+        self.check_none_stops(without)?;
+        self.check_none_is_busy(without)
+    }
+
     /// Returns when the first plug is pulled, if no guest shuts down before.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
@@ -174,10 +185,8 @@ impl Host {
         }
     }
 
-    /// Errors if a VM that is not left out is stopping: the next host would not know its deadline. Errors if there
-    /// is no VM of a name that is to be left out.
-    pub(super) fn check_none_stops(&self, without: &[VmName]) -> Result<(), HostError> {
-        without.iter().try_for_each(|name| index_of(&self.vms, name).map(drop))?;
+    /// Errors if a VM that is not left out is stopping: the next host would not know its deadline.
+    fn check_none_stops(&self, without: &[VmName]) -> Result<(), HostError> {
         let mut staying = self.vms.iter().filter(|vm| !without.contains(&vm.machine.name));
         match staying.find(|vm| vm.stopping().is_some()) {
             Some(vm) => Err(HostError::Stopping(vm.machine.name.clone())),

@@ -14,6 +14,7 @@
 //! resume, its state document is outdated, so nothing is restored from the document any more. Sessions are finished
 //! only after every guest that can be resumed runs, because finishing takes time and ends the possibility to try again.
 
+mod again;
 mod frames;
 mod restored;
 
@@ -47,6 +48,7 @@ use crate::guests::{Guest, Life, Live};
 use crate::link::{MissingHints, Ram, Reply, Request, Role};
 use crate::machine::VmName;
 use crate::vm::ram_layout;
+pub use again::{Restoring, RestoringNext, restore_again};
 pub use frames::FrameComparison;
 pub use restored::RestoredVm;
 
@@ -399,7 +401,9 @@ impl Arriving {
         let mut vm = Guest::new(entry.machine.clone(), confinement);
         vm.note_missing_hints(missing_hints);
         let (running, console) = (entry.running, files.console());
-        vm.life = Life::Live(Live { process, segments, running, stopping: None, console, program });
+        let (stopping, errand) = (None, None);
+        let live = Live { process, segments, running, stopping, console, program, errand };
+        vm.life = Life::Live(live);
         let session = held.and_then(Held::into_session);
         RestoredVm { entry, vm, session, first_entry_ticks, frames }
     }
@@ -435,11 +439,7 @@ impl Arriving {
         confinement: &Arc<Confinement>,
     ) -> (RestoredVm, Option<Late>) {
         let Some(waits_for) = self.waits_for() else {
-            // The process owes the answer. As after `resume` of a paused VM, the guest counts as running.
-            let name = &self.entry.machine.name;
-            tracing::error!("VM `{name}`: its process has not said within {within:?} that it runs");
-            self.process.stop_waiting();
-            return (self.live(None, confinement), None);
+            return (self.runs_perhaps(confinement), None);
         };
         let error = IncomingError::Late { waits_for, within };
         // What the host then holds of a late VM could not be taken from LUO when its process becomes ready.
@@ -455,6 +455,15 @@ impl Arriving {
             }
             None => (self.fails(error, confinement).0, None),
         }
+    }
+
+    /// The VM's process was told to resume the guest, and owes the answer. As after `resume` of a paused VM, the guest counts
+    /// as running.
+    fn runs_perhaps(self, confinement: &Arc<Confinement>) -> RestoredVm {
+        let name = &self.entry.machine.name;
+        tracing::error!("VM `{name}`: its process has not said in time that it runs");
+        self.process.stop_waiting();
+        self.live(None, confinement)
     }
 
     /// What the VM waits for, in words. `None` if its guest may run already.
@@ -533,23 +542,6 @@ impl AsFd for Arriving {
             _ => self.process.as_fd(),
         }
     }
-}
-
-/// Tries again to restore a preserved VM, whose session was retrieved, by a process of `program` if that is not the
-/// running one. If that fails, the VM stays preserved.
-pub fn retry(
-    luo: &dyn Orchestrator,
-    held: Held,
-    entry: VmEntry,
-    confinement: &Arc<Confinement>,
-    hints: MissingHints,
-    program: Option<&NextHost>,
-) -> (RestoredVm, Option<Late>) {
-    let now = tsc::now();
-    let start = |vm| begin(luo, vm, (now, now), confinement, hints, program);
-    let (mut arrived, mut late) = arrive([(held, entry)], LATE_AFTER, confinement, start);
-    // One VM begins, so one arrives.
-    (arrived.remove(0), late.pop())
 }
 
 #[cfg(test)]

@@ -100,6 +100,9 @@ pub enum IncomingError {
         /// How long it had.
         within: Duration,
     },
+    /// The attempt was ended before it had succeeded or failed.
+    #[error("the attempt to restore it was given up, because the host or the VM was to end")]
+    GivenUp,
 }
 
 impl IncomingError {

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::kernel::COUNTS;
 
 impl Host {
-    fn connect(&self) -> UnixStream {
+    pub(crate) fn connect(&self) -> UnixStream {
         UnixStream::connect(self.socket()).unwrap()
     }
 

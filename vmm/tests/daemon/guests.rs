@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) type Vm<'a> = (&'a str, &'a [u8], &'a str);
 
 /// Whether there is KVM, with a word about it if there is none.
-fn has_kvm() -> bool {
+pub(crate) fn has_kvm() -> bool {
     let opened = fs::File::options().read(true).write(true).open("/dev/kvm");
     opened.inspect_err(|_| eprintln!("skipped: no /dev/kvm")).is_ok()
 }
@@ -65,14 +65,14 @@ impl Host {
     }
 
     /// The number to which a guest has counted.
-    fn count(&self, name: &str) -> String {
+    pub(crate) fn count(&self, name: &str) -> String {
         let output = self.ctl(&["memory", name, COUNT, "4"]);
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// The same as a number, which has 32 bits.
-    fn counted(&self, name: &str) -> u32 {
+    pub(crate) fn counted(&self, name: &str) -> u32 {
         let answer: Value = serde_json::from_str(&self.count(name)).unwrap();
         u32::from_str_radix(answer["memory"].as_str().unwrap(), 16).unwrap().swap_bytes()
     }
@@ -226,7 +226,7 @@ fn a_process_that_hangs_delays_a_handover_by_the_budget_and_loses_nothing() {
 }
 
 /// Stops the first process of a VM that the host starts from now on. Returns its ID.
-fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
+pub(crate) fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
     let before = vm_processes(host);
     thread::spawn(move || {
         let deadline = Instant::now() + PATIENCE;

@@ -21,6 +21,7 @@ use vmm::live_update::manifest::{
 };
 use vmm::state::document::write_document;
 
+use crate::errands::Client;
 use crate::host::{Host, PERENNIAL};
 
 /// A state document that no restore accepts.
@@ -559,5 +560,42 @@ fn programs_that_hang_hang_at_the_same_time_and_the_one_that_answers_is_used() {
     hanging.into_iter().for_each(|pid| kill_process(pid, Signal::KILL).unwrap());
     assert!(recover.wait().unwrap().success());
     left.host.wait_until_ready("boot handover");
+    assert!(left.holds(0));
+}
+
+#[test]
+fn a_program_that_hangs_keeps_nobody_waiting_who_did_not_ask_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = crate::handover::other_version(directory.path(), "entry-v1", "entry-v9");
+    let programs = [that_hangs(1), fs::read(other).unwrap()];
+    let programs = programs.map(|program| [program.clone(), program]).to_vec();
+    let predecessor = Predecessor { programs, ..Predecessor::new(&["web"]) };
+    let left = predecessor.hand_over(&[PERENNIAL], unchanged);
+    left.expect("preserved", "");
+    let previous = serde_json::json!({"do": "recover", "vm": "web", "with": "previous"});
+    let mut client = Client::asks(&left.host, &previous);
+    let hanging = loop {
+        client.does(&serde_json::json!({"do": "status"}));
+        let found = programs_of(left.host.child.id()).into_iter().find(|pid| {
+            let exe = fs::read(format!("/proc/{}/exe", pid.as_raw_pid())).unwrap_or_default();
+            exe == that_hangs(1)
+        });
+        if let Some(pid) = found {
+            break pid;
+        }
+    };
+    for other in ["restore", "recover", "boot", "stop"] {
+        let error = client.is_refused(&serde_json::json!({"do": other, "vm": "web"}));
+        assert!(error.contains("VM `web` is being restored by another command"), "{error}");
+    }
+    let error = client.is_refused(&serde_json::json!({"do": "handover", "without": ["web"]}));
+    assert!(error.contains("VM `web` is being restored by another command"), "{error}");
+    kill_process(hanging, Signal::KILL).unwrap();
+    // The host has not taken the end of the other program from the thread that waits for it.
+    let answer = client.is_answered();
+    let error = answer["error"].to_string();
+    assert!(error.contains("the state document of VM `web`"), "{error}");
+    assert_eq!(answer["outcome"], "running");
+    left.expect("preserved", "");
     assert!(left.holds(0));
 }

@@ -203,7 +203,7 @@ fn a_vm_whose_session_cannot_be_retrieved_now_is_preserved_and_one_without_a_ses
             &fragile,
             std::slice::from_ref(&entry),
             &confinement,
-            MissingHints::Accept,
+            crate::link::MissingHints::Accept,
         );
         let expected = if errno == Errno::NOENT { "failed" } else { "preserved" };
         assert_eq!(arrived[0].vm.state(), expected, "{errno}");
@@ -293,7 +293,7 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     assert_eq!(states(&host), ["withheld"; 2]);
 
     let db = VmName::new("db").unwrap();
-    let error = chain(&host.restore(&db, false).unwrap_err()).join(": ");
+    let error = chain(&host.begin_restore(&db, false).unwrap_err()).join(": ");
     assert!(error.contains("/nowhere/pool"), "{error}");
     assert_eq!(states(&host), ["withheld"; 2]);
 

@@ -10,7 +10,9 @@ use std::time::Instant;
 use super::callers::{Caller, Callers};
 use crate::api::{Answer, Call, Command, Event, Line, RecoverCall, Transaction, With, hex, now_ms};
 use crate::causes::chain;
+use crate::host::errands::{Errand, Errands};
 use crate::host::events::Watchers;
+use crate::host::recover::{Recoveries, Wanted};
 use crate::host::rehearsals::{Asked, Rehearsals};
 use crate::host::stop::Stops;
 use crate::host::waits::Waits;
@@ -18,6 +20,7 @@ use crate::host::{Host, HostError};
 use crate::live_update::breakpoint;
 use crate::live_update::preflight;
 use crate::live_update::{Observer, Outcome, Progress, Step, UpdateError};
+use crate::machine::VmName;
 use crate::open_files;
 
 /// The callers, and what they wait for.
@@ -32,6 +35,8 @@ pub(super) struct Calls {
 struct Pending {
     stops: Stops<Caller>,
     waits: Waits<Caller>,
+    errands: Errands<Caller>,
+    recoveries: Recoveries<Caller>,
     watchers: Watchers<Caller>,
     rehearsals: Rehearsals<Caller>,
 }
@@ -41,6 +46,8 @@ impl Pending {
     fn is_waiting(&self, caller: Caller) -> bool {
         self.stops.is_waiting(caller)
             || self.waits.is_waiting(caller)
+            || self.errands.is_waiting(caller)
+            || self.recoveries.is_waiting(caller)
             || self.watchers.has(caller)
             || self.rehearsals.is_waiting(caller)
     }
@@ -89,7 +96,9 @@ impl Calls {
     /// Goes on with what callers wait for: sends the replies that are due, and tells of what has changed.
     pub(super) fn go_on(&mut self, host: &mut Host) {
         self.go_on_with_rehearsal(host);
-        let replies = [self.pending.stops.round(host), self.pending.waits.round(host)];
+        let Pending { stops, waits, errands, recoveries, .. } = &mut self.pending;
+        let replies =
+            [stops.round(host), waits.round(host), errands.round(host), recoveries.round(host)];
         for (caller, line) in replies.into_iter().flatten() {
             self.callers.tell(caller, &line);
         }
@@ -171,6 +180,12 @@ impl Calls {
             {
                 Err(HostError::Ending)
             }
+            Command::Pause { vm } => self.begin(host, (caller, call.id), vm, Errand::Pause),
+            Command::Resume { vm } => self.begin(host, (caller, call.id), vm, Errand::Resume),
+            Command::Dump { vm, path } => {
+                self.begin(host, (caller, call.id), vm, Errand::Dump(path))
+            }
+            Command::Boot { vm } => self.begin(host, (caller, call.id), vm, Errand::Boot),
             Command::Rehearse(update) => {
                 let request = (caller, call.id);
                 self.rehearse(host, Asked { request, call: update, updates: false, files: None })
@@ -185,8 +200,42 @@ impl Calls {
                 host.refuse_before_rehearsal(&update)?;
                 self.rehearse(host, Asked { request, call: update, updates: true, files: None })
             }
+            Command::Restore { vm, force } => {
+                // For a test whose host does the damage itself.
+                breakpoint::repair();
+                self.recover(host, (caller, call.id), Wanted::Restore(vm, force))
+            }
+            Command::Recover(RecoverCall { vm, with: None }) => {
+                self.recover(host, (caller, call.id), Wanted::Recover(vm))
+            }
+            Command::Recover(RecoverCall { vm: Some(vm), with: Some(With::Previous) }) => {
+                self.recover(host, (caller, call.id), Wanted::WithPrevious(vm))
+            }
             command => self.carry_out_at_once(command, host, caller).map(Some),
         }
+    }
+
+    /// Begins a command for one VM. The answer comes later.
+    fn begin(
+        &mut self,
+        host: &mut Host,
+        request: (Caller, u64),
+        vm: VmName,
+        errand: Errand,
+    ) -> Result<Option<Answer>, HostError> {
+        self.pending.errands.begin(host, request, vm, errand)?;
+        Ok(None)
+    }
+
+    /// Begins to restore VMs. The answer comes later.
+    fn recover(
+        &mut self,
+        host: &mut Host,
+        request: (Caller, u64),
+        wanted: Wanted,
+    ) -> Result<Option<Answer>, HostError> {
+        self.pending.recoveries.begin(host, request, wanted)?;
+        Ok(None)
     }
 
     /// Carries out a command whose answer comes at once.
@@ -196,13 +245,8 @@ impl Calls {
         host: &mut Host,
         caller: Caller,
     ) -> Result<Answer, HostError> {
-        if let Command::Restore { .. } = command {
-            // For a test whose host does the damage itself.
-            breakpoint::repair();
-        }
         // What keeps a guest must not fail because other VMs have all the files.
-        let keeps_guests =
-            matches!(command, Command::Restore { .. } | Command::Recover(_) | Command::Update(_));
+        let keeps_guests = matches!(command, Command::Recover(_) | Command::Update(_));
         let _reserve = keeps_guests.then(open_files::use_reserve);
         match command {
             // Their answers come later.
@@ -210,32 +254,22 @@ impl Calls {
             | Command::Stop { .. }
             | Command::PowerOff { .. }
             | Command::ResizeDisk { .. }
+            | Command::Pause { .. }
+            | Command::Resume { .. }
+            | Command::Dump { .. }
+            | Command::Boot { .. }
+            | Command::Restore { .. }
             | Command::Rehearse(_)
             | Command::Events => {}
             Command::Report => {
                 let report = host.report.clone().ok_or(HostError::NoReport)?;
                 return Ok(Answer::Report(Box::new(report)));
             }
-            Command::Boot { vm } => host.boot(&vm)?,
-            Command::Pause { vm } => host.vm(&vm)?.pause()?,
-            Command::Resume { vm } => host.vm(&vm)?.resume()?,
             Command::Link { vm, device, up } => host.vm(&vm)?.set_link(device.as_deref(), up)?,
-            Command::Restore { vm, force } => host.restore(&vm, force)?,
-            Command::Recover(RecoverCall { vm, with: None }) => {
-                return Ok(Answer::Recovered { recovered: host.recover(vm)? });
-            }
-            Command::Recover(RecoverCall { vm: Some(vm), with: Some(With::Previous) }) => {
-                host.recover_with_previous(&vm)?;
-                return Ok(Answer::Recovered { recovered: vec![vm] });
-            }
-            Command::Recover(RecoverCall { vm: None, with: Some(With::Previous) }) => {
+            Command::Recover(_) => {
                 tracing::info!("the handover to an earlier program begins");
                 return self
                     .transact(caller, Transaction::Handover, |observer| host.hand_back(observer));
-            }
-            Command::Dump { vm, path: Some(path) } => host.vm(&vm)?.dump(&path)?,
-            Command::Dump { vm, path: None } => {
-                return Ok(Answer::Document { document: hex(&host.vm(&vm)?.state_document()?) });
             }
             Command::Memory { vm, address, bytes } => {
                 return Ok(Answer::Memory { memory: hex(&host.vm(&vm)?.memory(address, bytes)?) });

@@ -1,6 +1,6 @@
 //! What the processes of VMs tell the host's main loop: their events, and their end.
 
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 
 use crate::causes::chain;
 use crate::guests::Life;
@@ -10,7 +10,7 @@ use crate::link::{Event, LinkError};
 
 /// Reaps every child that has ended: processes of VMs and, as PID 1, orphaned processes.
 pub(super) fn reap(host: &mut Host) {
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+    while let Some((pid, status)) = next_ended(host) {
         let ended = host
             .vms
             .iter()
@@ -28,6 +28,20 @@ pub(super) fn reap(host: &mut Host) {
             host.on_event(index, last.or(Some(Event::Crashed(how))));
         }
     }
+}
+
+/// Returns a child that has ended. While threads wait for programs that they have started, which are children as well, only
+/// a process of a VM.
+fn next_ended(host: &Host) -> Option<(Pid, WaitStatus)> {
+    if !host.restores.asks_programs() {
+        return wait(WaitOptions::NOHANG).ok()?;
+    }
+    let processes = host.vms.iter().filter_map(|vm| match &vm.life {
+        Life::Live(live) => Some(live.process.pid()),
+        _ => None,
+    });
+    let mut ended = processes.filter_map(|pid| waitpid(Some(pid), WaitOptions::NOHANG).ok()?);
+    ended.next()
 }
 
 /// Handles the events of the process of VM `index`. An error on the link counts as the end of the process.
