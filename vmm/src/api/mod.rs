@@ -24,6 +24,7 @@ pub use stream::{Lines, StreamError};
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::config::{Priority, Restart};
 use crate::devices::network::Link;
+use crate::guests::told::BootedEntry;
 use crate::live_update::preflight::{Check, UnknownCheck};
 use crate::live_update::{Outcome, Step};
 use crate::machine::VmName;
@@ -360,6 +361,10 @@ pub struct VmStatus {
     /// The parts that are missing of the confinement of the VM's process, each with the reason.
     #[serde(default)]
     pub unconfined: Vec<String>,
+    /// The entry that was booted from the VM's own disk, with the entries that should have been booted and cannot be.
+    /// `None` if it did not boot from its disk, or came here by a live update or a handover.
+    #[serde(default)]
+    pub booted: Option<BootedEntry>,
     /// The disks; `None` if the VM has no process, or one that does not answer.
     #[serde(default)]
     pub disks: Option<Vec<DiskStatus>>,

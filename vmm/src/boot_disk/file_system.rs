@@ -379,9 +379,7 @@ impl Read for DiskFile {
         }
         let count = match &mut self.source {
             Source::Ext4(file) => {
-                if file.position() != self.position {
-                    file.seek_to(self.position)?;
-                }
+                go_to(file, self.position)?;
                 file.read_bytes(target)?
             }
             Source::Fat { fat, path, start, chunk } => {
@@ -402,6 +400,23 @@ impl Read for DiskFile {
         self.position += count as u64;
         Ok(count)
     }
+}
+
+/// Goes to a position in a file. `ext4-view` goes there through all of the file's blocks from the first one on, so
+/// what is not far ahead is read instead.
+fn go_to(file: &mut ext4_view::File, position: u64) -> Result<(), Ext4Error> {
+    let ahead = position.checked_sub(file.position());
+    if ahead.is_none_or(|ahead| ahead > position / 16) {
+        return file.seek_to(position);
+    }
+    let mut skipped = [0; 4096];
+    while let Some(left @ 1..) = position.checked_sub(file.position()) {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(skipped.len());
+        if file.read_bytes(&mut skipped[..most])? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Seek for DiskFile {

@@ -10,7 +10,7 @@ use perennial_fuzz::Script;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::grub::{self, GrubError, Volumes};
-use super::{Boot, BootDiskError, WITHIN, find, loader_spec};
+use super::{Boot, BootDiskError, Booted, LoadError, WITHIN, find, loader_spec};
 
 /// Most bytes of an initramfs that the target reads: it may be as large as its file system claims.
 const READ_MAX: u64 = 1 << 20;
@@ -57,22 +57,26 @@ pub fn boot_config(input: &[u8]) {
     let mut text = || String::from_utf8_lossy(script.long_piece()).into_owned();
     let (config, first, second) = (text(), text(), text());
     let files = Files([&first, &second]);
-    match grub::choose(&files, 0, "/boot/grub/grub.cfg", &config, true) {
-        Ok(chosen) => {
-            for save in &chosen.saves {
-                assert!(save.new.as_ref().is_none_or(|new| new.len() == save.old.len()));
+    match grub::choose(&files, 0, "/boot/grub/grub.cfg", &config) {
+        Ok(all) => {
+            assert!(!all.is_empty() && all[1..].iter().all(|chosen| !chosen.is_once));
+            for chosen in all {
+                for save in &chosen.saves {
+                    assert!(save.new.as_ref().is_none_or(|new| new.len() == save.old.len()));
+                }
+                let places = chosen.initramfs.iter().chain([&chosen.kernel]);
+                places.for_each(|place| assert!(place.volume < 2));
+                assert!(chosen.cmdline.starts_with("BOOT_IMAGE="));
             }
-            let places = chosen.initramfs.iter().chain([&chosen.kernel]);
-            places.for_each(|place| assert!(place.volume < 2));
-            assert!(chosen.cmdline.starts_with("BOOT_IMAGE="));
         }
         Err(error) => assert_is_one_line(&error),
     }
+    grub::beginnings(&config).for_each(|text| assert!(config.starts_with(text)));
     let entries = [("a.conf", &config), ("b+0-3.conf", &first)];
     let entries: Vec<_> =
         entries.iter().filter_map(|(name, text)| loader_spec::Entry::parse(name, text)).collect();
     let count = entries.len();
-    assert_eq!(loader_spec::choose(entries, &second).is_some(), count > 0);
+    assert_eq!(loader_spec::order(entries, &second).len(), count);
 }
 
 fn assert_is_one_line(error: &GrubError) {
@@ -84,11 +88,20 @@ fn assert_is_one_line(error: &GrubError) {
 /// pieces of the disk: the sector where each begins (u16) and its bytes (a long piece). All other bytes are 0.
 pub fn boot_disk(input: &[u8]) {
     let disk = disk(input);
-    match find(disk, Instant::now() + WITHIN) {
-        Ok(Boot { kernel, initramfs, cmdline, origin, warnings }) => {
+    // Tells by the first byte whether a kernel is damaged, so that others are tried.
+    let mut load = |mut boot: Boot| {
+        let mut bytes = Vec::new();
+        let _ = boot.kernel.by_ref().take(READ_MAX).read_to_end(&mut bytes);
+        match bytes.first() {
+            Some(b'x') => Err(LoadError::<()>::Damaged("it begins with x".to_owned())),
+            _ => Ok(boot),
+        }
+    };
+    match find(disk, Instant::now() + WITHIN, &mut load) {
+        Ok(Err(())) => {}
+        Ok(Ok(Booted { loaded: Boot { initramfs, cmdline, .. }, origin, warnings })) => {
             assert!(!warnings.join("").contains('\n'), "{warnings:?}");
             let mut bytes = Vec::new();
-            let _ = kernel.take(READ_MAX).read_to_end(&mut bytes);
             let _ = initramfs.map(|image| image.take(READ_MAX).read_to_end(&mut bytes));
             assert!(!origin.contains('\n') && cmdline.len() < 1 << 20, "{origin}");
         }

@@ -101,8 +101,9 @@ impl Entry {
     }
 }
 
-/// Returns the entry that is booted. `loader_conf` is the text of `loader.conf`.
-pub(super) fn choose(mut entries: Vec<Entry>, loader_conf: &str) -> Option<Entry> {
+/// Returns the entries in the order in which they are tried: the default, by `loader_conf`, which is the text of
+/// `loader.conf`, and then the others in the order of the menu.
+pub(super) fn order(mut entries: Vec<Entry>, loader_conf: &str) -> Vec<Entry> {
     entries.sort_by(Entry::order);
     let pattern = settings(loader_conf).filter(|(key, _)| *key == "default").last();
     let matches = |entry: &Entry, pattern: &str| {
@@ -111,7 +112,10 @@ pub(super) fn choose(mut entries: Vec<Entry>, loader_conf: &str) -> Option<Entry
         glob(pattern.as_bytes(), entry.id.as_bytes())
     };
     let named = pattern.and_then(|(_, p)| entries.iter().position(|entry| matches(entry, p)));
-    (!entries.is_empty()).then(|| entries.swap_remove(named.unwrap_or(0)))
+    if let Some(named) = named {
+        entries[..=named].rotate_right(1);
+    }
+    entries
 }
 
 /// The keys and values of the lines.
@@ -220,7 +224,7 @@ mod tests {
 
     fn chosen(entries: &[(&str, &str)], loader_conf: &str) -> String {
         let entries = entries.iter().map(|(name, more)| entry(name, more)).collect();
-        choose(entries, loader_conf).unwrap().id
+        order(entries, loader_conf)[0].id.clone()
     }
 
     #[test]
@@ -253,7 +257,15 @@ mod tests {
             ("b.conf", "sort-key debian\nversion 10"),
         ];
         assert_eq!(chosen(&sorted, ""), "b");
-        assert_eq!(choose(Vec::new(), "default *"), None);
+        assert_eq!(order(Vec::new(), "default *"), []);
+    }
+
+    #[test]
+    fn behind_the_default_are_the_others_from_the_newest_to_the_oldest() {
+        let names = ["d-6.1.0-9.conf", "d-6.1.0-18.conf", "d-6.1.0-10.conf", "d-6.1.0-2.conf"];
+        let entries = names.iter().map(|name| entry(name, "")).collect();
+        let ids = order(entries, "default d-6.1.0-10").into_iter().map(|entry| entry.id);
+        assert!(ids.eq(["d-6.1.0-10", "d-6.1.0-18", "d-6.1.0-9", "d-6.1.0-2"]));
     }
 
     #[test]

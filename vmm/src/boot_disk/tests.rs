@@ -1,3 +1,4 @@
+use std::convert::Infallible;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, symlink};
@@ -6,6 +7,8 @@ use std::process::Command;
 
 use vm_memory::{ReadVolatile, VolatileSlice};
 
+use super::file_system::FileSystem;
+use super::search::TEXT_MAX;
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -38,7 +41,7 @@ pub(super) fn ext4(options: &[&str], fill: impl FnOnce(&Path)) -> Vec<u8> {
 }
 
 /// A file system of FAT with these files.
-fn fat(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn fat(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut image = io::Cursor::new(vec![0; 4 * MIB as usize]);
     let options = fatfs::FormatVolumeOptions::new().volume_id(0x1234_abcd);
     fatfs::format_volume(&mut image, options).unwrap();
@@ -56,7 +59,7 @@ fn fat(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// Writes the files into a directory.
-fn write(root: &Path, files: &[(&str, &[u8])]) {
+pub(super) fn write(root: &Path, files: &[(&str, &[u8])]) {
     for (path, contents) in files {
         let path = root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -119,8 +122,29 @@ fn write_mbr(disk: &File, sector: u64, entries: &[[u8; 16]]) {
     disk.write_all_at(&[0x55, 0xaa], sector * 512 + 510).unwrap();
 }
 
-pub(super) fn search(disk: File) -> Result<Boot, BootDiskError> {
-    find(disk, Instant::now() + WITHIN)
+/// What a disk boots.
+pub(super) struct Found {
+    pub(super) kernel: Image,
+    pub(super) initramfs: Option<Image>,
+    pub(super) cmdline: String,
+    pub(super) origin: String,
+    pub(super) warnings: Vec<String>,
+}
+
+pub(super) fn search(disk: File) -> Result<Found, BootDiskError> {
+    search_with(disk, |_| Ok::<_, LoadError<Infallible>>(()))
+}
+
+/// What a disk boots if `load` is content with its kernel.
+pub(super) fn search_with(
+    disk: File,
+    load: impl Fn(&mut Boot) -> Result<(), LoadError<Infallible>>,
+) -> Result<Found, BootDiskError> {
+    let mut load = |mut boot| load(&mut boot).map(|()| boot);
+    let Ok(booted) = find(disk, Instant::now() + WITHIN, &mut load)?;
+    let Booted { loaded: Boot { kernel, initramfs, cmdline, origin: _ }, origin, warnings } =
+        booted;
+    Ok(Found { kernel, initramfs, cmdline, origin, warnings })
 }
 
 /// The kernel, the initramfs and the command line of a disk.
@@ -244,7 +268,7 @@ fn a_kernel_is_read_into_guest_memory_at_once() {
                 &[
                     ("boot/grub/grub.cfg", GRUB_CFG),
                     ("boot/vmlinuz", &kernel),
-                    ("boot/initrd", b""),
+                    ("boot/initrd", b"initrd"),
                 ],
             )
         }),
@@ -377,11 +401,13 @@ fn files_and_links_that_claim_to_be_huge_take_no_memory() {
 #[test]
 fn a_panic_of_a_reader_and_a_search_without_end_are_errors() {
     let disk = || file(&ext4(&[], debian));
-    let origin = boot(disk(), |boot| boot.origin).unwrap();
+    let load = |boot: Boot| Ok::<_, LoadError<()>>(boot.origin);
+    let origin = boot(disk(), load).unwrap().unwrap().loaded;
     assert_eq!(origin, "`Debian` of /boot/grub/grub.cfg on the whole disk");
-    let error = boot::<()>(disk(), |_| panic!("oh\nno")).unwrap_err();
+    let error = boot::<(), ()>(disk(), |_| panic!("oh\nno")).unwrap_err();
     assert_eq!(error.to_string(), "its file systems confuse their reader, which says: oh no");
-    let late = find(disk(), Instant::now() - Duration::from_secs(1)).err().unwrap();
+    let past = Instant::now() - Duration::from_secs(1);
+    let late = find(disk(), past, &mut |_| Ok::<_, LoadError<()>>(())).err().unwrap();
     assert!(matches!(late, BootDiskError::Late), "{late}");
 }
 
@@ -557,7 +583,10 @@ fn the_newest_unified_kernel_image_is_booted() {
 fn a_unified_kernel_image_that_is_none_or_is_damaged_says_so() {
     let on = |image: &[u8]| refused(file(&fat(&[("EFI/Linux/a.efi", image)])));
     let stub = on(&efi(X86_64, &[(".text", b"stub")]));
-    assert!(stub.contains("/EFI/Linux on the whole disk: it has no section `.linux`"), "{stub}");
+    assert!(
+        stub.contains("/EFI/Linux/a.efi on the whole disk: it has no section `.linux`"),
+        "{stub}"
+    );
     assert!(on(&efi(0xaa64, &[(".linux", b"k")])).contains("no EFI program for x86-64"));
     assert!(on(b"MZ").contains("no EFI program for x86-64"));
     assert!(on(b"").contains("no EFI program for x86-64"));
@@ -565,7 +594,7 @@ fn a_unified_kernel_image_that_is_none_or_is_damaged_says_so() {
     assert!(on(&whole[..whole.len() - 512]).contains("`.linux` is not in the file"));
     for end in (0..whole.len()).step_by(29) {
         // No prefix confuses the search.
-        let _ = find(file(&fat(&[("EFI/Linux/a.efi", &whole[..end])])), Instant::now() + WITHIN);
+        let _ = search(file(&fat(&[("EFI/Linux/a.efi", &whole[..end])])));
     }
 }
 

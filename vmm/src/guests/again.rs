@@ -128,7 +128,7 @@ impl Guest {
             Event::Reset => Some(End::Reset),
             Event::Shutdown => Some(End::PowerOff),
             Event::Crashed(_) => Some(End::Failure),
-            Event::Link { .. } | Event::Resized { .. } => None,
+            Event::Link { .. } | Event::Resized { .. } | Event::Booted { .. } => None,
         });
         // After an end that an operator asked for, no policy boots it.
         live.stopping.is_none() && end.flatten().is_some_and(|end| self.restarts.wants(end))

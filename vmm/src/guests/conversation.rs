@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 pub use super::process_error::ProcessError;
-use super::told::Told;
+use super::told::{BootedEntry, Told};
 use super::words::{bounded, bounded_text};
 use crate::link::{Channel, Envelope, Event, FromVm, LinkError, Reply, Request, Role};
 
@@ -364,6 +364,10 @@ impl Conversation {
             Event::Link { device, link } => return self.told.borrow_mut().set_link(device, link),
             Event::Resized { device, resized } => {
                 return self.told.borrow_mut().resized((device, resized));
+            }
+            Event::Booted { entry, warnings } => {
+                self.told.borrow_mut().set_booted(BootedEntry { entry, warnings });
+                return Ok(());
             }
             event => event,
         };

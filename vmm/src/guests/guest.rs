@@ -494,7 +494,7 @@ impl Guest {
                 self.ends(End::Reset, Life::Stopped, down);
             }
             // The conversation with the process keeps them.
-            Some(Event::Link { .. } | Event::Resized { .. }) => {}
+            Some(Event::Link { .. } | Event::Resized { .. } | Event::Booted { .. }) => {}
             Some(Event::Crashed(why)) => self.crashed(why, was_asked),
             None => self.crashed("its process ended".to_owned(), was_asked),
         }

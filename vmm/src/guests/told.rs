@@ -1,10 +1,12 @@
 //! What the process of a VM has told the host, and what nobody waited for: the links of its network devices, the
-//! state of its disks, the ends of resizes.
+//! state of its disks, the ends of resizes, the entry that it boots from its disk.
 //!
 //! A guest may have taken the process over, so all of it is bounded.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::devices::network::Link;
 use crate::devices::storage::StorageReport;
@@ -31,9 +33,19 @@ pub type Reports = BTreeMap<String, StorageReport>;
 /// The end of a resize: the node of the device, and its size in bytes or the chain of causes why that stays as it is.
 pub type Resized = (String, Result<u64, Vec<String>>);
 
+/// The entry that a VM booted from its own disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootedEntry {
+    /// Which entry of the disk.
+    pub entry: String,
+    /// What of the disk should have been booted and cannot be, and other warnings.
+    pub warnings: Vec<String>,
+}
+
 /// What one process has told.
 #[derive(Debug, Default)]
 pub struct Told {
+    booted: Option<BootedEntry>,
     links: BTreeMap<String, Link>,
     reports: Option<(Instant, Reports)>,
     /// When it was asked for the reports that it owes.
@@ -63,6 +75,16 @@ impl Told {
             }
             false => Ok(()),
         }
+    }
+
+    /// The entry that was booted from the VM's disk. `None` if the process booted nothing from it.
+    pub fn booted(&self) -> Option<&BootedEntry> {
+        self.booted.as_ref()
+    }
+
+    /// Keeps the entry that was booted.
+    pub fn set_booted(&mut self, booted: BootedEntry) {
+        self.booted = Some(booted);
     }
 
     /// The links of the network devices, by node.

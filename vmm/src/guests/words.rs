@@ -49,6 +49,10 @@ fn bounded_event(event: Event) -> Event {
             device: bounded_text(&device),
             resized: resized.map_err(bounded_texts),
         },
+        Event::Booted { entry, warnings } => {
+            let mut texts = bounded_texts([entry].into_iter().chain(warnings).collect());
+            Event::Booted { entry: texts.remove(0), warnings: texts }
+        }
     }
 }
 
@@ -113,6 +117,8 @@ mod tests {
             FromVm::Event(Event::Link { device: node.clone(), link: Link::Up }),
             FromVm::Event(Event::Resized { device: "d@1".into(), resized: Err(vec![huge()]) }),
             FromVm::Event(Event::Resized { device: node, resized: Ok(1) }),
+            FromVm::Event(Event::Booted { entry: huge(), warnings: vec![huge()] }),
+            FromVm::Event(Event::Booted { entry: "a".into(), warnings: vec![huge()] }),
         ];
         for message in messages {
             let kept = serde_json::to_string(&bounded(message)).unwrap();

@@ -100,6 +100,7 @@ fn vm_status(vm: &Guest, pages: &KvmPages) -> VmStatus {
         mapped: pid.and_then(|pid| pages.of_process(pid)),
         links: vm.links(),
         unconfined: live.map_or_else(Vec::new, |live| live.process.missing().to_vec()),
+        booted: live.and_then(|live| live.process.told().booted().cloned()),
         disks: vm.disk_reports().map(|disks| disks.into_iter().map(Into::into).collect()),
         error: vm.life.why().map(<[_]>::to_vec),
     }

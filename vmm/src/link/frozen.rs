@@ -98,6 +98,7 @@ fn replies() -> Vec<FromVm> {
         Event::Link { device: device(), link: Link::Gone },
         Event::Resized { device: device(), resized: Ok(1) },
         Event::Resized { device: device(), resized: Err(vec!["no room".into()]) },
+        Event::Booted { entry: "`Debian`".into(), warnings: vec!["no initrd".into()] },
     ];
     replies.map(FromVm::Reply).into_iter().chain(events.map(FromVm::Event)).collect()
 }
@@ -118,7 +119,7 @@ fn all_are_there(request: &Request, reply: &Reply, event: &Event) {
     }
     match event {
         Event::Shutdown | Event::Reset | Event::Crashed(_) | Event::Link { .. } => {}
-        Event::Resized { .. } => {}
+        Event::Resized { .. } | Event::Booted { .. } => {}
     }
 }
 

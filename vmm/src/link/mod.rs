@@ -3,7 +3,7 @@
 //! The host knows all names (paths, sessions). The VM's process opens nothing by name and receives
 //! file descriptors instead, each with its [`Role`]. The host sends a [`Request`] and waits for its
 //! [`Reply`]; the VM's process may send an [`Event`] at any time. Messages are JSON, one per
-//! packet. They contain no bytes that a guest wrote, except for the names in an error about a VM that
+//! packet. They contain no bytes that a guest wrote, except for the names in an event or an error about a VM that
 //! boots from its disk, which are short and escaped.
 
 mod channel;
@@ -223,6 +223,13 @@ pub enum Event {
         device: String,
         /// Its size in bytes, or the chain of causes why it stays as it is, outermost first.
         resized: Result<u64, Vec<String>>,
+    },
+    /// The kernel of a VM that boots from its disk is loaded.
+    Booted {
+        /// Which entry of the disk it is.
+        entry: String,
+        /// What of the disk should have been booted and cannot be, and other warnings.
+        warnings: Vec<String>,
     },
 }
 

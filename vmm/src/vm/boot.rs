@@ -6,12 +6,13 @@ use std::io;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::board::Board;
+use super::board::{Board, Events};
 use super::parts::Parts;
 use super::{Vm, VmError};
 use crate::arch::x86_64::boot::{self, Entry};
 use crate::arch::x86_64::{acpi, cpuid, registers};
-use crate::boot_disk;
+use crate::boot_disk::{self, Booted, LoadError};
+use crate::causes::chain;
 use crate::kvm::{Attempt, irqchip};
 use crate::link::{Event, Fds, Ram, Role};
 use crate::machine::{Boot, KernelBoot, Machine};
@@ -42,7 +43,7 @@ impl Vm {
         let board = Board::new(&machine, &parts.wires(), fds)?;
         let memory = parts.ram.memory();
         let rsdp = acpi::write(memory, machine.cpus)?;
-        let entry = source.load(memory, machine.ram_bytes, rsdp)?;
+        let entry = source.load(memory, machine.ram_bytes, rsdp, &parts.events)?;
         for (id, vcpu) in (0..).zip(&parts.vcpus) {
             let mut entries = cpuid::for_vcpu(&offered, id, machine.cpus);
             let tsc_khz = vcpu.get_tsc_khz().attempt("read the rate of the TSC")?;
@@ -90,6 +91,7 @@ impl Source {
         memory: &GuestMemoryMmap,
         ram_bytes: u64,
         rsdp: GuestAddress,
+        events: &Events,
     ) -> Result<Entry, VmError> {
         match self {
             Self::Files { mut kernel, mut initramfs, boot } => {
@@ -100,13 +102,16 @@ impl Source {
                 )
             }
             Self::Disk { node, file, cmdline } => {
-                load_from_disk(node, file, cmdline, memory, ram_bytes, rsdp)
+                let (entry, booted) = load_from_disk(node, file, cmdline, memory, ram_bytes, rsdp)?;
+                events(booted);
+                Ok(entry)
             }
         }
     }
 }
 
-/// Finds the kernel on the disk `node`, which is `file`, and loads it. `added` goes behind the command line.
+/// Finds the kernel on the disk `node`, which is `file`, and loads it. `added` goes behind the command line. Returns also
+/// the event that says which entry it is.
 fn load_from_disk(
     node: String,
     file: File,
@@ -114,21 +119,31 @@ fn load_from_disk(
     memory: &GuestMemoryMmap,
     ram_bytes: u64,
     rsdp: GuestAddress,
-) -> Result<Entry, VmError> {
+) -> Result<(Entry, Event), VmError> {
     let (memory, disk) = (memory.clone(), node.clone());
     let limit = DataLimit::set();
     let loaded = boot_disk::boot(file, move |found| {
-        let boot_disk::Boot { mut kernel, mut initramfs, mut cmdline, origin, warnings } = found;
+        let boot_disk::Boot { mut kernel, mut initramfs, mut cmdline, origin } = found;
         if !added.is_empty() {
             cmdline = format!("{cmdline} {added}");
         }
-        tracing::info!("boots {origin} of {disk}");
-        warnings.iter().for_each(|warning| tracing::warn!("{disk}: {warning}"));
-        boot::load(&memory, ram_bytes, &mut kernel, initramfs.as_mut(), &cmdline, rsdp)
-            .map_err(|source| VmError::BootFromDisk { disk, origin, source })
+        boot::load(&memory, ram_bytes, &mut kernel, initramfs.as_mut(), &cmdline, rsdp).map_err(
+            |source| match source.is_of_the_files() {
+                true => LoadError::Damaged(chain(&source).join(": ")),
+                false => {
+                    LoadError::Other(VmError::BootFromDisk { disk: disk.clone(), origin, source })
+                }
+            },
+        )
     });
     drop(limit);
-    loaded.map_err(|source| VmError::BootDisk { disk: node, source })?
+    let Booted { loaded, origin, warnings } =
+        loaded.map_err(|source| VmError::BootDisk { disk: node.clone(), source })??;
+    tracing::info!("boots {origin} of {node}");
+    for warning in &warnings {
+        tracing::warn!("{node}: {warning}");
+    }
+    Ok((loaded, Event::Booted { entry: format!("{origin} of {node}"), warnings }))
 }
 
 /// Limits the process's private memory to [`DATA_MAX`] until it is dropped.

@@ -26,7 +26,7 @@ pub(super) struct Parts {
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) capabilities: Arc<Capabilities>,
     interrupts: Arc<KvmInterrupts>,
-    events: Events,
+    pub(super) events: Events,
     pub(super) fd: Arc<VmFd>,
     pub(super) ram: GuestRam,
 }

@@ -105,6 +105,18 @@ pub enum BootError {
     Memory(#[from] GuestMemoryError),
 }
 
+impl BootError {
+    /// Whether the kernel or the initramfs is damaged or of a kind that cannot be booted, so that others may be.
+    pub fn is_of_the_files(&self) -> bool {
+        match self {
+            Self::Unknown | Self::Read(_) | Self::Truncated { .. } | Self::Not64Bit => true,
+            Self::Load(_) | Self::Elf(_) | Self::NoPvh | Self::Initramfs(_) => true,
+            Self::CommandLine { .. } | Self::InitramfsTooLarge { .. } => false,
+            Self::KernelTooLarge { .. } | Self::Memory(_) => false,
+        }
+    }
+}
+
 /// Where and how the first vCPU starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {

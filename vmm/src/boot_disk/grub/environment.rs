@@ -16,7 +16,7 @@ const SIGNATURE: &[u8] = b"# GRUB Environment Block\n";
 const ONCE: [&str; 2] = ["next_entry", "prev_saved_entry"];
 
 /// The variables.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Variables(BTreeMap<String, String>);
 
 impl Variables {

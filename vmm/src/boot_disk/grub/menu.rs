@@ -42,12 +42,11 @@ impl Entry {
     }
 }
 
-/// Runs the submenus on the way to the default entry, and returns that. The variable `default` has a name for
-/// each level, with `>` between: an entry's number from 0, its title or its identifier. Where there is no
-/// such entry the first one counts, as in GRUB.
-pub(super) fn default_entry(shell: &mut Shell<'_>) -> Result<Entry, GrubError> {
-    let default = shell.variables.get("default").to_owned();
-    let mut path = levels(&default).into_iter();
+/// Runs the submenus on the way to the entry `path`, and returns that. The path has a name for each level, with `>`
+/// between: an entry's number from 0, its title or its identifier. Where there is no such entry the first one counts,
+/// as in GRUB.
+pub(super) fn entry(shell: &mut Shell<'_>, path: &str) -> Result<Entry, GrubError> {
+    let mut path = levels(path).into_iter();
     // Each level is a submenu in the script, whose nesting is bounded.
     loop {
         let entries = std::mem::take(&mut shell.entries);
@@ -58,9 +57,28 @@ pub(super) fn default_entry(shell: &mut Shell<'_>) -> Result<Entry, GrubError> {
         if !chosen.is_submenu {
             return Ok(chosen);
         }
-        shell.choose(&chosen)?;
-        shell.run_with(&chosen.arguments, &chosen.script)?;
+        shell.enter(&chosen)?;
     }
+}
+
+/// Most levels of submenus whose entries are visited.
+const LEVELS: usize = 4;
+
+/// Calls `visitor` with each entry of the menu and of its submenus, in order, and a shell in which it can be started.
+/// Ends when it returns false. Submenus that cannot be run are left out.
+pub(super) fn visit<'v>(
+    menu: &Shell<'v>,
+    visitor: &mut dyn FnMut(Shell<'v>, &Entry) -> bool,
+) -> bool {
+    menu.entries.iter().all(|entry| {
+        let mut shell = menu.clone();
+        shell.entries.clear();
+        if !entry.is_submenu {
+            return visitor(shell, entry);
+        }
+        let run = shell.enter(entry);
+        run.is_err() || shell.level > LEVELS || visit(&shell, visitor)
+    })
 }
 
 /// Splits at `>`; `>>` is the character itself.

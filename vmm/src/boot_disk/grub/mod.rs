@@ -6,8 +6,8 @@
 //!
 //! Scripts run with GRUB's own commands, as far as these bear on what is booted. What `save_env` would write into the
 //! environment block is part of the answer; writing it is left to the caller. An entry for the next boot only
-//! (`grub-reboot`) would be booted for ever if the caller could not write that it was used: then the caller asks
-//! again, for the entry without it. The text is the guest's: the number of commands, the entries and the sizes of
+//! (`grub-reboot`) would be booted for ever if the caller could not write that it was used: then the caller takes
+//! the next one, which is the default without it. The text is the guest's: the number of commands, the entries and the sizes of
 //! values are bounded.
 
 mod environment;
@@ -70,7 +70,7 @@ pub(super) struct Chosen {
     /// Files that make up the initramfs, one behind the other.
     pub(super) initramfs: Vec<Place>,
     pub(super) cmdline: String,
-    /// Whether the environment block has an entry for this boot only. It then is this one, as scripts go.
+    /// Whether this is the entry that the environment block has for this boot only.
     pub(super) is_once: bool,
     /// What has to be written before the entry is booted.
     pub(super) saves: Vec<Save>,
@@ -86,19 +86,54 @@ pub(super) struct Save {
     pub(super) new: Option<Vec<u8>>,
 }
 
-/// Returns what GRUB would boot by its configuration at `path` of `volume`, whose text is `text`. Entries for one
-/// boot only count if `once`.
+/// Most entries that are returned behind the default one.
+const OTHERS: usize = 32;
+
+/// Returns what GRUB would boot by its configuration at `path` of `volume`, whose text is `text`, and behind it what
+/// may take its place if its files are damaged: the default entry, if the first is one for this boot only; the entries
+/// that the variable `fallback` names; then all entries in the order of the menu. Errors if the first one cannot be
+/// booted whatever its files are; others of that kind are left out.
 pub(super) fn choose(
     volumes: &dyn Volumes,
     volume: usize,
     path: &str,
     text: &str,
-    once: bool,
-) -> Result<Chosen, GrubError> {
+) -> Result<Vec<Chosen>, GrubError> {
     let script = syntax::parse(text)?;
     let prefix = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-    let mut shell = shell::Shell::new(volumes, volume, prefix, once);
-    shell.run(&script)?;
-    let entry = menu::default_entry(&mut shell)?;
-    shell.start(&entry)
+    let run = |once| {
+        let mut shell = shell::Shell::new(volumes, volume, prefix, once);
+        shell.run(&script).map(|_| shell)
+    };
+    let start = |mut shell: shell::Shell<'_>, default: Option<&str>| {
+        let default = default.unwrap_or(shell.variables.get("default")).to_owned();
+        let entry = menu::entry(&mut shell, &default)?;
+        shell.start(&entry)
+    };
+    let menu = run(true)?;
+    let first = start(menu.clone(), None)?;
+    // The script saves that the entry for this boot is used, whichever is booted in its place. What an entry
+    // saves itself, such as that it is the default from now on, is for an entry that was chosen.
+    let saves = menu.saves.clone();
+    let mut others = Vec::new();
+    if first.is_once {
+        others.extend(run(false).and_then(|menu| start(menu, None)));
+    }
+    for name in menu.variables.get("fallback").split_whitespace() {
+        others.extend(start(menu.clone(), Some(name)));
+    }
+    menu::visit(&menu, &mut |shell, entry| {
+        others.extend(shell.start(entry));
+        others.len() < OTHERS
+    });
+    let others = others.into_iter().take(OTHERS);
+    let others = others.map(|other| Chosen { is_once: false, saves: saves.clone(), ..other });
+    Ok([first].into_iter().chain(others).collect())
+}
+
+/// Returns the beginnings of a configuration that was cut off, the longest first: each ends with the end of an entry or
+/// a function. GRUB runs a script command by command, up to where it cannot be parsed.
+pub(super) fn beginnings(text: &str) -> impl Iterator<Item = &str> {
+    let ends = text.rmatch_indices("\n}\n").map(|(at, end)| at + end.len());
+    ends.take(OTHERS).map(|end| &text[..end])
 }

@@ -20,6 +20,7 @@ const WORDS: usize = 4096;
 const WORD_MAX: usize = 16 << 10;
 
 /// The state of a script.
+#[derive(Clone)]
 pub(super) struct Shell<'v> {
     volumes: &'v dyn Volumes,
     pub(super) variables: Variables,
@@ -36,7 +37,9 @@ pub(super) struct Shell<'v> {
     once: bool,
     is_once: bool,
     /// The environment blocks that were saved.
-    saves: Vec<Save>,
+    pub(super) saves: Vec<Save>,
+    /// How many submenus were entered.
+    pub(super) level: usize,
     steps: usize,
     depth: usize,
     entries_made: usize,
@@ -59,6 +62,7 @@ impl<'v> Shell<'v> {
             once,
             is_once: false,
             saves: Vec::new(),
+            level: 0,
             steps: 0,
             depth: 0,
             entries_made: 0,
@@ -83,9 +87,16 @@ impl<'v> Shell<'v> {
         }
     }
 
+    /// Makes the menu of a submenu.
+    pub(super) fn enter(&mut self, submenu: &Entry) -> Result<(), GrubError> {
+        self.level += 1;
+        self.choose(submenu)?;
+        self.run_with(&submenu.arguments, &submenu.script).map(drop)
+    }
+
     /// Adds an entry or a submenu to `chosen`, which scripts save for the next boot: its identifier behind those of
     /// the submenus, in the form that `default` has.
-    pub(super) fn choose(&mut self, entry: &Entry) -> Result<(), GrubError> {
+    fn choose(&mut self, entry: &Entry) -> Result<(), GrubError> {
         let before = self.variables.get("chosen");
         let id = entry.id.as_ref().unwrap_or(&entry.title).replace('>', ">>");
         let chosen = if before.is_empty() { id } else { format!("{before}>{id}") };

@@ -49,7 +49,7 @@ impl Volumes for Disk {
 }
 
 fn choose_on(disk: &Disk, text: &str) -> Result<Chosen, GrubError> {
-    choose(disk, 0, "/boot/grub/grub.cfg", text, true)
+    Ok(choose(disk, 0, "/boot/grub/grub.cfg", text)?.swap_remove(0))
 }
 
 fn chosen(text: &str) -> Chosen {
@@ -113,6 +113,40 @@ fn the_default_is_a_number_a_title_or_an_identifier_at_each_level() {
     assert_eq!(title("7"), "Debian");
 }
 
+#[test]
+fn behind_the_default_are_its_fallbacks_and_the_other_entries_of_all_menus() {
+    let disk = Disk::default();
+    let titles = |head: &str| -> Vec<String> {
+        let text = menu(head) + "menuentry windows { chainloader +1 }";
+        let all = choose(&disk, 0, "/boot/grub/grub.cfg", &text).unwrap();
+        assert!(all.iter().all(|chosen| chosen.saves.is_empty() && !chosen.is_once));
+        all.into_iter().map(|chosen| chosen.title).collect()
+    };
+    assert_eq!(titles("set default=0"), ["Debian", "Debian", "Debian 6.2", "Debian 6.1"]);
+    let named = ["Debian 6.1", "Debian 6.2", "Debian", "Debian 6.2", "Debian 6.1"];
+    assert_eq!(titles("set default='1>1'\nset fallback='1>0 2'"), named);
+}
+
+#[test]
+fn an_entry_in_place_of_another_saves_what_the_script_saves_and_not_itself() {
+    let text = menu(SAVED).replace("\tvideo\n", "\tsavedefault\n");
+    let all = |block| choose(&with_block(block), 0, "/boot/grub/grub.cfg", &text).unwrap();
+    let all_saves = |block| -> Vec<usize> { all(block).iter().map(|c| c.saves.len()).collect() };
+    assert_eq!(all_saves(block("a=1\n")), [1, 0, 0, 0]);
+    let once = all(block("next_entry=1>0\n"));
+    assert!(once.iter().all(|chosen| lines(chosen) == "next_entry=\n"), "{once:?}");
+}
+
+#[test]
+fn a_configuration_that_was_cut_off_has_the_entries_in_front_of_the_cut() {
+    let text = menu("");
+    let cut = &text[..text.find("'Debian 6.1'").unwrap()];
+    assert!(refused(cut).contains("it cannot be parsed"));
+    let longest = beginnings(cut).find_map(|text| choose_on(&Disk::default(), text).ok());
+    assert_eq!(longest.unwrap().title, "Debian");
+    assert_eq!(beginnings("menuentry a {\nlinux /a\n").next(), None);
+}
+
 /// What `grub-mkconfig` writes into the head of a configuration, with `GRUB_DEFAULT=saved` and
 /// `GRUB_SAVEDEFAULT=true`.
 const SAVED: &str = "if [ \"${next_entry}\" ] ; then\n set default=\"${next_entry}\"\n set next_entry=\n \
@@ -159,8 +193,8 @@ fn an_entry_for_the_next_boot_is_booted_and_cleared() {
     assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian 6.1", true));
     assert_eq!(lines(&chosen), "saved_entry=0\nnext_entry=\nkept=a\\\\b\n");
     // The caller could not write.
-    let chosen = choose(&disk, 0, "/boot/grub/grub.cfg", &menu(SAVED), false).unwrap();
-    assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian", false));
+    let second = choose(&disk, 0, "/boot/grub/grub.cfg", &menu(SAVED)).unwrap().swap_remove(1);
+    assert_eq!((second.title.as_str(), second.is_once), ("Debian", false));
     // What the first boot left.
     let disk = with_block(block(&lines(&choose_on(&disk, &menu(SAVED)).unwrap())));
     let chosen = choose_on(&disk, &menu(SAVED)).unwrap();

@@ -56,6 +56,26 @@ fn load_into(ram: u64, mut kernel: File, initramfs: Option<File>) -> Result<u64,
 }
 
 #[test]
+fn a_damaged_kernel_is_told_from_a_vm_that_is_too_small_for_it() {
+    let whole = || bzimage(16 * MIB, 40 * MIB, 2 * MIB, true);
+    let cut = |bytes| {
+        let kernel = whole();
+        kernel.set_len(bytes).unwrap();
+        kernel
+    };
+    for bytes in [0, 0x100, 0x210, 600, 1024, 1024 + PAGE_SIZE - 1] {
+        let error = load_into(64 * MIB, cut(bytes), None).unwrap_err();
+        assert!(error.is_of_the_files(), "{bytes}: {error:?}");
+    }
+    let zeroes = load_into(64 * MIB, initramfs(MIB), None).unwrap_err();
+    assert!(zeroes.is_of_the_files(), "{zeroes:?}");
+    let small = load_into(32 * MIB, whole(), None).unwrap_err();
+    assert!(!small.is_of_the_files(), "{small:?}");
+    let large = load_into(64 * MIB, whole(), Some(initramfs(20 * MIB))).unwrap_err();
+    assert!(!large.is_of_the_files(), "{large:?}");
+}
+
+#[test]
 fn an_initramfs_lies_behind_all_that_the_kernel_needs_to_unpack_itself() {
     // Loaded at 1 MiB, the kernel moves itself to 16 MiB and needs 40 MiB from there.
     let kernel = || bzimage(16 * MIB, 40 * MIB, 2 * MIB, true);
