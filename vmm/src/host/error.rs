@@ -43,6 +43,12 @@ pub enum HostError {
     /// systemd could not be asked for the kexec.
     #[error("the live update did not take place")]
     Service(#[from] service::KexecError),
+    /// systemd is about to enter the next kernel.
+    #[error(
+        "a live update is pending: systemd was asked to enter the kernel that is loaded, and this one would take its \
+         place. Wait for it, or end it (`systemctl cancel`) and try again"
+    )]
+    Pending,
     /// This host has no LUO for a live update.
     #[error("this host cannot do live updates: {}", .0.why)]
     NoLuo(NoLuo),
@@ -262,6 +268,7 @@ impl HostError {
             | Self::NothingToLoad(_)
             | Self::FramesNotPinned
             | Self::Force(_)
+            | Self::Pending
             | Self::Stopping(_)
             | Self::Busy { .. }
             | Self::Service(_)

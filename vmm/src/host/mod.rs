@@ -362,6 +362,7 @@ impl Host {
             // The reason, instead of what the call or the configuration lacks.
             return Err(HostError::NoLuo(none.clone()));
         }
+        self.check_none_pending()?;
         self.settle(Destiny::NextKernel)?;
         let next = self.next_kernel(&call)?;
         let luo = match &self.luo {
@@ -421,9 +422,31 @@ impl Host {
         self.is_in_fd_store() && call.stop_before.is_none()
     }
 
+    /// Errors if systemd is about to enter the kernel that this host has loaded. The kernel holds one image: the next one
+    /// would take its place, and be unloaded when its update is undone.
+    fn check_none_pending(&self) -> Result<(), HostError> {
+        match self.next.is_some() && service::is_kexec_pending() {
+            true => Err(HostError::Pending),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes all VMs along after all, unless the update that leaves some out takes place now: it may have been cancelled,
+    /// and systemd stops only this service.
+    fn forget_left_out(&mut self) {
+        if self.left_out.is_empty() || service::is_ending() == Some(true) {
+            return;
+        }
+        tracing::warn!(
+            "systemd does not end the machine's run: the VMs go along that the last `update` left out"
+        );
+        self.left_out.clear();
+    }
+
     /// Loads the next kernel and asks systemd to enter it. The guests run until systemd stops this host.
     fn update_through_systemd(&mut self, call: UpdateCall) -> Result<(), HostError> {
         self.check_can_leave(&call.without)?;
+        self.check_none_pending()?;
         self.settle(Destiny::NextKernel)?;
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
@@ -459,6 +482,7 @@ impl Host {
         if self.leave_unseen() {
             return;
         }
+        self.forget_left_out();
         loop {
             let Ok(luo) = &self.luo else { return };
             let plan = self.plan(Destination::Service, observer);

@@ -9,15 +9,21 @@
 //! service gets the contents of the store, under the same kernel or another. See `docs/systemd.md`.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use luo::Orchestrator;
 use luo::systemd::{FIRST_VERSION, FdStore, Notify};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::answer::{Output, ends_within};
 use crate::live_update::manifest::host_session;
 use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
+
+/// How long `systemctl` may take for an answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// systemd could not be asked for the kexec.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +103,44 @@ fn report_contents(store: &FdStore) {
 fn version() -> Option<u32> {
     let output = Command::new("systemctl").arg("--version").output().ok()?;
     parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Whether systemd stops all services, for a kexec or another end of the machine's run. `None` if it does not tell.
+pub fn is_ending() -> Option<bool> {
+    parse_state(&said(&["is-system-running"])?)
+}
+
+/// Parses the output of `systemctl is-system-running`, whose exit status tells only whether all is well.
+fn parse_state(text: &str) -> Option<bool> {
+    let states = ["initializing", "starting", "running", "degraded", "maintenance", "stopping"];
+    states.contains(&text.trim()).then_some(text.trim() == "stopping")
+}
+
+/// Returns what `systemctl` says. `None` if it cannot be run, or does not end in time.
+fn said(arguments: &[&str]) -> Option<String> {
+    let output = Output::new().ok()?;
+    let mut command = Command::new("systemctl");
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.stdout(output.writer().ok()?).spawn().ok()?;
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let has_ended = pidfd.is_ok_and(|pidfd| ends_within(pidfd, ANSWERS_WITHIN).unwrap_or(false));
+    if !has_ended {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    output.said(0).ok().filter(|_| has_ended)
+}
+
+/// Whether systemd is about to enter the kernel that this host has loaded.
+pub fn is_kexec_pending() -> bool {
+    let running = kexec::Running::read(Path::new("/"));
+    let is_loaded = running.ok().and_then(|running| running.kexec_loaded);
+    is_pending(is_loaded, is_ending)
+}
+
+/// Whether a kexec may be pending: it is, unless it is known not to be.
+fn is_pending(is_loaded: Option<bool>, is_ending: impl FnOnce() -> Option<bool>) -> bool {
+    is_loaded != Some(false) && is_ending() != Some(false)
 }
 
 /// Parses the output of `systemctl --version`, which begins with `systemd 262 (262.1-1)`.
@@ -188,6 +232,16 @@ mod tests {
         assert_eq!(parse_version("elogind 252"), None);
         assert_eq!(parse_version("systemd \n"), None);
         assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn a_kexec_is_pending_unless_systemd_says_that_it_is_not() {
+        assert_eq!(parse_state("stopping\n"), Some(true));
+        assert_eq!(parse_state("degraded\n"), Some(false));
+        assert_eq!((parse_state("offline\n"), parse_state("")), (None, None));
+        assert!(is_pending(Some(true), || Some(true)) && is_pending(None, || None));
+        assert!(!is_pending(Some(true), || Some(false)), "it was cancelled");
+        assert!(!is_pending(Some(false), || panic!("there is nothing to enter")));
     }
 
     #[test]
