@@ -110,7 +110,8 @@ impl Server {
             }
             self.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
-            if self.leaves.is_some() && host.stop_deadline().is_none() {
+            let is_to_leave = self.leaves.is_some() && !self.calls.host_ends();
+            if is_to_leave && host.stop_deadline().is_none() {
                 self.leave(host);
             }
             if self.calls.host_has_ended(host) || host.has_nothing_left() {
@@ -208,14 +209,15 @@ impl Server {
     /// pulls the plug at once.
     fn end(&mut self, host: &mut Host) {
         self.signals.end.drain();
-        let within_s = match self.calls.host_ends() || self.leaves.is_some() {
-            true => 0,
-            false => host.config.host.stop_within_s(),
+        let (is_first, is_in_store) = (self.leaves.is_none(), host.is_in_fd_store());
+        let within_s = match is_first && (is_in_store || !self.calls.host_ends()) {
+            true => host.config.host.stop_within_s(),
+            false => 0,
         };
         tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
-        match host.is_in_fd_store() && !self.calls.host_ends() {
-            // The next host would not know that an operator has asked the guests of some to shut down. So these VMs end
-            // before.
+        match is_in_store {
+            // The next host would not know that an operator has asked the guests of some to shut down, by `stop` or
+            // `power-off`. So these VMs end before.
             true => self.leaves = Some(after(within_s)),
             false => self.calls.end_host(host, within_s),
         }
@@ -223,11 +225,12 @@ impl Server {
 
     /// Leaves the VMs to systemd. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
-        self.leaves = None;
         self.calls.observed(Caller::Port, Transaction::ServiceStop, |observer| {
             host.leave_to_service(observer);
         });
-        self.calls.end_host(host, host.config.host.stop_within_s());
+        let within_s = host.config.host.stop_within_s();
+        self.leaves = Some(after(within_s));
+        self.calls.end_host(host, within_s);
     }
 }
 

@@ -95,6 +95,31 @@ fn a_vm_that_is_stopping_ends_before_a_stop_by_systemd_and_stays_stopped() {
 }
 
 #[test]
+fn a_stop_by_systemd_does_not_cut_a_power_off_short() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let config = service.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("stop-within-s = 1", "stop-within-s = 4")).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    let client = service.begin(&["power-off"]);
+    let deadline = Instant::now() + PATIENCE;
+    while service.state(VMS[0]) != "stopping" {
+        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
+    }
+    service.signal(Signal::TERM);
+    let said = client.wait_with_output().unwrap();
+    assert!(said.status.success(), "{said:?}\n{}", service.logs());
+    service.wait_for_its_end();
+    let logs = service.logs();
+    assert_eq!(logs.matches("its guest did not shut down in time").count(), 2, "{logs}");
+    assert_eq!(service.manager().files().len(), 0, "nothing is left of VMs that have ended");
+}
+
+#[test]
 fn vms_that_hang_at_a_stop_end_together_and_the_others_are_kept() {
     if !super::has_kvm() {
         return;
