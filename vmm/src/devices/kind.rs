@@ -102,6 +102,8 @@ pub struct CommandLine {
     pub usage: &'static str,
     /// The value if the option is not given. `None`: no device then.
     pub default: Option<&'static str>,
+    /// Whether a value is a path, which may be relative to the working directory.
+    pub is_path: bool,
     /// Keys that Cloud Hypervisor has in the values and this kind has not, each with what to do instead or an
     /// empty text.
     pub foreign: &'static [(&'static str, &'static str)],

@@ -20,12 +20,23 @@ impl DeviceArguments {
     }
 }
 
+/// Returns a path as an absolute one, which a configuration needs. A text that cannot be one is left for the
+/// configuration's error.
+fn absolute(path: String) -> String {
+    let absolute = std::path::absolute(&path).ok();
+    absolute.and_then(|path| path.into_os_string().into_string().ok()).unwrap_or(path)
+}
+
 impl FromArgMatches for DeviceArguments {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         let values = KINDS.iter().filter_map(|kind| {
-            kind.command_line?;
-            let given = matches.get_many::<String>(kind.key)?;
-            Some((kind.key, given.cloned().collect()))
+            let command_line = kind.command_line?;
+            let given = matches.get_many::<String>(kind.key)?.cloned();
+            let values = match command_line.is_path {
+                true => given.map(absolute).collect(),
+                false => given.collect(),
+            };
+            Some((kind.key, values))
         });
         Ok(Self { values: values.collect() })
     }

@@ -80,6 +80,45 @@ fn every_option_reaches_the_machine() {
     assert_eq!(arguments(line).level(), LevelFilter::DEBUG);
 }
 
+/// The lines of a Markdown file that run `perennial run`, as a shell splits them into words.
+fn command_lines(markdown: &str) -> Vec<Vec<String>> {
+    let lines = markdown.replace("\\\n", " ");
+    let lines = lines.lines().filter_map(|line| line.strip_prefix("perennial run "));
+    let words = |line: &str| {
+        let (mut words, mut in_quotes) = (vec!["run".to_owned(), String::new()], false);
+        for c in line.chars() {
+            match c {
+                '"' => in_quotes = !in_quotes,
+                ' ' if !in_quotes => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    };
+    lines.map(words).collect()
+}
+
+#[test]
+fn each_command_line_of_the_documents_is_accepted() {
+    let readme = command_lines(include_str!("../../../../README.md"));
+    assert!(readme.iter().flatten().any(|word| word == "--cloud-init"), "{readme:?}");
+    let manual = command_lines(include_str!("../../../../docs/run.md"));
+    assert!(readme.len() >= 2 && !manual.is_empty());
+    for line in readme.into_iter().chain(manual) {
+        let text = Line::try_parse_from(&line).unwrap().arguments.to_config().unwrap();
+        let parsed = Config::parse(&text).map_err(config_error);
+        assert!(parsed.is_ok(), "{line:?}: {parsed:?}");
+    }
+}
+
+#[test]
+fn the_directory_of_a_seed_is_relative_to_the_working_directory() {
+    let here = std::env::current_dir().unwrap().join("seed");
+    assert_eq!(machine("--cloud-init seed"), machine(&format!("--cloud-init {}", here.display())));
+    assert!(refused("--cloud-init=").contains("path of a directory"));
+}
+
 #[test]
 fn short_forms_mean_the_same() {
     assert_eq!(machine("--cpus 2 --memory 1G"), machine("--cpus boot=2,max=2 --memory size=1G"));

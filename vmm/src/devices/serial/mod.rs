@@ -244,6 +244,7 @@ impl Kind for Serial {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "The serial port ttyS0: tty, pty, socket=PATH, file=FILE, port=NAME or off",
         default: Some("tty"),
+        is_path: false,
         foreign: &[],
     });
     const NAME: &'static str = "serial";

@@ -89,6 +89,7 @@ impl Kind for Smbios {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "What the VM's tables say of it: uuid=UUID,serial_number=TEXT",
         default: None,
+        is_path: false,
         foreign: &[
             ("num_pci_segments", ""),
             ("oem_strings", ""),

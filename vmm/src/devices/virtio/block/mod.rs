@@ -334,6 +334,7 @@ impl Kind for Block {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "Disks: path=FILE[,readonly=on][,direct=on][,num_queues=N], raw images or block devices",
         default: None,
+        is_path: false,
         foreign: options::FOREIGN,
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;

@@ -440,6 +440,7 @@ impl Kind for Net {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS], or fd=[FD,...] of a tap instead of its name",
         default: None,
+        is_path: false,
         foreign: options::FOREIGN,
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;

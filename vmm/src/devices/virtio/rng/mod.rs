@@ -148,6 +148,7 @@ impl Kind for Rng {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "A source of entropy: src=DEVICE",
         default: Some("src=/dev/urandom"),
+        is_path: false,
         foreign: &[],
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;

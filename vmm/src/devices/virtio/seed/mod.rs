@@ -151,6 +151,7 @@ impl Kind for Seed {
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
         usage: "A seed for cloud-init that is made of a directory: --cloud-init=DIR",
         default: None,
+        is_path: true,
         foreign: &[],
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
