@@ -22,6 +22,7 @@ pub mod machine;
 mod mutex;
 mod open_files;
 pub mod options;
+pub mod random;
 pub mod socket;
 pub mod state;
 pub mod vcpu;

@@ -98,6 +98,13 @@ macro_rules! catalog {
                 kind_of(name)
             }
 
+            /// Sets at random what would follow from the name of the VM, for a VM whose name others have as well.
+            pub fn make_unique(&mut self) {
+                match self {
+                    $(Self::$kind(options) => <$path>::make_unique(options),)+
+                }
+            }
+
             /// Returns the path of the file or block device in which the device keeps its data, if it has a
             /// storage.
             pub fn stored_at(&self) -> Option<&Path> {

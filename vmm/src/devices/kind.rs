@@ -59,6 +59,9 @@ pub trait Kind: Sized + 'static {
     /// have [`KEY`](Self::KEY), or `None` if there is no default device.
     fn unasked() -> Option<Self::Options>;
 
+    /// Sets at random what would follow from the name of the VM, for a VM whose name others have as well.
+    fn make_unique(_options: &mut Self::Options) {}
+
     /// Returns the path of the file or block device in which the device keeps its data, for kinds whose devices
     /// have a [`Storage`].
     fn stored_at(_options: &Self::Options) -> Option<&Path> {

@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
         "socket",
         "inherited_fd",
         "answer",
+        "random",
         "confine",
         "bus",
         "state",

@@ -245,6 +245,15 @@ fn option_error(option: &str, value: &str, problem: String) -> RunError {
     RunError::Option { option: option.to_owned(), value: value.to_owned(), problem }
 }
 
+/// Reads the text of a configuration. All VMs of `perennial run` have one name, so what tells guests apart is random
+/// where the command line does not say it. It stays for as long as the command runs, over resets of the guest too.
+fn parse(text: &str) -> Result<Config, RunError> {
+    let mut config = Config::parse(text).map_err(config_error)?;
+    let devices = config.machines.iter_mut().flat_map(|machine| &mut machine.devices);
+    devices.for_each(|device| device.options.make_unique());
+    Ok(config)
+}
+
 /// An error of the configuration in the words of the command line.
 fn config_error(error: ConfigError) -> RunError {
     match error {
@@ -280,7 +289,7 @@ impl Drop for LogFile {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, RunError> {
     let text = arguments.to_config()?;
     inherited::lend();
-    let config = Config::parse(&text).map_err(config_error)?;
+    let config = parse(&text)?;
     if let Some(hint) = arguments.hints() {
         eprintln!("perennial: {hint}");
     }

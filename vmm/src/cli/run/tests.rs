@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use clap::Parser;
 
 use super::*;
@@ -117,6 +119,23 @@ fn the_directory_of_a_seed_is_relative_to_the_working_directory() {
     let here = std::env::current_dir().unwrap().join("seed");
     assert_eq!(machine("--cloud-init seed"), machine(&format!("--cloud-init {}", here.display())));
     assert!(refused("--cloud-init=").contains("path of a directory"));
+}
+
+#[test]
+fn two_vms_have_different_addresses_and_uuids_and_what_is_given_stays() {
+    let line = |line| super::parse(&arguments(line).to_config().unwrap()).unwrap();
+    let machine = |text| line(text).machines.remove(0);
+    let [one, other] = [(); 2].map(|()| machine("--net tap=a tap=b"));
+    let taps = [options(&one, "net"), options(&other, "net")].concat();
+    let different: BTreeSet<&str> =
+        taps.iter().map(|tap| tap.split_once("mac: ").unwrap().1).collect();
+    assert_eq!(different.len(), 4, "{taps:?}");
+    assert!(!taps.iter().any(|tap| tap.contains("mac: None")), "{taps:?}");
+    let uuids = [options(&one, "platform"), options(&other, "platform")].concat();
+    assert!(uuids[0] != uuids[1] && !uuids[0].contains("uuid: None"), "{uuids:?}");
+    let given =
+        "--net tap=a,mac=02:00:00:00:00:07 --platform uuid=6f1f2f5c-8a0e-4c39-9d0b-2f6b1c0de5a7";
+    assert_eq!(machine(given), config(given).unwrap().machines.remove(0));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// First octet of a derived address: locally administered (bit 1 set) and unicast (bit 0 clear), so it is no
+use crate::random::random;
+
+/// First octet of an address that no configuration gives: locally administered (bit 1 set) and unicast (bit 0 clear), so it is no
 /// vendor's address (IEEE 802).
 const LOCAL: u8 = 0x02;
 
@@ -45,7 +47,16 @@ impl Mac {
         let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-        let [a, b, c, d, e, ..] = hash.to_le_bytes();
+        Self::local(hash)
+    }
+
+    /// Returns a random address, for a device whose label another one on its network may have.
+    pub fn random() -> Self {
+        Self::local(random())
+    }
+
+    fn local(number: u64) -> Self {
+        let [a, b, c, d, e, ..] = number.to_le_bytes();
         Self([LOCAL, a, b, c, d, e])
     }
 

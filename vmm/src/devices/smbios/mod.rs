@@ -12,6 +12,7 @@ pub use options::SmbiosOptions;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use uuid::Builder;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::claims::Claim;
@@ -19,6 +20,7 @@ use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
 use super::{Device, DeviceError};
 use crate::arch::x86_64::layout;
+use crate::random::random;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// The real-mode segment of the tables.
@@ -113,6 +115,12 @@ impl Kind for Smbios {
     /// Every machine has a UUID, which follows from its name.
     fn unasked() -> Option<SmbiosOptions> {
         Some(SmbiosOptions::default())
+    }
+
+    fn make_unique(options: &mut SmbiosOptions) {
+        let bytes = u128::from(random()) << 64 | u128::from(random());
+        let random = Builder::from_random_bytes(bytes.to_ne_bytes());
+        options.uuid.get_or_insert(random.into_uuid());
     }
 
     /// Guests know by their UUID that they are not each other, such as cloud-init.

@@ -5,7 +5,6 @@
 //! output, and ends when the host closes that. A stranger who has taken the process over cannot keep it running: the
 //! kernel kills the process when the host ends.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -20,6 +19,7 @@ use super::frame::{FRAME_MAX, Frame};
 use super::lease::{FORBIDDEN, GO, Message};
 use crate::confine;
 use crate::devices::interface::Mac;
+use crate::random::random;
 
 /// Number of questions without any answer after which the log says so.
 const SILENT: u32 = 3;
@@ -89,7 +89,7 @@ pub(super) struct Speaker<'f> {
 
 impl<'f> Speaker<'f> {
     pub(super) fn new(wire: BorrowedFd<'f>, mac: Mac) -> Self {
-        let client = Client::new(mac, Instant::now(), random);
+        let client = Client::new(mac, Instant::now(), || random() as u32);
         Self { wire, mac, client, server: Mac::BROADCAST, unanswered: 0 }
     }
 
@@ -183,11 +183,6 @@ impl<'f> Speaker<'f> {
 fn timeout(wait: Duration) -> Timespec {
     let wait = (wait + Duration::from_millis(1)).min(Duration::from_secs(3600));
     Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() }
-}
-
-fn random() -> u32 {
-    // A `RandomState` has random keys. The first ones of a process are from getrandom(2).
-    RandomState::new().hash_one(Instant::now()) as u32
 }
 
 fn tell(host: BorrowedFd<'_>, message: &Message) -> Result<(), DhcpProcessError> {

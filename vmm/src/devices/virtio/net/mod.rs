@@ -463,6 +463,10 @@ impl Kind for Net {
         None
     }
 
+    fn make_unique(options: &mut NetOptions) {
+        options.mac.get_or_insert_with(Mac::random);
+    }
+
     fn claims(options: &NetOptions) -> Vec<Claim> {
         options.claims()
     }
