@@ -132,16 +132,24 @@ impl Interface {
         Ok(request)
     }
 
-    /// Sets the MTU in bytes, without the Ethernet header.
+    /// Sets the MTU in bytes, without the Ethernet header. Changes nothing, and needs no privilege, if it is so
+    /// already.
     pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        let [a, b, c, d, ..] = self.request(libc::SIOCGIFMTU, &[])?.value;
+        if i32::from_ne_bytes([a, b, c, d]) == i32::from(mtu) {
+            return Ok(());
+        }
         self.request(libc::SIOCSIFMTU, &i32::from(mtu).to_ne_bytes()).map(drop)
     }
 
-    /// Switches the interface on.
+    /// Switches the interface on. Changes nothing, and needs no privilege, if it is on already.
     pub fn set_up(&self) -> io::Result<()> {
         let flags = self.request(libc::SIOCGIFFLAGS, &[])?.u16();
-        let flags = flags | libc::IFF_UP as u16;
-        self.request(libc::SIOCSIFFLAGS, &flags.to_ne_bytes()).map(drop)
+        let on = flags | libc::IFF_UP as u16;
+        if flags == on {
+            return Ok(());
+        }
+        self.request(libc::SIOCSIFFLAGS, &on.to_ne_bytes()).map(drop)
     }
 
     /// Returns the interface's Ethernet address.

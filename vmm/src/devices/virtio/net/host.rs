@@ -51,17 +51,31 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
             bridge.as_ref().map_or("no bridge".to_owned(), |name| format!("bridge {name}"));
         tracing::info!("tap {name}: there was none, so it is made, as a port of {bridge}");
     }
-    let step = |what: &str, result: io::Result<()>| {
-        result.map_err(|source| error(NOT_SET_UP, about(what, &source)))
+    let step = |what: &str, command: &str, result: io::Result<()>| {
+        result.map_err(|source| not_set_up(name, what, command, &source))
     };
     if let Some(mtu) = mtu {
-        step(&format!("it does not take packets of {mtu} bytes"), interface.set_mtu(*mtu))?;
+        let what = format!("it does not take packets of {mtu} bytes");
+        step(&what, &format!("mtu {mtu}"), interface.set_mtu(*mtu))?;
     }
     if let Some(bridge) = bridge {
-        step(&format!("it cannot become a port of bridge {bridge}"), interface.add_to(bridge))?;
+        let what = format!("it cannot become a port of bridge {bridge}");
+        step(&what, &format!("master {bridge}"), interface.add_to(bridge))?;
     }
-    step("it cannot be switched on", interface.set_up())?;
+    step("it cannot be switched on", "up", interface.set_up())?;
     Ok(opened)
+}
+
+/// Returns the error for a tap that is not as the device needs it. `command` is what `ip link set` would do.
+fn not_set_up(name: &str, what: &str, command: &str, source: &io::Error) -> OpenError {
+    let (remedy, source) = match source.raw_os_error() {
+        Some(libc::EPERM) => {
+            let what = format!("{what}, which root does by `ip link set {name} {command}`");
+            (": without CAP_NET_ADMIN it must be set up already", about(&what, source))
+        }
+        _ => (": check its name, its mtu and its bridge", about(what, source)),
+    };
+    OpenError { what: "tap", path: name.into(), remedy, source }
 }
 
 /// Prepares the descriptors that the user has brought for a new process: what belongs to a descriptor stays as the
@@ -77,7 +91,6 @@ fn lend(fds: Vec<OwnedFd>) -> io::Result<Vec<Opened>> {
 
 const NO_TUN: &str =
     ": the kernel needs TUN/TAP (the module `tun`, which `[host] modules` can list)";
-const NOT_SET_UP: &str = ": check its name, its mtu and its bridge";
 
 /// Returns the error with `what` in front of its text.
 fn about(what: &str, source: &io::Error) -> io::Error {
@@ -102,7 +115,10 @@ fn not_attached(interface: &Interface, source: io::Error) -> OpenError {
                 ),
             ),
         },
-        Some(libc::EPERM) => (": the host needs CAP_NET_ADMIN, or a tap that it owns", source),
+        Some(libc::EPERM) => (
+            ": the host needs CAP_NET_ADMIN, or a tap of its user (`ip tuntap add NAME mode tap user USER`)",
+            source,
+        ),
         _ => ("", source),
     };
     OpenError { what: "tap", path: name.into(), remedy, source }

@@ -2,8 +2,11 @@
 
 #![expect(unsafe_code, reason = "what a tap can do is asked by an ioctl that std does not have")]
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
 use crate::causes::chain;
@@ -62,6 +65,51 @@ fn the_tap_is_made_as_the_options_say() {
     assert_eq!(read("mtu").trim(), "1400");
     let flags = u32::from_str_radix(read("flags").trim().trim_start_matches("0x"), 16).unwrap();
     assert_eq!(flags & 1, 1, "it is up");
+}
+
+/// Sets a number of a tap: TUNSETOWNER the user who may open it, TUNSETPERSIST whether it stays when nobody has it
+/// open.
+fn set(opened: &Opened, request: libc::Ioctl, value: u32) {
+    // SAFETY: a tap's fd; both ioctls take a number and touch no memory.
+    let result = unsafe { libc::ioctl(opened.fd.as_raw_fd(), request, libc::c_ulong::from(value)) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn a_tap_of_the_user_that_is_set_up_already_needs_no_privilege() {
+    let Some(options) = options(12, 1) else { return };
+    let off = NetOptions { tap: format!("{}b", options.tap), mtu: None, ..options.clone() };
+    let off_tun = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    super::super::tap::attach(&off_tun, &off.tap, false).unwrap();
+    let off_tap = Opened { role: "tap-0", fd: off_tun.into(), identity: None };
+    let on_tap = options.open().unwrap().remove(0);
+    for tap in [&on_tap, &off_tap] {
+        set(tap, libc::TUNSETOWNER, rustix::process::geteuid().as_raw());
+        set(tap, libc::TUNSETPERSIST, 1);
+    }
+    drop((on_tap, off_tap));
+
+    let larger = NetOptions { mtu: Some(1500), ..options.clone() };
+    let all = [options.clone(), larger, off.clone()];
+    let unprivileged = std::thread::spawn(move || {
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, none).unwrap();
+        all.map(|options| options.open().map(drop).map_err(|error| chain(&error).join(": ")))
+    });
+    let results = unprivileged.join();
+    for options in [&options, &off] {
+        set(&options.open().unwrap()[0], libc::TUNSETPERSIST, 0);
+    }
+    let [as_it_is, larger, off_result] = results.unwrap();
+    assert_eq!(as_it_is, Ok(()));
+    for (result, command) in [
+        (larger, format!("`ip link set {} mtu 1500`", options.tap)),
+        (off_result, format!("`ip link set {} up`", off.tap)),
+    ] {
+        let error = result.unwrap_err();
+        assert!(error.contains(&command) && error.contains("CAP_NET_ADMIN"), "{error}");
+    }
 }
 
 #[test]
