@@ -81,6 +81,21 @@ pub(super) enum How {
     Zero,
 }
 
+impl Clear {
+    /// Returns what to do instead if the host has answered with `error`. Some block devices cannot zero and unmap in
+    /// one, and the guest has allowed, not demanded, that storage is freed.
+    pub(super) fn instead(self, error: &io::Error) -> Option<Self> {
+        (self.how == How::ZeroAndUnmap && is_unsupported(error))
+            .then_some(Self { how: How::Zero, ..self })
+    }
+}
+
+/// Whether the host has no operation of this kind.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    // ENODEV is the answer of a character device, which only tests use.
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV))
+}
+
 /// The place for the answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer {

@@ -313,6 +313,19 @@ fn range(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
 }
 
 #[test]
+fn a_host_that_cannot_unmap_zeroes_without_that() {
+    let clear = |how| Clear { how, offset: 1024, bytes: 1536 };
+    let unsupported = std::io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+    let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+    let unmapping = clear(How::ZeroAndUnmap);
+    assert_eq!(unmapping.instead(&unsupported), Some(clear(How::Zero)));
+    assert_eq!(unmapping.instead(&full), None);
+    for other in [How::Zero, How::Discard] {
+        assert_eq!(clear(other).instead(&unsupported), None, "{other:?}");
+    }
+}
+
+#[test]
 fn a_discard_and_a_write_of_zeroes_name_one_range_of_the_disk() {
     for (kind, flags, how) in [
         (DISCARD, 0, How::Discard),

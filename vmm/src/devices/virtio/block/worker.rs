@@ -19,7 +19,7 @@ use std::time::Instant;
 use super::engine::{Completed, Engine, Job, MOST, Work};
 use super::errand::Resize;
 use super::health::{Look, Ticket};
-use super::request::{self, Answer, Clear, How, Status, Task};
+use super::request::{self, Answer, Clear, How, Status, Task, is_unsupported};
 use super::transfer::Transfer;
 use super::{BlockError, REQUEST_MAX, SECTOR, Shared};
 use crate::devices::alarm::Alarm;
@@ -239,6 +239,11 @@ impl BlockWorker {
                 self.moved(transfer, ticket, request, result, rings);
             }
             Job { work: Work::Clear(clear), ticket, request: Some(request) } => {
+                let instead = result.as_ref().err().and_then(|error| clear.instead(error));
+                if let Some(instead) = instead {
+                    let work = Work::Clear(instead);
+                    return self.engine.begin(Job { work, ticket, request: Some(request) });
+                }
                 self.disk.health.end(ticket);
                 self.cleared(clear, request, result.map(drop), rings);
             }
@@ -285,14 +290,14 @@ impl BlockWorker {
         let Clear { how, offset: _, bytes } = clear;
         self.requests -= 1;
         self.bytes -= bytes;
-        // ENODEV is the answer of a character device, which only tests use.
-        let cannot = |error: &io::Error| {
-            matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV))
-        };
         match (how, result) {
-            (How::Discard, Err(error)) if cannot(&error) => answer(request, Status::Ok, 0, rings),
+            (How::Discard, Err(error)) if is_unsupported(&error) => {
+                answer(request, Status::Ok, 0, rings);
+            }
             // The guest writes the zeroes itself.
-            (_, Err(error)) if cannot(&error) => answer(request, Status::Unsupported, 0, rings),
+            (_, Err(error)) if is_unsupported(&error) => {
+                answer(request, Status::Unsupported, 0, rings);
+            }
             (How::Discard, result) => {
                 let status = self.status(Operation::Discard, &result);
                 answer(request, status, 0, rings);
