@@ -159,6 +159,11 @@ impl Ring {
         (element as u32, (element >> 32) as u32)
     }
 
+    /// Sets the flags of the available ring (2.7.6).
+    pub(crate) fn set_available_flags(&self, flags: u16) {
+        self.put(self.available(), flags);
+    }
+
     /// Asks for an interrupt when the device has used request `number` (2.7.10).
     pub(crate) fn set_used_event(&self, number: u16) {
         self.put(self.available() + 4 + 2 * u64::from(self.size), number);

@@ -103,7 +103,8 @@ impl Shared {
     pub(super) fn complete(&self, request: Request, written: u32) {
         let Request { queue: index, chain } = request;
         let mut backend = self.enter();
-        let completed = backend.try_complete(index, chain.head_index(), written, &self.memory);
+        let used = [(chain.head_index(), written)];
+        let completed = backend.try_complete(index, &used, &self.memory);
         self.completed(backend, index, 1, completed);
     }
 
@@ -113,7 +114,7 @@ impl Shared {
         let used: Vec<(u16, u32)> =
             requests.iter().map(|(request, len)| (request.chain.head_index(), *len)).collect();
         let mut backend = self.enter();
-        let completed = backend.try_complete_together(index, &used, &self.memory);
+        let completed = backend.try_complete(index, &used, &self.memory);
         self.completed(backend, index, used.len(), completed);
     }
 
@@ -469,25 +470,9 @@ impl Backend {
         Ok(Some(Request { queue: index, chain }))
     }
 
-    /// Puts a request into the used ring. Returns whether the driver wants an interrupt.
-    fn try_complete(
-        &mut self,
-        index: usize,
-        head: u16,
-        written: u32,
-        memory: &GuestMemoryMmap,
-    ) -> Result<bool, virtio_queue::Error> {
-        let active = self.active();
-        let Some(queue) = self.queues.get_mut(index).filter(|_| active) else {
-            return Ok(false);
-        };
-        queue.add_used(memory, head, written)?;
-        queue.needs_notification(memory)
-    }
-
     /// Puts requests into the used ring, where the driver finds all of them at once. Returns whether the
     /// driver wants to be interrupted.
-    fn try_complete_together(
+    fn try_complete(
         &mut self,
         index: usize,
         used: &[(u16, u32)],
@@ -495,7 +480,7 @@ impl Backend {
     ) -> Result<bool, virtio_queue::Error> {
         let active = self.active();
         match self.queues.get_mut(index).filter(|_| active) {
-            Some(queue) => used_ring::add_together(queue, used, memory),
+            Some(queue) => used_ring::add(queue, used, memory),
             None => Ok(false),
         }
     }

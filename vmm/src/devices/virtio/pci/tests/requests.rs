@@ -148,6 +148,20 @@ fn a_masked_function_fires_when_it_is_unmasked() {
 }
 
 #[test]
+fn a_driver_that_wants_no_interrupt_gets_none_until_it_wants_one_again() {
+    let (mut machine, _) = echo();
+    let [mut ring, _] = machine.start(0);
+    for (flags, fired) in [(1, 0), (1, 0), (0, 1), (1, 0)] {
+        ring.set_available_flags(flags);
+        let before = ring.used_index();
+        ring.offer(REQUEST);
+        machine.ring(0);
+        assert!(machine.run());
+        assert_eq!((ring.used_index() - before, machine.fired(QUEUE_0)), (1, fired), "{flags}");
+    }
+}
+
+#[test]
 fn with_event_idx_only_the_request_that_was_named_interrupts() {
     let (mut machine, _) = echo();
     let [mut ring, _] = machine.start(RING_EVENT_IDX);
