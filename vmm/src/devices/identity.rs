@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::fs::{FileType, fstat, fstatvfs, major, minor};
+use rustix::fs::{FileType, fstat, fstatfs, fstatvfs, major, minor};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{Node, Reader, StateError};
@@ -54,11 +54,16 @@ impl Identity {
     }
 
     /// Returns whether both identities name the same file or device, also if they were taken under
-    /// different kernels. File system IDs and device numbers may differ between kernels, inode and
-    /// serial numbers do not; so a device number counts only if neither side has a serial number.
-    pub fn is_same(&self, other: &Self) -> bool {
+    /// different kernels. Inode and serial numbers are the same under each of them. A device number counts only if
+    /// neither side has a serial number, and the ID of a file system only with `lasting_file_system`: whether this
+    /// file's comes from the file system's UUID ([`is_on_lasting_file_system`]). Images that were made alike on two
+    /// disks may have one inode number.
+    pub fn is_same(&self, other: &Self, lasting_file_system: bool) -> bool {
         match (self, other) {
-            (Self::File { inode, .. }, Self::File { inode: other, .. }) => inode == other,
+            (
+                Self::File { file_system, inode },
+                Self::File { file_system: other_file_system, inode: other },
+            ) => inode == other && (!lasting_file_system || file_system == other_file_system),
             (Self::BlockDevice { serial, .. }, Self::BlockDevice { serial: other_serial, .. })
                 if !serial.is_empty() || !other_serial.is_empty() =>
             {
@@ -122,6 +127,13 @@ impl fmt::Display for Identity {
     }
 }
 
+/// Returns whether the ID of the file's file system comes from its UUID, so that it is the same under every kernel:
+/// ext2, ext3, ext4 and Btrfs. If it is so here and the IDs differ, the file was on another file system before.
+pub fn is_on_lasting_file_system(file: impl AsFd) -> bool {
+    let lasting = [libc::EXT4_SUPER_MAGIC, libc::BTRFS_SUPER_MAGIC];
+    fstatfs(file).is_ok_and(|system| lasting.contains(&system.f_type))
+}
+
 /// Returns the serial number of a block device, or an empty string. sysfs has it in the device's own
 /// directory for virtio, and in `device/` below it for NVMe and SCSI.
 fn serial(major: u32, minor: u32) -> String {
@@ -134,6 +146,8 @@ fn serial(major: u32, minor: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
     use super::*;
 
     fn device(minor: u32, serial: &str) -> Identity {
@@ -148,8 +162,8 @@ mod tests {
         let first = Identity::of(std::fs::File::open(&a).unwrap()).unwrap();
         std::fs::rename(&a, &b).unwrap();
         std::fs::write(&a, "another").unwrap();
-        assert!(first.is_same(&Identity::of(std::fs::File::open(&b).unwrap()).unwrap()));
-        assert!(!first.is_same(&Identity::of(std::fs::File::open(&a).unwrap()).unwrap()));
+        assert!(first.is_same(&Identity::of(std::fs::File::open(&b).unwrap()).unwrap(), true));
+        assert!(!first.is_same(&Identity::of(std::fs::File::open(&a).unwrap()).unwrap(), true));
         let error = Identity::of(std::fs::File::open("/dev/null").unwrap()).unwrap_err();
         assert!(error.to_string().contains("neither a regular file"), "{error}");
     }
@@ -157,13 +171,31 @@ mod tests {
     #[test]
     fn block_devices_are_compared_by_serial_number_or_else_by_device_number() {
         assert!(
-            device(0, "disk-7").is_same(&device(16, "disk-7")),
+            device(0, "disk-7").is_same(&device(16, "disk-7"), false),
             "only the device number differs"
         );
-        assert!(!device(0, "disk-7").is_same(&device(0, "disk-8")));
-        assert!(!device(0, "disk-7").is_same(&device(0, "")));
-        assert!(device(0, "").is_same(&device(0, "")));
-        assert!(!device(0, "").is_same(&device(16, "")));
-        assert!(!device(0, "").is_same(&Identity::File { file_system: 0, inode: 0 }));
+        assert!(!device(0, "disk-7").is_same(&device(0, "disk-8"), false));
+        assert!(!device(0, "disk-7").is_same(&device(0, ""), false));
+        assert!(device(0, "").is_same(&device(0, ""), false));
+        assert!(!device(0, "").is_same(&device(16, ""), false));
+        assert!(!device(0, "").is_same(&Identity::File { file_system: 0, inode: 0 }, false));
+    }
+
+    #[test]
+    fn a_file_system_counts_if_its_id_comes_from_its_uuid() {
+        let file = |file_system, inode| Identity::File { file_system, inode };
+        for (other, lasting, same) in [
+            (file(1, 2), true, true),
+            // Another disk, made in the same way.
+            (file(7, 2), true, false),
+            // The same one, with another number of its device.
+            (file(7, 2), false, true),
+            (file(1, 3), false, false),
+        ] {
+            assert_eq!(file(1, 2).is_same(&other, lasting), same, "{other}, {lasting}");
+        }
+        let memfd = memfd_create("a", MemfdFlags::CLOEXEC).unwrap();
+        assert!(!is_on_lasting_file_system(&memfd));
+        assert!(!is_on_lasting_file_system(std::fs::File::open("/proc/self/status").unwrap()));
     }
 }

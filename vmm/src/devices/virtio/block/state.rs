@@ -1,7 +1,7 @@
 //! The state of a disk.
 
 use super::{Block, BlockError, Geometry, Image, SECTOR, Shared, identification, transfer};
-use crate::devices::identity::Identity;
+use crate::devices::identity::{Identity, is_on_lasting_file_system};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// `perennial,virtio-blk-v2`. A disk with blocks of 512 bytes and no topology is written as `-v1`, which lacks
@@ -129,7 +129,8 @@ impl Persist for Block {
         if image.options.readonly != readonly {
             return Err(BlockError::Mode { path, saved: readonly });
         }
-        if !image.identity.is_same(&identity) {
+        let lasting = is_on_lasting_file_system(&image.file);
+        if !image.identity.is_same(&identity, lasting) {
             return Err(BlockError::Another { path, saved: identity, here: image.identity });
         }
         let here = transfer::size(&image.file)
