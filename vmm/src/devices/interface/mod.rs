@@ -253,8 +253,18 @@ impl Interface {
     }
 }
 
-/// Sets the default route through `gateway`.
+/// Adds a default route through `gateway`, which comes before those that there are.
 pub fn set_gateway(gateway: Ipv4Addr) -> io::Result<()> {
+    change_route(libc::SIOCADDRT, gateway, libc::EEXIST)
+}
+
+/// Removes the default route through `gateway`, if there is one.
+pub fn remove_gateway(gateway: Ipv4Addr) -> io::Result<()> {
+    change_route(libc::SIOCDELRT, gateway, libc::ESRCH)
+}
+
+/// Adds or removes the default route through `gateway`. `done` is the error if that is so already.
+fn change_route(request: libc::Ioctl, gateway: Ipv4Addr, done: i32) -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let everywhere = socket_address(Ipv4Addr::UNSPECIFIED);
     let mut route = Route {
@@ -265,14 +275,14 @@ pub fn set_gateway(gateway: Ipv4Addr) -> io::Result<()> {
         flags: RTF_UP | RTF_GATEWAY,
         rest: [0; 7],
     };
-    // SAFETY: a socket's fd; SIOCADDRT takes a `struct rtentry`, whose size and layout `Route` has, and
-    // keeps no address of it.
+    // SAFETY: a socket's fd; both requests take a `struct rtentry`, whose size and layout `Route` has, and
+    // keep no address of it.
     let result =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, std::ptr::from_mut(&mut route)) };
+        unsafe { libc::ioctl(socket.as_raw_fd(), request, std::ptr::from_mut(&mut route)) };
     match result {
         0.. => Ok(()),
         _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            error if error.raw_os_error() == Some(done) => Ok(()),
             error => Err(error),
         },
     }

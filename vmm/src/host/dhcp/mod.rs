@@ -25,7 +25,7 @@ mod wire_tests;
 pub use process::{DhcpProcessError, run as run_process};
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use self::lease::{GO, Lease, Message, TEXT_MAX};
 use crate::config::{Confine, HostSection};
 use crate::confine;
-use crate::devices::interface::{Interface, packet_socket, set_gateway};
+use crate::devices::interface::{Interface, packet_socket, remove_gateway, set_gateway};
 use crate::guests::confinement::last_user;
 
 /// The subcommand of the process.
@@ -95,6 +95,7 @@ pub(super) fn start(own: &Interface, uplink: &str, section: &HostSection) -> io:
         user: last_user(section.users.0),
         confinement_required: section.confine == Confine::Required,
         end: None,
+        gateway: None,
     };
     let name = "dhcp".to_owned();
     thread::Builder::new().name(name).spawn(move || host.serve_for_ever()).map(drop)
@@ -110,6 +111,8 @@ struct Host {
     confinement_required: bool,
     /// When the current lease ends.
     end: Option<Instant>,
+    /// The gateway of the current lease, through which the default route goes.
+    gateway: Option<Ipv4Addr>,
 }
 
 impl Host {
@@ -203,23 +206,34 @@ impl Host {
         }
     }
 
-    fn set(&self, lease: &Lease) -> io::Result<()> {
+    fn set(&mut self, lease: &Lease) -> io::Result<()> {
         let Lease { address, prefix, gateway, server, duration } = lease;
-        if self.own.address()? == Some((*address, *prefix)) {
+        if self.own.address()? != Some((*address, *prefix)) {
+            tracing::info!(
+                "{}: address {address}/{prefix} for {} s, from the DHCP server {server}",
+                self.own.name(),
+                duration.as_secs(),
+            );
+            // The route goes with the address.
+            self.gateway = None;
+            self.own.remove_address()?;
+            self.own.set_address(*address, *prefix)?;
+        }
+        if self.gateway == *gateway {
             return Ok(());
         }
-        tracing::info!(
-            "{}: address {address}/{prefix} for {} s, from the DHCP server {server}",
-            self.own.name(),
-            duration.as_secs(),
-        );
-        self.own.remove_address()?;
-        self.own.set_address(*address, *prefix)?;
-        gateway.map_or(Ok(()), set_gateway)
+        let shown = gateway.map_or("none".to_owned(), |gateway| gateway.to_string());
+        tracing::info!("{}: gateway {shown}, from the DHCP server {server}", self.own.name());
+        // The new route first, so that there is always one.
+        gateway.map_or(Ok(()), set_gateway)?;
+        match std::mem::replace(&mut self.gateway, *gateway) {
+            Some(last) => remove_gateway(last),
+            None => Ok(()),
+        }
     }
 
     fn give_up(&mut self) {
-        self.end = None;
+        (self.end, self.gateway) = (None, None);
         tracing::warn!("{}: the DHCP server has not extended the lease", self.own.name());
         if let Err(error) = self.own.remove_address() {
             tracing::warn!("{}: cannot give up its address: {error}", self.own.name());

@@ -16,8 +16,9 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::time::Timespec;
 use smoltcp::wire::{DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress};
 
+use super::Host;
 use super::frame::{CLIENT, FILTER, FRAME_MAX, Frame, SERVER};
-use super::lease::Message;
+use super::lease::{Lease, Message};
 use super::process::Speaker;
 use super::tests::{ADDRESS, answer_about, bytes};
 use crate::devices::interface::{Interface, Mac, packet_socket};
@@ -226,6 +227,46 @@ fn the_filter_lets_only_answers_from_the_wire_through() {
         let len = rustix::io::read(&socket, &mut buffer).unwrap();
         assert_eq!(buffer[..len], last);
         assert!(rustix::io::read(&socket, &mut buffer).is_err(), "nothing else");
+    });
+}
+
+/// The gateways of the default routes of this thread's network.
+fn gateways() -> Vec<Ipv4Addr> {
+    let routes = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
+    let fields = routes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let default = fields.filter(|fields| fields[1] == "00000000");
+    let gateway = |fields: Vec<&str>| u32::from_str_radix(fields[2], 16).unwrap().to_ne_bytes();
+    default.map(|fields| gateway(fields).into()).collect()
+}
+
+#[test]
+fn the_router_of_a_renewed_lease_takes_the_place_of_the_last_one() {
+    with_network(|network| {
+        let mut host = Host {
+            _port: network.bridge.udp_socket(CLIENT).unwrap(),
+            own: network.bridge,
+            uplink: Interface::new("up0").unwrap(),
+            user: 0,
+            confinement_required: false,
+            end: None,
+            gateway: None,
+        };
+        let router = |last| Ipv4Addr::new(10, 0, 2, last);
+        let [own, moved] = [15, 16].map(router);
+        for (address, gateway) in [
+            (own, Some(router(2))),
+            (own, Some(router(3))),
+            (own, Some(router(3))),
+            (own, None),
+            (own, Some(router(2))),
+            (moved, Some(router(2))),
+        ] {
+            let (prefix, server, duration) = (24, router(1), Duration::from_secs(60));
+            host.take(Lease { address, prefix, gateway, server, duration });
+            assert_eq!(gateways(), Vec::from_iter(gateway), "{address}");
+        }
+        host.give_up();
+        assert!(gateways().is_empty());
     });
 }
 
