@@ -1,5 +1,5 @@
 //! The option dialect of the configuration and the command line, which is Cloud Hypervisor's:
-//! `key=value,key=value`, and sizes such as `512M`.
+//! `key=value,key=value`, with quotes around a value that has commas, and sizes such as `512M`.
 
 /// Follows a key in the error about a key that is not known.
 pub const UNKNOWN: &str = " is not known here";
@@ -28,7 +28,7 @@ impl<'a> Options<'a> {
             if is_given(key) {
                 return Err(format!("`{key}` is given twice"));
             }
-            pairs.push((key, value));
+            pairs.push((key, unquoted(value).ok_or_else(|| unclosed(part))?));
         }
         Ok(Self(pairs))
     }
@@ -84,17 +84,36 @@ fn elsewhere<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known.iter().find(|known| *known == key).copied()
 }
 
-/// Splits `text` at its commas, apart from those in brackets: `fd=[3,4],mtu=1500` has two parts.
+/// Splits `text` at its commas, apart from those in brackets or in quotes: `fd=[3,4],mtu=1500` and
+/// `path="/a,b",readonly=on` have two parts. Quotes are those around a whole value; others are as any character.
 fn split(text: &str) -> impl Iterator<Item = &str> {
-    let mut in_brackets = false;
+    let (mut in_key, mut value_begins) = (true, false);
+    let (mut in_brackets, mut in_quotes) = (false, false);
     text.split(move |c| {
-        in_brackets = match c {
-            '[' => true,
-            ']' => false,
-            _ => in_brackets,
-        };
-        c == ',' && !in_brackets
+        match c {
+            '"' if in_quotes => in_quotes = false,
+            '"' => in_quotes = value_begins,
+            '[' if !in_quotes => in_brackets = true,
+            ']' if !in_quotes => in_brackets = false,
+            _ => {}
+        }
+        let part_ends = c == ',' && !in_brackets && !in_quotes;
+        value_begins = in_key && c == '=';
+        in_key = part_ends || in_key && !value_begins;
+        part_ends
     })
+}
+
+/// Returns the value without the quotes around it. `None` if they do not end, or end before the value does.
+fn unquoted(value: &str) -> Option<&str> {
+    match value.strip_prefix('"') {
+        None => Some(value),
+        Some(rest) => rest.strip_suffix('"').filter(|inner| !inner.contains('"')),
+    }
+}
+
+fn unclosed(part: &str) -> String {
+    format!("`{part}`: a value that begins with a quote has one at its end, and no other")
 }
 
 /// Returns the word of `known` that `word` was probably meant to be.
@@ -181,6 +200,20 @@ mod tests {
         let list = Options::parse("fd=[3,4],path=/a]b,x=[", &["path", "fd", "x"]).unwrap();
         assert_eq!(list.get("fd"), Some("[3,4]"));
         assert_eq!((list.get("path"), list.get("x")), (Some("/a]b"), Some("[")));
+        let quoted =
+            |text| Options::parse(text, &["path", "x"]).map(|o| o.get("path").map(str::to_owned));
+        for (text, path) in [
+            ("path=\"/a,b.img\",x=1", "/a,b.img"),
+            ("x=1,path=\"/a,x=[,b\"", "/a,x=[,b"),
+            ("path=\"\",x=1", ""),
+            ("path=/a\"b,x=\"1\"", "/a\"b"),
+            ("path=a=\"b,x=1", "a=\"b"),
+        ] {
+            assert_eq!(quoted(text), Ok(Some(path.to_owned())), "{text}");
+        }
+        for wrong in ["path=\"/a", "path=\"", "path=\"a\"b", "path=\"a\"b\"", "path=\"a,x=1"] {
+            assert!(quoted(wrong).unwrap_err().contains("has one at its end"), "{wrong}");
+        }
         let empty = Options::parse("path=", &["path"]).unwrap();
         assert_eq!(empty.path("path").unwrap_err(), "it must name a path: path=FILE");
         assert!(empty.switch("path").unwrap_err().contains("path is on or off, not ``"));
