@@ -30,6 +30,13 @@ pub(crate) fn keep(tap: &File) -> io::Result<()> {
     done(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST, 1) })
 }
 
+/// As [`keep`], and lets a user open it who has no privilege.
+pub(crate) fn keep_for(tap: &File, user: u32) -> io::Result<()> {
+    keep(tap)?;
+    // SAFETY: a tap's fd; the ioctl takes a number and touches no memory.
+    done(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(user)) })
+}
+
 /// Gives an interface this address, and switches it on.
 pub(crate) fn set_address(name: &str, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
     let mut request = request(name);

@@ -1,7 +1,8 @@
 //! `perennial run` by a user without any privilege, who may open `/dev/kvm`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,36 +13,64 @@ use serde_json::Value;
 
 use super::PERENNIAL;
 use super::init::{BOOTED, Problem, arguments};
+use crate::tap;
 
 const USER: u32 = 1000;
 /// The user's directory.
 const HOME: &str = "/home";
+/// The user's tap, which root has made and switched on.
+const TAP: &str = "users";
+const TUN: &str = "/dev/net/tun";
 /// Most user namespaces that users of this machine may have.
 const NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
 
-/// Boots a VM where users may make namespaces, and where they may not.
+/// Boots a VM where users may make namespaces, and where they may not. It has a disk and a seed with relative paths,
+/// and the user's tap. The two are different for their network.
 pub(super) fn without_root() -> Result<(), Problem> {
     fs::create_dir_all(HOME)?;
-    chown(HOME, Some(USER), Some(USER))?;
-    chown("/dev/kvm", Some(USER), Some(USER))?;
-    boot(&["a user of its own", "PID namespace"])?;
+    File::create("disk.raw")?.set_len(1 << 20)?;
+    fs::create_dir("seed")?;
+    fs::write("seed/user-data", "#cloud-config\n")?;
+    let tap = tap::open(TAP)?;
+    tap::keep_for(&tap, USER)?;
+    tap::set_address(TAP, Ipv4Addr::new(192, 168, 78, 1), Ipv4Addr::new(255, 255, 255, 0))?;
+    drop(tap);
+    for path in [HOME, "disk.raw", "/dev/kvm", TUN] {
+        chown(path, Some(USER), Some(USER))?;
+    }
+    let one = boot(&["a user of its own", "PID namespace"])?;
     let most = fs::read_to_string(NAMESPACES)?;
     fs::write(NAMESPACES, "0")?;
-    boot(&["a user of its own", "user namespace"])?;
+    let other = boot(&["a user of its own", "user namespace"])?;
     fs::write(NAMESPACES, most)?;
-    chown("/dev/kvm", Some(0), Some(0))?;
-    Ok(())
+    for path in ["/dev/kvm", TUN] {
+        chown(path, Some(0), Some(0))?;
+    }
+    tap::delete(TAP)?;
+    match one == other {
+        false => Ok(()),
+        true => Err(format!("two VMs have the MAC address {one}").into()),
+    }
 }
 
-/// Boots a VM whose process has all of its confinement but the parts `missing`.
-fn boot(missing: &[&str]) -> Result<(), Problem> {
+/// Boots a VM whose process has all of its confinement but the parts `missing`. Returns its MAC address.
+fn boot(missing: &[&str]) -> Result<String, Problem> {
     let socket = format!("{HOME}/api");
     let mut command = Command::new(PERENNIAL);
-    command.args(&arguments()[1..]).args(["--api-socket", &socket]);
+    command.args(&arguments()[1..]).args(["--api-socket", &socket, "--net", &format!("tap={TAP}")]);
+    command.args(["--disk", "path=disk.raw", "--cloud-init", "seed"]);
     command.uid(USER).gid(USER).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-    while !lines.next().ok_or("it ended before its guest booted")??.contains(BOOTED) {}
+    let booted = loop {
+        let line = lines.next().ok_or("it ended before its guest booted")??;
+        if line.contains(BOOTED) {
+            break line;
+        }
+    };
+    let mac = booted.split_once("\"mac\":\"").and_then(|(_, rest)| rest.split_once('"'));
+    let mac = mac.map(|(mac, _)| mac.to_owned()).filter(|mac| !mac.is_empty());
+    let mac = mac.ok_or_else(|| format!("the guest has no network device: {booted}"))?;
 
     let output = Command::new(PERENNIAL).args(["ctl", "--socket", &socket, "status"]).output()?;
     let status: Value = serde_json::from_slice(&output.stdout)?;
@@ -70,7 +99,7 @@ fn boot(missing: &[&str]) -> Result<(), Problem> {
     kill_process(Pid::from_child(&child), Signal::TERM)?;
     while lines.next().transpose()?.is_some() {}
     match child.wait()?.code() {
-        Some(0) => Ok(()),
+        Some(0) => Ok(mac),
         other => Err(format!("after SIGTERM the status is {other:?}").into()),
     }
 }

@@ -55,6 +55,8 @@ fn main() {
         // Empty if the kernel has no DMI.
         "uuid": read("/sys/class/dmi/id/product_uuid"),
         "serial": read("/sys/class/dmi/id/product_serial"),
+        // Empty if the machine has no network device.
+        "mac": read("/sys/class/net/eth0/address"),
         "clocksource": read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
     }));
 
