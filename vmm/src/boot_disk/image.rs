@@ -23,7 +23,13 @@ struct Piece {
     /// The first byte in the file.
     start: u64,
     bytes: u64,
+    /// Zeroes behind it.
+    padding: u64,
 }
+
+/// Each piece of an image but the last has a multiple of this many bytes: Linux finds an archive of an initramfs only
+/// where a multiple begins, and GRUB and systemd's stub add the zeroes too.
+const ALIGNMENT: u64 = 4;
 
 impl Image {
     /// Whole files.
@@ -33,9 +39,15 @@ impl Image {
 
     /// Pieces of files: the first byte of each, its length, and the file.
     pub(super) fn of_pieces(pieces: impl Iterator<Item = (u64, u64, DiskFile)>) -> Self {
-        let pieces: Vec<_> =
-            pieces.map(|(start, bytes, file)| Piece { file, start, bytes }).collect();
-        let bytes = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.bytes));
+        let padding = |bytes: u64| bytes.wrapping_neg() % ALIGNMENT;
+        let mut pieces: Vec<_> = pieces
+            .map(|(start, bytes, file)| Piece { file, start, bytes, padding: padding(bytes) })
+            .collect();
+        if let Some(last) = pieces.last_mut() {
+            last.padding = 0;
+        }
+        let padded = |piece: &Piece| piece.bytes.saturating_add(piece.padding);
+        let bytes = pieces.iter().map(padded).fold(0, u64::saturating_add);
         Self { pieces, bytes, position: 0 }
     }
 }
@@ -53,7 +65,14 @@ impl Read for Image {
                 self.position += count as u64;
                 return Ok(count);
             }
-            start += piece.bytes;
+            let left = piece.padding.saturating_sub(offset - piece.bytes);
+            if left > 0 {
+                let count = target.len().min(left as usize);
+                target[..count].fill(0);
+                self.position += count as u64;
+                return Ok(count);
+            }
+            start += piece.bytes + piece.padding;
         }
         Ok(0)
     }

@@ -252,7 +252,7 @@ fn boot_loader_entries_are_preferred_and_the_newest_is_booted() {
     let disk = gpt(&[(1, &ext4(&[], debian)), (2, &fat(&files))]);
     let (kernel, initramfs, cmdline) = booted(disk);
     assert!(kernel.as_bytes() == big, "{} bytes", kernel.len());
-    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("onetwo", "quiet ro"));
+    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("one\0two", "quiet ro"));
     let settings = ("loader/loader.conf", &b"default d-6.1.0-9*"[..]);
     let (kernel, ..) = booted(file(&fat(&[old, new, settings, ("old", b"the old one")])));
     assert_eq!(kernel, "the old one");
@@ -571,7 +571,7 @@ fn the_newest_unified_kernel_image_is_booted() {
     assert_eq!(boot.origin, "`new` of /EFI/Linux/new+3.efi on partition 1");
     let (kernel, initramfs, cmdline) = booted(disk);
     assert!(kernel.as_bytes() == big, "{} bytes", kernel.len());
-    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("onetwo", "root=/dev/vda2 quiet"));
+    assert_eq!((initramfs.as_str(), cmdline.as_str()), ("one\0two", "root=/dev/vda2 quiet"));
     let default = ("loader/loader.conf", &b"default old.efi"[..]);
     assert_eq!(booted(file(&fat(&[old, new, default]))).0, "old");
     let named = ("loader/entries/a.conf", &b"uki /EFI/Linux/old.efi\nsort-key a"[..]);
