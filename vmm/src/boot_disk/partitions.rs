@@ -1,4 +1,5 @@
-//! The partitions of a disk: GPT (UEFI specification 2.10, chapter 5), MBR with logical partitions, or none.
+//! The partitions of a disk: GPT (UEFI specification 2.10, chapter 5), MBR with logical partitions, or none. Like Linux,
+//! this finds a GPT only behind a protective MBR (5.2.3), because a tool that writes another table may leave the GPT.
 //!
 //! A table is parsed here and not by a crate, because it is a few fields, and `gpt` allocates as much memory as
 //! the table's header claims. A guest that writes nonsense gets an error or fewer partitions, after a bounded
@@ -58,7 +59,9 @@ pub(super) struct Table {
 /// Reads the partition table. `is_file_system` says that a file system begins at the disk's first byte: such
 /// a disk may end its first sector like an MBR. Errors if the disk cannot be read.
 pub(super) fn read(disk: &mut View, is_file_system: bool) -> io::Result<Table> {
-    if let Some(partitions) = gpt(disk)? {
+    if is_protected(disk)?
+        && let Some(partitions) = gpt(disk)?
+    {
         return Ok(Table { scheme: Scheme::Gpt, partitions });
     }
     if !is_file_system {
@@ -69,6 +72,13 @@ pub(super) fn read(disk: &mut View, is_file_system: bool) -> io::Result<Table> {
     }
     let whole = Partition { number: 0, start: 0, bytes: disk.len() };
     Ok(Table { scheme: Scheme::None, partitions: vec![whole] })
+}
+
+/// Whether the MBR says that the disk has a GPT: one of its partitions has the type for that and begins at the GPT's
+/// header (`is_pmbr_valid` in Linux block/partitions/efi.c).
+fn is_protected(disk: &mut View) -> io::Result<bool> {
+    let entries = mbr_sector(disk, 0)?.into_iter().flatten();
+    Ok(entries.into_iter().any(|(kind, first, _)| kind == PROTECTIVE && first == 1))
 }
 
 /// The partitions of the GPT, whose copy at the end of the disk counts if the first is damaged. `None` if

@@ -104,6 +104,7 @@ fn gpt(partitions: &[(usize, &[u8])]) -> File {
         disk.write_all_at(&header, at * 512).unwrap();
         disk.write_all_at(&table, table_at * 512).unwrap();
     }
+    write_mbr(&disk, 0, &[mbr_entry(0xee, 1, u32::MAX)]);
     disk
 }
 
@@ -227,6 +228,32 @@ fn partitions_of_an_mbr_are_found_logical_ones_too() {
     write_mbr(&disk, 150, &[mbr_entry(0x83, 4000, sectors)]);
     disk.write_all_at(&root, 4150 * 512).unwrap();
     debian_boots(disk);
+}
+
+#[test]
+fn a_gpt_that_a_later_table_or_file_system_has_left_is_not_used() {
+    let root = ext4(&[], debian);
+    let stale = || gpt(&[(1, &fat(&[("loader/entries/a.conf", b"linux /k"), ("k", b"stale")]))]);
+    let sectors = (root.len() / 512) as u32;
+    let disk = stale();
+    disk.write_all_at(&root, 16 * MIB).unwrap();
+    write_mbr(&disk, 0, &[mbr_entry(0x83, 16 * 2048, sectors)]);
+    debian_boots(disk);
+    // ext4 leaves its first 1024 bytes alone, and so a table that was there, but for what mke2fs erases.
+    let disk = stale();
+    disk.write_all_at(&[0; 512], 0).unwrap();
+    disk.write_all_at(&root[1024..], 1024).unwrap();
+    debian_boots(disk);
+    // A type alone, somewhere on the disk, protects nothing.
+    let disk = stale();
+    disk.write_all_at(&root, 16 * MIB).unwrap();
+    let entries = [mbr_entry(0xee, 2, 9), mbr_entry(0x83, 16 * 2048, sectors)];
+    write_mbr(&disk, 0, &entries);
+    debian_boots(disk);
+    let mixed = [mbr_entry(0x83, 16 * 2048, sectors), mbr_entry(0xee, 1, 9)];
+    let disk = stale();
+    write_mbr(&disk, 0, &mixed);
+    assert_eq!(booted(disk).0, "stale");
 }
 
 #[test]
