@@ -191,15 +191,25 @@ impl<'v> Shell<'v> {
         Ok(true)
     }
 
+    /// Runs a command without a block, which may have `!` in front.
     fn simple(&mut self, words: &[String]) -> Result<bool, GrubError> {
-        let Some((command, arguments)) = words.split_first() else { return Ok(true) };
+        match words {
+            [] => Ok(true),
+            // An error of GRUB: there is no command.
+            [not] if not == "!" => Ok(false),
+            [not, name, arguments @ ..] if not == "!" => Ok(!self.named(name, arguments)?),
+            [name, arguments @ ..] => self.named(name, arguments),
+        }
+    }
+
+    fn named(&mut self, command: &str, arguments: &[String]) -> Result<bool, GrubError> {
         if let Some((name, value)) = command.split_once('=').filter(|_| arguments.is_empty()) {
             return self.set(name, value);
         }
         if let Some(function) = self.functions.get(command).cloned() {
             return self.run_with(arguments, &function);
         }
-        match (command.as_str(), arguments) {
+        match (command, arguments) {
             ("set", [assignment]) => match assignment.split_once('=') {
                 Some((name, value)) => self.set(name, value),
                 None => Ok(true),

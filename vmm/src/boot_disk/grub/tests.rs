@@ -361,3 +361,26 @@ fn work_and_memory_have_bounds() {
     let error = choose_on(&Disk::default(), &calls).unwrap_err().to_string();
     assert!(error.contains("32 other files"), "{error}");
 }
+
+#[test]
+fn a_command_with_an_exclamation_mark_in_front_succeeds_if_it_fails() {
+    for (condition, kernel) in [
+        ("! [ -f /x ]", "/yes"),
+        ("! [ -f /boot/grub/grubenv ]", "/no"),
+        ("! false", "/yes"),
+        ("! true", "/no"),
+        ("! works", "/no"),
+        ("[ ! -f /x ]", "/yes"),
+        // GRUB knows one of them, and no `!` alone.
+        ("! ! true", "/yes"),
+        ("!", "/no"),
+    ] {
+        let text = format!(
+            "function works {{ true }}\nif {condition}; then set k=/yes; else set k=/no; fi\n\
+             menuentry a {{ linux $k }}"
+        );
+        assert_eq!(chosen(&text).kernel.path, kernel, "{condition}");
+    }
+    let text = "set k=/\nwhile ! [ \"$k\" = /aa ]; do set k=${k}a; done\nmenuentry a { linux $k }";
+    assert_eq!(chosen(text).kernel.path, "/aa");
+}
