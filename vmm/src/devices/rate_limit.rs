@@ -94,7 +94,14 @@ impl RateLimit {
             let text = options.get(key);
             text.map(|text| parse_size(text).map_err(|error| format!("{key}: {error}"))).transpose()
         };
-        match (number(size)?, number(burst)?, number(time)?) {
+        let milliseconds = |key: &str| {
+            let parse = |text: &str| {
+                let number = text.parse::<u64>();
+                number.map_err(|_| format!("{key}: it is a number of milliseconds, not `{text}`"))
+            };
+            options.get(key).map(parse).transpose()
+        };
+        match (number(size)?, number(burst)?, milliseconds(time)?) {
             (None, None, None) => Ok(None),
             (Some(size @ 1..), burst, Some(refill_ms @ 1..)) => {
                 Ok(Some(Self { size, one_time_burst: burst.unwrap_or(0), refill_ms }))

@@ -1,6 +1,7 @@
 //! Opens the files that a VM needs, so that the VM's process gets fds and no names.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -24,13 +25,31 @@ fn place_of(fd: &OwnedFd) -> Option<PathBuf> {
     std::path::absolute(listener.local_addr().ok()?.as_pathname()?).ok()
 }
 
+/// Opens a kernel or an initramfs. Errors if it is a directory or a device, whose length means nothing.
+fn open_image(what: &'static str, path: &Path) -> Result<File, OpenError> {
+    let file = open(what, path, OpenOptions::new().read(true))?;
+    let error = match file.metadata() {
+        Ok(found) if found.is_file() => return Ok(file),
+        Ok(found) if found.is_dir() => io::Error::other("it is a directory"),
+        Ok(_) => io::Error::other("it is a device"),
+        Err(error) => error,
+    };
+    let remedy = ": it must be a file";
+    Err(OpenError { what, path: path.to_owned(), remedy, source: error })
+}
+
 impl Files {
     /// Opens KVM.
     pub fn kvm() -> Result<Self, OpenError> {
         let kvm = open("KVM", Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))
-            .map_err(|error| OpenError {
-                remedy: ": the kernel needs KVM, the CPU virtualisation (nested, if this is a VM)",
-                ..error
+            .map_err(|error| {
+                let remedy = match error.source.kind() {
+                    ErrorKind::PermissionDenied => {
+                        ": start `perennial` as a member of the group that owns it (usually kvm), or as root"
+                    }
+                    _ => ": the kernel needs KVM, the CPU virtualisation (nested, if this is a VM)",
+                };
+                OpenError { remedy, ..error }
             })?;
         Ok(Self(vec![(Role::Kvm, kvm.into())]))
     }
@@ -49,11 +68,9 @@ impl Files {
     pub fn with_kernel(mut self, machine: &Machine) -> Result<Self, OpenError> {
         // A VM that boots from its disk reads the images there itself.
         let Boot::Kernel(boot) = &machine.boot else { return Ok(self) };
-        let mut options = OpenOptions::new();
-        options.read(true);
-        self.push(Role::Kernel, open("kernel", &boot.kernel, &options)?);
+        self.push(Role::Kernel, open_image("kernel", &boot.kernel)?);
         if let Some(path) = &boot.initramfs {
-            self.push(Role::Initramfs, open("initramfs", path, &options)?);
+            self.push(Role::Initramfs, open_image("initramfs", path)?);
         }
         Ok(self)
     }
@@ -87,6 +104,24 @@ mod tests {
         let opened = device.options.open().unwrap().into_iter();
         let files = opened.map(|file| Role::of_device(&device.node(), file)).collect();
         Files(files).console()
+    }
+
+    #[test]
+    fn a_kernel_and_an_initramfs_are_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |path: &Path| {
+            let error = open_image("initramfs", path).unwrap_err();
+            crate::causes::chain(&error).join(": ")
+        };
+        let refused = said(directory.path());
+        assert!(refused.ends_with(": it must be a file: it is a directory"), "{refused}");
+        assert!(
+            said(Path::new("/dev/null")).ends_with("/dev/null: it must be a file: it is a device")
+        );
+        assert!(said(&directory.path().join("none")).contains("No such file"));
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        open_image("kernel", &file).unwrap();
     }
 
     #[test]

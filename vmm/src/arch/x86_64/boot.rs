@@ -80,6 +80,9 @@ pub enum BootError {
     /// The initramfs cannot be read.
     #[error("the initramfs cannot be read")]
     Initramfs(#[source] std::io::Error),
+    /// The initramfs has no bytes.
+    #[error("the initramfs is empty: make it again, or leave it out")]
+    EmptyInitramfs,
     /// The initramfs does not fit between the kernel and the end of RAM.
     #[error(
         "the initramfs has {bytes} bytes, there is room for {room} behind the kernel: give the VM more memory"
@@ -110,7 +113,8 @@ impl BootError {
     pub fn is_of_the_files(&self) -> bool {
         match self {
             Self::Unknown | Self::Read(_) | Self::Truncated { .. } | Self::Not64Bit => true,
-            Self::Load(_) | Self::Elf(_) | Self::NoPvh | Self::Initramfs(_) => true,
+            Self::Load(_) | Self::Elf(_) | Self::NoPvh => true,
+            Self::Initramfs(_) | Self::EmptyInitramfs => true,
             Self::CommandLine { .. } | Self::InitramfsTooLarge { .. } => false,
             Self::KernelTooLarge { .. } | Self::Memory(_) => false,
         }
@@ -313,6 +317,9 @@ impl Loader<'_> {
         let Some(file) = file else { return Ok(None) };
         let bytes = file.seek(SeekFrom::End(0)).map_err(BootError::Initramfs)?;
         file.rewind().map_err(BootError::Initramfs)?;
+        if bytes == 0 {
+            return Err(BootError::EmptyInitramfs);
+        }
         let end = self.ram_bytes.min(layout::LOW_RAM_MAX).min(highest.saturating_add(1));
         let room = end.saturating_sub(kernel_end.next_multiple_of(PAGE_SIZE));
         let start = end.checked_sub(bytes).map(|start| start & !(PAGE_SIZE - 1));

@@ -95,7 +95,7 @@ pub(super) enum RunError {
 
 fn or_else(remedy: &str) -> String {
     match remedy {
-        "" => String::new(),
+        "" => ": leave it out".to_owned(),
         remedy => format!(": {remedy}"),
     }
 }

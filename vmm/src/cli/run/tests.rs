@@ -169,7 +169,18 @@ fn each_mistake_is_named_with_its_option_and_what_would_be_right() {
         ("--disk pth=a", ["--disk pth=a: ", "did you mean `path`"]),
         ("--disk path=a,readonly=yes", ["--disk ", "on or off, not `yes`"]),
         ("--disk path=a,colour=red", ["--disk ", "there is path, readonly"]),
+        (
+            "--disk path=a,bw_size=1G,bw_refill_time=1s",
+            ["bw_refill_time: ", "milliseconds, not `1s`"],
+        ),
         ("--net tap=a/b", ["--net tap=a/b: ", "a/b"]),
+        ("--net tap=", ["--net tap=: ", "has 1 to 15 bytes"]),
+        ("--net tap=a,mac=", ["--net tap=a,mac=: ", "such as 52:54:00:12:34:56"]),
+        ("--net tap=a,queues=0", ["--net ", "from 1 to 8, not `0`"]),
+        ("--disk path=a,path=b", ["--disk ", "`path` is given twice"]),
+        ("--disk path=a path=a", ["the disk a twice", "readonly=on for all of them"]),
+        ("--disk path=a,image_type=qcow2", ["--disk ", "the only format there is, not `qcow2`"]),
+        ("--memory size=1.5G", ["--memory size=1.5G: ", "such as 512M or 2G"]),
         ("--serial on", ["--serial on: ", "file=PATH"]),
         ("--serial tty --serial off", ["2 of `serial`", "at most 1"]),
         ("--rng /dev/urandom", ["--rng /dev/urandom: ", "did you mean `src=/dev/urandom`"]),
@@ -198,12 +209,15 @@ fn a_guest_without_a_kernel_boots_its_first_disk_and_is_refused_without_one() {
 fn what_only_cloud_hypervisor_has_is_named_as_such() {
     for (line, parts) in [
         ("--firmware /fw", ["Cloud Hypervisor has `--firmware`", "`--kernel`"]),
-        ("--watchdog", ["Cloud Hypervisor has `--watchdog`", "Perennial has not"]),
+        ("--watchdog", ["Cloud Hypervisor has `--watchdog`", "Perennial has not: leave it out"]),
         ("--seccomp true", ["Cloud Hypervisor has `--seccomp`", "Perennial has not"]),
         ("--fs tag=a,socket=b tag=c", ["Cloud Hypervisor has `--fs`", "`--disk`"]),
         ("--memory size=1G,shared=on", ["Cloud Hypervisor has `shared`", "always shared"]),
         ("--cpus boot=1,topology=1:1:1:1", ["Cloud Hypervisor has `topology`", "--cpus"]),
-        ("--disk path=a,id=d0", ["Cloud Hypervisor has `id`", "--disk path=a,id=d0: "]),
+        (
+            "--disk path=a,id=d0",
+            ["--disk path=a,id=d0: ", "has `id` here, Perennial has not: leave"],
+        ),
         ("--net tap=a,num_queues=2", ["Cloud Hypervisor has `num_queues`", "queues="]),
         ("--rng src=/dev/random,iommu=on", ["Cloud Hypervisor has `iommu`", "--rng"]),
     ] {

@@ -69,6 +69,8 @@ fn a_damaged_kernel_is_told_from_a_vm_that_is_too_small_for_it() {
     }
     let zeroes = load_into(64 * MIB, initramfs(MIB), None).unwrap_err();
     assert!(zeroes.is_of_the_files(), "{zeroes:?}");
+    let empty = load_into(64 * MIB, whole(), Some(initramfs(0))).unwrap_err();
+    assert!(matches!(empty, BootError::EmptyInitramfs) && empty.is_of_the_files(), "{empty:?}");
     let small = load_into(32 * MIB, whole(), None).unwrap_err();
     assert!(!small.is_of_the_files(), "{small:?}");
     let large = load_into(64 * MIB, whole(), Some(initramfs(20 * MIB))).unwrap_err();
