@@ -7,12 +7,12 @@ use std::time::Instant;
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
 use perennial_tests::report::{Phase, Report};
-use perennial_tests::suite::{Test, kernel};
+use perennial_tests::suite::{Test, both};
 use serde_json::json;
 
 /// For `PERENNIAL_MANY`, which has the numbers of VMs: `16,32,64`.
 pub(crate) const LONG_TESTS: &[Test] =
-    &[kernel("many_vms_start_are_updated_and_are_handed_over", many)];
+    &[both("many_vms_start_are_updated_and_are_handed_over", many)];
 
 fn many(luo: Luo) -> Result<(), Failure> {
     for count in env::var("PERENNIAL_MANY")?.split(',') {

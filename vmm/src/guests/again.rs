@@ -86,10 +86,19 @@ impl Guest {
         }
     }
 
+    /// Whether the VM has no process, and boots neither now nor later.
+    pub fn is_at_rest(&self) -> bool {
+        !self.is_live() && self.waiting.is_none() && self.is_gone()
+    }
+
     /// Returns when to call [`boot_if_due`](Self::boot_if_due), unless [`booting`](Self::booting) is readable before.
     pub fn boot_due(&self) -> Option<Instant> {
         let waiting = self.waiting.as_ref()?;
-        Some(waiting.booting.as_ref().map_or(waiting.until, |booting| booting.deadline()))
+        match &waiting.booting {
+            Some(booting) => Some(booting.deadline()),
+            // The end of its last process wakes the host.
+            None => self.is_gone().then_some(waiting.until),
+        }
     }
 
     /// What becomes readable when the boot that has begun can go on.
@@ -150,12 +159,16 @@ impl Guest {
     pub fn boot_by_command(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         self.check_free()?;
         // One that boots again does so now.
-        self.waiting = None;
+        self.end_boot();
         self.begin_to_boot_for(Why::Command, ram)
     }
 
     fn begin_to_boot_for(&mut self, why: Why, ram: RamSource<'_>) -> Result<(), GuestError> {
-        let booting = Some(Box::new(self.begin_boot(ram)?));
+        self.check_can_boot()?;
+        let booting = match self.is_gone() {
+            true => Some(Box::new(self.begin_boot(ram)?)),
+            false => None,
+        };
         self.restarts.boots(true);
         let (until, links_down) = (Instant::now(), Vec::new());
         self.waiting = Some(Waiting { why, until, booting, links_down });
@@ -164,7 +177,19 @@ impl Guest {
 
     /// Does not boot the VM again after its last end.
     pub fn stay_ended(&mut self) {
-        self.waiting = None;
+        self.end_boot();
+    }
+
+    /// Ends the process in which the VM boots, if there is one. The VM does not boot.
+    pub(super) fn end_boot(&mut self) {
+        if let Some(Waiting { booting: Some(booting), .. }) = self.waiting.take() {
+            self.end_booting(booting);
+        }
+    }
+
+    fn end_booting(&mut self, booting: Box<Booting>) {
+        booting.kill();
+        self.let_end(booting.pid(), booting);
     }
 
     /// Notes that the VM did not boot when the host started.
@@ -184,9 +209,11 @@ impl Guest {
         let Some(mut waiting) = self.waiting.take() else { return };
         let gone_live = match &mut waiting.booting {
             Some(booting) => booting.go_on(&self.machine),
-            None if waiting.until > Instant::now() => Ok(false),
+            None if waiting.until > Instant::now() || !self.is_gone() => Ok(false),
             None => {
-                self.restarts.boots(false);
+                if waiting.why == Why::Again {
+                    self.restarts.boots(false);
+                }
                 self.begin_boot(ram).map(|booting| {
                     waiting.booting = Some(Box::new(booting));
                     false
@@ -199,10 +226,13 @@ impl Guest {
                 self.take_down(&links_down);
             }
             (Ok(_), waiting) => self.waiting = Some(waiting),
-            (Err(error), Waiting { why: Why::Command, .. }) => self.failed_boot = Some(error),
-            (Err(error), Waiting { booting, links_down, .. }) => {
+            (Err(error), Waiting { why, booting, links_down, .. }) => {
                 // Its process keeps files that the next attempt needs.
-                drop(booting);
+                booting.into_iter().for_each(|booting| self.end_booting(booting));
+                if why == Why::Command {
+                    self.failed_boot = Some(error);
+                    return;
+                }
                 let why = chain(&error);
                 tracing::error!("VM `{}`: {}", self.machine.name, why.join(": "));
                 self.ends(End::Failure, Life::Failed(why), links_down);
@@ -212,7 +242,7 @@ impl Guest {
 
     /// Handles the end of the VM, whose life is `life` from now on unless it boots again at once.
     pub(super) fn ends(&mut self, end: End, life: Life, links_down: Vec<String>) {
-        self.life = life;
+        self.end_with(life);
         match self.restarts.ends(end, Instant::now()) {
             Next::Stay => {}
             Next::GiveUp(why) => self.fail(vec![why]),

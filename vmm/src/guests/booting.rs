@@ -191,6 +191,11 @@ impl Booting {
         &self.segments
     }
 
+    /// Kills the process. Dropping this waits for its end.
+    pub(super) fn kill(&self) {
+        self.process.kill();
+    }
+
     /// The ID of the process.
     pub(super) fn pid(&self) -> Pid {
         self.process.pid()

@@ -20,6 +20,7 @@ use super::again::Waiting;
 use super::booting::Booting;
 use super::confinement::Confinement;
 use super::conversation::ProcessError;
+use super::ending::Ending;
 use super::entry::VmEntry;
 use super::errand::Errand;
 use super::files::OpenError;
@@ -309,6 +310,8 @@ pub struct Guest {
     pub priority: Priority,
     pub(super) restarts: Restarts,
     pub(super) waiting: Option<Waiting>,
+    /// Processes of its past that have not ended yet.
+    pub(super) ending: Vec<Ending>,
     /// Why the boot that a command asked for has failed, until the client is told.
     pub(super) failed_boot: Option<GuestError>,
     /// Hints in the guest's CPUID, from the host on which it booted, that are not true of this host.
@@ -326,6 +329,7 @@ impl Guest {
             priority: Priority::default(),
             restarts: Restarts::default(),
             waiting: None,
+            ending: Vec::new(),
             failed_boot: None,
             missing_hints: Vec::new(),
         }
@@ -382,25 +386,30 @@ impl Guest {
     }
 
     pub(super) fn begin_boot(&self, ram: RamSource<'_>) -> Result<Booting, GuestError> {
+        self.check_can_boot()?;
+        Booting::begin(&self.machine, ram, &self.confinement)
+    }
+
+    /// Errors unless the VM is stopped or failed.
+    pub(super) fn check_can_boot(&self) -> Result<(), GuestError> {
         match self.life {
             Life::Stopped | Life::Failed(_) if self.machine.cpus == 0 => {
                 let remedy = "the configuration does not describe it, so it cannot be booted";
-                return Err(self.wrong_state(remedy));
+                Err(self.wrong_state(remedy))
             }
-            Life::Stopped | Life::Failed(_) => {}
-            Life::Live(_) => return Err(self.wrong_state("it has been booted already")),
+            Life::Stopped | Life::Failed(_) => Ok(()),
+            Life::Live(_) => Err(self.wrong_state("it has been booted already")),
             Life::Preserved { .. } => {
                 let remedy = "`restore` tries again to continue it, `stop` gives its memory up";
-                return Err(self.wrong_state(remedy));
+                Err(self.wrong_state(remedy))
             }
-            Life::Restoring(_) => return Err(self.wrong_state("it is being restored")),
+            Life::Restoring(_) => Err(self.wrong_state("it is being restored")),
             Life::Withheld(_) => {
                 let remedy = "its state may be preserved where this host cannot reach it; `stop` gives \
                               that up, and then it can be booted";
-                return Err(self.wrong_state(remedy));
+                Err(self.wrong_state(remedy))
             }
         }
-        Booting::begin(&self.machine, ram, &self.confinement)
     }
 
     pub(super) fn goes_live(&mut self, live: Live) {
@@ -461,8 +470,8 @@ impl Guest {
 
     /// Ends the VM at once. A preserved VM loses its memory.
     pub fn stop(&mut self) {
-        self.waiting = None;
-        self.life = Life::Stopped;
+        self.end_boot();
+        self.end_with(Life::Stopped);
     }
 
     /// Handles an event of the VM's process, or the end of the process (`None`). A VM that boots again does so
@@ -477,7 +486,7 @@ impl Guest {
         match event {
             Some(Event::Shutdown) if was_asked => {
                 tracing::info!("VM `{name}` has shut down");
-                self.life = Life::Stopped;
+                self.end_with(Life::Stopped);
             }
             Some(Event::Shutdown) => {
                 tracing::info!("VM `{name}` has shut down");
@@ -486,7 +495,7 @@ impl Guest {
             }
             Some(Event::Reset) if was_asked => {
                 tracing::info!("VM `{name}` was asked to shut down and resets: it is stopped");
-                self.life = Life::Stopped;
+                self.end_with(Life::Stopped);
             }
             Some(Event::Reset) => {
                 tracing::info!("VM `{name}` resets");
@@ -510,7 +519,7 @@ impl Guest {
 
     pub(super) fn fail(&mut self, why: Vec<String>) {
         tracing::error!("VM `{}` failed: {}", self.machine.name, why.join(": "));
-        self.life = Life::Failed(why);
+        self.end_with(Life::Failed(why));
     }
 
     pub(super) fn name(&self) -> VmName {

@@ -7,6 +7,7 @@ mod booting;
 pub mod confinement;
 pub mod conversation;
 pub mod elsewhere;
+mod ending;
 pub mod entry;
 pub mod errand;
 pub mod files;

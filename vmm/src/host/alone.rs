@@ -63,7 +63,7 @@ impl Host {
 
     /// Whether this is a host of `perennial run` none of whose VMs is left.
     pub(super) fn has_nothing_left(&self) -> bool {
-        self.is_alone && !self.vms.iter().any(|vm| vm.is_live() || vm.boot_due().is_some())
+        self.is_alone && self.vms.iter().all(Guest::is_at_rest)
     }
 }
 

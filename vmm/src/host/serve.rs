@@ -17,7 +17,7 @@ use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
 use crate::config::HostSection;
-use crate::guests::Life;
+use crate::guests::{Guest, Life};
 use crate::live_update::rehearsal::Rehearsal;
 use callers::Caller;
 use calls::Calls;
@@ -52,6 +52,8 @@ enum Source {
     Late,
     /// A command for a VM whose last part is done elsewhere.
     Errand,
+    /// A process of a VM's past has ended.
+    Ended,
     /// The VM of a rehearsal.
     Rehearsal,
 }
@@ -98,6 +100,7 @@ impl Server {
                     thread::sleep(RETRY_PAUSE);
                 }
             }
+            host.vms.iter_mut().for_each(Guest::note_ends);
             if !self.calls.host_ends() {
                 host.go_on_with_late();
                 host.boot_due();
@@ -111,7 +114,7 @@ impl Server {
             self.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
             let is_to_leave = self.leaves.is_some() && !self.calls.host_ends();
-            if is_to_leave && host.stop_deadline().is_none() {
+            if is_to_leave && host.none_is_ending() {
                 self.leave(host);
             }
             if self.calls.host_has_ended(host) || host.has_nothing_left() {
@@ -161,6 +164,8 @@ impl Server {
         fds.extend(booting.map(|fd| (Source::Booting, readable(fd))));
         let rehearsal = host.rehearsal.iter().flat_map(Rehearsal::fds);
         fds.extend(rehearsal.map(|fd| (Source::Rehearsal, readable(fd))));
+        let ends = host.vms.iter().flat_map(|vm| vm.ending_fds());
+        fds.extend(ends.map(|fd| (Source::Ended, readable(fd))));
         let errands = host.vms.iter().filter_map(|vm| vm.errand_fd());
         fds.extend(errands.chain(host.restores.fds()).map(|fd| (Source::Errand, readable(fd))));
         fds.extend(host.late.iter().map(|late| (Source::Late, readable(late.as_fd()))));
@@ -201,7 +206,8 @@ impl Server {
             Source::Caller(caller) => self.calls.serve(caller, host),
             Source::Vm(index) => processes::handle_events(host, index),
             // After all others, in each round.
-            Source::Booting | Source::Late | Source::Errand | Source::Rehearsal => {}
+            Source::Booting | Source::Late | Source::Errand | Source::Ended | Source::Rehearsal => {
+            }
         }
     }
 

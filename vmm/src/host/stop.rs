@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::{Host, HostError, find, index_of};
 use crate::api::{Answer, Ended, Line};
 use crate::causes::chain;
-use crate::guests::Life;
+use crate::guests::{Guest, Life};
 use crate::machine::VmName;
 
 /// Most requests of one client that wait for the end of a VM. The number of clients is limited as well, and no client can
@@ -34,6 +34,8 @@ struct Waiting<C> {
     client: C,
     id: u64,
     vm: VmName,
+    /// How the VM ended, when it has. Its process may still be ending.
+    ended: Option<Ended>,
 }
 
 impl<C> Default for Stops<C> {
@@ -77,7 +79,7 @@ impl<C: Copy + PartialEq> Stops<C> {
             find(&mut host.vms, &vm)?.shut_down(after(within_s))?;
             tracing::info!("VM `{vm}`: its guest was asked to shut down within {within_s} s");
         }
-        self.waiting.push(Waiting { client, id, vm });
+        self.waiting.push(Waiting { client, id, vm, ended: None });
         Ok(())
     }
 
@@ -117,16 +119,20 @@ impl<C: Copy + PartialEq> Stops<C> {
         }
         let pulled = std::mem::take(&mut self.pulled);
         let mut replies = Vec::new();
-        self.waiting.retain(|Waiting { client, id, vm }| {
+        self.waiting.retain_mut(|Waiting { client, id, vm, ended }| {
             let guest = host.vms.iter().find(|guest| guest.machine.name == *vm);
             if guest.is_some_and(|guest| guest.stopping().is_some()) {
                 return true;
             }
-            let ended = match guest.map(|guest| &guest.life) {
+            let ended = *ended.get_or_insert(match guest.map(|guest| &guest.life) {
                 _ if pulled.contains(vm) => Ended::Pulled,
                 Some(Life::Failed(_)) => Ended::Failed,
                 _ => Ended::ByGuest,
-            };
+            });
+            // Whoever has stopped a VM may use its disks.
+            if guest.is_some_and(|guest| !guest.is_gone()) {
+                return true;
+            }
             replies.push((*client, Line::ok(*id, &Answer::Ended { ended })));
             false
         });
@@ -141,7 +147,7 @@ impl<C: Copy + PartialEq> Stops<C> {
 
     /// Whether the host is to end and all of its VMs have ended.
     pub(super) fn has_ended(&self, host: &Host) -> bool {
-        self.ending.is_some() && host.stop_deadline().is_none()
+        self.ending.is_some() && host.none_is_ending()
     }
 }
 
@@ -174,6 +180,11 @@ impl Host {
     /// Returns when the first plug is pulled, if no guest shuts down before.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
+    }
+
+    /// Whether no VM is stopping, and no process of a VM that has ended is left.
+    pub(super) fn none_is_ending(&self) -> bool {
+        self.stop_deadline().is_none() && self.vms.iter().all(Guest::is_gone)
     }
 
     /// Ends the VMs that are stopping at `latest`.

@@ -225,7 +225,7 @@ fn leave(
         blackout.check(Step::Jump)?;
     }
     // Also those of VMs that stay behind.
-    let processes: Vec<_> = vms.iter().filter_map(Guest::pid).collect();
+    let processes: Vec<_> = vms.iter().flat_map(Guest::pids).collect();
     Err(jump(luo, next, &processes))
 }
 
