@@ -84,7 +84,9 @@ impl Request {
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_graphic() && !"/:%".contains(c);
     match name {
-        "" => Err(format!("an interface's name has 1 to {NAME_MAX} bytes, this one has none")),
+        "" => {
+            Err(format!("`` cannot be the name of an interface, which has 1 to {NAME_MAX} bytes"))
+        }
         "." | ".." => Err(format!("`{name}` cannot be the name of an interface")),
         _ if name.len() > NAME_MAX => {
             Err(format!("`{name}` is too long: an interface's name has at most {NAME_MAX} bytes"))
