@@ -9,7 +9,7 @@ use std::ptr;
 use serde_json::json;
 
 use crate::errands::Client;
-use crate::guests::{Vm, host};
+use crate::guests::{Vm, host, vm_processes};
 use crate::host::Host;
 use crate::kernel::COUNTS;
 
@@ -61,9 +61,11 @@ fn a_process_that_does_not_end_keeps_nobody_waiting_but_the_next_boot_of_its_vm(
     while !kept.is_at_its_end() {
         client.does(&json!({"do": "status"}));
     }
+    let processes = vm_processes(host.child.id());
     let mut boots = Client::asks(&host, &json!({"do": "boot", "vm": "slow"}));
     let slow = boots.does(&json!({"do": "status"}))["vms"][0].clone();
     assert_eq!((&slow["state"], &slow["pid"]), (&json!("booting"), &json!(null)), "{slow}");
+    assert_eq!(vm_processes(host.child.id()), processes, "the boot has begun");
     drop(kept);
     assert_eq!(client.is_answered()["ok"]["ended"], "pulled");
     let answer = boots.is_answered();

@@ -241,7 +241,7 @@ pub(crate) fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
 }
 
 /// The processes of VMs that are children of this process.
-fn vm_processes(host: u32) -> Vec<i32> {
+pub(crate) fn vm_processes(host: u32) -> Vec<i32> {
     let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
     let is_vm = |pid: &i32| {
