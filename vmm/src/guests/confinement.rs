@@ -2,9 +2,13 @@
 //! of its confinement is missing. What the confinement is, `crate::confine` says.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::conversation::ProcessError;
+use super::users::{OF_MACHINE, Users};
 use crate::config::{Confine, HostSection, USERS};
 use crate::mutex::lock;
 
@@ -14,21 +18,43 @@ pub struct Confinement {
     first_user: u32,
     required: bool,
     taken: Mutex<BTreeSet<u32>>,
+    /// Reserves users among the hosts of this machine. `None`: only this host has VMs, or nothing can be reserved.
+    reserved: Option<Users>,
     said: Mutex<BTreeSet<String>>,
 }
 
 impl Confinement {
-    /// The confinement that `[host]` asks for.
+    /// The confinement that `[host]` asks for, of a host whose VMs are the only ones of its machine.
     pub fn new(section: &HostSection) -> Arc<Self> {
-        let (first_user, required) = (section.users.0, section.confine == Confine::Required);
-        let (taken, said) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { first_user, required, taken, said })
+        Arc::new(Self::with(section, None))
     }
 
-    /// Takes a user that no other process of this host runs as, for a new process. `None` if all are taken.
+    /// The same beside other hosts and programs that run VMs on this machine, if this one is root. For another user
+    /// VMs have no user of their own.
+    pub fn among_others(section: &HostSection) -> Arc<Self> {
+        let is_root = rustix::process::geteuid().is_root();
+        Arc::new(Self::with(section, is_root.then_some(Path::new(OF_MACHINE))))
+    }
+
+    fn with(section: &HostSection, reserved: Option<&Path>) -> Self {
+        let (first_user, required) = (section.users.0, section.confine == Confine::Required);
+        let (taken, said) = (Mutex::default(), Mutex::default());
+        let reserved = reserved.and_then(|path| {
+            let opened = Users::open(path);
+            opened.inspect_err(|error| not_reserved(&path.display(), error)).ok()
+        });
+        Self { first_user, required, taken, reserved, said }
+    }
+
+    /// Takes a user that no other process of this machine runs as, for a new process. `None` if all are taken.
     pub fn take_user(self: &Arc<Self>) -> Option<User> {
         let mut taken = lock(&self.taken);
-        let id = (self.first_user..last_user(self.first_user)).find(|id| !taken.contains(id))?;
+        let is_free = |id: &u32| {
+            let reserved = self.reserved.as_ref().map_or(Ok(true), |users| users.reserve(*id));
+            reserved.inspect_err(|error| not_reserved(id, error)).unwrap_or(true)
+        };
+        let id = (self.first_user..last_user(self.first_user))
+            .find(|id| !taken.contains(id) && is_free(id))?;
         taken.insert(id);
         Some(User { id, confinement: self.clone() })
     }
@@ -46,6 +72,13 @@ impl Confinement {
         }
         Ok(())
     }
+}
+
+fn not_reserved(what: &dyn fmt::Display, error: &io::Error) {
+    tracing::warn!(
+        "the user IDs of VMs ({what}) cannot be reserved, so that another program may give its VMs the same ones: \
+         {error}"
+    );
 }
 
 /// The last user of the host's range, `first` being the first. No VM has it: it is for the process that
@@ -75,7 +108,11 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        lock(&self.confinement.taken).remove(&self.id);
+        let mut taken = lock(&self.confinement.taken);
+        if let Some(users) = &self.confinement.reserved {
+            users.free(self.id);
+        }
+        taken.remove(&self.id);
     }
 }
 
@@ -99,6 +136,26 @@ mod tests {
         assert!(confinement.take_user().is_none());
         drop(rest);
         assert_eq!(take().id(), 7002);
+    }
+
+    #[test]
+    fn no_two_hosts_of_a_machine_give_processes_the_same_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/users");
+        let section = HostSection { users: FirstUser(7000), ..HostSection::default() };
+        let host = || Arc::new(Confinement::with(&section, Some(&path)));
+        let (one, other) = (host(), host());
+        let taken = [&one, &other, &one].map(|host| host.take_user().unwrap());
+        assert_eq!(taken.each_ref().map(User::id), [7000, 7001, 7002]);
+        let [first, ..] = taken;
+        drop(first);
+        assert_eq!(other.take_user().unwrap().id(), 7000);
+        // A host that ends leaves no lock behind.
+        let (ending, next) = (Users::open(&path).unwrap(), Users::open(&path).unwrap());
+        assert!(ending.reserve(7003).unwrap());
+        assert!(!next.reserve(7003).unwrap());
+        drop(ending);
+        assert!(next.reserve(7003).unwrap());
     }
 
     #[test]

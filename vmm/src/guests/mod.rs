@@ -27,6 +27,7 @@ mod restarts;
 pub mod staged;
 pub mod storage;
 pub mod told;
+mod users;
 mod words;
 
 pub use guest::{Guest, GuestError, Life, Live, MOST_MEMORY_BYTES};

@@ -31,7 +31,7 @@ impl Host {
     /// A host whose VMs are not booted yet.
     pub(super) fn alone(config: Config, config_text: String) -> Self {
         let why = "`perennial run` keeps its VM only while it runs itself; VMs of `perennial host` live on";
-        let confinement = Confinement::new(&config.host);
+        let confinement = Confinement::among_others(&config.host);
         let machines = config.machines.iter().cloned();
         Self {
             vms: machines.map(|machine| Guest::new(machine, &confinement)).collect(),

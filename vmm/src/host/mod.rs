@@ -202,7 +202,7 @@ impl Host {
         let kept_report = if has_news { None } else { report::kept(&section) };
         let lost = lost.map(|why| (replaced, why));
         let host = Self {
-            confinement: Confinement::new(&config.host),
+            confinement: Confinement::among_others(&config.host),
             config,
             config_text,
             config_error,
