@@ -98,10 +98,12 @@ pub enum NextHostError {
         version: String,
     },
     /// The program did not answer in time.
-    #[error("{} did not answer within {} s, and was ended", path.display(), ANSWER_WITHIN.as_secs())]
+    #[error("{} did not answer within {:.1} s, and was ended", path.display(), within.as_secs_f32())]
     Silent {
         /// The program.
         path: PathBuf,
+        /// How long it was waited for.
+        within: Duration,
     },
 }
 
@@ -229,6 +231,11 @@ impl NextHost {
         Self { deadline: None, ..self }
     }
 
+    /// From now on, all answers must come `within` this time: guests stand still until then.
+    pub fn hurry(&mut self, within: Duration) {
+        self.deadline = Some(Instant::now() + within.min(ANSWER_WITHIN));
+    }
+
     /// The program's path, or what it is if it has none.
     pub fn describe(&self) -> String {
         self.path.display().to_string()
@@ -332,7 +339,7 @@ impl NextHost {
         }
         let status = child.wait().map_err(error)?;
         if !ended.map_err(error)? {
-            return Err(NextHostError::Silent { path: self.path.clone() });
+            return Err(NextHostError::Silent { path: self.path.clone(), within });
         }
         // Each argument may be a file.
         let said = output.said(arguments.len()).map_err(error)?;
@@ -450,6 +457,17 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+
+    #[test]
+    fn a_program_that_hangs_in_the_blackout_is_ended_when_the_budget_is_used_up() {
+        let sleep = || Arc::new(File::open("/bin/sleep").unwrap());
+        let mut next = NextHost { program: sleep(), path: "/bin/sleep".into(), deadline: None };
+        next.hurry(Duration::from_millis(200));
+        for within in ["0.2 s", "0.0 s"] {
+            let error = next.ask(&["1000".into()]).unwrap_err().to_string();
+            assert!(error.contains("did not answer") && error.contains(within), "{error}");
+        }
+    }
 
     #[test]
     fn a_program_that_is_a_fifo_is_refused_and_keeps_nobody_waiting() {

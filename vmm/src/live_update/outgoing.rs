@@ -146,7 +146,7 @@ fn leave(
         refuse_unfinished(unfinished)?;
     }
     before(Step::Load)?;
-    let next = load(luo, vms, plan)?;
+    let mut next = load(luo, vms, plan)?;
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
@@ -220,7 +220,8 @@ fn leave(
     let carried: Vec<_> = carried.into_iter().chain(programs.indexed.iter().cloned()).collect();
     let manifest = preserve_manifest(&host, &manifest, &carried)?;
     plan.carried.preserve_manifests(&host)?;
-    if let Next::Host(program, ..) = &next {
+    if let Next::Host(program, ..) = &mut next {
+        program.hurry(blackout.left());
         rehearse(program, &manifest, paused.vms)?;
         blackout.check(Step::Jump)?;
     }
