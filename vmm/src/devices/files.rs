@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::identity::Identity;
@@ -53,14 +54,17 @@ pub fn open_at_once(path: &Path, options: &OpenOptions) -> io::Result<File> {
     }
 }
 
-/// The longest time that PID 1 waits for a device of the host to appear.
-const DEVICE_WITHIN: Duration = Duration::from_secs(5);
+/// How long PID 1 waits for devices of the host to appear.
+const DEVICES_WITHIN: Duration = Duration::from_secs(5);
+/// When a device was waited for first.
+static WAITING_SINCE: OnceLock<Instant> = OnceLock::new();
 
-/// Calls `find` until it finds a device of the host, for at most `DEVICE_WITHIN`. Under PID 1 drivers may still
-/// be probing, and a process without netlink is not notified when they are done. Any other process
-/// calls `find` once: the host has finished booting.
+/// Calls `find` until it finds a device of the host. Under PID 1 drivers may still be probing, and a process without
+/// netlink is not notified when they are done; guests that are to be resumed stand still meanwhile, so all devices
+/// have [`DEVICES_WITHIN`] together, from the first call on. Any other process calls `find` once: the host has finished
+/// booting.
 pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + DEVICE_WITHIN;
+    let deadline = *WAITING_SINCE.get_or_init(Instant::now) + DEVICES_WITHIN;
     loop {
         let found = find();
         if found.is_some() || std::process::id() != 1 || Instant::now() >= deadline {
