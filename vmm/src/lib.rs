@@ -18,6 +18,7 @@ mod inherited_fd;
 pub mod kvm;
 pub mod link;
 pub mod live_update;
+mod look;
 pub mod machine;
 mod mutex;
 mod open_files;

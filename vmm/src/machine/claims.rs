@@ -7,9 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Machine, VmName};
 use crate::devices::claims::{Claim, Thing};
+use crate::look;
+
+/// How long the files of a VM may take to show what they are.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Two devices have the same thing. The text names it, both VMs, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,10 +73,31 @@ impl Claims {
         machines.iter().try_for_each(|machine| claims.add(machine, |claim| [by_name(claim)].into()))
     }
 
-    /// Adds what the devices of `machine` have, by names and files. Errors if another one has it already.
+    /// Adds what the devices of `machine` have, by names and files. Errors if another one has it already. A file whose
+    /// storage does not answer is only compared by its name; disks are locked besides.
     pub fn add_files(&mut self, machine: &Machine) -> Result<(), ClaimError> {
+        let claims = machine.devices.iter().flat_map(|device| device.options.claims());
+        let paths = claims.filter_map(|claim| match claim.thing {
+            Thing::Path(path) => Some(path),
+            Thing::Named(..) => None,
+        });
+        let paths: Vec<PathBuf> = paths.collect();
+        let mut files = BTreeMap::new();
+        for (path, file) in paths.iter().zip(look::at(&paths, LOOK_WITHIN, by_file)) {
+            match file {
+                Some(file) => drop(files.insert(path, file)),
+                None => tracing::warn!(
+                    "VM `{}`: {} does not answer, so only its name is compared with those of other VMs' files",
+                    machine.name,
+                    path.display()
+                ),
+            }
+        }
         self.add(machine, |claim| match &claim.thing {
-            Thing::Path(path) => [by_name(claim)].into_iter().chain(by_file(path)).collect(),
+            Thing::Path(path) => {
+                let file = files.get(path).cloned().flatten();
+                [by_name(claim)].into_iter().chain(file).collect()
+            }
             Thing::Named(..) => [by_name(claim)].into(),
         })
     }

@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "mutex",
         "open_files",
+        "look",
         "causes",
         "options",
         "socket",

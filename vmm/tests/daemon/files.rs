@@ -1,10 +1,13 @@
 //! Files that an operator names: from his own directory, on a disk that is full, and some that are no files.
 
+use std::ffi::CString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::guests::host;
@@ -72,6 +75,56 @@ fn a_configuration_that_is_no_file_does_not_keep_the_guests_standing_still() {
         let why = host.status()["config_error"].to_string();
         assert!(why.contains("config.toml") && why.contains("not a regular file"), "{why}");
     }
+}
+
+/// A file system that answers nothing, as if its server were gone. Dropping it ends everything that waits for it.
+struct Dead {
+    directory: tempfile::TempDir,
+    /// Where a server would be.
+    _nobody: fs::File,
+}
+
+impl Dead {
+    /// `None`, with a word about it, where such a file system cannot be mounted.
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = (|| {
+            let nobody = fs::File::options().read(true).write(true).open("/dev/fuse")?;
+            let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", nobody.as_raw_fd());
+            let options = CString::new(options)?;
+            let (flags, options) = (MountFlags::empty(), Some(options.as_c_str()));
+            mount("dead", directory.path(), "fuse", flags, options)?;
+            Ok::<_, std::io::Error>(nobody)
+        })();
+        match mounted {
+            Ok(nobody) => Some(Self { directory, _nobody: nobody }),
+            Err(error) => {
+                eprintln!("skipped: no file system that hangs: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        let _ = unmount(self.directory.path(), UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_disk_on_a_server_that_is_gone_keeps_no_other_vm_and_no_operator_waiting() {
+    let Some(dead) = Dead::mount() else { return };
+    let disk = format!("disk = \"path={}/web.img\"", dead.directory.path().display());
+    let vms = [("gone", COUNTS, disk.as_str()), ("one", COUNTS, "")];
+    let Some(host) = host("", &vms) else { return };
+    host.counts_on("one");
+    assert_eq!(host.vm("gone")["state"], "booting", "it still opens its disk");
+    assert!(host.ctl(&["stop", "one", "--now"]).status.success());
+    // The claims of the other VMs are looked at again.
+    let output = host.ctl(&["boot", "one"]);
+    assert!(output.status.success(), "{output:?}");
+    host.counts_on("one");
 }
 
 #[test]

@@ -3,15 +3,23 @@
 //! The file that a VM has open is compared with what its path leads to. The process of the VM shows its open files in
 //! `/proc`; where it does not, nothing is compared.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::{Check, Finding, Surroundings};
 use crate::config::Config;
 use crate::devices::storage::StorageReport;
 use crate::guests::storage::disk_reports;
 use crate::guests::{Guest, Life};
+use crate::look;
+
+/// How long the paths of disks may take to show what is there.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// A disk of a VM that has a process.
 #[derive(Debug)]
@@ -49,20 +57,43 @@ enum Place {
 }
 
 impl Place {
-    fn of(metadata: &fs::Metadata) -> Self {
+    fn of(metadata: &Metadata) -> Self {
         match metadata.file_type().is_block_device() {
             true => Self::BlockDevice(metadata.rdev()),
             false => Self::File { device: metadata.dev(), inode: metadata.ino() },
         }
+    }
+
+    /// That of an open file, by its path in `/proc`. What the kernel knows of it is enough, so its storage is not asked,
+    /// which may hang.
+    fn of_open(path: &Path) -> Option<Self> {
+        let wanted = StatxFlags::TYPE | StatxFlags::INO;
+        let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+        let number = rustix::fs::makedev;
+        Some(match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::BlockDevice => {
+                Self::BlockDevice(number(found.stx_rdev_major, found.stx_rdev_minor))
+            }
+            _ => Self::File {
+                device: number(found.stx_dev_major, found.stx_dev_minor),
+                inode: found.stx_ino,
+            },
+        })
     }
 }
 
 /// Checks the disks of all VMs that have a process. `next` is the next host's configuration, if it mounts anything.
 pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
     let disks = disks_of(surroundings.travelling());
-    // A look at the path of a disk that hangs may hang as well.
-    let look = |disk| stalled(disk).or_else(|| there(disk, surroundings.root));
-    let mut findings: Vec<Finding> = disks.iter().filter_map(look).collect();
+    let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
+    let found = look::at(&paths, LOOK_WITHIN, |path| fs::metadata(path));
+    let mut findings = Vec::new();
+    for (disk, found) in disks.iter().zip(found) {
+        findings.extend(stalled(disk).or_else(|| match found {
+            Some(found) => there(disk, found, surroundings.root),
+            None => Some(unseen(disk)),
+        }));
+    }
     if let Some(next) = next.filter(|_| surroundings.is_first_process) {
         let mounted = fs::read_to_string(surroundings.root.join("proc/self/mounts"));
         let mounted = mounted.unwrap_or_default();
@@ -79,7 +110,7 @@ fn disks_of<'a>(vms: impl Iterator<Item = &'a Guest> + Clone) -> Vec<Disk> {
         let open: Vec<Place> = fs::read_dir(fds)
             .into_iter()
             .flatten()
-            .filter_map(|entry| Some(Place::of(&fs::metadata(entry.ok()?.path()).ok()?)))
+            .filter_map(|entry| Place::of_open(&entry.ok()?.path()))
             .collect();
         let reports = reports.unwrap_or_default();
         for path in vm.machine.devices.iter().filter_map(|device| device.options.stored_at()) {
@@ -105,14 +136,27 @@ fn stalled(disk: &Disk) -> Option<Finding> {
     Some(Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy))
 }
 
-/// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it.
-fn there(disk: &Disk, root: &Path) -> Option<Finding> {
+/// The finding about a disk of whose path nothing is known, because its storage does not answer.
+fn unseen(disk: &Disk) -> Finding {
+    let Disk { vm, path, .. } = disk;
+    let seconds = LOOK_WITHIN.as_secs();
+    let sentence = format!(
+        "the storage of the disk {} has not shown what is there for {seconds} s",
+        path.display()
+    );
+    let remedy = format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)");
+    Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy)
+}
+
+/// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it. `found` is what
+/// is at the path.
+fn there(disk: &Disk, found: io::Result<Metadata>, root: &Path) -> Option<Finding> {
     let Disk { vm, path, told, stalled: _, open } = disk;
     let shown = path.display();
     let finding = |check, sentence: String, remedy: &str| {
         Some(Finding::new(check, format!("VM `{vm}`"), sentence, remedy))
     };
-    let metadata = match fs::metadata(path) {
+    let metadata = match found {
         Ok(metadata) => metadata,
         Err(error) => {
             let sentence = format!("the disk {shown} is not there for the next host: {error}");
@@ -208,6 +252,10 @@ mod tests {
         Disk { vm, path: path.to_owned(), told, stalled: None, open }
     }
 
+    fn look(disk: &Disk) -> Option<Finding> {
+        there(disk, fs::metadata(&disk.path), Path::new("/"))
+    }
+
     fn name(finding: Option<Finding>) -> Option<Check> {
         finding.map(|finding| finding.name)
     }
@@ -217,21 +265,31 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.img");
         fs::write(&path, vec![0; 1 << 20]).unwrap();
-        let root = Path::new("/");
-        assert_eq!(there(&disk(&path, Some(1 << 20)), root), None);
-        assert_eq!(there(&disk(&path, None), root), None, "what is unknown is no finding");
-        assert_eq!(name(there(&disk(&path, Some(2 << 20)), root)), Some(Check::DiskSize));
-        assert_eq!(name(there(&disk(&path, Some(1 << 19)), root)), Some(Check::DiskGrown));
+        assert_eq!(look(&disk(&path, Some(1 << 20))), None);
+        assert_eq!(look(&disk(&path, None)), None, "what is unknown is no finding");
+        assert_eq!(name(look(&disk(&path, Some(2 << 20)))), Some(Check::DiskSize));
+        assert_eq!(name(look(&disk(&path, Some(1 << 19)))), Some(Check::DiskGrown));
         let opened = disk(&path, Some(1 << 20));
         let nothing_shown = Disk { open: Vec::new(), ..disk(&path, None) };
         // The old file must exist on, or the new one may get its number.
         fs::rename(&path, directory.path().join("old.img")).unwrap();
-        let finding = there(&opened, root).unwrap();
+        let finding = look(&opened).unwrap();
         assert!(finding.sentence.contains("a.img") && finding.subject.contains("web"));
         assert_eq!(finding.name, Check::DiskMissing);
         fs::write(&path, vec![0; 1 << 20]).unwrap();
-        assert_eq!(name(there(&opened, root)), Some(Check::DiskOther));
-        assert_eq!(there(&nothing_shown, root), None);
+        assert_eq!(name(look(&opened)), Some(Check::DiskOther));
+        assert_eq!(look(&nothing_shown), None);
+    }
+
+    #[test]
+    fn an_open_file_is_recognized_without_asking_its_storage() {
+        use std::os::fd::AsRawFd;
+        for path in ["/dev/null", "/proc/self/exe", "/bin/sleep"] {
+            let file = fs::File::open(path).unwrap();
+            let shown = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            assert_eq!(Place::of_open(&shown), Some(Place::of(&file.metadata().unwrap())));
+        }
+        assert_eq!(Place::of_open(Path::new("/proc/self/fd/nothing")), None);
     }
 
     #[test]
