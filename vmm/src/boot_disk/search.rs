@@ -106,6 +106,7 @@ impl Search {
         let file_systems = self.file_systems();
         for (volume, file_system) in &file_systems {
             for directory in LOADER {
+                self.has_initramfs = false;
                 for entry in self.loader_entries(*volume, file_system, directory) {
                     if let Some(booted) = self.attempt(entry, load) {
                         return Some(booted);
@@ -115,6 +116,7 @@ impl Search {
         }
         for (volume, file_system) in &file_systems {
             for path in GRUB {
+                self.has_initramfs = false;
                 for part in Part::ALL {
                     for entry in self.grub_entries(*volume, file_system, path, part) {
                         if let Some(booted) = self.attempt(entry, load) {
@@ -138,7 +140,8 @@ impl Search {
         }
         let Entry { mut origin, files, cmdline, is_once, saves } = entry;
         let opened = self.open(&files, cmdline, origin.clone());
-        self.has_initramfs |= files.have_initramfs();
+        // One that is for a single boot stands for itself.
+        self.has_initramfs |= !is_once && files.have_initramfs();
         self.tried.push(files);
         let loaded = opened.and_then(|boot| match load(boot) {
             Ok(loaded) => Ok(Ok(loaded)),
@@ -257,6 +260,7 @@ impl Search {
         };
         let chosen = match (text, part) {
             (Err(_), Part::Beginning) => return Vec::new(),
+            (Ok(text), Part::Beginning) if !grub::is_cut_off(&text) => return Vec::new(),
             (Err(error), _) => Err(error.to_string()),
             (Ok(text), Part::Beginning) => {
                 let mut texts = grub::beginnings(&text);

@@ -131,6 +131,11 @@ pub(super) fn choose(
     Ok([first].into_iter().chain(others).collect())
 }
 
+/// Whether a configuration ends in the middle of a command, as GRUB reads it.
+pub(super) fn is_cut_off(text: &str) -> bool {
+    syntax::parse(text).is_err()
+}
+
 /// Returns the beginnings of a configuration that was cut off, the longest first: each ends with the end of an entry or
 /// a function. GRUB runs a script command by command, up to where it cannot be parsed.
 pub(super) fn beginnings(text: &str) -> impl Iterator<Item = &str> {
