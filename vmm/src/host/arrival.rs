@@ -369,7 +369,7 @@ impl Host {
         };
         if let Ok(None) = look {
             // It has ended without this host, so there is nothing to wait for.
-            self.stop_waiting();
+            self.stop_waiting(true);
             return Ok(());
         }
         self.see_late(look)
@@ -435,7 +435,9 @@ impl Host {
         if self.last_host.unseen.is_some() && (withheld > 0 || self.vms.is_empty()) {
             return;
         }
-        self.stop_waiting();
+        // What is still in a LUO that nobody has looked into can come yet, and be given up then.
+        let is_gone = self.kernel_entry.ticket().is_some() || self.last_host.session.is_some();
+        self.stop_waiting(is_gone);
         if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
             self.unfinished.extend(self.last_host.session.take());
         }
@@ -443,9 +445,10 @@ impl Host {
         self.unfinished = sessions.into_iter().filter_map(finish).collect();
     }
 
-    /// Waits no more for what the last host left, if it could not be read: nothing of that can come.
-    fn stop_waiting(&mut self) {
-        if self.last_host.unseen.take().is_some() && self.last_host.keeper.is_none() {
+    /// Waits no more for what the last host left, if it could not be read. `is_gone` says that nothing of that can come.
+    fn stop_waiting(&mut self, is_gone: bool) {
+        let waited = self.last_host.unseen.take().is_some();
+        if waited && is_gone && self.last_host.keeper.is_none() {
             self.kernel_entry.redeem();
         }
     }

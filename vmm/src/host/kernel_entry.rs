@@ -80,6 +80,8 @@ pub struct KernelEntry {
     /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
     of_kernel: bool,
     notes: PathBuf,
+    /// The directory of all hosts' notes. The ticket is the kernel's: who has its pool redeems it for all.
+    shared: PathBuf,
 }
 
 impl KernelEntry {
@@ -92,8 +94,9 @@ impl KernelEntry {
         lock: Option<&Path>,
     ) -> Result<Self, KernelEntryError> {
         let notes = root.join(notes(lock).strip_prefix("/").unwrap_or(Path::new(NOTES)));
+        let shared = root.join(NOTES.trim_start_matches('/'));
         if left.is_some() {
-            return Ok(Self { ticket: left, mark: None, of_kernel: false, notes });
+            return Ok(Self { ticket: left, mark: None, of_kernel: false, notes, shared });
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
@@ -103,16 +106,17 @@ impl KernelEntry {
             let values = kexec::parameters(&line).filter(|parameter| parameter.is(name));
             values.filter_map(|parameter| parameter.value).last()
         };
-        let noted = |name| fs::read_to_string(notes.join(name)).unwrap_or_default();
+        let noted = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
         let ticket = last(PARAMETER).map(str::parse::<Ticket>).transpose()?;
-        let ticket = ticket.filter(|ticket| ticket.to_string() != noted(REDEEMED));
-        let mark = last(MARK).filter(|mark| **mark != *noted(SEEN)).map(str::to_owned);
-        Ok(Self { ticket, mark, of_kernel: true, notes })
+        let ticket = ticket.filter(|ticket| ticket.to_string() != noted(shared.join(REDEEMED)));
+        let mark = last(MARK).filter(|mark| **mark != *noted(notes.join(SEEN))).map(str::to_owned);
+        Ok(Self { ticket, mark, of_kernel: true, notes, shared })
     }
 
     /// The value for a kernel whose command line cannot be read.
     pub fn unknown(lock: Option<&Path>) -> Self {
-        Self { ticket: None, mark: None, of_kernel: true, notes: notes(lock) }
+        let (notes, shared) = (notes(lock), PathBuf::from(NOTES));
+        Self { ticket: None, mark: None, of_kernel: true, notes, shared }
     }
 
     /// The ticket of the live update that entered this kernel, if VMs may be in a pool. `None` if there is
@@ -129,22 +133,23 @@ impl KernelEntry {
     /// Marks the ticket as used, because its sessions can be retrieved only once, and notes that a host looked for the
     /// VMs. From now on no VM counts as given up.
     pub fn redeem(&mut self) {
-        self.forget_given_up();
         let (ticket, mark) = (self.ticket.take(), self.mark.take());
         if !self.of_kernel {
-            return;
+            return self.forget_given_up();
         }
-        let notes = [(REDEEMED, ticket.map(|ticket| ticket.to_string())), (SEEN, mark)];
-        let mut notes = notes.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let noted = notes.try_for_each(|(name, value)| {
-            self.make_notes().and_then(|()| fs::write(self.notes.join(name), value))
-        });
-        if let Err(error) = noted {
-            tracing::warn!(
+        let ticket = ticket.map(|ticket| ticket.to_string());
+        let notes = [(self.shared.join(REDEEMED), ticket), (self.notes.join(SEEN), mark)];
+        let mut notes = notes.into_iter().filter_map(|(path, value)| Some((path, value?)));
+        let noted = notes
+            .try_for_each(|(path, value)| self.make_notes().and_then(|()| fs::write(path, value)));
+        match noted {
+            // Until then they can come again.
+            Ok(()) => self.forget_given_up(),
+            Err(error) => tracing::warn!(
                 "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
                  host is restarted, its VMs may have to be started by hand",
                 self.notes.display()
-            );
+            ),
         }
     }
 
