@@ -23,33 +23,33 @@ pub(crate) fn at<T: Send + 'static>(
     let deadline = Instant::now() + within;
     let (sender, seen) = channel();
     let mut results: Vec<Option<T>> = paths.iter().map(|_| None).collect();
-    let mut awaited = 0;
+    let mut begun = vec![false; paths.len()];
     for (index, path) in paths.iter().enumerate() {
         if lock(&HANGING).contains(path) {
             continue;
         }
         let (path, sender) = (path.clone(), sender.clone());
         let name = thread::Builder::new().name("look".to_owned());
-        let begun = name.spawn(move || {
+        let thread = name.spawn(move || {
             let result = look(&path);
             let mut hanging = lock(&HANGING);
             hanging.remove(&path);
             // Nobody listens any more if it is late.
             let _ = sender.send((index, result));
         });
-        awaited += usize::from(begun.is_ok());
+        begun[index] = thread.is_ok();
     }
-    while awaited > 0 {
+    for _ in begun.iter().filter(|begun| **begun) {
         let left = deadline.saturating_duration_since(Instant::now());
         let Ok((index, result)) = seen.recv_timeout(left) else { break };
         results[index] = Some(result);
-        awaited -= 1;
     }
     // A thread that comes back now waits for the lock, so that none is noted that is back.
     let mut hanging = lock(&HANGING);
     seen.try_iter().for_each(|(index, result)| results[index] = Some(result));
-    let late = paths.iter().zip(&results).filter(|(_, result)| result.is_none());
-    hanging.extend(late.map(|(path, _)| path.clone()));
+    // Without a thread nothing would take the note back.
+    let late = (0..paths.len()).filter(|index| begun[*index] && results[*index].is_none());
+    hanging.extend(late.map(|index| paths[index].clone()));
     results
 }
 

@@ -61,7 +61,7 @@ static WAITING_SINCE: OnceLock<Instant> = OnceLock::new();
 
 /// Calls `find` until it finds a device of the host. Under PID 1 drivers may still be probing, and a process without
 /// netlink is not notified when they are done; guests that are to be resumed stand still meanwhile, so all devices
-/// have [`DEVICES_WITHIN`] together, from the first call on. Any other process calls `find` once: the host has finished
+/// have five seconds together, from the first call on. Any other process calls `find` once: the host has finished
 /// booting.
 pub fn wait_for_device<T>(find: impl Fn() -> Option<T>) -> Option<T> {
     let deadline = *WAITING_SINCE.get_or_init(Instant::now) + DEVICES_WITHIN;

@@ -33,6 +33,8 @@ impl Unmounted {
     /// Tries again to mount it, in a thread that nobody waits for longer than `within`: a device or a server may hang.
     /// Returns whether it is mounted now.
     fn try_again(&mut self, within: Duration) -> bool {
+        // One that is late was waited for already.
+        let within = if self.late.is_some() { Duration::ZERO } else { within };
         let attempt = self.late.take().unwrap_or_else(|| {
             let (sender, attempt) = channel();
             let mount = self.mount.clone();
@@ -51,11 +53,7 @@ impl Unmounted {
                 self.why = format!("the attempt to mount {target} again failed");
             }
             Err(RecvTimeoutError::Timeout) => {
-                self.why = format!(
-                    "{} is still being mounted on {target} after {} s",
-                    self.mount.source,
-                    within.as_secs()
-                );
+                self.why = format!("{} is still being mounted on {target}", self.mount.source);
                 self.late = Some(attempt);
             }
         }
