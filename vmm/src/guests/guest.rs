@@ -53,8 +53,8 @@ pub enum GuestError {
     },
     /// Another command for the VM is being carried out.
     #[error(
-        "VM `{name}` is being {done} by another command: wait until that has ended, or end the VM at once with \
-         `stop --now`"
+        "VM `{name}` is being {done} by another command: wait until that has ended, a minute at most. `stop --now` \
+         ends the VM at once, and gives up its memory"
     )]
     Busy {
         /// The VM.

@@ -274,7 +274,8 @@ impl Host {
         let mut claims = Claims::default();
         let others = self.vms.iter().enumerate().filter(|(other, _)| *other != index);
         for (_, other) in others {
-            if !matches!(other.life, Life::Stopped | Life::Failed(_)) {
+            let has_process = other.pids().next().is_some();
+            if has_process || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
                 // What two others have is not this VM's matter.
                 let _ = claims.add_files(&other.machine);
             }

@@ -51,6 +51,11 @@ impl<C: Copy + PartialEq> Stops<C> {
         ending || self.waiting.iter().any(|waiting| waiting.client == client)
     }
 
+    /// Forgets the requests for the end of a VM whose clients are gone. The VMs end all the same.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(C) -> bool) {
+        self.waiting.retain(|waiting| !is_gone(waiting.client));
+    }
+
     /// Whether the host ends when its VMs have.
     pub(super) fn host_ends(&self) -> bool {
         self.ending.is_some()

@@ -112,6 +112,8 @@ impl Calls {
         let Self { callers, pending } = self;
         callers.sweep(|caller| pending.is_waiting(caller));
         pending.watchers.retain(|caller| callers.is_there(caller));
+        let has_left = |caller| matches!(caller, Caller::Client(_)) && !callers.is_there(caller);
+        pending.stops.forget(has_left);
     }
 
     fn answer_all(&mut self, lines: Vec<String>, host: &mut Host, caller: Caller) {
@@ -234,6 +236,8 @@ impl Calls {
         request: (Caller, u64),
         wanted: Wanted,
     ) -> Result<Option<Answer>, HostError> {
+        // It opens files for VMs that can be saved.
+        let _reserve = open_files::use_reserve();
         self.pending.recoveries.begin(host, request, wanted)?;
         Ok(None)
     }
