@@ -7,10 +7,12 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::Timespec;
 
 /// Most bytes of the output that are returned, and how many more for each file that the program is asked about.
@@ -47,6 +49,28 @@ impl Output {
         Ok(self.0.try_clone()?.into())
     }
 
+    /// Runs `command`, which writes to this output, and returns its answer about so many `files`. `None` if it has not ended
+    /// `within` this time: then it is killed.
+    pub fn answer_of(
+        self,
+        command: &mut Command,
+        within: Duration,
+        files: usize,
+    ) -> io::Result<Option<Answer>> {
+        let mut child = command.spawn()?;
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let ended = pidfd.map_err(io::Error::from).and_then(|pidfd| ends_within(pidfd, within));
+        if !matches!(ended, Ok(true)) {
+            let _ = child.kill();
+        }
+        let status = child.wait()?;
+        if !ended? {
+            return Ok(None);
+        }
+        let said = self.said(files)?.trim().to_owned();
+        Ok(Some(Answer { is_good: status.success(), said }))
+    }
+
     /// Returns the start of what a program wrote that was asked about so many `files`.
     pub fn said(mut self, files: usize) -> io::Result<String> {
         // All descriptors of the file share the position behind the last byte that was written.
@@ -75,9 +99,7 @@ pub fn named<P: AsRef<str>>(text: &str, mut files: Vec<(P, &str)>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use std::process::Stdio;
 
     use super::*;
 

@@ -14,9 +14,8 @@ use std::time::Duration;
 
 use luo::Orchestrator;
 use luo::systemd::{FIRST_VERSION, FdStore, Notify};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::answer::{Output, ends_within};
+use crate::answer::Output;
 use crate::live_update::manifest::host_session;
 use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
@@ -121,14 +120,8 @@ fn said(arguments: &[&str]) -> Option<String> {
     let output = Output::new().ok()?;
     let mut command = Command::new("systemctl");
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.stdout(output.writer().ok()?).spawn().ok()?;
-    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-    let has_ended = pidfd.is_ok_and(|pidfd| ends_within(pidfd, ANSWERS_WITHIN).unwrap_or(false));
-    if !has_ended {
-        let _ = child.kill();
-    }
-    let _ = child.wait();
-    output.said(0).ok().filter(|_| has_ended)
+    command.stdout(output.writer().ok()?);
+    output.answer_of(&mut command, ANSWERS_WITHIN, 0).ok()?.map(|answer| answer.said)
 }
 
 /// Whether systemd is about to enter the kernel that this host has loaded.

@@ -319,31 +319,20 @@ impl NextHost {
         let error = |source| self.error("execute", source);
         let output = Output::new().map_err(error)?;
         let writer = || output.writer().map(Stdio::from).map_err(error);
-        let mut child = self
-            .command()
+        let mut command = self.command();
+        command
             .args(arguments)
             .env_remove(HANDOVER_VARIABLE)
             .env_remove(LOCK_VARIABLE)
             .env_remove(PROCESSES_VARIABLE)
             .stdin(Stdio::null())
             .stdout(writer()?)
-            .stderr(writer()?)
-            .spawn()
-            .map_err(error)?;
+            .stderr(writer()?);
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let within = self.deadline.map_or(ANSWER_WITHIN, left);
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-        let ended = pidfd.map_err(io::Error::from).and_then(|pidfd| ends_within(pidfd, within));
-        if !matches!(ended, Ok(true)) {
-            let _ = child.kill();
-        }
-        let status = child.wait().map_err(error)?;
-        if !ended.map_err(error)? {
-            return Err(NextHostError::Silent { path: self.path.clone(), within });
-        }
         // Each argument may be a file.
-        let said = output.said(arguments.len()).map_err(error)?;
-        Ok(Answer { is_good: status.success(), said: said.trim().to_owned() })
+        let answer = output.answer_of(&mut command, within, arguments.len()).map_err(error)?;
+        answer.ok_or_else(|| NextHostError::Silent { path: self.path.clone(), within })
     }
 
     fn error(&self, attempt: &'static str, source: io::Error) -> NextHostError {
