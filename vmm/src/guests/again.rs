@@ -175,13 +175,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Does not boot the VM again after its last end.
-    pub fn stay_ended(&mut self) {
-        self.end_boot();
-    }
-
-    /// Ends the process in which the VM boots, if there is one. The VM does not boot.
-    pub(super) fn end_boot(&mut self) {
+    /// Does not boot the VM, now or later. Ends the process in which it boots, if there is one.
+    pub fn end_boot(&mut self) {
         if let Some(Waiting { booting: Some(booting), .. }) = self.waiting.take() {
             self.end_booting(booting);
         }

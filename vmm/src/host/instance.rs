@@ -113,8 +113,7 @@ fn open(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
-    open_at_once(path, &options)
+    open_at_once(path, OpenOptions::new().read(true).write(true).create(true).truncate(false))
 }
 
 #[cfg(test)]

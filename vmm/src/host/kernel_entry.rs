@@ -15,7 +15,8 @@
 //!
 //! The decisions are recorded in `/run`, which lasts as long as the kernel, so that a restarted host
 //! service knows them. They are about what the last host left, so they end when a host has taken that over: the next
-//! one finds newer states of the same VMs. Hosts with locks of their own have notes of their own.
+//! one finds newer states of the same VMs. Hosts with locks of their own have notes of their own, but for the ticket, which is
+//! the kernel's: the host that has its pool redeems it for all.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -80,7 +81,7 @@ pub struct KernelEntry {
     /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
     of_kernel: bool,
     notes: PathBuf,
-    /// The directory of all hosts' notes. The ticket is the kernel's: who has its pool redeems it for all.
+    /// The directory of the notes that all hosts share.
     shared: PathBuf,
 }
 
@@ -93,8 +94,8 @@ impl KernelEntry {
         left: Option<Ticket>,
         lock: Option<&Path>,
     ) -> Result<Self, KernelEntryError> {
-        let notes = root.join(notes(lock).strip_prefix("/").unwrap_or(Path::new(NOTES)));
-        let shared = root.join(NOTES.trim_start_matches('/'));
+        let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let (notes, shared) = (below(&notes(lock)), below(Path::new(NOTES)));
         if left.is_some() {
             return Ok(Self { ticket: left, mark: None, of_kernel: false, notes, shared });
         }
@@ -148,7 +149,7 @@ impl KernelEntry {
             Err(error) => tracing::warn!(
                 "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
                  host is restarted, its VMs may have to be started by hand",
-                self.notes.display()
+                self.shared.display()
             ),
         }
     }
@@ -308,6 +309,17 @@ mod tests {
             kernel_entry.give_up(&web).unwrap();
             assert!(kernel_entry.is_given_up(&web), "a later decision");
         }
+    }
+
+    #[test]
+    fn the_host_that_has_the_pool_redeems_the_ticket_for_hosts_with_locks_of_their_own() {
+        let root = kernel(&format!("{PARAMETER}={TICKET}"));
+        let read =
+            |lock: Option<&str>| KernelEntry::read(root.path(), None, lock.map(Path::new)).unwrap();
+        let other = Some("/run/other.lock");
+        assert!(read(None).ticket().is_some() && read(other).ticket().is_some());
+        read(other).redeem();
+        assert!(read(None).ticket().is_none() && read(other).ticket().is_none());
     }
 
     #[test]

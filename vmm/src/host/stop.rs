@@ -95,7 +95,7 @@ impl<C: Copy + PartialEq> Stops<C> {
         host.end_late(None);
         host.give_up_errands();
         for vm in &mut host.vms {
-            vm.stay_ended();
+            vm.end_boot();
             let Life::Live(live) = &vm.life else { continue };
             let name = vm.machine.name.clone();
             if within_s == 0 || !live.running {

@@ -132,8 +132,13 @@ fn stalled(disk: &Disk) -> Option<Finding> {
         "the storage of the disk {} has not answered for {seconds} s (operations: {count})",
         path.display()
     );
+    Some(hangs(vm, sentence))
+}
+
+/// The finding that the storage of a disk hangs, as the sentence says.
+fn hangs(vm: &str, sentence: String) -> Finding {
     let remedy = format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)");
-    Some(Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy))
+    Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy)
 }
 
 /// The finding about a disk of whose path nothing is known, because its storage does not answer.
@@ -144,8 +149,7 @@ fn unseen(disk: &Disk) -> Finding {
         "the storage of the disk {} has not shown what is there for {seconds} s",
         path.display()
     );
-    let remedy = format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)");
-    Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy)
+    hangs(vm, sentence)
 }
 
 /// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it. `found` is what

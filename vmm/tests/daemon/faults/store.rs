@@ -32,12 +32,7 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
     }
     fs::write(&systemctl, tells_its_version).unwrap();
     service.signal(Signal::TERM);
-    service.start_again();
-    for (name, before) in VMS.into_iter().zip(before) {
-        let now = service.counts_on(name);
-        assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
-        assert_eq!(service.runners(name).len(), 1);
-    }
+    assert_all_come_back(&mut service, before);
 }
 
 #[test]
