@@ -172,10 +172,11 @@ impl Handle {
     }
 
     /// Makes the vCPU leave `KVM_RUN`. The order matters: a `KVM_RUN` that begins after the byte
-    /// `immediate_exit` is set returns at once, and the signal ends one that began before.
+    /// `immediate_exit` is set returns at once, and the signal ends one that began before. `stop` is
+    /// set behind the byte, so that who sees it knows that the guest begins no other access.
     fn kick(&self) -> Result<(), VcpuError> {
-        self.control.stop.store(true, Ordering::SeqCst);
         self.control.page.set_immediate_exit(true);
+        self.control.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
             let error = |source| VcpuError::Kick { id: self.id, source };
