@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use rustix::fs::{FileType, fstat, fstatfs, fstatvfs, major, minor};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,11 @@ pub enum Identity {
         minor: u32,
         /// The serial number that the device reports, empty if it reports none.
         serial: String,
+        /// What tells the device apart if its serial number does not: the disk and number of a partition, the UUID of
+        /// a device mapper's or MD device, the ID of an NVMe namespace. `None` if there is nothing, or if the
+        /// program that took the identity did not know of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unit: Option<String>,
     },
 }
 
@@ -47,29 +53,42 @@ impl Identity {
             }
             FileType::BlockDevice => {
                 let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
-                Ok(Self::BlockDevice { major, minor, serial: serial(major, minor) })
+                let device = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
+                // The entry is a link to the device's directory, which is below its disk's for a partition.
+                let device = device.canonicalize().unwrap_or(device);
+                Ok(Self::BlockDevice { major, minor, serial: serial(&device), unit: unit(&device) })
             }
             _ => Err(io::Error::other("it is neither a regular file nor a block device")),
         }
     }
 
-    /// Returns whether both identities name the same file or device, also if they were taken under
-    /// different kernels. Inode and serial numbers are the same under each of them. A device number counts only if
-    /// neither side has a serial number, and the ID of a file system only with `lasting_file_system`: whether this
-    /// file's comes from the file system's UUID ([`is_on_lasting_file_system`]). Images that were made alike on two
-    /// disks may have one inode number.
-    pub fn is_same(&self, other: &Self, lasting_file_system: bool) -> bool {
-        match (self, other) {
+    /// Returns whether this is the file or device that was `saved`, also if the two identities were taken under
+    /// different kernels. Inode numbers, serial numbers and units are the same under each of them. A device number
+    /// counts only if there is neither a unit nor, on one of the sides, a serial number, and the ID of a file system only
+    /// with `lasting_file_system`: whether this file's comes from the file system's UUID
+    /// ([`is_on_lasting_file_system`]). Images that were made alike on two disks may have one inode number.
+    pub fn is_same(&self, saved: &Self, lasting_file_system: bool) -> bool {
+        match (self, saved) {
             (
                 Self::File { file_system, inode },
                 Self::File { file_system: other_file_system, inode: other },
             ) => inode == other && (!lasting_file_system || file_system == other_file_system),
-            (Self::BlockDevice { serial, .. }, Self::BlockDevice { serial: other_serial, .. })
-                if !serial.is_empty() || !other_serial.is_empty() =>
-            {
-                serial == other_serial
-            }
-            (this, other) => this == other,
+            (
+                Self::BlockDevice { major, minor, serial, unit },
+                Self::BlockDevice {
+                    major: saved_major,
+                    minor: saved_minor,
+                    serial: saved_serial,
+                    unit: saved_unit,
+                },
+            ) => match saved_unit {
+                Some(_) => unit == saved_unit,
+                None if serial.is_empty() && saved_serial.is_empty() => {
+                    (major, minor) == (saved_major, saved_minor)
+                }
+                None => serial == saved_serial,
+            },
+            _ => false,
         }
     }
 
@@ -80,26 +99,34 @@ impl Identity {
                 let (file_system, inode) = (format!("{file_system:x}"), inode.to_string());
                 node.put_strings("identity", &["file", &file_system, &inode]);
             }
-            Self::BlockDevice { major, minor, serial } => {
+            Self::BlockDevice { major, minor, serial, unit } => {
                 let number = format!("{major}:{minor}");
-                node.put_strings("identity", &["block-device", &number, serial]);
+                let words = ["block-device", &number, serial].into_iter().chain(unit.as_deref());
+                node.put_strings("identity", &words.collect::<Vec<_>>());
             }
         }
     }
 
-    /// Reads the property `identity`.
-    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, StateError> {
+    /// Reads the property `identity`. It has a unit if `with_unit`.
+    pub fn decode(reader: &mut Reader<'_>, with_unit: bool) -> Result<Self, StateError> {
         let words = reader.strings("identity")?;
         let identity = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["file", file_system, inode] => (|| {
                 let file_system = u64::from_str_radix(file_system, 16).ok()?;
                 Some(Self::File { file_system, inode: inode.parse().ok()? })
             })(),
-            ["block-device", number, serial] => (|| {
-                let (major, minor) = number.split_once(':')?;
-                let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
-                Some(Self::BlockDevice { major, minor, serial: serial.to_owned() })
-            })(),
+            ["block-device", number, serial, ref unit @ ..]
+                if unit.len() == usize::from(with_unit) =>
+            {
+                number.split_once(':').and_then(|(major, minor)| {
+                    Some(Self::BlockDevice {
+                        major: major.parse().ok()?,
+                        minor: minor.parse().ok()?,
+                        serial: serial.to_owned(),
+                        unit: unit.first().map(|unit| (*unit).to_owned()),
+                    })
+                })
+            }
             _ => None,
         };
         identity.ok_or_else(|| {
@@ -117,11 +144,13 @@ impl fmt::Display for Identity {
             Self::File { file_system, inode } => {
                 write!(f, "the file with inode {inode} on file system {file_system:x}")
             }
-            Self::BlockDevice { major, minor, serial } if serial.is_empty() => {
-                write!(f, "the block device {major}:{minor}")
-            }
-            Self::BlockDevice { major, minor, serial } => {
-                write!(f, "the block device {major}:{minor} with serial number `{serial}`")
+            Self::BlockDevice { major, minor, serial, unit } => {
+                write!(f, "the block device {major}:{minor}")?;
+                match unit {
+                    Some(unit) => write!(f, " ({unit})"),
+                    None if serial.is_empty() => Ok(()),
+                    None => write!(f, " with serial number `{serial}`"),
+                }
             }
         }
     }
@@ -134,14 +163,37 @@ pub fn is_on_lasting_file_system(file: impl AsFd) -> bool {
     fstatfs(file).is_ok_and(|system| lasting.contains(&system.f_type))
 }
 
-/// Returns the serial number of a block device, or an empty string. sysfs has it in the device's own
-/// directory for virtio, and in `device/` below it for NVMe and SCSI.
-fn serial(major: u32, minor: u32) -> String {
-    let device = format!("{BLOCK_DEVICES}/{major}:{minor}");
+/// Returns the serial number of the block device whose directory in sysfs is `device`, or an empty string. It is in the
+/// directory itself for virtio, and in `device/` below it for NVMe and SCSI.
+fn serial(device: &Path) -> String {
     ["serial", "device/serial", "device/wwid", "wwid"]
         .iter()
-        .find_map(|name| std::fs::read_to_string(format!("{device}/{name}")).ok())
-        .map_or_else(String::new, |text| text.trim().replace('\0', ""))
+        .find_map(|name| attribute(&device.join(name)))
+        .unwrap_or_default()
+}
+
+/// Returns what tells the block device whose directory in sysfs is `device` apart if its serial number does not.
+fn unit(device: &Path) -> Option<String> {
+    let named = |name: &str| attribute(&device.join(name)).filter(|text| !text.is_empty());
+    if let Some(number) = named("partition") {
+        let disk = device.parent()?;
+        let of = unit(disk).unwrap_or_else(|| serial(disk));
+        return (!of.is_empty()).then(|| format!("partition {number} of {of}"));
+    }
+    // A device without a UUID, which `dmsetup create` makes, has its name from whoever made it, under each kernel.
+    if let Some(id) = named("dm/uuid").or_else(|| named("dm/name")) {
+        return Some(format!("device mapper `{id}`"));
+    }
+    if let Some(id) = named("md/uuid") {
+        return Some(format!("MD array `{id}`"));
+    }
+    // All namespaces of an NVMe controller have the serial number of the controller.
+    named("nsid").and_then(|_| named("wwid")).map(|id| format!("NVMe namespace `{id}`"))
+}
+
+/// Returns the text of an attribute, if there is such a file.
+fn attribute(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().replace('\0', ""))
 }
 
 #[cfg(test)]
@@ -151,7 +203,7 @@ mod tests {
     use super::*;
 
     fn device(minor: u32, serial: &str) -> Identity {
-        Identity::BlockDevice { major: 8, minor, serial: serial.to_owned() }
+        Identity::BlockDevice { major: 8, minor, serial: serial.to_owned(), unit: None }
     }
 
     #[test]
@@ -179,6 +231,85 @@ mod tests {
         assert!(device(0, "").is_same(&device(0, ""), false));
         assert!(!device(0, "").is_same(&device(16, ""), false));
         assert!(!device(0, "").is_same(&Identity::File { file_system: 0, inode: 0 }, false));
+    }
+
+    #[test]
+    fn a_unit_counts_if_the_saved_identity_has_one() {
+        let device = |minor, serial: &str, unit: Option<&str>| Identity::BlockDevice {
+            major: 8,
+            minor,
+            serial: serial.to_owned(),
+            unit: unit.map(str::to_owned),
+        };
+        for (here, saved, same) in [
+            // A partition of a disk that is counted in another order now.
+            (
+                device(17, "", Some("partition 1 of a")),
+                device(1, "", Some("partition 1 of a")),
+                true,
+            ),
+            // The first partition of another disk, which has the number now.
+            (
+                device(1, "", Some("partition 1 of b")),
+                device(1, "", Some("partition 1 of a")),
+                false,
+            ),
+            // Another namespace of the same NVMe controller.
+            (
+                device(2, "c", Some("NVMe namespace `2`")),
+                device(1, "c", Some("NVMe namespace `1`")),
+                false,
+            ),
+            (device(1, "", None), device(1, "", Some("partition 1 of a")), false),
+            // Saved by a program that knew no units.
+            (device(1, "", Some("partition 1 of a")), device(1, "", None), true),
+            (device(2, "c", Some("NVMe namespace `2`")), device(1, "c", None), true),
+            (device(17, "", Some("partition 1 of a")), device(1, "", None), false),
+        ] {
+            assert_eq!(here.is_same(&saved, false), same, "{here} was {saved}");
+        }
+    }
+
+    /// The directories are laid out as sysfs has them (Linux, `Documentation/ABI/stable/sysfs-block`).
+    #[test]
+    fn partitions_mapped_devices_arrays_and_namespaces_have_units() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = sysfs.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("sda/device/wwid", "naa.5000c500\n");
+        put("sda/sda2/partition", "2\n");
+        put("vda/serial", "\n");
+        put("vda/vda1/partition", "1\n");
+        put("dm-0/dm/uuid", "LVM-abc\n");
+        put("dm-0/dm/name", "vg-lv\n");
+        put("dm-1/dm/uuid", "\n");
+        put("dm-1/dm/name", "plain\n");
+        put("md0/md/uuid", "3aaa0122\n");
+        put("nvme0n1/nsid", "1\n");
+        put("nvme0n1/wwid", "eui.0025385b\n");
+        put("nvme0n1/device/serial", "S4EV\n");
+        put("nvme0n1/nvme0n1p3/partition", "3\n");
+        let unit = |name: &str| unit(&sysfs.path().join(name));
+        for (name, expected) in [
+            ("sda", None),
+            ("sda/sda2", Some("partition 2 of naa.5000c500")),
+            // The disk has no number, so that nothing tells its partitions from those of another.
+            ("vda/vda1", None),
+            ("dm-0", Some("device mapper `LVM-abc`")),
+            ("dm-1", Some("device mapper `plain`")),
+            ("md0", Some("MD array `3aaa0122`")),
+            ("nvme0n1", Some("NVMe namespace `eui.0025385b`")),
+            ("nvme0n1/nvme0n1p3", Some("partition 3 of NVMe namespace `eui.0025385b`")),
+            ("no-device", None),
+        ] {
+            assert_eq!(unit(name).as_deref(), expected, "{name}");
+        }
+        assert_eq!(serial(&sysfs.path().join("nvme0n1")), "S4EV");
+        assert_eq!(serial(&sysfs.path().join("sda")), "naa.5000c500");
+        assert_eq!(serial(&sysfs.path().join("sda/sda2")), "");
     }
 
     #[test]

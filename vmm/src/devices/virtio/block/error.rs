@@ -158,9 +158,9 @@ pub enum BlockError {
         /// The disk.
         path: String,
         /// The saved identity.
-        saved: Identity,
+        saved: Box<Identity>,
         /// The identity now.
-        here: Identity,
+        here: Box<Identity>,
     },
     /// The disk was writable and is read-only now, or the other way round.
     #[error("the disk {path} was {} before the update and is {} now", mode(*.saved), mode(!*.saved))]

@@ -4,10 +4,11 @@ use super::{Block, BlockError, Geometry, Image, SECTOR, Shared, identification, 
 use crate::devices::identity::{Identity, is_on_lasting_file_system};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-blk-v2`. A disk with blocks of 512 bytes and no topology is written as `-v1`, which lacks
-/// them, so that programs which know only that binding can read it. The transport has the driver's features.
+/// `perennial,virtio-blk-v3`. A disk whose serial number identifies it is written as `-v2`, which has no unit, and one
+/// of those with blocks of 512 bytes and no topology as `-v1`, which lacks them too, so that programs which know
+/// only these bindings can read it. The transport has the driver's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtioBlkStateV2 {
+pub struct VirtioBlkStateV3 {
     /// Size of the disk, in sectors of 512 bytes.
     pub capacity_sectors: u64,
     /// Whether the guest may only read.
@@ -20,14 +21,15 @@ pub struct VirtioBlkStateV2 {
     pub geometry: Geometry,
 }
 
-impl Schema for VirtioBlkStateV2 {
+impl Schema for VirtioBlkStateV3 {
     const COMPATIBLE: &'static [&'static str] =
-        &["perennial,virtio-blk-v2", "perennial,virtio-blk-v1"];
+        &["perennial,virtio-blk-v3", "perennial,virtio-blk-v2", "perennial,virtio-blk-v1"];
 
     fn bindings(&self) -> &'static [&'static str] {
-        match self.geometry == Geometry::default() {
-            true => &Self::COMPATIBLE[1..],
-            false => &Self::COMPATIBLE[..1],
+        match self.identity {
+            Identity::BlockDevice { unit: Some(_), .. } => &Self::COMPATIBLE[..1],
+            _ if self.geometry != Geometry::default() => &Self::COMPATIBLE[1..2],
+            _ => &Self::COMPATIBLE[2..],
         }
     }
 
@@ -44,7 +46,7 @@ impl Schema for VirtioBlkStateV2 {
             minimum_io_blocks,
             optimal_io_blocks,
         } = *geometry;
-        if *geometry != Geometry::default() {
+        if self.bindings() != &Self::COMPATIBLE[2..] {
             node.put_u32("block-bytes", block_bytes);
             node.put_u32("physical-block-exponent", physical_exponent.into());
             node.put_u32("alignment-offset-blocks", alignment_offset.into());
@@ -59,12 +61,14 @@ impl Schema for VirtioBlkStateV2 {
             let problem = format!("{capacity_sectors} sectors are more than can be addressed");
             return Err(reader.invalid("capacity-sectors", problem));
         }
+        let with_unit = reader.is_compatible(Self::COMPATIBLE[0]);
+        let with_geometry = with_unit || reader.is_compatible(Self::COMPATIBLE[1]);
         Ok(Self {
             capacity_sectors,
             readonly: reader.bool("read-only")?,
             id: reader.array("id")?,
-            identity: Identity::decode(reader)?,
-            geometry: match reader.is_compatible(Self::COMPATIBLE[0]) {
+            identity: Identity::decode(reader, with_unit)?,
+            geometry: match with_geometry {
                 true => decode_geometry(reader)?,
                 false => Geometry::default(),
             },
@@ -88,11 +92,11 @@ fn decode_geometry(reader: &mut Reader<'_>) -> Result<Geometry, StateError> {
 }
 
 impl Persist for Block {
-    type State = VirtioBlkStateV2;
+    type State = VirtioBlkStateV3;
     type Resources = Image;
     type Error = BlockError;
 
-    fn save(&self) -> Result<VirtioBlkStateV2, BlockError> {
+    fn save(&self) -> Result<VirtioBlkStateV3, BlockError> {
         let Self(shared) = self;
         let Shared {
             image,
@@ -112,7 +116,7 @@ impl Persist for Block {
         } = &**shared;
         // The new host opens the files again; the options are in the machine's description.
         let Image { file: _, cached: _, identity, options } = image;
-        Ok(VirtioBlkStateV2 {
+        Ok(VirtioBlkStateV3 {
             capacity_sectors: shared.sectors(),
             readonly: options.readonly,
             id: *id,
@@ -123,15 +127,16 @@ impl Persist for Block {
 
     /// Errors if the disk is another one or has become smaller. A disk that has grown is larger for the guest
     /// as well; its driver is told when the VM is resumed.
-    fn restore(state: VirtioBlkStateV2, image: Image) -> Result<Self, BlockError> {
-        let VirtioBlkStateV2 { capacity_sectors, readonly, id, identity, geometry } = state;
+    fn restore(state: VirtioBlkStateV3, image: Image) -> Result<Self, BlockError> {
+        let VirtioBlkStateV3 { capacity_sectors, readonly, id, identity, geometry } = state;
         let path = image.path();
         if image.options.readonly != readonly {
             return Err(BlockError::Mode { path, saved: readonly });
         }
         let lasting = is_on_lasting_file_system(&image.file);
         if !image.identity.is_same(&identity, lasting) {
-            return Err(BlockError::Another { path, saved: identity, here: image.identity });
+            let (saved, here) = (Box::new(identity), Box::new(image.identity));
+            return Err(BlockError::Another { path, saved, here });
         }
         let here = transfer::size(&image.file)
             .map_err(|source| BlockError::Size { path: path.clone(), source })?;
@@ -152,7 +157,7 @@ mod tests {
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
-    impl VirtioBlkStateV2 {
+    impl VirtioBlkStateV3 {
         pub(crate) fn sample() -> Self {
             Self {
                 capacity_sectors: 0x0010_0000,
@@ -162,6 +167,7 @@ mod tests {
                     major: 254,
                     minor: 16,
                     serial: "disk-7".to_owned(),
+                    unit: None,
                 },
                 geometry: Geometry::default(),
             }
@@ -172,9 +178,9 @@ mod tests {
         use super::*;
 
         contract_tests! {
-            VirtioState<VirtioBlkStateV2>,
+            VirtioState<VirtioBlkStateV3>,
             sample: || VirtioState {
-                device: VirtioBlkStateV2::sample(),
+                device: VirtioBlkStateV3::sample(),
                 transport: VirtioPciStateV2::sample(),
             },
             changes: [
@@ -182,8 +188,12 @@ mod tests {
                 |s| s.device.readonly = false,
                 |s| s.device.id[19] = 0,
                 |s| s.device.identity = Identity::File { file_system: 0x1234_5678_9abc_def0, inode: 12 },
-                |s| s.device.identity =
-                    Identity::BlockDevice { major: 254, minor: 16, serial: String::new() },
+                |s| s.device.identity = Identity::BlockDevice {
+                    major: 254,
+                    minor: 16,
+                    serial: String::new(),
+                    unit: None,
+                },
                 |s| s.transport.isr += 1,
                 |s| s.device.geometry.block_bytes = 4096,
             ],
@@ -192,7 +202,7 @@ mod tests {
     }
 
     /// A disk with every block size other than the usual one.
-    fn with_topology() -> VirtioBlkStateV2 {
+    fn with_topology() -> VirtioBlkStateV3 {
         let geometry = Geometry {
             block_bytes: 4096,
             physical_exponent: 2,
@@ -200,28 +210,55 @@ mod tests {
             minimum_io_blocks: 4,
             optimal_io_blocks: 256,
         };
-        VirtioBlkStateV2 { geometry, ..VirtioBlkStateV2::sample() }
+        VirtioBlkStateV3 { geometry, ..VirtioBlkStateV3::sample() }
+    }
+
+    mod v2 {
+        use super::*;
+
+        contract_tests! {
+            VirtioState<VirtioBlkStateV3>,
+            sample: || VirtioState {
+                device: with_topology(),
+                transport: VirtioPciStateV2::sample(),
+            },
+            changes: [
+                |s| s.device.capacity_sectors += 1,
+                |s| s.device.readonly = false,
+                |s| s.device.id[19] = 0,
+                |s| s.device.identity = Identity::File { file_system: 1, inode: 12 },
+                |s| s.device.geometry.block_bytes = 512,
+                |s| s.device.geometry.physical_exponent = 0,
+                |s| s.device.geometry.alignment_offset = 0,
+                |s| s.device.geometry.minimum_io_blocks = 0,
+                |s| s.device.geometry.optimal_io_blocks = 0,
+                |s| s.device.geometry = Geometry::default(),
+            ],
+            golden: "virtio-blk-v2",
+        }
+    }
+
+    fn namespace(unit: &str) -> Identity {
+        let unit = Some(unit.to_owned());
+        Identity::BlockDevice { major: 259, minor: 1, serial: "disk-7".to_owned(), unit }
     }
 
     contract_tests! {
-        VirtioState<VirtioBlkStateV2>,
+        VirtioState<VirtioBlkStateV3>,
         sample: || VirtioState {
-            device: with_topology(),
+            device: VirtioBlkStateV3 {
+                identity: namespace("NVMe namespace `eui.0025385b81b00001`"),
+                ..VirtioBlkStateV3::sample()
+            },
             transport: VirtioPciStateV2::sample(),
         },
         changes: [
             |s| s.device.capacity_sectors += 1,
-            |s| s.device.readonly = false,
-            |s| s.device.id[19] = 0,
-            |s| s.device.identity = Identity::File { file_system: 1, inode: 12 },
-            |s| s.device.geometry.block_bytes = 512,
-            |s| s.device.geometry.physical_exponent = 0,
-            |s| s.device.geometry.alignment_offset = 0,
-            |s| s.device.geometry.minimum_io_blocks = 0,
-            |s| s.device.geometry.optimal_io_blocks = 0,
-            |s| s.device.geometry = Geometry::default(),
+            |s| s.device.identity = namespace("NVMe namespace `eui.0025385b81b00002`"),
+            |s| s.device.identity = VirtioBlkStateV3::sample().identity,
+            |s| s.device.geometry = with_topology().geometry,
         ],
-        golden: "virtio-blk-v2",
+        golden: "virtio-blk-v3",
     }
 
     #[test]
@@ -229,7 +266,7 @@ mod tests {
         for bytes in [0, 256, 3 << 10, 1 << 20] {
             let mut state = with_topology();
             state.geometry.block_bytes = bytes;
-            let error = read_node::<VirtioBlkStateV2>(&state.to_node("device"), "/").unwrap_err();
+            let error = read_node::<VirtioBlkStateV3>(&state.to_node("device"), "/").unwrap_err();
             assert!(error.to_string().starts_with("/device: property `block-bytes`"), "{error}");
         }
     }
@@ -242,21 +279,23 @@ mod tests {
             &["file", "7", "x"],
             &["block-device", "254", "a"],
             &["block-device", "254:x", "a"],
+            // The binding of the sample knows no unit.
+            &["block-device", "254:16", "a", "b"],
             &["socket", "1", "2"],
         ] {
-            let mut node = VirtioBlkStateV2::sample().to_node("disk");
+            let mut node = VirtioBlkStateV3::sample().to_node("disk");
             node.properties.remove("identity");
             node.put_strings("identity", words);
-            let error = read_node::<VirtioBlkStateV2>(&node, "/").unwrap_err().to_string();
+            let error = read_node::<VirtioBlkStateV3>(&node, "/").unwrap_err().to_string();
             assert!(error.starts_with("/disk: property `identity`"), "{error}");
         }
     }
 
     #[test]
     fn a_disk_too_large_for_its_bytes_to_be_counted_is_refused() {
-        let mut state = VirtioBlkStateV2::sample();
+        let mut state = VirtioBlkStateV3::sample();
         state.capacity_sectors = u64::MAX / SECTOR + 1;
-        let error = read_node::<VirtioBlkStateV2>(&state.to_node("device"), "/").unwrap_err();
+        let error = read_node::<VirtioBlkStateV3>(&state.to_node("device"), "/").unwrap_err();
         assert!(error.to_string().starts_with("/device: property `capacity-sectors`"), "{error}");
     }
 }

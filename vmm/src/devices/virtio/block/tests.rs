@@ -571,7 +571,7 @@ fn another_disk_after_an_update_is_refused_by_its_name() {
 
     let error = Block::restore(state.clone(), disk(&guest.image, true)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was writable before the update and is read-only now");
-    let readonly = VirtioBlkStateV2 { readonly: true, ..state.clone() };
+    let readonly = VirtioBlkStateV3 { readonly: true, ..state.clone() };
     let error = Block::restore(readonly, disk(&guest.image, false)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was read-only before the update and is writable now");
     let mut another = disk(&guest.image, false);
