@@ -34,7 +34,7 @@ pub use worker::SerialWorker;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -59,15 +59,40 @@ struct Outbox(Arc<Shared>);
 struct Shared {
     pending: Mutex<VecDeque<u8>>,
     doorbell: EventFd,
-    /// Whether the port is not paused. The port's thread holds the lock while it moves bytes.
-    running: Mutex<bool>,
+    motion: Mutex<Motion>,
+    /// Notified when the port's thread has stopped to move bytes.
+    still: Condvar,
+}
+
+/// Whether bytes move.
+struct Motion {
+    paused: bool,
+    /// Whether the port's thread moves bytes now. A pause waits for it in the drain, which has a deadline: a sink
+    /// may hold up a write for long.
+    moving: bool,
 }
 
 impl Outbox {
     fn new(pending: Vec<u8>, running: bool) -> Result<Self, InterruptError> {
         let doorbell = event("the serial port's output")?;
-        let (pending, running) = (Mutex::new(pending.into()), Mutex::new(running));
-        Ok(Self(Arc::new(Shared { pending, doorbell, running })))
+        let motion = Mutex::new(Motion { paused: !running, moving: false });
+        let (pending, still) = (Mutex::new(pending.into()), Condvar::new());
+        Ok(Self(Arc::new(Shared { pending, doorbell, motion, still })))
+    }
+
+    /// Moves bytes on the port's thread, unless the port is paused. Returns whether it did.
+    fn move_bytes(&self, how: impl FnOnce()) -> bool {
+        {
+            let mut motion = lock(&self.0.motion);
+            if motion.paused {
+                return false;
+            }
+            motion.moving = true;
+        }
+        how();
+        lock(&self.0.motion).moving = false;
+        self.0.still.notify_all();
+        true
     }
 
     fn pending(&self) -> MutexGuard<'_, VecDeque<u8>> {
@@ -201,18 +226,31 @@ impl BusDevice for Serial {
 
 impl Device for Serial {
     fn pause(&mut self) {
-        // No vCPU runs. Once the port's thread has released the lock, no byte moves.
-        *lock(&self.outbox.0.running) = false;
+        lock(&self.outbox.0.motion).paused = true;
     }
 
-    fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {
+    /// Waits until no byte moves. No vCPU runs.
+    fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError> {
+        let Shared { motion, still, .. } = &*self.outbox.0;
+        let mut motion = lock(motion);
+        while motion.moving {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DeviceError {
+                    device: format!("{}@{:x}", Self::NAME, layout::COM1_PORT),
+                    attempt: "stop",
+                    source: "the file or terminal that takes its output does not answer".into(),
+                });
+            }
+            motion = still.wait_timeout(motion, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
         Ok(())
     }
 
     fn resume(&mut self) {
         // An interrupt that was on its way is lost. Raise one in any case: the guest reads in IIR whether
         // one is pending. Without it a transmitter could wait without end (Firecracker #5764).
-        *lock(&self.outbox.0.running) = true;
+        lock(&self.outbox.0.motion).paused = false;
         pull(&self.registers.interrupt);
         self.outbox.ring();
     }

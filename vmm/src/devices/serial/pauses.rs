@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use event_manager::{EventManager, SubscriberOps};
 use proptest::prelude::*;
@@ -249,6 +250,41 @@ fn a_terminal_that_hangs_up_holds_up_nobody() {
     machine.send(b"lost");
     machine.run();
     assert!(machine.port.save().unwrap().outbox.is_empty());
+}
+
+#[test]
+fn a_sink_that_holds_up_a_write_delays_no_pause_and_the_drain_says_so() {
+    // A line that polls as writable but has no room for all: a write waits for it.
+    let (mut terminal, mut sink) = UnixStream::pair().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&sink, 0).unwrap();
+    sink.write_all(b">").unwrap();
+    let interrupt = event("a test").unwrap();
+    let sink = Some(sink.into());
+    let resources = SerialResources { interrupt, sink, listener: None, opened: None, next: None };
+    let mut port = Serial::new(resources).unwrap();
+    let mut thread = EventManager::new().unwrap();
+    thread.add_subscriber(port.worker());
+    let text = vec![b'x'; 4096];
+    text.iter().for_each(|byte| port.write(DATA, &[*byte]));
+    let outbox = port.outbox.clone();
+    let thread = std::thread::spawn(move || thread.run().unwrap());
+    while !outbox.pending().is_empty() {
+        std::thread::yield_now();
+    }
+    let (sender, paused) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        port.pause();
+        sender.send(port).unwrap();
+    });
+    let mut port = paused.recv_timeout(Duration::from_secs(60)).expect("a pause that waits");
+    let error = crate::causes::chain(&port.drain(Instant::now()).unwrap_err()).join(": ");
+    assert!(error.contains("serial@3f8") && error.contains("output"), "{error}");
+    let mut shown = vec![0; 1 + text.len()];
+    terminal.read_exact(&mut shown).unwrap();
+    port.drain(Instant::now() + Duration::from_secs(60)).unwrap();
+    assert_eq!(shown[1..], text);
+    assert_eq!(port.save().unwrap().outbox, b"");
+    thread.join().unwrap();
 }
 
 proptest! {

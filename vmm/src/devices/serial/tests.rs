@@ -125,6 +125,24 @@ fn a_full_fifo_is_kept_and_an_overfull_one_refused() {
 }
 
 #[test]
+fn a_guest_that_sends_without_end_keeps_the_thread_from_no_other_event() {
+    let (_near, far) = pair();
+    let (mut serial, _) = port(Some(far));
+    let mut worker = serial.worker();
+    send(&mut serial, &[b'x'; OUTBOX]);
+    let rung = |serial: &Serial| serial.outbox.0.doorbell.read().is_ok();
+    assert!(rung(&serial));
+    let mut goes = 0;
+    while !serial.outbox.pending().is_empty() {
+        worker.send();
+        goes += 1;
+        // It goes on after its other events.
+        assert_eq!(rung(&serial), !serial.outbox.pending().is_empty());
+    }
+    assert!(goes > 1, "the thread was kept until there was nothing to send");
+}
+
+#[test]
 fn wide_accesses_are_ignored() {
     let (mut serial, _) = port(None);
     let before = serial.save().unwrap();

@@ -9,10 +9,13 @@ use vmm_sys_util::epoll::EventSet;
 use super::console::{Accepted, Console};
 use super::sink::{Peer, Written};
 use super::uart::FIFO;
-use super::{Outbox, Registers, lock, pull};
+use super::{Outbox, Registers, pull};
 
 /// Most bytes of one write to the sink.
 const CHUNK: usize = 4096;
+/// Most writes, and most reads, before the thread handles its other events: a guest may send without end, and its
+/// log is to be replaced when it is full.
+const BATCH: usize = 4;
 
 /// The part of the port that its thread runs: writes output, reads input.
 pub struct SerialWorker {
@@ -40,7 +43,7 @@ impl SerialWorker {
             }
             return;
         };
-        loop {
+        for _ in 0..BATCH {
             let chunk = self.outbox.take(CHUNK);
             if chunk.is_empty() {
                 return;
@@ -58,6 +61,9 @@ impl SerialWorker {
                 Written::Broken => self.outbox.pending().clear(),
             }
         }
+        if !self.outbox.pending().is_empty() {
+            self.outbox.ring();
+        }
     }
 
     /// Reads input. Returns whether the sink is a client that has left.
@@ -66,7 +72,7 @@ impl SerialWorker {
         let Some(sink) = sink.filter(|sink| sink.reads) else { return false };
         let is_client = matches!(sink.peer, Peer::Client | Peer::LeavingClient);
         self.input_waits = false;
-        loop {
+        for _ in 0..BATCH {
             let mut uart = self.registers.uart();
             let room = uart.room();
             if room == 0 {
@@ -87,25 +93,15 @@ impl SerialWorker {
                 _ => return is_client,
             }
         }
+        self.input_waits = true;
+        self.outbox.ring();
+        false
     }
 }
 
-impl MutEventSubscriber for SerialWorker {
-    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if events.data() == Self::DOORBELL {
-            let _ = self.outbox.0.doorbell.read();
-        }
-        if events.data() == Console::NEXT {
-            self.console.take_next();
-        }
-        let shared = self.outbox.0.clone();
-        let running = lock(&shared.running);
-        if !*running {
-            // The event is edge-triggered and does not come again. The resume rings the doorbell.
-            self.input_waits |= events.data() == Console::SINK;
-            self.client_waits |= events.data() == Console::LISTENER;
-            return;
-        }
+impl SerialWorker {
+    /// Handles an event of a port that is not paused.
+    fn serve(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.data() == Console::OPENED {
             self.console.read_opened();
         }
@@ -118,6 +114,23 @@ impl MutEventSubscriber for SerialWorker {
         self.send();
         if (events.data() == Console::SINK || self.input_waits) && self.receive() {
             self.console.detach(ops);
+        }
+    }
+}
+
+impl MutEventSubscriber for SerialWorker {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.data() == Self::DOORBELL {
+            let _ = self.outbox.0.doorbell.read();
+        }
+        if events.data() == Console::NEXT {
+            self.console.take_next();
+        }
+        let outbox = self.outbox.clone();
+        if !outbox.move_bytes(|| self.serve(events, ops)) {
+            // The event is edge-triggered and does not come again. The resume rings the doorbell.
+            self.input_waits |= events.data() == Console::SINK;
+            self.client_waits |= events.data() == Console::LISTENER;
         }
     }
 
