@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Vm, VmError, VmStateV1, calls};
 use crate::causes::{chain, panic_message};
@@ -215,12 +216,24 @@ impl Process {
         self.vm = Some(vm);
     }
 
-    /// Returns the function that sends the machine's events to the host.
+    /// Returns the function that sends the machine's events to the host. A machine ends once, however often its guest
+    /// asks for it: a guest that writes to the register in a loop could fill the link, and the host takes a process that
+    /// sends without end for broken.
     fn events(&self) -> Result<impl Fn(Event) + Send + Sync + 'static, RequestError> {
-        let link = self.link.clone();
+        let (link, has_ended) = (self.link.clone(), AtomicBool::new(false));
         match self.vm {
-            // If the send fails, the host has ended, and this process will end too.
-            None => Ok(move |event| drop(link.send(&FromVm::Event(event), &[]))),
+            None => Ok(move |event| {
+                let ends = matches!(event, Event::Shutdown | Event::Reset);
+                if ends && has_ended.swap(true, Ordering::Relaxed) {
+                    return;
+                }
+                // If the send fails, the host has ended, and this process will end too. Or the host stops the vCPU that
+                // waits for room in the link.
+                let sent = link.send(&FromVm::Event(event), &[]);
+                if ends && sent.is_err() {
+                    has_ended.store(false, Ordering::Relaxed);
+                }
+            }),
             Some(_) => Err(RequestError::Second),
         }
     }
@@ -256,6 +269,21 @@ fn save(state: &VmStateV1, fds: &mut Fds) -> Result<Reply, RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_ends_its_machine_without_end_is_heard_once() {
+        let (host, vm) = Channel::pair().unwrap();
+        let process = Process { link: Arc::new(vm), vm: None, first: None };
+        let events = process.events().unwrap();
+        // A guest may write to the register in a loop until its machine is off.
+        for event in [Event::Shutdown, Event::Reset, Event::Shutdown] {
+            events(event);
+        }
+        let why = Event::Crashed("the thread of vCPU 1 panicked".to_owned());
+        events(why.clone());
+        let said = [(); 2].map(|()| host.receive::<FromVm>().unwrap().0);
+        assert_eq!(said, [FromVm::Event(Event::Shutdown), FromVm::Event(why)]);
+    }
 
     #[test]
     fn the_host_hears_why_the_main_thread_panicked() {
