@@ -113,7 +113,10 @@ impl RngWorker {
     /// Fills the buffers of a chain that the device may write to. Returns how many bytes it wrote.
     fn fill(&mut self, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
         let mut written = 0;
-        for descriptor in chain.filter(|descriptor| descriptor.is_write_only()) {
+        // No chain is longer than the queue (2.7.5.3.1). An indirect table could have 65535 descriptors of a byte each,
+        // and a pause would wait for all of their reads.
+        let descriptors = chain.take(QUEUE_SIZE.into());
+        for descriptor in descriptors.filter(|descriptor| descriptor.is_write_only()) {
             let len = (descriptor.len() as usize).min(REQUEST_MAX - written);
             // The buffer is not in RAM: the guest gets the bytes written so far.
             let Ok(mut buffer) = memory.get_slice(descriptor.addr(), len) else { break };

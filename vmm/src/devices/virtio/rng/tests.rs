@@ -10,7 +10,10 @@ use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
 use crate::devices::virtio::Worker;
-use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start};
+use crate::devices::virtio::driver::{
+    BAR, INDIRECT, NEXT, Part, Ring, WRITE, ram, resources, start,
+};
+use crate::devices::virtio::features::RING_INDIRECT_DESC;
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
 
@@ -126,6 +129,21 @@ fn a_request_gets_at_most_request_max_bytes() {
     guest.ask(&[(DATA, 0x8000, WRITE), (DATA + 0x8000, 0x1_8000, WRITE)]);
     assert_eq!(guest.ring.used_element(0), (0, REQUEST_MAX as u32));
     assert_eq!(guest.get(DATA + 0xffff, 2), [0, 7]);
+}
+
+#[test]
+fn a_chain_that_is_longer_than_the_queue_is_cut() {
+    // A pause would wait for the reads of a whole table, which may have 65535 descriptors.
+    let mut guest = Guest::new(File::open("/dev/zero").unwrap());
+    guest.function.write(0x14, &[0]);
+    guest.ring.set_available_index(0);
+    start(&guest.ring, RING_INDIRECT_DESC, |at, bytes| guest.function.write(at, bytes));
+    let table = DATA + 0x1000;
+    for number in 0..1000 {
+        guest.ring.describe(table, number, (DATA, 1, WRITE | NEXT), number + 1);
+    }
+    guest.ask(&[(table, 16 * 1000, INDIRECT)]);
+    assert_eq!(guest.ring.used_element(0), (0, QUEUE_SIZE.into()));
 }
 
 #[test]
