@@ -36,7 +36,7 @@ pub use worker::NetWorker;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::tap::Tap;
@@ -118,6 +118,8 @@ struct Shared {
     features: AtomicU64,
     driver: Mutex<Driver>,
     on_link: OnLink,
+    /// Whether the log says that the kernel has refused a setting of the tap.
+    reported: AtomicBool,
 }
 
 impl fmt::Debug for Shared {
@@ -188,9 +190,7 @@ impl Shared {
         }
         let mut driver = self.driver();
         self.switch_queues(driver.pairs, pairs)
-            .inspect_err(|error| {
-                tracing::warn!("tap {}: cannot use {pairs} queues: {error}", self.name)
-            })
+            .inspect_err(|error| self.refused(format_args!("use {pairs} of its queues"), error))
             .ok()?;
         driver.pairs = pairs;
         Some(())
@@ -219,7 +219,16 @@ impl Shared {
         if let Some(tap) = self.taps.first()
             && let Err(error) = tap.set_offload(offload)
         {
-            tracing::error!("tap {}: cannot set its offloads to {offload:#x}: {error}", self.name);
+            self.refused(format_args!("set its offloads to {offload:#x}"), &error);
+        }
+    }
+
+    /// Reports that the kernel refuses a setting of the tap. Only the first is a warning: a guest makes the device set
+    /// its tap as often as it likes, and could fill the host's log.
+    fn refused(&self, setting: fmt::Arguments<'_>, error: &io::Error) {
+        match self.reported.swap(true, Ordering::Relaxed) {
+            false => tracing::warn!("tap {}: cannot {setting}: {error}", self.name),
+            true => tracing::debug!("tap {}: cannot {setting}: {error}", self.name),
         }
     }
 
@@ -271,7 +280,8 @@ impl Net {
         let queue_sizes = vec![QUEUE_SIZE; 2 * taps.len() + 1];
         let (in_use, link_down) = (driver.pairs, driver.link_down);
         let (features, driver) = (AtomicU64::new(0), Mutex::new(driver));
-        let shared = Shared { name, taps, mac, mtu, features, driver, on_link };
+        let reported = AtomicBool::new(false);
+        let shared = Shared { name, taps, mac, mtu, features, driver, on_link, reported };
         // The kernel uses every queue that the host has opened, so the unused ones are detached.
         shared
             .switch_queues(pairs, in_use)
@@ -367,7 +377,7 @@ impl VirtioDevice for Net {
             let mut driver = self.shared.driver();
             let (link_down, tap_gone) = (driver.link_down, driver.tap_gone);
             if let Err(error) = self.shared.switch_queues(driver.pairs, 1) {
-                tracing::warn!("tap {}: cannot use one queue only: {error}", self.shared.name);
+                self.shared.refused(format_args!("use only one of its queues"), &error);
             }
             *driver = Driver { link_down, tap_gone, ..Driver::after_reset(self.shared.mac) };
         }

@@ -143,8 +143,10 @@ impl Persist for Net {
         // The transport saves the sizes of the queues. If the device is paused before it has announced its
         // guest, the next restore announces the guest.
         let Self { shared, queue_sizes: _, restored: _ } = self;
-        // The host opens the tap by its name again; the transport saves the features.
-        let Shared { name: _, taps, mac, mtu, features: _, driver, on_link: _ } = &**shared;
+        // The host opens the tap by its name again; the transport saves the features. At worst another refusal of the
+        // tap is logged.
+        let Shared { name: _, taps, mac, mtu, features: _, driver, on_link: _, reported: _ } =
+            &**shared;
         let driver = crate::mutex::lock(driver);
         let Driver {
             mac: current_mac,

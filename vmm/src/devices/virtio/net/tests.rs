@@ -208,6 +208,21 @@ impl Guest {
     }
 }
 
+/// What the log says, from warnings on, while `act` runs.
+fn logged(act: impl FnOnce()) -> Vec<String> {
+    let log = tempfile::tempfile().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(Arc::new(log.try_clone().unwrap()))
+        .with_ansi(false)
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut &log).unwrap();
+    std::io::Read::read_to_string(&mut &log, &mut text).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// What is announced: destination, source and EtherType of the next frame.
 fn announced(guest: &Guest) -> Option<(Mac, Mac, [u8; 2])> {
     let sent = guest.any_sent_by(0)?;

@@ -8,7 +8,7 @@ const ERR: u8 = 1;
 
 impl Guest {
     /// Gives the device on control queue `queue` a command. Returns its answer.
-    fn command(&mut self, queue: u16, command: &[u8]) -> u8 {
+    pub(super) fn command(&mut self, queue: u16, command: &[u8]) -> u8 {
         self.put(DATA, command);
         self.put(ANSWER, &[0xee]);
         self.offer(queue, &[(DATA, command.len() as u32, 0), (ANSWER, 1, WRITE)]);

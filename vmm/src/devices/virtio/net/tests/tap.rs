@@ -290,6 +290,23 @@ fn a_tap_that_is_deleted_is_noticed_by_a_guest_that_neither_sends_nor_receives()
 }
 
 #[test]
+fn a_guest_whose_tap_is_gone_does_not_fill_the_hosts_log() {
+    let Some(options) = options(13, 2) else { return };
+    let mut guest = Guest::with(Net::new(wire(&options), MAC, None).unwrap(), Vec::new());
+    guest.start(LINUX, &[0, 1, 2, 3, 4]);
+    delete(&options.tap);
+    guest.run();
+    let lines = logged(|| {
+        for _ in 0..20 {
+            // Each start sets the offloads, each command the queues.
+            guest.start(LINUX, &[0, 1, 2, 3, 4]);
+            assert_eq!(guest.command(4, &[4, 0, 2, 0]), 1, "the kernel refuses");
+        }
+    });
+    assert!((1..=2).contains(&lines.len()), "{} lines: {lines:?}", lines.len());
+}
+
+#[test]
 fn the_host_sees_a_link_that_is_down_as_a_tap_without_carrier() {
     let Some(options) = options(9, 1) else { return };
     let carrier = Path::new("/sys/class/net").join(&options.tap).join("carrier");
