@@ -155,7 +155,7 @@ impl Receiver {
         let (len, merges) = (header::LEN + frame.len(), features & F_MRG_RXBUF != 0);
         let buffers = Buffers::take(rings, queue, first, len, merges);
         if merges && buffers.room < len {
-            let is_full = buffers.count() >= usize::from(QUEUE_SIZE);
+            let is_full = buffers.count() >= rings.size(queue);
             buffers.give_back(rings);
             // If the whole ring is too small for the frame, the guest will never have room for it.
             return if is_full { Outcome::Done } else { Outcome::Held };

@@ -111,6 +111,11 @@ impl Guest {
 
     /// Starts the driver with these queues.
     fn start(&mut self, features: u64, queues: &[u16]) {
+        self.start_with(features, queues, QUEUE_SIZE);
+    }
+
+    /// The same with queues of `size` entries.
+    fn start_with(&mut self, features: u64, queues: &[u16], size: u16) {
         let mut offered = 0;
         for select in 0..2 {
             self.write(0x00, select, 4);
@@ -128,8 +133,9 @@ impl Guest {
         for queue in queues {
             let base = 0x4000 + 0x3000 * u64::from(*queue);
             self.put(base, &[0; 0x3000]);
-            let ring = Ring::new(&self.memory, base, 256);
+            let ring = Ring::new(&self.memory, base, size);
             self.write(0x16, (*queue).into(), 2);
+            self.write(0x18, size.into(), 2);
             self.write(0x20, ring.descriptors(), 8);
             self.write(0x28, ring.available(), 8);
             self.write(0x30, ring.used(), 8);

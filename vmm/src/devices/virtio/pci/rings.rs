@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::backend::Shared;
@@ -88,6 +88,11 @@ impl Rings {
             self.complete(request, written);
         }
         self.look_again(queue);
+    }
+
+    /// Returns the number of entries of queue `queue`, which its driver has chosen. 0 if there is no such queue.
+    pub fn size(&self, queue: usize) -> usize {
+        self.0.enter().queues.get(queue).map_or(0, |queue| queue.size().into())
     }
 
     /// Returns the number of queues.

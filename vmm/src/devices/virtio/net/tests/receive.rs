@@ -193,6 +193,21 @@ fn a_ring_that_is_too_small_for_a_frame_loses_it_and_gets_the_next() {
 }
 
 #[test]
+fn a_short_ring_that_is_too_small_for_a_frame_loses_it_and_gets_the_next() {
+    let mut guest = Guest::new(1);
+    guest.start_with(LINUX, &[0, 1, 2], 16);
+    for number in 0..16 {
+        guest.ring(0).offer(&[buffer(number, 100)]);
+    }
+    guest.ring_doorbell(0);
+    // The driver has no more buffers, so it can never have enough for this one.
+    guest.arrives(&frame(MAC, 1600));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    guest.arrives(&frame(MAC, 1588));
+    assert_eq!(guest.ring(0).used_index(), 16);
+}
+
+#[test]
 fn many_frames_are_received_in_their_order() {
     let mut guest = Guest::started(LINUX);
     for number in 0..200 {
