@@ -28,3 +28,4 @@ pub mod socket;
 pub mod state;
 pub mod vcpu;
 pub mod vm;
+mod work;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
+use crate::work::Work;
 
 /// The files whose threads have not come back.
 static HANGING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -30,7 +31,9 @@ pub(crate) fn at<T: Send + 'static>(
         }
         let (path, sender) = (path.clone(), sender.clone());
         let name = thread::Builder::new().name("look".to_owned());
+        let work = Work::begins(format!("looking at {}", path.display()));
         let thread = name.spawn(move || {
+            let _work = work;
             let result = look(&path);
             let mut hanging = lock(&HANGING);
             hanging.remove(&path);

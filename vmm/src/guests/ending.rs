@@ -29,7 +29,8 @@ impl Guest {
 
     /// Drops what a killed process `pid` was for, on a thread. If there is none, that takes place here.
     pub(super) fn let_end(&mut self, pid: Pid, all: impl Send + 'static) {
-        match Elsewhere::begin("end", move || drop(all)) {
+        let what = format!("ending the process of VM `{}` and freeing its RAM", self.name());
+        match Elsewhere::begin("end", what, move || drop(all)) {
             Ok(work) => self.ending.push(Ending { pid, work }),
             Err(error) => tracing::warn!("cannot start a thread: {error}"),
         }

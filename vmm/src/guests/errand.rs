@@ -277,7 +277,8 @@ impl Dump {
                 None => Some(Ok(Done::Document(document))),
                 Some(path) => {
                     let to = path.clone();
-                    match Elsewhere::begin("dump", move || write(&to, &document)) {
+                    let what = format!("writing the state of VM `{name}` to {}", path.display());
+                    match Elsewhere::begin("dump", what, move || write(&to, &document)) {
                         Ok(writing) => self.writing = Some(writing),
                         Err(error) => return Some(Err(not_written(name, &path, error))),
                     }

@@ -17,20 +17,22 @@ pub struct Opening(Elsewhere<Result<Files, OpenError>>);
 impl Opening {
     /// Begins to open what the restore of `machine` needs.
     pub fn begin(machine: &Machine) -> Result<Self, OpenError> {
-        let machine = machine.clone();
-        Self::run(move || Files::for_machine(&machine))
+        let of = machine.clone();
+        Self::run(machine, move || Files::for_machine(&of))
     }
 
     /// Begins to open what a boot of `machine` needs.
     pub fn begin_with_kernel(machine: &Machine) -> Result<Self, OpenError> {
-        let machine = machine.clone();
-        Self::run(move || Files::for_machine(&machine)?.with_kernel(&machine))
+        let of = machine.clone();
+        Self::run(machine, move || Files::for_machine(&of)?.with_kernel(&of))
     }
 
     fn run(
+        machine: &Machine,
         open: impl FnOnce() -> Result<Files, OpenError> + Send + 'static,
     ) -> Result<Self, OpenError> {
-        Elsewhere::begin("open", open).map(Self).map_err(failed)
+        let what = format!("opening the files of VM `{}`", machine.name);
+        Elsewhere::begin("open", what, open).map(Self).map_err(failed)
     }
 
     /// The error if they are not open after `within`.
@@ -59,10 +61,11 @@ impl AsFd for Opening {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guests::entry::tests::sample;
 
     #[test]
     fn a_thread_that_panics_is_an_error() {
-        let opening = Opening::run(|| panic!("on purpose")).unwrap();
+        let opening = Opening::run(&sample().machine, || panic!("on purpose")).unwrap();
         let error = crate::causes::chain(&opening.files().unwrap_err()).join(": ");
         assert!(error.contains("the files of its devices: its thread"), "{error}");
     }

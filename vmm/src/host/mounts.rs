@@ -1,13 +1,13 @@
 //! The file systems of `[host]` that could not be mounted when the host started, such as on a disk that came late. They
 //! are tried again before a VM boots or is restored, because its disks may be there.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::io;
 use std::time::Duration;
 
 use super::init::{self, MountError};
 use crate::causes::chain;
 use crate::config::Mount;
+use crate::guests::elsewhere::Elsewhere;
 
 /// How long a mount may take before the host goes on without it.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ pub(super) struct Unmounted {
     mount: Mount,
     why: String,
     /// An attempt that was late.
-    late: Option<Receiver<Result<(), MountError>>>,
+    late: Option<Elsewhere<Result<(), MountError>>>,
 }
 
 impl Unmounted {
@@ -35,31 +35,40 @@ impl Unmounted {
     fn try_again(&mut self, within: Duration) -> bool {
         // One that is late was waited for already.
         let within = if self.late.is_some() { Duration::ZERO } else { within };
-        let attempt = self.late.take().unwrap_or_else(|| {
-            let (sender, attempt) = channel();
-            let mount = self.mount.clone();
-            // The receiver is gone if this is later than the host's end.
-            thread::spawn(move || drop(sender.send(init::mount_again(&mount))));
-            attempt
-        });
-        let target = self.mount.target.display();
-        match attempt.recv_timeout(within) {
-            Ok(Ok(())) => {
-                tracing::info!("{} is mounted on {target} now", self.mount.source);
+        let (source, target) = (&self.mount.source, self.mount.target.display());
+        let attempt = self.late.take().map_or_else(|| begin(&self.mount), Ok);
+        let attempt = match attempt {
+            Ok(attempt) => attempt,
+            Err(error) => {
+                self.why = format!("cannot mount {source} on {target} again: {error}");
+                tracing::warn!("{}", self.why);
+                return false;
+            }
+        };
+        match attempt.wait_for(within) {
+            Some(Ok(Ok(()))) => {
+                tracing::info!("{source} is mounted on {target} now");
                 return true;
             }
-            Ok(Err(error)) => self.why = chain(&error).join(": "),
-            Err(RecvTimeoutError::Disconnected) => {
-                self.why = format!("the attempt to mount {target} again failed");
+            Some(Ok(Err(error))) => self.why = chain(&error).join(": "),
+            Some(Err(panicked)) => {
+                self.why = format!("cannot mount {source} on {target} again: {panicked}");
             }
-            Err(RecvTimeoutError::Timeout) => {
-                self.why = format!("{} is still being mounted on {target}", self.mount.source);
+            None => {
+                self.why = format!("{source} is still being mounted on {target}");
                 self.late = Some(attempt);
             }
         }
         tracing::warn!("{}", self.why);
         false
     }
+}
+
+/// Begins to try again to mount it.
+fn begin(mount: &Mount) -> io::Result<Elsewhere<Result<(), MountError>>> {
+    let what = format!("mounting {} on {}", mount.source, mount.target.display());
+    let mount = mount.clone();
+    Elsewhere::begin("mount", what, move || init::mount_again(&mount))
 }
 
 /// Tries all of them again. Forgets those that are mounted now.
@@ -70,12 +79,17 @@ pub(super) fn try_again(unmounted: &mut Vec<Unmounted>) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::fd::AsFd;
     use std::path::Path;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Instant;
 
     use rustix::mount::{MountPropagationFlags, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     use super::*;
+    use crate::guests::answers::readable;
 
     /// Gives this thread, and those that it starts, mounts of their own. Returns whether that is allowed.
     #[expect(unsafe_code, reason = "unshare")]
@@ -135,11 +149,15 @@ mod tests {
     fn a_mount_that_hangs_is_waited_for_once_and_not_started_twice() {
         let directory = tempfile::tempdir().unwrap();
         let mount = overlay(directory.path());
-        let (sender, attempt) = channel();
+        let (sender, wait) = channel();
+        let wait = move || wait.recv().unwrap();
+        let attempt = Elsewhere::begin("mount", "mounting late".to_owned(), wait).unwrap();
         let mut unmounted = Unmounted { mount, why: String::new(), late: Some(attempt) };
         assert!(!unmounted.try_again(Duration::ZERO));
         assert!(unmounted.why().contains("still being mounted"), "{}", unmounted.why());
         sender.send(Ok(())).unwrap();
+        let attempt = unmounted.late.as_ref().unwrap();
+        readable(&[attempt.as_fd()], Instant::now() + Duration::from_secs(600));
         assert!(unmounted.try_again(WITHIN), "the answer of the first attempt counts");
     }
 }

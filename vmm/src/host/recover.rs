@@ -172,7 +172,8 @@ impl Host {
             return Err(HostError::NoEntry { vm: name.clone(), why: why.join(": ") });
         }
         let look = self.previous(state_of(name, held)?, speaks_this_protocol)?;
-        let look = Elsewhere::begin("programs", look).map_err(HostError::NoCopy)?;
+        let what = format!("looking for a program of an earlier host for VM `{name}`");
+        let look = Elsewhere::begin("programs", what, look).map_err(HostError::NoCopy)?;
         self.begin_look(name, look);
         Ok(())
     }

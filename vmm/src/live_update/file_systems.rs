@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
+use crate::work::Work;
 
 /// Most threads that sync file systems at a time. A host with containers may have hundreds of file systems.
 const THREADS: usize = 32;
@@ -114,6 +115,7 @@ fn start(all: VecDeque<Mounted>) -> std::sync::mpsc::Receiver<Synced> {
 fn work(all: &Mutex<VecDeque<Mounted>>, results: &Sender<Synced>) {
     loop {
         let Some(found) = lock(all).pop_front() else { return };
+        let _work = Work::begins(format!("syncing the file system {}", found.path.display()));
         let synced = match found.device {
             ALL | ALL_AT_LAST => {
                 rustix::fs::sync();

@@ -29,6 +29,7 @@ use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
 use crate::inherited_fd;
+use crate::work;
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
@@ -43,6 +44,8 @@ const TICKET: &str = "ticket=";
 
 /// How long the next program may take to answer. Most of its answers are needed in the blackout.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long a handover waits, while the guests run, for what threads of this host do.
+const UNENDED_WITHIN: Duration = Duration::from_secs(10);
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -105,6 +108,25 @@ pub enum NextHostError {
         /// How long it was waited for.
         within: Duration,
     },
+    /// Threads of this host do what no signal ends.
+    #[error(
+        "this host is still {}. Its program cannot be replaced before that has ended, and all guests would stand still          until then. Repair what it waits for, such as a disk or a server that does not answer, and try again",
+        work.join(" and ")
+    )]
+    Unended {
+        /// What they do.
+        work: Vec<String>,
+    },
+}
+
+/// Errors if this process cannot be replaced soon, because the work of its threads does not end. Waits for it.
+pub fn refuse_unended_work() -> Result<(), NextHostError> {
+    ends_work(UNENDED_WITHIN)
+}
+
+fn ends_work(within: Duration) -> Result<(), NextHostError> {
+    let work = work::unended(within);
+    if work.is_empty() { Ok(()) } else { Err(NextHostError::Unended { work }) }
 }
 
 /// The path that this program was started from cannot be found out.
@@ -287,6 +309,10 @@ impl NextHost {
     }
 
     fn exec(&self, left: &str, passed: Passed<'_>) -> NextHostError {
+        // The exec would wait for it as well, but without a bound.
+        if let Err(error) = ends_work(self.left()) {
+            return error;
+        }
         let Passed { lock, processes } = passed;
         let processes: Vec<_> = processes.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
         let mut arguments = std::env::args_os();
@@ -328,11 +354,16 @@ impl NextHost {
             .stdin(Stdio::null())
             .stdout(writer()?)
             .stderr(writer()?);
-        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let within = self.deadline.map_or(ANSWER_WITHIN, left);
+        let within = self.left();
         // Each argument may be a file.
         let answer = output.answer_of(&mut command, within, arguments.len()).map_err(error)?;
         answer.ok_or_else(|| NextHostError::Silent { path: self.path.clone(), within })
+    }
+
+    /// How long the next answer may take.
+    fn left(&self) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline.map_or(ANSWER_WITHIN, left)
     }
 
     fn error(&self, attempt: &'static str, source: io::Error) -> NextHostError {
@@ -456,6 +487,21 @@ mod tests {
             let error = next.ask(&["1000".into()]).unwrap_err().to_string();
             assert!(error.contains("did not answer") && error.contains(within), "{error}");
         }
+    }
+
+    #[test]
+    fn nothing_is_executed_while_a_thread_is_stuck() {
+        let work = work::Work::begins("looking at /gone".to_owned());
+        let deadline = Some(Instant::now());
+        let program = Arc::new(File::open("/dev/null").unwrap());
+        let next = NextHost { program, path: "/dev/null".into(), deadline };
+        let passed = Passed { lock: None, processes: &[] };
+        let error = next.exec("", passed).to_string();
+        assert!(error.contains("still") && error.contains("looking at /gone"), "{error}");
+        drop(work);
+        let next = NextHost { deadline: None, ..next };
+        let error = next.exec("", passed).to_string();
+        assert!(error.contains("cannot execute /dev/null"), "{error}");
     }
 
     #[test]

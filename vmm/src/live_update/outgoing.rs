@@ -26,7 +26,9 @@ use super::leaving::{Leaving, Paused, Saved, SavedState};
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, vm_session,
 };
-use super::next_host::{Inherited, NextHost, NextHostError, NextProgram, Passed};
+use super::next_host::{
+    Inherited, NextHost, NextHostError, NextProgram, Passed, refuse_unended_work,
+};
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
 use super::programs;
@@ -191,6 +193,10 @@ fn leave(
         sync_ahead(plan, &mut leaving)?;
     }
     ledger.enter("preserve-ram", loaded, tsc::now());
+
+    if let Next::Host(..) = next {
+        refuse_unended_work()?;
+    }
 
     // The blackout.
     before(Step::Pause)?;

@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "mutex",
         "open_files",
+        "work",
         "look",
         "causes",
         "options",

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -81,8 +82,18 @@ fn a_configuration_that_is_no_file_does_not_keep_the_guests_standing_still() {
 struct Dead {
     directory: tempfile::TempDir,
     /// Where a server would be.
-    _nobody: fs::File,
+    nobody: fs::File,
 }
+
+/// The answer to the first request of Linux: the protocol's version, and no features (`struct fuse_init_out`).
+const FIRST_ANSWER: [u32; 20] = {
+    let mut words = [0; 20];
+    // The length, no error, and the number of the request, which is filled in. Then the version.
+    (words[0], words[4], words[5]) = (80, 7, 31);
+    // The most bytes of a write.
+    words[9] = 4096;
+    words
+};
 
 impl Dead {
     /// `None`, with a word about it, where such a file system cannot be mounted.
@@ -97,12 +108,23 @@ impl Dead {
             Ok::<_, std::io::Error>(nobody)
         })();
         match mounted {
-            Ok(nobody) => Some(Self { directory, _nobody: nobody }),
+            Ok(nobody) => Some(Self { directory, nobody }),
             Err(error) => {
                 eprintln!("skipped: no file system that hangs: {error}");
                 None
             }
         }
+    }
+
+    /// Takes requests and answers only the first one. No signal ends whoever waits for the answer to another one. Returns
+    /// when somebody does.
+    fn hangs(&mut self) {
+        let mut request = [0; 1 << 16];
+        assert!(self.nobody.read(&mut request).unwrap() > 0);
+        let mut answer: Vec<u8> = FIRST_ANSWER.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        answer[8..16].copy_from_slice(&request[8..16]);
+        assert_eq!(self.nobody.write(&answer).unwrap(), answer.len());
+        assert!(self.nobody.read(&mut request).unwrap() > 0);
     }
 }
 
@@ -124,6 +146,27 @@ fn a_disk_on_a_server_that_is_gone_keeps_no_other_vm_and_no_operator_waiting() {
     // The claims of the other VMs are looked at again.
     let output = host.ctl(&["boot", "one"]);
     assert!(output.status.success(), "{output:?}");
+    host.counts_on("one");
+}
+
+#[test]
+fn a_handover_is_refused_while_a_thread_of_the_host_cannot_be_ended() {
+    let Some(dead) = Dead::mount() else { return };
+    let disk = format!("disk = \"path={}/web.img\"", dead.directory.path().display());
+    let vms = [("gone", COUNTS, disk.as_str()), ("one", COUNTS, "")];
+    let Some(mut host) = host("", &vms) else { return };
+    // Dropped before the host, which cannot end otherwise.
+    let mut dead = dead;
+    dead.hangs();
+    host.counts_on("one");
+    let output = host.ctl(&["handover"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("is still ") && said.contains("files of VM `gone`"), "{said}");
+    assert!(said.contains("[guests: running]"), "{said}");
+    host.counts_on("one");
+    drop(dead);
+    host.hands_over(&[]);
     host.counts_on("one");
 }
 
