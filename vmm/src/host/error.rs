@@ -93,7 +93,10 @@ pub enum HostError {
         done: &'static str,
     },
     /// The host is about to end.
-    #[error("this host ends as soon as its VMs have: no VM is started on it")]
+    #[error(
+        "this host was told to end (`power-off`, SIGTERM or SIGINT), and waits for its VMs: it starts no VM, and is not \
+         replaced by another host. Ask the one that is started next"
+    )]
     Ending,
     /// Too many requests of a client wait for VMs.
     #[error(
@@ -270,6 +273,7 @@ impl HostError {
             | Self::Force(_)
             | Self::Pending
             | Self::Stopping(_)
+            | Self::Ending
             | Self::Busy { .. }
             | Self::Service(_)
             | Self::Refused(_)

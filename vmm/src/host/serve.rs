@@ -32,8 +32,6 @@ pub(super) struct Server {
     /// The user at the terminal, who has left when the other end of this is closed.
     left: Option<UnixStream>,
     calls: Calls,
-    /// When the VMs end at the latest that are stopping, before the host leaves to systemd. `None` if it is not to leave.
-    leaves: Option<Instant>,
 }
 
 /// What the loop waits for.
@@ -63,7 +61,7 @@ impl Server {
     /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let signals = Signals::catch(end).map_err(HostError::Loop)?;
-        Ok(Self { signals, left: None, calls: Calls::default(), leaves: None })
+        Ok(Self { signals, left: None, calls: Calls::default() })
     }
 
     /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
@@ -111,9 +109,9 @@ impl Server {
                 // Orphans wait since then.
                 processes::reap(host);
             }
-            self.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
+            self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
-            let is_to_leave = self.leaves.is_some() && !self.calls.host_ends();
+            let is_to_leave = self.calls.leaves.is_some() && !self.calls.host_ends();
             if is_to_leave && host.none_is_ending() {
                 self.leave(host);
             }
@@ -147,7 +145,7 @@ impl Server {
     /// Returns what the loop waits for.
     fn fds<'a>(&'a self, host: &'a Host) -> Vec<(Source, PollFd<'a>)> {
         let readable = |fd: BorrowedFd<'a>| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let Self { signals, left, calls, leaves: _ } = self;
+        let Self { signals, left, calls } = self;
         let mut fds = vec![
             (Source::Children, readable(signals.children.as_fd())),
             (Source::End, readable(signals.end.as_fd())),
@@ -215,7 +213,7 @@ impl Server {
     /// pulls the plug at once.
     fn end(&mut self, host: &mut Host) {
         self.signals.end.drain();
-        let (is_first, is_in_store) = (self.leaves.is_none(), host.is_in_fd_store());
+        let (is_first, is_in_store) = (self.calls.leaves.is_none(), host.is_in_fd_store());
         let within_s = match is_first && (is_in_store || !self.calls.host_ends()) {
             true => host.config.host.stop_within_s(),
             false => 0,
@@ -224,7 +222,7 @@ impl Server {
         match is_in_store {
             // The next host would not know that an operator has asked the guests of some to shut down, by `stop` or
             // `power-off`. So these VMs end before.
-            true => self.leaves = Some(after(within_s)),
+            true => self.calls.leaves = Some(after(within_s)),
             false => self.calls.end_host(host, within_s),
         }
     }
@@ -235,7 +233,7 @@ impl Server {
             host.leave_to_service(observer);
         });
         let within_s = host.config.host.stop_within_s();
-        self.leaves = Some(after(within_s));
+        self.calls.leaves = Some(after(within_s));
         self.calls.end_host(host, within_s);
     }
 }

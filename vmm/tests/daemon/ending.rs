@@ -78,6 +78,10 @@ fn a_process_that_does_not_end_keeps_nobody_waiting_but_the_next_boot_of_its_vm(
     client.does(&json!({"do": "status"}));
     let mut ends = Client::asks(&host, &json!({"do": "power-off", "now": true}));
     ends.does(&json!({"do": "status"}));
+    for command in ["handover", "update"] {
+        let error = ends.is_refused(&json!({"do": command}));
+        assert!(error.contains("was told to end"), "{command}: {error}");
+    }
     assert!(host.child.try_wait().unwrap().is_none());
     drop(kept);
     assert!(ends.is_answered()["ok"].is_object());

@@ -27,6 +27,8 @@ use crate::open_files;
 #[derive(Default)]
 pub(super) struct Calls {
     pub(super) callers: Callers,
+    /// When the VMs end at the latest that are stopping, before the host leaves to systemd. `None` if it is not to leave.
+    pub(super) leaves: Option<Instant>,
     pending: Pending,
 }
 
@@ -57,6 +59,11 @@ impl Calls {
     /// Whether the host ends when its VMs have.
     pub(super) fn host_ends(&self) -> bool {
         self.pending.stops.host_ends()
+    }
+
+    /// Whether the host ends, or leaves to systemd, when the VMs have ended that are stopping.
+    fn is_ending(&self) -> bool {
+        self.leaves.is_some() || self.host_ends()
     }
 
     /// Begins to stop all VMs and then the host, at the latest after `within_s`.
@@ -109,7 +116,7 @@ impl Calls {
 
     /// Forgets the clients that are gone.
     pub(super) fn sweep(&mut self) {
-        let Self { callers, pending } = self;
+        let Self { callers, pending, leaves: _ } = self;
         callers.sweep(|caller| pending.is_waiting(caller));
         pending.watchers.retain(|caller| callers.is_there(caller));
         let has_left = |caller| matches!(caller, Caller::Client(_)) && !callers.is_there(caller);
@@ -178,7 +185,9 @@ impl Calls {
             | Command::Restore { .. }
             | Command::Recover(_)
             | Command::Rehearse(_)
-                if self.pending.stops.host_ends() =>
+            | Command::Update(_)
+            | Command::Handover(_)
+                if self.is_ending() =>
             {
                 Err(HostError::Ending)
             }

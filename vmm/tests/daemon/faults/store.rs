@@ -90,6 +90,47 @@ fn a_vm_that_is_stopping_ends_before_a_stop_by_systemd_and_stays_stopped() {
 }
 
 #[test]
+fn a_host_that_leaves_to_systemd_is_not_replaced_by_another_before() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = service.counts_on(VMS[1]);
+    let config = service.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("stop-within-s = 1", "stop-within-s = 1000")).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+    // Its guest ignores the button.
+    let stop = service.begin(&["stop", VMS[0]]);
+    let deadline = Instant::now() + PATIENCE;
+    while service.state(VMS[0]) != "stopping" {
+        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
+    }
+    service.signal(Signal::TERM);
+    let told = |service: &Service| service.logs().matches("got SIGTERM").count();
+    while told(&service) < 2 {
+        assert!(Instant::now() < deadline, "the signal does not come\n{}", service.logs());
+    }
+    // Without the VM that is stopping nothing else is in the way.
+    let without: [&[&str]; 4] = [
+        &["handover", "--without", VMS[0]],
+        &["update", "--without", VMS[0]],
+        &["recover"],
+        &["boot", VMS[1]],
+    ];
+    for command in without {
+        let said = String::from_utf8(service.ctl(command).stderr).unwrap();
+        assert!(said.contains("was told to end"), "{command:?}: {said}");
+    }
+    assert!(service.ctl(&["stop", VMS[0], "--now"]).status.success());
+    assert!(stop.wait_with_output().unwrap().status.success());
+    service.start_again();
+    assert_eq!(service.state(VMS[0]), "stopped", "{}", service.logs());
+    assert_eq!(service.counts_on(VMS[1]).boot, before.boot);
+}
+
+#[test]
 fn a_stop_by_systemd_does_not_cut_a_power_off_short() {
     if !super::has_kvm() {
         return;

@@ -26,7 +26,7 @@ impl Calls {
     /// Replies to what was asked of a rehearsal that has ended. Ends the rehearsal if its client has left, or the host
     /// ends.
     pub(super) fn go_on_with_rehearsal(&mut self, host: &mut Host) {
-        if self.pending.stops.host_ends() {
+        if self.is_ending() {
             if let Some((caller, id)) = self.pending.rehearsals.end(host, |_| true) {
                 self.callers.tell(caller, &HostError::Ending.reply(id));
             }
