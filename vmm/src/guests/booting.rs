@@ -178,7 +178,16 @@ impl Booting {
         let Self { process, segments, files, .. } = self;
         let console = files.console();
         let (stopping, program, errand) = (None, None, None);
-        Live { process, segments, running: true, stopping, console, program, errand }
+        Live {
+            process,
+            segments,
+            running: true,
+            stopping,
+            console,
+            program,
+            errand,
+            resuming: None,
+        }
     }
 
     /// When the boot has failed if it stands still until then.

@@ -5,7 +5,7 @@
 //! (see [`Channel`]), and so are its texts (see `words`), the number of causes of a failure, the number of unread events,
 //! and how many events the process may send in a time.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -52,6 +52,10 @@ enum Wanted {
 pub struct Conversation {
     channel: Channel,
     unanswered: RefCell<VecDeque<Unanswered>>,
+    /// How many requests were sent.
+    requests: Cell<u64>,
+    /// Whether the process has ended and left the last request unread. The link says so once.
+    left_last_unread: Cell<bool>,
     /// At most one for each request that was sent by [`send_for_later`](Self::send_for_later).
     kept: RefCell<VecDeque<Result<Reply, ProcessError>>>,
     events: RefCell<VecDeque<Event>>,
@@ -64,6 +68,8 @@ impl Conversation {
         Self {
             channel,
             unanswered: RefCell::default(),
+            requests: Cell::default(),
+            left_last_unread: Cell::default(),
             kept: RefCell::default(),
             events: RefCell::default(),
             told: Box::default(),
@@ -113,9 +119,9 @@ impl Conversation {
     ) -> Result<(), ProcessError> {
         let name = verb(&request);
         let (roles, raw): (Vec<Role>, Vec<BorrowedFd<'_>>) = fds.iter().cloned().unzip();
-        self.channel
-            .send_at_once(&Envelope { request, roles }, &raw)
-            .map_err(|source| link(name, source))?;
+        let sent = self.channel.send_at_once(&Envelope { request, roles }, &raw);
+        sent.map_err(|source| link(name, self.noted(source)))?;
+        self.requests.set(self.requests.get() + 1);
         self.unanswered.borrow_mut().push_back(Unanswered { request: name, wanted });
         Ok(())
     }
@@ -225,8 +231,30 @@ impl Conversation {
             Ok((message, _fds)) => Ok(bounded(message)),
             // The reason may quote the message.
             Err(LinkError::Malformed(why)) => Err(LinkError::Malformed(bounded_text(&why))),
-            Err(other) => Err(other),
+            Err(other) => Err(self.noted(other)),
         }
+    }
+
+    fn noted(&self, error: LinkError) -> LinkError {
+        if let LinkError::Unread = error {
+            self.left_last_unread.set(true);
+        }
+        error
+    }
+
+    /// How many requests were sent to the process.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// Whether the process has not answered all requests.
+    pub fn owes(&self) -> bool {
+        !self.unanswered.borrow().is_empty()
+    }
+
+    /// Whether the process has ended, as this conversation has noticed, and had not read the last request.
+    pub fn has_left_last_unread(&self) -> bool {
+        self.left_last_unread.get()
     }
 
     /// Takes the next message. Returns the answer if it is one that is awaited.
@@ -292,7 +320,8 @@ impl Conversation {
             }
             let done = match self.receive() {
                 Ok(FromVm::Event(event)) => self.queue_event(event).is_err(),
-                Ok(FromVm::Reply(_)) | Err(LinkError::Malformed(_)) => false,
+                // What it said is behind the news that it left something unread.
+                Ok(FromVm::Reply(_)) | Err(LinkError::Malformed(_) | LinkError::Unread) => false,
                 Err(_) => true,
             };
             if done {

@@ -41,8 +41,11 @@ impl Guest {
         self.ending.is_empty()
     }
 
-    /// Notes the processes that have ended.
+    /// Notes the processes that have ended, and a guest that runs on.
     pub fn note_ends(&mut self) {
+        if let Life::Live(live) = &mut self.life {
+            live.note_resumed();
+        }
         self.ending.retain(|ending| ending.work.take().is_none());
     }
 

@@ -28,6 +28,7 @@ use super::held::Held;
 use super::process::VmProcess;
 use super::ram::{self, RamError, RamSource};
 use super::restarts::{End, Restarts};
+use super::resuming::Resuming;
 use crate::config::Priority;
 use crate::link::{Event, Ram, Request};
 use crate::machine::claims::ClaimError;
@@ -211,7 +212,9 @@ pub enum GuestError {
         why: String,
     },
     /// The VM's guest ran, or may have run, when its restore failed, so there is nothing to restore any more.
-    #[error("VM `{name}` was not restored, and is lost: {why}")]
+    #[error(
+        "VM `{name}` was not restored, and is lost: {why}. `boot` starts it anew from its disks"
+    )]
     Lost {
         /// The VM.
         name: VmName,
@@ -285,6 +288,9 @@ pub struct Live {
     pub program: Option<String>,
     /// The command that the process carries out.
     pub errand: Option<Box<Errand>>,
+    /// What the VM can be restored from, while its process has not answered the request to resume the guest after an
+    /// update that was undone.
+    pub resuming: Option<Box<Resuming>>,
 }
 
 #[cfg(test)]
@@ -292,8 +298,8 @@ impl Live {
     /// A VM of this process that runs, and has no RAM.
     pub fn without_ram(process: VmProcess) -> Self {
         let (segments, running) = (Vec::new(), true);
-        let (stopping, console, program, errand) = (None, None, None, None);
-        Self { process, segments, running, stopping, console, program, errand }
+        let (stopping, console, program, errand, resuming) = (None, None, None, None, None);
+        Self { process, segments, running, stopping, console, program, errand, resuming }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod process;
 mod process_error;
 pub mod ram;
 mod restarts;
+pub mod resuming;
 pub mod staged;
 pub mod storage;
 pub mod told;

@@ -70,9 +70,14 @@ impl Guest {
 
     /// Asks the VM's process for the state of its disks. Does not wait for the answer.
     pub fn ask_for_reports(&self) {
-        if let Life::Live(live) = &self.life {
-            // A link that is broken ends the VM when the host looks at its events.
-            let _ = live.process.ask_for_reports();
+        match &self.life {
+            // It would answer no earlier, and the host could not tell any more what it has read.
+            Life::Live(live) if live.resuming.is_some() => {}
+            Life::Live(live) => {
+                // A link that is broken ends the VM when the host looks at its events.
+                let _ = live.process.ask_for_reports();
+            }
+            _ => {}
         }
     }
 

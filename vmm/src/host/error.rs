@@ -169,13 +169,15 @@ pub enum HostError {
         /// The chain of causes.
         why: String,
     },
-    /// VMs are preserved that could not be restored.
+    /// VMs are preserved, or lost, that could not be restored.
     #[error("{}{why}", recovered_before(recovered))]
     NotRecovered {
         /// The VMs that were restored.
         recovered: Vec<VmName>,
         /// The errors of the others.
         why: String,
+        /// What became of the one that has fared worst.
+        outcome: Outcome,
     },
     /// A VM's entry in the manifest cannot be read, so this host cannot give a process what the VM needs.
     #[error(
@@ -288,11 +290,11 @@ impl HostError {
             | Self::PassOn(_)
             | Self::Withheld
             | Self::Guest(GuestError::StillPreserved { .. })
-            | Self::NotRecovered { .. }
             | Self::NoEntry { .. }
             | Self::NotSeen { .. }
             | Self::NotHeld { .. }
             | Self::NoManifest { .. } => Some(Outcome::Preserved),
+            Self::NotRecovered { outcome, .. } => Some(*outcome),
             Self::Guest(GuestError::Lost { .. }) => Some(Outcome::Lost),
             _ => None,
         }

@@ -68,6 +68,7 @@ use crate::config::{self, Config, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
+use crate::link::Event;
 use crate::live_update::arrival::{Arrival, NotSeen};
 use crate::live_update::breakpoint;
 use crate::live_update::carry::Carried;
@@ -285,7 +286,15 @@ impl Host {
     }
 
     /// Handles an event of the process of VM `index`, or the end of the process (`None`).
-    fn on_event(&mut self, index: usize, event: Option<crate::link::Event>) {
+    fn on_event(&mut self, index: usize, event: Option<Event>) {
+        let has_ended = match &event {
+            Some(Event::Crashed(why)) => Some(why.as_str()),
+            None => Some("its process ended"),
+            Some(_) => None,
+        };
+        if has_ended.is_some_and(|why| self.restore_unresumed(index, why)) {
+            return;
+        }
         self.vms[index].on_event(event);
         self.boot_if_due(index);
     }
@@ -488,7 +497,7 @@ impl Host {
             let Ok(luo) = &self.luo else { return };
             let plan = self.plan(Destination::Service, observer);
             let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
-            let Undone { error, saved } = match left {
+            let Undone { error, kept } = match left {
                 Ok(never) => match never {},
                 Err(undone) => *undone,
             };
@@ -496,8 +505,8 @@ impl Host {
             let why = chain(&error);
             tracing::error!("{}", why.join(": "));
             // They go along as they are.
-            let are_kept = !saved.is_empty();
-            saved.into_iter().for_each(|vm| self.keep(vm));
+            let are_kept = !kept.saved.is_empty();
+            kept.saved.into_iter().for_each(|vm| self.keep(vm));
             if !self.fail(&lost, &why) && !are_kept {
                 tracing::error!("no VM can be kept: all of them end, except those in the fd store");
                 self.leave_in_store();

@@ -18,10 +18,10 @@ use crate::guests::elsewhere::Elsewhere;
 use crate::guests::held::Held;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::PROTOCOL;
-use crate::live_update::Observer;
 use crate::live_update::manifest::STATE_TOKEN;
 use crate::live_update::next_host::{ANSWER_WITHIN, NextHost, NextProgram};
 use crate::live_update::programs::ProgramError;
+use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
 
 /// Documents that a program is to decode, each with its name for an error text.
@@ -125,8 +125,7 @@ impl<C> Recovery<C> {
         let Self { request: (client, id), wanted, recovered, mut failed, .. } = self;
         let error = match &wanted {
             Wanted::Recover(None) if !failed.is_empty() => {
-                let why: Vec<_> = failed.iter().map(|error| chain(error).join(": ")).collect();
-                Some(HostError::NotRecovered { recovered: recovered.clone(), why: why.join("; ") })
+                Some(not_recovered(recovered.clone(), &failed))
             }
             _ => failed.pop(),
         };
@@ -246,6 +245,14 @@ impl Host {
     }
 }
 
+/// The error of a recovery of all VMs that `failed` for some of them.
+fn not_recovered(recovered: Vec<VmName>, failed: &[HostError]) -> HostError {
+    let why: Vec<_> = failed.iter().map(|error| chain(error).join(": ")).collect();
+    let outcomes = failed.iter().filter_map(HostError::outcome);
+    let outcome = outcomes.fold(Outcome::Preserved, Ord::max);
+    HostError::NotRecovered { recovered, why: why.join("; "), outcome }
+}
+
 /// Errors if the processes of the program's VMs cannot be served by this host.
 fn speaks_this_protocol(next: &NextHost) -> Result<(), String> {
     match next.link_protocol() {
@@ -290,4 +297,23 @@ fn state_of(name: &VmName, held: &Held) -> Result<Documents, HostError> {
     let not_held = |source| HostError::NotHeld { what: held.name().to_string(), source };
     let state = held.file(STATE_TOKEN).map_err(not_held)?;
     Ok(vec![(format!("the state document of VM `{name}`"), state)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_that_loses_a_vm_says_so_and_what_to_do() {
+        let name = |name| VmName::new(name).unwrap();
+        let why = || "why".to_owned();
+        let preserved = || GuestError::StillPreserved { name: name("kept"), why: why() }.into();
+        let lost = GuestError::Lost { name: name("gone"), why: why() }.into();
+        let error = not_recovered(Vec::new(), &[preserved()]);
+        assert_eq!(error.outcome(), Some(Outcome::Preserved));
+        let error = not_recovered(vec![name("runs")], &[lost, preserved()]);
+        assert_eq!(error.outcome(), Some(Outcome::Lost));
+        let said = error.to_string();
+        assert!(said.contains("VM `gone` was not restored, and is lost: why. `boot` "), "{said}");
+    }
 }

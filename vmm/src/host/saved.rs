@@ -1,27 +1,34 @@
 //! VMs whose process ended in an update or a handover that was undone, after the state of the guest was saved: nobody can
-//! resume them, but they can be restored.
+//! resume them, but they can be restored. So can one whose process ends later, but before it has read that it is to resume
+//! the guest: the guest has not run since its state was saved.
 
-use super::{Host, find};
+use super::{Host, HostError, find};
 use crate::causes::chain;
 use crate::guests::Life;
-use crate::live_update::UpdateError;
-use crate::live_update::leaving::Saved;
+use crate::guests::resuming::Resuming;
+use crate::live_update::leaving::{Kept, Saved};
 use crate::live_update::outgoing::Undone;
+use crate::live_update::{Outcome, UpdateError};
+use crate::machine::VmName;
 
 impl Host {
     /// Restores the VMs that were saved. Returns why the update was undone; the error also names the VMs that stay
-    /// preserved.
+    /// preserved, and those that are lost.
     pub(super) fn restore_saved(&mut self, undone: Undone) -> UpdateError {
-        let Undone { mut error, saved } = undone;
+        let Undone { mut error, kept: Kept { saved, resuming } } = undone;
+        for Saved { held, entry, .. } in resuming {
+            if let Ok(vm) = find(&mut self.vms, &entry.machine.name)
+                && let Life::Live(live) = &mut vm.life
+            {
+                live.resuming = Some(Box::new(Resuming::of(&live.process, held, entry)));
+            }
+        }
         for vm in saved {
             let (name, ended) = (vm.entry.machine.name.clone(), vm.why.join(": "));
             self.keep(vm);
             match self.restore_now(&name) {
                 Ok(()) => tracing::warn!("VM `{name}` was restored, because it ended: {ended}"),
-                Err(why) => {
-                    let (why, source) = (chain(&why).join(": "), Box::new(error));
-                    error = UpdateError::Preserved { vm: name, ended, why, source };
-                }
+                Err(why) => error = not_restored(name, ended, &why, error),
             }
         }
         error
@@ -33,5 +40,53 @@ impl Host {
         if let Ok(vm) = find(&mut self.vms, &entry.machine.name) {
             vm.life = Life::Preserved { held, entry: Some(Box::new(entry)), why };
         }
+    }
+
+    /// Begins to restore VM `index`, whose process has ended, if the process had not read that it was to resume the guest.
+    /// Returns whether that is so.
+    pub(super) fn restore_unresumed(&mut self, index: usize, why: &str) -> bool {
+        let Life::Live(live) = &mut self.vms[index].life else { return false };
+        let Some((held, entry)) = live.take_unresumed() else { return false };
+        let name = entry.machine.name.clone();
+        tracing::warn!("VM `{name}` is restored, because it ended before its guest ran on: {why}");
+        self.keep(Saved { held, entry, why: vec![why.to_owned()] });
+        if let Err(error) = self.begin_restore(&name, false) {
+            tracing::error!("VM `{name}` stays preserved: {}", chain(&error).join(": "));
+        }
+        true
+    }
+}
+
+/// The error of an update that was undone because of `source`, with a VM that was saved and could not be restored.
+fn not_restored(vm: VmName, ended: String, why: &HostError, source: UpdateError) -> UpdateError {
+    let (is_lost, why) = (why.outcome() == Some(Outcome::Lost), chain(why).join(": "));
+    let source = Box::new(source);
+    match is_lost {
+        true => UpdateError::Lost { vm, ended, why, source },
+        false => UpdateError::Preserved { vm, ended, why, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guests::GuestError;
+    use crate::live_update::Step;
+
+    #[test]
+    fn a_vm_whose_process_dies_when_it_is_restored_is_lost_and_not_preserved() {
+        let name: VmName = VmName::new("one").unwrap();
+        let error = |why: GuestError| {
+            let source = UpdateError::Stopped(Step::Jump);
+            not_restored(name.clone(), "killed".to_owned(), &why.into(), source)
+        };
+        let why = || "why".to_owned();
+        let kept = error(GuestError::StillPreserved { name: name.clone(), why: why() });
+        assert_eq!(kept.outcome(), Outcome::Preserved);
+        let lost = error(GuestError::Lost { name: name.clone(), why: why() });
+        assert_eq!(lost.outcome(), Outcome::Lost);
+        let said = lost.to_string();
+        assert!(said.contains("`one` is lost") && said.contains("killed"), "{said}");
+        assert!(said.contains("`boot`"), "{said}");
     }
 }

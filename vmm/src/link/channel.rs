@@ -106,8 +106,18 @@ impl Channel {
         match sendmsg(&self.socket, &slices, &mut control, flags | SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
             Err(Errno::AGAIN) => Err(LinkError::Full),
-            Err(Errno::PIPE | Errno::CONNRESET) => Err(LinkError::Closed),
+            Err(Errno::PIPE) => Err(self.closed()),
+            Err(Errno::CONNRESET) => Err(LinkError::Unread),
             Err(errno) => Err(LinkError::Socket(errno.into())),
+        }
+    }
+
+    /// The error of a link whose other end was closed just now. Linux looks whether that end left something unread before
+    /// it looks whether the end is closed, so it may have told only the one.
+    fn closed(&self) -> LinkError {
+        match sockopt::socket_error(&self.socket) {
+            Ok(Err(Errno::CONNRESET)) => LinkError::Unread,
+            _ => LinkError::Closed,
         }
     }
 
@@ -135,7 +145,7 @@ impl Channel {
             .flatten()
             .collect();
         if received.bytes == 0 {
-            return Err(LinkError::Closed);
+            return Err(self.closed());
         }
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(LinkError::Malformed("the message was cut off".to_owned()));

@@ -106,7 +106,7 @@ fn arrive<T>(
                 Next::Waits(vm) | Next::GoesOn(vm) => arriving.push((place, vm)),
                 Next::Live(vm) => arrived.push((place, vm)),
                 Next::Failed(vm, process) => {
-                    arrived.push((place, vm));
+                    arrived.push((place, *vm));
                     ended.push(process);
                 }
             }
@@ -187,7 +187,7 @@ enum Next {
     GoesOn(Arriving),
     Live(RestoredVm),
     /// It will not be live. Its process was killed, and may not have ended yet.
-    Failed(RestoredVm, VmProcess),
+    Failed(Box<RestoredVm>, VmProcess),
 }
 
 /// What a step has come to.
@@ -323,7 +323,7 @@ impl Arriving {
             }
             Err(error) => {
                 let (vm, process) = self.fails(error, confinement);
-                Next::Failed(vm, process)
+                Next::Failed(Box::new(vm), process)
             }
         }
     }
@@ -401,8 +401,9 @@ impl Arriving {
         let mut vm = Guest::new(entry.machine.clone(), confinement);
         vm.note_missing_hints(missing_hints);
         let (running, console) = (entry.running, files.console());
-        let (stopping, errand) = (None, None);
-        let live = Live { process, segments, running, stopping, console, program, errand };
+        let (stopping, errand, resuming) = (None, None, None);
+        let live =
+            Live { process, segments, running, stopping, console, program, errand, resuming };
         vm.life = Life::Live(live);
         let session = held.and_then(Held::into_session);
         RestoredVm { entry, vm, session, first_entry_ticks, frames }

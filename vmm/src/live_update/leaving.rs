@@ -167,7 +167,7 @@ impl Leaving<'_> {
         answer.map_err(self.process_error(step))
     }
 
-    /// Returns the VM as it can be preserved, if its state is saved, because its process ended for these causes.
+    /// Returns the VM as it can be preserved, if its state is saved. `why`: why its process ended.
     fn saved(&self, why: Vec<String>) -> Option<Saved> {
         let state = self.state.as_ref()?;
         let mut entry = self.entry(tsc::now());
@@ -180,21 +180,21 @@ impl Leaving<'_> {
             Ok(held) => Some(Saved { held, entry, why }),
             Err(error) => {
                 let (name, why) = (&self.machine.name, chain(&error).join(": "));
-                tracing::error!("VM `{name}` is lost: its files cannot be kept: {why}");
+                tracing::error!("VM `{name}`: the files of its state cannot be kept: {why}");
                 None
             }
         }
     }
 }
 
-/// A VM whose process ended after its state was saved, of an update that was undone. It can be restored.
+/// A VM of an update that was undone, whose state was saved. It can be restored unless its guest runs on.
 #[derive(Debug)]
 pub struct Saved {
     /// Its memory and its state document.
     pub held: Held,
     /// Its entry, as the next host would have got it.
     pub entry: VmEntry,
-    /// Why its process ended.
+    /// Why its process ended. Empty if it has not.
     pub why: Vec<String>,
 }
 
@@ -202,7 +202,16 @@ pub struct Saved {
 /// saved.
 pub(super) struct Paused<'t, 'a> {
     pub(super) vms: &'t mut [Leaving<'a>],
-    kept: &'t mut Vec<Saved>,
+    kept: &'t mut Kept,
+}
+
+/// What is left of VMs in an update that was undone, after their state was saved.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The VMs that nobody could resume, and that can be restored: their processes have ended.
+    pub saved: Vec<Saved>,
+    /// The VMs whose process was asked to resume the guest. They can be restored if it ends before it has read that.
+    pub resuming: Vec<Saved>,
 }
 
 impl<'t, 'a> Paused<'t, 'a> {
@@ -211,7 +220,7 @@ impl<'t, 'a> Paused<'t, 'a> {
     /// meanwhile stays behind.
     pub(super) fn pause(
         vms: &'t mut [Leaving<'a>],
-        kept: &'t mut Vec<Saved>,
+        kept: &'t mut Kept,
         blackout: &Blackout,
         fills_holes: bool,
     ) -> Result<Self, UpdateError> {
@@ -249,7 +258,7 @@ impl<'t, 'a> Paused<'t, 'a> {
 
     /// VMs that are paused.
     #[cfg(test)]
-    pub(super) fn of(vms: &'t mut [Leaving<'a>], kept: &'t mut Vec<Saved>) -> Self {
+    pub(super) fn of(vms: &'t mut [Leaving<'a>], kept: &'t mut Kept) -> Self {
         Self { vms, kept }
     }
 
@@ -269,11 +278,18 @@ impl Drop for Paused<'_, '_> {
                 None if vm.live.running => vm.live.process.notify(Request::Resume),
                 None => vm.live.process.check_open(),
             };
-            let Err(error) = resumed else { continue };
+            let error = match resumed {
+                Ok(()) if vm.live.running => {
+                    self.kept.resuming.extend(vm.saved(Vec::new()));
+                    continue;
+                }
+                Ok(()) => continue,
+                Err(error) => error,
+            };
             let why = chain(&error).join(": ");
             // A guest that may run is not continued from its state document, which is outdated then.
             match error.is_end().then(|| vm.saved(chain(&error))).flatten() {
-                Some(saved) => self.kept.push(saved),
+                Some(saved) => self.kept.saved.push(saved),
                 None => tracing::error!("VM `{}` does not resume: {why}", vm.machine.name),
             }
         }

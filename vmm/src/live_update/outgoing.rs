@@ -2,7 +2,7 @@
 //!
 //! Dropping a value undoes its step: the loaded image unloads itself, an outgoing session abandons what
 //! it preserved, and `Paused` resumes every VM that it paused. So every `?` below leaves all guests
-//! running, or [`Saved`] if their process has ended. No step between pause and jump takes longer for a guest with more RAM.
+//! running, or [`saved`](Kept) if their process has ended. No step between pause and jump takes longer for a guest with more RAM.
 
 use std::cmp::Reverse;
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use super::blackout::Blackout;
 use super::carry::{self, Carried};
 use super::holes::{fill_holes, refuse_too_many_holes};
 use super::index::{Index, IndexedSession};
-use super::leaving::{Leaving, Paused, Saved, SavedState};
+use super::leaving::{Kept, Leaving, Paused, SavedState};
 use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, vm_session,
 };
@@ -116,8 +116,8 @@ impl Next<'_> {
 pub struct Undone {
     /// Why.
     pub error: UpdateError,
-    /// The VMs that nobody could resume, and that can be restored: their processes have ended.
-    pub saved: Vec<Saved>,
+    /// What is left of the VMs whose state was saved.
+    pub kept: Kept,
 }
 
 /// Performs the live update or the handover. Returns only if it did not take place.
@@ -127,8 +127,8 @@ pub fn run(
     unfinished: &[Incoming],
     plan: &Plan<'_>,
 ) -> Result<Infallible, Box<Undone>> {
-    let mut saved = Vec::new();
-    leave(luo, vms, unfinished, plan, &mut saved).map_err(|error| Box::new(Undone { error, saved }))
+    let mut kept = Kept::default();
+    leave(luo, vms, unfinished, plan, &mut kept).map_err(|error| Box::new(Undone { error, kept }))
 }
 
 fn leave(
@@ -136,7 +136,7 @@ fn leave(
     vms: &[Guest],
     unfinished: &[Incoming],
     plan: &Plan<'_>,
-    saved: &mut Vec<Saved>,
+    kept: &mut Kept,
 ) -> Result<Infallible, UpdateError> {
     let mut ledger = Ledger::default();
     let (started, realtime_ns) = (tsc::now(), realtime_ns());
@@ -202,7 +202,7 @@ fn leave(
     before(Step::Pause)?;
     let pausing = tsc::now();
     let blackout = Blackout::begins(plan.budget, can_be_undone);
-    let paused = Paused::pause(&mut leaving, saved, &blackout, fills_holes && can_be_undone)?;
+    let paused = Paused::pause(&mut leaving, kept, &blackout, fills_holes && can_be_undone)?;
     // Dropped before `paused`: where sessions outlive this process, the manifest must be gone before a guest runs on. If
     // this process is killed then, the next one would restore the outdated state.
     let host = host;

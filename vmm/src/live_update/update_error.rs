@@ -179,6 +179,22 @@ pub enum UpdateError {
         #[source]
         source: Box<UpdateError>,
     },
+    /// The same, and the guest ran, or may have run, when the restore failed.
+    #[error(
+        "VM `{vm}` is lost, because its process ended ({ended}) and so did the one that was to continue its guest \
+         ({why}): `boot` starts it anew from its disks"
+    )]
+    Lost {
+        /// The VM.
+        vm: VmName,
+        /// Why its process ended.
+        ended: String,
+        /// Why its guest was not continued.
+        why: String,
+        /// Why the update was undone.
+        #[source]
+        source: Box<UpdateError>,
+    },
     /// The manifest cannot be encoded.
     #[error("the manifest cannot be encoded")]
     Manifest(#[from] StateError),
@@ -228,6 +244,7 @@ impl UpdateError {
                 Outcome::Lost
             }
             Self::Preserved { source, .. } => source.outcome().max(Outcome::Preserved),
+            Self::Lost { .. } => Outcome::Lost,
             _ => Outcome::Running,
         }
     }

@@ -62,7 +62,8 @@ impl Restoring {
         let Self { vm, deadline } = self;
         let next = if is_ready { vm.go_on(confinement) } else { Next::Waits(*vm) };
         let vm = match next {
-            Next::Live(vm) | Next::Failed(vm, _) => return RestoringNext::Ended(Box::new(vm)),
+            Next::Live(vm) => return RestoringNext::Ended(Box::new(vm)),
+            Next::Failed(vm, _) => return RestoringNext::Ended(vm),
             Next::Waits(vm) | Next::GoesOn(vm) => Self { vm: Box::new(vm), deadline },
         };
         if Instant::now() < deadline {

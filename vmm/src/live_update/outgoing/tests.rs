@@ -137,9 +137,9 @@ fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
         carried: &Carried::default(),
         observer: &|_| {},
     };
-    let Undone { error, saved } =
+    let Undone { error, kept } =
         run(&luo, std::slice::from_ref(&vm), &[], &plan).map_err(|undone| *undone).unwrap_err();
-    assert!(saved.is_empty(), "its process goes on");
+    assert!(kept.saved.is_empty(), "its process goes on");
     let before = lock(&asked).take().expect("the manifest has gone");
     (error, before, requests(&copy))
 }

@@ -12,7 +12,7 @@ use crate::guests::confinement::Confinement;
 use crate::guests::process::VmProcess;
 use crate::link::{Channel, FromVm};
 use crate::live_update::carry::Carried;
-use crate::live_update::leaving::{Paused, Saved, SavedState};
+use crate::live_update::leaving::{Kept, Paused, Saved, SavedState};
 use crate::live_update::manifest::vm_session;
 use crate::live_update::outgoing::Destination;
 use crate::machine::{VmName, place, tests as machine};
@@ -66,7 +66,7 @@ fn sync_them(
     does: &[Does],
     within: Duration,
     is_last_chance: bool,
-) -> (Result<Vec<bool>, UpdateError>, Vec<Saved>) {
+) -> (Result<Vec<bool>, UpdateError>, Kept) {
     let plan = Plan {
         destination: Destination::Service,
         stop_before: None,
@@ -106,7 +106,7 @@ fn sync_them(
             leaving
         })
         .collect();
-    let (mut kept, blackout) = (Vec::new(), Blackout::begins(within, true));
+    let (mut kept, blackout) = (Kept::default(), Blackout::begins(within, true));
     let paused = Paused::of(&mut leaving, &mut kept);
     let synced = sync(&plan, paused.vms, &blackout, is_last_chance);
     let synced = synced.map(|()| paused.vms.iter().map(|vm| vm.ended.is_some()).collect());
@@ -135,40 +135,42 @@ fn vms(disks: [&str; 3]) -> (tempfile::TempDir, Vec<Vm>) {
 fn a_vm_whose_process_has_ended_goes_along_when_the_host_has_synced_its_disks() {
     let (_directory, mut vms) = vms(["a", "b", "c"]);
     let does = [Does::Ends, Does::Syncs, Does::Babbles];
-    let (synced, saved) = sync_them(&mut vms, &does, LONG, false);
+    let (synced, kept) = sync_them(&mut vms, &does, LONG, false);
     assert_eq!(synced.unwrap(), [true, false, true]);
     // The jump then fails.
-    assert_eq!(names(&saved), ["one", "three"]);
-    assert_eq!(saved[0].held.name(), &vm_session(&VmName::new("one").unwrap()));
+    assert_eq!(names(&kept.saved), ["one", "three"]);
+    assert_eq!(names(&kept.resuming), ["two"]);
+    assert_eq!(kept.saved[0].held.name(), &vm_session(&VmName::new("one").unwrap()));
 }
 
 #[test]
 fn a_disk_that_the_host_cannot_sync_either_is_named_and_no_vm_is_lost() {
     let (_directory, mut vms) = vms(["a", "nowhere", "c"]);
     let does = [Does::Syncs, Does::Ends, Does::Syncs];
-    let (synced, saved) = sync_them(&mut vms, &does, LONG, false);
+    let (synced, kept) = sync_them(&mut vms, &does, LONG, false);
     let error = synced.unwrap_err();
     assert!(error.to_string().contains("VM `two`") && error.to_string().contains("nowhere"));
-    assert_eq!(names(&saved), ["two"]);
+    assert_eq!(names(&kept.saved), ["two"]);
 }
 
 #[test]
 fn an_error_of_another_vm_undoes_the_update_and_saves_the_one_that_ended() {
     let (_directory, mut vms) = vms(["a", "b", "c"]);
     let does = [Does::Babbles, Does::Refuses, Does::Syncs];
-    let (synced, saved) = sync_them(&mut vms, &does, LONG, false);
+    let (synced, kept) = sync_them(&mut vms, &does, LONG, false);
     let error = synced.unwrap_err();
     assert_eq!(error.vm().map(VmName::as_str), Some("two"), "{error}");
-    assert_eq!(names(&saved), ["one"], "the other two resume");
+    assert_eq!(names(&kept.saved), ["one"]);
+    assert_eq!(names(&kept.resuming), ["two", "three"]);
 }
 
 #[test]
 fn a_process_that_hangs_is_late_unless_there_is_no_way_back() {
     let (_directory, mut vms) = vms(["a", "b", "c"]);
     let does = [Does::Hangs, Does::Syncs, Does::Syncs];
-    let (synced, saved) = sync_them(&mut vms, &does, Duration::from_millis(1), false);
+    let (synced, kept) = sync_them(&mut vms, &does, Duration::from_millis(1), false);
     assert_eq!(synced.unwrap_err().vm().map(VmName::as_str), Some("one"));
-    assert_eq!(names(&saved), [""; 0]);
+    assert_eq!(names(&kept.saved), [""; 0]);
     let (_directory, mut vms) = self::vms(["a", "b", "c"]);
     let does = [Does::Refuses, Does::Syncs, Does::Syncs];
     sync_them(&mut vms, &does, LONG, true).0.unwrap();

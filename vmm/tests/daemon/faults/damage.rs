@@ -16,6 +16,14 @@ use super::{Fault, Half};
 /// How much more than now a host can map without memory: less than a thread's stack.
 const LEFT: u64 = 1 << 20;
 
+/// Waits until a process that was told to has stopped.
+pub(super) fn has_stopped(process: Pid) {
+    let status = format!("/proc/{}/status", process.as_raw_pid());
+    while !fs::read_to_string(&status).unwrap().contains("\nState:\tT") {
+        std::thread::yield_now();
+    }
+}
+
 /// What was done, to be undone.
 pub(super) struct Damage {
     /// `None` if nothing was.

@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use cell::Cell;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 use service::Service;
 
 /// How many cells run at the same time.
@@ -160,6 +160,36 @@ fn a_vm_whose_process_ends_after_its_state_was_saved_survives_a_handover_that_is
         assert_eq!(service.runners(name).len(), 1);
     }
     assert!(service.logs().contains("VM `one` was restored"), "{}", service.logs());
+}
+
+#[test]
+fn a_vm_whose_process_ends_before_it_reads_that_it_is_to_resume_survives_as_well() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    let before = service::VMS.map(|name| service.counts_on(name));
+    let process = Pid::from_raw(service.vm(service::VMS[0])["pid"].as_i64().unwrap() as i32);
+    service.set_breakpoint("preserve-state");
+    let client = service.leave(&["--stop-before", "jump"]).unwrap();
+    service.wait_for_breakpoint();
+    kill_process(process.unwrap(), Signal::STOP).unwrap();
+    // A process that waits for a message takes one that comes before it has stopped.
+    damage::has_stopped(process.unwrap());
+    service.signal(Signal::CONT);
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}\n{}", service.logs());
+    // An operator looks, and ends a process that hangs.
+    assert_eq!(service.state(service::VMS[0]), "running");
+    damage::kill(process.unwrap());
+    for (name, before) in service::VMS.into_iter().zip(before) {
+        service.runs(name);
+        let now = service.counts_on(name);
+        assert_eq!(now.boot, before.boot, "{name}: it was booted again\n{}", service.logs());
+        assert!(now.count > before.count, "{name} went back");
+        assert_eq!(service.runners(name).len(), 1);
+    }
+    assert!(service.logs().contains("VM `one` is restored"), "{}", service.logs());
 }
 
 #[test]

@@ -240,6 +240,15 @@ impl Service {
         self.vm(name)["state"].as_str().unwrap().to_owned()
     }
 
+    /// Waits until a VM runs.
+    pub(super) fn runs(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.state(name) != "running" {
+            assert!(Instant::now() < deadline, "{name} does not run\n{}", self.logs());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn evidence(&self, name: &str) -> Evidence {
         let output = self.ctl(&["memory", name, COUNT, "8"]);
         assert!(output.status.success(), "{output:?}\n{}", self.log());

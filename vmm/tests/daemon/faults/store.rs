@@ -1,8 +1,7 @@
 //! What a host does with systemd's fd store beside the cells of the tables.
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -278,11 +277,7 @@ fn vms_that_are_lost_with_a_killed_host_boot_again_if_their_policy_says_so() {
     service.wait_for_breakpoint();
     service.signal(Signal::KILL);
     service.start_again();
-    let deadline = Instant::now() + PATIENCE;
-    while service.state(VMS[0]) != "running" {
-        assert!(Instant::now() < deadline, "it does not boot\n{}", service.logs());
-        thread::sleep(Duration::from_millis(10));
-    }
+    service.runs(VMS[0]);
     assert_ne!(service.counts_on(VMS[0]).boot, before[0].boot);
     assert_eq!(service.state(VMS[1]), "failed");
 }
