@@ -224,7 +224,7 @@ impl Receiver {
     /// driver does not want frames to its destination.
     fn wanted(&self, shared: &Shared) -> Option<(Header, &[u8])> {
         let (header, frame) = self.bytes.get(..self.len)?.split_first_chunk()?;
-        let wanted = frame.len() <= FRAME_MAX && is_wanted(shared, frame);
+        let wanted = (FRAME_MIN..=FRAME_MAX).contains(&frame.len()) && is_wanted(shared, frame);
         wanted.then_some((Header::from_bytes(*header), frame))
     }
 }

@@ -2,6 +2,7 @@
 //! tap; and on a real tap, where there can be one.
 
 mod control;
+mod hostile;
 mod link;
 mod macvtap;
 mod receive;
@@ -130,21 +131,24 @@ impl Guest {
             self.write(0x0c, features >> (32 * select), 4);
         }
         self.write(STATUS, 11, 1);
-        for queue in queues {
-            let base = 0x4000 + 0x3000 * u64::from(*queue);
-            self.put(base, &[0; 0x3000]);
-            let ring = Ring::new(&self.memory, base, size);
-            self.write(0x16, (*queue).into(), 2);
-            self.write(0x18, size.into(), 2);
-            self.write(0x20, ring.descriptors(), 8);
-            self.write(0x28, ring.available(), 8);
-            self.write(0x30, ring.used(), 8);
-            self.write(0x1c, 1, 2);
-            self.rings.insert(*queue, ring);
-        }
+        queues.iter().for_each(|queue| self.set_up(*queue, size));
         self.write(STATUS, 15, 1);
         assert_eq!(self.read(STATUS), [15], "the device accepts what it offers");
         self.run();
+    }
+
+    /// Gives a queue an empty ring of `size` entries.
+    fn set_up(&mut self, queue: u16, size: u16) {
+        let base = 0x4000 + 0x3000 * u64::from(queue);
+        self.put(base, &[0; 0x3000]);
+        let ring = Ring::new(&self.memory, base, size);
+        self.write(0x16, queue.into(), 2);
+        self.write(0x18, size.into(), 2);
+        self.write(0x20, ring.descriptors(), 8);
+        self.write(0x28, ring.available(), 8);
+        self.write(0x30, ring.used(), 8);
+        self.write(0x1c, 1, 2);
+        self.rings.insert(queue, ring);
     }
 
     fn ring(&mut self, queue: u16) -> &mut Ring {

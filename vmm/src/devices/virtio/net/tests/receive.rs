@@ -134,7 +134,7 @@ fn the_largest_frame_arrives_and_what_is_longer_does_not() {
 fn what_is_no_frame_is_dropped() {
     let mut guest = Guest::started(LINUX);
     guest.offer(0, &[buffer(0, 1600)]);
-    for len in [1, 11, 12, 17] {
+    for len in [1, 11, 12, 17, 18, 25] {
         guest.wire[0].send(&vec![0; len]).unwrap();
         guest.run();
     }
