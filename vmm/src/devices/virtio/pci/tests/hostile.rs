@@ -157,6 +157,11 @@ enum Act {
     Write(u64, Vec<u8>),
     ReadConfig(u8, usize),
     WriteConfig(u8, Vec<u8>),
+    /// An access through the configuration space: the place in the BAR, its length, the data if it is a write.
+    Window(u32, u32, Option<Vec<u8>>),
+    /// A message of a vector, and whether the vector is masked.
+    Message(u16, u64, bool),
+    MsixControl(u16),
     Memory(u64, Vec<u8>),
     Offer(Vec<Part>),
     Available(u16),
@@ -204,6 +209,11 @@ fn act() -> impl Strategy<Value = Act> {
         12 => (offset(), bytes()).prop_map(|(at, data)| Act::Write(at, data)),
         1 => (any::<u8>(), select(vec![1usize, 2, 4])).prop_map(|(at, len)| Act::ReadConfig(at, len)),
         2 => (any::<u8>(), bytes()).prop_map(|(at, data)| Act::WriteConfig(at, data)),
+        4 => (offset(), 0u32..6, prop::option::of(bytes()))
+            .prop_map(|(at, len, data)| Act::Window(at as u32, len, data)),
+        2 => (0u16..4, address(), any::<bool>())
+            .prop_map(|(vector, address, masked)| Act::Message(vector, address, masked)),
+        1 => any::<u16>().prop_map(Act::MsixControl),
         4 => (address(), bytes()).prop_map(|(at, data)| Act::Memory(at, data)),
         6 => prop::collection::vec(part, 1..5).prop_map(Act::Offer),
         1 => any::<u16>().prop_map(Act::Available),
@@ -214,6 +224,35 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..3u16).prop_map(Act::ResetQueue),
         2 => Just(Act::LiveUpdate),
     ]
+}
+
+/// What no guest can change of a function: its IDs, its class and its list of capabilities, read in every width.
+fn identity<D: VirtioDevice>(machine: &mut Machine<D>) -> (Vec<u8>, Vec<(u8, u8)>) {
+    let mut ids = Vec::new();
+    for at in [0x00, 0x08, 0x2c] {
+        let double: [u8; 4] = machine.config(at);
+        let words: [[u8; 2]; 2] = [at, at + 2].map(|at| machine.config(at));
+        let bytes: [[u8; 1]; 4] = std::array::from_fn(|n| machine.config(at + n as u8));
+        assert_eq!(
+            (double, words.as_flattened()),
+            (bytes.as_flattened().try_into().unwrap(), &double[..])
+        );
+        ids.extend(double);
+    }
+    (ids, machine.capabilities())
+}
+
+impl<D: VirtioDevice> Machine<D> {
+    /// Reads or writes the BAR through the capability for accesses through the configuration space.
+    fn window(&mut self, at: u32, len: u32, data: Option<&[u8]>) {
+        let capability = self.function.access_capability;
+        self.function.write_config(capability + 8, &at.to_le_bytes());
+        self.function.write_config(capability + 12, &len.to_le_bytes());
+        match data {
+            Some(data) => self.function.write_config(capability + 16, &data[..data.len().min(4)]),
+            None => self.function.read_config(capability + 16, &mut [0; 4]),
+        }
+    }
 }
 
 fn disk(file: &tempfile::NamedTempFile) -> Image {
@@ -233,12 +272,20 @@ proptest! {
         file.as_file().set_len(8192).unwrap();
         let mut machine = Machine::new(Block::new(disk(&file), "hostile").unwrap());
         let [mut ring, _] = machine.rings();
+        let known = identity(&mut machine);
         for act in acts {
             match act {
                 Act::Read(at, len) => machine.function.read(at, &mut [0xff; 8][..len]),
                 Act::Write(at, data) => machine.function.write(at, &data),
                 Act::ReadConfig(at, len) => machine.function.read_config(at, &mut [0; 4][..len]),
                 Act::WriteConfig(at, data) => machine.function.write_config(at, &data),
+                Act::Window(at, len, data) => machine.window(at, len, data.as_deref()),
+                Act::Message(vector, address, masked) => {
+                    let at = MSIX_TABLE + 16 * u64::from(vector);
+                    machine.write_u64(at, address);
+                    machine.write_u64(at + 8, u64::from(masked) << 32 | 0x30);
+                }
+                Act::MsixControl(control) => machine.set_msix_control(control),
                 Act::Memory(at, data) => drop(machine.memory.write_slice(&data, GuestAddress(at))),
                 Act::Offer(parts) => drop(ring.offer(&parts)),
                 Act::Available(index) => ring.set_available_index(index),
@@ -263,6 +310,7 @@ proptest! {
                 }
             }
             machine.run();
+            prop_assert_eq!(&identity(&mut machine), &known, "a function stays what it is");
         }
         machine.switch(disk(&file));
         prop_assert_eq!(file.as_file().metadata().unwrap().len(), 8192, "the disk did not grow");
