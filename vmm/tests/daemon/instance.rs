@@ -3,7 +3,11 @@
 use std::fs;
 use std::process::Command;
 
+use rustix::process::geteuid;
+
+use crate::guests;
 use crate::host::{Host, PERENNIAL};
+use crate::kernel::COUNTS;
 
 impl Host {
     /// Starts a second host with the configuration `text`, which must refuse to run. Returns what it says.
@@ -54,4 +58,19 @@ fn a_socket_that_cannot_be_there_ends_a_cold_host_and_not_one_that_took_over() {
     assert!(socket.exists(), "it listens where the last host did");
     let status = String::from_utf8(host.ctl(&["status"]).stdout).unwrap();
     assert!(status.contains("cannot offer the API on"), "{status}");
+}
+
+#[test]
+fn the_vms_of_two_hosts_of_a_machine_run_as_different_users() {
+    if !geteuid().is_root() {
+        return eprintln!("skipped: only root gives VMs users of their own");
+    }
+    let host = || guests::host("", &[("web", COUNTS, "")]);
+    let (Some(one), Some(other)) = (host(), host()) else { return };
+    let users = [&one, &other].map(|host| {
+        let vm = host.wait_for("web", |vm| vm["state"] == "running");
+        let status = fs::read_to_string(format!("/proc/{}/status", vm["pid"])).unwrap();
+        status.lines().find(|line| line.starts_with("Uid:")).unwrap().to_owned()
+    });
+    assert_ne!(users[0], users[1]);
 }
