@@ -26,9 +26,6 @@ const LONGEST_NAME: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
-    /// It is compressed in a way that cannot be unpacked here.
-    #[error("it is compressed with {}, which cannot be unpacked here", .0.name())]
-    Compression(Compression),
     /// The file cannot be read, or its compressed bytes are damaged.
     #[error("it cannot be unpacked")]
     Unpack(#[from] io::Error),
@@ -110,7 +107,7 @@ impl Archive {
                 archive.read_archives(&mut all, is_kept, false)?;
                 continue;
             };
-            let reader = compression.unpack(all)?.ok_or(ArchiveError::Compression(compression))?;
+            let reader = compression.unpack(all)?;
             let left = MOST_UNPACKED.saturating_sub(archive.unpacked_bytes);
             let mut reader = BufReader::with_capacity(1 << 16, Limited::new(reader, left));
             archive.read_archives(&mut reader, is_kept, true)?;

@@ -68,7 +68,7 @@ fn archives_follow_each_other_plain_or_compressed_with_zeroes_between() {
 }
 
 #[test]
-fn each_compression_of_an_initramfs_is_unpacked_or_named() {
+fn an_initramfs_of_each_compression_is_unpacked() {
     let seeds = format!("{}/fuzz/seeds/archive", env!("CARGO_MANIFEST_DIR"));
     let mut tried = 0;
     for seed in std::fs::read_dir(seeds).unwrap() {
@@ -80,9 +80,7 @@ fn each_compression_of_an_initramfs_is_unpacked_or_named() {
         }
         tried += 1;
     }
-    assert!(tried >= 7, "{tried}");
-    let lzo = read(b"\x89LZO\0\r\n\x1a\n").unwrap_err();
-    assert!(lzo.to_string().contains("lzo"), "{lzo}");
+    assert!(tried >= 8, "{tried}");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 //!
 //! Memory is bounded whatever the input says: a decoder's window has at most [`WINDOW`] bytes, which is what
 //! kernels are compressed with, and nothing is kept besides. The number of unpacked bytes is bounded by
-//! [`Limited`]. LZO is recognized and not unpacked: there is no well-kept decoder for it.
+//! [`Limited`].
 
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
+
+use crate::lzop;
 
 /// Largest window of a decoder, in bytes. Kernels are compressed with 32 MiB (xz) and 128 MiB (`zstd -22 --ultra`),
 /// see scripts/Makefile.lib in Linux.
@@ -65,11 +67,6 @@ impl Compression {
         }
     }
 
-    /// Whether this program can unpack it.
-    pub fn can_be_unpacked(self) -> bool {
-        self != Self::Lzo
-    }
-
     /// Whether a reader made by [`Compression::unpack`] leaves `packed` just behind the compressed bytes when it
     /// has returned the last unpacked byte.
     pub(crate) fn stops_at_its_end(self) -> bool {
@@ -77,29 +74,26 @@ impl Compression {
     }
 
     /// Returns a reader of the unpacked bytes. It errors if the compressed bytes are damaged, if they end early, or
-    /// if they need a window larger than [`WINDOW`]. `None` for LZO.
-    pub(crate) fn unpack<'a>(
-        self,
-        packed: impl BufRead + 'a,
-    ) -> io::Result<Option<Box<dyn Read + 'a>>> {
+    /// if they need a window larger than [`WINDOW`].
+    pub(crate) fn unpack<'a>(self, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         const WINDOW_KIB: u32 = (WINDOW >> 10) as u32;
         // A reader needs some memory besides its window.
         const MEMORY_KIB: u32 = WINDOW_KIB + (16 << 10);
-        Ok(Some(match self {
+        Ok(match self {
             Self::Gzip => Box::new(GzDecoder::new(packed)),
             Self::Bzip2 => Box::new(bzip2_rs::DecoderReader::new(packed)),
             Self::Lzma => {
                 Box::new(lzma_rust2::LzmaReader::new_mem_limit(packed, MEMORY_KIB, None)?)
             }
             Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(packed, false, MEMORY_KIB)),
-            Self::Lzo => return Ok(None),
-            Self::Lz4 => Box::new(lz4::Reader::new(packed)),
+            Self::Lzo => Box::new(Blocks::new(lzop::Unpacker::new(packed)?)),
+            Self::Lz4 => Box::new(Blocks::new(lz4::Unpacker { packed })),
             Self::Zstd => {
                 let decoder =
                     ruzstd::decoding::StreamingDecoder::new_with_max_window_size(packed, WINDOW);
                 Box::new(decoder.map_err(io::Error::other)?)
             }
-        }))
+        })
     }
 }
 
@@ -126,10 +120,56 @@ impl<R: Read> Read for Limited<R> {
     }
 }
 
+/// A format of blocks, each of which is unpacked by itself.
+pub(crate) trait Unpack {
+    /// Unpacks the next block into `block`, which then has at least one byte. Returns `false` at the end.
+    fn next_block(&mut self, block: &mut Vec<u8>) -> io::Result<bool>;
+}
+
+/// A reader of what blocks unpack to.
+struct Blocks<U> {
+    unpacker: U,
+    block: Vec<u8>,
+    position: usize,
+    is_at_end: bool,
+}
+
+impl<U: Unpack> Blocks<U> {
+    fn new(unpacker: U) -> Self {
+        Self { unpacker, block: Vec::new(), position: 0, is_at_end: false }
+    }
+}
+
+impl<U: Unpack> Read for Blocks<U> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.position == self.block.len() && !self.is_at_end {
+            self.block.clear();
+            self.position = 0;
+            self.is_at_end = !self.unpacker.next_block(&mut self.block)?;
+        }
+        let rest = &self.block[self.position..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count;
+        Ok(count)
+    }
+}
+
+/// Reads `size` bytes. Allocates no more than `reader` has.
+pub(crate) fn read_block(reader: &mut impl Read, size: usize) -> io::Result<Vec<u8>> {
+    let mut block = Vec::new();
+    match reader.take(size as u64).read_to_end(&mut block)? {
+        read if read < size => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(block),
+    }
+}
+
 /// LZ4's legacy format: the magic number, then blocks, each with its packed size, that unpack to 8 MiB each (the last
 /// one to less). Linux reads and writes no other (lib/decompress_unlz4.c).
 mod lz4 {
     use std::io::{self, BufRead, Read};
+
+    use super::{Unpack, read_block};
 
     pub(super) const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
     /// Size of an unpacked block.
@@ -137,20 +177,13 @@ mod lz4 {
     /// Largest size of a packed block: that of one that cannot be compressed.
     const PACKED: usize = BLOCK + BLOCK / 255 + 16;
 
-    pub(super) struct Reader<R> {
-        packed: R,
-        block: Vec<u8>,
-        position: usize,
+    pub(super) struct Unpacker<R> {
+        pub(super) packed: R,
     }
 
-    impl<R: BufRead> Reader<R> {
-        pub(super) fn new(packed: R) -> Self {
-            Self { packed, block: Vec::new(), position: 0 }
-        }
-
-        /// Unpacks the next block. Returns whether there is one.
-        fn next_block(&mut self) -> io::Result<bool> {
-            let size = loop {
+    impl<R: BufRead> Unpack for Unpacker<R> {
+        fn next_block(&mut self, block: &mut Vec<u8>) -> io::Result<bool> {
+            while block.is_empty() {
                 let mut size = [0; 4];
                 let read = self.packed.by_ref().take(4).read(&mut size)?;
                 if read == 0 {
@@ -158,38 +191,21 @@ mod lz4 {
                 }
                 self.packed.read_exact(&mut size[read..])?;
                 // Several streams may follow each other.
-                if size != MAGIC {
-                    break u32::from_le_bytes(size) as usize;
+                if size == MAGIC {
+                    continue;
                 }
-            };
-            if size == 0 || size > PACKED {
-                return Err(io::Error::other(format!("a block of {size} bytes, LZ4 has smaller")));
+                let size = u32::from_le_bytes(size) as usize;
+                if size == 0 || size > PACKED {
+                    return Err(io::Error::other(format!(
+                        "a block of {size} bytes, LZ4 has smaller"
+                    )));
+                }
+                let packed = read_block(&mut self.packed, size)?;
+                block.resize(BLOCK, 0);
+                let unpacked = lz4_flex::block::decompress_into(&packed, block);
+                block.truncate(unpacked.map_err(io::Error::other)?);
             }
-            let mut packed = Vec::new();
-            self.packed.by_ref().take(size as u64).read_to_end(&mut packed)?;
-            if packed.len() < size {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.block.resize(BLOCK, 0);
-            let unpacked = lz4_flex::block::decompress_into(&packed, &mut self.block);
-            self.block.truncate(unpacked.map_err(io::Error::other)?);
-            self.position = 0;
             Ok(true)
-        }
-    }
-
-    impl<R: BufRead> Read for Reader<R> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            while self.position == self.block.len() {
-                if !self.next_block()? {
-                    return Ok(0);
-                }
-            }
-            let rest = &self.block[self.position..];
-            let count = rest.len().min(buffer.len());
-            buffer[..count].copy_from_slice(&rest[..count]);
-            self.position += count;
-            Ok(count)
         }
     }
 }
@@ -199,11 +215,12 @@ mod tests {
     use super::*;
 
     /// The same text, compressed by the tools that a kernel's build runs.
-    const PACKED: [(Compression, &[u8]); 6] = [
+    const PACKED: [(Compression, &[u8]); 7] = [
         (Compression::Gzip, include_bytes!("../fuzz/seeds/unpack/gzip")),
         (Compression::Bzip2, include_bytes!("../fuzz/seeds/unpack/bzip2")),
         (Compression::Lzma, include_bytes!("../fuzz/seeds/unpack/lzma")),
         (Compression::Xz, include_bytes!("../fuzz/seeds/unpack/xz")),
+        (Compression::Lzo, include_bytes!("../fuzz/seeds/unpack/lzo")),
         (Compression::Lz4, include_bytes!("../fuzz/seeds/unpack/lz4")),
         (Compression::Zstd, include_bytes!("../fuzz/seeds/unpack/zstd")),
     ];
@@ -215,7 +232,7 @@ mod tests {
 
     fn unpack(compression: Compression, packed: &[u8]) -> io::Result<Vec<u8>> {
         let mut unpacked = Vec::new();
-        let reader = compression.unpack(packed)?.unwrap();
+        let reader = compression.unpack(packed)?;
         Limited::new(reader, 1 << 20).read_to_end(&mut unpacked)?;
         Ok(unpacked)
     }
@@ -229,15 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn every_compression_but_lzo_is_tried_here() {
+    fn every_compression_is_tried_here() {
         for (compression, magic) in Compression::ALL {
             assert!(magic.len() <= Compression::MAGIC_BYTES);
             assert_eq!(Compression::of(magic), Some(compression));
-            let tried = PACKED.iter().any(|(tried, _)| *tried == compression);
-            assert_eq!(tried, compression.can_be_unpacked());
-            assert_eq!(tried, compression != Compression::Lzo);
+            assert!(PACKED.iter().any(|(tried, _)| *tried == compression));
         }
-        assert!(Compression::Lzo.unpack(&b"\x89LZO"[..]).unwrap().is_none());
         assert_eq!(Compression::of(b"070701"), None);
         assert_eq!(Compression::of(b""), None);
     }
@@ -258,14 +272,14 @@ mod tests {
             let both = [packed, b"the rest"].concat();
             let mut rest = &both[..];
             let mut unpacked = Vec::new();
-            compression.unpack(&mut rest).unwrap().unwrap().read_to_end(&mut unpacked).unwrap();
+            compression.unpack(&mut rest).unwrap().read_to_end(&mut unpacked).unwrap();
             assert!(unpacked == text() && rest == b"the rest", "{}", compression.name());
         }
     }
 
     #[test]
     fn more_than_the_limit_is_an_error() {
-        let reader = Compression::Gzip.unpack(PACKED[0].1).unwrap().unwrap();
+        let reader = Compression::Gzip.unpack(PACKED[0].1).unwrap();
         let mut unpacked = Vec::new();
         Limited::new(reader, text().len() as u64 - 1).read_to_end(&mut unpacked).unwrap_err();
         assert!(unpacked.len() < text().len());

@@ -28,9 +28,9 @@ const CONFIG_END: &[u8] = b"IKCFG_ED";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContentsError {
-    /// The kernel is compressed in a way that cannot be unpacked here, or not at all.
-    #[error("it is compressed with {}, which cannot be unpacked here", .0.map_or("an unknown method", Compression::name))]
-    Compression(Option<Compression>),
+    /// The kernel is compressed in an unknown way, or not at all.
+    #[error("it is compressed with an unknown method")]
+    Compression,
     /// The kernel's file cannot be read, or its compressed part is damaged.
     #[error("it cannot be unpacked")]
     Unpack(#[from] io::Error),
@@ -98,11 +98,7 @@ impl Contents {
             _ => length.saturating_sub(4),
         };
         let payload = BufReader::with_capacity(1 << 18, payload(length));
-        let unpacked = match compression {
-            Some(compression) => compression.unpack(payload)?,
-            None => None,
-        };
-        let unpacked = unpacked.ok_or(ContentsError::Compression(compression))?;
+        let unpacked = compression.ok_or(ContentsError::Compression)?.unpack(payload)?;
         Ok(Self::of_reader(Limited::new(unpacked, MOST_UNPACKED), parts, only_parts)?)
     }
 
@@ -283,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_size_that_the_build_appends_is_no_part_of_the_kernel() {
-        for name in ["gzip", "bzip2", "lzma", "xz", "lz4", "zstd"] {
+        for name in ["gzip", "bzip2", "lzma", "xz", "lzo", "lz4", "zstd"] {
             let path = format!("{}/fuzz/seeds/unpack/{name}", env!("CARGO_MANIFEST_DIR"));
             let packed = std::fs::read(path).unwrap();
             let payload = [packed, 0x02_0000_u32.to_le_bytes().to_vec()].concat();
@@ -294,11 +290,8 @@ mod tests {
 
     #[test]
     fn an_unknown_compression_is_told_and_a_damaged_one_is_an_error() {
-        for (payload, named) in [(&b"\x89LZO...."[..], "lzo"), (&[7; 64], "an unknown method")] {
-            let error = of_payload(payload).unwrap_err();
-            assert!(matches!(error, ContentsError::Compression(_)), "{error}");
-            assert!(error.to_string().contains(named), "{error}");
-        }
+        let unknown = of_payload(&[7; 64]).unwrap_err();
+        assert!(matches!(unknown, ContentsError::Compression), "{unknown}");
         let mut damaged = gzip(&[1; 4096]);
         damaged.truncate(20);
         assert!(matches!(of_payload(&damaged), Err(ContentsError::Unpack(_))));

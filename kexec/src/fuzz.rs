@@ -40,7 +40,7 @@ pub fn image(input: &[u8]) {
 pub fn unpack(input: &[u8]) {
     const MOST: u64 = 1 << 22;
     let Some(compression) = Compression::of(input) else { return };
-    let Ok(Some(reader)) = compression.unpack(input) else { return };
+    let Ok(reader) = compression.unpack(input) else { return };
     let copied = std::io::copy(&mut Limited::new(reader, MOST), &mut std::io::sink());
     assert!(copied.is_err() || copied.is_ok_and(|bytes| bytes <= MOST));
 }

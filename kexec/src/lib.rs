@@ -27,6 +27,7 @@ pub mod fuzz;
 mod image;
 mod jump;
 mod load;
+mod lzop;
 mod memmap;
 pub mod preflight;
 mod status;

@@ -75,7 +75,7 @@ checks! {
     KernelRelease = "kernel-release", Note;
     /// The next kernel's file is damaged.
     KernelDamaged = "kernel-damaged", Refusal;
-    /// The next kernel is compressed in a way that cannot be unpacked here.
+    /// The next kernel is compressed in an unknown way.
     KernelUnknown = "kernel-unknown", Note;
     /// The next kernel has no LUO or KHO.
     KernelLuo = "kernel-luo", Refusal;
@@ -101,8 +101,6 @@ checks! {
     InitramfsFile = "initramfs-file", Refusal;
     /// The next initramfs is damaged.
     InitramfsDamaged = "initramfs-damaged", Refusal;
-    /// The next initramfs is compressed in a way that cannot be unpacked here.
-    InitramfsUnknown = "initramfs-unknown", Note;
     /// The next initramfs has nothing to execute as the first process.
     InitramfsInit = "initramfs-init", Refusal;
     /// The first program of the next initramfs cannot run there.

@@ -38,12 +38,6 @@ pub(super) fn check(
         release.map(|release| format!("{}/{release}/{}", drivers::DIRECTORY, drivers::BUILT_IN));
     let archive = match read(initramfs, &[init, CONFIG, built_in.as_deref().unwrap_or(CONFIG)]) {
         Ok(archive) => archive,
-        Err(error @ ArchiveError::Compression(_)) => {
-            let sentence = format!("{path} cannot be looked into: {error}");
-            let remedy = "compress it with zstd, xz or gzip, so that it can be checked";
-            let finding = Finding::new(Check::InitramfsUnknown, &path, sentence, remedy);
-            return (vec![finding], examined);
-        }
         Err(error) => {
             let sentence = format!("{path} is damaged: {}", chain(&error).join(": "));
             let remedy = "build or copy it again";

@@ -44,7 +44,7 @@ pub(super) fn check(
                 needs.iter().filter_map(|need| need.finding(contents.presence(need.part)));
             findings.extend(missing);
         }
-        Err(error @ ContentsError::Compression(_)) => {
+        Err(error @ ContentsError::Compression) => {
             let sentence = format!("{path} cannot be looked into: {error}");
             let remedy = "try it on another machine before, or build it with CONFIG_KERNEL_ZSTD";
             findings.push(Finding::new(Check::KernelUnknown, &path, sentence, remedy));
