@@ -85,9 +85,14 @@ fn assert_is_one_line(error: &GrubError) {
 }
 
 /// Target `boot_disk`: a disk with any contents. The script has the size of the disk in KiB (u16), and then
-/// pieces of the disk: the sector where each begins (u16) and its bytes (a long piece). All other bytes are 0.
+/// pieces of the disk: where each begins, in units of 512 bytes (u16), and its bytes (a long piece). All other bytes are
+/// 0. A disk of 3 KiB more than a multiple of 4 KiB has sectors of 4096 bytes, others of 512.
 pub fn boot_disk(input: &[u8]) {
     let disk = disk(input);
+    let sector = match input.first() {
+        Some(size) if size % 4 == 3 => 4096,
+        _ => 512,
+    };
     // Tells by the first byte whether a kernel is damaged, so that others are tried.
     let mut load = |mut boot: Boot| {
         let mut bytes = Vec::new();
@@ -97,7 +102,7 @@ pub fn boot_disk(input: &[u8]) {
             _ => Ok(boot),
         }
     };
-    match find(disk, Instant::now() + WITHIN, &mut load) {
+    match find(disk, sector, Instant::now() + WITHIN, &mut load) {
         Ok(Err(())) => {}
         Ok(Ok(Booted { loaded: Boot { initramfs, cmdline, .. }, origin, warnings })) => {
             assert!(!warnings.join("").contains('\n'), "{warnings:?}");

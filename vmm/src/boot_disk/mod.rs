@@ -31,6 +31,8 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod interrupted_tests;
 #[cfg(test)]
+mod partition_tests;
+#[cfg(test)]
 mod tests;
 
 use std::any::Any;
@@ -40,6 +42,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, fstat, ioctl_blksszget};
 
 pub use self::entry::{Boot, Booted, LoadError};
 pub use self::image::Image;
@@ -92,7 +96,10 @@ pub fn boot<T: Send + 'static, E: Send + 'static>(
     let deadline = Instant::now() + WITHIN;
     let (sender, receiver) = mpsc::channel();
     let search = move || {
-        let found = catch_unwind(AssertUnwindSafe(|| find(disk, deadline, &mut load)));
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            let sector = sector_bytes(&disk).map_err(BootDiskError::Read)?;
+            find(disk, sector, deadline, &mut load)
+        }));
         let found = found.unwrap_or_else(|panic| Err(confused(&*panic)));
         // The receiver is gone if this is too late.
         drop(sender.send(found));
@@ -121,14 +128,24 @@ fn excerpt(text: &str) -> String {
     short
 }
 
-/// Returns what `load` made of the first entry of `disk` that can be loaded.
+/// Size of the logical sectors of `disk`, which its partition table counts in: those of a block device, as its guest
+/// sees it, and 512 bytes of an image file, wherever that is stored.
+fn sector_bytes(disk: &File) -> io::Result<u64> {
+    match FileType::from_raw_mode(fstat(disk)?.st_mode) {
+        FileType::BlockDevice => Ok(ioctl_blksszget(disk)?.into()),
+        _ => Ok(512),
+    }
+}
+
+/// Returns what `load` made of the first entry that can be loaded of `disk`, which has sectors of `sector` bytes.
 fn find<T, E>(
     disk: File,
+    sector: u64,
     deadline: Instant,
     load: &mut dyn FnMut(Boot) -> Result<T, LoadError<E>>,
 ) -> Result<Result<Booted<T>, E>, BootDiskError> {
     let search = || {
-        let mut search = Search::new(View::whole(disk, deadline)?)?;
+        let mut search = Search::new(View::whole(disk, deadline)?, sector)?;
         Ok(search.boot(load).ok_or_else(|| search.description()))
     };
     match search() {

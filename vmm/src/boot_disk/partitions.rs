@@ -11,10 +11,8 @@ use super::view::View;
 
 /// Most partitions that are looked at.
 const MOST: usize = 128;
-/// Sizes of a logical sector, the unit of GPT's addresses.
-const SECTORS: [u64; 2] = [512, 4096];
-/// The unit of MBR's addresses.
-const SECTOR: u64 = 512;
+/// Bytes of an MBR, however long a sector is.
+const MBR: u64 = 512;
 
 const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
 /// Bytes of a GPT header up to its last field.
@@ -56,16 +54,17 @@ pub(super) struct Table {
     pub(super) partitions: Vec<Partition>,
 }
 
-/// Reads the partition table. `is_file_system` says that a file system begins at the disk's first byte: such
-/// a disk may end its first sector like an MBR. Errors if the disk cannot be read.
-pub(super) fn read(disk: &mut View, is_file_system: bool) -> io::Result<Table> {
-    if is_protected(disk)?
-        && let Some(partitions) = gpt(disk)?
+/// Reads the partition table, whose addresses count logical sectors of `sector` bytes. `is_file_system` says that a
+/// file system begins at the disk's first byte: such a disk may end its first sector like an MBR. Errors if the disk
+/// cannot be read.
+pub(super) fn read(disk: &mut View, sector: u64, is_file_system: bool) -> io::Result<Table> {
+    if is_protected(disk, sector)?
+        && let Some(partitions) = gpt(disk, sector)?
     {
         return Ok(Table { scheme: Scheme::Gpt, partitions });
     }
     if !is_file_system {
-        let partitions = mbr(disk)?;
+        let partitions = mbr(disk, sector)?;
         if !partitions.is_empty() {
             return Ok(Table { scheme: Scheme::Mbr, partitions });
         }
@@ -76,20 +75,18 @@ pub(super) fn read(disk: &mut View, is_file_system: bool) -> io::Result<Table> {
 
 /// Whether the MBR says that the disk has a GPT: one of its partitions has the type for that and begins at the GPT's
 /// header (`is_pmbr_valid` in Linux block/partitions/efi.c).
-fn is_protected(disk: &mut View) -> io::Result<bool> {
-    let entries = mbr_sector(disk, 0)?.into_iter().flatten();
+fn is_protected(disk: &mut View, sector: u64) -> io::Result<bool> {
+    let entries = mbr_sector(disk, sector, 0)?.into_iter().flatten();
     Ok(entries.into_iter().any(|(kind, first, _)| kind == PROTECTIVE && first == 1))
 }
 
 /// The partitions of the GPT, whose copy at the end of the disk counts if the first is damaged. `None` if
 /// there is no GPT.
-fn gpt(disk: &mut View) -> io::Result<Option<Vec<Partition>>> {
-    for sector in SECTORS {
-        let last = (disk.len() / sector).saturating_sub(1);
-        for header in [1, last] {
-            if let Some(table) = gpt_at(disk, sector, header)? {
-                return Ok(Some(table));
-            }
+fn gpt(disk: &mut View, sector: u64) -> io::Result<Option<Vec<Partition>>> {
+    let last = (disk.len() / sector).saturating_sub(1);
+    for header in [1, last] {
+        if let Some(table) = gpt_at(disk, sector, header)? {
+            return Ok(Some(table));
         }
     }
     Ok(None)
@@ -97,8 +94,8 @@ fn gpt(disk: &mut View) -> io::Result<Option<Vec<Partition>>> {
 
 fn gpt_at(disk: &mut View, sector: u64, header_at: u64) -> io::Result<Option<Vec<Partition>>> {
     let mut header = [0; GPT_HEADER];
-    let Some(at) = header_at.checked_mul(sector).filter(|at| at + GPT_HEADER as u64 <= disk.len())
-    else {
+    let at = header_at.checked_mul(sector);
+    let Some(at) = at.filter(|at| has(disk, *at, GPT_HEADER as u64)) else {
         return Ok(None);
     };
     disk.read_exact_at(at, &mut header)?;
@@ -136,8 +133,8 @@ fn gpt_at(disk: &mut View, sector: u64, header_at: u64) -> io::Result<Option<Vec
 }
 
 /// The partitions of the MBR, and the logical ones in its extended partition. Empty if there is no MBR.
-fn mbr(disk: &mut View) -> io::Result<Vec<Partition>> {
-    let Some(primary) = mbr_sector(disk, 0)? else { return Ok(Vec::new()) };
+fn mbr(disk: &mut View, sector: u64) -> io::Result<Vec<Partition>> {
+    let Some(primary) = mbr_sector(disk, sector, 0)? else { return Ok(Vec::new()) };
     let mut partitions = Vec::new();
     let mut extended = None;
     for (number, (kind, first, sectors)) in (1..).zip(primary) {
@@ -145,7 +142,7 @@ fn mbr(disk: &mut View) -> io::Result<Vec<Partition>> {
             _ if sectors == 0 => {}
             0 | PROTECTIVE => {}
             kind if EXTENDED.contains(&kind) => extended = Some(first),
-            _ => partitions.push(of_sectors(number, first, sectors)),
+            _ => partitions.extend(of_sectors(sector, number, first, sectors)),
         }
     }
     // The logical partitions are a chain of sectors, each with one of them and the way to the next. A chain
@@ -153,32 +150,38 @@ fn mbr(disk: &mut View) -> io::Result<Vec<Partition>> {
     let mut next = extended;
     for number in 5..MOST as u32 {
         let (Some(base), Some(at)) = (extended, next) else { break };
-        let Some([(kind, first, sectors), link, ..]) = mbr_sector(disk, at)? else { break };
+        let Some([(kind, first, sectors), link, ..]) = mbr_sector(disk, sector, at)? else { break };
         if kind != 0 && sectors != 0 {
-            partitions.push(of_sectors(number, at.saturating_add(first), sectors));
+            partitions.extend(of_sectors(sector, number, at.saturating_add(first), sectors));
         }
         next = EXTENDED.contains(&link.0).then(|| base.saturating_add(link.1));
     }
     Ok(partitions)
 }
 
-fn of_sectors(number: u32, first: u64, sectors: u64) -> Partition {
-    // Both are sums of 32-bit numbers, so neither product overflows.
-    Partition { number, start: first * SECTOR, bytes: sectors * SECTOR }
+/// A partition whose place is in sectors of `sector` bytes. `None` if no disk is that large.
+fn of_sectors(sector: u64, number: u32, first: u64, sectors: u64) -> Option<Partition> {
+    let (start, bytes) = (first.checked_mul(sector)?, sectors.checked_mul(sector)?);
+    Some(Partition { number, start, bytes })
 }
 
-/// The type, first sector and number of sectors of each entry in a sector that has the MBR's signature.
-fn mbr_sector(disk: &mut View, at: u64) -> io::Result<Option<[(u8, u64, u64); 4]>> {
-    let mut sector = [0; SECTOR as usize];
-    let Some(at) = at.checked_mul(SECTOR).filter(|at| at + SECTOR <= disk.len()) else {
+/// The type, first sector and number of sectors of each entry in an MBR at sector `at`, if it has the signature.
+fn mbr_sector(disk: &mut View, sector: u64, at: u64) -> io::Result<Option<[(u8, u64, u64); 4]>> {
+    let mut mbr = [0; MBR as usize];
+    let Some(at) = at.checked_mul(sector).filter(|at| has(disk, *at, MBR)) else {
         return Ok(None);
     };
-    disk.read_exact_at(at, &mut sector)?;
+    disk.read_exact_at(at, &mut mbr)?;
     let entry = |index: usize| {
-        let entry = &sector[446 + 16 * index..];
+        let entry = &mbr[446 + 16 * index..];
         (entry[4], u64::from(u32_at(entry, 8)), u64::from(u32_at(entry, 12)))
     };
-    Ok((sector[510..] == MBR_SIGNATURE).then(|| [entry(0), entry(1), entry(2), entry(3)]))
+    Ok((mbr[510..] == MBR_SIGNATURE).then(|| [entry(0), entry(1), entry(2), entry(3)]))
+}
+
+/// Whether the disk has `bytes` at `at`.
+fn has(disk: &View, at: u64, bytes: u64) -> bool {
+    at.checked_add(bytes).is_some_and(|end| end <= disk.len())
 }
 
 /// The little-endian number at `at`; bytes beyond the end count as 0.

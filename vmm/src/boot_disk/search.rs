@@ -79,10 +79,10 @@ pub(super) struct Search {
 type Load<'l, T, E> = &'l mut dyn FnMut(Boot) -> Result<T, LoadError<E>>;
 
 impl Search {
-    /// Reads the partitions and opens their file systems.
-    pub(super) fn new(mut disk: View) -> io::Result<Self> {
+    /// Reads the partitions of a disk with logical sectors of `sector` bytes, and opens their file systems.
+    pub(super) fn new(mut disk: View, sector: u64) -> io::Result<Self> {
         let whole = FileSystem::open(disk.again());
-        let table = partitions::read(&mut disk, whole.is_ok())?;
+        let table = partitions::read(&mut disk, sector, whole.is_ok())?;
         let file_system = |partition: &Partition| match disk.part(partition.start, partition.bytes)
         {
             Some(view) => FileSystem::open(view),
