@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 /// Number of user IDs that a host may use.
 pub const USERS: u32 = 4096;
+/// The first ID that no user, system user or dynamic user of a machine has (<https://systemd.io/UIDS-GIDS>). A process
+/// with the ID of one could be killed by that user, and could read that user's files.
+const FIRST: u32 = 0x1_0000;
 
 /// `users`: the first of the [`USERS`] user IDs that processes of VMs run as, each its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -24,10 +27,11 @@ impl TryFrom<u32> for FirstUser {
     /// The last ID, 4294967295, stands for none.
     fn try_from(first: u32) -> Result<Self, String> {
         match first {
-            1..=0xffff_efff => Ok(Self(first)),
+            FIRST..=0xffff_efff => Ok(Self(first)),
             _ => Err(format!(
-                "`users = {first}` does not leave room for {USERS} user IDs that are not root's: give \
-                 the first of a range that nothing else uses, such as {}",
+                "{USERS} user IDs from {first} on are not free for VMs: IDs below {FIRST} belong to users of the \
+                 machine, and the last is {}; give the first of a range that nothing else uses, such as {}",
+                u32::MAX - 1,
                 Self::default().0
             )),
         }
@@ -51,17 +55,26 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn the_users_of_vms_are_a_range_without_root() {
+    fn the_users_of_vms_are_a_range_of_their_own() {
         let host =
             |lines: &str| Config::parse(&format!("[host]\n{lines}")).map(|config| config.host);
         let section = host("users = 70000\nconfine = \"required\"").unwrap();
         assert_eq!((section.users, section.confine), (FirstUser(70_000), Confine::Required));
         let section = host("").unwrap();
         assert_eq!((section.users, section.confine), (FirstUser::default(), Confine::BestEffort));
-        for wrong in ["users = 0", "users = 4294967295", "users = -1", "confine = \"off\""] {
+        for wrong in [
+            "users = 0",
+            "users = 1",
+            "users = 65535",
+            "users = 4294963200",
+            "users = 4294967295",
+            "users = -1",
+            "confine = \"off\"",
+        ] {
             host(wrong).expect_err(wrong);
         }
-        let said = host("users = 0").unwrap_err().to_string();
-        assert!(said.contains("4096 user IDs that are not root's"), "{said}");
+        assert!(host("users = 65536").is_ok() && host("users = 4294963199").is_ok());
+        let said = host("users = 1").unwrap_err().to_string();
+        assert!(said.starts_with("line 2: [host]: `users`: 4096 user IDs from 1 on"), "{said}");
     }
 }

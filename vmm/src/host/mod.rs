@@ -64,7 +64,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
 use crate::causes::chain;
-use crate::config::{self, Config, HostSection};
+use crate::config::{Config, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
@@ -160,10 +160,7 @@ impl Host {
             None => Replaced::Kernel,
         };
         let (sessions, lock) = left.map_or((None, None), |left| (Some(left.sessions), left.lock));
-        let (text, parsed) = match config::read_text(config_path) {
-            Ok(text) => (text.clone(), Config::parse(&text)),
-            Err(error) => (String::new(), Err(error)),
-        };
+        let (text, parsed) = Config::read_with_text(config_path);
         // The VMs of a pool can be found only through the pool, so `[host]` is used even if the rest of
         // the configuration is wrong.
         let section = match &parsed {

@@ -17,7 +17,7 @@ use luo::kernel::Device;
 use super::{IMAGE_CONFIG, modules};
 use crate::arch::x86_64::cpuid;
 use crate::causes::chain;
-use crate::config::{Config, ConfigError, HostSection};
+use crate::config::{Config, HostSection};
 use crate::kvm::{self, Capabilities};
 use crate::live_update::index::Index;
 use crate::live_update::manifest::{Manifest, host_session};
@@ -107,12 +107,7 @@ impl Found {
 
     /// Reads the configuration as a start does.
     fn configuration(&mut self, path: &Path) -> HostSection {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source });
-        let (text, parsed) = match text {
-            Ok(text) => (text.clone(), Config::parse(&text)),
-            Err(error) => (String::new(), Err(error)),
-        };
+        let (text, parsed) = Config::read_with_text(path);
         match parsed {
             Ok(config) => config.host,
             Err(error) => {
