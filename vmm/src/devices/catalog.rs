@@ -120,6 +120,13 @@ macro_rules! catalog {
                 }
             }
 
+            /// Errors if a machine should not boot with these options on this host as it is now.
+            pub fn check_before_boot(&self) -> Result<(), OpenError> {
+                match self {
+                    $(Self::$kind(options) => <$path>::check_before_boot(options),)+
+                }
+            }
+
             /// Opens the files that the device needs by path. Called in the host's process.
             pub fn open(&self) -> Result<Vec<Opened>, OpenError> {
                 match self {

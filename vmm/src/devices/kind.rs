@@ -71,6 +71,12 @@ pub trait Kind: Sized + 'static {
     /// Returns what the device takes for itself of its host.
     fn claims(options: &Self::Options) -> Vec<Claim>;
 
+    /// Errors if the machine should not boot with these options on this host as it is now. Not asked before a restore,
+    /// which a mistake in the options must not keep from going on.
+    fn check_before_boot(_options: &Self::Options) -> Result<(), OpenError> {
+        Ok(())
+    }
+
     /// Opens the files that the device needs by path. Called in the host's process.
     fn open(options: &Self::Options) -> Result<Vec<Opened>, OpenError>;
 

@@ -24,7 +24,10 @@ impl Opening {
     /// Begins to open what a boot of `machine` needs.
     pub fn begin_with_kernel(machine: &Machine) -> Result<Self, OpenError> {
         let of = machine.clone();
-        Self::run(machine, move || Files::for_machine(&of)?.with_kernel(&of))
+        Self::run(machine, move || {
+            of.devices.iter().try_for_each(|device| device.options.check_before_boot())?;
+            Files::for_machine(&of)?.with_kernel(&of)
+        })
     }
 
     fn run(
@@ -62,6 +65,32 @@ impl AsFd for Opening {
 mod tests {
     use super::*;
     use crate::guests::entry::tests::sample;
+
+    #[test]
+    fn a_boot_makes_no_directory_for_a_log_and_a_restore_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        let serial = format!("file={}", missing.join("log").display());
+        let text = format!(
+            "[[vm]]\nname = \"a\"\nmemory = \"size=64M\"\nkernel = \"/dev/null/k\"\nserial = \"{serial}\"\n"
+        );
+        let machine = crate::config::Config::parse(&text).unwrap().machines.remove(0);
+        let boot = || {
+            let files = Opening::begin_with_kernel(&machine).unwrap().files();
+            crate::causes::chain(&files.unwrap_err()).join(": ")
+        };
+        let said = boot();
+        let no_directory = format!("there is no directory {}", missing.display());
+        assert!(said.contains("make its directory") && said.ends_with(&no_directory), "{said}");
+        assert!(!missing.exists());
+        std::fs::create_dir(&missing).unwrap();
+        assert!(!boot().contains("there is no directory"));
+        std::fs::remove_dir_all(&missing).unwrap();
+        for device in &machine.devices {
+            device.options.open().unwrap();
+        }
+        assert!(missing.join("log").exists());
+    }
 
     #[test]
     fn a_thread_that_panics_is_an_error() {

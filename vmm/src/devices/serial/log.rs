@@ -16,7 +16,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -115,7 +115,27 @@ impl LogOptions {
         Ok(vec![opened(SINK, file.into()), opened(NEXT, next)])
     }
 
-    /// Opens the log. Creates missing directories: the next kernel of a host in an initramfs has none.
+    /// Errors if there is no directory for the log, which then probably has another name than its path says, or is on a
+    /// file system that is not mounted. A host that `is_pid_1` makes its directories: an initramfs has none.
+    pub(super) fn check_directory(&self, is_pid_1: bool) -> Result<(), OpenError> {
+        let directory = match self.path.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => directory,
+            _ => Path::new("."),
+        };
+        if is_pid_1 || !matches!(directory.try_exists(), Ok(false)) {
+            return Ok(());
+        }
+        let problem = format!("there is no directory {}", directory.display());
+        Err(OpenError {
+            what: "serial output",
+            path: self.path.clone(),
+            remedy: ": make its directory, or name another path",
+            source: io::Error::new(io::ErrorKind::NotFound, problem),
+        })
+    }
+
+    /// Opens the log. Creates missing directories: a VM that goes on after a live update must not fail because the next
+    /// kernel's root or `/run` has none.
     fn open_log(&self) -> io::Result<File> {
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory)?;

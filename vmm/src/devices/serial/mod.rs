@@ -306,6 +306,13 @@ impl Kind for Serial {
         options.claims()
     }
 
+    fn check_before_boot(options: &SerialOptions) -> Result<(), files::OpenError> {
+        match options {
+            SerialOptions::File(log) => log.check_directory(std::process::id() == 1),
+            _ => Ok(()),
+        }
+    }
+
     fn open(options: &SerialOptions) -> Result<Vec<files::Opened>, files::OpenError> {
         options.open()
     }
