@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arch::x86_64::cpuid::CpuModel;
+use crate::arch::x86_64::cpuid::{self, CpuModel};
+use crate::arch::x86_64::layout;
 use crate::devices::catalog::{DeviceOptions, KINDS};
 use crate::link::MissingHints;
 use crate::machine::claims::{ClaimError, Claims};
@@ -418,8 +419,10 @@ impl VmSection {
             value: value.escape_default().to_string(),
             problem,
         };
-        let ram_bytes =
-            parse_memory(&self.memory).map_err(|p| option("memory", &self.memory, p))?;
+        let bits = cpuid::physical_address_bits();
+        let ram_bytes = parse_memory(&self.memory)
+            .and_then(|bytes| check_addresses(bytes, bits).map(|()| bytes))
+            .map_err(|problem| option("memory", &self.memory, problem))?;
         let devices = parse_devices(&self.name, self.cpus, &self.devices, option)?;
         let boot = self.boot()?;
         let cpus = self.cpus;
@@ -506,6 +509,18 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     match Options::parse(text, &["size"])?.get("size") {
         Some(size) => parse_size(size),
         None => Err("it must be of the form size=2G".to_owned()),
+    }
+}
+
+/// Errors if a processor whose physical addresses have `bits` bits cannot address all of a guest's RAM.
+fn check_addresses(ram_bytes: u64, bits: u32) -> Result<(), String> {
+    match layout::most_ram(bits) {
+        most if ram_bytes > most => Err(format!(
+            "this machine's processor has physical addresses of {bits} bits, which are too short for so much RAM: \
+             at most size={}G",
+            most >> 30
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -645,6 +660,24 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let missing = Config::read(&path).unwrap_err().to_string();
         assert_eq!(missing, format!("cannot read the configuration {}", path.display()));
+    }
+
+    #[test]
+    fn ram_that_the_processor_cannot_address_is_refused_with_both_sides() {
+        for (bits, most) in [(36, 63), (39, 511), (40, 1023)] {
+            assert_eq!(check_addresses(most << 30, bits), Ok(()));
+            let said = check_addresses((most << 30) + 1, bits).unwrap_err();
+            assert!(said.contains(&format!("addresses of {bits} bits")), "{said}");
+            assert!(said.ends_with(&format!("at most size={most}G")), "{said}");
+        }
+        // All RAM that a machine can have, and the map that the guest gets.
+        assert_eq!(check_addresses(machine::MAX_RAM, 41), Ok(()));
+        let last = *layout::memory_map(layout::most_ram(39)).last().unwrap();
+        assert_eq!(last.start + last.size, 1 << 39);
+        let whole = vm("").replace("64M", "1024G");
+        let bits = cpuid::physical_address_bits();
+        assert!(bits >= 36, "{bits}");
+        assert_eq!(Config::parse(&whole).is_ok(), bits > 40, "{bits}");
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::state::{Node, Reader, Schema, StateError};
 pub const MAX_CPUS: u32 = 64;
 /// Least RAM of a VM, in bytes: with less, no kernel has room for itself and its tables.
 pub const MIN_RAM: u64 = 32 << 20;
-/// Most RAM of a VM, in bytes: 1 TiB stays below every CPU's physical address limit.
+/// Most RAM of a VM, in bytes. Larger VMs were not tested. A processor with short physical addresses allows less, which
+/// the configuration is checked for.
 pub const MAX_RAM: u64 = 1 << 40;
 /// RAM is a multiple of this many bytes, the size of a huge folio: a smaller rest would be mapped
 /// with small pages.

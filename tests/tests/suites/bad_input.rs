@@ -42,8 +42,8 @@ const WRONG: [(&str, &str); 6] = [
     ("[[vm]]\nname = \"web\"\nmemory = \"size=0\"\nkernel = \"/k\"\n", "0 bytes of RAM"),
     (
         "[host]\ncontrol-port = \"perennial.control\"\n\
-         [[vm]]\nname = \"web\"\nmemory = \"size=900G\"\nkernel = \"/k\"\n",
-        "921600 MiB",
+         [[vm]]\nname = \"web\"\nmemory = \"size=60G\"\nkernel = \"/k\"\n",
+        "61440 MiB",
     ),
     (
         "[[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n\

@@ -20,7 +20,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 pub use compare::{Comparison, Missing, Uncarried, compare};
 pub use offer::{CpuModel, baseline};
-pub use processor::of_this_processor;
+pub use processor::{of_this_processor, physical_address_bits};
 
 /// One of the four result registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -137,6 +137,12 @@ pub fn ram(size: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
+/// Returns the most bytes of RAM of a guest whose physical addresses have `bits` bits, 33 to 63. The addresses of the PCI
+/// hole are no RAM.
+pub fn most_ram(bits: u32) -> u64 {
+    (1 << bits) - (HIGH_RAM_START.0 - LOW_RAM_MAX)
+}
+
 /// Returns the guest's memory map for `ram_size` bytes of RAM, ordered by address.
 ///
 /// Everything between 640 KiB and 1 MiB is reserved, with the ACPI tables in it.

@@ -23,6 +23,16 @@ pub fn of_this_processor() -> Vec<kvm_cpuid_entry2> {
         .collect()
 }
 
+/// Returns the number of bits of this processor's physical addresses, and so of a guest's (Intel SDM 2A, CPUID,
+/// 80000008H: 36 if the leaf is not there): 36 to 52.
+pub fn physical_address_bits() -> u32 {
+    const LEAF: u32 = 0x8000_0008;
+    match leaf_of(LEAF & 0xffff_0000, 0).eax {
+        last if last >= LEAF => (leaf_of(LEAF, 0).eax & 0xff).clamp(36, 52),
+        _ => 36,
+    }
+}
+
 #[allow(unused_unsafe, reason = "the intrinsic is unsafe in older releases of Rust only")]
 fn leaf_of(leaf: u32, subleaf: u32) -> CpuidResult {
     // SAFETY: every x86-64 processor has the CPUID instruction, and answers any leaf.
