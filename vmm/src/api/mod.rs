@@ -257,6 +257,9 @@ pub enum Line {
 pub struct Status {
     /// Version of this program.
     pub version: String,
+    /// CRC-32 of this program's file, in hexadecimal: builds of one version differ in it. `None` if it cannot be read.
+    #[serde(default)]
+    pub digest: Option<String>,
     /// `uname -r`.
     pub kernel: String,
     /// `uname -v`.

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
 use tracing::level_filters::LevelFilter;
@@ -25,6 +26,7 @@ use crate::guests::process::is_vm_process;
 use crate::host::{self, dhcp, init, rehearsal};
 use crate::link::PROTOCOL;
 use crate::live_update::next_host;
+use crate::live_update::programs::own_version;
 use crate::vm;
 
 /// A hypervisor host whose VMs outlive its kernel.
@@ -112,7 +114,14 @@ pub fn main(started: u64) -> ExitCode {
         eprintln!("perennial: QEMU has `{option}`; here it is {instead}");
         return ExitCode::from(USAGE);
     }
-    let command = Arguments::parse().command;
+    let command = match Arguments::try_parse() {
+        Ok(arguments) => arguments.command,
+        Err(answer) if answer.kind() == ErrorKind::DisplayVersion => {
+            println!("perennial {}", own_version());
+            return ExitCode::SUCCESS;
+        }
+        Err(answer) => answer.exit(),
+    };
     log::start(match &command {
         Command::Run(arguments) => arguments.level(),
         Command::Vmm { log, .. } | Command::Dhcp { log, .. } => *log,

@@ -22,6 +22,7 @@ use crate::kvm::{self, Capabilities};
 use crate::live_update::index::Index;
 use crate::live_update::manifest::{Manifest, host_session};
 use crate::live_update::preflight::{Check, Finding};
+use crate::live_update::programs::own_version;
 use crate::live_update::rehearsal::report::Line;
 use crate::live_update::rehearsal::{
     CPU_FLAGS, DIRECTORY, INDEX, LUO, MANIFEST, PARAMETER, STATES, VM, cpu_flags,
@@ -57,7 +58,7 @@ pub fn run() {
 
 fn report(port: &mut File) -> io::Result<()> {
     let mut tell = |line: Line| port.write_all(line.text().as_bytes());
-    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let version = own_version();
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     // Before anything that may hang, so that the report says that the next host has begun.
     tell(Line::Begun { version, kernel })?;

@@ -11,7 +11,7 @@ use crate::api::report::Replaced;
 use crate::api::{ProgramStatus, Status, VmStatus};
 use crate::guests::{Guest, Life};
 use crate::live_update::index::IndexedFile;
-use crate::live_update::programs::Program;
+use crate::live_update::programs::{Program, own_digest};
 
 impl Host {
     /// Backend name for `status`. Without LUO it is `keeper`, which still allows handovers.
@@ -33,6 +33,7 @@ impl Host {
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            digest: own_digest().map(|digest| format!("{digest:08x}")),
             kernel: uname.release().to_string_lossy().into_owned(),
             kernel_version: uname.version().to_string_lossy().into_owned(),
             luo: self.luo_name(),

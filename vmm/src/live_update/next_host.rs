@@ -25,6 +25,7 @@ use rustix::process::{
 };
 
 use super::manifest::CARRIES_ON;
+use super::programs::own_version;
 use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
@@ -79,7 +80,7 @@ pub enum NextHostError {
     #[error(
         "{} cannot take over: {said}. Hand over to a `perennial` that is not older than this one ({})",
         path.display(),
-        env!("CARGO_PKG_VERSION")
+        own_version()
     )]
     Rehearsal {
         /// The program.
@@ -92,7 +93,7 @@ pub enum NextHostError {
         "{} ({version}) cannot take over from perennial {}: it is too old to carry on sessions that it does not know, \
          and would lose all VMs. Hand over to a `perennial` that is not older than this one",
         path.display(),
-        env!("CARGO_PKG_VERSION")
+        own_version()
     )]
     Older {
         /// The program.

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use luo::{Orchestrator, Outgoing, SessionName, Token};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals};
@@ -273,6 +274,22 @@ pub fn choose(programs: &mut Vec<Program>, is_needed: bool) {
     let surplus: Vec<_> = others.drain(first..first + surplus).collect();
     own.into_iter().chain(surplus).for_each(Program::give_up);
     *programs = others;
+}
+
+/// The digest of the running program's file, which tells builds of one version apart: its session is called by it. `None`
+/// if the file cannot be read.
+pub fn own_digest() -> Option<u32> {
+    static DIGEST: OnceLock<Option<u32>> = OnceLock::new();
+    *DIGEST.get_or_init(|| own().ok().and_then(|(file, bytes)| copy(&file, None, bytes).ok()))
+}
+
+/// The version of the running program, with its digest.
+pub fn own_version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match own_digest() {
+        Some(digest) => format!("{version}+{digest:08x}"),
+        None => version.to_owned(),
+    }
 }
 
 /// Returns the running program, and its size in bytes.

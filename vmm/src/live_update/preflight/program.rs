@@ -11,6 +11,7 @@ use crate::answer::Answer;
 use crate::confine::trial::{self, TrialError};
 use crate::guests::memfd::document_memfd;
 use crate::live_update::manifest::CARRIES_ON;
+use crate::live_update::programs::own_version;
 
 /// How long the program may take to read the documents, also on a host that is busy: meanwhile the VMs run, and a
 /// sound program that is taken for a silent one keeps them from the next kernel.
@@ -78,7 +79,7 @@ fn older(path: &str, version: &str) -> Finding {
     let sentence = format!(
         "the first program of {path} ({version}) is too old to carry on sessions that it does not know: it would refuse \
          what this host (perennial {}) leaves, and lose all VMs",
-        env!("CARGO_PKG_VERSION")
+        own_version()
     );
     Finding::new(Check::InitramfsOlder, path, sentence, NOT_OLDER)
 }
@@ -135,7 +136,7 @@ const LATER: &str = "try again when the host is less busy; if that does not help
 
 impl Document {
     fn unreadable(&self, path: &str, version: &str, why: &str) -> Finding {
-        let own = env!("CARGO_PKG_VERSION");
+        let own = own_version();
         let name = &self.name;
         let (written, remedy) = match self.check {
             Check::InitramfsPreserved => (

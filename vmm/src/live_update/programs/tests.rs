@@ -160,6 +160,15 @@ fn the_running_program_goes_along_with_those_that_are_held() {
 }
 
 #[test]
+fn the_version_of_the_running_program_has_the_digest_that_its_session_has() {
+    let own = std::fs::read("/proc/self/exe").unwrap();
+    let expected = format!("{}+{:08x}", env!("CARGO_PKG_VERSION"), crc32fast::hash(&own));
+    assert_eq!(own_version(), expected);
+    let travelling = preserve(&Keeper::start(), &[]);
+    assert_eq!(travelling.indexed[0].files[0].digest, own_digest().unwrap());
+}
+
+#[test]
 fn a_program_goes_along_in_a_pool_and_takes_no_room_there_when_it_has_arrived() {
     let directory = tempfile::tempdir().unwrap();
     let options = Options { without_dax: true, reserve_bytes: 0, ..Options::default() };
