@@ -259,9 +259,14 @@ impl Machine {
         self.run();
     }
 
-    /// Runs the devices' threads until they are idle, which must happen within 100 rounds.
+    /// Runs the devices' threads until they are idle, which must happen within 100 rounds. A millisecond passes in each:
+    /// a timer of the host goes off whether or not the guest's clock has moved, and is set again if it has not.
     fn run(&mut self) {
-        let idle = (0..100).any(|_| self.thread.run_with_timeout(0).unwrap() == 0);
+        let idle = (0..100).any(|_| {
+            self.wires.now_ns.fetch_add(1_000_000, Ordering::Relaxed);
+            self.wires.realtime_ns.fetch_add(1_000_000, Ordering::Relaxed);
+            self.thread.run_with_timeout(0).unwrap() == 0
+        });
         assert!(idle, "the devices' threads do not become idle");
         let mut output = [0; 4096];
         for peer in &mut self.peers {
