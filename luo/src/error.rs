@@ -152,6 +152,12 @@ impl Error {
         matches!(self, Self::Preserve { .. }) && self.errno() == Some(Errno::NOENT)
     }
 
+    /// Whether the service manager that keeps the files did not answer. Nothing is wrong with the files.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Preserve { .. } | Self::Switch { .. })
+            && matches!(self.errno(), Some(Errno::TIMEDOUT | Errno::CONNREFUSED))
+    }
+
     /// Whether repeating the operation cannot succeed before the next boot. A file that could not be
     /// retrieved is lost, except if there was no free fd (EMFILE), the token does not exist (ENOENT) or the
     /// request could not be read (EFAULT), and except with an orchestrator that keeps it.
@@ -291,6 +297,7 @@ fn why_preserve(errno: Errno) -> String {
         }
         Errno::MFILE => NO_FD,
         Errno::CONNREFUSED => NO_MANAGER,
+        Errno::TIMEDOUT => "the service manager takes no message",
         Errno::ROFS => READ_ONLY,
         Errno::SHUTDOWN => GONE,
         Errno::OPNOTSUPP => "the file carries a seal that this kernel cannot hand over",
@@ -417,6 +424,10 @@ fn why_switch(errno: Errno) -> String {
         Errno::AGAIN => "their tree cannot be written",
         Errno::CONNREFUSED => NO_MANAGER,
         Errno::TIMEDOUT => "the service manager did not say that it has them",
+        Errno::XFULL => {
+            "the service manager has fewer files than were sent to it, and its log says why (`Failed to add fd to \
+             store`)"
+        }
         Errno::SHUTDOWN => GONE,
         _ => "",
     };

@@ -101,6 +101,12 @@ pub trait Orchestrator: Send + Sync {
     /// Returns how much more can be preserved, as far as anything but the host's memory limits that.
     fn room(&self) -> Room;
 
+    /// Makes sure, before a switch, that what was preserved is where it has to be. Only an orchestrator that another
+    /// process keeps its files for can find that this is not so.
+    fn confirm(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes the outgoing sessions available to the next kernel, then calls `jump`, which enters that
     /// kernel and returns only if it fails.
     ///
@@ -132,6 +138,11 @@ pub struct Copies {
 pub trait Preserve: fmt::Debug + Send + Sync {
     /// Preserves the open file behind `fd` under `token`. A failure changes nothing.
     fn preserve(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno>;
+
+    /// Keeps room for a file under `token`, where the number of files is limited for all sessions together.
+    fn reserve(&self, _token: Token) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// The fd whose last close ends the session.
     fn as_fd(&self) -> BorrowedFd<'_>;
@@ -191,6 +202,13 @@ impl Outgoing {
         self.session.preserve(fd, token).map_err(error)?;
         tokens.insert(token);
         Ok(())
+    }
+
+    /// Keeps room for a file that will be preserved under `token`, so that no file of another session or token takes
+    /// it. Errors like [`preserve`](Self::preserve) if there is no room.
+    pub fn reserve(&self, token: Token) -> Result<(), Error> {
+        let error = |errno| Error::Preserve { session: self.name.clone(), token, errno };
+        self.session.reserve(token).map_err(error)
     }
 }
 

@@ -22,10 +22,11 @@
 
 mod notify;
 mod passed;
+mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,13 +34,14 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 pub use notify::Notify;
+pub use store::{Ask, Count};
 
-use crate::builtin::OpenFile;
 use crate::mutex::lock;
 use crate::{
     Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room, SessionName, Token,
     memory,
 };
+use store::{Contents, Held, Inode, Store};
 
 /// The first version of systemd whose fd stores survive a kexec.
 pub const FIRST_VERSION: u32 = 261;
@@ -56,6 +58,9 @@ pub const PASSED: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LI
 /// How long a switch waits until systemd has processed all messages.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it may take systemd to process them before a switch: nothing depends on it yet.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
+
 /// The fd store of this service.
 #[derive(Debug)]
 pub struct FdStore {
@@ -69,17 +74,18 @@ pub struct FdStore {
 impl FdStore {
     /// Returns the store described by the environment (`FDSTORE`, `NOTIFY_SOCKET`), with the fds
     /// passed to this process. `None` if the service has no fd store. Call this once, early: a
-    /// second call finds no fds.
-    pub fn from_env() -> Option<Result<Self, Errno>> {
+    /// second call finds no fds. `ask` finds out what systemd says of the store.
+    pub fn from_env(ask: Ask) -> Option<Result<Self, Errno>> {
         let capacity = std::env::var("FDSTORE").ok()?.parse().ok().filter(|max| *max > 0)?;
         let notify = Notify::from_env()?;
-        Some(notify.and_then(|notify| Self::new(notify, capacity, passed::take()?)))
+        Some(notify.and_then(|notify| Self::new(notify, capacity, ask, passed::take()?)))
     }
 
     /// A store for up to `capacity` fds, reached through `notify`, that already holds `fds`.
     pub fn new(
         notify: Notify,
         capacity: usize,
+        ask: Ask,
         fds: Vec<(String, OwnedFd)>,
     ) -> Result<Self, Errno> {
         let mut held = Vec::new();
@@ -94,8 +100,8 @@ impl FdStore {
         }
         let store = Store {
             notify,
-            capacity,
-            held: Mutex::new(held),
+            ask,
+            contents: Mutex::new(Contents::new(capacity, held)),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
         };
@@ -104,7 +110,7 @@ impl FdStore {
 
     /// The number of fds that the store can hold (`FileDescriptorStoreMax=`).
     pub fn capacity(&self) -> usize {
-        self.store.capacity
+        lock(&self.store.contents).capacity()
     }
 
     /// The names of the incoming sessions that were not retrieved.
@@ -129,16 +135,20 @@ impl Orchestrator for FdStore {
     }
 
     fn room(&self) -> Room {
-        let held = lock(&self.store.held).len();
-        Room { files: Some(self.store.capacity.saturating_sub(held) as u64), copies: None }
+        Room { files: Some(lock(&self.store.contents).free() as u64), copies: None }
     }
 
     fn create_session(&self, name: &SessionName) -> Result<Outgoing, Error> {
         if !lock(&self.store.outgoing).insert(name.clone()) {
             return Err(Error::Create { session: name.clone(), errno: Errno::EXIST });
         }
-        let (store, files) = (Arc::clone(&self.store), Mutex::default());
-        Ok(Outgoing::new(name.clone(), Box::new(Made { name: name.clone(), store, files })))
+        let made = Made {
+            name: name.clone(),
+            store: Arc::clone(&self.store),
+            files: Mutex::default(),
+            reserved: Mutex::default(),
+        };
+        Ok(Outgoing::new(name.clone(), Box::new(made)))
     }
 
     fn retrieve_session(&self, name: &SessionName) -> Result<Incoming, Error> {
@@ -157,89 +167,17 @@ impl Orchestrator for FdStore {
         memory::memfd(name, len)
     }
 
+    /// Waits until systemd has received all fds, and asks it how many it has. Before anything is preserved, that is
+    /// what later answers are compared with.
+    fn confirm(&self) -> Result<(), Error> {
+        self.store.confirm(CONFIRMED_WITHIN).map_err(|errno| Error::Switch { errno })
+    }
+
     /// Waits until systemd has received all fds, then calls `jump`, which ends this process.
     /// systemd decides what starts next: the service again, or the next kernel.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error> {
-        self.store.notify.barrier(PATIENCE).map_err(|errno| Error::Switch { errno })?;
+        self.store.confirm(PATIENCE).map_err(|errno| Error::Switch { errno })?;
         jump();
-        Ok(())
-    }
-}
-
-/// The state that the store and its sessions share.
-#[derive(Debug)]
-struct Store {
-    notify: Notify,
-    capacity: usize,
-    /// The fds in systemd's store, as far as this process knows.
-    held: Mutex<Vec<Held>>,
-    /// Names of the open outgoing sessions.
-    outgoing: Mutex<BTreeSet<SessionName>>,
-    /// Names of the open incoming sessions.
-    incoming: Mutex<BTreeSet<SessionName>>,
-}
-
-/// One fd in systemd's store.
-#[derive(Debug)]
-struct Held {
-    name: String,
-    inode: Inode,
-}
-
-/// The identity of the file behind an fd. systemd does not accept a second fd of a file that it
-/// holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Inode {
-    device: u64,
-    number: u64,
-}
-
-impl Inode {
-    fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok(Self { device: stat.st_dev, number: stat.st_ino })
-    }
-}
-
-impl Store {
-    /// Stores an fd under `name`, and replaces a file of that name. ENOENT: the fd is not a memfd.
-    /// EBUSY: the store has the file under another name. ENOSPC: the store is full.
-    fn put(&self, name: &str, fd: BorrowedFd<'_>) -> Result<Inode, Errno> {
-        let file = OpenFile::of(fd)?.ok_or(Errno::BADF)?;
-        if !file.is_memfd() {
-            // systemd would accept the fd, and lose it at the kexec.
-            return Err(Errno::NOENT);
-        }
-        let inode = Inode::of(fd)?;
-        let mut held = lock(&self.held);
-        if held.iter().any(|other| other.inode == inode && other.name != name) {
-            return Err(Errno::BUSY);
-        }
-        let others = held.iter().filter(|other| other.name != name).count();
-        if others >= self.capacity {
-            return Err(Errno::NOSPC);
-        }
-        if others < held.len() {
-            self.remove_from(&mut held, name)?;
-        }
-        // FDPOLL=0: memfds never hang up, so systemd need not watch the fd.
-        self.notify.send_fd(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), fd)?;
-        held.push(Held { name: name.to_owned(), inode });
-        Ok(inode)
-    }
-
-    /// Removes the file `inode` from the store if it is still the one under `name`.
-    fn remove(&self, name: &str, inode: Inode) -> Result<(), Errno> {
-        let mut held = lock(&self.held);
-        match held.iter().any(|other| other.name == name && other.inode == inode) {
-            true => self.remove_from(&mut held, name),
-            false => Ok(()),
-        }
-    }
-
-    fn remove_from(&self, held: &mut Vec<Held>, name: &str) -> Result<(), Errno> {
-        self.notify.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))?;
-        held.retain(|other| other.name != name);
         Ok(())
     }
 }
@@ -250,6 +188,7 @@ struct Made {
     name: SessionName,
     store: Arc<Store>,
     files: Mutex<Vec<(String, Inode)>>,
+    reserved: Mutex<Vec<String>>,
 }
 
 impl Preserve for Made {
@@ -257,6 +196,13 @@ impl Preserve for Made {
         let name = fd_name(&self.name, token);
         let inode = self.store.put(&name, fd)?;
         lock(&self.files).push((name, inode));
+        Ok(())
+    }
+
+    fn reserve(&self, token: Token) -> Result<(), Errno> {
+        let name = fd_name(&self.name, token);
+        lock(&self.store.contents).reserve(&name)?;
+        lock(&self.reserved).push(name);
         Ok(())
     }
 
@@ -274,6 +220,9 @@ impl Drop for Made {
             // it.
             let _ = self.store.remove(&name, inode);
         }
+        let mut contents = lock(&self.store.contents);
+        lock(&self.reserved).drain(..).for_each(|name| contents.release(&name));
+        drop(contents);
         lock(&self.store.outgoing).remove(&self.name);
     }
 }

@@ -5,15 +5,20 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
+
+/// How long a message waits for room in the manager's queue.
+const SENT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The connection to the service manager of this service.
 ///
@@ -23,6 +28,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 pub struct Notify {
     socket: OwnedFd,
     manager: SocketAddrUnix,
+    /// Whether the last message found no room in time. Then the next ones do not wait.
+    is_stuck: AtomicBool,
 }
 
 impl Notify {
@@ -41,10 +48,19 @@ impl Notify {
         };
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        Ok(Self { socket, manager })
+        set_socket_timeout(&socket, Timeout::Send, Some(SENT_WITHIN))?;
+        Ok(Self { socket, manager, is_stuck: AtomicBool::new(false) })
     }
 
-    /// Sends a message. ECONNREFUSED: no manager listens at the address.
+    /// The same, with messages that wait so long for room.
+    #[cfg(test)]
+    pub(super) fn waiting(self, within: Duration) -> Self {
+        set_socket_timeout(&self.socket, Timeout::Send, Some(within)).unwrap();
+        self
+    }
+
+    /// Sends a message. ECONNREFUSED: no manager listens at the address. ETIMEDOUT: the manager's queue is full, because
+    /// it does not read.
     pub fn send(&self, message: &str) -> Result<(), Errno> {
         self.send_with(message, None)
     }
@@ -62,13 +78,21 @@ impl Notify {
             control.push(SendAncillaryMessage::ScmRights(&fds));
         }
         let slices = [IoSlice::new(message.as_bytes())];
-        rustix::io::retry_on_intr(|| {
-            sendmsg_addr(&self.socket, &self.manager, &slices, &mut control, SendFlags::NOSIGNAL)
+        let flags = match self.is_stuck.load(Ordering::Relaxed) {
+            true => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            false => SendFlags::NOSIGNAL,
+        };
+        let sent = rustix::io::retry_on_intr(|| {
+            sendmsg_addr(&self.socket, &self.manager, &slices, &mut control, flags)
+        });
+        self.is_stuck.store(sent == Err(Errno::AGAIN), Ordering::Relaxed);
+        sent.map(drop).map_err(|errno| match errno {
+            // A missing socket file means the same as a socket without a listener. Callers use ENOENT
+            // for files that cannot be preserved.
+            Errno::NOENT => Errno::CONNREFUSED,
+            Errno::AGAIN => Errno::TIMEDOUT,
+            errno => errno,
         })
-        .map(drop)
-        // A missing socket file means the same as a socket without a listener. Callers use ENOENT
-        // for files that cannot be preserved.
-        .map_err(|errno| if errno == Errno::NOENT { Errno::CONNREFUSED } else { errno })
     }
 
     /// Waits until the manager has processed every earlier message. ETIMEDOUT: the manager did not

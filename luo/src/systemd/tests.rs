@@ -39,7 +39,7 @@ impl Manager {
 }
 
 fn store(manager: &Manager, max: usize, fds: Kept) -> FdStore {
-    FdStore::new(manager.notify(), max, fds).unwrap()
+    FdStore::new(manager.notify(), max, || None, fds).unwrap()
 }
 
 fn name(text: &str) -> SessionName {
@@ -234,4 +234,71 @@ fn waiting_for_a_silent_manager_ends_after_the_given_time() {
     let _deaf = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     let notify = Notify::to(path.as_os_str()).unwrap();
     assert_eq!(notify.barrier(Duration::from_millis(10)), Err(Errno::TIMEDOUT));
+}
+
+#[test]
+fn no_other_file_takes_the_room_that_is_reserved() {
+    let manager = Manager::start(3, Vec::new());
+    let store = store(&manager, 3, Vec::new());
+    let host = store.create_session(&name("host")).unwrap();
+    host.reserve(Token(0)).unwrap();
+    host.reserve(Token(0)).unwrap();
+    let vm = store.create_session(&name("vm")).unwrap();
+    vm.reserve(Token(0)).unwrap();
+    assert_eq!(store.room().files, Some(1));
+    vm.preserve(memfd("ram").as_fd(), Token(1)).unwrap();
+    let full = |result: Result<(), Error>| result.unwrap_err().errno() == Some(Errno::NOSPC);
+    assert!(full(vm.preserve(memfd("more").as_fd(), Token(2))) && full(host.reserve(Token(1))));
+    vm.preserve(memfd("state").as_fd(), Token(0)).unwrap();
+    host.preserve(memfd("manifest").as_fd(), Token(0)).unwrap();
+    assert_eq!(store.room().files, Some(0));
+    drop(vm);
+    let other = store.create_session(&name("other")).unwrap();
+    other.reserve(Token(0)).unwrap();
+    other.reserve(Token(1)).unwrap();
+    drop(other);
+    assert_eq!(store.room().files, Some(2), "the room of a session that is dropped is free again");
+    assert_eq!(names(&manager.stop()), ["host/0"]);
+}
+
+#[test]
+fn what_systemd_says_of_its_store_counts() {
+    let manager = Manager::start(8, Vec::new());
+    let start = |ask| FdStore::new(manager.notify(), 8, ask, Vec::new()).unwrap();
+    let smaller = start(|| Some(Count { files: 0, most: 2 }));
+    assert_eq!(smaller.room().files, Some(8));
+    smaller.confirm().unwrap();
+    assert_eq!(smaller.room().files, Some(2), "an operator has made it smaller since");
+    let shared = start(|| Some(Count { files: 5, most: 8 }));
+    shared.confirm().unwrap();
+    assert_eq!(shared.room().files, Some(3), "another process has five files there");
+}
+
+#[test]
+fn files_that_systemd_has_dropped_are_noticed_before_the_jump() {
+    let manager = Manager::start(8, Vec::new());
+    let store = FdStore::new(manager.notify(), 8, || Some(Count { files: 0, most: 8 }), Vec::new())
+        .unwrap();
+    store.confirm().unwrap();
+    let session = store.create_session(&name("web")).unwrap();
+    session.preserve(memfd("ram").as_fd(), Token(1)).unwrap();
+    let lost = Err(Error::Switch { errno: Errno::XFULL });
+    assert_eq!(store.confirm(), lost);
+    let mut jumps = 0;
+    assert_eq!((store.switch(&mut || jumps += 1), jumps), (lost, 0));
+    drop(session);
+    store.confirm().unwrap();
+}
+
+#[test]
+fn a_manager_that_does_not_read_is_an_error_and_holds_nobody_up_a_second_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let deaf = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let notify = Notify::to(path.as_os_str()).unwrap().waiting(Duration::from_millis(10));
+    let sent = std::iter::from_fn(|| notify.send("READY=1").ok()).count();
+    assert!(sent > 0);
+    assert_eq!(notify.send("READY=1"), Err(Errno::TIMEDOUT));
+    deaf.recv(&mut [0; 64]).unwrap();
+    notify.send("READY=1").unwrap();
 }

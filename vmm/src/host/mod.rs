@@ -43,6 +43,7 @@ mod restores;
 mod saved;
 mod serve;
 pub mod service;
+mod service_stop;
 mod start;
 mod status;
 mod stop;
@@ -75,7 +76,7 @@ use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left, NextProgram};
 use crate::live_update::next_kernel::{self, Files, NextKernel};
-use crate::live_update::outgoing::{Destination, Undone};
+use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
@@ -402,6 +403,7 @@ impl Host {
             config: self.config_text.clone(),
             pool: if in_pool { self.pool.clone() } else { None },
             carried: &self.carried,
+            keeps_programs: true,
             observer,
         }
     }
@@ -470,48 +472,6 @@ impl Host {
         Ok(())
     }
 
-    /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM
-    /// can be put there; then the VMs end with this host.
-    ///
-    /// systemd stops the host in any case. So VMs that cannot be saved are given up, and the others are
-    /// tried again without them.
-    fn leave_to_service(&mut self, observer: Observer<'_>) {
-        if !self.is_in_fd_store() {
-            return;
-        }
-        service::stopping("putting the VMs into the fd store");
-        service::look_again(self.next.is_some());
-        self.give_up_errands();
-        self.finish_the_rest();
-        if let Err(error) = self.settle(Destiny::NextKernel) {
-            tracing::error!("{}", chain(&error).join(": "));
-        }
-        if self.leave_unseen() {
-            return;
-        }
-        self.forget_left_out();
-        loop {
-            let Ok(luo) = &self.luo else { return };
-            let plan = self.plan(Destination::Service, observer);
-            let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
-            let Undone { error, kept } = match left {
-                Ok(never) => match never {},
-                Err(undone) => *undone,
-            };
-            let lost: Vec<VmName> = error.vms().into_iter().cloned().collect();
-            let why = chain(&error);
-            tracing::error!("{}", why.join(": "));
-            // They go along as they are.
-            let are_kept = !kept.saved.is_empty();
-            kept.saved.into_iter().for_each(|vm| self.keep(vm));
-            if !self.fail(&lost, &why) && !are_kept {
-                tracing::error!("no VM can be kept: all of them end, except those in the fd store");
-                self.leave_in_store();
-                return;
-            }
-        }
-    }
-
     /// Replaces the program of this process, and every VM's process: a handover. Returns only if it did
     /// not take place.
     fn hand_over(
@@ -560,6 +520,7 @@ impl Host {
             config: self.config_text.clone(),
             pool: None,
             carried: &self.carried,
+            keeps_programs: true,
             observer,
         };
         let left = outgoing::run(luo, &self.vms, &self.unfinished, &plan);

@@ -16,13 +16,7 @@ impl Host {
     /// preserved, and those that are lost.
     pub(super) fn restore_saved(&mut self, undone: Undone) -> UpdateError {
         let Undone { mut error, kept: Kept { saved, resuming } } = undone;
-        for Saved { held, entry, .. } in resuming {
-            if let Ok(vm) = find(&mut self.vms, &entry.machine.name)
-                && let Life::Live(live) = &mut vm.life
-            {
-                live.resuming = Some(Box::new(Resuming::of(&live.process, held, entry)));
-            }
-        }
+        self.note_resuming(resuming);
         for vm in saved {
             let (name, ended) = (vm.entry.machine.name.clone(), vm.why.join(": "));
             self.keep(vm);
@@ -32,6 +26,17 @@ impl Host {
             }
         }
         error
+    }
+
+    /// Notes the VMs that were told to resume their guests, and can be restored until they have read that.
+    pub(super) fn note_resuming(&mut self, resuming: Vec<Saved>) {
+        for Saved { held, entry, .. } in resuming {
+            if let Ok(vm) = find(&mut self.vms, &entry.machine.name)
+                && let Life::Live(live) = &mut vm.life
+            {
+                live.resuming = Some(Box::new(Resuming::of(&live.process, held, entry)));
+            }
+        }
     }
 
     /// Holds a VM that was saved as a preserved one.

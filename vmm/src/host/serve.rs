@@ -18,6 +18,7 @@ use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
 use crate::config::HostSection;
 use crate::guests::{Guest, Life};
+use crate::live_update::Observer;
 use crate::live_update::rehearsal::Rehearsal;
 use callers::Caller;
 use calls::Calls;
@@ -32,6 +33,10 @@ pub(super) struct Server {
     /// The user at the terminal, who has left when the other end of this is closed.
     left: Option<UnixStream>,
     calls: Calls,
+    /// When the host tries again to leave to systemd, after it could not. Until then its VMs run.
+    leaves_again: Option<Instant>,
+    /// How often it has tried in vain, by no fault of systemd.
+    failed_to_leave: u32,
 }
 
 /// What the loop waits for.
@@ -61,7 +66,8 @@ impl Server {
     /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let signals = Signals::catch(end).map_err(HostError::Loop)?;
-        Ok(Self { signals, left: None, calls: Calls::default() })
+        let calls = Calls::default();
+        Ok(Self { signals, left: None, calls, leaves_again: None, failed_to_leave: 0 })
     }
 
     /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
@@ -109,10 +115,11 @@ impl Server {
                 // Orphans wait since then.
                 processes::reap(host);
             }
+            self.leaves_again.take_if(|at| *at <= Instant::now());
             self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
             self.calls.go_on(host);
-            let is_to_leave = self.calls.leaves.is_some() && !self.calls.host_ends();
-            if is_to_leave && host.none_is_ending() {
+            let is_to_leave = self.calls.leaves.is_some() && self.leaves_again.is_none();
+            if is_to_leave && !self.calls.host_ends() && host.none_is_ending() {
                 self.leave(host);
             }
             if self.calls.host_has_ended(host) || host.has_nothing_left() {
@@ -145,7 +152,7 @@ impl Server {
     /// Returns what the loop waits for.
     fn fds<'a>(&'a self, host: &'a Host) -> Vec<(Source, PollFd<'a>)> {
         let readable = |fd: BorrowedFd<'a>| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let Self { signals, left, calls } = self;
+        let Self { signals, left, calls, .. } = self;
         let mut fds = vec![
             (Source::Children, readable(signals.children.as_fd())),
             (Source::End, readable(signals.end.as_fd())),
@@ -177,7 +184,15 @@ impl Server {
         let rehearsal = host.rehearsal.as_ref().map(Rehearsal::deadline);
         let replies = self.calls.deadline(host);
         let errands = host.errands_due();
-        let due = [host.stop_deadline(), replies, boot, host.late_until(), rehearsal, errands];
+        let due = [
+            host.stop_deadline(),
+            replies,
+            boot,
+            host.late_until(),
+            rehearsal,
+            errands,
+            self.leaves_again,
+        ];
         let due = due.into_iter().flatten().min();
         let due = due.map(|at| at.saturating_duration_since(Instant::now()));
         [heard, due, self.calls.callers.timeout()].into_iter().flatten().min()
@@ -227,14 +242,17 @@ impl Server {
         }
     }
 
-    /// Leaves the VMs to systemd. Those that cannot be left there are asked to shut down.
+    /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
-        self.calls.observed(Caller::Port, Transaction::ServiceStop, |observer| {
-            host.leave_to_service(observer);
-        });
+        let Self { calls, failed_to_leave: failed, .. } = self;
+        let leave = |observer: Observer<'_>| host.leave_to_service(failed, observer);
+        let pause = calls.observed(Caller::Port, Transaction::ServiceStop, leave);
         let within_s = host.config.host.stop_within_s();
-        self.calls.leaves = Some(after(within_s));
-        self.calls.end_host(host, within_s);
+        self.calls.leaves = Some(after(within_s) + pause.unwrap_or_default());
+        self.leaves_again = pause.map(|pause| Instant::now() + pause);
+        if pause.is_none() {
+            self.calls.end_host(host, within_s);
+        }
     }
 }
 

@@ -10,19 +10,22 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use luo::Orchestrator;
-use luo::systemd::{FIRST_VERSION, FdStore, Notify};
+use luo::systemd::{Count, FIRST_VERSION, FdStore, Notify};
 
-use crate::answer::Output;
+use crate::answer::{Answer, Output};
 use crate::live_update::manifest::host_session;
 use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
 
-/// How long `systemctl` may take for an answer.
+/// How long systemd may take for an answer to a question.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// For how long each step of a stop asks systemd to wait for the host.
+const STEP_TAKES: Duration = Duration::from_secs(300);
 
 /// systemd could not be asked for the kexec.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +48,7 @@ pub enum KexecError {
 /// it over a kexec: then the caller chooses another LUO. Logs an error if the store has too little room
 /// for `machines`.
 pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>> {
-    let store = FdStore::from_env()?;
+    let store = FdStore::from_env(count)?;
     let version = version();
     if version.is_none_or(|version| version < FIRST_VERSION) {
         let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
@@ -100,28 +103,64 @@ fn report_contents(store: &FdStore) {
 
 /// Returns the version of systemd; `None` if `systemctl --version` does not tell it.
 fn version() -> Option<u32> {
-    let output = Command::new("systemctl").arg("--version").output().ok()?;
-    parse_version(&String::from_utf8_lossy(&output.stdout))
+    parse_version(&ask(&["--version"])?)
+}
+
+/// Returns what systemd says of the fd store of this service. `None`, and a line in the log, if it does not say.
+fn count() -> Option<Count> {
+    /// The unit of this process.
+    static UNIT: OnceLock<String> = OnceLock::new();
+    let of_unit = |unit: &str| {
+        let properties = "--property=NFileDescriptorStore,FileDescriptorStoreMax";
+        parse_count(&ask(&["show", properties, unit])?)
+    };
+    let unit = || UNIT.get().cloned().or_else(|| ask(&["whoami"]));
+    let count = unit().and_then(|unit| {
+        let count = of_unit(&unit)?;
+        UNIT.get_or_init(|| unit);
+        Some(count)
+    });
+    if count.is_none() {
+        tracing::warn!(
+            "`systemctl` does not tell how many fds are in the fd store of this service, so nobody would notice \
+             if systemd dropped one"
+        );
+    }
+    count
+}
+
+/// Parses the output of `systemctl show` with the two properties of the fd store.
+fn parse_count(text: &str) -> Option<Count> {
+    let value = |name: &str| {
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        values.next()?.parse().ok()
+    };
+    Some(Count { files: value("NFileDescriptorStore")?, most: value("FileDescriptorStoreMax")? })
+}
+
+/// Returns what `systemctl` says, if it succeeds.
+fn ask(arguments: &[&str]) -> Option<String> {
+    said(arguments).filter(|answer| answer.is_good).map(|answer| answer.said)
+}
+
+/// Returns the answer of `systemctl`. `None` if it cannot be run, or does not end in time.
+fn said(arguments: &[&str]) -> Option<Answer> {
+    let output = Output::new().ok()?;
+    let mut command = Command::new("systemctl");
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
+    command.stdout(output.writer().ok()?);
+    output.answer_of(&mut command, ANSWERS_WITHIN, 0).ok()?
 }
 
 /// Whether systemd stops all services, for a kexec or another end of the machine's run. `None` if it does not tell.
 pub fn is_ending() -> Option<bool> {
-    parse_state(&said(&["is-system-running"])?)
+    parse_state(&said(&["is-system-running"])?.said)
 }
 
 /// Parses the output of `systemctl is-system-running`, whose exit status tells only whether all is well.
 fn parse_state(text: &str) -> Option<bool> {
     let states = ["initializing", "starting", "running", "degraded", "maintenance", "stopping"];
     states.contains(&text.trim()).then_some(text.trim() == "stopping")
-}
-
-/// Returns what `systemctl` says. `None` if it cannot be run, or does not end in time.
-fn said(arguments: &[&str]) -> Option<String> {
-    let output = Output::new().ok()?;
-    let mut command = Command::new("systemctl");
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
-    command.stdout(output.writer().ok()?);
-    output.answer_of(&mut command, ANSWERS_WITHIN, 0).ok()?.map(|answer| answer.said)
 }
 
 /// Whether systemd is about to enter the kernel that this host has loaded.
@@ -157,6 +196,14 @@ pub fn ready(status: &str) {
 /// Tells systemd that the host is stopping.
 pub fn stopping(status: &str) {
     send_to_systemd(&format!("STOPPING=1\nSTATUS={status}"));
+}
+
+/// Asks systemd to wait for another while, if the unit's TimeoutStopSec= is shorter than what is left to do.
+pub fn extend_timeout() {
+    if let Some(Ok(notify)) = Notify::from_env() {
+        // Whether systemd answers is found out otherwise.
+        let _ = notify.send(&format!("EXTEND_TIMEOUT_USEC={}", STEP_TAKES.as_micros()));
+    }
 }
 
 fn send_to_systemd(message: &str) {
@@ -235,6 +282,14 @@ mod tests {
         assert!(is_pending(Some(true), || Some(true)) && is_pending(None, || None));
         assert!(!is_pending(Some(true), || Some(false)), "it was cancelled");
         assert!(!is_pending(Some(false), || panic!("there is nothing to enter")));
+    }
+
+    #[test]
+    fn both_properties_of_the_store_are_needed() {
+        let text = "FileDescriptorStoreMax=4096\nNFileDescriptorStore=17\n";
+        assert_eq!(parse_count(text), Some(Count { files: 17, most: 4096 }));
+        assert_eq!(parse_count("NFileDescriptorStore=17\n"), None);
+        assert_eq!(parse_count("NFileDescriptorStore=\nFileDescriptorStoreMax=1\n"), None);
     }
 
     #[test]

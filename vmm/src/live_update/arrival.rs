@@ -18,7 +18,7 @@ use luo::{Incoming, Orchestrator, Token};
 
 use super::incoming::IncomingError;
 use super::index::{FileKind, Index, IndexedFile, IndexedSession, session_of};
-use super::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, Manifest, host_session};
+use super::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, Manifest, UNDONE, host_session};
 use crate::causes::chain;
 use crate::guests::entry::VmEntry;
 use crate::guests::memfd::zeroed;
@@ -66,13 +66,33 @@ pub struct NotSeen {
     pub error: Box<IncomingError>,
 }
 
-/// Looks at what the last host left in `luo`. `None` if it left nothing: after a cold boot.
+/// Looks at what the last host left in `luo`. `None` if it left nothing: after a cold boot, or because it ran on.
 pub fn look(luo: &dyn Orchestrator) -> Result<Option<Arrival>, NotSeen> {
     match luo.retrieve_session(&host_session()) {
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(NotSeen { session: None, error: Box::new(error.into()) }),
+        Ok(session) if was_undone(&session) => {
+            tracing::error!(
+                "the last host began to leave, was undone, and ended before it could take back what it had left: that \
+                 is outdated, and not used"
+            );
+            Ok(None)
+        }
         Ok(session) => read(session).map(Some),
     }
+}
+
+/// Whether the last host has overwritten its documents, because the guests ran on.
+fn was_undone(session: &Incoming) -> bool {
+    let says_so = |fd| {
+        let mut start = [0; UNDONE.len()];
+        File::from(fd).read_exact_at(&mut start, 0).is_ok() && start == *UNDONE
+    };
+    session.retrieve(INDEX_TOKEN).is_ok_and(says_so)
+        && match session.retrieve(MANIFEST_TOKEN) {
+            Ok(fd) => says_so(fd),
+            Err(error) => error.is_not_found(),
+        }
 }
 
 /// Reads the documents of the last host's session.
@@ -218,5 +238,45 @@ impl<T: crate::state::Schema> Document<T> {
         };
         let value = read();
         Self { fd: Some(file.into()), value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use luo::builtin::keeper::Keeper;
+
+    use super::*;
+    use crate::guests::memfd::document_memfd;
+
+    /// Looks at documents of the host's session.
+    fn looked_at(documents: &[(Token, &[u8])]) -> Result<Option<Arrival>, NotSeen> {
+        let keeper = Keeper::start();
+        let session = keeper.create_session(&host_session()).unwrap();
+        for (token, bytes) in documents {
+            let file = document_memfd("a test", bytes).unwrap();
+            session.preserve(file.as_fd(), *token).unwrap();
+        }
+        let kept = keeper.switch().unwrap();
+        drop(session);
+        look(&Keeper::arrive(kept).unwrap())
+    }
+
+    #[test]
+    fn overwritten_documents_say_that_the_guests_ran_on_and_damaged_ones_do_not() {
+        for undone in
+            [&[(INDEX_TOKEN, UNDONE), (MANIFEST_TOKEN, UNDONE)][..], &[(INDEX_TOKEN, UNDONE)]]
+        {
+            assert!(matches!(looked_at(undone), Ok(None)));
+        }
+        let damaged = [0; UNDONE.len()];
+        for other in [
+            &[(INDEX_TOKEN, &damaged[..]), (MANIFEST_TOKEN, UNDONE)][..],
+            &[(INDEX_TOKEN, UNDONE), (MANIFEST_TOKEN, &damaged)],
+            &[(MANIFEST_TOKEN, UNDONE)],
+        ] {
+            assert!(looked_at(other).is_err());
+        }
     }
 }

@@ -38,6 +38,11 @@ impl Carried {
             .map(|((unread, fd), token)| (IndexedFile { token, ..unread.file }, fd))
     }
 
+    /// The tokens of the manifests in the host's next session.
+    pub fn tokens(&self) -> impl Iterator<Item = Token> {
+        self.documents().map(|(file, _)| Token(file.token))
+    }
+
     /// Preserves the manifests in the host's session.
     pub fn preserve_manifests(&self, host: &Outgoing) -> Result<(), UpdateError> {
         self.documents().try_for_each(|(file, fd)| {

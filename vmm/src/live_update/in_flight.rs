@@ -36,9 +36,9 @@ pub(super) fn preserve(
     let preserved = patiently(|| session.preserve(memory, token), in_flight, STALLED_AFTER);
     preserved.map_err(|(source, disks)| {
         let vm = machine.name.clone();
-        match disks.is_empty() {
-            true => UpdateError::Luo { step, vm: Some(vm), source },
-            false => {
+        match source.errno() == Some(Errno::NOMEM) && !disks.is_empty() {
+            false => UpdateError::Luo { step, vm: Some(vm), source },
+            true => {
                 let (disks, source) = (shown(&disks), Box::new(source));
                 UpdateError::InFlight { step, vm, disks, source }
             }

@@ -24,6 +24,8 @@ pub const INDEX_TOKEN: Token = Token(1);
 
 /// Token in the host's session of the first document that the host only carries on. The others follow.
 pub const FIRST_CARRIED_TOKEN: Token = Token(2);
+/// What a host writes over its index and its manifest if it did not leave after all, and they may still reach a later host.
+pub const UNDONE: &[u8] = b"perennial: the guests ran on";
 
 /// What `perennial state check` adds to what it says of a manifest. A program that neither says it nor tells its link
 /// protocol refuses all VMs if the index has a session that is no VM's, such as that of an earlier program.

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,14 +25,14 @@ use super::holes::{fill_holes, refuse_too_many_holes};
 use super::index::{Index, IndexedSession};
 use super::leaving::{Kept, Leaving, Paused, SavedState};
 use super::manifest::{
-    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, host_session, vm_session,
+    INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, UNDONE, host_session, vm_session,
 };
 use super::next_host::{
     Inherited, NextHost, NextHostError, NextProgram, Passed, refuse_unended_work,
 };
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
-use super::programs;
+use super::programs::{self, Travelling};
 use super::syncing::{sync, sync_ahead};
 use super::{Observer, Step, UpdateError, begin};
 use crate::arch::x86_64::tsc;
@@ -81,6 +82,8 @@ pub struct Plan<'a> {
     pub pool: Option<PathBuf>,
     /// What goes along beside the VMs, as it came.
     pub carried: &'a Carried,
+    /// Whether the programs of hosts go along. They are given up where there is no room.
+    pub keeps_programs: bool,
     /// Who is told of the progress.
     pub observer: Observer<'a>,
 }
@@ -152,6 +155,8 @@ fn leave(
     let loaded = tsc::now();
     ledger.enter("load", started, loaded);
     before(Step::PreserveRam)?;
+    let confirm = || luo.confirm().map_err(luo_error(Step::PreserveRam, None));
+    confirm()?;
     let can_be_undone = next.can_be_undone();
     let fills_holes = luo.backend().fills_holes();
     if fills_holes {
@@ -180,6 +185,11 @@ fn leave(
         false => None,
     };
     let host = luo.create_session(&host_session()).map_err(luo_error(Step::PreserveRam, None))?;
+    // Without these documents nobody finds the VMs, so nothing else may take their room.
+    let documents = [INDEX_TOKEN, MANIFEST_TOKEN].into_iter().chain(plan.carried.tokens());
+    for token in documents {
+        host.reserve(token).map_err(luo_error(Step::PreserveRam, None))?;
+    }
     let mut by_urgency: Vec<&Guest> = vms.iter().collect();
     by_urgency.sort_by_key(|vm| Reverse(vm.priority));
     let mut leaving = by_urgency
@@ -188,10 +198,14 @@ fn leave(
         .map(|(machine, live)| preserve_ram(luo, machine, live, plan))
         .collect::<Result<Vec<_>, _>>()?;
     let _travelling = carry::preserve(luo, vms, plan.carried)?;
-    let programs = programs::preserve(luo, &plan.carried.programs);
+    let programs = match plan.keeps_programs {
+        true => programs::preserve(luo, &plan.carried.programs),
+        false => Travelling::default(),
+    };
     if next.loses_page_cache() {
         sync_ahead(plan, &mut leaving)?;
     }
+    confirm()?;
     ledger.enter("preserve-ram", loaded, tsc::now());
 
     if let Next::Host(..) = next {
@@ -206,6 +220,7 @@ fn leave(
     // Dropped before `paused`: where sessions outlive this process, the manifest must be gone before a guest runs on. If
     // this process is killed then, the next one would restore the outdated state.
     let host = host;
+    let mut valid = Valid::new(luo.backend());
     before(Step::Save)?;
     save(paused.vms, &blackout)?;
     before(Step::PreserveState)?;
@@ -224,7 +239,7 @@ fn leave(
     manifest.boots = boots.map(|vm| vm.machine.clone()).collect();
     let carried = carry::indexed(vms, plan.carried);
     let carried: Vec<_> = carried.into_iter().chain(programs.indexed.iter().cloned()).collect();
-    let manifest = preserve_manifest(&host, &manifest, &carried)?;
+    let manifest = preserve_manifest(&host, &manifest, &carried, &mut valid)?;
     plan.carried.preserve_manifests(&host)?;
     if let Next::Host(program, ..) = &mut next {
         program.hurry(blackout.left());
@@ -331,6 +346,8 @@ fn preserve_ram<'a>(
     let session = luo
         .create_session(&vm_session(&machine.name))
         .map_err(luo_error(Step::PreserveRam, Some(machine)))?;
+    let reserved = session.reserve(STATE_TOKEN);
+    reserved.map_err(luo_error(Step::PreserveRam, Some(machine)))?;
     let mut leaving = Leaving::new(machine, live, session, plan);
     leaving.preserve_touched(Step::PreserveRam)?;
     leaving.ledger.enter("preserve-ram", start, tsc::now());
@@ -405,21 +422,43 @@ fn manifest(
     }
 }
 
+/// The documents by which a later host finds the VMs. Where sessions outlive this process, dropping this overwrites
+/// them: the service manager may not get to know that the sessions were dropped, and what the documents say is
+/// outdated when a guest runs on.
+struct Valid {
+    outlives_process: bool,
+    documents: Vec<File>,
+}
+
+impl Valid {
+    fn new(backend: luo::Backend) -> Self {
+        Self { outlives_process: backend.outlives_process(), documents: Vec::new() }
+    }
+}
+
+impl Drop for Valid {
+    fn drop(&mut self) {
+        for document in self.documents.drain(..).filter(|_| self.outlives_process) {
+            if let Err(error) = document.write_all_at(UNDONE, 0) {
+                tracing::error!("a document of a step that was undone stays valid: {error}");
+            }
+        }
+    }
+}
+
 /// Preserves the index, with what is `carried` on, and the manifest in the host's session. Returns the manifest's
 /// memfd.
 fn preserve_manifest(
     host: &Outgoing,
     manifest: &Manifest,
     carried: &[IndexedSession],
+    valid: &mut Valid,
 ) -> Result<File, UpdateError> {
     let step = Step::Jump;
-    let preserve = |what: &'static str, bytes: &[u8], token| {
-        let file = document_memfd(what, bytes).map_err(|source| UpdateError::Document {
-            step,
-            vm: None,
-            what,
-            source,
-        })?;
+    let mut preserve = |what: &'static str, bytes: &[u8], token| {
+        let error = |source| UpdateError::Document { step, vm: None, what, source };
+        let file = document_memfd(what, bytes).map_err(error)?;
+        valid.documents.push(file.try_clone().map_err(error)?);
         host.preserve(file.as_fd(), token).map_err(luo_error(step, None))?;
         Ok::<File, UpdateError>(file)
     };

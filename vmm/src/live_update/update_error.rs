@@ -236,6 +236,16 @@ impl UpdateError {
         }
     }
 
+    /// Whether the service manager that keeps the files of the VMs did not answer. Nothing is wrong with a VM.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Luo { source, .. } if source.is_unanswered())
+    }
+
+    /// Whether there was no room for a file.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Luo { source, .. } if source.errno() == Some(luo::Errno::NOSPC))
+    }
+
     /// Returns what became of the guests: those that ran run on, and those that were preserved still are. A guest whose
     /// process ended before the guest's state was saved is lost.
     pub fn outcome(&self) -> Outcome {

@@ -23,18 +23,27 @@ struct Stays {
     player: Player,
     /// What the VM's process was asked for after the last step, when the manifest had gone.
     asked: Arc<Mutex<Option<Vec<Request>>>>,
+    /// What the host's session had, with the start of each when it was dropped.
+    documents: Documents,
 }
+
+type Documents = Arc<Mutex<Vec<(File, Vec<u8>)>>>;
 
 #[derive(Debug)]
 struct Session {
     is_hosts: bool,
     player: Player,
     asked: Arc<Mutex<Option<Vec<Request>>>>,
+    documents: Documents,
     file: File,
 }
 
 impl Preserve for Session {
-    fn preserve(&self, _: BorrowedFd<'_>, _: Token) -> Result<(), Errno> {
+    fn preserve(&self, fd: BorrowedFd<'_>, _: Token) -> Result<(), Errno> {
+        if self.is_hosts {
+            let file = fd.try_clone_to_owned().unwrap().into();
+            lock(&self.documents).push((file, Vec::new()));
+        }
         Ok(())
     }
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -45,6 +54,10 @@ impl Preserve for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(player) = lock(&self.player).take_if(|_| self.is_hosts) {
+            for (file, start) in lock(&self.documents).iter_mut() {
+                start.resize(UNDONE.len(), 0);
+                file.read_exact_at(start, 0).unwrap();
+            }
             *lock(&self.asked) = Some(requests(&player.join().unwrap()));
         }
     }
@@ -59,6 +72,7 @@ impl Orchestrator for Stays {
             is_hosts: *name == host_session(),
             player: self.player.clone(),
             asked: self.asked.clone(),
+            documents: self.documents.clone(),
             file: tempfile::tempfile().unwrap(),
         };
         Ok(Outgoing::new(name.clone(), Box::new(session)))
@@ -115,6 +129,10 @@ fn play(vm: Channel, bytes: u64) -> Channel {
 /// Leaves to systemd with a VM that saves a document of `bytes` bytes. Returns why that fails, and what the VM's process
 /// was asked for until the manifest had gone, and after that.
 fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
+    leave_with(bytes, &Documents::default())
+}
+
+fn leave_with(bytes: u64, documents: &Documents) -> (UpdateError, Vec<Request>, Vec<Request>) {
     let confinement = Confinement::new(&HostSection::default());
     let (process, link) = VmProcess::idle(&confinement);
     let fd = link.into_fd();
@@ -124,7 +142,7 @@ fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
     let mut vm = Guest::new(sample().machine, &confinement);
     vm.life = Life::Live(Live::without_ram(process));
     let asked = Arc::default();
-    let luo = Stays { player, asked: Arc::clone(&asked) };
+    let luo = Stays { player, asked: Arc::clone(&asked), documents: Arc::clone(documents) };
     let plan = Plan {
         destination: Destination::Service,
         stop_before: None,
@@ -135,6 +153,7 @@ fn leave(bytes: u64) -> (UpdateError, Vec<Request>, Vec<Request>) {
         config: String::new(),
         pool: None,
         carried: &Carried::default(),
+        keeps_programs: true,
         observer: &|_| {},
     };
     let Undone { error, kept } =
@@ -156,4 +175,14 @@ fn after_a_failed_jump_the_manifest_goes_before_any_guest_runs_on() {
 fn a_process_that_lies_about_its_document_is_named() {
     let (error, _, _) = leave(u64::MAX);
     assert_eq!(error.vm(), Some(&sample().machine.name), "{error}");
+}
+
+#[test]
+fn what_a_later_host_could_read_of_a_stop_that_was_undone_says_so_before_any_guest_runs_on() {
+    let documents = Documents::default();
+    let (error, before, _) = leave_with(0, &documents);
+    assert!(error.is_unanswered(), "{error}");
+    assert_eq!(before, []);
+    let said: Vec<_> = lock(&documents).iter().map(|(_, start)| start.clone()).collect();
+    assert_eq!(said, [UNDONE; 2], "the index and the manifest");
 }

@@ -77,6 +77,7 @@ fn sync_them(
         config: String::new(),
         pool: None,
         carried: &Carried::default(),
+        keeps_programs: true,
         observer: &|_| {},
     };
     for (vm, does) in vms.iter_mut().zip(does) {

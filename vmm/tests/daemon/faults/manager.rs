@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -19,12 +20,19 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 pub(super) const CAPACITY: usize = 64;
 /// Above every fd that a service gets.
 const ABOVE: i32 = 400;
+/// Tells the version of systemd.
+const VERSION: &str = "echo 'systemd 262 (262.1-1)'";
 /// A message of the test to the manager.
 const SYNC: &str = "SYNC=1";
 
 pub(super) struct Manager {
     directory: PathBuf,
+    /// Has what `systemctl show` says. Not in `directory`, whose file system a test fills.
+    _said: tempfile::TempDir,
+    /// What a service is told at its start that its store takes.
     capacity: usize,
+    /// What the store takes.
+    real: Arc<AtomicUsize>,
     kept: Arc<Mutex<Kept>>,
     /// Has one for each [`SYNC`] that was received.
     synced: Receiver<()>,
@@ -39,24 +47,38 @@ pub(super) struct Passed {
 }
 
 impl Manager {
-    /// Starts the manager with its socket, and a `systemctl` that tells its version, in `directory`.
+    /// Starts the manager with its socket in `directory`, and a `systemctl` that tells its version and what is in the
+    /// store.
     pub(super) fn start(directory: &Path, capacity: usize) -> Self {
         let systemctl = directory.join("systemctl");
-        fs::write(&systemctl, "#!/bin/sh\necho 'systemd 262 (262.1-1)'\n").unwrap();
+        let said = tempfile::tempdir().unwrap();
+        let (path, new) = (said.path().join("show"), said.path().join("new"));
+        let script = format!(
+            "#!/bin/sh\ncase $1 in show) cat {path:?};; whoami) echo perennial.service;; *) {VERSION};; esac\n"
+        );
+        fs::write(&systemctl, script).unwrap();
         fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
         let socket = NotifySocket::bind(&directory.join("notify"));
         let kept = Arc::<Mutex<Kept>>::default();
         let store = Arc::clone(&kept);
+        let real = Arc::new(AtomicUsize::new(capacity));
+        let most = Arc::clone(&real);
         let (syncs, synced) = channel();
         thread::spawn(move || {
             while let Some(message) = socket.receive() {
+                let (mut kept, most) = (store.lock().unwrap(), most.load(Ordering::Relaxed));
                 match message.text == SYNC {
                     true => syncs.send(()).unwrap(),
-                    false => message.obey(&mut store.lock().unwrap(), capacity),
+                    false => message.obey(&mut kept, most),
                 }
+                let files = kept.len();
+                let said = format!("NFileDescriptorStore={files}\nFileDescriptorStoreMax={most}\n");
+                // A service may ask at any time, and then gets all of it.
+                fs::write(&new, said).unwrap();
+                fs::rename(&new, &path).unwrap();
             }
         });
-        Self { directory: directory.to_owned(), capacity, kept, synced }
+        Self { directory: directory.to_owned(), _said: said, capacity, real, kept, synced }
     }
 
     /// Waits until every message that was sent before is processed: systemd does so before it looks at the end of a
@@ -68,6 +90,12 @@ impl Manager {
 
     fn send(&self, text: &str) -> io::Result<usize> {
         UnixDatagram::unbound()?.send_to(text.as_bytes(), self.directory.join("notify"))
+    }
+
+    /// Changes what the store takes, as an operator does with `systemctl daemon-reload`. The service does not learn of it.
+    pub(super) fn set_capacity(&self, capacity: usize) {
+        self.real.store(capacity, Ordering::Relaxed);
+        self.sync();
     }
 
     /// The names of what the store holds.

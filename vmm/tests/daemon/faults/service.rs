@@ -300,6 +300,17 @@ impl Service {
         self.manager.as_ref().unwrap()
     }
 
+    /// Waits until the log has these words.
+    pub(super) fn wait_for_words(&self, words: &str) {
+        let lines = self.host.log.lines.lock().unwrap();
+        let waits = |(lines, ended): &mut (Vec<String>, bool)| {
+            !lines.iter().any(|line| line.contains(words)) && !*ended
+        };
+        let (lines, _) = self.host.log.grown.wait_timeout_while(lines, PATIENCE, waits).unwrap();
+        let text = lines.0.join("\n");
+        assert!(text.contains(words), "no `{words}` in\n{text}");
+    }
+
     /// Whether the service manager still has the state of a VM, which a later host may restore.
     pub(super) fn is_still_kept(&self, name: &str) -> bool {
         self.manager

@@ -281,3 +281,65 @@ fn vms_that_are_lost_with_a_killed_host_boot_again_if_their_policy_says_so() {
     assert_ne!(service.counts_on(VMS[0]).boot, before[0].boot);
     assert_eq!(service.state(VMS[1]), "failed");
 }
+
+/// Asserts that the guests go on under the next host as they were, and that each runs once.
+fn assert_all_go_on(service: &Service, before: [super::service::Evidence; 2]) {
+    for (name, before) in VMS.into_iter().zip(before) {
+        let now = service.counts_on(name);
+        assert_eq!(now.boot, before.boot, "{name} was booted again\n{}", service.logs());
+        assert!(now.count >= before.count, "{name} went back: {before:?} {now:?}");
+        assert_eq!(service.runners(name).len(), 1);
+    }
+}
+
+#[test]
+fn a_full_store_costs_a_program_and_then_the_least_urgent_vm_and_never_all_of_them() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = VMS.map(|name| service.counts_on(name));
+    // A piece of RAM and a document for each VM, and two documents of the host. The service was told of 64.
+    service.manager().set_capacity(6);
+    service.signal(Signal::TERM);
+    service.restart();
+    assert_eq!(service.manager().names().len(), 6, "{}", service.logs());
+    service.wait_until_it_answers();
+    assert_all_go_on(&service, before);
+    assert!(service.logs().contains("own program does not go along"), "{}", service.logs());
+    let before = VMS.map(|name| service.counts_on(name));
+    service.manager().set_capacity(5);
+    service.signal(Signal::TERM);
+    service.start_again();
+    let now = service.counts_on(VMS[0]);
+    assert_eq!(now.boot, before[0].boot, "{}", service.logs());
+    assert_eq!(service.vm(VMS[1])["state"], "stopped", "{}", service.logs());
+    assert!(service.logs().contains("VM `two` is ended"), "{}", service.logs());
+}
+
+#[test]
+fn while_systemd_does_not_answer_a_stop_ends_no_vm() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = VMS.map(|name| service.counts_on(name));
+    let (socket, gone) = (service.path().join("notify"), service.path().join("gone"));
+    fs::rename(&socket, &gone).unwrap();
+    service.signal(Signal::TERM);
+    service.wait_for_words("systemd does not answer");
+    assert_all_go_on(&service, before);
+    // The same in the blackout.
+    service.set_breakpoint("jump");
+    fs::rename(&gone, &socket).unwrap();
+    service.wait_for_breakpoint();
+    fs::rename(&socket, &gone).unwrap();
+    let before = service.readies();
+    service.signal(Signal::CONT);
+    service.wait_for_words("step `jump`: cannot");
+    assert_eq!(service.readies(), before);
+    let before = VMS.map(|name| service.counts_on(name));
+    fs::rename(&gone, &socket).unwrap();
+    service.start_again();
+    assert_all_go_on(&service, before);
+}

@@ -1,0 +1,150 @@
+//! The stop of the host by systemd: the VMs go into the fd store.
+//!
+//! systemd stops the host in any case, so this keeps what can be kept:
+//!
+//! ```text
+//!   systemd does not answer -----> the VMs run on, and the host tries again: only systemd can end it
+//!   no room in the store --------> the programs of earlier hosts go, then the VM that found no room
+//!   a VM cannot be saved --------> that VM ends, the others are tried again without it
+//!   anything else ---------------> the VMs run on, and the host tries again, a few times
+//! ```
+
+use std::time::Duration;
+
+use super::arrival::Destiny;
+use super::{Host, service};
+use crate::causes::chain;
+use crate::guests::{Guest, Life};
+use crate::live_update::leaving::Kept;
+use crate::live_update::outgoing::{self, Destination, Plan, Undone};
+use crate::live_update::programs::Program;
+use crate::live_update::{Observer, Progress, Step};
+use crate::machine::VmName;
+
+/// Time until the host tries again.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often it tries, unless it is systemd that does not answer.
+const MOST_ATTEMPTS: u32 = 5;
+
+impl Host {
+    /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM can be put
+    /// there now. `None`: the VMs end with this host. A time: they run on until the next attempt, after that time.
+    /// `failed` counts the attempts that failed by no fault of systemd.
+    pub(super) fn leave_to_service(
+        &mut self,
+        failed: &mut u32,
+        observer: Observer<'_>,
+    ) -> Option<Duration> {
+        if !self.is_in_fd_store() {
+            return None;
+        }
+        service::stopping("putting the VMs into the fd store");
+        service::look_again(self.next.is_some());
+        self.give_up_errands();
+        self.finish_the_rest();
+        if let Err(error) = self.settle(Destiny::NextKernel) {
+            tracing::error!("{}", chain(&error).join(": "));
+        }
+        if self.leave_unseen() {
+            return None;
+        }
+        self.forget_left_out();
+        let told = |progress: Progress<'_>| {
+            // Not in the blackout, because systemd may not read the message.
+            if progress.vm.is_none() && progress.step <= Step::Pause {
+                service::extend_timeout();
+            }
+            observer(progress);
+        };
+        let mut keeps_programs = true;
+        loop {
+            let Ok(luo) = &self.luo else { return None };
+            let plan = Plan { keeps_programs, ..self.plan(Destination::Service, &told) };
+            let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
+            let Undone { error, kept: Kept { saved, resuming } } = match left {
+                Ok(never) => match never {},
+                Err(undone) => *undone,
+            };
+            let why = chain(&error);
+            tracing::error!("{}", why.join(": "));
+            // They go along as they are.
+            let are_kept = !saved.is_empty();
+            saved.into_iter().for_each(|vm| self.keep(vm));
+            self.note_resuming(resuming);
+            if error.is_unanswered() {
+                tracing::error!(
+                    "systemd does not answer: the VMs run on, and the host tries again after {} s",
+                    AGAIN_AFTER.as_secs()
+                );
+                return Some(AGAIN_AFTER);
+            }
+            if error.is_full() && self.give_up_programs(keeps_programs) {
+                keeps_programs = false;
+                continue;
+            }
+            let named: Vec<VmName> = error.vms().into_iter().cloned().collect();
+            if self.fail(&named, &why)
+                || error.is_full() && self.give_up_held(&named, &why)
+                || are_kept
+            {
+                continue;
+            }
+            *failed += 1;
+            if *failed < MOST_ATTEMPTS {
+                let seconds = AGAIN_AFTER.as_secs();
+                tracing::error!("the VMs run on, and the host tries again after {seconds} s");
+                return Some(AGAIN_AFTER);
+            }
+            self.say_that_all_end();
+            self.leave_in_store();
+            return None;
+        }
+    }
+
+    /// Gives up the programs of hosts, so that there is room for VMs. Returns whether there was any, or `has_own`: this
+    /// host's would have gone along.
+    fn give_up_programs(&mut self, has_own: bool) -> bool {
+        let programs = std::mem::take(&mut self.carried.programs);
+        let any = has_own || !programs.is_empty();
+        if any {
+            tracing::warn!(
+                "the fd store is full: no program of a host goes along, so that VMs can"
+            );
+        }
+        programs.into_iter().for_each(Program::give_up);
+        any
+    }
+
+    /// Gives up a preserved VM for which there is no room, or sessions of which nobody knows what they are, so that VMs
+    /// can be kept. Returns whether there is one.
+    fn give_up_held(&mut self, named: &[VmName], why: &[String]) -> bool {
+        let is_lost = |vm: &&mut Guest| {
+            named.contains(&vm.machine.name) && matches!(vm.life, Life::Preserved { .. })
+        };
+        if let Some(vm) = self.vms.iter_mut().find(is_lost) {
+            let name = &vm.machine.name;
+            tracing::error!(
+                "VM `{name}`, which is preserved, is lost, so that the others can be kept"
+            );
+            vm.life = Life::Failed(why.to_vec());
+            return true;
+        }
+        let unknown = match named.is_empty() {
+            true => std::mem::take(&mut self.carried.sessions),
+            false => Vec::new(),
+        };
+        for session in &unknown {
+            tracing::error!("session `{}` is lost, so that VMs can be kept", session.name());
+        }
+        !unknown.is_empty()
+    }
+
+    fn say_that_all_end(&self) {
+        let running = self.vms.iter().filter(|vm| vm.is_live());
+        let names: Vec<_> = running.map(|vm| vm.machine.name.as_str()).collect();
+        tracing::error!(
+            "no VM can be kept: `{}` end, and only what is in the fd store already stays",
+            names.join("`, `")
+        );
+    }
+}
