@@ -11,6 +11,7 @@ use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
+use super::boots::forget_leftovers;
 use super::{Found, Host, HostError, Look, find, init, start};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
@@ -333,8 +334,8 @@ impl Host {
             && self.luo.as_ref().is_err_and(|none| none.may_hold_vms)
     }
 
-    /// Looks again for the pool with the VMs of the last kernel, if this host could not reach it. Errors if it still
-    /// cannot.
+    /// Looks again for the pool with the VMs of the last kernel, if this host could not reach it, and for whatever may
+    /// have them, if this host does not know how its kernel was entered. Errors if it still cannot.
     pub(super) fn reach_again(&mut self) -> Result<(), HostError> {
         self.reach_again_by(backend::choose)
     }
@@ -344,16 +345,43 @@ impl Host {
         &mut self,
         choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
     ) -> Result<(), HostError> {
-        let Some(ticket) = self.kernel_entry.ticket().filter(|_| self.is_out_of_reach()) else {
+        // What a handover has brought is here already.
+        let was_unread = self.kernel_entry.is_unread() && self.replaced.is_none();
+        if was_unread {
+            let read = self.kernel_entry.read_again();
+            read.map_err(|error| HostError::NotSeen { why: chain(&error).join(": ") })?;
+        }
+        if !was_unread && !self.is_out_of_reach() {
             return Ok(());
-        };
+        }
+        let ticket = self.kernel_entry.ticket();
         let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        let chosen = choose(&section, &self.config.machines, Some(ticket));
-        let (luo, look) = start::look_into(chosen, Some(ticket));
+        let chosen = choose(&section, &self.config.machines, ticket);
+        let (luo, look) = start::look_into(chosen, ticket);
         self.luo = luo;
         match &self.luo {
-            Err(none) => Err(HostError::NotSeen { why: none.why.clone() }),
-            Ok(_) => self.see_late(look),
+            Err(none) if none.may_hold_vms => Err(HostError::NotSeen { why: none.why.clone() }),
+            _ if was_unread && matches!(look, Ok(None)) => {
+                self.begin_cold(&look);
+                Ok(())
+            }
+            _ => self.see_late(look),
+        }
+    }
+
+    /// Boots the VMs that were withheld: nothing was left of them, as this host finds only now.
+    fn begin_cold(&mut self, look: &Look) {
+        let lost = start::lost(Replaced::Kernel, &self.kernel_entry, &self.luo, look);
+        self.last_host.lost = lost.map(|why| (Replaced::Kernel, why));
+        self.kernel_entry.redeem();
+        for vm in &mut self.vms {
+            if let Life::Withheld(_) = vm.life {
+                if let Ok(luo) = &self.luo {
+                    forget_leftovers(luo.as_ref(), &vm.machine.name);
+                }
+                vm.life = Life::Stopped;
+                vm.boot_soon();
+            }
         }
     }
 

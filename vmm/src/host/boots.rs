@@ -24,7 +24,9 @@ impl Host {
         let unseen = self.last_host.unseen.as_ref().map(|why| why.join(": "));
         let why = unseen.clone().or(unreachable.map(|none| none.why.clone()));
         let remedy = match self.kernel_entry.ticket() {
-            _ if unseen.is_some() => "remove the cause and `restore` the VM",
+            _ if unseen.is_some() || self.kernel_entry.is_unread() => {
+                "remove the cause and `restore` the VM"
+            }
             Some(_) => {
                 "repair the cause and `restore` the VM, or `update` to a kernel whose host can reach it"
             }
@@ -84,7 +86,7 @@ impl Host {
 
 /// Frees what a host that was killed before it left has put into the store of a VM that boots now: without a manifest
 /// it cannot be restored, and it is outdated from now on.
-fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
+pub(super) fn forget_leftovers(luo: &dyn Orchestrator, vm: &VmName) {
     if luo.backend().outlives_process()
         && let Ok(session) = luo.retrieve_session(&vm_session(vm))
     {

@@ -16,13 +16,16 @@
 //! The decisions are recorded in `/run`, which lasts as long as the kernel, so that a restarted host
 //! service knows them. They are about what the last host left, so they end when a host has taken that over: the next
 //! one finds newer states of the same VMs. Hosts with locks of their own have notes of their own, but for the ticket, which is
-//! the kernel's: the host that has its pool redeems it for all.
+//! the kernel's: the host that has its pool redeems it for all. What the notes say is in the names of files: `/run`
+//! takes a new name also when it is full.
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use luo::{Ticket, TicketError};
 
@@ -37,10 +40,16 @@ const OTHER_HOSTS: &str = "other-hosts";
 /// Directory of the notes of VMs that were given up.
 const GIVEN_UP: &str = "given-up";
 
-/// File name of the note of the ticket that was used.
+/// File name of the note of the ticket that was used, and with `-TICKET` behind it the same note without contents. Earlier
+/// versions have only the first.
 const REDEEMED: &str = "redeemed";
-/// File name of the note of the mark whose VMs a host looked for.
+/// File name of the note of the mark whose VMs a host looked for, likewise.
 const SEEN: &str = "seen";
+
+/// How long a host that starts tries to read the command line. What prevents it may pass: a want of memory or of files.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+/// Time between two attempts.
+const READ_AGAIN: Duration = Duration::from_millis(100);
 
 /// Prefix of the file names of given-up VMs: a VM's name alone could be `..`.
 const PREFIX: &str = "vm-";
@@ -83,6 +92,8 @@ pub struct KernelEntry {
     notes: PathBuf,
     /// The directory of the notes that all hosts share.
     shared: PathBuf,
+    /// The root directory and the host's lock, if the command line could not be read yet.
+    unread: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl KernelEntry {
@@ -97,7 +108,8 @@ impl KernelEntry {
         let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         let (notes, shared) = (below(&notes(lock)), below(Path::new(NOTES)));
         if left.is_some() {
-            return Ok(Self { ticket: left, mark: None, of_kernel: false, notes, shared });
+            let (mark, of_kernel, unread) = (None, false, None);
+            return Ok(Self { ticket: left, mark, of_kernel, notes, shared, unread });
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
@@ -107,17 +119,56 @@ impl KernelEntry {
             let values = kexec::parameters(&line).filter(|parameter| parameter.is(name));
             values.filter_map(|parameter| parameter.value).last()
         };
-        let noted = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let is_noted = |path: PathBuf, value: &str| {
+            fs::read_to_string(&path).is_ok_and(|noted| noted == value)
+                || with_value(&path, value).is_some_and(|path| path.exists())
+        };
         let ticket = last(PARAMETER).map(str::parse::<Ticket>).transpose()?;
-        let ticket = ticket.filter(|ticket| ticket.to_string() != noted(shared.join(REDEEMED)));
-        let mark = last(MARK).filter(|mark| **mark != *noted(notes.join(SEEN))).map(str::to_owned);
-        Ok(Self { ticket, mark, of_kernel: true, notes, shared })
+        let ticket = ticket.filter(|ticket| !is_noted(shared.join(REDEEMED), &ticket.to_string()));
+        let mark = last(MARK).filter(|mark| !is_noted(notes.join(SEEN), mark)).map(str::to_owned);
+        Ok(Self { ticket, mark, of_kernel: true, notes, shared, unread: None })
     }
 
-    /// The value for a kernel whose command line cannot be read.
+    /// The same at the start of a host: tries again for a while if the command line cannot be read.
+    pub fn read_patiently(
+        root: &Path,
+        left: Option<Ticket>,
+        lock: Option<&Path>,
+    ) -> Result<Self, KernelEntryError> {
+        let deadline = Instant::now() + READ_WITHIN;
+        loop {
+            match Self::read(root, left, lock) {
+                Err(KernelEntryError::CommandLine { .. }) if Instant::now() < deadline => {
+                    thread::sleep(READ_AGAIN);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The value where no kernel's command line matters.
     pub fn unknown(lock: Option<&Path>) -> Self {
         let (notes, shared) = (notes(lock), PathBuf::from(NOTES));
-        Self { ticket: None, mark: None, of_kernel: true, notes, shared }
+        Self { ticket: None, mark: None, of_kernel: true, notes, shared, unread: None }
+    }
+
+    /// The value for a kernel whose command line cannot be read now.
+    pub fn unread(root: &Path, lock: Option<&Path>) -> Self {
+        let unread = Some((root.to_owned(), lock.map(Path::to_owned)));
+        Self { unread, ..Self::unknown(lock) }
+    }
+
+    /// Whether it is not known how this kernel was entered, because its command line could not be read.
+    pub fn is_unread(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    /// Tries again to read the command line, if it could not be read yet.
+    pub fn read_again(&mut self) -> Result<(), KernelEntryError> {
+        if let Some((root, lock)) = &self.unread {
+            *self = Self::read(root, None, lock.as_deref())?;
+        }
+        Ok(())
     }
 
     /// The ticket of the live update that entered this kernel, if VMs may be in a pool. `None` if there is
@@ -140,17 +191,30 @@ impl KernelEntry {
         }
         let ticket = ticket.map(|ticket| ticket.to_string());
         let notes = [(self.shared.join(REDEEMED), ticket), (self.notes.join(SEEN), mark)];
-        let mut notes = notes.into_iter().filter_map(|(path, value)| Some((path, value?)));
-        let noted = notes
-            .try_for_each(|(path, value)| self.make_notes().and_then(|()| fs::write(path, value)));
-        match noted {
-            // Until then they can come again.
-            Ok(()) => self.forget_given_up(),
-            Err(error) => tracing::warn!(
-                "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
-                 host is restarted, its VMs may have to be started by hand",
-                self.shared.display()
-            ),
+        let mut all_noted = true;
+        for (path, value) in notes.into_iter().filter_map(|(path, value)| Some((path, value?))) {
+            if let Err(error) = self.note(&path, &value) {
+                all_noted = false;
+                tracing::warn!(
+                    "cannot record in {} that the VMs of the last kernel were retrieved: {error}; if this \
+                     host is restarted, its VMs may have to be started by hand",
+                    path.display()
+                );
+            }
+        }
+        // Until then they can come again.
+        if all_noted {
+            self.forget_given_up();
+        }
+    }
+
+    /// Records a decision. Errors if no later host will know of it.
+    fn note(&self, path: &Path, value: &str) -> io::Result<()> {
+        self.make_notes()?;
+        let with_contents = fs::write(path, value);
+        match with_value(path, value) {
+            Some(path) => fs::write(path, ""),
+            None => with_contents,
         }
     }
 
@@ -212,6 +276,14 @@ fn notes(lock: Option<&Path>) -> PathBuf {
     }
 }
 
+/// Returns the path of a note that needs no contents. `None` if the value, which may be anything on a command line, cannot
+/// be part of a file name.
+fn with_value(path: &Path, value: &str) -> Option<PathBuf> {
+    let fits = value.len() <= 64 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let name = path.file_name()?.to_str()?;
+    fits.then(|| path.with_file_name(format!("{name}-{value}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +334,66 @@ mod tests {
         let other = TICKET.replace('0', "1");
         fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
         assert_eq!(ticket(&root), Some(other));
+    }
+
+    #[test]
+    fn notes_to_which_nothing_can_be_written_hold_all_the_same() {
+        let root = kernel(&format!("{PARAMETER}={TICKET} {MARK}=7-x"));
+        let mut entry = KernelEntry::read(root.path(), None, None).unwrap();
+        // Nothing can be written to what has these names.
+        let notes = root.path().join("run/perennial");
+        for name in [REDEEMED, SEEN] {
+            fs::create_dir_all(notes.join(name)).unwrap();
+        }
+        entry.redeem();
+        let again = KernelEntry::read(root.path(), None, None).unwrap();
+        assert!(again.ticket().is_none() && !again.is_marked());
+        let other = TICKET.replace('0', "1");
+        fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other} {MARK}=8"))
+            .unwrap();
+        let other = KernelEntry::read(root.path(), None, None).unwrap();
+        assert!(other.ticket().is_some() && other.mark.is_some());
+    }
+
+    #[test]
+    fn the_notes_of_an_earlier_version_count() {
+        let root = kernel(&format!("{PARAMETER}={TICKET} {MARK}=../x"));
+        let notes = root.path().join("run/perennial");
+        fs::create_dir_all(&notes).unwrap();
+        fs::write(notes.join(REDEEMED), TICKET).unwrap();
+        let mut entry = KernelEntry::read(root.path(), None, None).unwrap();
+        assert!(entry.ticket().is_none() && entry.is_marked());
+        // A value that is no file name is in a file.
+        entry.redeem();
+        assert!(!KernelEntry::read(root.path(), None, None).unwrap().is_marked());
+    }
+
+    #[test]
+    fn a_command_line_that_could_not_be_read_is_read_later() {
+        let root = tempfile::tempdir().unwrap();
+        let mut entry = KernelEntry::unread(root.path(), None);
+        entry.read_again().unwrap_err();
+        assert!(entry.is_unread());
+        fs::create_dir(root.path().join("proc")).unwrap();
+        fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={TICKET}")).unwrap();
+        entry.read_again().unwrap();
+        assert!(!entry.is_unread() && entry.ticket().is_some());
+    }
+
+    #[test]
+    fn a_host_that_starts_waits_for_the_command_line() {
+        let root = tempfile::tempdir().unwrap();
+        let (begun, there) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.send(()).unwrap();
+                assert!(KernelEntry::read_patiently(root.path(), None, None).unwrap().is_marked());
+            });
+            there.recv().unwrap();
+            fs::create_dir(root.path().join("new")).unwrap();
+            fs::write(root.path().join("new/cmdline"), format!("{MARK}=1")).unwrap();
+            fs::rename(root.path().join("new"), root.path().join("proc")).unwrap();
+        });
     }
 
     #[test]

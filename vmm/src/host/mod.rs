@@ -177,7 +177,7 @@ impl Host {
         breakpoint::reach("look", None);
         let machines = parsed.as_ref().map_or(&[][..], |config| &config.machines);
         let kernel_entry =
-            KernelEntry::read(Path::new("/"), inherited.ticket, section.lock.as_deref());
+            KernelEntry::read_patiently(Path::new("/"), inherited.ticket, section.lock.as_deref());
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
         let (mut kernel_entry, luo, arrival) =

@@ -119,7 +119,7 @@ pub(super) fn find_vms(
             let why = chain(&error).join(": ");
             tracing::error!("{why}");
             return (
-                KernelEntry::unknown(section.lock.as_deref()),
+                KernelEntry::unread(Path::new("/"), section.lock.as_deref()),
                 Err(NoLuo { why, may_hold_vms: true }),
                 keeper.map_or(Ok(None), |keeper| arrival::look(keeper)),
             );

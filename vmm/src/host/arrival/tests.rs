@@ -316,3 +316,45 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     // Nothing is out of reach now.
     host.reach_again_by(|_, _, _| panic!("it looks a third time")).unwrap();
 }
+
+/// A host that cannot read the command line of its kernel, with its VMs.
+fn unread(root: &Path) -> Host {
+    let config = Config::parse(CONFIG).unwrap();
+    let mut host = Host::alone(config, CONFIG.to_owned());
+    host.vms.clear();
+    host.kernel_entry = KernelEntry::unread(root, None);
+    host.luo = Err(backend::NoLuo { why: "unread".to_owned(), may_hold_vms: true });
+    host.populate(Found { arrival: Ok(None), keeper: None });
+    assert!(host.vms.iter().all(|vm| vm.state() == "withheld"));
+    host
+}
+
+#[test]
+fn a_kernel_whose_command_line_is_read_late_withholds_no_vm_for_ever() {
+    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
+    let db = VmName::new("db").unwrap();
+    for (line, lost) in [("quiet", false), ("perennial.update=1", true)] {
+        let root = tempfile::tempdir().unwrap();
+        let mut host = unread(root.path());
+        let error = chain(&host.begin_restore(&db, false).unwrap_err()).join(": ");
+        assert!(error.contains("proc/cmdline") && states(&host) == ["withheld"; 2], "{error}");
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        std::fs::write(root.path().join("proc/cmdline"), line).unwrap();
+        // Nothing was left: as at a cold start, the VMs boot.
+        let fault = Arc::new(Mutex::new(None));
+        let nothing = Fragile { keeper: Keeper::start(), backend: Backend::Kernel, fault };
+        host.reach_again_by(|_, _, _| Ok(Box::new(nothing))).unwrap();
+        assert_eq!(states(&host), ["restarting"; 2]);
+        assert_eq!(host.last_host.lost.is_some(), lost);
+        assert!(!host.kernel_entry.is_marked());
+    }
+    // Something was left.
+    let root = tempfile::tempdir().unwrap();
+    let mut host = unread(root.path());
+    std::fs::create_dir(root.path().join("proc")).unwrap();
+    std::fs::write(root.path().join("proc/cmdline"), "perennial.update=1").unwrap();
+    let fault = Arc::new(Mutex::new(None));
+    let luo = Fragile { keeper: leave(), backend: Backend::Kernel, fault };
+    host.reach_again_by(|_, _, _| Ok(Box::new(luo))).unwrap();
+    assert_eq!(states(&host), ["preserved"; 2]);
+}
