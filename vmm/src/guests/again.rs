@@ -160,6 +160,7 @@ impl Guest {
         self.check_free()?;
         // One that boots again does so now.
         self.end_boot();
+        self.failed_boot = None;
         self.begin_to_boot_for(Why::Command, ram)
     }
 

@@ -83,6 +83,18 @@ impl<C: Copy + PartialEq> Errands<C> {
         });
         replies
     }
+
+    /// Returns replies to the commands that are left, because the host leaves its VMs to another one.
+    pub(super) fn end(&mut self, host: &mut Host) -> Vec<(C, Line)> {
+        let reply = |Waiting { request: (client, id), vm, errand }| {
+            let error = match find(&mut host.vms, &vm) {
+                Ok(vm) => vm.dropped(errand.participle()),
+                Err(unknown) => unknown,
+            };
+            (client, HostError::from(error).reply(id))
+        };
+        self.waiting.drain(..).map(reply).collect()
+    }
 }
 
 impl Errand {

@@ -127,6 +127,17 @@ pub enum HostError {
         /// The disk, as a node.
         device: String,
     },
+    /// The host leaves its VMs to another one during a resize.
+    #[error(
+        "VM `{vm}`: {device} is not resized yet, and this host ends: its VMs go along, so look at `status` of the \
+         next one"
+    )]
+    ResizeLeft {
+        /// The VM.
+        vm: VmName,
+        /// The disk, as a node.
+        device: String,
+    },
     /// The kernel or the initramfs of an update is not given.
     #[error("no {0} to update to: name one in the command, or in [update] of the configuration")]
     NothingToLoad(&'static str),

@@ -244,6 +244,8 @@ impl Server {
 
     /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
+        // Before the attempt: this process ends with it.
+        self.calls.give_up(host);
         let Self { calls, failed_to_leave: failed, .. } = self;
         let leave = |observer: Observer<'_>| host.leave_to_service(failed, observer);
         let pause = calls.observed(Caller::Port, Transaction::ServiceStop, leave);

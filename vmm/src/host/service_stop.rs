@@ -40,7 +40,6 @@ impl Host {
         }
         service::stopping("putting the VMs into the fd store");
         service::look_again(self.next.is_some());
-        self.give_up_errands();
         self.finish_the_rest();
         if let Err(error) = self.settle(Destiny::NextKernel) {
             tracing::error!("{}", chain(&error).join(": "));

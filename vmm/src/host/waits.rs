@@ -111,12 +111,27 @@ impl<C: Copy + PartialEq> Waits<C> {
         if host.vms.iter().all(|vm| vm.reports_due().is_none_or(|due| due <= now))
             && !self.statuses.is_empty()
         {
-            let status = host.status();
-            let answer =
-                |(client, id)| (client, Line::ok(id, &Answer::Status(Box::new(status.clone()))));
-            replies.extend(self.statuses.drain(..).map(answer));
+            replies.extend(self.tell_statuses(host));
         }
         replies
+    }
+
+    /// Returns replies to all requests that are left, because the host leaves its VMs to another one.
+    pub(super) fn end(&mut self, host: &Host) -> Vec<(C, Line)> {
+        let resizes =
+            self.resizes.drain(..).map(|Resize { request: (client, id), vm, device, .. }| {
+                (client, HostError::ResizeLeft { vm, device }.reply(id))
+            });
+        let mut replies: Vec<_> = resizes.collect();
+        replies.extend(self.tell_statuses(host));
+        replies
+    }
+
+    /// Returns the replies to all who have asked for a status, of what is known now.
+    fn tell_statuses(&mut self, host: &Host) -> impl Iterator<Item = (C, Line)> {
+        let status = Box::new(host.status());
+        let answer = move |(client, id)| (client, Line::ok(id, &Answer::Status(status.clone())));
+        self.statuses.drain(..).map(answer)
     }
 }
 

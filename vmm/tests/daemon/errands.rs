@@ -27,20 +27,23 @@ pub(crate) struct Client {
 impl Client {
     /// A client that has asked for `command`, which waits.
     pub(crate) fn asks(host: &Host, command: &Value) -> Self {
-        let stream = host.connect();
-        let lines = BufReader::new(stream.try_clone().unwrap());
-        let mut client = Self { stream, lines, number: WAITS };
+        let mut client = Self::of(host.connect());
         client.says(WAITS, command);
         client
     }
 
-    fn says(&mut self, id: u64, command: &Value) {
+    pub(crate) fn of(stream: UnixStream) -> Self {
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, lines, number: WAITS }
+    }
+
+    pub(crate) fn says(&mut self, id: u64, command: &Value) {
         let mut line = command.clone();
         line["id"] = id.into();
         writeln!(self.stream, "{line}").unwrap();
     }
 
-    fn hears(&mut self) -> Value {
+    pub(crate) fn hears(&mut self) -> Value {
         let mut line = String::new();
         assert!(self.lines.read_line(&mut line).unwrap() > 0, "the host has closed the connection");
         serde_json::from_str(&line).unwrap()

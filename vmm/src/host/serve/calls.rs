@@ -114,6 +114,16 @@ impl Calls {
         }
     }
 
+    /// Gives up what callers wait for, because the host leaves its VMs to another one, and replies to all of them.
+    pub(super) fn give_up(&mut self, host: &mut Host) {
+        host.give_up_errands();
+        self.go_on(host);
+        let Pending { waits, errands, .. } = &mut self.pending;
+        for (caller, line) in waits.end(host).into_iter().chain(errands.end(host)) {
+            self.callers.tell(caller, &line);
+        }
+    }
+
     /// Forgets the clients that are gone.
     pub(super) fn sweep(&mut self) {
         let Self { callers, pending, leaves: _ } = self;

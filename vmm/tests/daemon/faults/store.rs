@@ -1,12 +1,16 @@
 //! What a host does with systemd's fd store beside the cells of the tables.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use super::Backend;
-use super::service::{Evidence, PATIENCE, Service, VMS};
+use super::service::{Evidence, PATIENCE, Service, VMS, disk};
+use crate::errands::Client;
+use crate::guests::stop_next_vm_process;
 
 #[test]
 fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
@@ -342,4 +346,46 @@ fn while_systemd_does_not_answer_a_stop_ends_no_vm() {
     fs::rename(&gone, &socket).unwrap();
     service.start_again();
     assert_all_go_on(&service, before);
+}
+
+#[test]
+fn clients_that_wait_get_replies_before_a_stop_by_systemd() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let [one, two] = VMS;
+    let before = service.counts_on(one);
+    assert!(service.ctl(&["stop", two, "--now"]).status.success());
+    let hangs = Pid::from_raw(service.vm(one)["pid"].as_i64().unwrap() as i32).unwrap();
+    kill_process(hangs, Signal::STOP).unwrap();
+    let boots = stop_next_vm_process(service.pid().as_raw_pid() as u32);
+    let mut client = Client::of(UnixStream::connect(service.path().join("socket")).unwrap());
+    let waiting = [
+        json!({"do": "pause", "vm": one}),
+        json!({"do": "resize-disk", "vm": one, "disk": disk(service.path(), one)}),
+        json!({"do": "boot", "vm": two}),
+        json!({"do": "status"}),
+    ];
+    waiting.iter().zip(1..).for_each(|(command, id)| client.says(id, command));
+    client.says(0, &json!({"do": "resume", "vm": one}));
+    assert_eq!(client.hears()["id"], 0, "the others wait");
+    boots.join().unwrap();
+    service.signal(Signal::TERM);
+    let mut replies: Vec<_> = waiting.iter().map(|_| client.hears()).collect();
+    // It answers in time for the stop.
+    kill_process(hangs, Signal::CONT).unwrap();
+    replies.sort_by_key(|reply| reply["id"].as_u64());
+    let says = [
+        "`one` is running: it was not paused",
+        "is not resized yet, and this host ends",
+        "`two` is booting: it was not booted",
+    ];
+    for (reply, says) in replies.iter().zip(says) {
+        assert!(reply["error"].to_string().contains(says), "{reply}");
+    }
+    assert!(replies[3]["ok"]["vms"].is_array(), "{replies:?}");
+    service.start_again();
+    assert_eq!(service.counts_on(one).boot, before.boot, "{}", service.logs());
+    service.runs(two);
 }
