@@ -111,7 +111,9 @@ pub enum NextHostError {
     },
     /// Threads of this host do what no signal ends.
     #[error(
-        "this host is still {}. Its program cannot be replaced before that has ended, and all guests would stand still          until then. Repair what it waits for, such as a disk or a server that does not answer, and try again",
+        "this host is still {}. Its program cannot be replaced before that has ended, and all guests would \
+         stand still until then. Repair what it waits for, such as a disk or a server that does not answer, \
+         and try again",
         work.join(" and ")
     )]
     Unended {
