@@ -18,8 +18,8 @@ use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
 use crate::config::HostSection;
 use crate::guests::{Guest, Life};
-use crate::live_update::Observer;
 use crate::live_update::rehearsal::Rehearsal;
+use crate::live_update::{Observer, next_host};
 use callers::Caller;
 use calls::Calls;
 use signals::Signals;
@@ -66,6 +66,8 @@ impl Server {
     /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let signals = Signals::catch(end).map_err(HostError::Loop)?;
+        // One that comes during a handover is not read from its pipe before the exec.
+        next_host::heed(end).map_err(HostError::Loop)?;
         let calls = Calls::default();
         Ok(Self { signals, left: None, calls, leaves_again: None, failed_to_leave: 0 })
     }

@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use luo::builtin::keeper::Handover;
@@ -109,6 +110,12 @@ pub enum NextHostError {
         /// How long it was waited for.
         within: Duration,
     },
+    /// This host has got a signal that ends it, after it was asked for the next one.
+    #[error(
+        "this host was told to end meanwhile (SIGTERM or SIGINT), and the next one would not know that. Ask the host that \
+         is started next"
+    )]
+    Ending,
     /// Threads of this host do what no signal ends.
     #[error(
         "this host is still {}. Its program cannot be replaced before that has ended, and all guests would \
@@ -120,6 +127,23 @@ pub enum NextHostError {
         /// What they do.
         work: Vec<String>,
     },
+}
+
+/// Whether this process has got a signal that ends it.
+static IS_TOLD_TO_END: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Refuses from the first of these `signals` on what would replace this process: the next host would not know of it.
+pub fn heed(signals: &[i32]) -> io::Result<()> {
+    let heed = |signal: &i32| signal_hook::flag::register(*signal, IS_TOLD_TO_END.clone());
+    signals.iter().try_for_each(|signal| heed(signal).map(drop))
+}
+
+/// Errors if this process has got a signal that ends it.
+pub fn refuse_if_told_to_end() -> Result<(), NextHostError> {
+    match IS_TOLD_TO_END.load(Ordering::Relaxed) {
+        true => Err(NextHostError::Ending),
+        false => Ok(()),
+    }
 }
 
 /// Errors if this process cannot be replaced soon, because the work of its threads does not end. Waits for it.
@@ -313,7 +337,7 @@ impl NextHost {
 
     fn exec(&self, left: &str, passed: Passed<'_>) -> NextHostError {
         // The exec would wait for it as well, but without a bound.
-        if let Err(error) = ends_work(self.left()) {
+        if let Err(error) = ends_work(self.left()).and_then(|()| refuse_if_told_to_end()) {
             return error;
         }
         let Passed { lock, processes } = passed;

@@ -28,7 +28,8 @@ use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, UNDONE, host_session, vm_session,
 };
 use super::next_host::{
-    Inherited, NextHost, NextHostError, NextProgram, Passed, refuse_unended_work,
+    Inherited, NextHost, NextHostError, NextProgram, Passed, refuse_if_told_to_end,
+    refuse_unended_work,
 };
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
@@ -245,6 +246,9 @@ fn leave(
         program.hurry(blackout.left());
         rehearse(program, &manifest, paused.vms)?;
         blackout.check(Step::Jump)?;
+    }
+    if let Next::Kernel(_) = next {
+        refuse_if_told_to_end()?;
     }
     // Also those of VMs that stay behind.
     let processes: Vec<_> = vms.iter().flat_map(Guest::pids).collect();

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::guests;
+use crate::guests::{self, PATIENCE};
 use crate::host::Host;
 use crate::kernel::COUNTS;
 
 impl Host {
     pub(crate) fn connect(&self) -> UnixStream {
-        UnixStream::connect(self.socket()).unwrap()
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        // A host that does not answer is an error, and no test that never ends.
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     /// Most memory that the host ever used, in KiB.

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::kernel::{COUNT, COUNTS, RESETS, image};
 
 /// How long a loaded machine may take for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One VM: its name, its guest's code, and more lines of its section.
 pub(crate) type Vm<'a> = (&'a str, &'a [u8], &'a str);

@@ -193,6 +193,24 @@ fn a_vm_whose_process_ends_before_it_reads_that_it_is_to_resume_survives_as_well
 }
 
 #[test]
+fn a_signal_that_ends_the_host_is_not_forgotten_by_a_handover_that_goes_on() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    service.set_breakpoint("jump");
+    let client = service.leave(&[]).unwrap();
+    service.wait_for_breakpoint();
+    service.signal(Signal::TERM);
+    service.signal(Signal::CONT);
+    let output = client.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("was told to end meanwhile"), "{said}\n{}", service.logs());
+    service.wait_for_its_end();
+    assert!(service.logs().contains("got SIGTERM"), "{}", service.logs());
+}
+
+#[test]
 fn no_fault_at_any_step_loses_a_guest_that_memory_could_have_saved() {
     if !has_kvm() {
         return;
