@@ -33,12 +33,16 @@ pub enum Identity {
         /// Minor device number.
         minor: u32,
         /// The serial number that the device reports, empty if it reports none.
-        serial: String,
+        serial: Box<str>,
         /// What tells the device apart if its serial number does not: the disk and number of a partition, the UUID of
         /// a device mapper's or MD device, the ID of an NVMe namespace. `None` if there is nothing, or if the
         /// program that took the identity did not know of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        unit: Option<String>,
+        unit: Option<Box<str>>,
+        /// More serial numbers and units that the device reports. Another kernel, or another program, may have taken
+        /// one of them. Not saved.
+        #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
+        others: Box<[String]>,
     },
 }
 
@@ -56,7 +60,11 @@ impl Identity {
                 let device = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
                 // The entry is a link to the device's directory, which is below its disk's for a partition.
                 let device = device.canonicalize().unwrap_or(device);
-                Ok(Self::BlockDevice { major, minor, serial: serial(&device), unit: unit(&device) })
+                let (mut serials, mut units) = (serials(&device), units(&device));
+                let serial = first(&mut serials).unwrap_or_default().into();
+                let unit = first(&mut units).map(String::into);
+                let others = serials.into_iter().chain(units).collect();
+                Ok(Self::BlockDevice { major, minor, serial, unit, others })
             }
             _ => Err(io::Error::other("it is neither a regular file nor a block device")),
         }
@@ -74,19 +82,20 @@ impl Identity {
                 Self::File { file_system: other_file_system, inode: other },
             ) => inode == other && (!lasting_file_system || file_system == other_file_system),
             (
-                Self::BlockDevice { major, minor, serial, unit },
+                Self::BlockDevice { major, minor, serial, unit, others },
                 Self::BlockDevice {
                     major: saved_major,
                     minor: saved_minor,
                     serial: saved_serial,
                     unit: saved_unit,
+                    others: _,
                 },
             ) => match saved_unit {
-                Some(_) => unit == saved_unit,
-                None if serial.is_empty() && saved_serial.is_empty() => {
-                    (major, minor) == (saved_major, saved_minor)
+                Some(saved) => unit.as_ref() == Some(saved) || is_among(others, saved),
+                None if saved_serial.is_empty() => {
+                    serial.is_empty() && (major, minor) == (saved_major, saved_minor)
                 }
-                None => serial == saved_serial,
+                None => serial == saved_serial || is_among(others, saved_serial),
             },
             _ => false,
         }
@@ -99,7 +108,7 @@ impl Identity {
                 let (file_system, inode) = (format!("{file_system:x}"), inode.to_string());
                 node.put_strings("identity", &["file", &file_system, &inode]);
             }
-            Self::BlockDevice { major, minor, serial, unit } => {
+            Self::BlockDevice { major, minor, serial, unit, others: _ } => {
                 let number = format!("{major}:{minor}");
                 let words = ["block-device", &number, serial].into_iter().chain(unit.as_deref());
                 node.put_strings("identity", &words.collect::<Vec<_>>());
@@ -122,8 +131,9 @@ impl Identity {
                     Some(Self::BlockDevice {
                         major: major.parse().ok()?,
                         minor: minor.parse().ok()?,
-                        serial: serial.to_owned(),
-                        unit: unit.first().map(|unit| (*unit).to_owned()),
+                        serial: serial.into(),
+                        unit: unit.first().map(|unit| (*unit).into()),
+                        others: Box::default(),
                     })
                 })
             }
@@ -144,7 +154,7 @@ impl fmt::Display for Identity {
             Self::File { file_system, inode } => {
                 write!(f, "the file with inode {inode} on file system {file_system:x}")
             }
-            Self::BlockDevice { major, minor, serial, unit } => {
+            Self::BlockDevice { major, minor, serial, unit, others: _ } => {
                 write!(f, "the block device {major}:{minor}")?;
                 match unit {
                     Some(unit) => write!(f, " ({unit})"),
@@ -163,37 +173,54 @@ pub fn is_on_lasting_file_system(file: impl AsFd) -> bool {
     fstatfs(file).is_ok_and(|system| lasting.contains(&system.f_type))
 }
 
-/// Returns the serial number of the block device whose directory in sysfs is `device`, or an empty string. It is in the
-/// directory itself for virtio, and in `device/` below it for NVMe and SCSI.
-fn serial(device: &Path) -> String {
-    ["serial", "device/serial", "device/wwid", "wwid"]
-        .iter()
-        .find_map(|name| attribute(&device.join(name)))
-        .unwrap_or_default()
+fn is_among(others: &[String], saved: &str) -> bool {
+    others.iter().any(|other| other == saved)
 }
 
-/// Returns what tells the block device whose directory in sysfs is `device` apart if its serial number does not.
-fn unit(device: &Path) -> Option<String> {
-    let named = |name: &str| attribute(&device.join(name)).filter(|text| !text.is_empty());
+/// Takes the first of `names`, if there is one.
+fn first(names: &mut Vec<String>) -> Option<String> {
+    (!names.is_empty()).then(|| names.remove(0))
+}
+
+/// Returns the serial numbers of the block device whose directory in sysfs is `device`, best first. They are in the
+/// directory itself for virtio, and in `device/` below it for SCSI, which has a serial number since Linux 7.1, and for NVMe.
+/// The LUNs of a SCSI target may have one serial number, so its WWID comes first.
+fn serials(device: &Path) -> Vec<String> {
+    let names = ["serial", "device/wwid", "device/serial", "wwid"];
+    names.iter().filter_map(|name| attribute(&device.join(name))).collect()
+}
+
+/// Returns what tells the block device whose directory in sysfs is `device` apart if its serial number does not, best
+/// first.
+fn units(device: &Path) -> Vec<String> {
+    let named = |name: &str| attribute(&device.join(name));
     if let Some(number) = named("partition") {
-        let disk = device.parent()?;
-        let of = unit(disk).unwrap_or_else(|| serial(disk));
-        return (!of.is_empty()).then(|| format!("partition {number} of {of}"));
+        let Some(disk) = device.parent() else { return Vec::new() };
+        let of = Some(units(disk)).filter(|units| !units.is_empty());
+        let of = of.unwrap_or_else(|| serials(disk));
+        return of.into_iter().map(|of| format!("partition {number} of {of}")).collect();
     }
     // A device without a UUID, which `dmsetup create` makes, has its name from whoever made it, under each kernel.
     if let Some(id) = named("dm/uuid").or_else(|| named("dm/name")) {
-        return Some(format!("device mapper `{id}`"));
+        return vec![format!("device mapper `{id}`")];
     }
-    if let Some(id) = named("md/uuid") {
-        return Some(format!("MD array `{id}`"));
+    // An array without a superblock of MD's own has no UUID, or another each time.
+    let is_own = |version: &String| version != "none" && !version.starts_with("external");
+    if named("md/metadata_version").as_ref().is_some_and(is_own) {
+        return named("md/uuid").map(|id| format!("MD array `{id}`")).into_iter().collect();
     }
-    // All namespaces of an NVMe controller have the serial number of the controller.
-    named("nsid").and_then(|_| named("wwid")).map(|id| format!("NVMe namespace `{id}`"))
+    // All namespaces of an NVMe controller have the serial number of the controller. Their own IDs are no better: devices
+    // exist that have the same ones, and Linux then leaves them out for the device that it finds last.
+    match (named("nsid"), &serials(device)[..]) {
+        (Some(number), [serial, ..]) => vec![format!("NVMe namespace {number} of {serial}")],
+        _ => Vec::new(),
+    }
 }
 
-/// Returns the text of an attribute, if there is such a file.
+/// Returns the text of an attribute, if there is such a file and it is not empty.
 fn attribute(path: &Path) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|text| text.trim().replace('\0', ""))
+    let text = std::fs::read_to_string(path).ok()?.trim().replace('\0', "");
+    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -203,7 +230,13 @@ mod tests {
     use super::*;
 
     fn device(minor: u32, serial: &str) -> Identity {
-        Identity::BlockDevice { major: 8, minor, serial: serial.to_owned(), unit: None }
+        Identity::BlockDevice {
+            major: 8,
+            minor,
+            serial: serial.into(),
+            unit: None,
+            others: Box::default(),
+        }
     }
 
     #[test]
@@ -238,8 +271,9 @@ mod tests {
         let device = |minor, serial: &str, unit: Option<&str>| Identity::BlockDevice {
             major: 8,
             minor,
-            serial: serial.to_owned(),
-            unit: unit.map(str::to_owned),
+            serial: serial.into(),
+            unit: unit.map(Into::into),
+            others: ["wwid".to_owned(), "partition 1 of wwid".to_owned()].into(),
         };
         for (here, saved, same) in [
             // A partition of a disk that is counted in another order now.
@@ -265,6 +299,14 @@ mod tests {
             (device(1, "", Some("partition 1 of a")), device(1, "", None), true),
             (device(2, "c", Some("NVMe namespace `2`")), device(1, "c", None), true),
             (device(17, "", Some("partition 1 of a")), device(1, "", None), false),
+            // Under a kernel, or by a program, that named the device otherwise.
+            (
+                device(17, "", Some("partition 1 of a")),
+                device(1, "", Some("partition 1 of wwid")),
+                true,
+            ),
+            (device(16, "vpd", None), device(0, "wwid", None), true),
+            (device(0, "vpd", None), device(0, "", None), false),
         ] {
             assert_eq!(here.is_same(&saved, false), same, "{here} was {saved}");
         }
@@ -280,6 +322,7 @@ mod tests {
             std::fs::write(path, text).unwrap();
         };
         put("sda/device/wwid", "naa.5000c500\n");
+        put("sda/device/serial", "ZC1\n");
         put("sda/sda2/partition", "2\n");
         put("vda/serial", "\n");
         put("vda/vda1/partition", "1\n");
@@ -288,28 +331,39 @@ mod tests {
         put("dm-1/dm/uuid", "\n");
         put("dm-1/dm/name", "plain\n");
         put("md0/md/uuid", "3aaa0122\n");
+        put("md0/md/metadata_version", "1.2\n");
+        put("md1/md/uuid", "00000000\n");
+        put("md1/md/metadata_version", "external:imsm\n");
+        put("md2/md/uuid", "4bbb0122\n");
+        put("md2/md/metadata_version", "none\n");
         put("nvme0n1/nsid", "1\n");
         put("nvme0n1/wwid", "eui.0025385b\n");
         put("nvme0n1/device/serial", "S4EV\n");
         put("nvme0n1/nvme0n1p3/partition", "3\n");
-        let unit = |name: &str| unit(&sysfs.path().join(name));
         for (name, expected) in [
-            ("sda", None),
-            ("sda/sda2", Some("partition 2 of naa.5000c500")),
+            ("sda", &[][..]),
+            ("sda/sda2", &["partition 2 of naa.5000c500", "partition 2 of ZC1"]),
             // The disk has no number, so that nothing tells its partitions from those of another.
-            ("vda/vda1", None),
-            ("dm-0", Some("device mapper `LVM-abc`")),
-            ("dm-1", Some("device mapper `plain`")),
-            ("md0", Some("MD array `3aaa0122`")),
-            ("nvme0n1", Some("NVMe namespace `eui.0025385b`")),
-            ("nvme0n1/nvme0n1p3", Some("partition 3 of NVMe namespace `eui.0025385b`")),
-            ("no-device", None),
+            ("vda/vda1", &[]),
+            ("dm-0", &["device mapper `LVM-abc`"]),
+            ("dm-1", &["device mapper `plain`"]),
+            ("md0", &["MD array `3aaa0122`"]),
+            ("md1", &[]),
+            ("md2", &[]),
+            ("nvme0n1", &["NVMe namespace 1 of S4EV"]),
+            ("nvme0n1/nvme0n1p3", &["partition 3 of NVMe namespace 1 of S4EV"]),
+            ("no-device", &[]),
         ] {
-            assert_eq!(unit(name).as_deref(), expected, "{name}");
+            assert_eq!(units(&sysfs.path().join(name)), expected, "{name}");
         }
-        assert_eq!(serial(&sysfs.path().join("nvme0n1")), "S4EV");
-        assert_eq!(serial(&sysfs.path().join("sda")), "naa.5000c500");
-        assert_eq!(serial(&sysfs.path().join("sda/sda2")), "");
+        for (name, expected) in [
+            ("nvme0n1", &["S4EV", "eui.0025385b"][..]),
+            ("sda", &["naa.5000c500", "ZC1"]),
+            ("sda/sda2", &[]),
+            ("vda", &[]),
+        ] {
+            assert_eq!(serials(&sysfs.path().join(name)), expected, "{name}");
+        }
     }
 
     #[test]

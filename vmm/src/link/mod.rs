@@ -279,7 +279,7 @@ pub enum FdsError {
     )]
     Role {
         /// The role.
-        role: Role,
+        role: Box<Role>,
         /// How many came.
         found: usize,
         /// How many are needed.
@@ -287,7 +287,7 @@ pub enum FdsError {
     },
     /// A descriptor that nothing in the machine needs.
     #[error("the request came with a file descriptor for {0:?}, which the machine does not need")]
-    Leftover(Role),
+    Leftover(Box<Role>),
 }
 
 impl Fds {
@@ -305,7 +305,7 @@ impl Fds {
             std::mem::take(&mut self.0).into_iter().partition(|(r, _)| *r == role);
         self.0 = rest;
         if taken.len() != wanted {
-            return Err(FdsError::Role { role, found: taken.len(), wanted });
+            return Err(FdsError::Role { role: role.into(), found: taken.len(), wanted });
         }
         Ok(taken.into_iter().map(|(_, fd)| fd).collect())
     }
@@ -336,7 +336,7 @@ impl Fds {
     /// Errors if a descriptor was not taken.
     pub fn finish(self) -> Result<(), FdsError> {
         match self.0.into_iter().next() {
-            Some((role, _)) => Err(FdsError::Leftover(role)),
+            Some((role, _)) => Err(FdsError::Leftover(role.into())),
             None => Ok(()),
         }
     }
@@ -344,7 +344,7 @@ impl Fds {
     /// Takes the descriptor of `role`. Errors unless there is exactly one.
     pub fn take_one(&mut self, role: Role) -> Result<OwnedFd, FdsError> {
         let mut fds = self.take(role.clone(), 1)?;
-        fds.pop().ok_or(FdsError::Role { role, found: 0, wanted: 1 })
+        fds.pop().ok_or_else(|| FdsError::Role { role: role.into(), found: 0, wanted: 1 })
     }
 }
 
@@ -363,10 +363,10 @@ mod tests {
         let mut fds = Fds::new(&roles, vec![null(), null(), null()]).unwrap();
         assert_eq!(fds.take(Role::Segment, 2).unwrap().len(), 2);
         let missing = fds.take_one(Role::State).unwrap_err();
-        assert_eq!(missing, FdsError::Role { role: Role::State, found: 0, wanted: 1 });
+        assert_eq!(missing, FdsError::Role { role: Role::State.into(), found: 0, wanted: 1 });
         assert_eq!(
             Fds::new(&[Role::Kvm], vec![null()]).unwrap().finish(),
-            Err(FdsError::Leftover(Role::Kvm))
+            Err(FdsError::Leftover(Role::Kvm.into()))
         );
         assert!(fds.take_one(Role::Kvm).is_ok());
         assert_eq!(fds.finish(), Ok(()));

@@ -166,8 +166,9 @@ mod tests {
                 identity: Identity::BlockDevice {
                     major: 254,
                     minor: 16,
-                    serial: "disk-7".to_owned(),
+                    serial: "disk-7".into(),
                     unit: None,
+                    others: Box::default(),
                 },
                 geometry: Geometry::default(),
             }
@@ -191,8 +192,9 @@ mod tests {
                 |s| s.device.identity = Identity::BlockDevice {
                     major: 254,
                     minor: 16,
-                    serial: String::new(),
+                    serial: "".into(),
                     unit: None,
+                    others: Box::default(),
                 },
                 |s| s.transport.isr += 1,
                 |s| s.device.geometry.block_bytes = 4096,
@@ -239,8 +241,9 @@ mod tests {
     }
 
     fn namespace(unit: &str) -> Identity {
-        let unit = Some(unit.to_owned());
-        Identity::BlockDevice { major: 259, minor: 1, serial: "disk-7".to_owned(), unit }
+        let unit = Some(unit.into());
+        let serial = "disk-7".into();
+        Identity::BlockDevice { major: 259, minor: 1, serial, unit, others: Box::default() }
     }
 
     contract_tests! {
