@@ -160,6 +160,12 @@ pub trait Retrieve: fmt::Debug + Send + Sync {
     /// Ends the preservation of everything in the session.
     fn finish(&self) -> Result<(), Errno>;
 
+    /// Makes sure that each file has its place, where an outgoing session of the same name takes the places of this
+    /// one's files.
+    fn put_back(&self) -> Result<(), (Token, Errno)> {
+        Ok(())
+    }
+
     /// The fd whose last close ends the session.
     fn as_fd(&self) -> BorrowedFd<'_>;
 }
@@ -255,6 +261,13 @@ impl Incoming {
             errno,
             is_kept: self.session.keeps(token),
         })
+    }
+
+    /// Makes sure that the next process or kernel finds the files again after an outgoing session of the same name was
+    /// dropped, which may have taken their places. Call this when no such session is left.
+    pub fn put_back(&self) -> Result<(), Error> {
+        let error = |(token, errno)| Error::Preserve { session: self.name.clone(), token, errno };
+        self.session.put_back().map_err(error)
     }
 
     /// Ends the preservation. Retrieved files are ordinary open files from then on and can be preserved

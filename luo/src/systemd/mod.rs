@@ -257,6 +257,17 @@ impl Retrieve for Taken {
         })
     }
 
+    /// Stores the files again that files of the same name have replaced.
+    fn put_back(&self) -> Result<(), (Token, Errno)> {
+        for (token, fd) in &self.files {
+            let name = fd_name(&self.name, *token);
+            if !lock(&self.store.contents).holds(&name) {
+                self.store.put(&name, fd.as_fd()).map_err(|errno| (*token, errno))?;
+            }
+        }
+        Ok(())
+    }
+
     /// See [`Made::as_fd`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.store.notify.as_fd()

@@ -107,7 +107,8 @@ impl Contents {
         self.reserved.remove(name);
     }
 
-    fn holds(&self, name: &str) -> bool {
+    /// Whether it has a file of this name.
+    pub(super) fn holds(&self, name: &str) -> bool {
         self.held.iter().any(|held| held.name == name)
     }
 

@@ -167,6 +167,25 @@ fn a_file_replaces_an_incoming_one_of_its_name_and_stays_when_that_session_is_fi
 }
 
 #[test]
+fn what_a_session_that_was_dropped_had_replaced_is_put_back() {
+    let kept = left_behind(&[("host", "old")]);
+    let manager = Manager::start(1, copy(&kept));
+    let store = store(&manager, 1, kept);
+    let old = store.retrieve_session(&name("host")).unwrap();
+    old.put_back().unwrap();
+    let new = store.create_session(&name("host")).unwrap();
+    new.preserve(memfd("new").as_fd(), Token(0)).unwrap();
+    drop(new);
+    for _ in 0..2 {
+        old.put_back().unwrap();
+    }
+    std::mem::forget(old);
+    let mut kept = manager.stop();
+    assert_eq!(names(&kept), ["host/0"]);
+    assert_eq!(contents(kept.remove(0).1), "old");
+}
+
+#[test]
 fn files_beyond_the_capacity_are_refused_before_systemd_would_drop_them() {
     let kept = left_behind(&[("web", "w")]);
     let manager = Manager::start(2, copy(&kept));

@@ -502,8 +502,17 @@ impl Host {
         true
     }
 
+    /// Makes sure that the documents that name the preserved VMs are in the store, after an attempt to leave that was
+    /// undone: its own have taken their places.
+    pub(super) fn put_back(&self) {
+        if let Some(Err(error)) = self.last_host.session.as_ref().map(Incoming::put_back) {
+            tracing::error!("{}", chain(&error).join(": "));
+        }
+    }
+
     /// Leaves preserved VMs in sessions that outlive this process, which is about to end.
     pub(super) fn leave_in_store(&mut self) {
+        self.put_back();
         self.end_late(None);
         self.give_up_restores(None);
         for vm in &mut self.vms {

@@ -235,7 +235,12 @@ impl Server {
             true => host.config.host.stop_within_s(),
             false => 0,
         };
-        tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
+        match is_in_store {
+            true => tracing::info!("got SIGTERM or SIGINT: the VMs are left to systemd"),
+            false => {
+                tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s")
+            }
+        }
         match is_in_store {
             // The next host would not know that an operator has asked the guests of some to shut down, by `stop` or
             // `power-off`. So these VMs end before.

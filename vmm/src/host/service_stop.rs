@@ -3,7 +3,7 @@
 //! systemd stops the host in any case, so this keeps what can be kept:
 //!
 //! ```text
-//!   systemd does not answer -----> the VMs run on, and the host tries again: only systemd can end it
+//!   systemd does not answer -----> the VMs run on, and the host tries again, until `power-off` or systemd ends it
 //!   no room in the store --------> the programs of earlier hosts go, then the VM that found no room
 //!   a VM cannot be saved --------> that VM ends, the others are tried again without it
 //!   anything else ---------------> the VMs run on, and the host tries again, a few times
@@ -66,13 +66,15 @@ impl Host {
             };
             let why = chain(&error);
             tracing::error!("{}", why.join(": "));
+            self.put_back();
             // They go along as they are.
             let are_kept = !saved.is_empty();
             saved.into_iter().for_each(|vm| self.keep(vm));
             self.note_resuming(resuming);
             if error.is_unanswered() {
                 tracing::error!(
-                    "systemd does not answer: the VMs run on, and the host tries again after {} s",
+                    "systemd does not answer: the VMs run on, and the host tries again after {} s. `perennial ctl \
+                     power-off` shuts them down instead",
                     AGAIN_AFTER.as_secs()
                 );
                 return Some(AGAIN_AFTER);
@@ -81,7 +83,12 @@ impl Host {
                 keeps_programs = false;
                 continue;
             }
-            let named: Vec<VmName> = error.vms().into_iter().cloned().collect();
+            // A shortage is not the VM's fault, and may pass.
+            let is_last = *failed + 1 >= MOST_ATTEMPTS;
+            let named = match error.is_shortage() && !is_last {
+                true => Vec::new(),
+                false => error.vms().into_iter().cloned().collect::<Vec<VmName>>(),
+            };
             if self.fail(&named, &why)
                 || error.is_full() && self.give_up_held(&named, &why)
                 || are_kept

@@ -241,6 +241,20 @@ impl UpdateError {
         matches!(self, Self::Luo { source, .. } if source.is_unanswered())
     }
 
+    /// Whether the host itself was short of memory, files or buffers. Nothing is wrong with a VM that the error names.
+    pub fn is_shortage(&self) -> bool {
+        use luo::Errno;
+        let errno = match self {
+            Self::Luo { source, .. } => source.errno(),
+            Self::Document { source, .. } => Errno::from_io_error(source),
+            _ => None,
+        };
+        matches!(
+            errno,
+            Some(Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::TOOMANYREFS)
+        )
+    }
+
     /// Whether there was no room for a file.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Luo { source, .. } if source.errno() == Some(luo::Errno::NOSPC))

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::Backend;
-use super::service::{Evidence, PATIENCE, Service, VMS, disk};
+use super::service::{Evidence, PATIENCE, Service, VMS, disk, hidden};
 use crate::errands::Client;
 use crate::guests::stop_next_vm_process;
 
@@ -319,6 +319,38 @@ fn a_full_store_costs_a_program_and_then_the_least_urgent_vm_and_never_all_of_th
     assert_eq!(now.boot, before[0].boot, "{}", service.logs());
     assert_eq!(service.vm(VMS[1])["state"], "stopped", "{}", service.logs());
     assert!(service.logs().contains("VM `two` is ended"), "{}", service.logs());
+}
+
+#[test]
+fn a_preserved_vm_stays_in_the_store_if_a_stop_is_undone_and_the_host_is_killed() {
+    if !super::has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let before = service.counts_on(VMS[0]);
+    let (disk, hidden) = (disk(service.path(), VMS[0]), hidden(service.path(), VMS[0]));
+    service.signal(Signal::TERM);
+    service.wait_for_its_end();
+    fs::rename(&disk, &hidden).unwrap();
+    service.start_again();
+    assert_eq!(service.state(VMS[0]), "preserved", "{}", service.logs());
+    service.runs(VMS[1]);
+    service.set_breakpoint("jump");
+    service.signal(Signal::TERM);
+    service.wait_for_breakpoint();
+    // systemd has no room for the documents of this attempt, which take the places of the last host's.
+    let capacity = service.manager().names().len() - 1;
+    service.manager().set_capacity(capacity);
+    service.signal(Signal::CONT);
+    service.wait_for_words("the host tries again");
+    service.signal(Signal::KILL);
+    service.manager().set_capacity(64);
+    service.start_again();
+    assert_eq!(service.state(VMS[0]), "preserved", "{}", service.logs());
+    fs::rename(&hidden, &disk).unwrap();
+    assert!(service.ctl(&["restore", VMS[0]]).status.success(), "{}", service.logs());
+    let now = service.counts_on(VMS[0]);
+    assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
 }
 
 #[test]
