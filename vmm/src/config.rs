@@ -184,9 +184,8 @@ impl HostSection {
         self.watchdog_timeout_s.map_or(WATCHDOG_TIMEOUT_S, NonZeroU32::get)
     }
 
-    /// Returns `lock`, `modules`, `mounts` and `pool` of a configuration that is not valid as a whole; a
-    /// key that cannot be read is empty. A host needs these to reach the pool, and so the VMs that
-    /// the previous kernel left.
+    /// Returns the keys of a configuration that is not valid as a whole; a key that cannot be read is empty. A host needs
+    /// them to reach the pool, and so the VMs that the previous kernel left, and to be reached and to live itself.
     pub fn salvage(text: &str) -> Self {
         fn key<T: serde::de::DeserializeOwned + Default>(host: &toml::Value, key: &str) -> T {
             host.get(key).and_then(|value| value.clone().try_into().ok()).unwrap_or_default()
@@ -194,6 +193,9 @@ impl HostSection {
         let file: Option<toml::Table> = toml::from_str(text).ok();
         match file.as_ref().and_then(|file| file.get("host")) {
             Some(host) => Self {
+                hostname: key(host, "hostname"),
+                socket: key(host, "socket"),
+                control_port: key(host, "control-port"),
                 lock: key(host, "lock"),
                 modules: key(host, "modules"),
                 mounts: key(host, "mounts"),
@@ -204,7 +206,7 @@ impl HostSection {
                 missing_hints: key(host, "missing-hints"),
                 watchdog: key(host, "watchdog"),
                 watchdog_timeout_s: key(host, "watchdog-timeout-s"),
-                ..Self::default()
+                stop_within_s: key(host, "stop-within-s"),
             },
             None => Self::default(),
         }

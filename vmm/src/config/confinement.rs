@@ -4,9 +4,10 @@ use serde::Deserialize;
 
 /// Number of user IDs that a host may use.
 pub const USERS: u32 = 4096;
-/// The first ID that no user, system user or dynamic user of a machine has (<https://systemd.io/UIDS-GIDS>). A process
-/// with the ID of one could be killed by that user, and could read that user's files.
-const FIRST: u32 = 0x1_0000;
+/// The first ID behind those of a machine's services (<https://systemd.io/UIDS-GIDS>). A process with the ID of one
+/// could be killed by that service, and could read its files. People have IDs from 1000 to 60000, but a host in a user
+/// namespace may have no others.
+const FIRST: u32 = 1000;
 
 /// `users`: the first of the [`USERS`] user IDs that processes of VMs run as, each its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -29,8 +30,8 @@ impl TryFrom<u32> for FirstUser {
         match first {
             FIRST..=0xffff_efff => Ok(Self(first)),
             _ => Err(format!(
-                "{USERS} user IDs from {first} on are not free for VMs: IDs below {FIRST} belong to users of the \
-                 machine, and the last is {}; give the first of a range that nothing else uses, such as {}",
+                "{USERS} user IDs from {first} on are not free for VMs: IDs below {FIRST} belong to services of \
+                 the machine, and the last is {}; give the first of a range that nothing else uses, such as {}",
                 u32::MAX - 1,
                 Self::default().0
             )),
@@ -65,7 +66,7 @@ mod tests {
         for wrong in [
             "users = 0",
             "users = 1",
-            "users = 65535",
+            "users = 999",
             "users = 4294963200",
             "users = 4294967295",
             "users = -1",
@@ -73,7 +74,7 @@ mod tests {
         ] {
             host(wrong).expect_err(wrong);
         }
-        assert!(host("users = 65536").is_ok() && host("users = 4294963199").is_ok());
+        assert!(host("users = 1000").is_ok() && host("users = 4294963199").is_ok());
         let said = host("users = 1").unwrap_err().to_string();
         assert!(said.starts_with("line 2: [host]: `users`: 4096 user IDs from 1 on"), "{said}");
     }

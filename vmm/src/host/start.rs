@@ -217,25 +217,48 @@ pub(super) fn choose_config(
                         chain(&error).join(": ")
                     );
                     tracing::error!("{olds}");
-                    (bare_config(), text, Some(why.into_iter().chain([olds]).collect()))
+                    (bare_config(&text), text, Some(why.into_iter().chain([olds]).collect()))
                 }
             })
         }
         // A host that holds preserved VMs must not end either.
         None if init::is_pid_1() || !matches!(arrival, Ok(None)) => {
             tracing::error!("{}; this host starts without VMs", why.join(": "));
-            Ok((bare_config(), text, Some(why)))
+            Ok((bare_config(&text), text, Some(why)))
         }
         None => Err(error.into()),
     }
 }
 
-/// The configuration of a host without VMs, whose API can be asked what is wrong.
-fn bare_config() -> Config {
+/// The configuration of a host without VMs, whose API can be asked what is wrong. What can be read of `[host]` holds: the
+/// last host has left its watchdog running, which this one must feed, and clients know where the API was.
+fn bare_config(text: &str) -> Config {
+    let salvaged = HostSection::salvage(text);
     let host = HostSection {
-        socket: Some(DEFAULT_SOCKET.into()),
-        control_port: Some(DEFAULT_CONTROL_PORT.to_owned()),
-        ..HostSection::default()
+        socket: salvaged.socket.or_else(|| Some(DEFAULT_SOCKET.into())),
+        control_port: salvaged.control_port.or_else(|| Some(DEFAULT_CONTROL_PORT.to_owned())),
+        ..salvaged
     };
     Config { host, ..Config::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_whose_configuration_is_wrong_feeds_the_watchdog_and_is_reached_where_it_was() {
+        let text = "[host]\nhostnaem = \"a\"\nsocket = \"/s\"\nwatchdog = \"/dev/watchdog\"\n\
+                    watchdog-timeout-s = 7\nusers = 0\nconfine = \"required\"\n[[vm]]\nname = 7\n";
+        Config::parse(text).expect_err("wrong");
+        let host = bare_config(text).host;
+        assert_eq!(host.socket.as_deref(), Some("/s".as_ref()));
+        assert_eq!(host.watchdog.as_deref(), Some("/dev/watchdog".as_ref()));
+        assert_eq!(host.watchdog_timeout_s(), 7);
+        assert_eq!(host.confine, crate::config::Confine::Required);
+        assert_eq!(host.control_port.as_deref(), Some(DEFAULT_CONTROL_PORT));
+        let none = bare_config("not TOML").host;
+        assert_eq!(none.socket.as_deref(), Some(DEFAULT_SOCKET.as_ref()));
+        assert_eq!(none.watchdog, None);
+    }
 }
