@@ -67,10 +67,11 @@ mod tests {
     use crate::guests::entry::tests::sample;
 
     #[test]
-    fn a_boot_makes_no_directory_for_a_log_and_a_restore_does() {
+    fn a_boot_makes_only_the_last_directory_for_a_log_and_a_restore_makes_all() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
-        let serial = format!("file={}", missing.join("log").display());
+        let logs = missing.join("logs");
+        let serial = format!("file={}", logs.join("log").display());
         let text = format!(
             "[[vm]]\nname = \"a\"\nmemory = \"size=64M\"\nkernel = \"/dev/null/k\"\nserial = \"{serial}\"\n"
         );
@@ -81,7 +82,7 @@ mod tests {
         };
         let said = boot();
         let no_directory = format!("there is no directory {}", missing.display());
-        assert!(said.contains("make its directory") && said.ends_with(&no_directory), "{said}");
+        assert!(said.contains("make the directory") && said.ends_with(&no_directory), "{said}");
         assert!(!missing.exists());
         std::fs::create_dir(&missing).unwrap();
         assert!(!boot().contains("there is no directory"));
@@ -89,7 +90,7 @@ mod tests {
         for device in &machine.devices {
             device.options.open().unwrap();
         }
-        assert!(missing.join("log").exists());
+        assert!(logs.join("log").exists());
     }
 
     #[test]

@@ -115,21 +115,21 @@ impl LogOptions {
         Ok(vec![opened(SINK, file.into()), opened(NEXT, next)])
     }
 
-    /// Errors if there is no directory for the log, which then probably has another name than its path says, or is on a
-    /// file system that is not mounted. A host that `is_pid_1` makes its directories: an initramfs has none.
+    /// Errors if more than the last directory of the path is missing: the path is then probably mistyped, or on a file
+    /// system that is not mounted. A host that `is_pid_1` makes all directories: an initramfs has none.
     pub(super) fn check_directory(&self, is_pid_1: bool) -> Result<(), OpenError> {
-        let directory = match self.path.parent() {
-            Some(directory) if !directory.as_os_str().is_empty() => directory,
-            _ => Path::new("."),
+        let above = self.path.parent().and_then(Path::parent);
+        let Some(above) = above.filter(|above| !above.as_os_str().is_empty()) else {
+            return Ok(());
         };
-        if is_pid_1 || !matches!(directory.try_exists(), Ok(false)) {
+        if is_pid_1 || !matches!(above.try_exists(), Ok(false)) {
             return Ok(());
         }
-        let problem = format!("there is no directory {}", directory.display());
+        let problem = format!("there is no directory {}", above.display());
         Err(OpenError {
             what: "serial output",
             path: self.path.clone(),
-            remedy: ": make its directory, or name another path",
+            remedy: ": make the directory, or name another path",
             source: io::Error::new(io::ErrorKind::NotFound, problem),
         })
     }
