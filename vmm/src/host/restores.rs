@@ -92,7 +92,8 @@ impl Host {
         let reserve = use_reserve();
         mounts::try_again(&mut self.unmounted);
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
-        let is_unread = self.kernel_entry.is_unread();
+        // What a handover has brought is here already.
+        let is_unread = self.kernel_entry.is_unread() && self.replaced.is_none();
         if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() {
             self.reach_again()?;
             self.look_again()?;

@@ -97,6 +97,11 @@ fn start(all: VecDeque<Mounted>) -> std::sync::mpsc::Receiver<Synced> {
         all.into_iter().filter(|found| !unfinished.contains_key(&found.device)).collect();
     unfinished.extend(all.iter().map(|found| (found.device, found.path.clone())));
     drop(unfinished);
+    let queued = |found: Mounted| {
+        let work = Work::begins(format!("syncing the file system {}", found.path.display()));
+        (found, work)
+    };
+    let all: VecDeque<_> = all.into_iter().map(queued).collect();
     let (sender, results) = channel();
     let threads = all.len().min(THREADS);
     let all = Arc::new(Mutex::new(all));
@@ -112,10 +117,9 @@ fn start(all: VecDeque<Mounted>) -> std::sync::mpsc::Receiver<Synced> {
 }
 
 /// Syncs the file systems of `all` that no other thread has begun.
-fn work(all: &Mutex<VecDeque<Mounted>>, results: &Sender<Synced>) {
+fn work(all: &Mutex<VecDeque<(Mounted, Work)>>, results: &Sender<Synced>) {
     loop {
-        let Some(found) = lock(all).pop_front() else { return };
-        let _work = Work::begins(format!("syncing the file system {}", found.path.display()));
+        let Some((found, _work)) = lock(all).pop_front() else { return };
         let synced = match found.device {
             ALL | ALL_AT_LAST => {
                 rustix::fs::sync();
