@@ -56,8 +56,9 @@ const MOST_MACHINES: usize = 8;
 /// Time from one nudge to the next.
 const NUDGES: Duration = Duration::from_millis(500);
 
-/// How long QEMU's monitor may take for a line of its answer.
-const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// How long QEMU's monitor may take for a line of its answer: on a busy machine, the emulated CPU may keep it from the lock
+/// that both need.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Most lines of the monitor that are read in search of the answer.
 const MOST_MONITOR_LINES: usize = 100;
