@@ -33,16 +33,16 @@ pub enum Identity {
         /// Minor device number.
         minor: u32,
         /// The serial number that the device reports, empty if it reports none.
-        serial: Box<str>,
+        serial: String,
         /// What tells the device apart if its serial number does not: the disk and number of a partition, the UUID of
         /// a device mapper's or MD device, the ID of an NVMe namespace. `None` if there is nothing, or if the
         /// program that took the identity did not know of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        unit: Option<Box<str>>,
+        unit: Option<String>,
         /// More serial numbers and units that the device reports. Another kernel, or another program, may have taken
         /// one of them. Not saved.
-        #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
-        others: Box<[String]>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<String>,
     },
 }
 
@@ -60,10 +60,10 @@ impl Identity {
                 let device = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
                 // The entry is a link to the device's directory, which is below its disk's for a partition.
                 let device = device.canonicalize().unwrap_or(device);
-                let (mut serials, mut units) = (serials(&device), units(&device));
-                let serial = first(&mut serials).unwrap_or_default().into();
-                let unit = first(&mut units).map(String::into);
-                let others = serials.into_iter().chain(units).collect();
+                let (mut serials, mut units) =
+                    (serials(&device).into_iter(), units(&device).into_iter());
+                let (serial, unit) = (serials.next().unwrap_or_default(), units.next());
+                let others = serials.chain(units).collect();
                 Ok(Self::BlockDevice { major, minor, serial, unit, others })
             }
             _ => Err(io::Error::other("it is neither a regular file nor a block device")),
@@ -91,11 +91,11 @@ impl Identity {
                     others: _,
                 },
             ) => match saved_unit {
-                Some(saved) => unit.as_ref() == Some(saved) || is_among(others, saved),
+                Some(saved) => unit.iter().chain(others).any(|unit| unit == saved),
                 None if saved_serial.is_empty() => {
                     serial.is_empty() && (major, minor) == (saved_major, saved_minor)
                 }
-                None => serial == saved_serial || is_among(others, saved_serial),
+                None => serial == saved_serial || others.contains(saved_serial),
             },
             _ => false,
         }
@@ -131,9 +131,9 @@ impl Identity {
                     Some(Self::BlockDevice {
                         major: major.parse().ok()?,
                         minor: minor.parse().ok()?,
-                        serial: serial.into(),
-                        unit: unit.first().map(|unit| (*unit).into()),
-                        others: Box::default(),
+                        serial: serial.to_owned(),
+                        unit: unit.first().map(|unit| (*unit).to_owned()),
+                        others: Vec::new(),
                     })
                 })
             }
@@ -173,15 +173,6 @@ pub fn is_on_lasting_file_system(file: impl AsFd) -> bool {
     fstatfs(file).is_ok_and(|system| lasting.contains(&system.f_type))
 }
 
-fn is_among(others: &[String], saved: &str) -> bool {
-    others.iter().any(|other| other == saved)
-}
-
-/// Takes the first of `names`, if there is one.
-fn first(names: &mut Vec<String>) -> Option<String> {
-    (!names.is_empty()).then(|| names.remove(0))
-}
-
 /// Returns the serial numbers of the block device whose directory in sysfs is `device`, best first. They are in the
 /// directory itself for virtio, and in `device/` below it for SCSI, which has a serial number since Linux 7.1, and for NVMe.
 /// The LUNs of a SCSI target may have one serial number, so its WWID comes first.
@@ -211,10 +202,9 @@ fn units(device: &Path) -> Vec<String> {
     }
     // All namespaces of an NVMe controller have the serial number of the controller. Their own IDs are no better: devices
     // exist that have the same ones, and Linux then leaves them out for the device that it finds last.
-    match (named("nsid"), &serials(device)[..]) {
-        (Some(number), [serial, ..]) => vec![format!("NVMe namespace {number} of {serial}")],
-        _ => Vec::new(),
-    }
+    let Some(number) = named("nsid") else { return Vec::new() };
+    let serial = serials(device).into_iter().next();
+    serial.map(|serial| format!("NVMe namespace {number} of {serial}")).into_iter().collect()
 }
 
 /// Returns the text of an attribute, if there is such a file and it is not empty.
@@ -233,9 +223,9 @@ mod tests {
         Identity::BlockDevice {
             major: 8,
             minor,
-            serial: serial.into(),
+            serial: serial.to_owned(),
             unit: None,
-            others: Box::default(),
+            others: Vec::new(),
         }
     }
 
@@ -271,9 +261,9 @@ mod tests {
         let device = |minor, serial: &str, unit: Option<&str>| Identity::BlockDevice {
             major: 8,
             minor,
-            serial: serial.into(),
-            unit: unit.map(Into::into),
-            others: ["wwid".to_owned(), "partition 1 of wwid".to_owned()].into(),
+            serial: serial.to_owned(),
+            unit: unit.map(str::to_owned),
+            others: vec!["wwid".to_owned(), "partition 1 of wwid".to_owned()],
         };
         for (here, saved, same) in [
             // A partition of a disk that is counted in another order now.

@@ -21,7 +21,7 @@ fn machine() -> Machine {
 /// Every request, with every role among the files of the first.
 fn requests() -> Vec<Envelope> {
     let device = |identity| Role::Device { node: "disk@1".into(), role: "image".into(), identity };
-    let (serial, unit, others) = ("a".into(), None, Box::default());
+    let (serial, unit, others) = ("a".into(), None, Vec::new());
     let block = Identity::BlockDevice { major: 254, minor: 16, serial, unit, others };
     let roles = vec![
         Role::Kvm,

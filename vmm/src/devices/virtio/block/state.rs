@@ -166,9 +166,9 @@ mod tests {
                 identity: Identity::BlockDevice {
                     major: 254,
                     minor: 16,
-                    serial: "disk-7".into(),
+                    serial: "disk-7".to_owned(),
                     unit: None,
-                    others: Box::default(),
+                    others: Vec::new(),
                 },
                 geometry: Geometry::default(),
             }
@@ -192,9 +192,9 @@ mod tests {
                 |s| s.device.identity = Identity::BlockDevice {
                     major: 254,
                     minor: 16,
-                    serial: "".into(),
+                    serial: String::new(),
                     unit: None,
-                    others: Box::default(),
+                    others: Vec::new(),
                 },
                 |s| s.transport.isr += 1,
                 |s| s.device.geometry.block_bytes = 4096,
@@ -241,9 +241,9 @@ mod tests {
     }
 
     fn namespace(unit: &str) -> Identity {
-        let unit = Some(unit.into());
-        let serial = "disk-7".into();
-        Identity::BlockDevice { major: 259, minor: 1, serial, unit, others: Box::default() }
+        let unit = Some(unit.to_owned());
+        let serial = "disk-7".to_owned();
+        Identity::BlockDevice { major: 259, minor: 1, serial, unit, others: Vec::new() }
     }
 
     contract_tests! {
