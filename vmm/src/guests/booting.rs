@@ -176,18 +176,7 @@ impl Booting {
     /// The VM, whose guest runs.
     pub(super) fn into_live(self) -> Live {
         let Self { process, segments, files, .. } = self;
-        let console = files.console();
-        let (stopping, program, errand) = (None, None, None);
-        Live {
-            process,
-            segments,
-            running: true,
-            stopping,
-            console,
-            program,
-            errand,
-            resuming: None,
-        }
+        Live { console: files.console(), ..Live::new(process, segments, true) }
     }
 
     /// When the boot has failed if it stands still until then.

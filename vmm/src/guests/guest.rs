@@ -293,13 +293,17 @@ pub struct Live {
     pub resuming: Option<Box<Resuming>>,
 }
 
-#[cfg(test)]
 impl Live {
-    /// A VM of this process that runs, and has no RAM.
-    pub fn without_ram(process: VmProcess) -> Self {
-        let (segments, running) = (Vec::new(), true);
+    /// A VM of this process that was built just now: nothing was asked of it yet, and it has no console.
+    pub fn new(process: VmProcess, segments: Vec<Segment>, running: bool) -> Self {
         let (stopping, console, program, errand, resuming) = (None, None, None, None, None);
         Self { process, segments, running, stopping, console, program, errand, resuming }
+    }
+
+    /// A VM of this process that runs, and has no RAM.
+    #[cfg(test)]
+    pub fn without_ram(process: VmProcess) -> Self {
+        Self::new(process, Vec::new(), true)
     }
 }
 

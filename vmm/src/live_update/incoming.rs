@@ -400,11 +400,8 @@ impl Arriving {
             self;
         let mut vm = Guest::new(entry.machine.clone(), confinement);
         vm.note_missing_hints(missing_hints);
-        let (running, console) = (entry.running, files.console());
-        let (stopping, errand, resuming) = (None, None, None);
-        let live =
-            Live { process, segments, running, stopping, console, program, errand, resuming };
-        vm.life = Life::Live(live);
+        let live = Live::new(process, segments, entry.running);
+        vm.life = Life::Live(Live { console: files.console(), program, ..live });
         let session = held.and_then(Held::into_session);
         RestoredVm { entry, vm, session, first_entry_ticks, frames }
     }
