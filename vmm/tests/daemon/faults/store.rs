@@ -12,12 +12,44 @@ use super::service::{Evidence, PATIENCE, Service, VMS, disk, hidden};
 use crate::errands::Client;
 use crate::guests::stop_next_vm_process;
 
+/// Starts a host under systemd. `update` are lines of `[update]`. `None` without KVM.
+fn start(update: &str) -> Option<Service> {
+    let start = || Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), update);
+    super::has_kvm().then(start)
+}
+
+/// Stops the host, and starts the next one with another configuration.
+fn restart_with(service: &mut Service, edit: impl FnOnce(String) -> String) {
+    let config = service.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, edit(text)).unwrap();
+    service.signal(Signal::TERM);
+    service.start_again();
+}
+
+/// Waits until the guest of the first VM was asked to shut down.
+fn wait_until_stopping(service: &Service) {
+    let deadline = Instant::now() + PATIENCE;
+    while service.state(VMS[0]) != "stopping" {
+        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
+    }
+}
+
+/// Asserts that a guest goes on under the next host as it was, and runs once.
+fn assert_goes_on(service: &Service, name: &str, before: Evidence) {
+    let now = service.counts_on(name);
+    assert_eq!(now.boot, before.boot, "{name} was booted again\n{}", service.logs());
+    assert!(now.count >= before.count, "{name} went back: {before:?} {now:?}");
+    assert_eq!(service.runners(name).len(), 1);
+}
+
+fn assert_all_go_on(service: &Service, before: [Evidence; 2]) {
+    VMS.into_iter().zip(before).for_each(|(name, before)| assert_goes_on(service, name, before));
+}
+
 #[test]
 fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = VMS.map(|name| service.counts_on(name));
     let systemctl = service.path().join("systemctl");
     let tells_its_version = fs::read(&systemctl).unwrap();
@@ -40,10 +72,7 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
 
 #[test]
 fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let [before, other] = VMS.map(|name| service.counts_on(name));
     let systemctl = service.path().join("systemctl");
     let works = fs::read(&systemctl).unwrap();
@@ -66,22 +95,14 @@ fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
 
 #[test]
 fn a_vm_that_is_stopping_ends_before_a_stop_by_systemd_and_stays_stopped() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = service.counts_on(VMS[1]);
-    let config = service.path().join("config.toml");
-    let text = fs::read_to_string(&config).unwrap();
     let one = format!("name = \"{}\"\n", VMS[0]);
-    fs::write(&config, text.replace(&one, &(one.clone() + "restart = \"always\"\n"))).unwrap();
-    service.signal(Signal::TERM);
-    service.start_again();
+    restart_with(&mut service, |text| {
+        text.replace(&one, &(one.clone() + "restart = \"always\"\n"))
+    });
     let stop = service.begin(&["stop", VMS[0], "--within", "1000"]);
-    let deadline = Instant::now() + PATIENCE;
-    while service.state(VMS[0]) != "stopping" {
-        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
-    }
+    wait_until_stopping(&service);
     // Its guest ignores the button. The configuration allows it a second.
     service.signal(Signal::TERM);
     let said = stop.wait_with_output().unwrap();
@@ -94,24 +115,15 @@ fn a_vm_that_is_stopping_ends_before_a_stop_by_systemd_and_stays_stopped() {
 
 #[test]
 fn a_host_that_leaves_to_systemd_is_not_replaced_by_another_before() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = service.counts_on(VMS[1]);
-    let config = service.path().join("config.toml");
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("stop-within-s = 1", "stop-within-s = 1000")).unwrap();
-    service.signal(Signal::TERM);
-    service.start_again();
+    restart_with(&mut service, |text| text.replace("stop-within-s = 1", "stop-within-s = 1000"));
     // Its guest ignores the button.
     let stop = service.begin(&["stop", VMS[0]]);
-    let deadline = Instant::now() + PATIENCE;
-    while service.state(VMS[0]) != "stopping" {
-        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
-    }
+    wait_until_stopping(&service);
     service.signal(Signal::TERM);
     let told = |service: &Service| service.logs().matches("got SIGTERM").count();
+    let deadline = Instant::now() + PATIENCE;
     while told(&service) < 2 {
         assert!(Instant::now() < deadline, "the signal does not come\n{}", service.logs());
     }
@@ -135,20 +147,10 @@ fn a_host_that_leaves_to_systemd_is_not_replaced_by_another_before() {
 
 #[test]
 fn a_stop_by_systemd_does_not_cut_a_power_off_short() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
-    let config = service.path().join("config.toml");
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("stop-within-s = 1", "stop-within-s = 4")).unwrap();
-    service.signal(Signal::TERM);
-    service.start_again();
+    let Some(mut service) = start("") else { return };
+    restart_with(&mut service, |text| text.replace("stop-within-s = 1", "stop-within-s = 4"));
     let client = service.begin(&["power-off"]);
-    let deadline = Instant::now() + PATIENCE;
-    while service.state(VMS[0]) != "stopping" {
-        assert!(Instant::now() < deadline, "it does not begin to stop\n{}", service.logs());
-    }
+    wait_until_stopping(&service);
     service.signal(Signal::TERM);
     let said = client.wait_with_output().unwrap();
     assert!(said.status.success(), "{said:?}\n{}", service.logs());
@@ -160,23 +162,13 @@ fn a_stop_by_systemd_does_not_cut_a_power_off_short() {
 
 #[test]
 fn vms_that_hang_at_a_stop_end_together_and_the_others_are_kept() {
-    if !super::has_kvm() {
-        return;
-    }
-    let budget = "budget = 5";
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), budget);
+    let Some(mut service) = start("budget = 5") else { return };
     let before = service.counts_on(VMS[1]);
-    let config = service.path().join("config.toml");
-    let mut text = fs::read_to_string(&config).unwrap();
-    for name in ["three", "four"] {
-        text += &format!(
-            "[[vm]]\nname = \"{name}\"\nmemory = \"size=1G\"\nkernel = {:?}\nserial = \"off\"\n",
-            service.path().join("one.elf")
-        );
-    }
-    fs::write(&config, text).unwrap();
-    service.signal(Signal::TERM);
-    service.start_again();
+    let kernel = service.path().join("one.elf");
+    let more = ["three", "four"].map(|name| {
+        format!("[[vm]]\nname = \"{name}\"\nmemory = \"size=1G\"\nkernel = {kernel:?}\nserial = \"off\"\n")
+    });
+    restart_with(&mut service, |text| text + &more.concat());
     let hanging = [VMS[0], "three", "four"];
     hanging[1..].iter().for_each(|name| assert!(service.ctl(&["boot", name]).status.success()));
     let pids = hanging.map(|name| service.vm(name)["pid"].as_i64().unwrap() as i32);
@@ -198,8 +190,8 @@ fn vms_that_hang_at_a_stop_end_together_and_the_others_are_kept() {
 /// Stops a host, makes `documents` of it unreadable, and starts the host twice over that. Returns the service, whose last
 /// host has ended again, and what the guests' memory said before. Nothing in the store has changed, and the documents can
 /// be read again.
-fn unreadable_twice(documents: &[&str], state: &str) -> (Service, [Evidence; 2]) {
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+fn unreadable_twice(documents: &[&str], state: &str) -> Option<(Service, [Evidence; 2])> {
+    let mut service = start("")?;
     let before = VMS.map(|name| service.counts_on(name));
     service.signal(Signal::TERM);
     service.wait_for_its_end();
@@ -227,36 +219,28 @@ fn unreadable_twice(documents: &[&str], state: &str) -> (Service, [Evidence; 2])
             |(name, _): &(&String, &u64)| state == "withheld" || name.starts_with("perennial-vm-");
         assert!(left.iter().filter(stays).eq(now.iter().filter(stays)), "{left:?} {now:?}");
     }
-    (service, before)
+    Some((service, before))
 }
 
 /// Starts the host once more, and asserts that the guests go on.
 fn assert_all_come_back(service: &mut Service, before: [Evidence; 2]) {
     service.start_again();
-    for (name, before) in VMS.into_iter().zip(before) {
-        let now = service.counts_on(name);
-        assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
-        assert_eq!(service.runners(name).len(), 1);
-    }
+    assert_all_go_on(service, before);
 }
 
 #[test]
 fn what_nobody_can_read_stays_in_the_store_until_a_host_can() {
-    if !super::has_kvm() {
-        return;
-    }
     let documents = ["perennial-host/0", "perennial-host/1"];
-    let (mut service, before) = unreadable_twice(&documents, "withheld");
+    let Some((mut service, before)) = unreadable_twice(&documents, "withheld") else { return };
     documents.iter().for_each(|document| service.manager().flip(document));
     assert_all_come_back(&mut service, before);
 }
 
 #[test]
 fn a_manifest_that_nobody_can_read_goes_along_in_the_store() {
-    if !super::has_kvm() {
+    let Some((mut service, before)) = unreadable_twice(&["perennial-host/0"], "preserved") else {
         return;
-    }
-    let (mut service, before) = unreadable_twice(&["perennial-host/0"], "preserved");
+    };
     // Each host has a manifest of its own. The one that has the VMs is carried on behind it.
     service.manager().flip("perennial-host/2");
     assert_all_come_back(&mut service, before);
@@ -264,10 +248,7 @@ fn a_manifest_that_nobody_can_read_goes_along_in_the_store() {
 
 #[test]
 fn vms_that_are_lost_with_a_killed_host_boot_again_if_their_policy_says_so() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = VMS.map(|name| service.counts_on(name));
     let config = service.path().join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
@@ -286,22 +267,9 @@ fn vms_that_are_lost_with_a_killed_host_boot_again_if_their_policy_says_so() {
     assert_eq!(service.state(VMS[1]), "failed");
 }
 
-/// Asserts that the guests go on under the next host as they were, and that each runs once.
-fn assert_all_go_on(service: &Service, before: [super::service::Evidence; 2]) {
-    for (name, before) in VMS.into_iter().zip(before) {
-        let now = service.counts_on(name);
-        assert_eq!(now.boot, before.boot, "{name} was booted again\n{}", service.logs());
-        assert!(now.count >= before.count, "{name} went back: {before:?} {now:?}");
-        assert_eq!(service.runners(name).len(), 1);
-    }
-}
-
 #[test]
 fn a_full_store_costs_a_program_and_then_the_least_urgent_vm_and_never_all_of_them() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = VMS.map(|name| service.counts_on(name));
     // A piece of RAM and a document for each VM, and two documents of the host. The service was told of 64.
     service.manager().set_capacity(6);
@@ -323,10 +291,7 @@ fn a_full_store_costs_a_program_and_then_the_least_urgent_vm_and_never_all_of_th
 
 #[test]
 fn a_preserved_vm_stays_in_the_store_if_a_stop_is_undone_and_the_host_is_killed() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = service.counts_on(VMS[0]);
     let (disk, hidden) = (disk(service.path(), VMS[0]), hidden(service.path(), VMS[0]));
     service.signal(Signal::TERM);
@@ -349,16 +314,12 @@ fn a_preserved_vm_stays_in_the_store_if_a_stop_is_undone_and_the_host_is_killed(
     assert_eq!(service.state(VMS[0]), "preserved", "{}", service.logs());
     fs::rename(&hidden, &disk).unwrap();
     assert!(service.ctl(&["restore", VMS[0]]).status.success(), "{}", service.logs());
-    let now = service.counts_on(VMS[0]);
-    assert!(now.boot == before.boot && now.count >= before.count, "{before:?} {now:?}");
+    assert_goes_on(&service, VMS[0], before);
 }
 
 #[test]
 fn while_systemd_does_not_answer_a_stop_ends_no_vm() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let before = VMS.map(|name| service.counts_on(name));
     let (socket, gone) = (service.path().join("notify"), service.path().join("gone"));
     fs::rename(&socket, &gone).unwrap();
@@ -382,10 +343,7 @@ fn while_systemd_does_not_answer_a_stop_ends_no_vm() {
 
 #[test]
 fn clients_that_wait_get_replies_before_a_stop_by_systemd() {
-    if !super::has_kvm() {
-        return;
-    }
-    let mut service = Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), "");
+    let Some(mut service) = start("") else { return };
     let [one, two] = VMS;
     let before = service.counts_on(one);
     assert!(service.ctl(&["stop", two, "--now"]).status.success());
