@@ -160,8 +160,8 @@ pub trait Retrieve: fmt::Debug + Send + Sync {
     /// Ends the preservation of everything in the session.
     fn finish(&self) -> Result<(), Errno>;
 
-    /// Makes sure that each file has its place, where an outgoing session of the same name takes the places of this
-    /// one's files.
+    /// Preserves the files again that an outgoing session of the same name has replaced. Does nothing where such a
+    /// session replaces none.
     fn put_back(&self) -> Result<(), (Token, Errno)> {
         Ok(())
     }
@@ -263,8 +263,8 @@ impl Incoming {
         })
     }
 
-    /// Makes sure that the next process or kernel finds the files again after an outgoing session of the same name was
-    /// dropped, which may have taken their places. Call this when no such session is left.
+    /// Preserves the files again that an outgoing session of the same name has replaced. Call this when that session was
+    /// dropped.
     pub fn put_back(&self) -> Result<(), Error> {
         let error = |(token, errno)| Error::Preserve { session: self.name.clone(), token, errno };
         self.session.put_back().map_err(error)

@@ -185,7 +185,7 @@ impl HostSection {
     }
 
     /// Returns the keys of a configuration that is not valid as a whole; a key that cannot be read is empty. A host needs
-    /// them to reach the pool, and so the VMs that the previous kernel left, and to be reached and to live itself.
+    /// them to reach the pool with the VMs that the previous kernel left, to feed its watchdog, and to serve its API.
     pub fn salvage(text: &str) -> Self {
         fn key<T: serde::de::DeserializeOwned + Default>(host: &toml::Value, key: &str) -> T {
             host.get(key).and_then(|value| value.clone().try_into().ok()).unwrap_or_default()

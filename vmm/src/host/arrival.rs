@@ -502,8 +502,8 @@ impl Host {
         true
     }
 
-    /// Makes sure that the documents that name the preserved VMs are in the store, after an attempt to leave that was
-    /// undone: its own have taken their places.
+    /// Stores the documents again that name the preserved VMs. An attempt to leave has replaced them by its own, which
+    /// were removed when it was undone.
     pub(super) fn put_back(&self) {
         if let Some(Err(error)) = self.last_host.session.as_ref().map(Incoming::put_back) {
             tracing::error!("{}", chain(&error).join(": "));

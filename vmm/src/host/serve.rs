@@ -235,17 +235,14 @@ impl Server {
             true => host.config.host.stop_within_s(),
             false => 0,
         };
-        match is_in_store {
-            true => tracing::info!("got SIGTERM or SIGINT: the VMs are left to systemd"),
-            false => {
-                tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s")
-            }
-        }
-        match is_in_store {
+        if is_in_store {
+            tracing::info!("got SIGTERM or SIGINT: the VMs are left to systemd");
             // The next host would not know that an operator has asked the guests of some to shut down, by `stop` or
             // `power-off`. So these VMs end before.
-            true => self.calls.leaves = Some(after(within_s)),
-            false => self.calls.end_host(host, within_s),
+            self.calls.leaves = Some(after(within_s));
+        } else {
+            tracing::info!("got SIGTERM or SIGINT: all VMs are stopped within {within_s} s");
+            self.calls.end_host(host, within_s);
         }
     }
 
