@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use rustix::process::{
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 
 use crate::answer::ends_within;
+use crate::mutex::lock;
 
 /// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
 /// example on a disk that does not answer, takes longer.
@@ -29,6 +31,27 @@ const THREAD_WITHIN: Duration = Duration::from_secs(10);
 const NAME: &str = "perennial";
 /// The running program.
 const OWN: &str = "/proc/self/exe";
+
+/// The processes that were killed, and have not ended in time.
+static UNENDED: Mutex<Vec<Unended>> = Mutex::new(Vec::new());
+
+/// A process that was killed and has not ended in time.
+struct Unended {
+    pid: Pid,
+    pidfd: OwnedFd,
+    holds: &'static str,
+}
+
+/// Returns what is to be said of each process that was killed, was waited for in vain, and has not ended since. Each
+/// continues the words "this host is still".
+pub fn unended() -> Vec<String> {
+    let mut unended = lock(&UNENDED);
+    unended.retain(|process| !matches!(ends_within(&process.pidfd, Duration::ZERO), Ok(true)));
+    let waits = |Unended { pid, holds, .. }: &Unended| {
+        format!("waiting for the end of process {pid}, which was killed and keeps {holds} busy")
+    };
+    unended.iter().map(waits).collect()
+}
 
 /// A running process. Dropping this kills the process and waits for its end, so that its files are closed.
 #[derive(Debug)]
@@ -156,15 +179,37 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         match ends_within(&self.pidfd, GONE_WITHIN) {
-            Ok(false) => tracing::error!(
-                "process {} was killed and does not end: it may keep {} busy",
-                self.pid,
-                self.holds
-            ),
+            Ok(false) => {
+                let Self { pid, holds, .. } = *self;
+                tracing::error!(
+                    "process {pid} was killed and does not end: it may keep {holds} busy"
+                );
+                if let Ok(pidfd) = self.pidfd.try_clone() {
+                    lock(&UNENDED).push(Unended { pid, pidfd, holds });
+                }
+            }
             _ => {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
                 let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_process_is_named_until_it_has_ended() {
+        let process = Process::idle();
+        let is_named =
+            || unended().iter().any(|said| said.contains(&format!("process {},", process.pid())));
+        let pidfd = process.pidfd.try_clone().unwrap();
+        lock(&UNENDED).push(Unended { pid: process.pid, pidfd, holds: "a VM's memory" });
+        assert!(is_named());
+        process.kill();
+        assert!(ends_within(&process.pidfd, Duration::from_secs(600)).unwrap());
+        assert!(!is_named());
     }
 }

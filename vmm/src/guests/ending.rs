@@ -20,7 +20,7 @@ pub(super) struct Ending {
 
 impl Guest {
     /// Ends the VM's process, if it has one. The VM's life is `life` from now on.
-    pub(super) fn end_with(&mut self, life: Life) {
+    pub fn end_with(&mut self, life: Life) {
         if let Life::Live(live) = std::mem::replace(&mut self.life, life) {
             live.process.kill();
             self.let_end(live.process.pid(), live);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::service_stop::Attempts;
 use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
@@ -35,8 +36,8 @@ pub(super) struct Server {
     calls: Calls,
     /// When the host tries again to leave to systemd, after it could not. Until then its VMs run.
     leaves_again: Option<Instant>,
-    /// How often it has tried in vain, by no fault of systemd.
-    failed_to_leave: u32,
+    /// The attempts so far.
+    attempts: Attempts,
 }
 
 /// What the loop waits for.
@@ -69,7 +70,8 @@ impl Server {
         // One that comes during a handover is not read from its pipe before the exec.
         next_host::heed(end).map_err(HostError::Loop)?;
         let calls = Calls::default();
-        Ok(Self { signals, left: None, calls, leaves_again: None, failed_to_leave: 0 })
+        let attempts = Attempts::default();
+        Ok(Self { signals, left: None, calls, leaves_again: None, attempts })
     }
 
     /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
@@ -236,6 +238,10 @@ impl Server {
             false => 0,
         };
         if is_in_store {
+            if !is_first {
+                self.attempts.hurry();
+                self.leaves_again = None;
+            }
             tracing::info!("got SIGTERM or SIGINT: the VMs are left to systemd");
             // The next host would not know that an operator has asked the guests of some to shut down, by `stop` or
             // `power-off`. So these VMs end before.
@@ -248,11 +254,13 @@ impl Server {
 
     /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
-        // Before the attempt: this process ends with it.
-        self.calls.give_up(host);
-        let Self { calls, failed_to_leave: failed, .. } = self;
-        let leave = |observer: Observer<'_>| host.leave_to_service(failed, observer);
-        let pause = calls.observed(Caller::Port, Transaction::ServiceStop, leave);
+        let Self { calls, attempts, .. } = self;
+        let pause = host.waits_to_leave(attempts).or_else(|| {
+            // Before the attempt: this process ends with it.
+            calls.give_up(host);
+            let leave = |observer: Observer<'_>| host.leave_to_service(attempts, observer);
+            calls.observed(Caller::Port, Transaction::ServiceStop, leave)
+        });
         let within_s = host.config.host.stop_within_s();
         self.calls.leaves = Some(after(within_s) + pause.unwrap_or_default());
         self.leaves_again = pause.map(|pause| Instant::now() + pause);

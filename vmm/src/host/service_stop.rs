@@ -3,36 +3,108 @@
 //! systemd stops the host in any case, so this keeps what can be kept:
 //!
 //! ```text
+//!   a thread is stuck -----------> the VMs run on, and the host tries again, until a second SIGTERM comes, or, when the
+//!                                  machine's run ends, for some time
 //!   systemd does not answer -----> the VMs run on, and the host tries again, until `power-off` or systemd ends it
 //!   no room in the store --------> the programs of earlier hosts go, then the VM that found no room
 //!   a VM cannot be saved --------> that VM ends, the others are tried again without it
 //!   anything else ---------------> the VMs run on, and the host tries again, a few times
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::arrival::Destiny;
+use super::instance::Instance;
 use super::{Host, service};
 use crate::causes::chain;
 use crate::guests::{Guest, Life};
 use crate::live_update::leaving::Kept;
 use crate::live_update::outgoing::{self, Destination, Plan, Undone};
 use crate::live_update::programs::Program;
-use crate::live_update::{Observer, Progress, Step};
+use crate::live_update::{Observer, Progress, Step, UpdateError, process_end};
 use crate::machine::VmName;
 
+/// How long the host waits, the first time, for the work of its threads.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// Time until the host tries again.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often it tries, unless it is systemd that does not answer.
 const MOST_ATTEMPTS: u32 = 5;
+/// How long the host waits for a thread that is stuck, if systemd ends the machine's run. If only this service is to stop,
+/// it waits until the thread ends, because the guests run meanwhile.
+const LAST_WAIT: Duration = Duration::from_secs(600);
+
+/// The attempts to leave to systemd so far.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    /// How many failed by no fault of systemd.
+    failed: u32,
+    /// What keeps this process from ending, and since when. `None` if nothing does.
+    unended: Option<(Instant, Vec<String>)>,
+    /// Whether somebody wants the host to leave although something does.
+    is_hurried: bool,
+    /// Whether the host leaves although something does.
+    leaves_anyway: bool,
+}
+
+impl Attempts {
+    /// Waits no more for what keeps this process from ending.
+    pub(super) fn hurry(&mut self) {
+        self.is_hurried = true;
+    }
+
+    /// Whether no attempt is made now, because this process would not end. Says so in the log, and as the status of the
+    /// service.
+    fn wait(&mut self) -> bool {
+        let within = match self.unended {
+            None => FIRST_WAIT,
+            Some(_) => Duration::ZERO,
+        };
+        let work = process_end::unended(within);
+        if work.is_empty() {
+            self.unended = None;
+            return false;
+        }
+        let (since, told) = self.unended.get_or_insert_with(|| (Instant::now(), Vec::new()));
+        if *told != work {
+            let error = UpdateError::Unended { work: work.clone() };
+            tracing::error!("{error}. The VMs run on until then");
+            service::stopping(&format!("the VMs run: this host is still {}", work.join(" and ")));
+            *told = work;
+        }
+        self.leaves_anyway = self.is_hurried || is_over(since.elapsed(), service::is_ending);
+        if self.leaves_anyway {
+            tracing::error!(
+                "the VMs go into the fd store all the same: they stand still until that has ended, or systemd does not wait \
+                 for the end of this process any longer"
+            );
+        }
+        !self.leaves_anyway
+    }
+}
+
+/// Whether the host has `waited` long enough for what keeps it from ending. `is_ending`: whether systemd ends the machine's
+/// run, if it tells.
+fn is_over(waited: Duration, is_ending: impl FnOnce() -> Option<bool>) -> bool {
+    waited >= LAST_WAIT && is_ending() == Some(true)
+}
 
 impl Host {
+    /// Returns the time until the next attempt to leave to systemd, if this process would not end now. The VMs run on until
+    /// then.
+    pub(super) fn waits_to_leave(&self, attempts: &mut Attempts) -> Option<Duration> {
+        if !self.is_in_fd_store() {
+            return None;
+        }
+        service::extend_timeout();
+        attempts.wait().then_some(AGAIN_AFTER)
+    }
+
     /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM can be put
     /// there now. `None`: the VMs end with this host. A time: they run on until the next attempt, after that time.
-    /// `failed` counts the attempts that failed by no fault of systemd.
     pub(super) fn leave_to_service(
         &mut self,
-        failed: &mut u32,
+        attempts: &mut Attempts,
         observer: Observer<'_>,
     ) -> Option<Duration> {
         if !self.is_in_fd_store() {
@@ -58,7 +130,9 @@ impl Host {
         let mut keeps_programs = true;
         loop {
             let Ok(luo) = &self.luo else { return None };
-            let plan = Plan { keeps_programs, ..self.plan(Destination::Service, &told) };
+            let lock = self.instance.as_ref().map(Instance::lock);
+            let destination = Destination::Service { lock, waits: !attempts.leaves_anyway };
+            let plan = Plan { keeps_programs, ..self.plan(destination, &told) };
             let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
             let Undone { error, kept: Kept { saved, resuming } } = match left {
                 Ok(never) => match never {},
@@ -79,12 +153,15 @@ impl Host {
                 );
                 return Some(AGAIN_AFTER);
             }
+            if error.is_unended() {
+                return Some(AGAIN_AFTER);
+            }
             if error.is_full() && self.give_up_programs(keeps_programs) {
                 keeps_programs = false;
                 continue;
             }
             // A shortage is not the VM's fault, and may pass.
-            let is_last = *failed + 1 >= MOST_ATTEMPTS;
+            let is_last = attempts.failed + 1 >= MOST_ATTEMPTS;
             let named = match error.is_shortage() && !is_last {
                 true => Vec::new(),
                 false => error.vms().into_iter().cloned().collect::<Vec<VmName>>(),
@@ -95,8 +172,8 @@ impl Host {
             {
                 continue;
             }
-            *failed += 1;
-            if *failed < MOST_ATTEMPTS {
+            attempts.failed += 1;
+            if attempts.failed < MOST_ATTEMPTS {
                 let seconds = AGAIN_AFTER.as_secs();
                 tracing::error!("the VMs run on, and the host tries again after {seconds} s");
                 return Some(AGAIN_AFTER);
@@ -152,5 +229,19 @@ impl Host {
             "no VM can be kept: `{}` end, and only what is in the fd store already stays",
             names.join("`, `")
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_stuck_is_waited_for_without_a_limit_unless_the_machines_run_ends() {
+        let (long, short) = (LAST_WAIT, LAST_WAIT - Duration::from_secs(1));
+        assert!(is_over(long, || Some(true)));
+        assert!(!is_over(long * 100, || Some(false)), "the guests run meanwhile");
+        assert!(!is_over(long * 100, || None), "what is not known is no reason to pause them");
+        assert!(!is_over(short, || panic!("systemd is not asked yet")));
     }
 }

@@ -8,7 +8,6 @@
 //!
 //! Nobody waits meanwhile: the main loop serves all else, and looks after each round at what has ended.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Host, HostError, find, index_of};
@@ -160,18 +159,13 @@ impl Host {
     /// Ends those of these VMs that have a process, so that the others can be kept. They have failed for this reason.
     /// Returns whether there is one.
     pub(super) fn fail(&mut self, names: &[VmName], why: &[String]) -> bool {
-        let mut ended = Vec::new();
-        for vm in self.vms.iter_mut().filter(|vm| names.contains(&vm.machine.name)) {
-            if vm.is_live() {
-                tracing::error!(
-                    "VM `{}` is ended, so that the others can be kept",
-                    vm.machine.name
-                );
-                ended.push(std::mem::replace(&mut vm.life, Life::Failed(why.to_vec())));
-            }
+        let is_meant = |vm: &&mut Guest| vm.is_live() && names.contains(&vm.machine.name);
+        let mut any = false;
+        for vm in self.vms.iter_mut().filter(is_meant) {
+            tracing::error!("VM `{}` is ended, so that the others can be kept", vm.machine.name);
+            vm.end_with(Life::Failed(why.to_vec()));
+            any = true;
         }
-        let any = !ended.is_empty();
-        end_together(ended);
         any
     }
 
@@ -209,16 +203,6 @@ impl Host {
             None => Ok(()),
         }
     }
-}
-
-/// Ends VMs, all at the same time: a process that is stuck in the kernel takes several seconds.
-fn end_together(lives: Vec<Life>) {
-    thread::scope(|scope| {
-        for life in lives {
-            // Without a thread for it, it ends here.
-            let _ = thread::Builder::new().spawn_scoped(scope, move || drop(life));
-        }
-    });
 }
 
 pub(super) fn after(seconds: u32) -> Instant {

@@ -21,6 +21,7 @@ pub mod next_kernel;
 pub mod outgoing;
 pub mod pass_on;
 pub mod preflight;
+pub mod process_end;
 pub mod programs;
 pub mod rehearsal;
 mod syncing;

@@ -35,7 +35,7 @@ use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
 use super::programs::{self, Travelling};
 use super::syncing::{sync, sync_ahead};
-use super::{Observer, Step, UpdateError, begin};
+use super::{Observer, Step, UpdateError, begin, process_end};
 use crate::arch::x86_64::tsc;
 use crate::guests::conversation::unexpected;
 use crate::guests::first_states::travels;
@@ -45,6 +45,9 @@ use crate::guests::{Guest, Life, Live};
 use crate::link::{Reply, Request, Role};
 use crate::machine::{Machine, VmName};
 use crate::state::document;
+
+/// How long a stop by systemd waits, while the guests run, for what keeps this process from ending.
+const UNENDED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The host that takes over the VMs.
 pub enum Destination<'a> {
@@ -60,7 +63,12 @@ pub enum Destination<'a> {
         lock: Option<BorrowedFd<'a>>,
     },
     /// The next process of this systemd service, under this kernel or another. This process ends.
-    Service,
+    Service {
+        /// The machine's lock on hosts, which this process releases.
+        lock: Option<BorrowedFd<'a>>,
+        /// Whether no guest is paused while something keeps this process from ending.
+        waits: bool,
+    },
 }
 
 /// The arguments of a live update or a handover.
@@ -100,18 +108,18 @@ impl Plan<'_> {
 enum Next<'a> {
     Kernel(LoadedImage),
     Host(NextHost, Option<&'a Keeper>, Option<BorrowedFd<'a>>),
-    Service,
+    Service { lock: Option<BorrowedFd<'a>>, waits: bool },
 }
 
 impl Next<'_> {
     /// Whether this host can go on if the VMs do not leave. systemd stops its service in any case.
     fn can_be_undone(&self) -> bool {
-        !matches!(self, Self::Service)
+        !matches!(self, Self::Service { .. })
     }
 
     /// Whether written data that is not on a disk yet would be lost.
     fn loses_page_cache(&self) -> bool {
-        matches!(self, Self::Kernel(_) | Self::Service)
+        matches!(self, Self::Kernel(_) | Self::Service { .. })
     }
 }
 
@@ -148,7 +156,7 @@ fn leave(
 
     // While the guests run.
     // Unfinished sessions of the last live update stay in the fd store of a systemd service.
-    if !matches!(plan.destination, Destination::Service) {
+    if !matches!(plan.destination, Destination::Service { .. }) {
         refuse_unfinished(unfinished)?;
     }
     before(Step::Load)?;
@@ -209,8 +217,10 @@ fn leave(
     confirm()?;
     ledger.enter("preserve-ram", loaded, tsc::now());
 
-    if let Next::Host(..) = next {
-        refuse_unended_work()?;
+    match next {
+        Next::Host(..) => refuse_unended_work()?,
+        Next::Service { waits: true, .. } => refuse_unended()?,
+        Next::Kernel(_) | Next::Service { .. } => {}
     }
 
     // The blackout.
@@ -274,7 +284,7 @@ fn load<'a>(
             }
             Next::Host(program, *keeper, *lock)
         }
-        Destination::Service => Next::Service,
+        Destination::Service { lock, waits } => Next::Service { lock: *lock, waits: *waits },
     })
 }
 
@@ -318,9 +328,8 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>, processes: &[Pid]) -> UpdateErro
                 }
             }
         }
-        // This process exits without dropping anything, because dropping sessions would abandon them.
-        Next::Service => match luo.switch(&mut || ()) {
-            Ok(()) => std::process::exit(0),
+        Next::Service { lock, .. } => match luo.switch(&mut || ()) {
+            Ok(()) => process_end::end(lock),
             refused => refused,
         },
     };
@@ -329,6 +338,12 @@ fn jump(luo: &dyn Orchestrator, next: Next<'_>, processes: &[Pid]) -> UpdateErro
         (Ok(()), None) => UpdateError::NoJump,
         (Err(source), _) => luo_error(Step::Jump, None)(source),
     }
+}
+
+/// Errors if this process would not end soon. Waits for what keeps it from ending.
+fn refuse_unended() -> Result<(), UpdateError> {
+    let work = process_end::unended(UNENDED_WITHIN);
+    if work.is_empty() { Ok(()) } else { Err(UpdateError::Unended { work }) }
 }
 
 /// Errors if a session of the last live update could not be finished: LUO would not preserve its files again.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::blackout::{Blackout, collect_within};
 use super::file_systems;
 use super::leaving::Leaving;
-use super::outgoing::Plan;
+use super::outgoing::{Destination, Plan};
 use super::{Step, UpdateError};
 use crate::arch::x86_64::tsc;
 use crate::causes::chain;
@@ -153,8 +153,12 @@ fn sync_disks<'a>(
 }
 
 /// Makes the host's own files durable, such as logs. The VMs do not need them, so a file system that hangs does not
-/// stop the update.
+/// stop the update. At a stop by systemd this does nothing: systemd syncs all file systems before it enters another kernel,
+/// and a thread that hangs would keep this process from ending.
 fn sync_host(plan: &Plan<'_>, step: Step, within: Duration) -> Result<(), UpdateError> {
+    if let Destination::Service { .. } = plan.destination {
+        return Ok(());
+    }
     let late = file_systems::sync(plan.pool.as_deref(), within);
     for path in late.map_err(|source| UpdateError::Sync { step, source })? {
         let (path, seconds) = (path.display(), within.as_secs());

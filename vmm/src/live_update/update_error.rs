@@ -130,6 +130,16 @@ pub enum UpdateError {
         /// The budget.
         budget: Duration,
     },
+    /// Something keeps this process from ending, so systemd would not start the next one.
+    #[error(
+        "this host is still {}. systemd starts no other host before that has ended, and all guests would stand still until \
+         then. Repair what it waits for, such as a disk or a server that does not answer",
+        work.join(" and ")
+    )]
+    Unended {
+        /// What does.
+        work: Vec<String>,
+    },
     /// A document cannot be written.
     #[error("step `{step}`{}: cannot write the {what}", about(vm.as_ref()))]
     Document {
@@ -239,6 +249,11 @@ impl UpdateError {
     /// Whether the service manager that keeps the files of the VMs did not answer. Nothing is wrong with a VM.
     pub fn is_unanswered(&self) -> bool {
         matches!(self, Self::Luo { source, .. } if source.is_unanswered())
+    }
+
+    /// Whether something keeps this process from ending. Nothing is wrong with a VM.
+    pub fn is_unended(&self) -> bool {
+        matches!(self, Self::Unended { .. })
     }
 
     /// Whether the host itself was short of memory, files or buffers. Nothing is wrong with a VM that the error names.

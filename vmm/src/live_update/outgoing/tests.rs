@@ -144,7 +144,7 @@ fn leave_with(bytes: u64, documents: &Documents) -> (UpdateError, Vec<Request>, 
     let asked = Arc::default();
     let luo = Stays { player, asked: Arc::clone(&asked), documents: Arc::clone(documents) };
     let plan = Plan {
-        destination: Destination::Service,
+        destination: Destination::Service { lock: None, waits: true },
         stop_before: None,
         verify_frames: false,
         number: 1,

@@ -68,7 +68,7 @@ fn sync_them(
     is_last_chance: bool,
 ) -> (Result<Vec<bool>, UpdateError>, Kept) {
     let plan = Plan {
-        destination: Destination::Service,
+        destination: Destination::Service { lock: None, waits: true },
         stop_before: None,
         verify_frames: false,
         without: Vec::new(),

@@ -13,6 +13,7 @@ mod damage;
 mod manager;
 mod service;
 mod store;
+mod stuck;
 mod table;
 
 use std::collections::BTreeMap;

@@ -13,13 +13,13 @@ use crate::errands::Client;
 use crate::guests::stop_next_vm_process;
 
 /// Starts a host under systemd. `update` are lines of `[update]`. `None` without KVM.
-fn start(update: &str) -> Option<Service> {
+pub(super) fn start(update: &str) -> Option<Service> {
     let start = || Service::start(Backend::Systemd, tempfile::tempdir().unwrap(), update);
     super::has_kvm().then(start)
 }
 
 /// Stops the host, and starts the next one with another configuration.
-fn restart_with(service: &mut Service, edit: impl FnOnce(String) -> String) {
+pub(super) fn restart_with(service: &mut Service, edit: impl FnOnce(String) -> String) {
     let config = service.path().join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, edit(text)).unwrap();
@@ -43,7 +43,7 @@ fn assert_goes_on(service: &Service, name: &str, before: Evidence) {
     assert_eq!(service.runners(name).len(), 1);
 }
 
-fn assert_all_go_on(service: &Service, before: [Evidence; 2]) {
+pub(super) fn assert_all_go_on(service: &Service, before: [Evidence; 2]) {
     VMS.into_iter().zip(before).for_each(|(name, before)| assert_goes_on(service, name, before));
 }
 
