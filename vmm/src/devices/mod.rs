@@ -36,6 +36,11 @@ pub trait Device: Send {
     /// stop in parallel.
     fn pause(&mut self);
 
+    /// Errors if the host has not answered for [`STALLED_AFTER`](storage::STALLED_AFTER) what the device waits for: a
+    /// pause would wait for it in vain. Returns at once. What a [`Storage`](storage::Storage) says by itself is not
+    /// repeated.
+    fn check_answers(&self, now: Instant) -> Result<(), DeviceError>;
+
     /// Waits until the paused device has finished the work it had started. On return no request is
     /// in flight, the device neither reads nor writes guest memory until [`resume`](Self::resume),
     /// and every completed write has been handed to the host's kernel. Errors if the work is not

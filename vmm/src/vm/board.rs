@@ -291,6 +291,13 @@ impl Board {
         found.map(|(_, storage)| &**storage)
     }
 
+    /// Errors if a device waits for the host for so long that a pause would wait for it in vain.
+    pub fn check_answers(&self) -> Result<(), DeviceError> {
+        self.check_storages()?;
+        let now = Instant::now();
+        self.devices.iter().try_for_each(|placed| lock(&placed.device).check_answers(now))
+    }
+
     /// Errors if a storage has not answered for so long that a pause or a sync would wait for it in vain.
     pub fn check_storages(&self) -> Result<(), DeviceError> {
         self.storages.iter().try_for_each(|(node, storage)| {

@@ -197,12 +197,12 @@ impl Vm {
 
     /// Stops vCPUs, then devices. Returns the host's TSC just after the last vCPU left the guest. If a
     /// device does not stop, resumes the machine and returns that error. If a device is known not to stop, because
-    /// its storage hangs, errors at once and does not stop the machine.
+    /// its storage or the sink of its output hangs, errors at once and does not stop the machine.
     pub fn pause(&mut self) -> Result<u64, VmError> {
         if !self.running {
             return Err(VmError::Already("paused"));
         }
-        self.board.check_storages()?;
+        self.board.check_answers()?;
         let last_exit = self.vcpus.pause()?;
         self.running = false;
         if let Err(error) = self.board.pause() {

@@ -43,6 +43,7 @@ use self::console::Console;
 use self::uart::Written;
 use super::claims::Claim;
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use super::storage::STALLED_AFTER;
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
 use crate::bus::BusDevice;
@@ -67,15 +68,15 @@ struct Shared {
 /// Whether bytes move.
 struct Motion {
     paused: bool,
-    /// Whether the port's thread moves bytes now. A pause waits for it in the drain, which has a deadline: a sink
-    /// may hold up a write for long.
-    moving: bool,
+    /// Since when the port's thread moves bytes. `None` if it does not. A pause waits for it in the drain, which has a
+    /// deadline: a sink may hold up a write for long.
+    moving: Option<Instant>,
 }
 
 impl Outbox {
     fn new(pending: Vec<u8>, running: bool) -> Result<Self, InterruptError> {
         let doorbell = event("the serial port's output")?;
-        let motion = Mutex::new(Motion { paused: !running, moving: false });
+        let motion = Mutex::new(Motion { paused: !running, moving: None });
         let (pending, still) = (Mutex::new(pending.into()), Condvar::new());
         Ok(Self(Arc::new(Shared { pending, doorbell, motion, still })))
     }
@@ -87,10 +88,10 @@ impl Outbox {
             if motion.paused {
                 return false;
             }
-            motion.moving = true;
+            motion.moving = Some(Instant::now());
         }
         how();
-        lock(&self.0.motion).moving = false;
+        lock(&self.0.motion).moving = None;
         self.0.still.notify_all();
         true
     }
@@ -224,23 +225,36 @@ impl BusDevice for Serial {
     }
 }
 
+/// The error of a port whose thread waits for the sink.
+fn held_up() -> DeviceError {
+    DeviceError {
+        device: format!("{}@{:x}", Serial::NAME, layout::COM1_PORT),
+        attempt: "stop",
+        source: "the file or terminal that takes its output does not answer".into(),
+    }
+}
+
 impl Device for Serial {
     fn pause(&mut self) {
         lock(&self.outbox.0.motion).paused = true;
+    }
+
+    fn check_answers(&self, now: Instant) -> Result<(), DeviceError> {
+        let since = lock(&self.outbox.0.motion).moving;
+        match since.is_some_and(|since| now.saturating_duration_since(since) >= STALLED_AFTER) {
+            true => Err(held_up()),
+            false => Ok(()),
+        }
     }
 
     /// Waits until no byte moves. No vCPU runs.
     fn drain(&mut self, deadline: Instant) -> Result<(), DeviceError> {
         let Shared { motion, still, .. } = &*self.outbox.0;
         let mut motion = lock(motion);
-        while motion.moving {
+        while motion.moving.is_some() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(DeviceError {
-                    device: format!("{}@{:x}", Self::NAME, layout::COM1_PORT),
-                    attempt: "stop",
-                    source: "the file or terminal that takes its output does not answer".into(),
-                });
+                return Err(held_up());
             }
             motion = still.wait_timeout(motion, left).unwrap_or_else(PoisonError::into_inner).0;
         }

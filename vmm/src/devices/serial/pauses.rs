@@ -271,6 +271,11 @@ fn a_sink_that_holds_up_a_write_delays_no_pause_and_the_drain_says_so() {
     while !outbox.pending().is_empty() {
         std::thread::yield_now();
     }
+    // Before a pause the machine looks at whether the port would keep it waiting.
+    let now = Instant::now();
+    port.check_answers(now).unwrap();
+    let error = port.check_answers(now + STALLED_AFTER).unwrap_err();
+    assert_eq!(error.device, "serial@3f8");
     let (sender, paused) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         port.pause();
@@ -283,6 +288,7 @@ fn a_sink_that_holds_up_a_write_delays_no_pause_and_the_drain_says_so() {
     terminal.read_exact(&mut shown).unwrap();
     port.drain(Instant::now() + Duration::from_secs(60)).unwrap();
     assert_eq!(shown[1..], text);
+    port.check_answers(Instant::now() + STALLED_AFTER).unwrap();
     assert_eq!(port.save().unwrap().outbox, b"");
     thread.join().unwrap();
 }

@@ -180,6 +180,31 @@ fn a_disk_that_is_stuck_delays_neither_another_disk_nor_the_console() {
 }
 
 #[test]
+fn a_device_that_would_keep_a_pause_waiting_is_known_before_it() {
+    struct Deaf;
+    impl Device for Deaf {
+        fn pause(&mut self) {
+            panic!("it was asked before");
+        }
+        fn check_answers(&self, _now: Instant) -> Result<(), DeviceError> {
+            Err(DeviceError {
+                device: "deaf@1".to_owned(),
+                attempt: "stop",
+                source: "it is".into(),
+            })
+        }
+        fn drain(&mut self, _deadline: Instant) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn resume(&mut self) {}
+    }
+    let mut machine = Running::new(|_| ());
+    machine.board.check_answers().unwrap();
+    machine.board.devices[1].device = Arc::new(Mutex::new(Deaf));
+    assert_eq!(machine.board.check_answers().unwrap_err().device, "deaf@1");
+}
+
+#[test]
 fn a_device_whose_thread_ends_ends_its_vm_visibly() {
     struct Panics(OwnedFd);
     impl MutEventSubscriber for Panics {
