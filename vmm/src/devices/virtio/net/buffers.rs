@@ -43,6 +43,16 @@ impl<'m> Buffers<'m> {
         self.taken.len()
     }
 
+    /// Whether these buffers take so much of their queue that the driver has no room for another one of their kind.
+    pub(super) fn exhaust(&self, rings: &Rings, queue: usize) -> bool {
+        let (mut all, mut widest) = (0, 0);
+        for entries in self.taken.iter().map(|request| rings.entries(request)) {
+            all += entries;
+            widest = entries.max(widest);
+        }
+        all + widest > rings.size(queue)
+    }
+
     /// Returns the number of buffers that `len` bytes take.
     pub(super) fn count_for(&self, len: usize) -> usize {
         let mut room = 0;

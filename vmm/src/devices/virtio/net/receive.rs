@@ -155,10 +155,10 @@ impl Receiver {
         let (len, merges) = (header::LEN + frame.len(), features & F_MRG_RXBUF != 0);
         let buffers = Buffers::take(rings, queue, first, len, merges);
         if merges && buffers.room < len {
-            let is_full = buffers.count() >= rings.size(queue);
+            let is_all = buffers.exhaust(rings, queue);
             buffers.give_back(rings);
             // If the whole ring is too small for the frame, the guest will never have room for it.
-            return if is_full { Outcome::Done } else { Outcome::Held };
+            return if is_all { Outcome::Done } else { Outcome::Held };
         }
         let header = header.checked_to_receive(features, buffers.count() as u16);
         let (Some(header), true) = (header, buffers.room >= len) else {

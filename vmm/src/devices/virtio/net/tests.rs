@@ -19,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::bus::BusDevice;
 use crate::devices::Device;
-use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources};
+use crate::devices::virtio::driver::{BAR, INDIRECT, NEXT, Part, Ring, WRITE, ram, resources};
 use crate::devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
 use crate::devices::virtio::{VirtioWorker, Worker};
 use crate::kvm::interrupts::fake::FakeWires;

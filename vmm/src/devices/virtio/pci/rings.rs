@@ -9,8 +9,9 @@
 
 use std::sync::Arc;
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::backend::Shared;
 use crate::kvm::interrupts::pull;
@@ -93,6 +94,25 @@ impl Rings {
     /// Returns the number of entries of queue `queue`, which its driver has chosen. 0 if there is no such queue.
     pub fn size(&self, queue: usize) -> usize {
         self.0.enter().queues.get(queue).map_or(0, |queue| queue.size().into())
+    }
+
+    /// Returns the number of entries of its queue's table that a request takes: one for each descriptor in the table, of
+    /// which the last may stand for many in an indirect table (2.7.5.3).
+    pub fn entries(&self, request: &Request) -> usize {
+        let backend = self.0.enter();
+        let Some(queue) = backend.queues.get(request.queue) else { return 0 };
+        let (table, size) = (GuestAddress(queue.desc_table()), queue.size());
+        let mut index = request.chain.head_index();
+        // A loop in the chain takes no more entries than there are.
+        for count in 1..=size.into() {
+            let at = table.checked_add(u64::from(index) * size_of::<Descriptor>() as u64);
+            let descriptor = at.and_then(|at| self.memory().read_obj::<Descriptor>(at).ok());
+            match descriptor.filter(|descriptor| descriptor.has_next()).map(|d| d.next()) {
+                Some(next) if next < size => index = next,
+                _ => return count,
+            }
+        }
+        size.into()
     }
 
     /// Returns the number of queues.

@@ -208,6 +208,48 @@ fn a_short_ring_that_is_too_small_for_a_frame_loses_it_and_gets_the_next() {
 }
 
 #[test]
+fn a_short_ring_of_buffers_in_parts_that_is_too_small_for_a_frame_loses_it_and_gets_the_next() {
+    // With buffers of three descriptors one of the 16 entries stays free.
+    for (parts, buffers) in [(2, 8), (3, 5)] {
+        let mut guest = Guest::new(1);
+        guest.start_with(LINUX, &[0, 1, 2], 16);
+        for number in 0..buffers {
+            let part = |part| (DATA + 0x1000 * number + 100 * part, 100, WRITE);
+            let parts: Vec<Part> = (0..parts).map(part).collect();
+            guest.ring(0).offer(&parts);
+        }
+        guest.ring_doorbell(0);
+        let room = 100 * (parts * buffers) as usize;
+        guest.arrives(&frame(MAC, room));
+        assert_eq!(guest.ring(0).used_index(), 0);
+        guest.arrives(&frame(MAC, room - header::LEN));
+        assert_eq!(u64::from(guest.ring(0).used_index()), buffers, "{parts} parts");
+    }
+}
+
+#[test]
+fn a_frame_waits_for_buffers_that_lie_in_indirect_tables() {
+    const TABLES: u64 = 0x3_f000;
+    let mut guest = Guest::new(1);
+    guest.start_with(LINUX | RING_INDIRECT_DESC, &[0, 1, 2], 16);
+    let offer = |guest: &mut Guest, number: u64| {
+        let table = TABLES + 32 * number;
+        let at = DATA + 0x1000 * number;
+        guest.ring(0).describe(table, 0, (at, 100, WRITE | NEXT), 1);
+        guest.ring(0).describe(table, 1, (at + 100, 100, WRITE), 0);
+        guest.ring(0).offer(&[(table, 32, INDIRECT)]);
+    };
+    (0..8).for_each(|number| offer(&mut guest, number));
+    guest.ring_doorbell(0);
+    // The driver has used half of the entries, each for a table.
+    guest.arrives(&frame(MAC, 1700));
+    assert_eq!(guest.ring(0).used_index(), 0);
+    offer(&mut guest, 8);
+    guest.ring_doorbell(0);
+    assert_eq!(guest.ring(0).used_index(), 9);
+}
+
+#[test]
 fn many_frames_are_received_in_their_order() {
     let mut guest = Guest::started(LINUX);
     for number in 0..200 {
