@@ -118,8 +118,15 @@ struct Shared {
     features: AtomicU64,
     driver: Mutex<Driver>,
     on_link: OnLink,
-    /// Whether the log says that the kernel has refused a setting of the tap.
-    reported: AtomicBool,
+    /// For each [`Setting`], whether the log says that the kernel has refused it.
+    reported: [AtomicBool; 2],
+}
+
+/// A setting of the tap that the guest makes the device change, and that the kernel may refuse.
+#[derive(Debug, Clone, Copy)]
+enum Setting {
+    Queues,
+    Offloads,
 }
 
 impl fmt::Debug for Shared {
@@ -190,7 +197,9 @@ impl Shared {
         }
         let mut driver = self.driver();
         self.switch_queues(driver.pairs, pairs)
-            .inspect_err(|error| self.refused(format_args!("use {pairs} of its queues"), error))
+            .inspect_err(|error| {
+                self.refused(Setting::Queues, format_args!("use {pairs} of its queues"), error);
+            })
             .ok()?;
         driver.pairs = pairs;
         Some(())
@@ -219,16 +228,17 @@ impl Shared {
         if let Some(tap) = self.taps.first()
             && let Err(error) = tap.set_offload(offload)
         {
-            self.refused(format_args!("set its offloads to {offload:#x}"), &error);
+            let what = format_args!("set its offloads to {offload:#x}");
+            self.refused(Setting::Offloads, what, &error);
         }
     }
 
-    /// Reports that the kernel refuses a setting of the tap. Only the first is a warning: a guest makes the device set
-    /// its tap as often as it likes, and could fill the host's log.
-    fn refused(&self, setting: fmt::Arguments<'_>, error: &io::Error) {
-        match self.reported.swap(true, Ordering::Relaxed) {
-            false => tracing::warn!("tap {}: cannot {setting}: {error}", self.name),
-            true => tracing::debug!("tap {}: cannot {setting}: {error}", self.name),
+    /// Reports that the kernel refuses a setting of the tap. Only the first of each is a warning: a guest makes the device
+    /// set its tap as often as it likes, and could fill the host's log.
+    fn refused(&self, setting: Setting, what: fmt::Arguments<'_>, error: &io::Error) {
+        match self.reported[setting as usize].swap(true, Ordering::Relaxed) {
+            false => tracing::warn!("tap {}: cannot {what}: {error}", self.name),
+            true => tracing::debug!("tap {}: cannot {what}: {error}", self.name),
         }
     }
 
@@ -280,7 +290,7 @@ impl Net {
         let queue_sizes = vec![QUEUE_SIZE; 2 * taps.len() + 1];
         let (in_use, link_down) = (driver.pairs, driver.link_down);
         let (features, driver) = (AtomicU64::new(0), Mutex::new(driver));
-        let reported = AtomicBool::new(false);
+        let reported = Default::default();
         let shared = Shared { name, taps, mac, mtu, features, driver, on_link, reported };
         // The kernel uses every queue that the host has opened, so the unused ones are detached.
         shared
@@ -377,7 +387,8 @@ impl VirtioDevice for Net {
             let mut driver = self.shared.driver();
             let (link_down, tap_gone) = (driver.link_down, driver.tap_gone);
             if let Err(error) = self.shared.switch_queues(driver.pairs, 1) {
-                self.shared.refused(format_args!("use only one of its queues"), &error);
+                let what = format_args!("use only one of its queues");
+                self.shared.refused(Setting::Queues, what, &error);
             }
             *driver = Driver { link_down, tap_gone, ..Driver::after_reset(self.shared.mac) };
         }
