@@ -48,7 +48,7 @@ pub enum Identity {
 
 impl Identity {
     /// Returns the identity of an open file. Errors if it is neither a regular file nor a block
-    /// device.
+    /// device, or if what identifies the device cannot be read now: with less of it, the device would pass for another.
     pub fn of(file: impl AsFd) -> io::Result<Self> {
         let stat = fstat(&file)?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -59,9 +59,12 @@ impl Identity {
                 let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
                 let device = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
                 // The entry is a link to the device's directory, which is below its disk's for a partition.
-                let device = device.canonicalize().unwrap_or(device);
+                let device = match device.canonicalize() {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => device,
+                    found => found?,
+                };
                 let (mut serials, mut units) =
-                    (serials(&device).into_iter(), units(&device).into_iter());
+                    (serials(&device)?.into_iter(), units(&device)?.into_iter());
                 let (serial, unit) = (serials.next().unwrap_or_default(), units.next());
                 let others = serials.chain(units).collect();
                 Ok(Self::BlockDevice { major, minor, serial, unit, others })
@@ -176,41 +179,70 @@ pub fn is_on_lasting_file_system(file: impl AsFd) -> bool {
 /// Returns the serial numbers of the block device whose directory in sysfs is `device`, best first. They are in the
 /// directory itself for virtio, and in `device/` below it for SCSI, which has a serial number since Linux 7.1, and for NVMe.
 /// The LUNs of a SCSI target may have one serial number, so its WWID comes first.
-fn serials(device: &Path) -> Vec<String> {
+fn serials(device: &Path) -> io::Result<Vec<String>> {
     let names = ["serial", "device/wwid", "device/serial", "wwid"];
-    names.iter().filter_map(|name| attribute(&device.join(name))).collect()
+    names.iter().filter_map(|name| attribute(&device.join(name)).transpose()).collect()
 }
 
 /// Returns what tells the block device whose directory in sysfs is `device` apart if its serial number does not, best
 /// first.
-fn units(device: &Path) -> Vec<String> {
+fn units(device: &Path) -> io::Result<Vec<String>> {
     let named = |name: &str| attribute(&device.join(name));
-    if let Some(number) = named("partition") {
-        let Some(disk) = device.parent() else { return Vec::new() };
-        let of = Some(units(disk)).filter(|units| !units.is_empty());
-        let of = of.unwrap_or_else(|| serials(disk));
-        return of.into_iter().map(|of| format!("partition {number} of {of}")).collect();
+    if let Some(number) = named("partition")? {
+        let Some(disk) = device.parent() else { return Ok(Vec::new()) };
+        let of = Some(units(disk)?).filter(|units| !units.is_empty());
+        let of = of.map_or_else(|| serials(disk), Ok)?;
+        return Ok(of.into_iter().map(|of| format!("partition {number} of {of}")).collect());
     }
     // A device without a UUID, which `dmsetup create` makes, has its name from whoever made it, under each kernel.
-    if let Some(id) = named("dm/uuid").or_else(|| named("dm/name")) {
-        return vec![format!("device mapper `{id}`")];
+    for id in ["dm/uuid", "dm/name"] {
+        if let Some(id) = named(id)? {
+            return Ok(vec![format!("device mapper `{id}`")]);
+        }
     }
     // An array without a superblock of MD's own has no UUID, or another each time.
     let is_own = |version: &String| version != "none" && !version.starts_with("external");
-    if named("md/metadata_version").as_ref().is_some_and(is_own) {
-        return named("md/uuid").map(|id| format!("MD array `{id}`")).into_iter().collect();
+    if named("md/metadata_version")?.as_ref().is_some_and(is_own) {
+        return Ok(named("md/uuid")?.map(|id| format!("MD array `{id}`")).into_iter().collect());
     }
     // All namespaces of an NVMe controller have the serial number of the controller. Their own IDs are no better: devices
     // exist that have the same ones, and Linux then leaves them out for the device that it finds last.
-    let Some(number) = named("nsid") else { return Vec::new() };
-    let serial = serials(device).into_iter().next();
-    serial.map(|serial| format!("NVMe namespace {number} of {serial}")).into_iter().collect()
+    let Some(number) = named("nsid")? else { return Ok(Vec::new()) };
+    let serial = serials(device)?.into_iter().next();
+    Ok(serial.map(|serial| format!("NVMe namespace {number} of {serial}")).into_iter().collect())
 }
 
-/// Returns the text of an attribute, if there is such a file and it is not empty.
-fn attribute(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?.trim().replace('\0', "");
-    (!text.is_empty()).then_some(text)
+/// Returns the text of an attribute, if there is such a file and it is not empty. Errors, with its path, if it cannot be
+/// read now.
+fn attribute(path: &Path) -> io::Result<Option<String>> {
+    let read = std::fs::read(path);
+    let text = known(read).map_err(|error| {
+        io::Error::new(error.kind(), format!("{} cannot be read: {error}", path.display()))
+    })?;
+    let text = text.map(|text| String::from_utf8_lossy(&text).trim().replace('\0', ""));
+    Ok(text.filter(|text| !text.is_empty()))
+}
+
+/// Returns `None` for the error of an attribute that the device does not have. Drivers have several errors for that
+/// (`EINVAL` and `ENXIO` of a SCSI disk without a WWID), and some attributes are the superuser's. Errors if the host or the
+/// device fails to answer, which says nothing of the attribute.
+fn known<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    const FAILED: [i32; 7] = [
+        libc::EIO,
+        libc::ENOMEM,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::EINTR,
+        libc::EAGAIN,
+        libc::ETIMEDOUT,
+    ];
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.raw_os_error().is_some_and(|errno| FAILED.contains(&errno)) => {
+            Err(error)
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -344,7 +376,7 @@ mod tests {
             ("nvme0n1/nvme0n1p3", &["partition 3 of NVMe namespace 1 of S4EV"]),
             ("no-device", &[]),
         ] {
-            assert_eq!(units(&sysfs.path().join(name)), expected, "{name}");
+            assert_eq!(units(&sysfs.path().join(name)).unwrap(), expected, "{name}");
         }
         for (name, expected) in [
             ("nvme0n1", &["S4EV", "eui.0025385b"][..]),
@@ -352,7 +384,49 @@ mod tests {
             ("sda/sda2", &[]),
             ("vda", &[]),
         ] {
-            assert_eq!(serials(&sysfs.path().join(name)), expected, "{name}");
+            assert_eq!(serials(&sysfs.path().join(name)).unwrap(), expected, "{name}");
+        }
+    }
+
+    /// A file that opens and does not read: the memory of a process at address 0.
+    const FAILS: &str = "/proc/self/mem";
+
+    #[test]
+    fn an_attribute_that_cannot_be_read_now_is_not_taken_for_one_that_is_missing() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let fails = |name: &str| {
+            let path = sysfs.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(FAILS, path).unwrap();
+        };
+        // The number of the partition, the number of its disk, the UUID of a mapped device.
+        fails("sda/sda1/partition");
+        fails("vdb/serial");
+        std::fs::create_dir_all(sysfs.path().join("vdb/vdb1")).unwrap();
+        std::fs::write(sysfs.path().join("vdb/vdb1/partition"), "1").unwrap();
+        fails("dm-0/dm/uuid");
+        fails("dm-1/dm/name");
+        for (name, attribute) in [
+            ("sda/sda1", "sda1/partition"),
+            ("vdb/vdb1", "vdb/serial"),
+            ("dm-0", "dm/uuid"),
+            ("dm-1", "dm/name"),
+        ] {
+            let error = units(&sysfs.path().join(name)).unwrap_err().to_string();
+            assert!(error.contains(attribute) && error.contains("cannot be read"), "{error}");
+        }
+        let error = serials(&sysfs.path().join("vdb")).unwrap_err().to_string();
+        assert!(error.contains("vdb/serial"), "{error}");
+    }
+
+    #[test]
+    fn only_an_error_that_says_nothing_of_the_attribute_is_one() {
+        let known = |errno| known(io::Result::<()>::Err(io::Error::from_raw_os_error(errno)));
+        for absent in [libc::ENOENT, libc::ENOTDIR, libc::EINVAL, libc::ENXIO, libc::EACCES] {
+            assert!(known(absent).is_ok_and(|found| found.is_none()), "{absent}");
+        }
+        for failed in [libc::EIO, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ETIMEDOUT] {
+            assert!(known(failed).is_err(), "{failed}");
         }
     }
 
