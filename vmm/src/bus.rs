@@ -1,7 +1,9 @@
 //! Routes port I/O and MMIO of the guest to the part of the machine that claimed the range.
 //!
 //! The guest chooses address and data. The bus checks that an access lies within one claimed range,
-//! so a device can rely on its offset. An unclaimed address reads as all ones, as on a real bus.
+//! so a device can rely on its offset. An unclaimed address reads as all ones, as on a real bus. A device with registers of
+//! one byte takes a wider access as one of a byte to each of the ports from there on, the lowest first, as the ISA bus makes
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -125,24 +125,23 @@ impl Rtc {
 impl BusDevice for Rtc {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // The index register cannot be read: all ones.
-        if let (offset, [byte]) = (offset, data)
-            && offset != INDEX
-        {
+        for (_, byte) in (offset..).zip(data).filter(|(offset, _)| *offset != INDEX) {
             *byte = self.0.access(|clock, now| clock.registers.read(now));
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let &[byte] = data else { return };
-        self.0.access(|clock, now| match offset {
-            // The highest bit masks NMIs on a PC, of which this machine has none.
-            INDEX => clock.registers.index = byte & (CMOS as u8 - 1),
-            _ => {
-                if let Some(second) = clock.registers.write(byte, now).set_to {
-                    clock.time.set(second);
+        for (offset, &byte) in (offset..).zip(data) {
+            self.0.access(|clock, now| match offset {
+                // The highest bit masks NMIs on a PC, of which this machine has none.
+                INDEX => clock.registers.index = byte & (CMOS as u8 - 1),
+                _ => {
+                    if let Some(second) = clock.registers.write(byte, now).set_to {
+                        clock.time.set(second);
+                    }
                 }
-            }
-        });
+            });
+        }
     }
 }
 

@@ -226,18 +226,19 @@ fn the_devices_thread_raises_interrupts_that_nobody_looks_for() {
 }
 
 #[test]
-fn other_widths_and_the_index_register_read_ones_and_change_nothing() {
+fn the_index_register_reads_ones_and_a_wide_access_is_one_to_each_port() {
     let mut machine = Machine::new();
     machine.write(0x40, 0x5a);
     let mut index = [0xff];
     machine.rtc.read(INDEX, &mut index);
     assert_eq!(index, [0xff]);
+    // Index and data in one access, as firmware writes them.
     machine.rtc.write(INDEX, &[0x41, 0x77]);
     let mut word = [0xff; 2];
     machine.rtc.read(INDEX, &mut word);
-    assert_eq!(word, [0xff; 2]);
+    assert_eq!(word, [0xff, 0x77]);
     assert_eq!(machine.read(0x40), 0x5a);
-    assert_eq!(machine.read(0x41), 0);
+    assert_eq!(machine.read(0x41), 0x77);
     // The NMI bit is no part of the index.
     assert_eq!(machine.read(0xc0), 0x5a);
 }

@@ -198,8 +198,7 @@ impl Serial {
 
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // The port has byte registers; a wider access reads all ones.
-        if let [byte] = data {
+        for (offset, byte) in (offset..).zip(data) {
             let read = self.registers.uart().read(offset);
             *byte = read.value;
             if read.room {
@@ -210,7 +209,7 @@ impl BusDevice for Serial {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let [byte] = data {
+        for (offset, byte) in (offset..).zip(data) {
             let Written { sent, interrupt, room } = self.registers.uart().write(offset, *byte);
             if let Some(byte) = sent {
                 self.outbox.push(byte);
