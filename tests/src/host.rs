@@ -25,6 +25,7 @@ use crate::qemu::{self, Accelerator, Machine, Qemu};
 use crate::report::{Report, Status};
 use crate::suite;
 use crate::systemd::ORDERS_PORT;
+use crate::wire::Sent;
 use crate::workload::disk::{self, Contents};
 
 /// Longest time from power-on to `ready`, and from an update's request to the next `ready`. The time
@@ -371,6 +372,11 @@ impl Host {
     /// All of the host's console.
     pub fn console(&self) -> String {
         self.qemu.console()
+    }
+
+    /// What was sent from `mac` over the machine's wire. One of the VMs must have a mute network device.
+    pub fn sent_from(&self, mac: [u8; 6]) -> Result<Sent, Failure> {
+        Ok(self.qemu.sent_from(mac)?)
     }
 
     /// Runs a command of QEMU's monitor that answers nothing if it succeeds.

@@ -34,4 +34,5 @@ pub mod timeline;
 mod times;
 mod tsc;
 pub mod unified;
+pub mod wire;
 pub mod workload;

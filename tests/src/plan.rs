@@ -23,8 +23,9 @@ use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine};
 use crate::systemd::{self, ORDERS_PORT};
 use crate::unified;
+use crate::workload::disk::{READ_ONLY_BLOCKS, read_only_record};
 
-pub use vm::{Backing, GuestKernel, GuestRoot, VmPlan};
+pub use vm::{Backing, GuestKernel, GuestRoot, MUTE_MAC, VmPlan};
 
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "perennial.control";
@@ -362,6 +363,7 @@ impl HostPlan {
             disks,
             ports: ports.chain(self.vms.iter().map(VmPlan::port)).collect(),
             forwards,
+            watches_wire: self.vms.iter().any(|vm| vm.mute_net),
             without_kvm: self.without_kvm,
             ..Machine::default()
         };

@@ -32,6 +32,7 @@ use crate::kernels::{self, Role};
 use crate::paths::{self, Lock};
 use crate::plan::CONTROL_PORT;
 use crate::tsc;
+use crate::wire::{self, Sent};
 
 /// What `probe-init` prints if it can open `/dev/kvm`.
 pub const PROBE_KVM: &str = "perennial-probe: kvm";
@@ -123,6 +124,8 @@ pub struct Machine {
     /// Ports of this computer, and where on the machine's network connections to them go. Without any
     /// the machine has no network.
     pub forwards: Vec<(u16, SocketAddrV4)>,
+    /// Whether QEMU writes down what is on the machine's wire.
+    pub watches_wire: bool,
     /// Whether its CPU lacks virtualisation, so that its kernel has no KVM.
     pub without_kvm: bool,
     /// Whether a reset restarts the machine; otherwise a reset ends it.
@@ -245,6 +248,12 @@ impl Qemu {
         let Some(directory) = &self.directory else { return String::new() };
         let bytes = fs::read(console_path(directory.path())).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What was sent from `mac` over the machine's wire, if the machine watches that.
+    pub fn sent_from(&self, mac: [u8; 6]) -> io::Result<Sent> {
+        let directory = self.directory.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        wire::sent_from(mac, &wire_path(directory.path()))
     }
 
     /// The last `count` lines of the console.
@@ -371,6 +380,10 @@ fn log_path(directory: &Path) -> PathBuf {
 
 fn console_path(directory: &Path) -> PathBuf {
     directory.join("console.log")
+}
+
+fn wire_path(directory: &Path) -> PathBuf {
+    directory.join("wire.pcap")
 }
 
 fn monitor_path(directory: &Path) -> PathBuf {
@@ -525,6 +538,14 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         command
             .args(["-netdev", &format!("user,id=net{forwards}")])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        if machine.watches_wire {
+            let file = wire_path(directory);
+            let (kept, file) = (wire::KEPT, file.display());
+            command.args([
+                "-object",
+                &format!("filter-dump,id=wire,netdev=net,maxlen={kept},file={file}"),
+            ]);
+        }
     }
     for (index, disk) in machine.disks.iter().enumerate() {
         // Unsafe caching suffices: this computer's page cache outlives the machine, so that the

@@ -11,6 +11,9 @@ use crate::paths;
 /// Time between two heartbeats of a guest, in milliseconds. A check waits for dozens of them.
 const HEARTBEAT_MS: u64 = 100;
 
+/// The address of a mute network device.
+pub const MUTE_MAC: [u8; 6] = [2, b'm', b'u', b't', b'e', 1];
+
 /// Which image of the kernel a guest boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestKernel {
@@ -81,6 +84,9 @@ pub struct VmPlan {
     pub idle_disks: u32,
     /// Network devices that it has besides and that nothing uses.
     pub idle_nets: u32,
+    /// It has one more network device, with the address [`MUTE_MAC`] and on the host's bridge, which its kernel does not
+    /// bring up: the guest sends nothing by it.
+    pub mute_net: bool,
     /// It has two more disks: one of the host's, which fails a write of [`BROKEN_SECTOR`](super::BROKEN_SECTOR),
     /// and a file on the host's data disk.
     pub broken_disks: bool,
@@ -113,6 +119,7 @@ impl VmPlan {
             parameters: "",
             idle_disks: 0,
             idle_nets: 0,
+            mute_net: false,
             broken_disks: false,
             console: false,
         }
@@ -230,6 +237,11 @@ impl VmPlan {
             ),
         };
         nets.extend((0..self.idle_nets).map(|number| format!("\"tap={}-{number}\"", self.name)));
+        let mute = || {
+            let mac = MUTE_MAC.map(|byte| format!("{byte:02x}")).join(":");
+            format!("\"tap=vm-{}-mute,bridge={BRIDGE},mac={mac}\"", self.name)
+        };
+        nets.extend(self.mute_net.then(mute));
         let net = nets.join(", ");
         let serial = match self.console {
             true => format!("socket=/run/consoles/{}", self.name),

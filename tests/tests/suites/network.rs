@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use perennial_tests::foreground;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::network::HOST;
-use perennial_tests::plan::{HostPlan, Luo, VmPlan};
+use perennial_tests::plan::{HostPlan, Luo, MUTE_MAC, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
+use perennial_tests::wire::Sent;
 use serde_json::json;
 
 /// Updates while the connections are open.
@@ -55,12 +56,31 @@ fn wait_for_address(host: &mut Host) -> Result<(), Failure> {
     }
 }
 
+/// Waits until the host has announced the guest by the device of which the guest makes no use.
+fn wait_for_announcement(host: &Host, before: Sent) -> Result<Sent, Failure> {
+    let deadline = Instant::now() + WORK;
+    loop {
+        match host.sent_from(MUTE_MAC)? {
+            sent if sent.others > 0 => {
+                return Err(format!("the device was to be mute: {sent:?}").into());
+            }
+            sent if sent.announcements > before.announcements => return Ok(sent),
+            sent if Instant::now() > deadline => {
+                return Err(
+                    format!("the guest is not announced: {sent:?}, before {before:?}").into()
+                );
+            }
+            _ => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
 fn updates(luo: Luo) -> Result<(), Failure> {
     let several = VmPlan { queues: 2, cpus: 2, ..vm("db") };
     let plan = HostPlan {
         edit_a: Some(by_dhcp),
         edit_b: Some(by_dhcp),
-        ..HostPlan::new(vec![vm("web"), several]).on(luo)
+        ..HostPlan::new(vec![VmPlan { mute_net: true, ..vm("web") }, several]).on(luo)
     };
     let (mut host, status) = Host::boot(&plan)?;
     wait_for_address(&mut host)?;
@@ -74,12 +94,18 @@ fn updates(luo: Luo) -> Result<(), Failure> {
         connection.wait_for(BYTES, WORK)?;
     }
     datagrams.wait_for(DATAGRAMS, WORK)?;
+    let mut announced = host.sent_from(MUTE_MAC)?;
+    if announced != Sent::default() {
+        return Err(format!("the mute device has sent before any update: {announced:?}").into());
+    }
     for number in 1..=UPDATES {
         let after = host.update(json!({}))?;
         if after.live_updates != number || after.config_error.is_some() {
             return Err(format!("update {number}: {after:?}").into());
         }
         wait_for_address(&mut host)?;
+        announced = wait_for_announcement(&host, announced)
+            .map_err(|error| format!("after update {number}: {error}"))?;
         for connection in &connections {
             connection.wait_for(BYTES, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         }
