@@ -73,7 +73,7 @@ impl Guest {
     }
 
     /// Sends the guest an order: `say TEXT`, `date`, `carrier 0|1`, `offline VCPU`, `online VCPU`, `size PATH`,
-    /// `write PATH OFFSET`, `zero PATH`, `poweroff`, `reboot`, `panic`, `hang`.
+    /// `write PATH OFFSET`, `zero PATH`, `scratch`, `poweroff`, `reboot`, `panic`, `hang`.
     pub fn order(&self, order: &str) -> io::Result<()> {
         (&self.port).write_all(format!("{order}\n").as_bytes())
     }

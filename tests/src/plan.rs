@@ -128,6 +128,8 @@ pub enum DiskKind {
     Work,
     /// Nothing. It fails a write of [`BROKEN_SECTOR`].
     Broken,
+    /// What the guest writes, discards and zeroes.
+    Scratch,
 }
 
 /// A disk of a VM that is a disk of the host as well.
@@ -273,9 +275,10 @@ impl HostPlan {
                 Backing::Device => device(),
                 Backing::File => format!("/data/{}.img", vm.name),
             };
-            let broken = vm.broken_disks.then(device);
+            let more = [vm.broken_disks, vm.scratch_disks].map(|has| has.then(&mut device));
+            let more = more.each_ref().map(Option::as_deref);
             // Writing to a String cannot fail.
-            let _ = vm.write(&mut out, &root, &disk, broken.as_deref(), network::address(number));
+            let _ = vm.write(&mut out, &root, &disk, more, network::address(number));
         }
         for number in 0..self.tiny {
             out += &format!(
@@ -424,9 +427,22 @@ impl HostPlan {
                 fs::write(qemu::faults_of(&path), qemu::write_fault(BROKEN_SECTOR))?;
                 disks.push(VmDisk { vm: vm.name.clone(), path, kind: DiskKind::Broken });
             }
+            disks.extend(vm.scratch_disks.then(|| scratch_disks(vm, directory, tree)).transpose()?);
         }
         Ok(disks)
     }
+}
+
+/// Makes the scratch disks of a VM. Returns the one that is a disk of the host.
+fn scratch_disks(vm: &VmPlan, directory: &Path, tree: &Ext4) -> std::io::Result<VmDisk> {
+    let [written, read] = vm.scratch_files();
+    raw_disk(&tree.path(&written)?, 1 << 20)?;
+    let blocks = (0..READ_ONLY_BLOCKS).flat_map(|number| read_only_record(number).to_block().0);
+    fs::write(tree.path(&read)?, blocks.collect::<Vec<u8>>())?;
+    let path = directory.join(format!("{}.scratch.img", vm.name));
+    raw_disk(&path, 1 << 20)?;
+    fs::write(qemu::large_sectors_of(&path), "")?;
+    Ok(VmDisk { vm: vm.name.clone(), path, kind: DiskKind::Scratch })
 }
 
 fn host_initramfs(

@@ -555,10 +555,15 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
             true => format!("blkdebug:{}:{}", faults.display(), disk.display()),
             false => disk.display().to_string(),
         };
-        let drive = format!("if=none,id=disk{index},format=raw,cache=unsafe,file={file}");
+        let drive =
+            format!("if=none,id=disk{index},format=raw,cache=unsafe,discard=unmap,file={file}");
+        let sectors = match large_sectors_of(disk).exists() {
+            true => ",logical_block_size=4096,physical_block_size=4096",
+            false => "",
+        };
         command
             .args(["-drive", &drive])
-            .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+            .args(["-device", &format!("virtio-blk-pci,drive=disk{index}{sectors}")]);
     }
     command
 }
@@ -569,7 +574,12 @@ pub fn faults_of(disk: &Path) -> PathBuf {
     disk.with_extension("faults")
 }
 
-/// The contents of such a file: writes of this sector fail with EIO.
+/// The file beside a disk's image whose existence gives the disk sectors of 4 KiB.
+pub fn large_sectors_of(disk: &Path) -> PathBuf {
+    disk.with_extension("sectors")
+}
+
+/// The contents of a file of faults: writes of this sector fail with EIO.
 pub fn write_fault(sector: u64) -> String {
     format!(
         "[inject-error]\nevent = \"none\"\niotype = \"write\"\nsector = \"{sector}\"\nerrno = \"5\"\n"

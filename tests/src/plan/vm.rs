@@ -90,6 +90,9 @@ pub struct VmPlan {
     /// It has two more disks: one of the host's, which fails a write of [`BROKEN_SECTOR`](super::BROKEN_SECTOR),
     /// and a file on the host's data disk.
     pub broken_disks: bool,
+    /// It has three more disks, on which it works without end (`scratch.rs` of its PID 1): one of the host's with sectors
+    /// of 4 KiB, a file on the host's data disk, and one there that it can only read.
+    pub scratch_disks: bool,
     /// Its serial port is a socket of the host, which `perennial console` brings to the virtio port. Only under systemd:
     /// `systemctl start console@NAME` starts that program.
     pub console: bool,
@@ -121,6 +124,7 @@ impl VmPlan {
             idle_nets: 0,
             mute_net: false,
             broken_disks: false,
+            scratch_disks: false,
             console: false,
         }
     }
@@ -128,6 +132,11 @@ impl VmPlan {
     /// The file of its second broken disk.
     pub(super) fn second_broken_disk(&self) -> String {
         format!("{}.broken2.img", self.name)
+    }
+
+    /// The files of its scratch disks: the one that it writes, and the one that it only reads.
+    pub(super) fn scratch_files(&self) -> [String; 2] {
+        ["scratch", "readonly"].map(|kind| format!("{}.{kind}.img", self.name))
     }
 
     pub(super) fn idle_disk(&self, number: u32) -> String {
@@ -156,6 +165,11 @@ impl VmPlan {
             GuestRoot::Debian(_) => return debian::CMDLINE.to_owned(),
         };
         let broken = if self.broken_disks { " perennial.broken=vdb,vdc" } else { "" };
+        let scratch = match (self.scratch_disks, self.root) {
+            (false, _) => "",
+            (true, GuestRoot::Initramfs) => " perennial.scratch=vdb,vdc,vdd",
+            (true, _) => " perennial.scratch=vdc,vdd,vde",
+        };
         let quiet = if paths::verbose() { "earlyprintk=ttyS0" } else { "quiet" };
         // The workqueue watchdog is the only one that does not learn that a guest was paused. It
         // would warn after 30 s, and an update of an emulated host can take so long.
@@ -168,7 +182,7 @@ impl VmPlan {
         let unwatched = "tsc=nowatchdog";
         format!(
             "console=ttyS0 {quiet} panic=-1 {patient} {unwatched} {root} perennial.memory={} perennial.busy={} \
-             perennial.interval={HEARTBEAT_MS} perennial.readers={}{broken} {}",
+             perennial.interval={HEARTBEAT_MS} perennial.readers={}{broken}{scratch} {}",
             self.checksummed, self.busy, self.disk_readers, self.parameters
         )
     }
@@ -187,13 +201,13 @@ impl VmPlan {
     }
 
     /// Appends the VM's section of a configuration, with the paths of its disks. `broken` is the first of the broken
-    /// ones.
+    /// ones, `scratch` that of the scratch ones.
     pub(super) fn write(
         &self,
         out: &mut String,
         root: &str,
         disk: &str,
-        broken: Option<&str>,
+        [broken, scratch]: [Option<&str>; 2],
         address: Ipv4Addr,
     ) -> std::fmt::Result {
         let kernel = match self.kernel {
@@ -224,7 +238,13 @@ impl VmPlan {
             let second = self.second_broken_disk();
             format!(", \"path={first},direct=on\", \"path=/data/{second}\"")
         });
-        let disks = disks + &idle_disks.collect::<String>() + &broken_disks;
+        let scratch_disks = scratch.map_or(String::new(), |first| {
+            let [written, read] = self.scratch_files();
+            format!(
+                ", \"path={first}\", \"path=/data/{written}\", \"path=/data/{read},readonly=on\""
+            )
+        });
+        let disks = disks + &idle_disks.collect::<String>() + &broken_disks + &scratch_disks;
         let (mut nets, on_network) = match self.network {
             false => (vec![], String::new()),
             true => (

@@ -70,6 +70,14 @@ impl Record {
     }
 }
 
+/// Blocks of a read-only disk of the tests.
+pub const READ_ONLY_BLOCKS: u64 = 16;
+
+/// What block `number` of such a disk holds.
+pub fn read_only_record(number: u64) -> Record {
+    Record { seq: number + 1, boot: "read-only".to_owned() }
+}
+
 /// The contents of a whole ring.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {

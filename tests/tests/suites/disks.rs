@@ -7,13 +7,18 @@ use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{BROKEN_SECTOR, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::report::DiskStatus;
-use perennial_tests::suite::{Test, kernel};
+use perennial_tests::suite::{Test, kernel, pool};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
-    kernel("disks_that_grow_are_larger_for_a_guest_that_runs_and_stay_so", storage),
+    kernel(STORAGE, storage),
     kernel("a_disk_that_fails_is_full_or_hangs_harms_only_what_uses_it", broken),
 ];
+
+/// Tests that take longer: `make test-guests`.
+pub(crate) const LONG_TESTS: &[Test] = &[pool(STORAGE, storage)];
+
+const STORAGE: &str = "disks_of_every_kind_are_in_use_at_an_update_and_those_that_grow_stay_larger";
 
 const MIB: u64 = 1 << 20;
 /// The disks of `db` on the host: with the guest's records, and with its root file system.
@@ -26,21 +31,55 @@ const FULL: &str = "/data/db.broken2.img";
 fn storage(luo: Luo) -> Result<(), Failure> {
     let disk_options = "direct=on";
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
-    let db = VmPlan { disk_options, disk_readers: 2, kernel, root, ..VmPlan::new("db", 128, 2) };
+    let scratch_disks = true;
+    let db = VmPlan { disk_options, disk_readers: 2, ..VmPlan::new("db", 128, 2) };
+    let db = VmPlan { kernel, root, scratch_disks, ..db };
     let (mut host, _) = Host::boot(&HostPlan::new(vec![db]).on(luo))?;
     host.wait_for_guests()?;
+    let rounds = scratch_rounds(&host, [0; 3])?;
     let disk = disk_of(&mut host, RECORDS)?;
     let told = (disk.state.as_str(), disk.direct, disk.queues, disk.bytes);
     if told != ("working", true, 2, 16 * MIB) || disk.errors != 0 {
         return Err(format!("the status says of db's disk: {disk:?}").into());
     }
     grow(&mut host)?;
+    let rounds = scratch_rounds(&host, rounds)?;
     host.update(json!({}))?;
     host.check_guests()?;
+    // One round more may have been under way before the update.
+    scratch_rounds(&host, rounds.map(|rounds| rounds + 1))?;
     if disk_of(&mut host, RECORDS)?.bytes != 24 * MIB {
         return Err("db's disk has another size after the update".into());
     }
     host.power_off_and_check_disks()
+}
+
+/// Waits until the guest has come further on each of its scratch disks than `beyond`. Returns its rounds. Errors unless the
+/// first has the host's sectors, and the last is read-only.
+fn scratch_rounds(host: &Host, beyond: [u64; 3]) -> Result<[u64; 3], Failure> {
+    let (guest, deadline) = (&host.guests()[0], Instant::now() + WORK);
+    loop {
+        let count = |notes: &[Value]| notes.iter().filter(|note| note["note"] == "scratch").count();
+        let before = count(&guest.notes());
+        guest.order("scratch")?;
+        let notes = guest.wait_for_notes("its scratch disks", WORK, |all| count(all) > before)?;
+        let note = notes.iter().rfind(|note| note["note"] == "scratch").ok_or("no note")?;
+        let problems = notes.iter().find(|note| note["note"] == "problem");
+        let sectors_are_right = note["sectors"] == json!(["4096", "512", "512"]);
+        if problems.is_some() || !sectors_are_right || note["read_only"] != json!(["0", "0", "1"]) {
+            return Err(format!("the scratch disks: {note}, {problems:?}").into());
+        }
+        let rounds: [u64; 3] = serde_json::from_value(note["rounds"].clone())?;
+        match rounds.iter().zip(&beyond).all(|(rounds, beyond)| rounds > beyond) {
+            true => return Ok(rounds),
+            false if Instant::now() > deadline => {
+                return Err(
+                    format!("the scratch disks are at {note}, not beyond {beyond:?}").into()
+                );
+            }
+            false => guest.wait_for_heartbeats(5, WORK)?,
+        }
+    }
 }
 
 /// The disks of `db`, a block device and a file, grow while the guest uses them.

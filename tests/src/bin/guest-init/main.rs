@@ -11,6 +11,7 @@ mod cpus;
 mod echo;
 mod orders;
 mod ring;
+mod scratch;
 mod settings;
 mod workers;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 use console::Console;
 use perennial_tests::workload::Heartbeat;
 use rustix::mount::{MountFlags, mount};
+use scratch::Scratch;
 use settings::Settings;
 use workers::Progress;
 
@@ -68,7 +70,8 @@ fn main() {
     if settings.obeys_button {
         button::start(&console);
     }
-    orders::start(&console);
+    let scratch = Scratch::start(&settings.scratch, &progress, &console);
+    orders::start(&console, scratch);
     beat(&settings, &boot, &progress, &console)
 }
 

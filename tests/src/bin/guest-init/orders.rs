@@ -12,6 +12,7 @@ use rustix::system::{RebootCommand, reboot};
 use serde_json::json;
 
 use crate::console::{self, Console};
+use crate::scratch::Scratch;
 use crate::{cpus, ring};
 
 /// The date of the machine's clock, in seconds since 1970.
@@ -21,17 +22,17 @@ const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 const CARRIER: &str = "/sys/class/net/eth0/carrier";
 
 /// Starts the thread that reads and executes orders.
-pub(crate) fn start(console: &Arc<Console>) {
+pub(crate) fn start(console: &Arc<Console>, scratch: Arc<[Scratch]>) {
     let console = Arc::clone(console);
     thread::spawn(move || {
         let Some(lines) = console::lines() else { return };
         for line in lines {
-            obey(line.trim(), &console);
+            obey(line.trim(), &console, &scratch);
         }
     });
 }
 
-fn obey(order: &str, console: &Console) {
+fn obey(order: &str, console: &Console, scratch: &[Scratch]) {
     let done = match order.split_once(' ').unwrap_or((order, "")) {
         ("", _) => Ok(()),
         ("say", text) => {
@@ -54,6 +55,10 @@ fn obey(order: &str, console: &Console) {
         }
         ("write", place) => write(place).map(|result| console.note("write", &result)),
         ("zero", path) => zero(path).map(|result| console.note("zero", &result)),
+        ("scratch", _) => {
+            console.note_json(&Scratch::note(scratch));
+            Ok(())
+        }
         ("poweroff", _) => reboot(RebootCommand::PowerOff).map_err(|e| e.to_string()),
         ("reboot", _) => reboot(RebootCommand::Restart).map_err(|e| e.to_string()),
         ("panic", _) => fs::write("/proc/sysrq-trigger", "c").map_err(|e| e.to_string()),
@@ -62,7 +67,7 @@ fn obey(order: &str, console: &Console) {
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
         _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, ring ENTRIES, offline VCPU, online VCPU, size PATH, \
-                  write PATH OFFSET, zero PATH, poweroff, reboot, panic, hang"
+                  write PATH OFFSET, zero PATH, scratch, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {

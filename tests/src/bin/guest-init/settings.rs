@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) obeys_button: bool,
     /// `perennial.broken=DISK,..`: the disks, such as `vdb`, whose I/O errors are expected.
     pub(crate) broken: Vec<String>,
+    /// `perennial.scratch=DISK,..`: the disks of [`crate::scratch`].
+    pub(crate) scratch: Vec<String>,
 }
 
 impl Default for Settings {
@@ -36,6 +38,7 @@ impl Default for Settings {
             echo: None,
             obeys_button: false,
             broken: Vec::new(),
+            scratch: Vec::new(),
         }
     }
 }
@@ -62,6 +65,7 @@ impl Settings {
                 }
                 "button" if value == "obey" => settings.obeys_button = true,
                 "broken" => settings.broken = value.split(',').map(str::to_owned).collect(),
+                "scratch" => settings.scratch = value.split(',').map(str::to_owned).collect(),
                 _ => return Err(format!("{word}: no such setting")),
             }
         }

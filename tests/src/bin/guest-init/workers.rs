@@ -40,7 +40,7 @@ impl Gauge {
     fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
-    fn add(&self, value: u64) {
+    pub(crate) fn add(&self, value: u64) {
         self.0.fetch_add(value, Ordering::Relaxed);
     }
 }
