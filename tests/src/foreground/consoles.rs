@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::init::{BOOTED, CMDLINE, Problem};
 
 use super::session::{Session, Terminal};
-use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL, intruder, logs};
+use super::{AGAIN, DATA, GUEST, NEXT_CMDLINE, PERENNIAL, intruder, logs, pool_mount};
 
 const CONFIG: &str = "/config.toml";
 const API: &str = "/run/perennial.sock";
@@ -84,7 +84,8 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
 fn start_host() -> Result<Child, Problem> {
     let mut config = format!(
         "[update]\nkernel = \"{DATA}/bzImage\"\n\
-         initramfs = \"{DATA}/initramfs\"\ncmdline = \"{NEXT_CMDLINE} {AGAIN}\"\n"
+         initramfs = \"{DATA}/initramfs\"\ncmdline = \"{NEXT_CMDLINE} {} {AGAIN}\"\n",
+        pool_mount::parameter()?
     );
     for (name, serial) in VMS.into_iter().chain([("logged", logs::SERIAL)]) {
         config += &format!(
@@ -97,7 +98,8 @@ fn start_host() -> Result<Child, Problem> {
 
 /// Starts a host with the sections `update` and `vm` of a configuration, and waits until it answers.
 pub(super) fn start(config: &str) -> Result<Child, Problem> {
-    fs::write(CONFIG, format!("[host]\nsocket = \"{API}\"\n{config}"))?;
+    let pool = pool_mount::line()?;
+    fs::write(CONFIG, format!("[host]\nsocket = \"{API}\"\n{pool}{config}"))?;
     let mut host = Command::new(PERENNIAL).args(["host", "--config", CONFIG]).spawn()?;
     while UnixStream::connect(API).is_err() {
         if let Some(status) = host.try_wait()? {

@@ -16,7 +16,7 @@ use rustix::termios::LocalModes;
 use super::session::{IN_TERMINAL, Session, Terminal};
 use super::{
     AGAIN, CONSOLES, DATA, GUEST, NETWORK, NETWORK_AGAIN, PASSED, PERENNIAL, VERDICT, consoles,
-    network, user,
+    network, pool_mount, user,
 };
 
 pub(super) type Problem = Box<dyn std::error::Error>;
@@ -82,9 +82,11 @@ fn all() -> Result<(), Problem> {
     ];
     let is_asked =
         |(word, _): &&(&str, Step)| kernel.split_whitespace().any(|given| given == *word);
-    let Some((_, step)) = over_an_update.iter().find(is_asked) else { return run_steps() };
+    let Some((word, step)) = over_an_update.iter().find(is_asked) else { return run_steps() };
+    let is_first = [CONSOLES, NETWORK].contains(word);
     mount("debugfs", "/sys/kernel/debug", "debugfs", MountFlags::empty(), None)?;
     mount("/dev/vda", DATA, "ext4", MountFlags::RDONLY, None)?;
+    pool_mount::set_up(is_first)?;
     step()
 }
 

@@ -8,6 +8,7 @@ pub mod init;
 mod intruder;
 mod logs;
 mod network;
+mod pool_mount;
 mod session;
 mod user;
 
@@ -21,6 +22,7 @@ use crate::host::Failure;
 use crate::image::{Ext4, Initramfs};
 use crate::kernels::{self, Role};
 use crate::plan::{self, Luo};
+use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine, Qemu};
 
 /// Where the machine has `perennial`, and the directory of the guest's files.
@@ -40,8 +42,12 @@ const AGAIN: &str = "perennial.consoles=again";
 /// The same of the machine that tries network devices.
 const NETWORK: &str = "perennial.network=first";
 const NETWORK_AGAIN: &str = "perennial.network=again";
-/// The rest of these command lines.
-const NEXT_CMDLINE: &str = "console=ttyS0 panic=-1 quiet kho_scratch=16M,128M,0";
+/// The rest of these command lines, without the parameter that the LUO needs.
+const NEXT_CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
+/// RAM of the VMs of a host in MiB.
+const VMS_MIB: u64 = 192;
+/// The parameter of the kernel's LUO.
+const SCRATCH: &str = "kho_scratch=16M,128M,0";
 /// Directory with the second kernel and its initramfs.
 const DATA: &str = "/data";
 
@@ -82,12 +88,20 @@ fn over_an_update(luo: Luo, what: &str) -> Result<(), Failure> {
     tree.copy("bzImage", &kernels::find(second)?.bzimage())?;
     image(second, directory.path())?.write(&tree.path("initramfs")?)?;
     let disk = directory.path().join("data.img");
+    let (parameters, memory_mib) = match luo {
+        Luo::Kernel => (format!("{SCRATCH} liveupdate=on kho=on"), 1536),
+        Luo::Pool => {
+            let pool = Pool::new(VMS_MIB);
+            pool.make_image(&tree.path(pool::IMAGE)?)?;
+            (pool.parameter(), pool.machine_mib())
+        }
+    };
     tree.write(&disk, 0)?;
     let machine = Machine {
         kernel: kernels::find(first)?.bzimage(),
         initramfs,
-        cmdline: format!("{NEXT_CMDLINE} liveupdate=on kho=on {what}"),
-        memory_mib: 1536,
+        cmdline: format!("{NEXT_CMDLINE} {parameters} {what}"),
+        memory_mib,
         disks: vec![disk],
         ..Machine::default()
     };

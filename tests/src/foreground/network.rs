@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::consoles::{attach, ctl, leave, say, start};
 use super::init::{BOOTED, CMDLINE, Problem, arguments};
 use super::session::{Session, Terminal};
-use super::{DATA, GUEST, NETWORK_AGAIN, NEXT_CMDLINE};
+use super::{DATA, GUEST, NETWORK_AGAIN, NEXT_CMDLINE, pool_mount};
 use crate::network::ECHO_PORT;
 use crate::tap;
 
@@ -32,6 +32,8 @@ const OWN_TAP: &str = "own";
 const HOST_END: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 const GUEST_END: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
+/// What stands before and behind the address of its network device in a guest's note of its boot.
+const MAC: (&str, char) = ("\"mac\":\"", '"');
 /// Bytes that a guest sends back.
 const BYTES: usize = 256 << 10;
 /// Longest time for a guest to answer, or for the status to change.
@@ -101,6 +103,7 @@ fn with_an_open_tap() -> Result<(), Problem> {
     let socket = "/run/own.sock";
     arguments.extend(["--net", &net, "--api-socket", socket]);
     let mut session = Session::start(Terminal::open()?, &arguments)?;
+    let mac = session.find_before(BOOTED, MAC)?;
     session.wait_for("\"note\":\"echo\"")?;
     expect_traffic(OWN_TAP)?;
     for command in ["update", "handover"] {
@@ -113,10 +116,23 @@ fn with_an_open_tap() -> Result<(), Problem> {
     }
     // The guest's next boot has the same descriptor.
     session.type_keys(b"\rreboot\r")?;
+    let again = session.find_before(BOOTED, MAC)?;
     session.wait_for("\"note\":\"echo\"")?;
     exchange().map_err(|error| format!("after a reset of the guest: {error}"))?;
     session.type_keys(b"\x01x")?;
-    session.expect_end("with an open tap", 0)
+    session.expect_end("with an open tap", 0)?;
+    // All VMs of `perennial run` have one name, and each has an address of its own.
+    let mut other = Session::start(Terminal::open()?, &arguments)?;
+    let others = other.find_before(BOOTED, MAC)?;
+    other.type_keys(b"\x01x")?;
+    other.expect_end("another VM with the tap", 0)?;
+    match mac == again && mac != others && mac.len() == "02:00:00:00:00:00".len() {
+        true => Ok(()),
+        false => {
+            Err(format!("the addresses are {mac}, after a reset {again}, of another VM {others}")
+                .into())
+        }
+    }
 }
 
 /// Lets the programs that this one starts inherit a file. Returns its number.
@@ -132,10 +148,11 @@ fn cmdline() -> String {
 fn start_host() -> Result<Child, Problem> {
     start(&format!(
         "[update]\nkernel = \"{DATA}/bzImage\"\ninitramfs = \"{DATA}/initramfs\"\n\
-         cmdline = \"{NEXT_CMDLINE} {NETWORK_AGAIN}\"\n\
+         cmdline = \"{NEXT_CMDLINE} {} {NETWORK_AGAIN}\"\n\
          [[vm]]\nname = \"{VM}\"\nmemory = \"size=64M\"\nkernel = \"{GUEST}/bzImage\"\n\
          initramfs = \"{GUEST}/initramfs\"\ncmdline = \"{}\"\nserial = \"pty\"\n\
          net = [\"tap={TAP}\"]\n",
+        pool_mount::parameter()?,
         cmdline()
     ))
 }

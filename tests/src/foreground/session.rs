@@ -100,11 +100,28 @@ impl Session {
 
     /// As [`wait_for`](Self::wait_for), for at most this time.
     pub(super) fn wait_within(&mut self, text: &str, most: Duration) -> Result<(), Problem> {
+        self.read_up_to(text, most).map(drop)
+    }
+
+    /// Waits for a text, and returns what stands between two others in front of it: `start` and the next `end`.
+    pub(super) fn find_before(
+        &mut self,
+        text: &str,
+        (start, end): (&str, char),
+    ) -> Result<String, Problem> {
+        let said = self.read_up_to(text, WITHIN)?;
+        let found = said.rsplit_once(start).and_then(|(_, rest)| rest.split_once(end));
+        Ok(found.ok_or(format!("no {start:?} in {said:?}"))?.0.to_owned())
+    }
+
+    /// Waits for a text for at most this time, and returns all in front of it.
+    fn read_up_to(&mut self, text: &str, most: Duration) -> Result<String, Problem> {
         let deadline = Instant::now() + most;
         loop {
             if let Some(at) = self.said.find(text) {
+                let before = self.said[..at].to_owned();
                 self.said.drain(..at + text.len());
-                return Ok(());
+                return Ok(before);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left) {

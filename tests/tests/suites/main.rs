@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: disks::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: foreground::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: versions::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: rehearsal::LONG_TESTS });
