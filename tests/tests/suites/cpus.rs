@@ -11,8 +11,11 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] =
-    &[both("guests_that_are_booting_at_the_update_boot_on", early_boot), pool(BIG, big)];
+pub(crate) const LONG_TESTS: &[Test] = &[
+    both("guests_that_are_booting_at_the_update_boot_on", early_boot),
+    both("vcpus_go_offline_and_come_back_over_three_updates", offline_over_three),
+    pool(BIG, big),
+];
 
 const BIG: &str = "a_guest_of_sixteen_vcpus_with_memory_above_4_gib_goes_on";
 
@@ -38,8 +41,16 @@ fn vm(name: &str, cpus: u32, parameters: &'static str) -> VmPlan {
     VmPlan { parameters, busy: 2, disk_mib: 1, ..VmPlan::new(name, 96, cpus) }
 }
 
-/// At the update one of four vCPUs is offline and two have never been started.
 fn offline(luo: Luo) -> Result<(), Failure> {
+    offline_over(luo, 1)
+}
+
+fn offline_over_three(luo: Luo) -> Result<(), Failure> {
+    offline_over(luo, 3)
+}
+
+/// At the first update one of four vCPUs is offline and two have never been started. At a later one three are offline.
+fn offline_over(luo: Luo, updates: u32) -> Result<(), Failure> {
     let plan = HostPlan::new(vec![vm("web", 4, "maxcpus=2")]).on(luo);
     let (mut host, _) = Host::boot(&plan)?;
     host.guests().iter().try_for_each(|guest| guest.wait_until_settled(WORK))?;
@@ -50,10 +61,19 @@ fn offline(luo: Luo) -> Result<(), Failure> {
             format!("the vCPUs that were never started are in the states {states:?}").into()
         );
     }
-    host.update(json!({}))?;
-    set_online(&host, "online", &["3", "1", "2"], "0-3")?;
-    host.check_guests()?;
+    update_and_bring_back(&mut host)?;
+    for number in 2..=updates {
+        set_online(&host, "offline", &["2", "1", "3"], "0")?;
+        update_and_bring_back(&mut host).map_err(|error| format!("update {number}: {error}"))?;
+    }
     host.power_off_and_check_disks()
+}
+
+/// Updates, and brings back all vCPUs that are offline.
+fn update_and_bring_back(host: &mut Host) -> Result<(), Failure> {
+    host.update(json!({}))?;
+    set_online(host, "online", &["3", "1", "2"], "0-3")?;
+    host.check_guests()
 }
 
 /// Has the guest take vCPUs offline or bring them back, one after another. Those of `online` are online then.

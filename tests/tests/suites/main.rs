@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     if env::var_os("PERENNIAL_GUESTS").is_some() {
         suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: clocks::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: disks::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: foreground::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
