@@ -60,15 +60,27 @@ class Steps:
             note("progress", work=self.work, number=number)
 
 
-def fio():
-    """Writes the second disk and reads it back with checksums, round after round."""
+def write_and_verify(work, disks, size):
+    """Writes disks at the same time and reads them back with checksums, round after round."""
+    each = [word for disk in disks for word in (f"--name={disk}", f"--filename=/dev/{disk}")]
     number = 0
     while True:
-        run("fio", "--name=work", "--filename=/dev/vdb", "--direct=1", "--ioengine=libaio",
-            "--iodepth=4", "--rw=randwrite", "--bs=4k", "--size=2m", "--verify=crc32c",
-            "--verify_fatal=1")
+        run("fio", "--direct=1", "--ioengine=libaio", "--iodepth=4", "--rw=randwrite", "--bs=4k",
+            f"--size={size}", "--verify=crc32c", "--verify_fatal=1", *each)
         number += 1
-        note("progress", work="fio", number=number)
+        note("progress", work=work, number=number, disks=disks)
+
+
+def fio():
+    """Writes the second disk."""
+    write_and_verify("fio", ["vdb"], "2m")
+
+
+def disks():
+    """Writes all disks but the first, on which the root is, and those that are read-only."""
+    found = sorted(disk.name for disk in pathlib.Path("/sys/block").glob("vd*")
+                   if disk.name != "vda" and (disk / "ro").read_text().strip() == "0")
+    write_and_verify("disks", found, "1m")
 
 
 def sql(text):
@@ -235,6 +247,51 @@ def iperf3():
     raise Wrong(f"the server ended with status {server.wait()}")
 
 
+UPGRADE = pathlib.Path("/var/lib/upgrade")
+
+
+def kernel():
+    return f"linux-image-{os.uname().release}"
+
+
+def pack_kernel():
+    """Makes a package of the kernel that runs: the same files with the same names, and a higher version."""
+    tree, info = UPGRADE / "tree", pathlib.Path("/var/lib/dpkg/info")
+    (tree / "DEBIAN").mkdir(parents=True)
+    files = [name for name in run("dpkg", "-L", kernel()).splitlines()
+             if os.path.lexists(name) and not os.path.isdir(name)]
+    run("cp", "-a", "--parents", *files, str(tree))
+    control = [line for line in run("dpkg-query", "-s", kernel()).splitlines()
+               if not line.startswith("Status:")]
+    control = [f"{line}+next" if line.startswith("Version:") else line for line in control]
+    (tree / "DEBIAN/control").write_text("\n".join(control) + "\n")
+    for script in ("preinst", "postinst", "prerm", "postrm"):
+        if (info / f"{kernel()}.{script}").exists():
+            run("cp", "-a", str(info / f"{kernel()}.{script}"), str(tree / "DEBIAN" / script))
+    run("dpkg-deb", "--build", "-Znone", str(tree), str(UPGRADE / "next.deb"))
+    run("rm", "-r", str(tree))
+    os.sync()
+    note("packed", files=len(files))
+
+
+def upgrade(most):
+    """Upgrades the kernel. Resets the machine after this number of writes to its disk: what is in memory is lost."""
+    def writes():
+        return int(pathlib.Path("/sys/block/vda/stat").read_text().split()[4])
+
+    started = writes()
+    with open("/run/dpkg.log", "w") as log:
+        dpkg = subprocess.Popen(["dpkg", "-i", str(UPGRADE / "next.deb")], stdout=log, stderr=log)
+        while dpkg.poll() is None:
+            if writes() - started >= most:
+                pathlib.Path("/proc/sysrq-trigger").write_text("b")
+            time.sleep(0.02)
+    if dpkg.returncode != 0:
+        raise Wrong(pathlib.Path("/run/dpkg.log").read_text()[-300:])
+    installed = run("dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", kernel())
+    note("upgraded", writes=writes() - started, installed=installed)
+
+
 def network(address, gateway):
     """Sets up the network device, whatever its name is."""
     device = next(name for name in os.listdir("/sys/class/net") if name != "lo")
@@ -243,7 +300,7 @@ def network(address, gateway):
     run("ip", "route", "add", "default", "via", gateway)
 
 
-KINDS = {kind.__name__: kind for kind in (fio, commits, pgbench, redis, stress, echo, iperf3)}
+KINDS = {kind.__name__: kind for kind in (fio, disks, commits, pgbench, redis, stress, echo, iperf3)}
 
 
 def work(kind):
@@ -259,6 +316,10 @@ def obey(order):
             threading.Thread(target=work, args=(kind,), daemon=True).start()
         case ["network", address, gateway]:
             network(address, gateway)
+        case ["pack-kernel"]:
+            pack_kernel()
+        case ["upgrade", most]:
+            upgrade(int(most))
         case ["reboot"]:
             run("update-grub")
             note("reboot")

@@ -24,6 +24,9 @@ pub(crate) const LONG_TESTS: &[Test] = &[
         .unless(debian::missing),
     both("debian_verifies_cpu_memory_and_timers_over_three_updates", stress)
         .unless(debian::missing),
+    kernel("debian_boots_after_each_power_cut_in_an_upgrade_of_its_kernel", upgrade)
+        .unless(debian::missing),
+    both("debian_verifies_several_disks_over_three_updates", several_disks).unless(debian::missing),
     both("debian_13_boots_from_its_disk_and_works_on_over_three_updates", trixie)
         .unless(debian::trixie_missing),
     both("debian_serves_echoes_and_iperf3_from_outside_over_three_updates", on_the_network)
@@ -111,6 +114,19 @@ fn stress(luo: Luo) -> Result<(), Failure> {
     host.power_off_and_check_file_systems()
 }
 
+/// Its disks are a block device and a file of the host, and a block device with sectors of 4 KiB.
+fn several_disks(luo: Luo) -> Result<(), Failure> {
+    let mut plan = plan(Release::Bookworm, luo);
+    plan.vms.iter_mut().for_each(|vm| vm.scratch_disks = true);
+    let host = work_over_updates(&plan, &["disks"])?;
+    let notes = guest(&host)?.notes();
+    let written = notes.iter().rfind(|note| note["work"] == "disks").map(|note| &note["disks"]);
+    if written != Some(&json!(["vdb", "vdc", "vdd"])) {
+        return Err(format!("it wrote the disks {written:?}").into());
+    }
+    host.power_off_and_check_file_systems()
+}
+
 fn trixie(luo: Luo) -> Result<(), Failure> {
     let host = work_over_updates(&plan(Release::Trixie, luo), SHORT)?;
     host.power_off_and_check_file_systems()
@@ -158,6 +174,46 @@ fn reboot(luo: Luo) -> Result<(), Failure> {
     start(&host, &["fio"])?;
     progress_beyond(&host, &Progress::default(), &["fio"], 1)?;
     host.power_off_and_check_file_systems()
+}
+
+/// Numbers of writes to its disk after which the guest is cut off in an upgrade of its kernel.
+const CUTS: [u64; 8] = [100, 500, 1000, 1500, 2000, 2500, 3000, 6000];
+
+/// The upgrade replaces the only kernel of the guest, and its initramfs. The guest begins it again after each power cut.
+fn upgrade(luo: Luo) -> Result<(), Failure> {
+    let host = boot(&plan(Release::Bookworm, luo))?;
+    guest(&host)?.order("pack-kernel")?;
+    wait_for(&host, "a package of its kernel", |notes| has(notes, "packed"))?;
+    let mut boots = 1;
+    for cut in CUTS.into_iter().chain([u64::MAX]) {
+        guest(&host)?.order(&format!("upgrade {cut}"))?;
+        let next = boots + 1;
+        let what = format!("the end of an upgrade, or boot {next} after {cut} writes");
+        let has_booted = |notes: &[Value]| notes.iter().any(|note| note["boots"] == next);
+        let notes =
+            wait_for(&host, &what, |notes| Ok(has(notes, "upgraded")? || has_booted(notes)))?;
+        if has(&notes, "upgraded")? {
+            break;
+        }
+        check_boot(&host, next)?;
+        boots = next;
+    }
+    let notes = guest(&host)?.notes();
+    let done = notes.iter().rfind(|note| note["note"] == "upgraded").ok_or("no upgrade")?;
+    let installed = done["installed"].as_str().unwrap_or_default();
+    if boots < 4 || !(installed.starts_with("installed ") && installed.ends_with("+next")) {
+        return Err(format!("after {boots} boots: {done}").into());
+    }
+    println!("{} power cuts; the last attempt: {done}", boots - 1);
+    guest(&host)?.order("reboot")?;
+    check_boot(&host, boots + 1)?;
+    host.power_off_and_check_file_systems()
+}
+
+/// Whether there is a note of this kind. Errors if an order failed.
+fn has(notes: &[Value], kind: &str) -> Result<bool, String> {
+    Progress::acknowledged(notes)?;
+    Ok(notes.iter().any(|note| note["note"] == kind))
 }
 
 fn network_missing() -> Option<String> {
