@@ -45,10 +45,13 @@ pub enum Answer {
         /// How.
         ended: Ended,
     },
-    /// Of `recover`, unless it hands over.
+    /// Of `recover`, unless it hands over, and of a `restore` that finds nothing to restore.
     Recovered {
         /// The VMs that run again.
         recovered: Vec<VmName>,
+        /// The VMs that boot from their disks, because no live update entered this kernel and so nothing was left of them.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        boots: Vec<VmName>,
     },
     /// Of `update` under systemd, before systemd has done anything.
     LeftToSystemd {
@@ -112,7 +115,14 @@ mod tests {
             (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
             (Answer::Resized { bytes: 512 }, r#"{"bytes":512}"#),
-            (Answer::Recovered { recovered: Vec::new() }, r#"{"recovered":[]}"#),
+            (Answer::Recovered { recovered: Vec::new(), boots: Vec::new() }, r#"{"recovered":[]}"#),
+            (
+                Answer::Recovered {
+                    recovered: Vec::new(),
+                    boots: vec![VmName::new("db").unwrap()],
+                },
+                r#"{"recovered":[],"boots":["db"]}"#,
+            ),
             (
                 Answer::Findings { refused: false, findings: Vec::new() },
                 r#"{"refused":false,"findings":[]}"#,

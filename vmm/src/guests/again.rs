@@ -149,6 +149,17 @@ impl Guest {
         self.waiting = Some(Waiting { why: Why::Again, until, booting: None, links_down });
     }
 
+    /// Lets the VM boot that this host has withheld since its start.
+    pub fn boot_at_start(&mut self) {
+        let (until, links_down) = (Instant::now(), Vec::new());
+        self.waiting = Some(Waiting { why: Why::Start, until, booting: None, links_down });
+    }
+
+    /// Whether the VM boots because the host has started.
+    pub fn boots_at_start(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| waiting.why == Why::Start)
+    }
+
     /// Begins to boot the VM, because the host has started. [`boot_if_due`](Self::boot_if_due) goes on with that.
     pub fn begin_to_boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         self.begin_to_boot_for(Why::Start, ram)

@@ -221,6 +221,19 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
+    /// The last host has left nothing of a VM that was withheld.
+    #[error(
+        "VM `{0}` has nothing to restore: the last host has left nothing of it. `boot` starts it anew from its disks"
+    )]
+    NothingLeft(VmName),
+    /// The last host's VMs are lost, as this host has found out late, and so the VM boots.
+    #[error("VM `{name}` was not restored, and is lost: {why}. It boots anew from its disks")]
+    LostAndBoots {
+        /// The VM.
+        name: VmName,
+        /// The chain of causes.
+        why: String,
+    },
     /// The host has no VM of this name.
     #[error("there is no VM `{name}`; there is {known}")]
     Unknown {

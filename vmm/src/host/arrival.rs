@@ -12,7 +12,7 @@ use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
 use super::boots::forget_leftovers;
-use super::{Found, Host, HostError, Look, find, init, start};
+use super::{Found, Host, HostError, Look, find, init, report, start};
 use crate::api::report::Replaced;
 use crate::arch::x86_64::cpuid::CpuModel;
 use crate::arch::x86_64::tsc;
@@ -374,15 +374,27 @@ impl Host {
         let lost = start::lost(Replaced::Kernel, &self.kernel_entry, &self.luo, look);
         self.last_host.lost = lost.map(|why| (Replaced::Kernel, why));
         self.kernel_entry.redeem();
-        for vm in &mut self.vms {
-            if let Life::Withheld(_) = vm.life {
-                if let Ok(luo) = &self.luo {
-                    forget_leftovers(luo.as_ref(), &vm.machine.name);
+        let is_withheld = |vm: &Guest| matches!(vm.life, Life::Withheld(_));
+        let withheld = (0..self.vms.len()).filter(|index| is_withheld(&self.vms[*index]));
+        let withheld: Vec<usize> = withheld.collect();
+        withheld.iter().for_each(|index| self.vms[*index].life = Life::Stopped);
+        for index in withheld {
+            if let Ok(luo) = &self.luo {
+                forget_leftovers(luo.as_ref(), &self.vms[index].machine.name);
+            }
+            // One that an operator has booted since may have its disk.
+            match self.check_claims(index) {
+                Ok(()) => self.vms[index].boot_at_start(),
+                Err(error) => {
+                    let why = chain(&error);
+                    tracing::error!("{}", why.join(": "));
+                    self.vms[index].did_not_boot(why);
                 }
-                vm.life = Life::Stopped;
-                vm.boot_soon();
             }
         }
+        // Until now the report said that they are preserved.
+        self.report = report::kept(&self.config.host);
+        self.report_unread();
     }
 
     /// Looks again at what the last host left, if it could not be read. Errors if it still cannot.
@@ -398,6 +410,7 @@ impl Host {
         if let Ok(None) = look {
             // It has ended without this host, so there is nothing to wait for.
             self.stop_waiting(true);
+            self.withhold_none();
             return Ok(());
         }
         self.see_late(look)
@@ -410,13 +423,20 @@ impl Host {
             let why = self.last_host.unseen.iter().flatten().cloned().collect::<Vec<_>>();
             return Err(HostError::NotSeen { why: why.join(": ") });
         }
-        for vm in &mut self.vms {
-            if let Life::Withheld(_) = vm.life {
-                vm.life = Life::Stopped;
-            }
-        }
+        self.withhold_none();
         self.apply_policies();
         Ok(())
+    }
+
+    /// Lets the VMs be booted that are still withheld: nothing was left of them.
+    fn withhold_none(&mut self) {
+        let of = |vm: &Guest| matches!(vm.life, Life::Withheld(_)).then(|| vm.machine.name.clone());
+        for name in self.vms.iter().filter_map(of).collect::<Vec<_>>() {
+            if let Ok(vm) = find(&mut self.vms, &name) {
+                vm.life = Life::Stopped;
+            }
+            self.update_report(&name);
+        }
     }
 
     /// Tries again to read the manifests that could not be read, and finds in them the entries of preserved VMs.

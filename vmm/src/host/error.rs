@@ -306,7 +306,9 @@ impl HostError {
             | Self::NotHeld { .. }
             | Self::NoManifest { .. } => Some(Outcome::Preserved),
             Self::NotRecovered { outcome, .. } => Some(*outcome),
-            Self::Guest(GuestError::Lost { .. }) => Some(Outcome::Lost),
+            Self::Guest(GuestError::Lost { .. } | GuestError::LostAndBoots { .. }) => {
+                Some(Outcome::Lost)
+            }
             _ => None,
         }
     }

@@ -268,13 +268,12 @@ impl Host {
         self.vms[index].boot_by_command(ram)
     }
 
-    /// Errors if a VM that has a process, or whose memory is kept, has a file of VM `index`.
+    /// Errors if a VM that has a process or boots, or whose memory is kept, has a file of VM `index`.
     fn check_claims(&self, index: usize) -> Result<(), GuestError> {
         let mut claims = Claims::default();
         let others = self.vms.iter().enumerate().filter(|(other, _)| *other != index);
         for (_, other) in others {
-            let has_process = other.pids().next().is_some();
-            if has_process || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
+            if !other.is_at_rest() || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
                 // What two others have is not this VM's matter.
                 let _ = claims.add_files(&other.machine);
             }
@@ -329,7 +328,7 @@ impl Host {
                 .give_up(name)
                 .map_err(|source| HostError::GiveUp { name: name.clone(), source })?;
         }
-        let was_preserved = matches!(vm.life, Life::Preserved { .. });
+        let was_preserved = matches!(vm.life, Life::Preserved { .. } | Life::Withheld(_));
         self.end_late(Some(name));
         self.give_up_preserved(name);
         find(&mut self.vms, name)?.stop();

@@ -11,6 +11,7 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
 use super::arrival::Destiny;
+use super::restores::Begun;
 use super::{Host, HostError, index_of};
 use crate::api::{Answer, HandoverCall, Line};
 use crate::causes::chain;
@@ -24,6 +25,8 @@ use crate::live_update::programs::ProgramError;
 use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
 
+/// What has begun for a VM that was to be restored, or why nothing has.
+type BegunOrNot = Result<Begun, HostError>;
 /// Documents that a program is to decode, each with its name for an error text.
 type Documents = Vec<(String, OwnedFd)>;
 
@@ -38,6 +41,8 @@ struct Recovery<C> {
     /// The VMs whose restore goes on.
     names: Vec<VmName>,
     recovered: Vec<VmName>,
+    /// VMs of which nothing was left, so that they boot.
+    boots: Vec<VmName>,
     failed: Vec<HostError>,
 }
 
@@ -71,23 +76,31 @@ impl<C: Copy + PartialEq> Recoveries<C> {
         request: (C, u64),
         wanted: Wanted,
     ) -> Result<(), HostError> {
-        let (mut names, mut failed) = (Vec::new(), Vec::new());
-        match &wanted {
+        let (names, recovered, boots, failed) = Default::default();
+        let mut recovery = Recovery { request, wanted, names, recovered, boots, failed };
+        match recovery.wanted.clone() {
             Wanted::Restore(vm, force) => {
-                host.begin_restore(vm, *force)?;
-                names.push(vm.clone());
+                let begun = host.begin_restore(&vm, force)?;
+                recovery.begins(vm, begun);
             }
             Wanted::Recover(Some(vm)) => {
-                host.begin_restore(vm, false)?;
-                names.push(vm.clone());
+                let begun = host.begin_restore(&vm, false)?;
+                recovery.begins(vm, begun);
             }
-            Wanted::Recover(None) => (names, failed) = host.begin_to_recover_all()?,
+            Wanted::Recover(None) => {
+                for (vm, begun) in host.begin_to_recover_all()? {
+                    match begun {
+                        Ok(begun) => recovery.begins(vm, begun),
+                        Err(error) => recovery.failed.push(error),
+                    }
+                }
+            }
             Wanted::WithPrevious(vm) => {
-                host.begin_with_previous(vm)?;
-                names.push(vm.clone());
+                host.begin_with_previous(&vm)?;
+                recovery.begins(vm, Begun::Restore);
             }
         }
-        self.waiting.push(Recovery { request, wanted, names, recovered: Vec::new(), failed });
+        self.waiting.push(recovery);
         Ok(())
     }
 
@@ -106,6 +119,13 @@ impl<C: Copy + PartialEq> Recoveries<C> {
 }
 
 impl<C> Recovery<C> {
+    fn begins(&mut self, vm: VmName, begun: Begun) {
+        match begun {
+            Begun::Restore => self.names.push(vm),
+            Begun::Boot => self.boots.push(vm),
+        }
+    }
+
     /// Notes the restores that have ended.
     fn go_on(&mut self, host: &mut Host) {
         self.names.retain(|name| match host.end_of_restore(name) {
@@ -122,7 +142,7 @@ impl<C> Recovery<C> {
     }
 
     fn reply(self) -> (C, Line) {
-        let Self { request: (client, id), wanted, recovered, mut failed, .. } = self;
+        let Self { request: (client, id), wanted, recovered, boots, mut failed, .. } = self;
         let error = match &wanted {
             Wanted::Recover(None) if !failed.is_empty() => {
                 Some(not_recovered(recovered.clone(), &failed))
@@ -131,27 +151,36 @@ impl<C> Recovery<C> {
         };
         let line = match (error, wanted) {
             (Some(error), _) => error.reply(id),
-            (None, Wanted::Restore(..)) => Line::ok(id, &Answer::Done {}),
-            (None, _) => Line::ok(id, &Answer::Recovered { recovered }),
+            (None, Wanted::Restore(..)) if boots.is_empty() => Line::ok(id, &Answer::Done {}),
+            (None, _) => Line::ok(id, &Answer::Recovered { recovered, boots }),
         };
         (client, line)
     }
 }
 
 impl Host {
-    /// Begins to restore all preserved VMs. Returns those that are being restored, and why others are not.
-    fn begin_to_recover_all(&mut self) -> Result<(Vec<VmName>, Vec<HostError>), HostError> {
+    /// Begins to restore all preserved VMs, after another look if VMs are withheld. Returns what has begun for each, or why
+    /// nothing has.
+    fn begin_to_recover_all(&mut self) -> Result<Vec<(VmName, BegunOrNot)>, HostError> {
+        let withheld = self.vms.iter().filter(|vm| matches!(vm.life, Life::Withheld(_)));
+        let withheld: Vec<_> = withheld.map(|vm| vm.machine.name.clone()).collect();
         self.reach_again()?;
         self.look_again()?;
         let preserved = self.preserved().map(|(vm, _)| vm.machine.name.clone());
-        let (mut begun, mut failed) = (Vec::new(), Vec::new());
-        for name in preserved.collect::<Vec<_>>() {
-            match self.begin_restore(&name, false) {
-                Ok(()) => begun.push(name),
-                Err(error) => failed.push(error),
+        let preserved: Vec<_> = preserved.collect();
+        let mut all = Vec::new();
+        for name in withheld {
+            let is_withheld = matches!(self.vm(&name)?.life, Life::Withheld(_));
+            if !is_withheld && !preserved.contains(&name) {
+                let begun = self.found_late(&name);
+                all.push((name, begun));
             }
         }
-        Ok((begun, failed))
+        for name in preserved {
+            let begun = self.begin_restore(&name, false);
+            all.push((name, begun));
+        }
+        Ok(all)
     }
 
     /// Begins to restore a preserved VM by a process of an earlier host's program, which this host serves.

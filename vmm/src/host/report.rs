@@ -97,7 +97,10 @@ impl Host {
         let replaced = lost.map(|(replaced, _)| replaced).or(self.replaced);
         let host = unknown_host(replaced.unwrap_or(Replaced::Kernel), self.luo_name());
         self.report = Some(Report { host, vms, guest_ram_bytes_copied: 0 });
-        self.keep_report();
+        // Until the command line is read, the report that is kept may be that of this kernel.
+        if !self.kernel_entry.is_unread() {
+            self.keep_report();
+        }
     }
 
     fn vm_report(

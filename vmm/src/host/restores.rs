@@ -29,6 +29,15 @@ use crate::open_files::{ReserveInUse, use_reserve};
 /// How long an update that was undone waits for a VM that it has to restore. The restore goes on after that.
 const UNDONE_WITHIN: Duration = Duration::from_secs(20);
 
+/// What has begun when a VM was to be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// Its restore.
+    Restore,
+    /// Its boot: nothing was left of it, because no live update entered this kernel.
+    Boot,
+}
+
 /// The restores that go on.
 #[derive(Default)]
 pub(super) struct Restores {
@@ -77,7 +86,7 @@ impl Host {
 
     /// Begins to restore a preserved VM, or looks again for one that is withheld because what the last host left could
     /// not be read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
-    pub(super) fn begin_restore(&mut self, name: &VmName, force: bool) -> Result<(), HostError> {
+    pub(super) fn begin_restore(&mut self, name: &VmName, force: bool) -> Result<Begun, HostError> {
         self.check_free(name)?;
         self.begin_restore_with(name, force, None)
     }
@@ -88,7 +97,7 @@ impl Host {
         name: &VmName,
         force: bool,
         program: Option<&NextHost>,
-    ) -> Result<(), HostError> {
+    ) -> Result<Begun, HostError> {
         let reserve = use_reserve();
         mounts::try_again(&mut self.unmounted);
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
@@ -97,7 +106,7 @@ impl Host {
         if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() {
             self.reach_again()?;
             self.look_again()?;
-            return self.still_preserved(index_of(&self.vms, name)?);
+            return self.found_late(name);
         }
         let index = index_of(&self.vms, name)?;
         self.end_late(Some(name));
@@ -120,7 +129,7 @@ impl Host {
             }
             life => {
                 vm.life = life;
-                return self.still_preserved(index);
+                return self.still_preserved(index).map(|()| Begun::Restore);
             }
         };
         // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
@@ -129,12 +138,30 @@ impl Host {
         match restore_again(luo, left, &self.confinement, hints, program) {
             Ok(restoring) => {
                 self.restores.begun.push((restoring, reserve));
-                Ok(())
+                Ok(Begun::Restore)
             }
             Err(vm) => {
                 self.put_restored(*vm);
-                self.still_preserved(index)
+                self.still_preserved(index).map(|()| Begun::Restore)
             }
+        }
+    }
+
+    /// Returns what has become of a VM that was withheld, after a look at what the last host left.
+    pub(super) fn found_late(&self, name: &VmName) -> Result<Begun, HostError> {
+        let index = index_of(&self.vms, name)?;
+        self.still_preserved(index)?;
+        let (vm, name) = (&self.vms[index], name.clone());
+        match (&vm.life, &self.last_host.lost) {
+            (Life::Stopped, Some((_, why))) if vm.boots_at_start() => {
+                Err(GuestError::LostAndBoots { name, why: why.join(": ") }.into())
+            }
+            (Life::Stopped, None) if vm.boots_at_start() => Ok(Begun::Boot),
+            (Life::Stopped, _) => Err(GuestError::NothingLeft(name).into()),
+            (Life::Withheld(why), _) => {
+                Err(GuestError::StillPreserved { name, why: why.join(": ") }.into())
+            }
+            _ => Ok(Begun::Restore),
         }
     }
 
@@ -155,9 +182,9 @@ impl Host {
                     self.restores.looks.push((name, look));
                     continue;
                 }
-                Some(Ok(found)) => {
-                    found.and_then(|program| self.begin_restore_with(&name, false, Some(&program)))
-                }
+                Some(Ok(found)) => found.and_then(|program| {
+                    self.begin_restore_with(&name, false, Some(&program)).map(drop)
+                }),
                 Some(Err(panicked)) => Err(HostError::NoFitProgram { why: panicked.to_string() }),
             };
             if let Err(error) = begun {

@@ -14,6 +14,8 @@ use crate::guests::entry::tests::sample;
 use crate::guests::memfd::document_memfd;
 use crate::guests::process::VmProcess;
 use crate::host::kernel_entry::KernelEntry;
+use crate::host::recover::{Recoveries, Wanted};
+use crate::live_update::Outcome;
 use crate::live_update::carry;
 use crate::live_update::index::Index;
 use crate::live_update::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, host_session};
@@ -317,16 +319,89 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     host.reach_again_by(|_, _, _| panic!("it looks a third time")).unwrap();
 }
 
-/// A host that cannot read the command line of its kernel, with its VMs.
-fn unread(root: &Path) -> Host {
-    let config = Config::parse(CONFIG).unwrap();
-    let mut host = Host::alone(config, CONFIG.to_owned());
+/// A host that cannot read the command line of its kernel, with its VMs, each with this disk below `root`.
+fn unread_with(root: &Path, disks: [&str; 2]) -> Host {
+    let mut text = format!("[host]\nlock = '{}/lock'\n", root.display());
+    for (name, disk) in ["db", "web-1"].into_iter().zip(disks) {
+        let path = root.join(disk);
+        text += &format!(
+            "[[vm]]\nname = '{name}'\nmemory = 'size=64M'\nkernel = '/k'\ndisk = 'path={}'\n",
+            path.display()
+        );
+    }
+    let config = Config::parse(&text).unwrap();
+    let mut host = Host::alone(config, text);
     host.vms.clear();
     host.kernel_entry = KernelEntry::unread(root, None);
     host.luo = Err(backend::NoLuo { why: "unread".to_owned(), may_hold_vms: true });
     host.populate(Found { arrival: Ok(None), keeper: None });
     assert!(host.vms.iter().all(|vm| vm.state() == "withheld"));
     host
+}
+
+fn unread(root: &Path) -> Host {
+    unread_with(root, ["a", "b"])
+}
+
+fn write_command_line(root: &Path, line: &str) {
+    std::fs::create_dir(root.join("proc")).unwrap();
+    std::fs::write(root.join("proc/cmdline"), line).unwrap();
+}
+
+#[test]
+fn a_restore_that_finds_a_cold_start_says_that_the_vms_boot() {
+    let (db, web) = (VmName::new("db").unwrap(), VmName::new("web-1").unwrap());
+    let asks = |host: &mut Host, wanted| {
+        let mut recoveries = Recoveries::<u8>::default();
+        recoveries.begin(host, (0, 7), wanted)?;
+        let (_, line) = recoveries.round(host).pop().expect("nothing is restored");
+        Ok::<_, HostError>(serde_json::to_value(line).unwrap())
+    };
+    let earlier = include_bytes!("../../../golden/left/cf5ffc4f3ee7/report.json");
+    for (wanted, boots) in [
+        (Wanted::Restore(db.clone(), false), vec!["db"]),
+        (Wanted::Recover(Some(web)), vec!["web-1"]),
+        (Wanted::Recover(None), vec!["db", "web-1"]),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("report.json"), earlier).unwrap();
+        let mut host = unread(root.path());
+        let told = |host: &Host| host.report.as_ref().map(|report| report.vms[0].outcome);
+        assert_eq!(told(&host), Some(Outcome::Preserved));
+        let kept = || std::fs::read(root.path().join("report.json")).unwrap();
+        assert_eq!(kept(), earlier, "it may be of this kernel");
+        write_command_line(root.path(), "quiet");
+        let answer = asks(&mut host, wanted).unwrap();
+        assert_eq!(answer["ok"], serde_json::json!({"recovered": [], "boots": boots}));
+        assert!(host.vms.iter().all(Guest::boots_at_start));
+        assert_eq!(host.report, report::kept(&host.config.host));
+        assert_eq!(kept(), earlier);
+    }
+    // A live update entered this kernel, and nothing came over.
+    let root = tempfile::tempdir().unwrap();
+    let mut host = unread(root.path());
+    write_command_line(root.path(), "perennial.update=1");
+    let error = asks(&mut host, Wanted::Restore(db, false)).unwrap_err();
+    let said = chain(&error).join(": ");
+    assert!(said.contains("VM `db` was not restored, and is lost"), "{said}");
+    assert!(said.contains("It boots anew") && host.vms[0].boots_at_start(), "{said}");
+    assert_eq!(error.outcome(), Some(Outcome::Lost));
+    let kept = report::kept(&host.config.host).unwrap();
+    assert!(kept.vms.iter().all(|vm| vm.outcome == Outcome::Lost), "{kept:?}");
+}
+
+#[test]
+fn two_vms_that_boot_late_do_not_get_one_disk() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("a"), "").unwrap();
+    std::fs::hard_link(root.path().join("a"), root.path().join("b")).unwrap();
+    let mut host = unread_with(root.path(), ["a", "b"]);
+    write_command_line(root.path(), "quiet");
+    host.reach_again().unwrap();
+    let states: Vec<_> = host.vms.iter().map(|vm| vm.state()).collect();
+    assert_eq!(states, ["booting", "failed"]);
+    let why = host.vms[1].life.why().unwrap().join(": ");
+    assert!(why.contains("VM `web-1` cannot be booted") && why.contains("same disk"), "{why}");
 }
 
 #[test]
@@ -344,7 +419,7 @@ fn a_kernel_whose_command_line_is_read_late_withholds_no_vm_for_ever() {
         let fault = Arc::new(Mutex::new(None));
         let nothing = Fragile { keeper: Keeper::start(), backend: Backend::Kernel, fault };
         host.reach_again_by(|_, _, _| Ok(Box::new(nothing))).unwrap();
-        assert_eq!(states(&host), ["restarting"; 2]);
+        assert_eq!(states(&host), ["booting"; 2]);
         assert_eq!(host.last_host.lost.is_some(), lost);
         assert!(!host.kernel_entry.is_marked());
     }
