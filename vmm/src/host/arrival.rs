@@ -345,8 +345,11 @@ impl Host {
         &mut self,
         choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
     ) -> Result<(), HostError> {
-        // What a handover has brought is here already.
-        let was_unread = self.kernel_entry.is_unread() && self.replaced.is_none();
+        let was_unread = self.kernel_entry.is_unread();
+        if was_unread && self.replaced.is_some() {
+            self.choose_late(choose);
+            return Ok(());
+        }
         if was_unread {
             let read = self.kernel_entry.read_again();
             read.map_err(|error| HostError::NotSeen { why: chain(&error).join(": ") })?;
@@ -355,9 +358,7 @@ impl Host {
             return Ok(());
         }
         let ticket = self.kernel_entry.ticket();
-        let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        let chosen = choose(&section, &self.config.machines, ticket);
-        let (luo, look) = start::look_into(chosen, ticket);
+        let (luo, look) = start::look_into(self.choose_by(choose), ticket);
         self.luo = luo;
         match &self.luo {
             Err(none) if none.may_hold_vms => Err(HostError::NotSeen { why: none.why.clone() }),
@@ -366,6 +367,34 @@ impl Host {
                 Ok(())
             }
             _ => self.see_late(look),
+        }
+    }
+
+    /// Chooses a LUO by this way, and by what the kernel's command line says.
+    fn choose_by(
+        &self,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+    ) -> ChosenLuo {
+        let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
+        choose(&section, &self.config.machines, self.kernel_entry.ticket())
+    }
+
+    /// Chooses the LUO of a host that could not read the command line after a handover. What the handover has brought is here
+    /// already, so the LUO is for the next update, and an error is only logged.
+    fn choose_late(
+        &mut self,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+    ) {
+        match self.kernel_entry.read_again() {
+            Ok(()) => self.luo = self.choose_by(choose),
+            Err(error) => tracing::error!("{}", chain(&error).join(": ")),
+        }
+    }
+
+    /// Chooses a LUO for an update, if this host could not do so after a handover.
+    pub(super) fn choose_for_update(&mut self) {
+        if self.kernel_entry.is_unread() && self.replaced.is_some() {
+            self.choose_late(backend::choose);
         }
     }
 

@@ -68,7 +68,10 @@ pub enum KernelEntryError {
         source: io::Error,
     },
     /// The parameter's value is not a ticket.
-    #[error("the value of `{PARAMETER}=` on the command line of this kernel is not a ticket")]
+    #[error(
+        "the value of `{PARAMETER}=` on the command line of this kernel is not a ticket, so no host of this kernel finds \
+         the VMs that are in a pool: enter a kernel with the right value, or give their state up with `stop`"
+    )]
     Ticket(#[from] TicketError),
 }
 

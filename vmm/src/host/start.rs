@@ -118,11 +118,16 @@ pub(super) fn find_vms(
         Err(error) => {
             let why = chain(&error).join(": ");
             tracing::error!("{why}");
-            return (
-                KernelEntry::unread(Path::new("/"), section.lock.as_deref()),
-                Err(NoLuo { why, may_hold_vms: true }),
-                keeper.map_or(Ok(None), |keeper| arrival::look(keeper)),
-            );
+            let lock = section.lock.as_deref();
+            let kernel_entry = match error {
+                KernelEntryError::CommandLine { .. } => KernelEntry::unread(Path::new("/"), lock),
+                // Another look would find the same.
+                KernelEntryError::Ticket(_) => KernelEntry::unknown(lock),
+            };
+            // All that there is has come with the handover: a host that withholds VMs hands nothing over.
+            let may_hold_vms = keeper.is_none();
+            let look = keeper.map_or(Ok(None), |keeper| arrival::look(keeper));
+            return (kernel_entry, Err(NoLuo { why, may_hold_vms }), look);
         }
     };
     let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {

@@ -13,7 +13,7 @@ use crate::guests::Live;
 use crate::guests::entry::tests::sample;
 use crate::guests::memfd::document_memfd;
 use crate::guests::process::VmProcess;
-use crate::host::kernel_entry::KernelEntry;
+use crate::host::kernel_entry::{KernelEntry, KernelEntryError};
 use crate::host::recover::{Recoveries, Wanted};
 use crate::live_update::Outcome;
 use crate::live_update::carry;
@@ -346,6 +346,52 @@ fn unread(root: &Path) -> Host {
 fn write_command_line(root: &Path, line: &str) {
     std::fs::create_dir(root.join("proc")).unwrap();
     std::fs::write(root.join("proc/cmdline"), line).unwrap();
+}
+
+#[test]
+fn a_host_that_reads_the_command_line_after_a_handover_chooses_its_luo_then() {
+    let keeper = leave();
+    let path = "/proc/cmdline".into();
+    let unread = KernelEntryError::CommandLine { path, source: std::io::Error::other("no memory") };
+    let section = HostSection::default();
+    let (kernel_entry, luo, arrival) = start::find_vms(&section, &[], Err(unread), Some(&keeper));
+    assert!(kernel_entry.is_unread());
+    // Nothing is out of reach, so a handover goes by another keeper.
+    let none = luo.as_ref().err().expect("none is chosen yet");
+    assert!(none.why.contains("cannot read /proc/cmdline") && !none.may_hold_vms, "{none:?}");
+
+    let root = tempfile::tempdir().unwrap();
+    let config = Config::parse(CONFIG).unwrap();
+    let mut host = Host::alone(config, CONFIG.to_owned());
+    host.vms.clear();
+    (host.luo, host.replaced) = (luo, Some(Replaced::Program));
+    host.kernel_entry = KernelEntry::unread(root.path(), None);
+    host.populate(Found { arrival, keeper: Some(keeper) });
+    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
+    assert_eq!(states(&host), ["preserved"; 2]);
+    host.reach_again_by(|_, _, _| panic!("the command line is still unread")).unwrap();
+    assert!(host.luo.is_err());
+
+    write_command_line(root.path(), "quiet");
+    let fault = Arc::new(Mutex::new(None));
+    let luo = Fragile { keeper: Keeper::start(), backend: Backend::Kernel, fault };
+    host.reach_again_by(|_, _, _| Ok(Box::new(luo))).unwrap();
+    assert!(host.luo.is_ok() && !host.kernel_entry.is_unread());
+    assert_eq!(states(&host), ["preserved"; 2]);
+    assert_all_goes_along(&host);
+}
+
+#[test]
+fn what_is_no_ticket_is_not_read_again() {
+    let root = tempfile::tempdir().unwrap();
+    write_command_line(root.path(), &format!("{PARAMETER}=7"));
+    let malformed = KernelEntry::read(root.path(), None, None);
+    let (kernel_entry, luo, arrival) =
+        start::find_vms(&HostSection::default(), &[], malformed, None);
+    assert!(!kernel_entry.is_unread() && matches!(arrival, Ok(None)));
+    let none = luo.err().expect("its pool is not known");
+    assert!(none.why.contains("is not a ticket") && none.why.contains("`stop`"), "{none:?}");
+    assert!(none.may_hold_vms, "{none:?}");
 }
 
 #[test]

@@ -271,6 +271,10 @@ impl Calls {
         // What keeps a guest must not fail because other VMs have all the files.
         let keeps_guests = matches!(command, Command::Recover(_) | Command::Update(_));
         let _reserve = keeps_guests.then(open_files::use_reserve);
+        if let Command::Update(_) | Command::Preflight(_) = command {
+            // Whether it is left to systemd depends on the LUO.
+            host.choose_for_update();
+        }
         match command {
             // Their answers come later.
             Command::Status
