@@ -121,6 +121,11 @@ impl Process {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Returns an fd that is readable when the process has ended, also after this value is dropped.
+    pub fn end(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
     /// Waits for the end of the process. Returns its exit status, `Some(None)` if a signal ended it, and `None` if
     /// it runs on after `within`.
     pub fn wait_for(&self, within: Duration) -> io::Result<Option<Option<i32>>> {

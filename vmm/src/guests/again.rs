@@ -24,6 +24,8 @@ pub(super) struct Waiting {
     booting: Option<Box<Booting>>,
     /// The network devices whose link the operator took down before the VM ended.
     links_down: Vec<String>,
+    /// What the VM waited for before a command booted it, and does again if that boot fails.
+    before: Option<Box<Waiting>>,
 }
 
 /// Why a VM boots.
@@ -38,6 +40,11 @@ enum Why {
 }
 
 impl Waiting {
+    /// A VM that boots `until` then at the latest, and whose boot has not begun.
+    fn new(why: Why, until: Instant, links_down: Vec<String>) -> Self {
+        Self { why, until, booting: None, links_down, before: None }
+    }
+
     /// The name of the VM's state in the API.
     pub(super) fn state(&self) -> &'static str {
         match self.why {
@@ -86,9 +93,9 @@ impl Guest {
         }
     }
 
-    /// Whether the VM has no process, and boots neither now nor later.
+    /// Whether the VM has no process that the host waits for, and boots neither now nor later.
     pub fn is_at_rest(&self) -> bool {
-        !self.is_live() && self.waiting.is_none() && self.is_gone()
+        !self.is_live() && self.waiting.is_none() && self.is_let_go()
     }
 
     /// Returns when to call [`boot_if_due`](Self::boot_if_due), unless [`booting`](Self::booting) is readable before.
@@ -97,8 +104,13 @@ impl Guest {
         match &waiting.booting {
             Some(booting) => Some(booting.deadline()),
             // The end of its last process wakes the host.
-            None => self.is_gone().then_some(waiting.until),
+            None => (self.is_gone() || self.boots_in_vain()).then_some(waiting.until),
         }
+    }
+
+    /// Whether a command boots the VM, and a process of its past does not end.
+    fn boots_in_vain(&self) -> bool {
+        self.boots_by_command() && self.check_none_lingers().is_err()
     }
 
     /// What becomes readable when the boot that has begun can go on.
@@ -110,7 +122,7 @@ impl Guest {
     pub fn pid(&self) -> Option<Pid> {
         match (&self.life, &self.waiting) {
             (Life::Live(live), _) => Some(live.process.pid()),
-            (_, Some(Waiting { booting: Some(booting), .. })) => Some(booting.pid()),
+            (_, Some(Waiting { booting: Some(booting), .. })) => Some(booting.process().pid()),
             _ => None,
         }
     }
@@ -145,14 +157,12 @@ impl Guest {
 
     /// Lets the VM, which did not go along with a live update because it was about to boot again, do so.
     pub fn boot_soon(&mut self) {
-        let (until, links_down) = (Instant::now(), Vec::new());
-        self.waiting = Some(Waiting { why: Why::Again, until, booting: None, links_down });
+        self.waiting = Some(Waiting::new(Why::Again, Instant::now(), Vec::new()));
     }
 
     /// Lets the VM boot that this host has withheld since its start.
     pub fn boot_at_start(&mut self) {
-        let (until, links_down) = (Instant::now(), Vec::new());
-        self.waiting = Some(Waiting { why: Why::Start, until, booting: None, links_down });
+        self.waiting = Some(Waiting::new(Why::Start, Instant::now(), Vec::new()));
     }
 
     /// Whether the VM boots because the host has started.
@@ -162,29 +172,45 @@ impl Guest {
 
     /// Begins to boot the VM, because the host has started. [`boot_if_due`](Self::boot_if_due) goes on with that.
     pub fn begin_to_boot(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
-        self.begin_to_boot_for(Why::Start, ram)
+        self.waiting = Some(self.begun(Why::Start, ram)?);
+        Ok(())
     }
 
     /// Begins to boot the VM, because a client has asked for it. Errors unless the VM is stopped or failed. If the boot
-    /// fails later, [`end_of_boot`](Self::end_of_boot) says why, and the VM is as before.
+    /// fails now or later, the VM is as before, so it boots again if it was to; [`end_of_boot`](Self::end_of_boot) says why.
     pub fn boot_by_command(&mut self, ram: RamSource<'_>) -> Result<(), GuestError> {
         self.check_free()?;
-        // One that boots again does so now.
-        self.end_boot();
+        self.check_can_boot()?;
+        self.check_none_lingers()?;
         self.failed_boot = None;
-        self.begin_to_boot_for(Why::Command, ram)
+        // One that boots again does so now.
+        let mut before = self.waiting.take().map(Box::new);
+        if let Some(booting) = before.as_mut().and_then(|before| before.booting.take()) {
+            self.end_booting(booting);
+        }
+        match self.begun(Why::Command, ram) {
+            Ok(begun) => {
+                let links_down = before.as_ref().map(|before| before.links_down.clone());
+                let links_down = links_down.unwrap_or_default();
+                self.waiting = Some(Waiting { links_down, before, ..begun });
+                Ok(())
+            }
+            Err(error) => {
+                self.waiting = before.map(|before| *before);
+                Err(error)
+            }
+        }
     }
 
-    fn begin_to_boot_for(&mut self, why: Why, ram: RamSource<'_>) -> Result<(), GuestError> {
+    /// Begins to boot the VM, if no process of its past is left.
+    fn begun(&mut self, why: Why, ram: RamSource<'_>) -> Result<Waiting, GuestError> {
         self.check_can_boot()?;
         let booting = match self.is_gone() {
             true => Some(Box::new(self.begin_boot(ram)?)),
             false => None,
         };
         self.restarts.boots(true);
-        let (until, links_down) = (Instant::now(), Vec::new());
-        self.waiting = Some(Waiting { why, until, booting, links_down });
-        Ok(())
+        Ok(Waiting { booting, ..Waiting::new(why, Instant::now(), Vec::new()) })
     }
 
     /// Does not boot the VM, now or later. Ends the process in which it boots, if there is one.
@@ -195,8 +221,7 @@ impl Guest {
     }
 
     fn end_booting(&mut self, booting: Box<Booting>) {
-        booting.kill();
-        self.let_end(booting.pid(), booting);
+        self.let_end(booting, |booting| booting.process());
     }
 
     /// Notes that the VM did not boot when the host started.
@@ -216,6 +241,9 @@ impl Guest {
         let Some(mut waiting) = self.waiting.take() else { return };
         let gone_live = match &mut waiting.booting {
             Some(booting) => booting.go_on(&self.machine),
+            None if waiting.why == Why::Command && !self.is_gone() => {
+                self.check_none_lingers().map(|()| false)
+            }
             None if waiting.until > Instant::now() || !self.is_gone() => Ok(false),
             None => {
                 if waiting.why == Why::Again {
@@ -233,11 +261,12 @@ impl Guest {
                 self.take_down(&links_down);
             }
             (Ok(_), waiting) => self.waiting = Some(waiting),
-            (Err(error), Waiting { why, booting, links_down, .. }) => {
+            (Err(error), Waiting { why, booting, links_down, before, .. }) => {
                 // Its process keeps files that the next attempt needs.
                 booting.into_iter().for_each(|booting| self.end_booting(booting));
                 if why == Why::Command {
                     self.failed_boot = Some(error);
+                    self.waiting = before.map(|before| *before);
                     return;
                 }
                 let why = chain(&error);
@@ -258,7 +287,7 @@ impl Guest {
                 if !left.is_zero() {
                     tracing::info!("VM `{}` boots again in {left:?}", self.machine.name);
                 }
-                self.waiting = Some(Waiting { why: Why::Again, until, booting: None, links_down });
+                self.waiting = Some(Waiting::new(Why::Again, until, links_down));
             }
         }
     }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use guest_mem::Segment;
-use rustix::process::Pid;
 
 use super::answers::readable;
 use super::confinement::Confinement;
@@ -189,14 +188,9 @@ impl Booting {
         &self.segments
     }
 
-    /// Kills the process. Dropping this waits for its end.
-    pub(super) fn kill(&self) {
-        self.process.kill();
-    }
-
-    /// The ID of the process.
-    pub(super) fn pid(&self) -> Pid {
-        self.process.pid()
+    /// The process.
+    pub(super) fn process(&self) -> &VmProcess {
+        &self.process
     }
 }
 

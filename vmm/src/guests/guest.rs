@@ -221,6 +221,18 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
+    /// A process of a VM that has ended does not end.
+    #[error(
+        "VM `{name}` has ended, but its process {pid} was killed and does not end: it is stuck in the kernel, and may keep \
+         the VM's disks and ports busy. The VM does not boot before it is gone: repair what it waits for, such as a disk or \
+         a server that does not answer"
+    )]
+    Lingers {
+        /// The VM.
+        name: VmName,
+        /// The process.
+        pid: i32,
+    },
     /// The last host has left nothing of a VM that was withheld.
     #[error(
         "VM `{0}` has nothing to restore: the last host has left nothing of it. `boot` starts it anew from its disks"

@@ -1,8 +1,9 @@
 //! The process of one VM, for the host: starts it, sends it requests, and ends it.
 
 use std::cell::OnceCell;
+use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -81,6 +82,11 @@ impl VmProcess {
     /// Kills the process and does not wait for its end, as dropping this does: so that several end at the same time.
     pub fn kill(&self) {
         self.process.kill();
+    }
+
+    /// Returns an fd that is readable when the process has ended, also after this value is dropped.
+    pub(super) fn end(&self) -> io::Result<OwnedFd> {
+        self.process.end()
     }
 
     /// A process that does nothing, with a link whose other end a test has.

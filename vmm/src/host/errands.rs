@@ -143,7 +143,8 @@ impl Host {
 
     /// Errors if a command is carried out for a VM that is to leave. A preserved VM cannot be left out.
     pub(super) fn check_none_is_busy(&self, without: &[VmName]) -> Result<(), HostError> {
-        let leaves = |vm: &&Guest| !(vm.is_live() && without.contains(&vm.machine.name));
+        let can_stay = |vm: &Guest| vm.is_live() || vm.boots_by_command();
+        let leaves = |vm: &&Guest| !(can_stay(vm) && without.contains(&vm.machine.name));
         for vm in self.vms.iter().filter(leaves) {
             if let Err(GuestError::Busy { name, done }) = self.check_free(&vm.machine.name) {
                 return Err(HostError::Busy { vm: name, done });

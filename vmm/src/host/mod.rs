@@ -273,7 +273,8 @@ impl Host {
         let mut claims = Claims::default();
         let others = self.vms.iter().enumerate().filter(|(other, _)| *other != index);
         for (_, other) in others {
-            if !other.is_at_rest() || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
+            let is_at_rest = other.is_at_rest() && other.is_gone();
+            if !is_at_rest || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
                 // What two others have is not this VM's matter.
                 let _ = claims.add_files(&other.machine);
             }

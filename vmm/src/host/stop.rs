@@ -134,10 +134,12 @@ impl<C: Copy + PartialEq> Stops<C> {
                 _ => Ended::ByGuest,
             });
             // Whoever has stopped a VM may use its disks.
-            if guest.is_some_and(|guest| !guest.is_gone()) {
-                return true;
-            }
-            replies.push((*client, Line::ok(*id, &Answer::Ended { ended })));
+            let line = match guest.map(|guest| (guest.is_gone(), guest.check_none_lingers())) {
+                Some((false, Ok(()))) => return true,
+                Some((_, Err(lingers))) => HostError::from(lingers).reply(*id),
+                _ => Line::ok(*id, &Answer::Ended { ended }),
+            };
+            replies.push((*client, line));
             false
         });
         if let Some(requests) = &self.ending
@@ -181,9 +183,9 @@ impl Host {
         self.vms.iter().filter_map(|vm| vm.stopping()).min()
     }
 
-    /// Whether no VM is stopping, and no process of a VM that has ended is left.
+    /// Whether no VM is stopping, and the host waits for no process of a VM that has ended.
     pub(super) fn none_is_ending(&self) -> bool {
-        self.stop_deadline().is_none() && self.vms.iter().all(Guest::is_gone)
+        self.stop_deadline().is_none() && self.vms.iter().all(Guest::is_let_go)
     }
 
     /// Ends the VMs that are stopping at `latest`.

@@ -87,3 +87,45 @@ fn a_process_that_does_not_end_keeps_nobody_waiting_but_the_next_boot_of_its_vm(
     assert!(ends.is_answered()["ok"].is_object());
     assert!(host.child.wait().unwrap().success());
 }
+
+#[test]
+fn a_stop_and_a_boot_say_that_the_process_does_not_end_and_the_vm_boots_when_it_has() {
+    let vms: [Vm<'_>; 2] = [("slow", COUNTS, ""), ("other", COUNTS, "")];
+    let Some(mut host) = host("", &vms) else { return };
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
+    let pid = host.vm("slow")["pid"].as_i64().unwrap();
+    let Some(kept) = Kept::of(&host, "slow") else { return };
+    let mut stop = Client::asks(&host, &json!({"do": "stop", "vm": "slow", "now": true}));
+    let mut boot = Client::asks(&host, &json!({"do": "boot", "vm": "slow"}));
+    let lingers = format!("VM `slow` has ended, but its process {pid} was killed and does not end");
+    for client in [&mut stop, &mut boot] {
+        let answer = client.is_answered();
+        assert!(answer["error"].to_string().contains(&lingers), "{answer}");
+    }
+    let slow = host.vm("slow");
+    assert_eq!((&slow["state"], &slow["pid"]), (&json!("stopped"), &json!(null)), "{slow}");
+    let error = stop.is_refused(&json!({"do": "boot", "vm": "slow"}));
+    assert!(error.contains(&lingers), "{error}");
+    // The next host would wait for it while all guests stand still.
+    host.hands_over(&[]);
+    host.counts_on("other");
+    drop(kept);
+}
+
+#[test]
+fn a_vm_boots_by_command_as_soon_as_a_process_that_did_not_end_has() {
+    let Some(mut host) = host("", &[("slow", COUNTS, "")]) else { return };
+    host.counts_on("slow");
+    let Some(kept) = Kept::of(&host, "slow") else { return };
+    let mut stop = Client::asks(&host, &json!({"do": "stop", "vm": "slow", "now": true}));
+    assert!(stop.is_answered()["error"].is_array());
+    drop(kept);
+    while !host.ctl(&["boot", "slow"]).status.success() {
+        host.answers();
+    }
+    host.counts_on("slow");
+    // A host that ends does not wait for one that does not end at all.
+    let _kept = Kept::of(&host, "slow").unwrap();
+    assert!(host.ctl(&["power-off", "--now"]).status.success());
+    assert!(host.child.wait().unwrap().success());
+}

@@ -10,7 +10,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::guests::{Vm, host, stop_next_vm_process};
+use crate::guests::{Vm, host, stop_next_vm_process, vm_processes};
 use crate::host::Host;
 use crate::kernel::{COUNTS, HALTS};
 
@@ -158,6 +158,21 @@ fn a_boot_that_hangs_keeps_nobody_else_waiting() {
     let answer = client.is_answered();
     assert!(answer["error"].to_string().contains("VM `hangs`"), "{answer}");
     assert_eq!(host.vm("hangs")["state"], "stopped");
+}
+
+#[test]
+fn a_vm_that_a_command_boots_can_be_left_out_of_a_handover() {
+    let Some(mut host) = two() else { return };
+    assert!(host.ctl(&["stop", "hangs", "--now"]).status.success());
+    let stopped = stop_next_vm_process(host.child.id());
+    let mut client = Client::asks(&host, &of("boot", "hangs"));
+    stopped.join().unwrap();
+    let error = client.is_refused(&json!({"do": "handover"}));
+    assert!(error.contains("is being booted") && error.contains("leave the VM out"), "{error}");
+    host.hands_over(&["--without", "hangs"]);
+    assert_eq!(host.vm("hangs")["state"], "stopped");
+    host.counts_on("other");
+    assert_eq!(vm_processes(host.child.id()).len(), 1, "the process in which it booted is left");
 }
 
 #[test]

@@ -120,6 +120,23 @@ fn a_guest_that_resets_again_and_again_waits_and_is_no_obstacle_to_a_handover() 
 }
 
 #[test]
+fn a_boot_by_command_that_fails_leaves_the_vm_to_its_policy() {
+    let Some(host) = host("", &[("loops", RESETS, "restart = \"on-failure\"")]) else { return };
+    let kernel = host.directory.path().join("loops.elf");
+    let aside = kernel.with_extension("aside");
+    host.wait_for("loops", |vm| vm["next_boot_ms"].as_u64() > Some(1000));
+    fs::rename(&kernel, &aside).unwrap();
+    let output = host.ctl(&["boot", "loops"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("loops.elf"), "{said}");
+    let vm = host.vm("loops");
+    assert_eq!(vm["state"], "restarting", "{vm}");
+    fs::rename(&aside, &kernel).unwrap();
+    let restarts = vm["restarts"].as_u64();
+    host.wait_for("loops", |vm| vm["restarts"].as_u64() > restarts);
+}
+
+#[test]
 fn a_guest_that_only_resets_is_given_up_without_a_policy() {
     let Some(host) = host("", &[("loops", RESETS, "")]) else { return };
     let vm = host.wait_for("loops", |vm| vm["state"] == "failed");
