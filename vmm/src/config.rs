@@ -9,6 +9,7 @@ mod mistake;
 mod network;
 mod priority;
 mod restart;
+mod salvage;
 
 pub use confinement::{Confine, FirstUser, USERS};
 pub use network::{Address, HostAddress, NetworkSection};
@@ -340,7 +341,7 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Reads the text of a configuration. A host reads it while its guests stand still, so nothing at `path` may keep it
 /// waiting or fill its memory.
-fn read_text(path: &Path) -> Result<String, ConfigError> {
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let read = || {
         if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::other("it is not a regular file"));
@@ -394,11 +395,23 @@ impl Config {
             }
         }
         Claims::check_names(&machines)?;
-        let restart = machines.iter().map(|machine| machine.name.clone()).zip(policies);
-        let restart = restart.filter(|(_, policy)| *policy != Restart::default()).collect();
-        let priority = machines.iter().map(|machine| machine.name.clone()).zip(priorities);
-        let priority = priority.filter(|(_, own)| *own != Priority::default()).collect();
-        Ok(Self { host: file.host, update: file.update, machines, restart, priority })
+        let mut config = Self { host: file.host, update: file.update, ..Self::default() };
+        for (machine, (restart, priority)) in
+            machines.into_iter().zip(policies.into_iter().zip(priorities))
+        {
+            config.push(machine, restart, priority);
+        }
+        Ok(config)
+    }
+
+    fn push(&mut self, machine: Machine, restart: Restart, priority: Priority) {
+        if restart != Restart::default() {
+            self.restart.insert(machine.name.clone(), restart);
+        }
+        if priority != Priority::default() {
+            self.priority.insert(machine.name.clone(), priority);
+        }
+        self.machines.push(machine);
     }
 
     /// Returns how urgent the VM of this name is.

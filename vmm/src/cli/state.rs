@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use crate::causes::chain;
+use crate::config::Config;
 use crate::live_update::index::Index;
-use crate::live_update::manifest::{CARRIES_ON, Manifest};
+use crate::live_update::manifest::{CARRIES_ON, Manifest, REFUSES_CONFIG};
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
@@ -78,11 +80,19 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
     let reader = Reader::new(&root, "")?;
     if Manifest::COMPATIBLE.iter().any(|binding| reader.is_compatible(binding)) {
         let manifest: Manifest = read_node(&root, "")?;
-        return Ok(format!(
+        let sound = format!(
             "a sound manifest of a host on {} with {} VMs; {CARRIES_ON}",
             manifest.kernel,
             manifest.vms.len()
-        ));
+        );
+        return Ok(match Config::parse(&manifest.config) {
+            Ok(_) => sound,
+            // The VMs come over without it, so the manifest is sound.
+            Err(error) => {
+                let why = chain(&error).join(": ").replace('\n', "; ");
+                format!("{sound}; {REFUSES_CONFIG}: {why}")
+            }
+        });
     }
     if root.is_compatible(Index::COMPATIBLE[0]) {
         let index: Index = read_node(&root, "")?;
@@ -95,4 +105,33 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
         state.vcpus.len(),
         state.machine.ram_bytes >> 20
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live_update::manifest::refused_config;
+    use crate::state::document::write_document;
+
+    #[test]
+    fn a_manifest_is_sound_whatever_configuration_it_has_and_the_check_says_what_is_wrong_with_that()
+     {
+        let mut manifest = crate::live_update::manifest::tests::sample();
+        for (config, refused) in [
+            ("[host]\n", None),
+            ("", None),
+            ("[host]\nhostnaem = 'a'\n", Some("hostnaem")),
+            ("[[vm]]\nname = 'a'\nmemory = 'size=4096T'\nkernel = '/k'\n", Some("VM `a`: memory")),
+            ("[host\n\n", Some("line ")),
+        ] {
+            manifest.config = config.to_owned();
+            let said = check(&write_document(&manifest).unwrap()).unwrap();
+            assert!(said.contains(CARRIES_ON) && !said.contains('\n'), "{said}");
+            let line = format!("the other: ?\nthe manifest: {said}");
+            let why = refused_config(&line, "the manifest");
+            assert_eq!(why.is_some(), refused.is_some(), "{line}");
+            assert!(why.unwrap_or("").contains(refused.unwrap_or("")), "{line}");
+            assert_eq!(refused_config(&line, "the other"), None);
+        }
+    }
 }

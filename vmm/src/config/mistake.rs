@@ -14,6 +14,11 @@ pub(super) fn describe(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
+/// Returns the parser's error about the section of a VM, on one line.
+pub(super) fn of_vm(name: &str, error: &toml::de::Error) -> String {
+    format!("VM `{name}`: {}", in_words(&error.message().replace('\n', "; ")))
+}
+
 /// Returns an error if a section is a list. serde would take the values for the keys in the order of the program's type.
 pub(super) fn list_for_a_section(text: &str) -> Option<String> {
     let file = DeTable::parse(text).ok()?;

@@ -38,6 +38,7 @@ impl Host {
             confinement,
             config,
             config_text,
+            config_path: None,
             config_error: None,
             unmounted: Vec::new(),
             luo: Err(NoLuo { why: why.to_owned(), may_hold_vms: false }),

@@ -55,7 +55,7 @@ pub use error::HostError;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
@@ -65,7 +65,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
 use crate::causes::chain;
-use crate::config::{Config, HostSection};
+use crate::config::{self, Config, HostSection};
 use crate::guests::confinement::Confinement;
 use crate::guests::ram::{self, RamSource};
 use crate::guests::{Guest, GuestError, Life};
@@ -80,6 +80,7 @@ use crate::live_update::outgoing::Destination;
 use crate::live_update::preflight::Surroundings;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
+use crate::look;
 use crate::machine::VmName;
 use crate::machine::claims::Claims;
 use crate::open_files;
@@ -94,6 +95,8 @@ use restores::Restores;
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
 /// API socket of a host whose configuration cannot be used.
 pub const DEFAULT_SOCKET: &str = "/run/perennial.sock";
+/// How long a handover waits for the configuration file.
+const CONFIG_WITHIN: Duration = Duration::from_secs(2);
 /// Control port of a host whose configuration cannot be used.
 pub const DEFAULT_CONTROL_PORT: &str = "perennial.control";
 
@@ -101,6 +104,8 @@ pub const DEFAULT_CONTROL_PORT: &str = "perennial.control";
 pub struct Host {
     config: Config,
     config_text: String,
+    /// The file from which the next program reads its configuration. `None` for `perennial run`.
+    config_path: Option<PathBuf>,
     config_error: Option<Vec<String>>,
     unmounted: Vec<Unmounted>,
     luo: ChosenLuo,
@@ -204,6 +209,7 @@ impl Host {
             confinement: Confinement::among_others(&config.host),
             config,
             config_text,
+            config_path: Some(config_path.to_owned()),
             config_error,
             unmounted: unprepared.unmounted,
             luo,
@@ -462,7 +468,7 @@ impl Host {
         }
         let luo = self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
         let surroundings = Surroundings::of_host(&self.vms, luo.as_ref());
-        let surroundings = surroundings.leaving_out(&call.without);
+        let surroundings = surroundings.leaving_out(&call.without).configured(&self.config_text);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;
         service::ask_for_kexec()?;
@@ -480,17 +486,31 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         let program = call.program.clone();
-        let at_path = |_: &Self| {
+        let at_path = |host: &Self| {
             let path = program.map_or_else(next_host::own_program, Ok)?;
-            Ok(NextProgram::At(path))
+            Ok((NextProgram::At(path), host.next_configs()))
         };
         self.hand_over_to(at_path, call, observer)
     }
 
-    /// Replaces the program by the one that `choose` returns. Returns only if that did not take place.
+    /// Returns the texts of the configurations that a next program would find: that of the file, if it can be read, and that
+    /// of this host, each with its name.
+    fn next_configs(&self) -> Vec<(String, String)> {
+        let path = self.config_path.as_slice();
+        let read = look::at(path, CONFIG_WITHIN, |path| config::read_text(path).ok());
+        let of_file = path.iter().zip(read).filter_map(|(path, text)| {
+            let text = text.flatten().filter(|text| *text != self.config_text)?;
+            Some((format!("the configuration {}", path.display()), text))
+        });
+        let own = ("the configuration of this host".to_owned(), self.config_text.clone());
+        of_file.chain([own]).collect()
+    }
+
+    /// Replaces the program by the one that `choose` returns, which has to be able to use one of the configurations that
+    /// `choose` returns, if there are any. Returns only if that did not take place.
     fn hand_over_to(
         &mut self,
-        choose: impl FnOnce(&Self) -> Result<NextProgram, HostError>,
+        choose: impl FnOnce(&Self) -> Result<(NextProgram, Vec<(String, String)>), HostError>,
         call: crate::api::HandoverCall,
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
@@ -505,11 +525,13 @@ impl Host {
             // The kernel's LUO returns preserved files only after a kexec.
             _ => (&own, Some(&own)),
         };
+        let (program, configs) = choose(self)?;
         let plan = outgoing::Plan {
             destination: Destination::Host {
-                program: choose(self)?,
+                program,
                 keeper,
                 lock: self.instance.as_ref().map(Instance::lock),
+                configs,
             },
             stop_before: call.stop_before,
             // A keeper does not pin pages: the kernel may move the pages of a memfd at any time.

@@ -19,7 +19,7 @@ impl Host {
             Ok(luo) => Surroundings::of_host(&self.vms, luo.as_ref()),
             Err(_) => Surroundings::without_vms(),
         };
-        let surroundings = surroundings.leaving_out(&call.without);
+        let surroundings = surroundings.leaving_out(&call.without).configured(&self.config_text);
         let mut findings = preflight::run(&candidate, &surroundings);
         if let (Err(none), None) = (&self.luo, ticket)
             && !findings.iter().any(|finding| finding.name == Check::RunningLuo)

@@ -213,7 +213,9 @@ impl Host {
             for (vm, held) in host.preserved() {
                 documents.extend(state_of(&vm.machine.name, held)?);
             }
-            host.previous(documents, |_| Ok(()))?().map(NextProgram::Opened)
+            let next = host.previous(documents, |_| Ok(()))?()?;
+            // The way back is for VMs, whatever else it costs.
+            Ok((NextProgram::Opened(next), Vec::new()))
         };
         self.hand_over_to(previous, HandoverCall::default(), observer)
     }

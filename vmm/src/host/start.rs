@@ -215,24 +215,44 @@ pub(super) fn choose_config(
             let text = old.to_owned();
             Ok(match Config::parse(&text) {
                 Ok(config) => (config, text, Some(why)),
-                // The manifest has all that the VMs need.
+                // The manifest has all that the VMs need that run.
                 Err(error) => {
                     let olds = format!(
                         "the configuration of the old host cannot be used either: {}",
                         chain(&error).join(": ")
                     );
                     tracing::error!("{olds}");
-                    (bare_config(&text), text, Some(why.into_iter().chain([olds]).collect()))
+                    let (config, left_out) = part_of_config(&text);
+                    let why = why.into_iter().chain([olds]).chain(left_out).collect();
+                    (config, text, Some(why))
                 }
             })
         }
         // A host that holds preserved VMs must not end either.
-        None if init::is_pid_1() || !matches!(arrival, Ok(None)) => {
+        None if !matches!(arrival, Ok(None)) => {
+            tracing::error!("{}", why.join(": "));
+            let (config, left_out) = part_of_config(&text);
+            Ok((config, text, Some(why.into_iter().chain(left_out).collect())))
+        }
+        None if init::is_pid_1() => {
             tracing::error!("{}; this host starts without VMs", why.join(": "));
             Ok((bare_config(&text), text, Some(why)))
         }
         None => Err(error.into()),
     }
+}
+
+/// What is valid of a configuration, where VMs have come over, and why other parts of it are not.
+fn part_of_config(text: &str) -> (Config, Vec<String>) {
+    let (config, left_out) = Config::salvage(text);
+    let say = |error: &ConfigError| {
+        let said =
+            format!("a section of that configuration is left out: {}", chain(error).join(": "));
+        tracing::error!("{said}");
+        said
+    };
+    let left_out = left_out.iter().map(say).collect();
+    (Config { host: bare_config(text).host, ..config }, left_out)
 }
 
 /// The configuration of a host without VMs, whose API can be asked what is wrong. What can be read of `[host]` holds: the
@@ -249,7 +269,56 @@ fn bare_config(text: &str) -> Config {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::guests::memfd::document_memfd;
+    use crate::live_update::arrival::NotSeen;
+    use crate::live_update::index::Index;
+    use crate::live_update::manifest::{self, INDEX_TOKEN, MANIFEST_TOKEN};
+    use crate::state::document::write_document;
+
+    /// What a host left that had this configuration.
+    fn left_by_host_with(config: &str) -> Look {
+        let mut manifest = manifest::tests::sample();
+        manifest.config = config.to_owned();
+        let bytes = write_document(&manifest).unwrap();
+        let index = write_document(&Index::of(&manifest, &bytes)).unwrap();
+        let keeper = Keeper::start();
+        let session = luo::Orchestrator::create_session(&keeper, &host_session()).unwrap();
+        for (token, bytes) in [(INDEX_TOKEN, &index), (MANIFEST_TOKEN, &bytes)] {
+            session.preserve(document_memfd("a", bytes).unwrap().as_fd(), token).unwrap();
+        }
+        arrival::look(&Keeper::arrive(keeper.switch().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn after_an_update_the_mistake_in_one_vms_section_costs_no_other_vm_its_own() {
+        let vm = |name: &str, lines: &str| {
+            format!("[[vm]]\nname = '{name}'\nmemory = 'size=64M'\nkernel = '/k'\n{lines}\n")
+        };
+        let bad = vm("bad", "").replace("64M", "4096T");
+        let old = format!("[host]\nsocket = '/s'\n{}{bad}", vm("web-1", "restart = 'always'"));
+        let choose = |new: &str, left: &Look| {
+            choose_config(new.to_owned(), Config::parse(new), left).unwrap()
+        };
+        let names = |config: &Config| {
+            config.machines.iter().map(|m| m.name.to_string()).collect::<Vec<_>>()
+        };
+        // The new configuration is no help, and this program refuses a section of the old one.
+        let (config, text, why) = choose("[host", &left_by_host_with(&old));
+        assert_eq!((names(&config), text), (vec!["web-1".to_owned()], old));
+        assert_eq!(config.restart(&config.machines[0].name), crate::config::Restart::Always);
+        assert_eq!(config.host.socket.as_deref(), Some("/s".as_ref()));
+        let why = why.unwrap().join("\n");
+        assert!(why.contains("is left out: VM `bad`") && why.contains("4096T"), "{why}");
+        // What the last host left cannot be read, so there is only the new one.
+        let io = luo::Error::RetrieveSession { session: host_session(), errno: luo::Errno::IO };
+        let unseen = NotSeen { session: None, error: Box::new(io.into()) };
+        let new = format!("{}{bad}", vm("db", ""));
+        let (config, ..) = choose(&new, &Err(unseen));
+        assert_eq!(names(&config), ["db"]);
+    }
 
     #[test]
     fn a_host_whose_configuration_is_wrong_feeds_the_watchdog_and_is_reached_where_it_was() {

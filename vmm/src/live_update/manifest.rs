@@ -31,6 +31,17 @@ pub const UNDONE: &[u8] = b"perennial: the guests ran on";
 /// protocol refuses all VMs if the index has a session that is no VM's, such as that of an earlier program.
 pub const CARRIES_ON: &str = "this program carries on what it does not know";
 
+/// What `perennial state check` adds, with the reason behind it, if it cannot use the configuration in a manifest.
+pub const REFUSES_CONFIG: &str = "this program cannot use the configuration in it";
+
+/// Returns why a program cannot use the configuration in the manifest `name`, from what it `said` of documents. `None` if it
+/// can, or does not say.
+pub fn refused_config<'a>(said: &'a str, name: &str) -> Option<&'a str> {
+    let about = |line: &'a str| line.strip_prefix(name)?.strip_prefix(": ");
+    let (_, why) = said.lines().find_map(about)?.split_once(REFUSES_CONFIG)?;
+    Some(why.trim_start_matches(": "))
+}
+
 /// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)

@@ -25,7 +25,7 @@ use rustix::process::{
     waitid, waitpid,
 };
 
-use super::manifest::CARRIES_ON;
+use super::manifest::{CARRIES_ON, refused_config};
 use super::programs::own_version;
 use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
@@ -88,6 +88,20 @@ pub enum NextHostError {
         path: PathBuf,
         /// Its output.
         said: String,
+    },
+    /// The program can use none of the configurations that it would find.
+    #[error(
+        "{} cannot use {}. The VMs that run would come over, but of VMs whose sections it refuses, those that are stopped \
+         and the restart policies and priorities would be lost: mend the configuration file, or hand over to another \
+         `perennial`",
+        path.display(),
+        refused.join(", nor ")
+    )]
+    Configuration {
+        /// The program.
+        path: PathBuf,
+        /// The configurations, each with what is wrong with it.
+        refused: Vec<String>,
     },
     /// The program would refuse all VMs, because it finds sessions that are no VM's.
     #[error(
@@ -261,18 +275,40 @@ impl NextHost {
         Err(NextHostError::Older { path: self.path.clone(), version })
     }
 
-    /// Lets the program decode each document. Returns its output.
+    /// Errors if the program can use none of these configurations, each in a manifest of its own. The names are for the error
+    /// text.
+    pub fn can_use_one_of(
+        &self,
+        configs: &[(String, BorrowedFd<'_>)],
+    ) -> Result<(), NextHostError> {
+        let said = match self.decode(configs) {
+            // It cannot read any manifest. Whether one is needed is checked with the VMs.
+            Err(NextHostError::Rehearsal { .. }) => return Ok(()),
+            said => said?,
+        };
+        let why =
+            |(name, _): &(String, _)| Some(format!("{name} ({})", refused_config(&said, name)?));
+        match configs.iter().map(why).collect::<Option<Vec<_>>>() {
+            Some(refused) if !refused.is_empty() => {
+                Err(NextHostError::Configuration { path: self.path.clone(), refused })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the program decode each document. Returns its output, with the names of the documents.
     fn decode(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<String, NextHostError> {
         let own = std::process::id();
         let path = |fd: BorrowedFd<'_>| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
         let mut arguments: Vec<OsString> = vec!["state".into(), "check".into()];
         arguments.extend(documents.iter().map(|(_, fd)| path(*fd).into()));
         let Answer { is_good, said } = self.ask(&arguments)?;
-        if is_good {
-            return Ok(said);
-        }
         let files = documents.iter().map(|(name, fd)| (path(*fd), name.as_str())).collect();
-        Err(NextHostError::Rehearsal { path: self.path.clone(), said: named(&said, files) })
+        let said = named(&said, files);
+        match is_good {
+            true => Ok(said),
+            false => Err(NextHostError::Rehearsal { path: self.path.clone(), said }),
+        }
     }
 
     /// The program was examined, and each further answer may take [`ANSWER_WITHIN`].

@@ -61,6 +61,9 @@ pub enum Destination<'a> {
         keeper: Option<&'a Keeper>,
         /// The machine's lock on hosts, which the program takes over.
         lock: Option<BorrowedFd<'a>>,
+        /// The texts of the configurations that the program would find, each with its name: that of the file, and that of
+        /// this host. It has to be able to use one of them. Empty: that does not matter.
+        configs: Vec<(String, String)>,
     },
     /// The next process of this systemd service, under this kernel or another. This process ends.
     Service {
@@ -272,16 +275,23 @@ fn load<'a>(
     plan: &Plan<'a>,
 ) -> Result<Next<'a>, UpdateError> {
     let surroundings = Surroundings::of_host(vms, luo).leaving_out(&plan.without);
+    let surroundings = surroundings.configured(&plan.config);
     Ok(match &plan.destination {
         Destination::Kernel(next) => {
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
-        Destination::Host { program, keeper, lock } => {
+        Destination::Host { program, keeper, lock, configs } => {
             let program = program.open()?;
             // The documents themselves are decoded when they are complete, in the blackout.
             if let Some(draft) = preflight::manifest(&surroundings) {
                 program.would_take_over(draft.as_fd())?;
             }
+            let draft = |(name, text): &(String, String)| {
+                Some((name.clone(), preflight::with_config(text)?))
+            };
+            let drafts: Vec<_> = configs.iter().filter_map(draft).collect();
+            let drafts: Vec<_> = drafts.iter().map(|(n, file)| (n.clone(), file.as_fd())).collect();
+            program.can_use_one_of(&drafts)?;
             Next::Host(program, *keeper, *lock)
         }
         Destination::Service { lock, waits } => Next::Service { lock: *lock, waits: *waits },

@@ -70,7 +70,12 @@ impl Claims {
     /// Checks that no two devices of `machines` have a thing of one name.
     pub fn check_names(machines: &[Machine]) -> Result<(), ClaimError> {
         let mut claims = Self::default();
-        machines.iter().try_for_each(|machine| claims.add(machine, |claim| [by_name(claim)].into()))
+        machines.iter().try_for_each(|machine| claims.add_names(machine))
+    }
+
+    /// Adds what the devices of `machine` have, by names. Errors if another one has it already.
+    pub fn add_names(&mut self, machine: &Machine) -> Result<(), ClaimError> {
+        self.add(machine, |claim| [by_name(claim)].into())
     }
 
     /// Adds what the devices of `machine` have, by names and files. Errors if another one has it already. A file whose

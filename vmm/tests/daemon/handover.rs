@@ -42,6 +42,27 @@ fn replaced(mut bytes: Vec<u8>, text: &[u8], other: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_next_program_that_can_use_no_configuration_is_refused_until_the_file_is_mended() {
+    let mut host = Host::start_with("stop-within-s = 7\n");
+    let other = other_version(host.directory.path(), "stop-within-s", "stop-within-x");
+    let said = host.refused(&other);
+    assert!(said.contains("cannot use the configuration of this host (line "), "{said}");
+    assert!(said.contains("stop-within-s") && said.contains("mend the configuration"), "{said}");
+    // The file is another one now, and no better.
+    let text = fs::read_to_string(host.config()).unwrap();
+    fs::write(host.config(), text.clone() + "hostnaem = 'a'\n").unwrap();
+    let said = host.refused(&other);
+    assert!(said.contains("config.toml (line ") && said.contains("nor the config"), "{said}");
+    // What the next program can use need not be what this one can.
+    fs::write(host.config(), text.replace("stop-within-s", "stop-within-x")).unwrap();
+    let output = host.ctl(&["handover", "--program", other.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    host.wait_until_ready("boot handover");
+    let status = host.status();
+    assert!(status["config_error"].is_null(), "{status}");
+}
+
+#[test]
 fn the_next_program_answers_in_the_same_process() {
     let mut host = Host::start();
     for _ in 0..2 {

@@ -18,7 +18,9 @@ use crate::machine::Machine;
 use crate::state::document;
 
 /// What the manifest is called in findings.
-const MANIFEST: &str = "the manifest";
+pub(super) const MANIFEST: &str = "the manifest";
+/// What the manifest with the next host's own configuration is called in findings.
+pub(super) const NEXT_CONFIG: &str = "the configuration in the initramfs";
 
 /// A document that a next host would get.
 #[derive(Debug)]
@@ -32,7 +34,11 @@ pub(super) struct Document {
 }
 
 /// Returns the documents, the manifest first, and notes about those that there are not. None if no VM would travel.
-pub(super) fn documents(surroundings: &Surroundings<'_>) -> (Vec<Document>, Vec<Finding>) {
+/// `next_config` is the text of the next host's own configuration: it has the form of a manifest, too.
+pub(super) fn documents(
+    surroundings: &Surroundings<'_>,
+    next_config: Option<&str>,
+) -> (Vec<Document>, Vec<Finding>) {
     let live: Vec<_> = surroundings.travelling().filter_map(travels).collect();
     let mut entries: Vec<VmEntry> =
         live.iter().map(|(machine, live)| entry(machine, live)).collect();
@@ -52,8 +58,14 @@ pub(super) fn documents(surroundings: &Surroundings<'_>) -> (Vec<Document>, Vec<
         }
     };
     if !entries.is_empty() {
-        let contents = document::write_document(&draft(entries));
-        add(MANIFEST.into(), Check::InitramfsDocuments, contents.map_err(|e| e.to_string()));
+        let drafts = [
+            (MANIFEST, Some(draft(entries, surroundings.config))),
+            (NEXT_CONFIG, next_config.map(|text| draft(Vec::new(), text))),
+        ];
+        for (name, draft) in drafts.into_iter().filter_map(|(name, draft)| Some((name, draft?))) {
+            let contents = document::write_document(&draft).map_err(|e| e.to_string());
+            add(name.into(), Check::InitramfsDocuments, contents);
+        }
     }
     let name = |machine: &Machine| format!("the state document of VM `{}`", machine.name);
     for ((machine, _), state) in live.iter().zip(first_states(&live)) {
@@ -84,14 +96,20 @@ pub(in crate::live_update) fn manifest(surroundings: &Surroundings<'_>) -> Optio
         return None;
     }
     // An update that cannot write its manifest fails with its own error.
-    document_memfd("manifest", &document::write_document(&draft(vms)).ok()?).ok()
+    document_memfd("manifest", &document::write_document(&draft(vms, "")).ok()?).ok()
 }
 
-fn draft(vms: Vec<VmEntry>) -> Manifest {
+/// Returns a manifest without VMs that has this configuration. `None` if there is no memory for it.
+pub(in crate::live_update) fn with_config(text: &str) -> Option<File> {
+    let bytes = document::write_document(&draft(Vec::new(), text)).ok()?;
+    document_memfd("manifest", &bytes).ok()
+}
+
+fn draft(vms: Vec<VmEntry>, config: &str) -> Manifest {
     Manifest {
         kernel: crate::live_update::kernel_name(),
         number: 1,
-        config: String::new(),
+        config: config.to_owned(),
         ticks: 0,
         realtime_ns: 0,
         ledger: Ledger::default(),

@@ -115,8 +115,10 @@ checks! {
     InitramfsPreserved = "initramfs-preserved", Warning;
     /// A document was not shown to the next host.
     InitramfsDocumentUnknown = "initramfs-document-unknown", Note;
-    /// The next initramfs has no configuration, or one that this program cannot read.
+    /// The next initramfs has no configuration, or one that this program or the next one cannot read.
     InitramfsConfig = "initramfs-config", Warning;
+    /// The next host can use neither the configuration in its initramfs nor that of this host.
+    InitramfsConfigUnusable = "initramfs-config-unusable", Refusal, forceable;
     /// The next initramfs lacks modules that its configuration lists.
     InitramfsModules = "initramfs-modules", Refusal, forceable;
     /// The next kernel and initramfs do not fit into the scratch areas.

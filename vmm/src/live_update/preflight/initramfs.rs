@@ -17,6 +17,8 @@ const CONFIG: &str = "etc/perennial.toml";
 pub(super) struct Examined {
     /// The next host's configuration, if there is a valid one.
     pub config: Option<Config>,
+    /// The text of the next host's configuration, valid or not.
+    pub config_text: Option<String>,
     /// The modules that the next host loads and that are there, and those that are built in.
     pub modules: Modules,
     /// The program that the next kernel starts, if its contents were kept.
@@ -137,6 +139,7 @@ fn configuration(
             crate::config::HostSection::salvage(&text)
         }
     };
+    examined.config_text = Some(text.into_owned());
     let prefix = format!("{}/", drivers::DIRECTORY);
     let files = archive.names().filter_map(|name| name.strip_prefix(&prefix));
     let there: BTreeSet<&str> = files.filter(|name| !name.contains('/')).collect();

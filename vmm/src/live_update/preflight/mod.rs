@@ -6,6 +6,7 @@
 //! `docs/preflight.md` lists the findings.
 
 mod command_line;
+mod configuration;
 mod disks;
 mod documents;
 mod drivers;
@@ -19,7 +20,7 @@ mod room;
 
 use std::path::Path;
 
-pub(super) use documents::manifest;
+pub(super) use documents::{manifest, with_config};
 pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
 pub use preserved::bytes_of_documents;
 
@@ -37,6 +38,8 @@ pub struct Surroundings<'a> {
     pub vms: &'a [Guest],
     /// VMs that are left out of the update.
     pub without: &'a [VmName],
+    /// Text of the host's configuration, which the next host uses if it cannot use its own.
+    pub config: &'a str,
     /// Whether memory is allocated for every page of a segment that is preserved.
     pub fills_holes: bool,
     /// What the host's LUO can still preserve.
@@ -60,12 +63,18 @@ impl<'a> Surroundings<'a> {
         Self { without, ..self }
     }
 
+    /// The same, of a host with this configuration.
+    pub fn configured(self, config: &'a str) -> Self {
+        Self { config, ..self }
+    }
+
     /// Those of this process without VMs.
     pub fn without_vms() -> Self {
         let is_first_process = rustix::process::getpid().is_init();
         Self {
             vms: &[],
             without: &[],
+            config: "",
             fills_holes: false,
             room: Room::default(),
             is_first_process,
@@ -94,7 +103,8 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
             examined = next;
             if let Some(bytes) = examined.program.take() {
                 let path = initramfs.path.display().to_string();
-                let (documents, unknown) = documents::documents(surroundings);
+                let config = examined.config_text.as_deref();
+                let (documents, unknown) = documents::documents(surroundings, config);
                 findings.extend(unknown);
                 findings.extend(program::ask(&path, &bytes, &documents));
             }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::documents::Document;
-use super::{Check, Finding};
+use super::{Check, Finding, configuration};
 use crate::answer::Answer;
 use crate::confine::trial::{self, TrialError};
 use crate::guests::memfd::document_memfd;
@@ -50,7 +50,7 @@ pub(super) fn ask(path: &str, bytes: &[u8], documents: &[Document]) -> Vec<Findi
         && answer.is_good
         && answer.said.contains(CARRIES_ON)
     {
-        return Vec::new();
+        return configuration::check(path, &answer.said, documents).into_iter().collect();
     }
     let version = match trial::run(program.as_fd(), &["--version"], &[], ANSWERS_WITHIN) {
         Err(error @ TrialError::Silent(_)) => return wrong(error.to_string()),
