@@ -133,8 +133,8 @@ pub enum NextHostError {
     /// Threads of this host do what no signal ends.
     #[error(
         "this host is still {}. Its program cannot be replaced before that has ended, and all guests would \
-         stand still until then. Repair what it waits for, such as a disk or a server that does not answer, \
-         and try again",
+         stand still until then. Repair what it waits for, such as a disk or a server that does not answer \
+         (`umount -f` ends the wait for an NFS server), and try again. An `update` does not wait for it",
         work.join(" and ")
     )]
     Unended {
