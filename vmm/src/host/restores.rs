@@ -17,6 +17,7 @@ use luo::builtin::keeper::Keeper;
 
 use super::arrival::{finish, origin};
 use super::{Host, HostError, find, index_of, mounts};
+use crate::causes::chain;
 use crate::guests::answers::readable;
 use crate::guests::elsewhere::Elsewhere;
 use crate::guests::{Guest, GuestError, Life};
@@ -43,6 +44,8 @@ pub(super) enum Begun {
 pub(super) struct Restores {
     /// What keeps a guest must not fail because other VMs have all the files.
     begun: Vec<(Restoring, ReserveInUse)>,
+    /// VMs whose last process still has their disks.
+    awaited: Vec<VmName>,
     /// VMs for which a program of an earlier host is looked for.
     looks: Vec<(VmName, Elsewhere<Result<NextHost, HostError>>)>,
     /// Why no program was found, until the client is told.
@@ -51,7 +54,12 @@ pub(super) struct Restores {
 
 impl Restores {
     fn has(&self, name: &VmName) -> bool {
-        self.begun.iter().any(|(vm, _)| vm.name() == name) || self.is_looking_for(name)
+        self.begun.iter().any(|(vm, _)| vm.name() == name) || self.is_to_begin(name)
+    }
+
+    /// Whether a restore of this VM begins when something else has ended.
+    fn is_to_begin(&self, name: &VmName) -> bool {
+        self.awaited.contains(name) || self.is_looking_for(name)
     }
 
     fn is_looking_for(&self, name: &VmName) -> bool {
@@ -78,7 +86,7 @@ impl Restores {
 impl Host {
     /// Errors if a command is being carried out for this VM.
     pub(super) fn check_free(&self, name: &VmName) -> Result<(), GuestError> {
-        match self.restores.is_looking_for(name) {
+        match self.restores.is_to_begin(name) {
             true => Err(GuestError::Busy { name: name.clone(), done: "restored" }),
             false => self.vms[index_of(&self.vms, name)?].check_free(),
         }
@@ -174,8 +182,26 @@ impl Host {
         self.restores.looks.push((name.clone(), look));
     }
 
+    /// Restores a preserved VM as soon as the host waits for its last process no longer.
+    pub(super) fn restore_when_gone(&mut self, name: &VmName) {
+        self.restores.awaited.push(name.clone());
+        self.begin_awaited();
+    }
+
+    /// Begins the restores of VMs whose last process has ended.
+    fn begin_awaited(&mut self) {
+        for name in std::mem::take(&mut self.restores.awaited) {
+            if find(&mut self.vms, &name).is_ok_and(|vm| !vm.is_let_go()) {
+                self.restores.awaited.push(name);
+            } else if let Err(error) = self.begin_restore(&name, false) {
+                tracing::error!("VM `{name}` stays preserved: {}", chain(&error).join(": "));
+            }
+        }
+    }
+
     /// Takes the restores on as far as they are ready now.
     pub(super) fn go_on_with_restores(&mut self) {
+        self.begin_awaited();
         for (name, look) in std::mem::take(&mut self.restores.looks) {
             let begun = match look.take() {
                 None => {
@@ -229,8 +255,9 @@ impl Host {
     /// Restores a preserved VM of an update that was undone. Waits for that, but not for long: the restore goes on if it
     /// takes longer.
     pub(super) fn restore_now(&mut self, name: &VmName) -> Result<(), HostError> {
-        self.begin_restore(name, false)?;
         let deadline = Instant::now() + UNDONE_WITHIN;
+        self.wait_until_let_go(name, deadline);
+        self.begin_restore(name, false)?;
         loop {
             if let Some(ended) = self.end_of_restore(name) {
                 return ended;
@@ -244,10 +271,22 @@ impl Host {
         }
     }
 
+    /// Waits until the VM's last process has ended, or the host waits for it no longer.
+    fn wait_until_let_go(&mut self, name: &VmName, deadline: Instant) {
+        while let Ok(vm) = find(&mut self.vms, name)
+            && !vm.is_let_go()
+            && Instant::now() < deadline
+        {
+            readable(&vm.ending_fds().collect::<Vec<_>>(), deadline);
+            vm.note_ends();
+        }
+    }
+
     /// Gives up the restores of this VM or of all: the VMs are preserved as before.
     pub(super) fn give_up_restores(&mut self, vm: Option<&VmName>) {
         let is_meant = |name: &VmName| vm.is_none_or(|vm| vm == name);
         self.restores.looks.retain(|(name, _)| !is_meant(name));
+        self.restores.awaited.retain(|name| !is_meant(name));
         for (restoring, reserve) in std::mem::take(&mut self.restores.begun) {
             match is_meant(restoring.name()) {
                 true => self.put_restored(restoring.give_up(&self.confinement)),

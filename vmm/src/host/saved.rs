@@ -17,9 +17,11 @@ impl Host {
     pub(super) fn restore_saved(&mut self, undone: Undone) -> UpdateError {
         let Undone { mut error, kept: Kept { saved, resuming } } = undone;
         self.note_resuming(resuming);
-        for vm in saved {
-            let (name, ended) = (vm.entry.machine.name.clone(), vm.why.join(": "));
-            self.keep(vm);
+        let of = |vm: &Saved| (vm.entry.machine.name.clone(), vm.why.join(": "));
+        let ended: Vec<_> = saved.iter().map(of).collect();
+        // All of their processes end at the same time.
+        saved.into_iter().for_each(|vm| self.keep(vm));
+        for (name, ended) in ended {
             match self.restore_now(&name) {
                 Ok(()) => tracing::warn!("VM `{name}` was restored, because it ended: {ended}"),
                 Err(why) => error = not_restored(name, ended, &why, error),
@@ -39,11 +41,11 @@ impl Host {
         }
     }
 
-    /// Holds a VM that was saved as a preserved one.
+    /// Holds a VM that was saved as a preserved one. What is left of its process ends on a thread.
     pub(super) fn keep(&mut self, saved: Saved) {
         let Saved { held, entry, why } = saved;
         if let Ok(vm) = find(&mut self.vms, &entry.machine.name) {
-            vm.life = Life::Preserved { held, entry: Some(Box::new(entry)), why };
+            vm.end_with(Life::Preserved { held, entry: Some(Box::new(entry)), why });
         }
     }
 
@@ -55,9 +57,7 @@ impl Host {
         let name = entry.machine.name.clone();
         tracing::warn!("VM `{name}` is restored, because it ended before its guest ran on: {why}");
         self.keep(Saved { held, entry, why: vec![why.to_owned()] });
-        if let Err(error) = self.begin_restore(&name, false) {
-            tracing::error!("VM `{name}` stays preserved: {}", chain(&error).join(": "));
-        }
+        self.restore_when_gone(&name);
         true
     }
 }

@@ -10,6 +10,8 @@ use luo::{Backend, Errno, Error, Outgoing, Retrieve, Token};
 use super::*;
 use crate::config::Config;
 use crate::guests::Live;
+use crate::guests::answers::readable;
+use crate::guests::entry::VmEntry;
 use crate::guests::entry::tests::sample;
 use crate::guests::memfd::document_memfd;
 use crate::guests::process::VmProcess;
@@ -18,6 +20,7 @@ use crate::host::recover::{Recoveries, Wanted};
 use crate::live_update::Outcome;
 use crate::live_update::carry;
 use crate::live_update::index::Index;
+use crate::live_update::leaving::Saved;
 use crate::live_update::manifest::{INDEX_TOKEN, MANIFEST_TOKEN, host_session};
 use crate::live_update::next_kernel::PARAMETER;
 use crate::mutex::lock;
@@ -249,6 +252,37 @@ fn a_vm_that_was_to_boot_again_and_that_an_operator_booted_meanwhile_runs_on() {
     let states: Vec<_> = host.vms.iter().map(|vm| (vm.machine.name.as_str(), vm.state())).collect();
     assert_eq!(states, [("db", "running"), ("web-1", "restarting")]);
     assert_eq!(host.vms[0].pid(), Some(pid));
+}
+
+#[test]
+fn a_vm_whose_process_ends_after_an_update_was_undone_is_restored_when_the_process_is_gone() {
+    let fault = Arc::new(Mutex::new(None));
+    let fragile = Fragile { keeper: leave(), backend: Backend::Keeper, fault };
+    let mut host = arrive(&fragile);
+    let name = VmName::new("db").unwrap();
+    let (process, _link) = VmProcess::idle(&host.confinement);
+    let vm = &mut host.vms[0];
+    let live = Life::Live(Live::without_ram(process));
+    let Life::Preserved { held, .. } = std::mem::replace(&mut vm.life, live) else { panic!() };
+    let entry = VmEntry { machine: vm.machine.clone(), ..sample() };
+    host.keep(Saved { held, entry, why: vec!["killed".to_owned()] });
+    // The process ends on a thread, and has the VM's disks until then.
+    assert!(!host.vms[0].is_gone());
+    host.restore_when_gone(&name);
+    assert_eq!(host.vms[0].state(), "preserved");
+    let refused = host.check_free(&name).unwrap_err().to_string();
+    assert!(refused.contains("is being restored"), "{refused}");
+    assert!(host.end_of_restore(&name).is_none());
+    while !host.vms[0].is_gone() {
+        let long = std::time::Instant::now() + std::time::Duration::from_secs(600);
+        readable(&host.vms[0].ending_fds().collect::<Vec<_>>(), long);
+        host.vms[0].note_ends();
+    }
+    host.go_on_with_restores();
+    // There is no state document that could be restored from.
+    assert!(host.end_of_restore(&name).is_none_or(|ended| ended.is_err()));
+    let is_new = host.vms[0].life.why().is_none_or(|why| why != ["killed"]);
+    assert!(is_new || host.vms[0].state() == "restoring", "its restore has not begun");
 }
 
 #[test]
