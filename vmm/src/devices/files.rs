@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn each_file_is_taken_once_by_its_role() {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let identity = Identity::File { file_system: 1, inode: 2 };
+        let identity = Identity::File { file_system: 1, inode: 2, born: None };
         let mut files = DeviceFiles::default();
         files.push("image".to_owned(), null(), Some(identity.clone()));
         files.push("log".to_owned(), null(), None);

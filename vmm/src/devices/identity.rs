@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, fstat, fstatfs, fstatvfs, major, minor};
+use rustix::fs::{AtFlags, FileType, StatxFlags, fstat, fstatfs, fstatvfs, major, minor, statx};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{Node, Reader, StateError};
@@ -25,6 +25,11 @@ pub enum Identity {
         file_system: u64,
         /// Inode number.
         inode: u64,
+        /// When the file was made, in seconds since 1970 with nine decimals: the next file may get the inode number of
+        /// one that was removed. `None` if the file system does not say so, or if the program that took the identity
+        /// did not ask.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        born: Option<String>,
     },
     /// A block device.
     BlockDevice {
@@ -53,7 +58,8 @@ impl Identity {
         let stat = fstat(&file)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                Ok(Self::File { file_system: fstatvfs(&file)?.f_fsid, inode: stat.st_ino })
+                let (file_system, born) = (fstatvfs(&file)?.f_fsid, born(&file));
+                Ok(Self::File { file_system, inode: stat.st_ino, born })
             }
             FileType::BlockDevice => {
                 let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
@@ -77,13 +83,18 @@ impl Identity {
     /// different kernels. Inode numbers, serial numbers and units are the same under each of them. A device number
     /// counts only if there is neither a unit nor, on one of the sides, a serial number, and the ID of a file system only
     /// with `lasting_file_system`: whether this file's comes from the file system's UUID
-    /// ([`is_on_lasting_file_system`]). Images that were made alike on two disks may have one inode number.
+    /// ([`is_on_lasting_file_system`]). Images that were made alike on two disks may have one inode number. The times at
+    /// which files were made count if both are known.
     pub fn is_same(&self, saved: &Self, lasting_file_system: bool) -> bool {
         match (self, saved) {
             (
-                Self::File { file_system, inode },
-                Self::File { file_system: other_file_system, inode: other },
-            ) => inode == other && (!lasting_file_system || file_system == other_file_system),
+                Self::File { file_system, inode, born },
+                Self::File { file_system: saved_file_system, inode: saved, born: saved_born },
+            ) => {
+                inode == saved
+                    && (!lasting_file_system || file_system == saved_file_system)
+                    && (born.is_none() || saved_born.is_none() || born == saved_born)
+            }
             (
                 Self::BlockDevice { major, minor, serial, unit, others },
                 Self::BlockDevice {
@@ -104,12 +115,24 @@ impl Identity {
         }
     }
 
+    /// Returns the identity as programs know it that do not ask when a file was made.
+    #[must_use]
+    pub fn without_birth(self) -> Self {
+        match self {
+            Self::File { file_system, inode, born: _ } => {
+                Self::File { file_system, inode, born: None }
+            }
+            device @ Self::BlockDevice { .. } => device,
+        }
+    }
+
     /// Writes the property `identity`.
     pub fn encode(&self, node: &mut Node) {
         match self {
-            Self::File { file_system, inode } => {
+            Self::File { file_system, inode, born } => {
                 let (file_system, inode) = (format!("{file_system:x}"), inode.to_string());
-                node.put_strings("identity", &["file", &file_system, &inode]);
+                let words = ["file", &file_system, &inode].into_iter().chain(born.as_deref());
+                node.put_strings("identity", &words.collect::<Vec<_>>());
             }
             Self::BlockDevice { major, minor, serial, unit, others: _ } => {
                 let number = format!("{major}:{minor}");
@@ -119,14 +142,22 @@ impl Identity {
         }
     }
 
-    /// Reads the property `identity`. It has a unit if `with_unit`.
-    pub fn decode(reader: &mut Reader<'_>, with_unit: bool) -> Result<Self, StateError> {
+    /// Reads the property `identity`. A device has a unit if `with_unit`, and a file the time at which it was made if
+    /// `with_born`.
+    pub fn decode(
+        reader: &mut Reader<'_>,
+        with_unit: bool,
+        with_born: bool,
+    ) -> Result<Self, StateError> {
         let words = reader.strings("identity")?;
         let identity = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["file", file_system, inode] => (|| {
-                let file_system = u64::from_str_radix(file_system, 16).ok()?;
-                Some(Self::File { file_system, inode: inode.parse().ok()? })
-            })(),
+            ["file", file_system, inode, ref born @ ..] if born.len() == usize::from(with_born) => {
+                (|| {
+                    let file_system = u64::from_str_radix(file_system, 16).ok()?;
+                    let born = born.first().map(|born| (*born).to_owned());
+                    Some(Self::File { file_system, inode: inode.parse().ok()?, born })
+                })()
+            }
             ["block-device", number, serial, ref unit @ ..]
                 if unit.len() == usize::from(with_unit) =>
             {
@@ -154,8 +185,12 @@ impl Identity {
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { file_system, inode } => {
-                write!(f, "the file with inode {inode} on file system {file_system:x}")
+            Self::File { file_system, inode, born } => {
+                write!(f, "the file with inode {inode} on file system {file_system:x}")?;
+                match born {
+                    Some(born) => write!(f, ", made at {born} s"),
+                    None => Ok(()),
+                }
             }
             Self::BlockDevice { major, minor, serial, unit, others: _ } => {
                 write!(f, "the block device {major}:{minor}")?;
@@ -167,6 +202,17 @@ impl fmt::Display for Identity {
             }
         }
     }
+}
+
+/// Returns when the file was made, if its file system says so. Not of a file in tmpfs, which never gives an inode number
+/// twice: a file of an initramfs is made by each kernel.
+fn born(file: impl AsFd) -> Option<String> {
+    if fstatfs(&file).ok()?.f_type == libc::TMPFS_MAGIC {
+        return None;
+    }
+    let stat = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    is_known.then(|| format!("{}.{:09}", stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec))
 }
 
 /// Returns whether the ID of the file's file system comes from its UUID, so that it is the same under every kernel:
@@ -275,6 +321,51 @@ mod tests {
         assert!(error.to_string().contains("neither a regular file"), "{error}");
     }
 
+    /// ext4 gives the number of a removed file to the next one.
+    #[test]
+    fn a_new_file_with_the_inode_number_of_a_removed_one_is_another() {
+        // Beside the test's program, because tmpfs, which may be on /tmp, gives no number twice.
+        let program = std::env::current_exe().unwrap();
+        let directory = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = directory.path().join("web.img");
+        let make = || {
+            std::fs::write(&path, "a").unwrap();
+            Identity::of(std::fs::File::open(&path).unwrap()).unwrap()
+        };
+        let number = |identity: &Identity| match identity {
+            Identity::File { inode, .. } => *inode,
+            other => panic!("{other}"),
+        };
+        let first = make();
+        assert!(first.is_same(&make(), true), "written again, it is the same file");
+        for _ in 0..100 {
+            std::fs::remove_file(&path).unwrap();
+            let another = make();
+            assert!(!another.is_same(&first, true), "{another} is {first}");
+            if number(&another) == number(&first) {
+                return;
+            }
+        }
+        println!("skipped: this file system gives no inode number twice");
+    }
+
+    #[test]
+    fn the_time_at_which_a_file_was_made_counts_if_both_are_known() {
+        let file = |born: Option<&str>| {
+            let born = born.map(str::to_owned);
+            Identity::File { file_system: 1, inode: 2, born }
+        };
+        for (here, saved, same) in [
+            (Some("5.000000001"), Some("5.000000001"), true),
+            (Some("5.000000002"), Some("5.000000001"), false),
+            // Saved by an earlier program, or under a kernel that does not say it.
+            (Some("5.000000001"), None, true),
+            (None, Some("5.000000001"), true),
+        ] {
+            assert_eq!(file(here).is_same(&file(saved), true), same, "{here:?} was {saved:?}");
+        }
+    }
+
     #[test]
     fn block_devices_are_compared_by_serial_number_or_else_by_device_number() {
         assert!(
@@ -285,7 +376,8 @@ mod tests {
         assert!(!device(0, "disk-7").is_same(&device(0, ""), false));
         assert!(device(0, "").is_same(&device(0, ""), false));
         assert!(!device(0, "").is_same(&device(16, ""), false));
-        assert!(!device(0, "").is_same(&Identity::File { file_system: 0, inode: 0 }, false));
+        let file = Identity::File { file_system: 0, inode: 0, born: None };
+        assert!(!device(0, "").is_same(&file, false));
     }
 
     #[test]
@@ -432,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_file_system_counts_if_its_id_comes_from_its_uuid() {
-        let file = |file_system, inode| Identity::File { file_system, inode };
+        let file = |file_system, inode| Identity::File { file_system, inode, born: None };
         for (other, lasting, same) in [
             (file(1, 2), true, true),
             // Another disk, made in the same way.

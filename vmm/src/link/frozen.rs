@@ -28,7 +28,7 @@ fn requests() -> Vec<Envelope> {
         Role::Kernel,
         Role::Initramfs,
         device(None),
-        device(Some(Identity::File { file_system: 1, inode: 2 })),
+        device(Some(Identity::File { file_system: 1, inode: 2, born: None })),
         device(Some(block)),
         Role::Segment,
         Role::State,

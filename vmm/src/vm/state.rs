@@ -116,7 +116,7 @@ impl Schema for VmStateV1 {
 mod tests {
     use super::*;
     use crate::devices::serial::SerialStateV1;
-    use crate::devices::virtio::block::VirtioBlkStateV3;
+    use crate::devices::virtio::block::VirtioBlkStateV4;
     use crate::devices::virtio::pci::BAR_SIZE;
     use crate::devices::virtio::{VirtioPciStateV2, VirtioState};
     use crate::machine::tests::{disk, sample as machine};
@@ -127,7 +127,7 @@ mod tests {
         pub(crate) fn sample() -> Self {
             let serial = DeviceState::Serial(SerialStateV1::sample());
             let first = VirtioState {
-                device: VirtioBlkStateV3 { readonly: false, ..VirtioBlkStateV3::sample() },
+                device: VirtioBlkStateV4 { readonly: false, ..VirtioBlkStateV4::sample() },
                 transport: VirtioPciStateV2::sample(),
             };
             let mut second = first.clone();

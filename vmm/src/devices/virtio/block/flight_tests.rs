@@ -50,7 +50,7 @@ impl Guest {
     fn with_sectors(file: File, sectors: u64, options: &str, features: u64) -> Self {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
         let resources = resources(&memory, &wires);
-        let identity = Identity::File { file_system: 1, inode: 2 };
+        let identity = Identity::File { file_system: 1, inode: 2, born: None };
         let options = BlockOptions::parse(&format!("path=a disk,{options}"), 1).unwrap();
         let (file, cached) = match options.direct.then(|| without_cache(&file)).flatten() {
             Some(direct) => (direct, Some(file)),
@@ -366,7 +366,7 @@ fn the_format_of_a_disk_with_direct_on_is_recognized() {
         std::os::unix::fs::FileExt::write_all_at(&file, head, 0).unwrap();
         let Some(direct) = without_cache(&file) else { return };
         let options = BlockOptions::parse("path=a,direct=on", 1).unwrap();
-        let identity = Identity::File { file_system: 1, inode: 2 };
+        let identity = Identity::File { file_system: 1, inode: 2, born: None };
         let image = Image { file: direct, cached: Some(file), identity, options };
         match Block::new(image, "a-0") {
             Ok(_) => assert_eq!(head, b""),

@@ -29,7 +29,7 @@ mod worker;
 pub use error::BlockError;
 pub use geometry::Geometry;
 pub use options::BlockOptions;
-pub use state::VirtioBlkStateV3;
+pub use state::VirtioBlkStateV4;
 pub use worker::BlockWorker;
 
 use std::fs::File;
@@ -344,7 +344,7 @@ impl Kind for Block {
     const BOOTS_FROM: Option<&'static str> = Some(options::IMAGE);
 
     type Options = BlockOptions;
-    type State = VirtioState<VirtioBlkStateV3>;
+    type State = VirtioState<VirtioBlkStateV4>;
 
     fn parse(text: &str, vcpus: u32) -> Result<BlockOptions, String> {
         BlockOptions::parse(text, vcpus)

@@ -218,7 +218,7 @@ mod sample {
     use super::*;
     use crate::devices::kind::{Sample, SampleFiles};
     use crate::devices::virtio::VirtioState;
-    use crate::devices::virtio::block::{Block, SECTOR, VirtioBlkStateV3};
+    use crate::devices::virtio::block::{Block, SECTOR, VirtioBlkStateV4};
 
     impl Sample for Block {
         fn options() -> BlockOptions {
@@ -226,7 +226,7 @@ mod sample {
         }
 
         /// A disk that takes no room, as large as the state says, if there can be one.
-        fn files(state: Option<&VirtioState<VirtioBlkStateV3>>) -> Option<SampleFiles> {
+        fn files(state: Option<&VirtioState<VirtioBlkStateV4>>) -> Option<SampleFiles> {
             let state = state.map(|state| &state.device);
             let fd = memfd_create("image", MemfdFlags::CLOEXEC).unwrap();
             let sectors = state.map_or(64, |state| state.capacity_sectors);

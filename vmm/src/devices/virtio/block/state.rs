@@ -4,11 +4,11 @@ use super::{Block, BlockError, Geometry, Image, SECTOR, Shared, identification, 
 use crate::devices::identity::{Identity, is_on_lasting_file_system};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-blk-v3`. A disk whose serial number identifies it is written as `-v2`, which has no unit, and one
-/// of those with blocks of 512 bytes and no topology as `-v1`, which lacks them too, so that programs which know
-/// only these bindings can read it. The transport has the driver's features.
+/// `perennial,virtio-blk-v4`. A disk that is no file of which it is known when it was made is written by an older
+/// binding, so that programs which know only that one can read it: as `-v3` a device with a unit, as `-v2` what has
+/// neither, and as `-v1` what has blocks of 512 bytes and no topology besides. The transport has the driver's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VirtioBlkStateV3 {
+pub struct VirtioBlkStateV4 {
     /// Size of the disk, in sectors of 512 bytes.
     pub capacity_sectors: u64,
     /// Whether the guest may only read.
@@ -21,15 +21,20 @@ pub struct VirtioBlkStateV3 {
     pub geometry: Geometry,
 }
 
-impl Schema for VirtioBlkStateV3 {
-    const COMPATIBLE: &'static [&'static str] =
-        &["perennial,virtio-blk-v3", "perennial,virtio-blk-v2", "perennial,virtio-blk-v1"];
+impl Schema for VirtioBlkStateV4 {
+    const COMPATIBLE: &'static [&'static str] = &[
+        "perennial,virtio-blk-v4",
+        "perennial,virtio-blk-v3",
+        "perennial,virtio-blk-v2",
+        "perennial,virtio-blk-v1",
+    ];
 
     fn bindings(&self) -> &'static [&'static str] {
         match self.identity {
-            Identity::BlockDevice { unit: Some(_), .. } => &Self::COMPATIBLE[..1],
-            _ if self.geometry != Geometry::default() => &Self::COMPATIBLE[1..2],
-            _ => &Self::COMPATIBLE[2..],
+            Identity::File { born: Some(_), .. } => &Self::COMPATIBLE[..1],
+            Identity::BlockDevice { unit: Some(_), .. } => &Self::COMPATIBLE[1..2],
+            _ if self.geometry != Geometry::default() => &Self::COMPATIBLE[2..3],
+            _ => &Self::COMPATIBLE[3..],
         }
     }
 
@@ -46,7 +51,7 @@ impl Schema for VirtioBlkStateV3 {
             minimum_io_blocks,
             optimal_io_blocks,
         } = *geometry;
-        if self.bindings() != &Self::COMPATIBLE[2..] {
+        if self.bindings() != &Self::COMPATIBLE[3..] {
             node.put_u32("block-bytes", block_bytes);
             node.put_u32("physical-block-exponent", physical_exponent.into());
             node.put_u32("alignment-offset-blocks", alignment_offset.into());
@@ -61,14 +66,14 @@ impl Schema for VirtioBlkStateV3 {
             let problem = format!("{capacity_sectors} sectors are more than can be addressed");
             return Err(reader.invalid("capacity-sectors", problem));
         }
-        let with_unit = reader.is_compatible(Self::COMPATIBLE[0]);
-        let with_geometry = with_unit || reader.is_compatible(Self::COMPATIBLE[1]);
+        let [with_born, with_unit, with_geometry] =
+            [0, 1, 2].map(|binding| reader.is_compatible(Self::COMPATIBLE[binding]));
         Ok(Self {
             capacity_sectors,
             readonly: reader.bool("read-only")?,
             id: reader.array("id")?,
-            identity: Identity::decode(reader, with_unit)?,
-            geometry: match with_geometry {
+            identity: Identity::decode(reader, with_unit, with_born)?,
+            geometry: match with_born || with_unit || with_geometry {
                 true => decode_geometry(reader)?,
                 false => Geometry::default(),
             },
@@ -92,11 +97,11 @@ fn decode_geometry(reader: &mut Reader<'_>) -> Result<Geometry, StateError> {
 }
 
 impl Persist for Block {
-    type State = VirtioBlkStateV3;
+    type State = VirtioBlkStateV4;
     type Resources = Image;
     type Error = BlockError;
 
-    fn save(&self) -> Result<VirtioBlkStateV3, BlockError> {
+    fn save(&self) -> Result<VirtioBlkStateV4, BlockError> {
         let Self(shared) = self;
         let Shared {
             image,
@@ -116,19 +121,20 @@ impl Persist for Block {
         } = &**shared;
         // The new host opens the files again; the options are in the machine's description.
         let Image { file: _, cached: _, identity, options } = image;
-        Ok(VirtioBlkStateV3 {
+        let identity = identity.clone().without_birth();
+        Ok(VirtioBlkStateV4 {
             capacity_sectors: shared.sectors(),
             readonly: options.readonly,
             id: *id,
-            identity: identity.clone(),
+            identity,
             geometry: *geometry,
         })
     }
 
     /// Errors if the disk is another one or has become smaller. A disk that has grown is larger for the guest
     /// as well; its driver is told when the VM is resumed.
-    fn restore(state: VirtioBlkStateV3, image: Image) -> Result<Self, BlockError> {
-        let VirtioBlkStateV3 { capacity_sectors, readonly, id, identity, geometry } = state;
+    fn restore(state: VirtioBlkStateV4, image: Image) -> Result<Self, BlockError> {
+        let VirtioBlkStateV4 { capacity_sectors, readonly, id, identity, geometry } = state;
         let path = image.path();
         if image.options.readonly != readonly {
             return Err(BlockError::Mode { path, saved: readonly });
@@ -157,7 +163,7 @@ mod tests {
     use crate::state::contract::contract_tests;
     use crate::state::node::read_node;
 
-    impl VirtioBlkStateV3 {
+    impl VirtioBlkStateV4 {
         pub(crate) fn sample() -> Self {
             Self {
                 capacity_sectors: 0x0010_0000,
@@ -179,16 +185,16 @@ mod tests {
         use super::*;
 
         contract_tests! {
-            VirtioState<VirtioBlkStateV3>,
+            VirtioState<VirtioBlkStateV4>,
             sample: || VirtioState {
-                device: VirtioBlkStateV3::sample(),
+                device: VirtioBlkStateV4::sample(),
                 transport: VirtioPciStateV2::sample(),
             },
             changes: [
                 |s| s.device.capacity_sectors += 1,
                 |s| s.device.readonly = false,
                 |s| s.device.id[19] = 0,
-                |s| s.device.identity = Identity::File { file_system: 0x1234_5678_9abc_def0, inode: 12 },
+                |s| s.device.identity = Identity::File { file_system: 0x1234_5678_9abc_def0, inode: 12, born: None },
                 |s| s.device.identity = Identity::BlockDevice {
                     major: 254,
                     minor: 16,
@@ -204,7 +210,7 @@ mod tests {
     }
 
     /// A disk with every block size other than the usual one.
-    fn with_topology() -> VirtioBlkStateV3 {
+    fn with_topology() -> VirtioBlkStateV4 {
         let geometry = Geometry {
             block_bytes: 4096,
             physical_exponent: 2,
@@ -212,14 +218,14 @@ mod tests {
             minimum_io_blocks: 4,
             optimal_io_blocks: 256,
         };
-        VirtioBlkStateV3 { geometry, ..VirtioBlkStateV3::sample() }
+        VirtioBlkStateV4 { geometry, ..VirtioBlkStateV4::sample() }
     }
 
     mod v2 {
         use super::*;
 
         contract_tests! {
-            VirtioState<VirtioBlkStateV3>,
+            VirtioState<VirtioBlkStateV4>,
             sample: || VirtioState {
                 device: with_topology(),
                 transport: VirtioPciStateV2::sample(),
@@ -228,7 +234,7 @@ mod tests {
                 |s| s.device.capacity_sectors += 1,
                 |s| s.device.readonly = false,
                 |s| s.device.id[19] = 0,
-                |s| s.device.identity = Identity::File { file_system: 1, inode: 12 },
+                |s| s.device.identity = Identity::File { file_system: 1, inode: 12, born: None },
                 |s| s.device.geometry.block_bytes = 512,
                 |s| s.device.geometry.physical_exponent = 0,
                 |s| s.device.geometry.alignment_offset = 0,
@@ -246,22 +252,49 @@ mod tests {
         Identity::BlockDevice { major: 259, minor: 1, serial, unit, others: Vec::new() }
     }
 
+    mod v3 {
+        use super::*;
+
+        contract_tests! {
+            VirtioState<VirtioBlkStateV4>,
+            sample: || VirtioState {
+                device: VirtioBlkStateV4 {
+                    identity: namespace("NVMe namespace `eui.0025385b81b00001`"),
+                    ..VirtioBlkStateV4::sample()
+                },
+                transport: VirtioPciStateV2::sample(),
+            },
+            changes: [
+                |s| s.device.capacity_sectors += 1,
+                |s| s.device.identity = namespace("NVMe namespace `eui.0025385b81b00002`"),
+                |s| s.device.identity = VirtioBlkStateV4::sample().identity,
+                |s| s.device.geometry = with_topology().geometry,
+            ],
+            golden: "virtio-blk-v3",
+        }
+    }
+
+    fn made_at(born: &str) -> Identity {
+        Identity::File { file_system: 1, inode: 12, born: Some(born.to_owned()) }
+    }
+
     contract_tests! {
-        VirtioState<VirtioBlkStateV3>,
+        VirtioState<VirtioBlkStateV4>,
         sample: || VirtioState {
-            device: VirtioBlkStateV3 {
-                identity: namespace("NVMe namespace `eui.0025385b81b00001`"),
-                ..VirtioBlkStateV3::sample()
+            device: VirtioBlkStateV4 {
+                identity: made_at("1764250000.012345678"),
+                ..VirtioBlkStateV4::sample()
             },
             transport: VirtioPciStateV2::sample(),
         },
         changes: [
             |s| s.device.capacity_sectors += 1,
-            |s| s.device.identity = namespace("NVMe namespace `eui.0025385b81b00002`"),
-            |s| s.device.identity = VirtioBlkStateV3::sample().identity,
+            |s| s.device.identity = made_at("1764250000.012345679"),
+            |s| s.device.identity = Identity::File { file_system: 1, inode: 12, born: None },
+            |s| s.device.identity = VirtioBlkStateV4::sample().identity,
             |s| s.device.geometry = with_topology().geometry,
         ],
-        golden: "virtio-blk-v3",
+        golden: "virtio-blk-v4",
     }
 
     #[test]
@@ -269,7 +302,7 @@ mod tests {
         for bytes in [0, 256, 3 << 10, 1 << 20] {
             let mut state = with_topology();
             state.geometry.block_bytes = bytes;
-            let error = read_node::<VirtioBlkStateV3>(&state.to_node("device"), "/").unwrap_err();
+            let error = read_node::<VirtioBlkStateV4>(&state.to_node("device"), "/").unwrap_err();
             assert!(error.to_string().starts_with("/device: property `block-bytes`"), "{error}");
         }
     }
@@ -280,25 +313,27 @@ mod tests {
             &["file", "7"][..],
             &["file", "x", "7"],
             &["file", "7", "x"],
+            // The binding of the sample knows no time at which a file was made.
+            &["file", "7", "7", "1.000000000"],
             &["block-device", "254", "a"],
             &["block-device", "254:x", "a"],
             // The binding of the sample knows no unit.
             &["block-device", "254:16", "a", "b"],
             &["socket", "1", "2"],
         ] {
-            let mut node = VirtioBlkStateV3::sample().to_node("disk");
+            let mut node = VirtioBlkStateV4::sample().to_node("disk");
             node.properties.remove("identity");
             node.put_strings("identity", words);
-            let error = read_node::<VirtioBlkStateV3>(&node, "/").unwrap_err().to_string();
+            let error = read_node::<VirtioBlkStateV4>(&node, "/").unwrap_err().to_string();
             assert!(error.starts_with("/disk: property `identity`"), "{error}");
         }
     }
 
     #[test]
     fn a_disk_too_large_for_its_bytes_to_be_counted_is_refused() {
-        let mut state = VirtioBlkStateV3::sample();
+        let mut state = VirtioBlkStateV4::sample();
         state.capacity_sectors = u64::MAX / SECTOR + 1;
-        let error = read_node::<VirtioBlkStateV3>(&state.to_node("device"), "/").unwrap_err();
+        let error = read_node::<VirtioBlkStateV4>(&state.to_node("device"), "/").unwrap_err();
         assert!(error.to_string().starts_with("/device: property `capacity-sectors`"), "{error}");
     }
 }

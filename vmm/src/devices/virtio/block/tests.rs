@@ -43,7 +43,7 @@ fn image() -> NamedTempFile {
 }
 
 fn opened(file: File, readonly: bool, path: &str) -> Image {
-    let identity = Identity::File { file_system: 1, inode: 2 };
+    let identity = Identity::File { file_system: 1, inode: 2, born: None };
     let options = BlockOptions { path: path.into(), readonly, ..BlockOptions::default() };
     Image { file, cached: None, identity, options }
 }
@@ -571,11 +571,11 @@ fn another_disk_after_an_update_is_refused_by_its_name() {
 
     let error = Block::restore(state.clone(), disk(&guest.image, true)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was writable before the update and is read-only now");
-    let readonly = VirtioBlkStateV3 { readonly: true, ..state.clone() };
+    let readonly = VirtioBlkStateV4 { readonly: true, ..state.clone() };
     let error = Block::restore(readonly, disk(&guest.image, false)).unwrap_err().to_string();
     assert_eq!(error, "the disk /a/disk was read-only before the update and is writable now");
     let mut another = disk(&guest.image, false);
-    another.identity = Identity::File { file_system: 1, inode: 3 };
+    another.identity = Identity::File { file_system: 1, inode: 3, born: None };
     let error = Block::restore(state.clone(), another).unwrap_err().to_string();
     assert!(error.contains("/a/disk was the file with inode 2 on file system 1"), "{error}");
     assert!(error.contains("is the file with inode 3 on file system 1 now"), "{error}");
@@ -583,7 +583,7 @@ fn another_disk_after_an_update_is_refused_by_its_name() {
     let mut renumbered = disk(&guest.image, false);
     renumbered.file = memfd_create("image", MemfdFlags::CLOEXEC).unwrap().into();
     renumbered.file.set_len(SECTORS * 512).unwrap();
-    renumbered.identity = Identity::File { file_system: 7, inode: 2 };
+    renumbered.identity = Identity::File { file_system: 7, inode: 2, born: None };
     Block::restore(state, renumbered).unwrap();
 }
 

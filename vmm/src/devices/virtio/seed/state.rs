@@ -2,7 +2,7 @@
 
 use super::{Seed, SeedError, SeedImage};
 use crate::devices::virtio::Block;
-use crate::devices::virtio::block::VirtioBlkStateV3;
+use crate::devices::virtio::block::VirtioBlkStateV4;
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
 /// `perennial,cloud-init-v1`. The transport has the driver's features.
@@ -11,7 +11,7 @@ pub struct SeedStateV1 {
     /// CRC-32 of the disk.
     pub digest: u32,
     /// The disk.
-    pub disk: VirtioBlkStateV3,
+    pub disk: VirtioBlkStateV4,
 }
 
 impl Schema for SeedStateV1 {
@@ -46,7 +46,7 @@ impl Persist for Seed {
             return Err(SeedError::Changed { directory, saved: digest, here });
         }
         // The memfd is another one than before; the digest says that it has the same bytes.
-        let disk = VirtioBlkStateV3 { identity: image.identity.clone(), ..disk };
+        let disk = VirtioBlkStateV4 { identity: image.identity.clone(), ..disk };
         Ok(Self { block: Block::restore(disk, image.into_image())?, digest })
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     contract_tests! {
         VirtioState<SeedStateV1>,
         sample: || VirtioState {
-            device: SeedStateV1 { digest: 0x1234_5678, disk: VirtioBlkStateV3::sample() },
+            device: SeedStateV1 { digest: 0x1234_5678, disk: VirtioBlkStateV4::sample() },
             transport: VirtioPciStateV2::sample(),
         },
         changes: [
