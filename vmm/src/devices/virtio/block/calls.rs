@@ -23,8 +23,9 @@ pub(super) const POOL: &[Call] = &[
     Call::any(libc::SYS_pwritev2),
     Call::any(libc::SYS_fsync),
     Call::any(libc::SYS_fdatasync),
-    // Discards and writes zeroes.
+    // Discards, and writes zeroes.
     Call::any(libc::SYS_fallocate),
+    Call::ioctl(&[0x1277]), // BLKDISCARD
 ];
 
 pub(super) const CALLS: DeviceCalls = DeviceCalls {

@@ -48,9 +48,19 @@ impl Guest {
     }
 
     fn with_sectors(file: File, sectors: u64, options: &str, features: u64) -> Self {
+        let identity = Identity::File { file_system: 1, inode: 2, born: None };
+        Self::with_identity(file, identity, sectors, options, features)
+    }
+
+    fn with_identity(
+        file: File,
+        identity: Identity,
+        sectors: u64,
+        options: &str,
+        features: u64,
+    ) -> Self {
         let (memory, wires) = (ram(), Arc::new(FakeWires::default()));
         let resources = resources(&memory, &wires);
-        let identity = Identity::File { file_system: 1, inode: 2, born: None };
         let options = BlockOptions::parse(&format!("path=a disk,{options}"), 1).unwrap();
         let (file, cached) = match options.direct.then(|| without_cache(&file)).flatten() {
             Some(direct) => (direct, Some(file)),
@@ -345,8 +355,29 @@ fn sectors_that_are_zeroed_or_discarded_read_as_zeroes_and_their_neighbours_as_b
     }
 }
 
+/// The device is a file, so that its discard fails: it would become zeroes by what discards parts of a file.
 #[test]
-fn a_disk_that_cannot_clear_sectors_says_so_of_zeroes_and_keeps_what_is_discarded() {
+fn a_discard_of_a_block_device_writes_no_zeroes_and_its_failure_is_told() {
+    for options in ENGINES {
+        let file = image();
+        let (major, minor, serial) = (254, 16, String::new());
+        let identity =
+            Identity::BlockDevice { major, minor, serial, unit: None, others: Vec::new() };
+        let same = file.try_clone().unwrap();
+        let mut guest = Guest::with_identity(same, identity, SECTORS, options, F_FLUSH);
+        guest.memory.write_slice(&(4 | 2u128 << 64).to_le_bytes(), GuestAddress(DATA)).unwrap();
+        guest.offer(11, 0, &[(DATA, 16, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(1);
+        assert_eq!(guest.status(0), 1, "{options}");
+        let mut found = [0; 1024];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 4 * 512).unwrap();
+        assert_eq!(found, *[[4; 512], [5; 512]].as_flattened(), "{options}");
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_clear_or_discard_sectors_says_so() {
     for options in ENGINES {
         let file = File::options().read(true).write(true).open("/dev/zero").unwrap();
         let mut guest = Guest::new(file, options, F_FLUSH);
@@ -355,7 +386,7 @@ fn a_disk_that_cannot_clear_sectors_says_so_of_zeroes_and_keeps_what_is_discarde
         guest.offer(13, 0, &[(DATA, 16, 0)]);
         guest.ring_doorbell();
         guest.run_until(2);
-        assert_eq!((guest.status(0), guest.status(1)), (0, 2));
+        assert_eq!((guest.status(0), guest.status(1)), (2, 2));
     }
 }
 

@@ -92,6 +92,11 @@ impl Image {
     fn path(&self) -> String {
         self.options.path.display().to_string()
     }
+
+    /// Whether it is a block device.
+    fn is_device(&self) -> bool {
+        matches!(self.identity, Identity::BlockDevice { .. })
+    }
 }
 
 /// The device.

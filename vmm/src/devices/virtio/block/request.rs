@@ -73,7 +73,7 @@ pub(super) struct Clear {
 /// The kind of a [`Clear`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum How {
-    /// The guest does not need the data. A host that cannot free the storage keeps the data.
+    /// The guest does not need the data.
     Discard,
     /// The sectors read as zeroes, and their storage is freed.
     ZeroAndUnmap,

@@ -291,10 +291,7 @@ impl BlockWorker {
         self.requests -= 1;
         self.bytes -= bytes;
         match (how, result) {
-            (How::Discard, Err(error)) if is_unsupported(&error) => {
-                answer(request, Status::Ok, 0, rings);
-            }
-            // The guest writes the zeroes itself.
+            // The guest discards nothing more, or writes the zeroes itself.
             (_, Err(error)) if is_unsupported(&error) => {
                 answer(request, Status::Unsupported, 0, rings);
             }

@@ -9,6 +9,7 @@
 //! An engine gets at most [`MOST`] jobs at a time. It completes them in any order and signals an event. After a
 //! short read or write the worker begins the rest as a new job.
 
+mod discard;
 mod page_cache;
 mod pool;
 mod uring;
@@ -46,7 +47,7 @@ pub(super) enum Work {
 
 impl How {
     /// Returns the flags for fallocate(2), which never change the size of the file. Block devices support them
-    /// too (`blkdev_fallocate` in Linux block/fops.c).
+    /// too, as ways to write zeroes (`blkdev_fallocate` in Linux block/fops.c): discards of devices are not done by it.
     fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
@@ -65,6 +66,12 @@ pub(super) struct Job {
     pub(super) request: Option<(Request, Answer)>,
 }
 
+impl Job {
+    fn is_discard(&self) -> bool {
+        matches!(self.work, Work::Clear(Clear { how: How::Discard, .. }))
+    }
+}
+
 /// A job that an engine has finished, and the number of bytes that it moved.
 pub(super) type Completed = (Job, io::Result<usize>);
 
@@ -73,6 +80,8 @@ pub(super) type Completed = (Job, io::Result<usize>);
 pub(super) struct Engine {
     background: Background,
     page_cache: PageCache,
+    /// Whether the disk is a block device.
+    is_device: bool,
     /// Jobs that were done when they were begun.
     done: Vec<Completed>,
 }
@@ -80,7 +89,8 @@ pub(super) struct Engine {
 /// What executes the jobs that may have to wait.
 #[derive(Debug)]
 enum Background {
-    Uring(Box<Uring>),
+    /// The threads of the pool discard blocks of a device, for which io_uring has no operation before Linux 6.12.
+    Uring(Box<Uring>, Pool),
     Pool(Pool),
 }
 
@@ -90,16 +100,18 @@ impl Engine {
         let page_cache = PageCache::new(disk);
         let background = Background::new(disk);
         disk.health.set_engine(match background {
-            Background::Uring(_) => storage::Engine::IoUring,
+            Background::Uring(..) => storage::Engine::IoUring,
             Background::Pool(_) => storage::Engine::Threads,
         });
-        Self { background, page_cache, done: Vec::new() }
+        let is_device = disk.image.is_device();
+        Self { background, page_cache, is_device, done: Vec::new() }
     }
 
     /// Returns the fd that is readable when jobs may have been completed.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
         match &self.background {
-            Background::Uring(uring) => uring.event.as_fd(),
+            // The pool has the same one.
+            Background::Uring(uring, _) => uring.event.as_fd(),
             Background::Pool(pool) => pool.event().as_fd(),
         }
     }
@@ -112,7 +124,8 @@ impl Engine {
             return self.done.push((job, result));
         }
         match &mut self.background {
-            Background::Uring(uring) => uring.begin(job),
+            Background::Uring(_, pool) if self.is_device && job.is_discard() => pool.begin(job),
+            Background::Uring(uring, _) => uring.begin(job),
             Background::Pool(pool) => pool.begin(job),
         }
     }
@@ -120,7 +133,7 @@ impl Engine {
     /// Begins all jobs that were taken so far.
     pub(super) fn submit(&mut self) {
         match &mut self.background {
-            Background::Uring(uring) => uring.submit(),
+            Background::Uring(uring, _) => uring.submit(),
             // The pool begins each job when it takes it.
             Background::Pool(_) => {}
         }
@@ -130,7 +143,11 @@ impl Engine {
     pub(super) fn completed(&mut self) -> Vec<Completed> {
         let mut completed = std::mem::take(&mut self.done);
         completed.append(&mut match &mut self.background {
-            Background::Uring(uring) => uring.completed(),
+            Background::Uring(uring, pool) => {
+                let mut completed = uring.completed();
+                completed.append(&mut pool.completed());
+                completed
+            }
             Background::Pool(pool) => pool.completed(),
         });
         completed
@@ -141,22 +158,27 @@ impl Background {
     fn new(disk: &Arc<Shared>) -> Self {
         let path = disk.image.path();
         if disk.image.options.no_uring {
-            return Self::Pool(Pool::new(disk));
+            return Self::Pool(Pool::new(disk, new_pool_event()));
         }
         match Uring::new(disk) {
             Ok(uring) => {
                 tracing::debug!("disk {path}: io_uring reads and writes it");
-                Self::Uring(Box::new(uring))
+                let pool = Pool::new(disk, uring.event.clone());
+                Self::Uring(Box::new(uring), pool)
             }
             Err(error) => {
                 tracing::info!(
                     "disk {path}: threads read and write it, because the host's kernel does not \
                      allow io_uring: {error}"
                 );
-                Self::Pool(Pool::new(disk))
+                Self::Pool(Pool::new(disk, new_pool_event()))
             }
         }
     }
+}
+
+fn new_pool_event() -> Arc<OwnedFd> {
+    new_event().expect("an eventfd, as every doorbell is one").into()
 }
 
 /// Creates the eventfd by which an engine tells the disk's thread that jobs may have been completed. The thread

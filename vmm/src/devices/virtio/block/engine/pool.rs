@@ -10,7 +10,8 @@ use std::thread;
 use rustix::fs::fallocate;
 
 use super::super::calls::POOL;
-use super::{Clear, Completed, Job, OwnedFd, Shared, Work, new_event, signal};
+use super::discard::discard;
+use super::{Clear, Completed, How, Job, OwnedFd, Shared, Work, signal};
 use crate::causes::panic_message;
 use crate::confine;
 use crate::mutex::lock;
@@ -33,7 +34,7 @@ struct State {
     jobs: Mutex<Jobs>,
     /// Notified when a job is added or the pool is closed.
     changed: Condvar,
-    event: OwnedFd,
+    event: Arc<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
@@ -48,9 +49,10 @@ struct Jobs {
 }
 
 impl Pool {
-    pub(super) fn new(disk: &Arc<Shared>) -> Self {
+    /// A pool that signals `event` when jobs have been completed.
+    pub(super) fn new(disk: &Arc<Shared>, event: Arc<OwnedFd>) -> Self {
         let (disk, without_thread) = (disk.clone(), Vec::new());
-        Self { disk, state: Arc::new(State::new()), threads: 0, without_thread }
+        Self { disk, state: Arc::new(State::new(event)), threads: 0, without_thread }
     }
 
     pub(super) fn event(&self) -> &OwnedFd {
@@ -101,8 +103,7 @@ impl Drop for Pool {
 }
 
 impl State {
-    fn new() -> Self {
-        let event = new_event().expect("an eventfd, as every doorbell is one");
+    fn new(event: Arc<OwnedFd>) -> Self {
         Self { jobs: Mutex::default(), changed: Condvar::new(), event }
     }
 
@@ -158,6 +159,9 @@ pub(super) fn perform(disk: &Shared, job: Job) -> Completed {
     let result = match &job.work {
         Work::Transfer(transfer) => transfer.step(&disk.image, 0),
         Work::Sync => disk.image.file.sync_data().map(|()| 0),
+        Work::Clear(Clear { how: How::Discard, offset, bytes }) if disk.image.is_device() => {
+            discard(&disk.image.file, *offset, *bytes).map(|()| 0)
+        }
         Work::Clear(Clear { how, offset, bytes }) => {
             fallocate(&disk.image.file, how.flags(), *offset, *bytes)
                 .map(|()| 0)
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_thread_of_the_pool_becomes_one_of_the_thread_of_its_disk() {
-        let state = State::new();
+        let state = State::new(super::super::new_pool_event());
         state.note_panic(|| panic!("on purpose"));
         rustix::io::read(&state.event, &mut [0; 8]).unwrap();
         let panic = catch_unwind(AssertUnwindSafe(|| state.completed())).unwrap_err();

@@ -26,7 +26,7 @@ const KERNEL_THREADS: [u32; 2] = [8, 8];
 /// A ring of one disk.
 pub(in crate::devices::virtio::block) struct Uring {
     ring: IoUring,
-    pub(super) event: OwnedFd,
+    pub(super) event: Arc<OwnedFd>,
     /// The jobs that the kernel has, by the number that it returns for them.
     jobs: Vec<Option<Job>>,
     free: Vec<usize>,
@@ -46,7 +46,7 @@ impl Uring {
     /// Creates a ring for the file of `disk`. Errors if the kernel does not allow io_uring.
     pub(super) fn new(disk: &Arc<Shared>) -> io::Result<Self> {
         let ring = IoUring::builder().setup_r_disabled().build(ENTRIES)?;
-        let event = new_event()?;
+        let event = Arc::new(new_event()?);
         let submitter = ring.submitter();
         let Image { file, cached, identity: _, options: _ } = &disk.image;
         let files = [Some(file), cached.as_ref()].into_iter().flatten();
