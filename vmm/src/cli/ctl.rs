@@ -67,7 +67,8 @@ enum Command {
         /// The VM's name
         #[arg(value_parser = vm_name)]
         vm: VmName,
-        /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that
+        /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that, or if something was written to its
+        /// disks since the VM is preserved
         #[arg(long)]
         force: bool,
     },

@@ -211,6 +211,23 @@ pub enum GuestError {
         /// The chain of causes.
         why: String,
     },
+    /// Another program has written to a disk of a preserved VM.
+    #[error(
+        "VM `{name}` is not restored, because something was written to its disk {} while the VM was preserved: the time of \
+         its last write was {was} and is {now} (seconds since 1970). The guest's memory does not fit such a disk: put back \
+         what was there, give the VM up with `stop`, or continue the guest nevertheless with `restore --force`",
+        path.display()
+    )]
+    DiskWritten {
+        /// The VM.
+        name: VmName,
+        /// The disk.
+        path: PathBuf,
+        /// When it was written to last, when this host began to keep it.
+        was: String,
+        /// When it was written to last.
+        now: String,
+    },
     /// The VM's guest ran, or may have run, when its restore failed, so there is nothing to restore any more.
     #[error(
         "VM `{name}` was not restored, and is lost: {why}. `boot` starts it anew from its disks"

@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::arrival::LastHost;
 use super::backend::NoLuo;
+use super::kept_disks::KeptDisks;
 use super::kernel_entry::KernelEntry;
 use super::restores::Restores;
 use super::serve::Server;
@@ -51,6 +52,7 @@ impl Host {
             last_host: LastHost::default(),
             late: Vec::new(),
             restores: Restores::default(),
+            kept_disks: KeptDisks::default(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),

@@ -136,6 +136,8 @@ impl Host {
     /// The new host's half of a live update, or of a handover.
     fn take_over(&mut self, arrival: Arrival) {
         let Some(luo) = origin(&self.last_host, &self.luo) else { return };
+        // The VMs open them now.
+        self.kept_disks.release_all();
         let (mut entries, opaque) = arrival.entries();
         let mut opaque: Vec<_> = opaque.into_iter().filter_map(named).collect();
         let is_wanted = |name: &SessionName| {

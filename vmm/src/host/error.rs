@@ -300,7 +300,7 @@ impl HostError {
             | Self::GivenUp(_)
             | Self::PassOn(_)
             | Self::Withheld
-            | Self::Guest(GuestError::StillPreserved { .. })
+            | Self::Guest(GuestError::StillPreserved { .. } | GuestError::DiskWritten { .. })
             | Self::NoEntry { .. }
             | Self::NotSeen { .. }
             | Self::NotHeld { .. }

@@ -26,6 +26,7 @@ pub mod format;
 mod frozen;
 pub mod init;
 mod instance;
+mod kept_disks;
 pub mod kernel_entry;
 pub mod kvm_pages;
 mod late;
@@ -87,6 +88,7 @@ use crate::open_files;
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
+use kept_disks::KeptDisks;
 use kernel_entry::KernelEntry;
 use mounts::Unmounted;
 use restores::Restores;
@@ -126,6 +128,8 @@ pub struct Host {
     late: Vec<Late>,
     /// Restores that clients have asked for.
     restores: Restores,
+    /// The disks of VMs that are preserved or withheld.
+    kept_disks: KeptDisks,
     /// What this host carries on without knowing what it is.
     carried: Carried,
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
@@ -223,6 +227,7 @@ impl Host {
             last_host: LastHost::new(lost),
             late: Vec::new(),
             restores: Restores::default(),
+            kept_disks: KeptDisks::default(),
             carried: Carried::default(),
             next: None,
             left_out: Vec::new(),

@@ -93,7 +93,8 @@ impl Host {
     }
 
     /// Begins to restore a preserved VM, or looks again for one that is withheld because what the last host left could
-    /// not be read. `force` continues its guest also if the host lacks hints of the guest's CPUID.
+    /// not be read. `force` continues its guest also if the host lacks hints of the guest's CPUID, or if something has
+    /// written to its disks since it is preserved.
     pub(super) fn begin_restore(&mut self, name: &VmName, force: bool) -> Result<Begun, HostError> {
         self.check_free(name)?;
         self.begin_restore_with(name, force, None)
@@ -128,6 +129,9 @@ impl Host {
             let not_held = |source| HostError::NotHeld { what: name.to_string(), source };
             held.retrieve(luo).map_err(not_held)?;
         }
+        if !force {
+            self.kept_disks.check_unchanged(name)?;
+        }
         self.read_manifests();
         let vm = &mut self.vms[index];
         let left = match std::mem::replace(&mut vm.life, Life::Stopped) {
@@ -140,6 +144,7 @@ impl Host {
                 return self.still_preserved(index).map(|()| Begun::Restore);
             }
         };
+        self.kept_disks.release(name);
         // Without LUO, the VM came in a keeper's sessions, so its RAM is memfds, as a new keeper makes.
         let own = Keeper::start();
         let luo: &dyn Orchestrator = self.luo.as_deref().unwrap_or(&own);

@@ -93,6 +93,7 @@ impl Server {
         self.calls.callers.tell(Caller::Port, &Line::ready(&status));
         let mut failing = false;
         loop {
+            host.keep_disks();
             self.calls.callers.listen_again();
             match self.wait(host) {
                 Ok(ready) => {

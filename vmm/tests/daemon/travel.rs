@@ -248,6 +248,54 @@ fn a_preserved_vm_goes_along_with_every_handover_until_it_is_given_up() {
 }
 
 #[test]
+fn the_disks_of_a_preserved_vm_are_its_own_and_a_write_to_them_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("web.img");
+    fs::write(&image, [0; 4096]).unwrap();
+    let disk = format!("disk = [\"path={}\"]\n", image.display());
+    let mut predecessor = Predecessor::new(&["web"]);
+    predecessor.manifest.vms[0].machine =
+        Config::parse(&(text("web") + &disk)).unwrap().machines.remove(0);
+    predecessor.configured = text("web") + &disk;
+    let mut left = predecessor.hand_over(&[PERENNIAL], unchanged);
+    for _ in 0..2 {
+        assert_eq!(left.vms()[0].1, "preserved");
+        // The lock is there when the handover is over, or soon after.
+        wait_until_locked(&image, true);
+        // The restore itself has the disk.
+        let said = left.said(&["restore", "web"]);
+        assert!(
+            said.contains("its memory is still preserved") && !said.contains("in use"),
+            "{said}"
+        );
+        left.hand_over(Path::new(PERENNIAL));
+    }
+    // What `cp` does: it asks for no lock. The host looks at the image when it has locked it, so perhaps after that.
+    let file = File::options().write(true).open(&image).unwrap();
+    let is_noticed = |seconds| {
+        wait_until_locked(&image, true);
+        let time = std::time::Duration::from_secs(seconds);
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + time).unwrap();
+        let said = left.said(&["restore", "web"]);
+        said.contains("something was written to its disk") && said.contains("web.img")
+    };
+    assert!((0..100).any(is_noticed));
+    let said = left.said(&["restore", "web", "--force"]);
+    assert!(said.contains("its memory is still preserved"), "{said}");
+    assert!(left.host.ctl(&["stop", "web", "--now"]).status.success());
+    wait_until_locked(&image, false);
+}
+
+/// Waits until somebody has a lock on the file, or nobody.
+fn wait_until_locked(path: &Path, locked: bool) {
+    let number = format!(":{} ", fs::metadata(path).unwrap().ino());
+    let is_locked = || fs::read_to_string("/proc/locks").unwrap().contains(&number);
+    while is_locked() != locked {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_vm_whose_manifest_cannot_be_read_goes_along_until_a_program_can_read_it() {
     let predecessor = Predecessor::new(&["web"]);
     let directory = tempfile::tempdir().unwrap();
