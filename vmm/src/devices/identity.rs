@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::state::{Node, Reader, StateError};
 
 /// The sysfs directory that lists block devices by `major:minor`.
-const BLOCK_DEVICES: &str = "/sys/dev/block";
+const BLOCK_DEVICES: &str = "sys/dev/block";
 
 /// The identity of the file or block device behind an open file descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,21 +62,29 @@ impl Identity {
                 Ok(Self::File { file_system, inode: stat.st_ino, born })
             }
             FileType::BlockDevice => {
-                let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
-                let device = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
-                // The entry is a link to the device's directory, which is below its disk's for a partition.
-                let device = match device.canonicalize() {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => device,
-                    found => found?,
-                };
-                let (mut serials, mut units) =
-                    (serials(&device)?.into_iter(), units(&device)?.into_iter());
-                let (serial, unit) = (serials.next().unwrap_or_default(), units.next());
-                let others = serials.chain(units).collect();
-                Ok(Self::BlockDevice { major, minor, serial, unit, others })
+                Self::of_device(Path::new("/"), major(stat.st_rdev), minor(stat.st_rdev))
             }
             _ => Err(io::Error::other("it is neither a regular file nor a block device")),
         }
+    }
+
+    /// Returns the identity of a block device, by what sysfs below `root` has of it.
+    pub fn of_device(root: &Path, major: u32, minor: u32) -> io::Result<Self> {
+        let device = root.join(BLOCK_DEVICES).join(format!("{major}:{minor}"));
+        // The entry is a link to the device's directory, which is below its disk's for a partition.
+        let device = match device.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => device,
+            found => found?,
+        };
+        let (mut serials, mut units) = (serials(&device)?.into_iter(), units(&device)?.into_iter());
+        let (serial, unit) = (serials.next().unwrap_or_default(), units.next());
+        let others = serials.chain(units).collect();
+        Ok(Self::BlockDevice { major, minor, serial, unit, others })
+    }
+
+    /// Whether only its number tells the block device from others. The next kernel may give that to another one.
+    pub fn is_number_only(&self) -> bool {
+        matches!(self, Self::BlockDevice { serial, unit: None, .. } if serial.is_empty())
     }
 
     /// Returns whether this is the file or device that was `saved`, also if the two identities were taken under

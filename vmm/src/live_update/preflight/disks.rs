@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::{Check, Finding, Surroundings};
 use crate::config::Config;
+use crate::devices::identity::Identity;
 use crate::devices::storage::StorageReport;
 use crate::guests::storage::disk_reports;
 use crate::guests::{Guest, Life};
@@ -89,10 +90,12 @@ pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> V
     let found = look::at(&paths, LOOK_WITHIN, |path| fs::metadata(path));
     let mut findings = Vec::new();
     for (disk, found) in disks.iter().zip(found) {
+        let number = found.as_ref().and_then(|found| block_device(found.as_ref().ok()?));
         findings.extend(stalled(disk).or_else(|| match found {
             Some(found) => there(disk, found, surroundings.root),
             None => Some(unseen(disk)),
         }));
+        findings.extend(number.and_then(|number| unidentified(disk, number, surroundings.root)));
     }
     if let Some(next) = next.filter(|_| surroundings.is_first_process) {
         let mounted = fs::read_to_string(surroundings.root.join("proc/self/mounts"));
@@ -195,6 +198,27 @@ fn there(disk: &Disk, found: io::Result<Metadata>, root: &Path) -> Option<Findin
         }
         _ => None,
     }
+}
+
+/// Returns the number of a block device. `None` if it is something else.
+fn block_device(metadata: &Metadata) -> Option<u64> {
+    metadata.file_type().is_block_device().then(|| metadata.rdev())
+}
+
+/// Checks that more than its number tells the block device from others.
+fn unidentified(disk: &Disk, number: u64, root: &Path) -> Option<Finding> {
+    let Disk { vm, path, .. } = disk;
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let identity = Identity::of_device(root, major, minor).ok()?;
+    identity.is_number_only().then(|| {
+        let sentence = format!(
+            "the disk {} has no serial number, and nothing but the device number {major}:{minor} tells it from others: the \
+             next kernel may give that number to another disk, on which the VM would go on",
+            path.display()
+        );
+        let remedy = "give it a serial number (of a virtio disk: `serial=` of its hypervisor), or put a volume of LVM on it";
+        Finding::new(Check::DiskUnidentified, format!("VM `{vm}`"), sentence, remedy)
+    })
 }
 
 /// Returns the size of a block device in bytes, as sysfs has it, in sectors of 512 bytes.
@@ -315,6 +339,26 @@ mod tests {
         assert_eq!(size_of_block_device(root.path(), number), None);
         fs::write(directory.join("size"), "2048\n").unwrap();
         assert_eq!(size_of_block_device(root.path(), number), Some(1 << 20));
+    }
+
+    #[test]
+    fn a_block_device_that_only_its_number_tells_from_others_is_a_warning() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("sys/dev/block/253:16");
+        fs::create_dir_all(&directory).unwrap();
+        let disk = disk(Path::new("/dev/vdb"), None);
+        let look = || unidentified(&disk, rustix::fs::makedev(253, 16), root.path());
+        let text = look().unwrap().to_string();
+        let told = ["warning", "VM `web`", "/dev/vdb", "253:16", "`serial=`"];
+        assert!(told.iter().all(|word| text.contains(word)), "{text}");
+        fs::write(directory.join("serial"), "\n").unwrap();
+        assert!(look().is_some(), "an empty number is none");
+        fs::write(directory.join("serial"), "disk-7\n").unwrap();
+        assert_eq!(look(), None);
+        fs::remove_file(directory.join("serial")).unwrap();
+        fs::create_dir(directory.join("dm")).unwrap();
+        fs::write(directory.join("dm/uuid"), "LVM-abc\n").unwrap();
+        assert_eq!(look(), None);
     }
 
     #[test]

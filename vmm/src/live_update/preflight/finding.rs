@@ -143,6 +143,8 @@ checks! {
     DiskSize = "disk-size", Refusal, forceable;
     /// A VM's disk is larger than the guest knows it.
     DiskGrown = "disk-grown", Note;
+    /// A VM's disk has no serial number, nor anything else by which the next host could know it.
+    DiskUnidentified = "disk-unidentified", Warning;
     /// The next host would not find a VM's disk at its path.
     DiskHidden = "disk-hidden", Refusal, forceable;
     /// Written data that is not on disks yet.
