@@ -104,6 +104,13 @@ fn split(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// Returns `text` without the pairs of which `is_left_out` says so, by key and value.
+pub fn without(text: &str, is_left_out: impl Fn(&str, &str) -> bool) -> String {
+    let is_kept =
+        |part: &&str| !part.split_once('=').is_some_and(|(key, value)| is_left_out(key, value));
+    split(text).filter(is_kept).collect::<Vec<_>>().join(",")
+}
+
 /// Returns the value without the quotes around it. `None` if they do not end, or end before the value does.
 fn unquoted(value: &str) -> Option<&str> {
     match value.strip_prefix('"') {
@@ -168,6 +175,20 @@ mod tests {
         }
         for odd in ["2X", "GB", "1MMB", "1.5GB", "1 "] {
             assert!(!parse_size(odd).unwrap_err().contains("did you mean"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_left_out_whole() {
+        let left =
+            |text| without(text, |key, value| key == "id" || (key == "tap" && value.is_empty()));
+        for (text, expected) in [
+            ("tap=,id=[a,b],mac=m", "mac=m"),
+            ("tap=t,id=\"a,b\"", "tap=t"),
+            ("tap=", ""),
+            ("id,tap=x,", "id,tap=x,"),
+        ] {
+            assert_eq!(left(text), expected, "{text}");
         }
     }
 

@@ -34,6 +34,8 @@ pub struct KindInfo {
     pub boots_from: Option<&'static str>,
     /// Parses the configuration's text for one device of a machine with this number of vCPUs.
     pub parse: fn(&str, u32) -> Result<DeviceOptions, String>,
+    /// Adds to the value of an option of `perennial run` what a person may leave out of it.
+    pub complete: fn(&str) -> Result<String, String>,
     /// The device that a machine gets by default if its configuration does not have the key.
     pub unasked: fn() -> Option<DeviceOptions>,
     options: Decoder<DeviceOptions>,
@@ -59,6 +61,7 @@ macro_rules! catalog {
             calls: <$path>::CALLS,
             boots_from: <$path>::BOOTS_FROM,
             parse: |text, vcpus| <$path>::parse(text, vcpus).map(DeviceOptions::$kind),
+            complete: <$path>::complete,
             unasked: || <$path>::unasked().map(DeviceOptions::$kind),
             options: Decoder {
                 bindings: <$path as Kind>::Options::COMPATIBLE,

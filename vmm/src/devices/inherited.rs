@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 use crate::inherited_fd::take;
@@ -21,14 +21,22 @@ pub fn lend() {
     lock(&FILES).get_or_insert_default();
 }
 
+/// Keeps a file that this process has opened, for [`duplicate`], as long as the process runs. Returns its number.
+/// Errors if this process lends none.
+pub fn keep(file: OwnedFd) -> Result<RawFd, String> {
+    let number = file.as_raw_fd();
+    let mut files = lock(&FILES);
+    files.as_mut().ok_or(NOT_LENT)?.insert(number, file);
+    Ok(number)
+}
+
+const NOT_LENT: &str = "a file descriptor can be given to `perennial run` only: the VMs of a host outlive the program \
+                        that could open it again; name a tap with tap=";
+
 /// Returns a copy of the descriptor `number`. The error says why there is none, and what to do.
 pub fn duplicate(number: RawFd) -> Result<OwnedFd, String> {
     let mut files = lock(&FILES);
-    let Some(files) = files.as_mut() else {
-        return Err("a file descriptor can be given to `perennial run` only: the VMs of a host outlive the \
-                    program that could open it again; name a tap with tap="
-            .to_owned());
-    };
+    let files = files.as_mut().ok_or(NOT_LENT)?;
     let file = match files.entry(number) {
         Entry::Occupied(taken) => taken.into_mut(),
         Entry::Vacant(place) => place.insert(take(number).map_err(|error| error.to_string())?),

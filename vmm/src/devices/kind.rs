@@ -55,6 +55,12 @@ pub trait Kind: Sized + 'static {
     /// depend. The error text says what is wrong and what is accepted.
     fn parse(text: &str, vcpus: u32) -> Result<Self::Options, String>;
 
+    /// Returns the value of an option of `perennial run` with what a person may leave out of it there. What this makes
+    /// on the host ends with `perennial run`.
+    fn complete(text: &str) -> Result<String, String> {
+        Ok(text.to_owned())
+    }
+
     /// Returns the options of the device that a machine gets by default if its configuration does not
     /// have [`KEY`](Self::KEY), or `None` if there is no default device.
     fn unasked() -> Option<Self::Options>;
@@ -116,6 +122,8 @@ pub struct CommandLine {
     /// Keys that Cloud Hypervisor has in the values and this kind has not, each with what to do instead or an
     /// empty text.
     pub foreign: &'static [(&'static str, &'static str)],
+    /// Keys with those of their values in Cloud Hypervisor that change nothing here. They are accepted.
+    pub harmless: &'static [(&'static str, &'static [&'static str])],
 }
 
 /// Where the guest finds the devices of a kind.

@@ -8,12 +8,25 @@ use super::foreign;
 use crate::devices::catalog::KINDS;
 
 /// The values of the devices' options, by key, in the order of the catalog.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct DeviceArguments {
     pub(super) values: Vec<(&'static str, Vec<String>)>,
 }
 
 impl DeviceArguments {
+    /// Adds what a person may leave out, and makes it on the host: a tap. Errors with the option, its value and the
+    /// problem.
+    pub(super) fn complete(&mut self) -> Result<(), (&'static str, String, String)> {
+        for (key, values) in &mut self.values {
+            let Some(kind) = KINDS.iter().find(|kind| kind.key == *key) else { continue };
+            for value in values {
+                *value =
+                    (kind.complete)(value).map_err(|problem| (*key, value.clone(), problem))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a device has the terminal.
     pub(super) fn use_terminal(&self) -> bool {
         self.values.iter().any(|(_, values)| values.iter().any(|value| value == "tty"))
@@ -31,10 +44,10 @@ impl FromArgMatches for DeviceArguments {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         let values = KINDS.iter().filter_map(|kind| {
             let command_line = kind.command_line?;
-            let given = matches.get_many::<String>(kind.key)?.cloned();
+            let given = matches.get_many::<String>(kind.key)?;
             let values = match command_line.is_path {
-                true => given.map(absolute).collect(),
-                false => given.collect(),
+                true => given.cloned().map(absolute).collect(),
+                false => given.map(|value| foreign::without_harmless(kind.key, value)).collect(),
             };
             Some((kind.key, values))
         });
@@ -71,7 +84,7 @@ impl Args for DeviceArguments {
 }
 
 /// Those of Cloud Hypervisor's options that were given and that there are not, with their remedies.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct ForeignArguments {
     pub(super) given: Vec<(String, &'static str)>,
 }
@@ -83,7 +96,12 @@ fn foreign_options() -> impl Iterator<Item = &'static (&'static str, &'static st
 
 impl FromArgMatches for ForeignArguments {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let given = foreign_options().filter(|(name, _)| matches.contains_id(name));
+        let given = foreign_options().filter(|(name, _)| {
+            let mut values =
+                matches.get_many::<String>(name).into_iter().flatten().map(String::as_str);
+            let only = (values.next().unwrap_or_default(), values.next());
+            matches.contains_id(name) && !(only.1.is_none() && foreign::is_always_so(name, only.0))
+        });
         Ok(Self { given: given.map(|(name, remedy)| ((*name).to_owned(), *remedy)).collect() })
     }
 

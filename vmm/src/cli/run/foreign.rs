@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 
 use crate::devices::catalog::KINDS;
-use crate::options::UNKNOWN;
+use crate::options::{self, UNKNOWN};
 
 /// Options, with a remedy or an empty text.
 pub(super) const OPTIONS: &[(&str, &str)] = &[
@@ -12,14 +12,14 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
     ("debug-console", "use `--serial`"),
     ("device", ""),
     ("event-monitor", "use `status` of the API"),
-    ("firmware", "give the guest's kernel with `--kernel`"),
+    ("firmware", NO_FIRMWARE),
     ("fs", "give the guest a disk with `--disk`"),
     ("gdb", ""),
     ("generic-vhost-user", ""),
     ("host-data", ""),
-    ("igvm", "give the guest's kernel with `--kernel`"),
+    ("igvm", NO_FIRMWARE),
     ("ivshmem", ""),
-    ("landlock", "the VM's process opens no file by its path"),
+    ("landlock", ""),
     ("landlock-rules", "the VM's process opens no file by its path"),
     ("memory-zone", "use `--memory size=...`"),
     ("no-shutdown", ""),
@@ -38,10 +38,25 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
     ("watchdog", ""),
 ];
 
+/// In place of `--firmware hypervisor-fw`, by which Cloud Hypervisor boots the image of a cloud.
+pub(super) const NO_FIRMWARE: &str = "no firmware such as hypervisor-fw or CLOUDHV.fd is needed: leave it out, and the \
+                                      guest boots what is on its first `--disk`, or the kernel of `--kernel`";
+
+/// Values of these options that ask for what is always so.
+const ALWAYS_SO: &[(&str, &str)] = &[("landlock", ""), ("seccomp", "true")];
+
+/// Whether the `option` asks with this value, or without one, for what is always so.
+pub(super) fn is_always_so(option: &str, value: &str) -> bool {
+    ALWAYS_SO.contains(&(option, value))
+}
+
 /// Options of QEMU, without their dashes, with what to write here.
 const QEMU: &[(&str, &str)] = &[
     ("append", "`--cmdline TEXT`"),
-    ("bios", "`--kernel FILE`: there is no firmware"),
+    (
+        "bios",
+        "nothing: without `--kernel` the guest boots what is on its first disk, and needs no firmware",
+    ),
     ("cdrom", "`--disk path=FILE,readonly=on`"),
     ("display", "`--serial tty`: there is no screen"),
     ("drive", "`--disk path=FILE`"),
@@ -95,6 +110,7 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("memory", "hugepages", "transparent huge pages are used where the host allows them"),
     ("memory", "mergeable", ""),
     ("memory", "prefault", ""),
+    ("memory", "reserve", ""),
     ("memory", "shared", "guest memory is always shared"),
     ("memory", "thp", "transparent huge pages are used where the host allows them"),
 ];
@@ -105,12 +121,48 @@ const OF_ALL: &[&str] = &[
     "bw_size",
     "id",
     "iommu",
+    "pci_device_id",
     "ops_one_time_burst",
     "ops_refill_time",
     "ops_size",
     "pci_segment",
     "rate_limit_group",
 ];
+
+/// Keys of `--cpus` and `--memory` with the value that changes nothing: the option, the key, the value. A kind of device
+/// knows its own.
+const HARMLESS: &[(&str, &str, &str)] = &[
+    ("cpus", "kvm_hyperv", "off"),
+    ("memory", "hugepages", "off"),
+    ("memory", "mergeable", "off"),
+    ("memory", "prefault", "off"),
+    ("memory", "reserve", "off"),
+    ("memory", "shared", "on"),
+    ("memory", "thp", "on"),
+];
+
+/// Returns the value of `option` without the pairs that mean something to Cloud Hypervisor only and change nothing
+/// here: a name for its API, or what is always so.
+pub(super) fn without_harmless(option: &str, value: &str) -> String {
+    let kind = KINDS.iter().find(|kind| kind.key == option);
+    let of_kind = kind.and_then(|kind| kind.command_line).map_or(&[][..], |line| line.harmless);
+    options::without(value, |key, value| {
+        let value = match value {
+            "true" => "on",
+            "false" => "off",
+            value => value,
+        };
+        match key {
+            "id" => kind.is_some(),
+            "iommu" => kind.is_some() && value == "off",
+            "pci_segment" => kind.is_some() && value == "0",
+            key => {
+                HARMLESS.contains(&(option, key, value))
+                    || of_kind.iter().any(|(of, values)| *of == key && values.contains(&value))
+            }
+        }
+    })
+}
 
 /// If `problem` is that `option` has an unknown key that Cloud Hypervisor knows, returns the key and the remedy.
 pub(super) fn key<'a>(option: &str, problem: &'a str) -> Option<(&'a str, &'static str)> {

@@ -28,7 +28,7 @@ pub(super) use foreign::qemu;
 /// Name of the VM in the API and in messages.
 const NAME: &str = "vm";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct Arguments {
     /// The guest's kernel: a bzImage or a PVH ELF kernel. Without it the guest boots what is on its first disk
     #[arg(long, value_name = "FILE")]
@@ -113,9 +113,7 @@ impl Arguments {
 
     /// The configuration, as the text of a file.
     fn to_config(&self) -> Result<String, RunError> {
-        if let Some((option, remedy)) = self.foreign.given.first() {
-            return Err(RunError::Foreign { option: option.clone(), remedy });
-        }
+        self.check_foreign()?;
         self.check_console()?;
         let mut vm = toml::Table::new();
         let mut put = |key: &str, value: toml::Value| vm.insert(key.to_owned(), value);
@@ -154,14 +152,14 @@ impl Arguments {
 
     fn memory_option(&self) -> String {
         match self.memory.contains('=') {
-            true => self.memory.clone(),
+            true => foreign::without_harmless("memory", &self.memory),
             false => format!("size={}", self.memory),
         }
     }
 
     fn vcpus(&self) -> Result<u32, RunError> {
         let text = match self.cpus.contains('=') {
-            true => self.cpus.clone(),
+            true => foreign::without_harmless("cpus", &self.cpus),
             false => format!("boot={}", self.cpus),
         };
         let number = |options: &Options<'_>, key| match options.get(key) {
@@ -182,6 +180,13 @@ impl Arguments {
             }
         };
         parse().map_err(|problem| option_error("cpus", &self.cpus, problem))
+    }
+
+    fn check_foreign(&self) -> Result<(), RunError> {
+        match self.foreign.given.first() {
+            Some((option, remedy)) => Err(RunError::Foreign { option: option.clone(), remedy }),
+            None => Ok(()),
+        }
     }
 
     fn check_console(&self) -> Result<(), RunError> {
@@ -214,6 +219,11 @@ impl Arguments {
 
     /// What a person may wonder about who sees nothing on the serial port.
     fn hints(&self) -> Option<&'static str> {
+        if self.kernel.as_deref().is_some_and(is_firmware) {
+            return Some(
+                "no firmware is needed: without --kernel the guest boots what is on its first disk",
+            );
+        }
         let cmdline = self.cmdline.as_deref().unwrap_or_default();
         let mut consoles = cmdline.split_whitespace().filter_map(|w| w.strip_prefix("console="));
         match consoles.next() {
@@ -227,6 +237,12 @@ impl Arguments {
             _ => None,
         }
     }
+}
+
+/// Whether this is one of the firmwares by which Cloud Hypervisor boots the image of a cloud.
+fn is_firmware(kernel: &Path) -> bool {
+    let name = kernel.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("hypervisor-fw") || name.starts_with("CLOUDHV")
 }
 
 fn text(option: &'static str, path: &Path) -> Result<String, RunError> {
@@ -287,8 +303,12 @@ impl Drop for LogFile {
 
 /// Runs the VM until it powers off, fails, or the user leaves. Failure is a VM that failed.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, RunError> {
-    let text = arguments.to_config()?;
+    arguments.check_foreign()?;
     inherited::lend();
+    let mut arguments = arguments.clone();
+    let completed = arguments.devices.complete();
+    completed.map_err(|(option, value, problem)| option_error(option, &value, problem))?;
+    let text = arguments.to_config()?;
     let config = parse(&text)?;
     if let Some(hint) = arguments.hints() {
         eprintln!("perennial: {hint}");

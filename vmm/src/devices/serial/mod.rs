@@ -297,6 +297,7 @@ impl Kind for Serial {
         default: Some("tty"),
         is_path: false,
         foreign: &[],
+        harmless: &[],
     });
     const NAME: &'static str = "serial";
     const MOST: usize = 1;

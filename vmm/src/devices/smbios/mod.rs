@@ -102,6 +102,7 @@ impl Kind for Smbios {
             ("iommu_segments", ""),
             ("tdx", ""),
         ],
+        harmless: &[("num_pci_segments", &["1"]), ("tdx", &["off"])],
     });
     const NAME: &'static str = "smbios";
     const MOST: usize = 1;

@@ -341,6 +341,7 @@ impl Kind for Block {
         default: None,
         is_path: false,
         foreign: options::FOREIGN,
+        harmless: options::HARMLESS,
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 24;

@@ -27,12 +27,22 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
     ("disable_aio", ""),
     ("_disable_aio", ""),
     ("disable_io_uring", "write `_disable_io_uring`"),
+    ("lock_granularity", "a disk is always locked as a whole"),
     ("queue_affinity", ""),
-    ("queue_size", ""),
-    ("serial", ""),
+    ("queue_size", "a queue has 256 entries"),
+    ("serial", "the guest finds the disk by the UUID or the label of its file system"),
     ("socket", "name an image or a block device with path="),
-    ("sparse", ""),
+    ("sparse", "what the guest discards is always given back"),
     ("vhost_user", "name an image or a block device with path="),
+];
+
+/// Values of them that change nothing. Queues that are larger than asked for do no harm.
+pub(super) const HARMLESS: &[(&str, &[&str])] = &[
+    ("backing_files", &["off"]),
+    ("_disable_aio", &["on", "off"]),
+    ("queue_size", &["16", "32", "64", "128", "256"]),
+    ("sparse", &["on"]),
+    ("vhost_user", &["off"]),
 ];
 
 /// One disk: a raw file or a block device of the host.

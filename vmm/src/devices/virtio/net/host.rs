@@ -13,6 +13,8 @@ use super::{lent, tap};
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Interface;
 
+/// The name of a tap that nobody has named: the kernel puts the first free number in the place of `%d`.
+const FREE_NAME: &str = "vmtap%d";
 /// The device that creates taps.
 const TUN: &str = "/dev/net/tun";
 
@@ -33,37 +35,63 @@ pub(super) fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {
     {
         return Err(in_use(name, Some(user), libc::EBUSY));
     }
-    let opened = TAPS
-        .iter()
-        .take((*queues).into())
-        .map(|role| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-            let tun = options.open(TUN).map_err(|source| error(NO_TUN, about(TUN, &source)))?;
-            tap::attach(&tun, name, *queues > 1)
-                .map_err(|source| not_attached(&interface, source))?;
-            Ok(Opened { role, fd: tun.into(), identity: None })
-        })
-        .collect::<Result<Vec<_>, OpenError>>()?;
+    let opened = TAPS.iter().take((*queues).into()).map(|role| {
+        let (_, fd) = open_queue(name, *queues > 1)?;
+        Ok(Opened { role, fd, identity: None })
+    });
+    let opened = opened.collect::<Result<Vec<_>, OpenError>>()?;
     if !existed {
         // After an update it may be that of a user, who had given it addresses or a bridge.
         let bridge =
             bridge.as_ref().map_or("no bridge".to_owned(), |name| format!("bridge {name}"));
         tracing::info!("tap {name}: there was none, so it is made, as a port of {bridge}");
     }
+    set_up(&interface, *mtu, bridge.as_deref())?;
+    Ok(opened)
+}
+
+/// Makes a tap of this many pairs of queues under a free name, and sets the interface up. Returns the name and a file
+/// descriptor for each pair.
+pub(super) fn make(
+    pairs: u16,
+    mtu: Option<u16>,
+    bridge: Option<&str>,
+) -> Result<(String, Vec<OwnedFd>), OpenError> {
+    let (mut name, mut files) = (FREE_NAME.to_owned(), Vec::new());
+    for _ in 0..pairs {
+        let (attached, fd) = open_queue(&name, pairs > 1)?;
+        name = attached;
+        files.push(fd);
+    }
+    let error = |source| OpenError { what: "tap", path: name.clone().into(), remedy: "", source };
+    set_up(&Interface::new(&name).map_err(error)?, mtu, bridge)?;
+    Ok((name, files))
+}
+
+/// Opens a queue of the tap `name`. `several`: whether the tap can have more than one. Returns the tap's name.
+fn open_queue(name: &str, several: bool) -> Result<(String, OwnedFd), OpenError> {
+    let error = |remedy, source| OpenError { what: "tap", path: name.into(), remedy, source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let tun = options.open(TUN).map_err(|source| error(NO_TUN, about(TUN, &source)))?;
+    let attached = tap::attach(&tun, name, several).map_err(|source| not_attached(name, source))?;
+    Ok((attached, tun.into()))
+}
+
+/// Sets an interface up: MTU, bridge, switched on.
+fn set_up(interface: &Interface, mtu: Option<u16>, bridge: Option<&str>) -> Result<(), OpenError> {
     let step = |what: &str, command: &str, result: io::Result<()>| {
-        result.map_err(|source| not_set_up(name, what, command, &source))
+        result.map_err(|source| not_set_up(interface.name(), what, command, &source))
     };
     if let Some(mtu) = mtu {
         let what = format!("it does not take packets of {mtu} bytes");
-        step(&what, &format!("mtu {mtu}"), interface.set_mtu(*mtu))?;
+        step(&what, &format!("mtu {mtu}"), interface.set_mtu(mtu))?;
     }
     if let Some(bridge) = bridge {
         let what = format!("it cannot become a port of bridge {bridge}");
         step(&what, &format!("master {bridge}"), interface.add_to(bridge))?;
     }
-    step("it cannot be switched on", "up", interface.set_up())?;
-    Ok(opened)
+    step("it cannot be switched on", "up", interface.set_up())
 }
 
 /// Returns the error for a tap that is not as the device needs it. `command` is what `ip link set` would do.
@@ -101,11 +129,10 @@ const MACVTAP: &str = ": only `perennial run` takes a macvtap, as an open file; 
                        the next host can make again";
 
 /// Returns the error for a tap that the kernel does not open, with its cause and a remedy.
-fn not_attached(interface: &Interface, source: io::Error) -> OpenError {
-    let name = interface.name();
+fn not_attached(name: &str, source: io::Error) -> OpenError {
     let (remedy, source) = match source.raw_os_error() {
         Some(libc::EBUSY) => return in_use(name, user_of(name), libc::EBUSY),
-        Some(libc::EINVAL) => match macvtap_of(interface) {
+        Some(libc::EINVAL) => match macvtap_of(name) {
             Some(use_it) => (MACVTAP, io::Error::other(format!("it is a macvtap: {use_it}"))),
             None => (
                 ": give the device another tap, or delete the interface and let the host make it",
@@ -116,7 +143,7 @@ fn not_attached(interface: &Interface, source: io::Error) -> OpenError {
             ),
         },
         Some(libc::EPERM) => (
-            ": the host needs CAP_NET_ADMIN, or a tap of its user (`ip tuntap add NAME mode tap user USER`)",
+            ": making one needs root or CAP_NET_ADMIN, or a tap of its user (`ip tuntap add NAME mode tap user USER`) to be named with tap=NAME",
             source,
         ),
         _ => ("", source),
@@ -125,7 +152,8 @@ fn not_attached(interface: &Interface, source: io::Error) -> OpenError {
 }
 
 /// Returns how a shell gives a macvtap to `perennial run`. `None` for any other interface.
-fn macvtap_of(interface: &Interface) -> Option<String> {
+fn macvtap_of(name: &str) -> Option<String> {
+    let interface = Interface::new(name).ok()?;
     // Linux drivers/net/macvtap.c, `macvtap_device_event`.
     let mut devices = std::fs::read_dir(interface.directory().join("macvtap")).ok()?;
     let device = devices.next()?.ok()?.file_name();

@@ -1,13 +1,14 @@
-//! Taps whose file descriptors the user of `perennial run` brings along: `fd=3` or `fd=[3,4]`, one for each pair of
-//! queues. Their owner has made them, and does with their interface what is to be done: this host changes only what
-//! belongs to a descriptor.
+//! Taps whose file descriptors `perennial run` keeps for as long as it runs, over resets of the guest too.
+//!
+//! The user brings them along: `fd=3` or `fd=[3,4]`, one for each pair of queues. Their owner has made the tap, and does
+//! with its interface what is to be done: this host changes only what belongs to a descriptor. Or the user names no tap:
+//! then `perennial run` makes one, as Cloud Hypervisor does.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Mutex;
 
-use super::PAIRS_MAX;
-use super::tap;
+use super::{PAIRS_MAX, host, tap};
 use crate::devices::inherited;
 use crate::devices::interface::Interface;
 use crate::mutex::lock;
@@ -40,6 +41,24 @@ pub(super) fn claim(list: &str, queues: Option<u16>) -> Result<(String, u16), St
     }
     taps.insert(first.clone(), numbers);
     Ok((first.clone(), count))
+}
+
+/// Makes a tap whose name the kernel chooses (`vmtap0`), with the MTU and on the bridge. Returns its name. The tap
+/// ends with this process.
+pub(super) fn make(pairs: u16, mtu: Option<u16>, bridge: Option<&str>) -> Result<String, String> {
+    let (name, files) = host::make(pairs, mtu, bridge).map_err(|error| {
+        let why = crate::causes::chain(&error).join(": ");
+        format!("no tap is named, and none can be made: {why}")
+    })?;
+    let numbers: Vec<RawFd> = files.into_iter().map(inherited::keep).collect::<Result<_, _>>()?;
+    lock(&TAPS).insert(name.clone(), numbers);
+    match bridge {
+        Some(bridge) => tracing::info!("made tap {name} on bridge {bridge}"),
+        None => tracing::warn!(
+            "made tap {name}, which has no address yet: `ip address add ADDRESS/PREFIX dev {name}` gives it one"
+        ),
+    }
+    Ok(name)
 }
 
 /// Returns the descriptors of the tap `name` for a new process, if they are lent.

@@ -459,10 +459,11 @@ pub struct Wire {
 impl Kind for Net {
     const KEY: &'static str = "net";
     const COMMAND_LINE: Option<CommandLine> = Some(CommandLine {
-        usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS], or fd=[FD,...] of a tap instead of its name",
+        usage: "Network devices: tap=NAME[,bridge=NAME][,mac=MAC][,mtu=BYTES][,queues=PAIRS], or fd=[FD,...] of a tap instead of its name; tap= makes one",
         default: None,
         is_path: false,
         foreign: options::FOREIGN,
+        harmless: options::HARMLESS,
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 8;
@@ -478,6 +479,10 @@ impl Kind for Net {
 
     fn parse(text: &str, _vcpus: u32) -> Result<NetOptions, String> {
         NetOptions::parse(text)
+    }
+
+    fn complete(text: &str) -> Result<String, String> {
+        NetOptions::complete(text)
     }
 
     fn unasked() -> Option<NetOptions> {

@@ -20,14 +20,27 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
     ("host_mac", ""),
     ("ip", "give the tap an address with `ip`, or a bridge with bridge="),
     ("mask", "give the tap an address with `ip`, or a bridge with bridge="),
-    ("num_queues", "write queues= with half of it: it counts pairs"),
-    ("offload_csum", ""),
-    ("offload_tso", ""),
-    ("offload_ufo", ""),
-    ("queue_size", ""),
+    ("offload_csum", "switch it off in the guest with `ethtool -K`"),
+    ("offload_tso", "switch it off in the guest with `ethtool -K`"),
+    ("offload_ufo", "switch it off in the guest with `ethtool -K`"),
+    ("queue_size", "a queue has 256 entries"),
     ("socket", "name a tap with tap="),
     ("vhost_mode", ""),
     ("vhost_user", "name a tap with tap="),
+];
+
+/// Values that change nothing. Queues that are larger than asked for do no harm.
+pub(super) const HARMLESS: &[(&str, &[&str])] = &[
+    ("host_mac", &[""]),
+    ("ip", &[""]),
+    ("mac", &[""]),
+    ("mask", &[""]),
+    ("offload_csum", &["on"]),
+    ("offload_tso", &["on"]),
+    ("offload_ufo", &["on"]),
+    ("queue_size", &["16", "32", "64", "128", "256"]),
+    ("tap", &[""]),
+    ("vhost_user", &["off"]),
 ];
 
 /// One network device.
@@ -48,14 +61,24 @@ pub struct NetOptions {
 
 impl NetOptions {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let options = Options::parse(text, &["tap", "fd", "mac", "mtu", "queues", "bridge"])?;
+        let keys = ["tap", "fd", "mac", "mtu", "queues", "num_queues", "bridge"];
+        let options = Options::parse(text, &keys)?;
         let name = |key| match options.get(key) {
             Some(name) => check_name(name).map(|()| Some(name.to_owned())),
             None => Ok(None),
         };
         let mac = options.get("mac").map(Mac::parse).transpose()?;
         let mtu = options.get("mtu").map(parse_mtu).transpose()?;
-        let queues = options.get("queues").map(parse_queues).transpose()?;
+        let queues = match (options.get("queues"), options.get("num_queues")) {
+            (Some(_), Some(_)) => {
+                return Err(
+                    "queues= counts pairs and num_queues= single queues: not both".to_owned()
+                );
+            }
+            (Some(pairs), None) => Some(parse_queues(pairs)?),
+            (None, Some(single)) => Some(parse_single_queues(single)?),
+            (None, None) => None,
+        };
         let (tap, bridge) = (name("tap")?, name("bridge")?);
         let (tap, queues) = match (tap, options.get("fd")) {
             (Some(tap), None) => (tap, queues.unwrap_or(1)),
@@ -77,6 +100,20 @@ impl NetOptions {
             (None, None) => return Err("it must name a tap: tap=NAME".to_owned()),
         };
         Ok(Self { tap, mac, mtu, queues, bridge })
+    }
+
+    /// Returns the text with the name of a tap that this makes, if the text names none.
+    pub(super) fn complete(text: &str) -> Result<String, String> {
+        let keys: Vec<_> = text.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        if keys.iter().any(|(key, _)| ["tap", "fd"].contains(key)) {
+            return Ok(text.to_owned());
+        }
+        let named = |tap: &str| match text {
+            "" => format!("tap={tap}"),
+            text => format!("{text},tap={tap}"),
+        };
+        let Self { tap: _, mac: _, mtu, queues, bridge } = Self::parse(&named("vmtap"))?;
+        Ok(named(&lent::make(queues, mtu, bridge.as_deref())?))
     }
 
     /// The tap; and on a bridge the address, because a bridge sends all frames for an address to one port.
@@ -102,6 +139,16 @@ fn parse_queues(text: &str) -> Result<u16, String> {
     let pairs = text.parse().ok().filter(|pairs| (1..=PAIRS_MAX as u16).contains(pairs));
     pairs.ok_or_else(|| {
         format!("queues is a number of pairs of queues from 1 to {PAIRS_MAX}, not `{text}`")
+    })
+}
+
+/// Returns the pairs of Cloud Hypervisor's `num_queues`, which counts the queues of both directions.
+fn parse_single_queues(text: &str) -> Result<u16, String> {
+    let most = 2 * PAIRS_MAX as u16;
+    let single = text.parse().ok().filter(|n: &u16| n.is_multiple_of(2) && (2..=most).contains(n));
+    let pairs = single.map(|single| single / 2);
+    pairs.ok_or_else(|| {
+        format!("num_queues is an even number of queues from 2 to {most}, two for each pair, not `{text}`")
     })
 }
 
@@ -234,6 +281,10 @@ mod tests {
         let (tap, queues) = ("vm0".to_owned(), 1);
         let least = NetOptions { tap, mac: None, mtu: None, queues, bridge: None };
         assert_eq!(NetOptions::parse("tap=vm0"), Ok(least));
+        for (single, pairs) in [("2", 1), ("16", 8)] {
+            let options = NetOptions::parse(&format!("tap=vm0,num_queues={single}")).unwrap();
+            assert_eq!(options.queues, pairs);
+        }
     }
 
     #[test]
@@ -251,8 +302,12 @@ mod tests {
             ("tap=vm0,queues=0", "from 1 to 8"),
             ("tap=vm0,queues=9", "from 1 to 8"),
             ("tap=vm0,queues=two", "not `two`"),
+            ("tap=vm0,num_queues=3", "an even number of queues from 2 to 16"),
+            ("tap=vm0,num_queues=0", "not `0`"),
+            ("tap=vm0,num_queues=18", "not `18`"),
+            ("tap=vm0,num_queues=4,queues=2", "not both"),
             ("tap=vm0,tap=vm1", "twice"),
-            ("tap=vm0,colour=red", "there is tap, fd, mac, mtu, queues, bridge"),
+            ("tap=vm0,colour=red", "there is tap, fd, mac, mtu, queues, num_queues, bridge"),
             ("vm0", "key=value"),
             ("", "key=value"),
             ("tap=vm0,", "key=value"),

@@ -37,10 +37,13 @@ pub(super) struct Tap {
 }
 
 /// Makes the newly opened `/dev/net/tun` a queue of the tap `name`. The kernel creates the tap if it
-/// does not exist. `several`: whether the tap can have more than one queue.
-pub(super) fn attach(tun: &File, name: &str, several: bool) -> io::Result<()> {
+/// does not exist, and puts a free number in the place of `%d`. `several`: whether the tap can have more than one queue.
+/// Returns the tap's name.
+pub(super) fn attach(tun: &File, name: &str, several: bool) -> io::Result<String> {
     let flags = FLAGS | if several { libc::IFF_MULTI_QUEUE } else { 0 };
-    Request::new(name, &(flags as u16).to_ne_bytes()).send(tun, libc::TUNSETIFF)
+    let mut request = Request::new(name, &(flags as u16).to_ne_bytes());
+    request.send(tun, libc::TUNSETIFF)?;
+    Ok(request.name())
 }
 
 /// Returns the name of the interface that a tap's fd is attached to, and the flags with which it was opened. Errors

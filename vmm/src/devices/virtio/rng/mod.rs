@@ -153,6 +153,7 @@ impl Kind for Rng {
         default: Some("src=/dev/urandom"),
         is_path: false,
         foreign: &[],
+        harmless: &[],
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 1;

@@ -153,6 +153,7 @@ impl Kind for Seed {
         default: None,
         is_path: true,
         foreign: &[],
+        harmless: &[],
     });
     const NAME: &'static str = <Self as VirtioDevice>::NAME;
     const MOST: usize = 1;

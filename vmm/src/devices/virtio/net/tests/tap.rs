@@ -67,6 +67,40 @@ fn the_tap_is_made_as_the_options_say() {
     assert_eq!(flags & 1, 1, "it is up");
 }
 
+#[test]
+fn a_tap_that_is_not_named_is_made_under_a_free_name_and_kept() {
+    if options(20, 1).is_none() {
+        return;
+    }
+    crate::devices::inherited::lend();
+    let complete = |text: &str| NetOptions::complete(text);
+    let one = complete("queues=2,mtu=1300").unwrap();
+    let other = complete("").unwrap();
+    let named = |text: &str| NetOptions::parse(text).unwrap().tap;
+    assert!(
+        one.starts_with("queues=2,mtu=1300,tap=vmtap") && named(&one) != named(&other),
+        "{one} {other}"
+    );
+    let directory = Path::new("/sys/class/net").join(named(&one));
+    let read = |file: &str| std::fs::read_to_string(directory.join(file)).unwrap();
+    assert_eq!(read("mtu").trim(), "1300");
+    let index = read("ifindex");
+    // The devices of two boots, one after the other, have the same tap.
+    for _ in 0..2 {
+        assert_eq!(NetOptions::parse(&one).unwrap().open().unwrap().len(), 2);
+    }
+    assert_eq!(read("ifindex"), index);
+    // What names a tap stays as it is, and mistakes are told before a tap is made.
+    assert_eq!(complete("tap=t,mac="), Ok("tap=t,mac=".to_owned()));
+    assert_eq!(complete("fd=[3,4]"), Ok("fd=[3,4]".to_owned()));
+    assert!(complete("mtu=1").unwrap_err().contains("from 68"));
+    let refused = complete("bridge=pt-none").unwrap_err();
+    assert!(
+        refused.contains("none can be made") && refused.contains("no such bridge"),
+        "{refused}"
+    );
+}
+
 /// Sets a number of a tap: TUNSETOWNER the user who may open it, TUNSETPERSIST whether it stays when nobody has it
 /// open.
 fn set(opened: &Opened, request: libc::Ioctl, value: u32) {
