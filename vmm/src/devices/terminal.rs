@@ -29,6 +29,13 @@ pub fn lend(copier: impl Fn(UnixStream) + Send + 'static) {
     *lock(&COPIER) = Some(Box::new(copier));
 }
 
+/// Tells the user of `perennial run` where a device is, on standard error. Any other host has its status for that.
+pub fn tell(text: &str) {
+    if lock(&COPIER).is_some() {
+        eprintln!("perennial: {text}");
+    }
+}
+
 /// Opens a file for the console of a device: a line for input and output if the terminal is lent, otherwise
 /// standard output.
 pub fn open_line() -> Result<OwnedFd, OpenError> {

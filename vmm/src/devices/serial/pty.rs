@@ -9,11 +9,12 @@ use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::options::{OPENED, SINK};
 use crate::devices::files::{OpenError, Opened};
+use crate::devices::terminal;
 
 /// Makes a pseudoterminal, and watches its slave for programs that open it: the kernel does not tell the
 /// master of them.
 pub(super) fn open() -> Result<Vec<Opened>, OpenError> {
-    let make = || -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let make = || -> rustix::io::Result<(OwnedFd, OwnedFd, String)> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
         grantpt(&master)?;
@@ -23,15 +24,17 @@ pub(super) fn open() -> Result<Vec<Opened>, OpenError> {
         raw.make_raw();
         tcsetattr(&master, OptionalActions::Now, &raw)?;
         let opened = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&opened, ptsname(&master, Vec::new())?, inotify::WatchFlags::OPEN)?;
-        Ok((master, opened))
+        let slave = ptsname(&master, Vec::new())?;
+        inotify::add_watch(&opened, &slave, inotify::WatchFlags::OPEN)?;
+        Ok((master, opened, slave.to_string_lossy().into_owned()))
     };
-    let (master, opened) = make().map_err(|errno| OpenError {
+    let (master, opened, slave) = make().map_err(|errno| OpenError {
         what: "a pseudoterminal at",
         path: "/dev/ptmx".into(),
         remedy: ": devpts must be mounted on /dev/pts",
         source: io::Error::from(errno),
     })?;
+    terminal::tell(&format!("the serial port is at {slave}"));
     let file = |role, fd| Opened { role, fd, identity: None };
     Ok(vec![file(SINK, master), file(OPENED, opened)])
 }
