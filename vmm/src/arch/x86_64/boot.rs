@@ -36,6 +36,9 @@ const PVH_VERSION: u32 = 1;
 /// Where the parts of the PVH start information go within its page.
 const PVH_MODULES: u64 = 0x100;
 const PVH_MEMMAP: u64 = 0x200;
+/// Most bytes of a command line that Linux takes on x86: `COMMAND_LINE_SIZE` without the NUL byte
+/// (arch/x86/include/asm/setup.h). A PVH kernel does not say so, and Linux drops what is longer without a word.
+const LINUX_CMDLINE_MAX: usize = 2047;
 /// An ELF kernel does not say how high its initramfs may lie; Linux's limit of old is safe for all.
 const PVH_INITRAMFS_MAX: u64 = 0x37ff_ffff;
 
@@ -70,7 +73,7 @@ pub enum BootError {
     #[error("the ELF kernel has no PVH entry point; build it with CONFIG_PVH")]
     NoPvh,
     /// The command line is too long.
-    #[error("the command line has {found} bytes, the most is {most}")]
+    #[error("the command line has {found} bytes, this kernel takes {most}: make it shorter")]
     CommandLine {
         /// Its length.
         found: usize,
@@ -158,7 +161,7 @@ pub fn load<I: Image>(
     if has_magic(kernel, HDRS_OFFSET, HDRS)? {
         loader.load_bzimage(kernel, initramfs, cmdline)
     } else if has_magic(kernel, 0, ELF)? {
-        loader.load_elf(kernel, initramfs)
+        loader.load_elf(kernel, initramfs, cmdline)
     } else {
         Err(BootError::Unknown)
     }
@@ -271,8 +274,13 @@ impl Loader<'_> {
         &self,
         kernel: &mut I,
         initramfs: Option<&mut I>,
+        cmdline: &str,
     ) -> Result<Entry, BootError> {
-        let elf::Loaded { entry, end } = elf::load(self.memory, self.ram_bytes, kernel)?;
+        let elf::Loaded { entry, end, is_linux } = elf::load(self.memory, self.ram_bytes, kernel)?;
+        if is_linux && cmdline.len() > LINUX_CMDLINE_MAX {
+            let (found, most) = (cmdline.len(), LINUX_CMDLINE_MAX);
+            return Err(BootError::CommandLine { found, most });
+        }
         let initramfs = self.load_initramfs(initramfs, end, PVH_INITRAMFS_MAX)?;
         let base = layout::PVH_START_INFO;
         let (modules, memmap) = (base.0 + PVH_MODULES, base.0 + PVH_MEMMAP);

@@ -24,14 +24,18 @@ const NOTES_MAX: u64 = 1 << 20;
 /// The note with the entry point: owner and type.
 const OWNER: &[u8] = b"Xen\0";
 const PHYS32_ENTRY: u32 = 18;
+/// The owner of notes that every Linux has (Linux init/version.c, `BUILD_SALT`; since 4.19).
+const LINUX: &[u8] = b"Linux\0";
 
 /// A loaded kernel.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Loaded {
     /// Physical address of the PVH entry point.
     pub(super) entry: u64,
     /// End of the kernel in guest memory.
     pub(super) end: u64,
+    /// Whether its notes say that it is Linux.
+    pub(super) is_linux: bool,
 }
 
 /// A program header, as far as it is needed.
@@ -50,17 +54,21 @@ pub(super) fn load(
     ram_bytes: u64,
     image: &mut impl Image,
 ) -> Result<Loaded, BootError> {
-    let (mut entry, mut end) = (None, 0);
+    let (mut entry, mut end, mut is_linux) = (None, 0, false);
     for segment in segments(image)? {
         match segment.kind {
             PT_LOAD => end = end.max(load_segment(memory, ram_bytes, image, &segment)?),
-            PT_NOTE => entry = entry.or(find_entry(image, &segment)?),
+            PT_NOTE => {
+                let notes = read_notes(image, &segment)?;
+                entry = entry.or(notes.entry);
+                is_linux |= notes.is_linux;
+            }
             _ => {}
         }
     }
     let entry = entry.ok_or(BootError::NoPvh)?;
     match entry < end {
-        true => Ok(Loaded { entry, end }),
+        true => Ok(Loaded { entry, end, is_linux }),
         false => Err(BootError::Elf("its PVH entry point is behind its end")),
     }
 }
@@ -119,8 +127,15 @@ fn load_segment(
     Ok(end)
 }
 
-/// Looks for the entry point in a segment of notes.
-fn find_entry(image: &mut impl Image, segment: &Segment) -> Result<Option<u64>, BootError> {
+/// What a segment of notes says.
+#[derive(Default)]
+struct Notes {
+    entry: Option<u64>,
+    is_linux: bool,
+}
+
+/// Looks for the entry point and for Linux in a segment of notes.
+fn read_notes(image: &mut impl Image, segment: &Segment) -> Result<Notes, BootError> {
     if segment.file_bytes > NOTES_MAX {
         return Err(BootError::Elf("its notes have more than 1 MiB"));
     }
@@ -128,22 +143,22 @@ fn find_entry(image: &mut impl Image, segment: &Segment) -> Result<Option<u64>, 
     read_at(image, segment.offset, &mut notes)?;
     // Notes are aligned to 4 bytes, whatever the ABI says, except in segments of 8.
     let align = if segment.align == 8 { 8 } else { 4 };
-    let mut at = 0_usize;
+    let (mut at, mut found) = (0_usize, Notes::default());
     while let Some(note) = notes.get(at..).filter(|note| note.len() >= 12) {
         let (name_bytes, value_bytes) = (u32_at(note, 0) as usize, u32_at(note, 4) as usize);
         // 32-bit numbers: the sums do not overflow.
         let value_at = (12 + name_bytes).next_multiple_of(align);
-        let is_entry =
-            u32_at(note, 8) == PHYS32_ENTRY && note.get(12..12 + name_bytes) == Some(OWNER);
-        if is_entry {
-            return match note.get(value_at..value_at + value_bytes) {
-                Some(value) if value.len() >= 4 => Ok(Some(u32_at(value, 0).into())),
-                _ => Err(BootError::Elf("its PVH note has no address")),
+        let owner = note.get(12..12 + name_bytes);
+        found.is_linux |= owner == Some(LINUX);
+        if found.entry.is_none() && u32_at(note, 8) == PHYS32_ENTRY && owner == Some(OWNER) {
+            found.entry = match note.get(value_at..value_at + value_bytes) {
+                Some(value) if value.len() >= 4 => Some(u32_at(value, 0).into()),
+                _ => return Err(BootError::Elf("its PVH note has no address")),
             };
         }
         at += (value_at + value_bytes).next_multiple_of(align);
     }
-    Ok(None)
+    Ok(found)
 }
 
 fn read_at(image: &mut impl Image, at: u64, target: &mut [u8]) -> Result<(), BootError> {
@@ -172,7 +187,7 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs::File;
     use std::io::Write;
 
@@ -180,7 +195,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn note(owner: &[u8], kind: u32, value: &[u8], align: usize) -> Vec<u8> {
+    pub(in super::super) fn note(owner: &[u8], kind: u32, value: &[u8], align: usize) -> Vec<u8> {
         let mut note = Vec::new();
         note.extend((owner.len() as u32).to_le_bytes());
         note.extend((value.len() as u32).to_le_bytes());
@@ -192,12 +207,12 @@ mod tests {
         note
     }
 
-    fn entry() -> Vec<u8> {
+    pub(in super::super) fn entry() -> Vec<u8> {
         note(OWNER, PHYS32_ENTRY, &0x10_0008_u32.to_le_bytes(), 4)
     }
 
     /// A kernel of one page at 1 MiB, 3 pages in memory, with these segments of notes and their alignments.
-    fn kernel(notes: &[(Vec<u8>, u64)]) -> Vec<u8> {
+    pub(in super::super) fn kernel(notes: &[(Vec<u8>, u64)]) -> Vec<u8> {
         let mut image = vec![0; HEADER];
         image[..6].copy_from_slice(b"\x7fELF\x02\x01");
         image[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
@@ -241,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_entry_point_is_found_wherever_its_note_is() {
-        let found = Loaded { entry: 0x10_0008, end: MIB + 3 * 4096 };
+        let found = Loaded { entry: 0x10_0008, end: MIB + 3 * 4096, is_linux: false };
         let other = |align| note(b"GNU\0", 5, &[1; 17], align);
         let many: Vec<u8> = (0..1000).flat_map(|_| other(4)).chain(entry()).collect();
         let wide = note(OWNER, PHYS32_ENTRY, &0x10_0008_u64.to_le_bytes(), 8);
@@ -252,13 +267,18 @@ mod tests {
             vec![(entry(), 4), (other(4), 4), (other(8), 8)],
             vec![(other(8), 8), (entry(), 1)],
             vec![([other(8), wide].concat(), 8)],
-            vec![
-                (Vec::new(), 4),
-                ([note(b"", 18, &[], 4), note(b"Linux\0", 18, &[1; 4], 4)].concat(), 4),
-                (entry(), 0),
-            ],
+            vec![(Vec::new(), 4), (note(b"", 18, &[], 4), 4), (entry(), 0)],
         ] {
             assert_eq!(load_into(4 * MIB, &kernel(&notes)).unwrap(), found);
+        }
+        let linux = note(LINUX, 18, &[1; 4], 4);
+        for notes in [
+            vec![(linux.clone(), 4), (entry(), 4)],
+            vec![(entry(), 4), (linux.clone(), 4)],
+            vec![([entry(), linux].concat(), 4)],
+        ] {
+            let loaded = load_into(4 * MIB, &kernel(&notes)).unwrap();
+            assert_eq!(loaded, Loaded { is_linux: true, ..found });
         }
     }
 

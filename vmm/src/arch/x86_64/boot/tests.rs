@@ -55,6 +55,49 @@ fn load_into(ram: u64, mut kernel: File, initramfs: Option<File>) -> Result<u64,
     Ok(params.hdr.ramdisk_image.into())
 }
 
+/// Loads a kernel with a command line of `bytes` bytes. Returns the bytes in guest memory, up to the NUL byte.
+fn cmdline_in_memory(mut kernel: File, bytes: usize) -> Result<usize, BootError> {
+    let ram = 64 * MIB;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), ram as usize)]).unwrap();
+    memory.write_slice(&[b'?'; 1 << 16], layout::CMDLINE).unwrap();
+    let cmdline = "x".repeat(bytes);
+    load(&memory, ram, &mut kernel, None, &cmdline, layout::ACPI_TABLES)?;
+    let mut written = vec![0; bytes + 1];
+    memory.read_slice(&mut written, layout::CMDLINE).unwrap();
+    assert_eq!(written.iter().position(|byte| *byte != b'x'), Some(bytes));
+    Ok(written.iter().position(|byte| *byte == 0).unwrap())
+}
+
+#[test]
+fn a_command_line_that_the_kernel_would_cut_is_refused_with_both_lengths() {
+    let bz = || bzimage(16 * MIB, 4 * MIB, 2 * MIB, true);
+    let pvh = |notes: Vec<u8>| {
+        let mut file = tempfile().unwrap();
+        file.write_all(&elf::tests::kernel(&[(notes, 4)])).unwrap();
+        file
+    };
+    let linux =
+        || pvh([elf::tests::entry(), elf::tests::note(b"Linux\0", 0x100, &[0], 4)].concat());
+    let other = || pvh(elf::tests::entry());
+    let kernels: [(&dyn Fn() -> File, usize); 3] =
+        [(&bz, 2047), (&linux, 2047), (&other, layout::CMDLINE_MAX)];
+    for (kernel, most) in kernels {
+        for bytes in [0, 2047, most] {
+            assert_eq!(cmdline_in_memory(kernel(), bytes).unwrap(), bytes);
+        }
+        for bytes in [most + 1, layout::CMDLINE_MAX + 1] {
+            let error = cmdline_in_memory(kernel(), bytes).unwrap_err().to_string();
+            let named = [format!("has {bytes} bytes"), "make it shorter".to_owned()];
+            assert!(named.iter().all(|part| error.contains(part)), "{error}");
+        }
+        let error = cmdline_in_memory(kernel(), most + 1).unwrap_err();
+        assert!(
+            matches!(error, BootError::CommandLine { most: said, .. } if said == most),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn a_damaged_kernel_is_told_from_a_vm_that_is_too_small_for_it() {
     let whole = || bzimage(16 * MIB, 40 * MIB, 2 * MIB, true);
