@@ -27,6 +27,8 @@ pub(super) struct Entry {
     /// The paths of the files that make up the initramfs.
     pub(super) initrds: Vec<String>,
     pub(super) options: String,
+    /// Whether it is written for GRUB's command `blscfg`, as Fedora writes its entries: it has variables of GRUB.
+    pub(super) is_for_grub: bool,
 }
 
 impl Entry {
@@ -54,6 +56,7 @@ impl Entry {
                     }
                     entry.options.push_str(value);
                 }
+                key if key.starts_with("grub_") => entry.is_for_grub = true,
                 "architecture" if !value.eq_ignore_ascii_case("x64") => return None,
                 _ => {}
             }
@@ -62,6 +65,24 @@ impl Entry {
             entry.title.clone_from(&entry.id);
         }
         (!entry.linux.is_empty()).then_some(entry)
+    }
+
+    /// The entry's name, by which GRUB saves it as the default.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Puts the values of GRUB's variables in their places, as GRUB's command `blscfg` does. Errors if this makes
+    /// too much of them.
+    pub(super) fn expand(&mut self, value: &dyn Fn(&str) -> String) -> Result<(), TooLong> {
+        if self.options.is_empty() {
+            self.options = value("default_kernelopts");
+        }
+        self.options = expanded(&self.options, value)?;
+        let initrds = self.initrds.iter().map(|path| expanded(path, value));
+        let initrds = initrds.collect::<Result<Vec<_>, _>>()?.join(" ");
+        self.initrds = initrds.split_whitespace().take(INITRDS).map(str::to_owned).collect();
+        Ok(())
     }
 
     /// The entry of a unified kernel image with this `os-release`.
@@ -99,6 +120,34 @@ impl Entry {
             .then(by_key)
             .then_with(|| compare_versions(&other.id, &self.id))
     }
+}
+
+/// An entry with the values of its variables is too long.
+#[derive(Debug, thiserror::Error)]
+#[error("it has more than 64 KiB with the values of its variables")]
+pub(super) struct TooLong;
+
+/// Returns the words of `text` with the values of its variables, `$NAME` and `${NAME}`. A variable that is not set has
+/// no value.
+fn expanded(text: &str, value: &dyn Fn(&str) -> String) -> Result<String, TooLong> {
+    let (mut before, mut all) = (text, String::new());
+    while let Some((plain, rest)) = before.split_once('$') {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let braces = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, after) = braces
+            .unwrap_or_else(|| rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len())));
+        all.push_str(plain);
+        match name {
+            "" => all.push('$'),
+            name => all.push_str(&value(name)),
+        }
+        if all.len() > OPTIONS_MAX {
+            return Err(TooLong);
+        }
+        before = after;
+    }
+    all.push_str(before);
+    Ok(all.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Returns the entries in the order in which they are tried: the default, by `loader_conf`, which is the text of
@@ -240,6 +289,32 @@ mod tests {
         assert_eq!(Entry::parse("a.conf", "linux /k\narchitecture aa64"), None);
         assert!(Entry::parse("a.conf", "linux /k\narchitecture x64").is_some());
         assert_eq!(Entry::parse("a.conf~", "linux /k"), None);
+    }
+
+    #[test]
+    fn the_variables_of_grub_get_their_values() {
+        let value = |name: &str| match name {
+            "kernelopts" => "root=/dev/vda1 ro ".to_owned(),
+            "tuned_initrd" => "/tuned.img".to_owned(),
+            "default_kernelopts" => "root=LABEL=r $late".to_owned(),
+            "long" => "x".repeat(16 << 10),
+            _ => String::new(),
+        };
+        let expand = |more: &str| {
+            let mut entry = entry("a.conf", more);
+            entry.expand(&value).map(|()| (entry.initrds, entry.options))
+        };
+        let (initrds, options) =
+            expand("initrd /i $tuned_initrd\noptions $kernelopts $tuned_params a=$ ${kernelopts}q")
+                .unwrap();
+        assert_eq!(initrds, ["/i", "/tuned.img"]);
+        assert_eq!(options, "root=/dev/vda1 ro a=$ root=/dev/vda1 ro q");
+        let (initrds, options) = expand("initrd $none").unwrap();
+        assert_eq!((initrds, options.as_str()), (Vec::new(), "root=LABEL=r"));
+        assert_eq!(expand("options a ${b").unwrap().1, "a ${b");
+        assert!(expand(&format!("options {}", "$long".repeat(10_000))).is_err());
+        let fedora = "grub_users $grub_users\ngrub_arg --unrestricted";
+        assert!(entry("a.conf", fedora).is_for_grub && !entry("a.conf", "options $a").is_for_grub);
     }
 
     #[test]

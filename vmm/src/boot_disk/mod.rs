@@ -26,6 +26,8 @@ mod search;
 mod unified;
 mod view;
 
+#[cfg(test)]
+mod fedora_tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 #[cfg(test)]

@@ -104,7 +104,28 @@ impl Search {
     /// Calls `load` with each entry in turn until one is loaded. `None` if there is none.
     pub(super) fn boot<T, E>(&mut self, load: Load<'_, T, E>) -> Option<Result<Booted<T>, E>> {
         let file_systems = self.file_systems();
-        for (volume, file_system) in &file_systems {
+        let uses_loader_entries = |(_, file_system): &(usize, FileSystem)| {
+            let mut texts = GRUB.iter().filter_map(|path| text(file_system, path).ok());
+            texts.any(|text| grub::uses_loader_entries(&text))
+        };
+        // GRUB chooses among the loader entries then.
+        let is_grubs = file_systems.iter().any(uses_loader_entries);
+        if is_grubs && let Some(booted) = self.boot_by_grub(&file_systems, load) {
+            return Some(booted);
+        }
+        let booted = self.boot_by_loader_entries(&file_systems, load);
+        if booted.is_some() || is_grubs {
+            return booted;
+        }
+        self.boot_by_grub(&file_systems, load)
+    }
+
+    fn boot_by_loader_entries<T, E>(
+        &mut self,
+        file_systems: &[(usize, FileSystem)],
+        load: Load<'_, T, E>,
+    ) -> Option<Result<Booted<T>, E>> {
+        for (volume, file_system) in file_systems {
             for directory in LOADER {
                 self.has_initramfs = false;
                 for entry in self.loader_entries(*volume, file_system, directory) {
@@ -114,7 +135,15 @@ impl Search {
                 }
             }
         }
-        for (volume, file_system) in &file_systems {
+        None
+    }
+
+    fn boot_by_grub<T, E>(
+        &mut self,
+        file_systems: &[(usize, FileSystem)],
+        load: Load<'_, T, E>,
+    ) -> Option<Result<Booted<T>, E>> {
+        for (volume, file_system) in file_systems {
             for path in GRUB {
                 self.has_initramfs = false;
                 for part in Part::ALL {
@@ -189,7 +218,17 @@ impl Search {
             let name = path.rsplit('/').next().unwrap_or_default();
             match text(file_system, &path) {
                 Ok(text) if text.trim().is_empty() => self.note(volume, &path, &"it is empty"),
-                Ok(text) => parsed.extend(loader_spec::Entry::parse(name, &text)),
+                Ok(text) => {
+                    let Some(mut entry) = loader_spec::Entry::parse(name, &text) else { continue };
+                    let expanded = match entry.is_for_grub {
+                        true => grub::expand(&mut entry, &self.environment()),
+                        false => Ok(()),
+                    };
+                    match expanded {
+                        Ok(()) => parsed.push(entry),
+                        Err(problem) => self.note(volume, &path, &problem),
+                    }
+                }
                 Err(error) => self.note(volume, &path, &error),
             }
         }
@@ -225,6 +264,20 @@ impl Search {
             Entry { origin, files, cmdline, is_once, saves }
         };
         loader_spec::order(parsed, &settings).into_iter().map(entry).collect()
+    }
+
+    /// The first environment block of GRUB, which may be on the ESP. Empty if there is none.
+    fn environment(&self) -> Vec<u8> {
+        for (_, file_system) in self.file_systems() {
+            let vendors = file_system.list("/EFI", ENTRIES).ok().flatten().unwrap_or_default();
+            let of_vendors = vendors.into_iter().map(|name| format!("/EFI/{name}/grubenv"));
+            let of_grub = GRUB.iter().map(|path| path.replace("grub.cfg", "grubenv"));
+            let mut paths = of_grub.chain(of_vendors);
+            if let Some(block) = paths.find_map(|path| file_system.contents(&path, TEXT_MAX).ok()) {
+                return block;
+            }
+        }
+        Vec::new()
     }
 
     /// The paths of the files in a directory whose names have this ending.
@@ -443,6 +496,12 @@ impl Volumes for Search {
 
     fn read(&self, volume: usize, path: &str) -> Option<Vec<u8>> {
         self.file_system(volume)?.contents(path, TEXT_MAX).ok()
+    }
+
+    fn list(&self, volume: usize, directory: &str) -> Vec<String> {
+        let file_system = self.file_system(volume);
+        let names = file_system.and_then(|fs| fs.list(directory, ENTRIES).ok().flatten());
+        names.unwrap_or_default()
     }
 
     fn look(&self, volume: usize, path: &str) -> Option<Option<u64>> {

@@ -29,6 +29,7 @@ impl Variables {
         let features = features.map(|name| set(&format!("feature_{name}"), "y"));
         let own =
             [("grub_platform", "pc"), ("grub_cpu", "i386"), ("prefix", prefix), ("root", root)];
+        let own = own.into_iter().chain([("config_directory", prefix)]);
         Self(features.chain(own.map(|(name, value)| set(name, value))).collect())
     }
 

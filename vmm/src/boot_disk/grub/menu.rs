@@ -2,7 +2,7 @@
 
 use super::GrubError;
 use super::shell::Shell;
-use super::syntax::Kept;
+use super::syntax::{Command, Kept};
 
 /// An entry of the menu, or a submenu.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,12 @@ impl Entry {
         }
         let title = arguments.first().cloned().unwrap_or_default();
         Self { title, id, is_submenu, script, arguments }
+    }
+
+    /// The entry `id` that runs these commands.
+    pub(super) fn of_commands(title: String, id: &str, commands: Vec<Command>) -> Self {
+        let (arguments, id) = (vec![title.clone()], Some(id.to_owned()));
+        Self { title, id, is_submenu: false, script: Kept::new(commands), arguments }
     }
 
     fn is_called(&self, name: &str) -> bool {

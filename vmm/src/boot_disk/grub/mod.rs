@@ -17,7 +17,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 
-use super::excerpt;
+use super::{excerpt, loader_spec};
 
 /// A configuration does not say what to boot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,8 @@ pub(super) trait Volumes {
     fn by_file(&self, path: &str) -> Option<usize>;
     /// The contents of a text file, if there is one of a bounded size.
     fn read(&self, volume: usize, path: &str) -> Option<Vec<u8>>;
+    /// The names in a directory, as many as are bounded.
+    fn list(&self, volume: usize, directory: &str) -> Vec<String>;
     /// Whether there is something at `path`: the length of a file, `None` in it for a directory.
     fn look(&self, volume: usize, path: &str) -> Option<Option<u64>>;
 }
@@ -129,6 +131,19 @@ pub(super) fn choose(
     let others = others.into_iter().take(OTHERS);
     let others = others.map(|other| Chosen { is_once: false, saves: saves.clone(), ..other });
     Ok([first].into_iter().chain(others).collect())
+}
+
+/// Whether a configuration takes its entries from those of the Boot Loader Specification, as Fedora's do.
+pub(super) fn uses_loader_entries(text: &str) -> bool {
+    text.lines().any(|line| line.split_whitespace().next() == Some("blscfg"))
+}
+
+/// Puts the values that the variables have in the environment block into an entry that is written for GRUB, for a disk
+/// without GRUB's configuration.
+pub(super) fn expand(entry: &mut loader_spec::Entry, block: &[u8]) -> Result<(), String> {
+    let mut variables = environment::Variables::new("", "");
+    variables.load(block, &[], false).map_err(|error| error.to_string())?;
+    entry.expand(&|name| variables.get(name).to_owned()).map_err(|error| error.to_string())
 }
 
 /// Whether a configuration ends in the middle of a command, as GRUB reads it.

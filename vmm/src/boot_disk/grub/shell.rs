@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::environment::Variables;
 use super::menu::Entry;
 use super::syntax::{Command, Kept, Piece, Script, Word};
-use super::{Chosen, GrubError, Place, Save, Volumes, excerpt, syntax};
+use super::{Chosen, GrubError, Place, Save, Volumes, excerpt, loader_spec, syntax};
 
 /// Most commands that are run.
 const STEPS: usize = 50_000;
@@ -183,11 +183,53 @@ impl<'v> Shell<'v> {
         if command != "menuentry" && command != "submenu" {
             return Ok(false);
         }
+        self.add(Entry::new(arguments, block.clone(), command == "submenu"))?;
+        Ok(true)
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), GrubError> {
         self.entries_made += 1;
         if self.entries_made > ENTRIES {
             return Err(GrubError::TooMuch("it has more than 1000 menu entries"));
         }
-        self.entries.push(Entry::new(arguments, block.clone(), command == "submenu"));
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// `blscfg`, a command of Fedora's GRUB: adds an entry to the menu for each boot loader entry, newest first.
+    fn blscfg(&mut self) -> Result<bool, GrubError> {
+        let set = |name| Some(self.variables.get(name)).filter(|value| !value.is_empty());
+        let device = set("boot").or(set("root")).unwrap_or_default().to_owned();
+        let directory = set("blsdir").unwrap_or("/loader/entries").to_owned();
+        let Ok(Place { volume, .. }) = self.locate(&format!("({device}){directory}")) else {
+            return Ok(false);
+        };
+        let mut entries = Vec::new();
+        for name in self.volumes.list(volume, &directory) {
+            self.step()?;
+            let text =
+                self.volumes.read(volume, &format!("{directory}/{name}")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let entry = loader_spec::Entry::parse(&name, &text).filter(|entry| !entry.is_unified);
+            let Some(mut entry) = entry else { continue };
+            let expanded = entry.expand(&|name| self.variables.get(name).to_owned());
+            expanded.map_err(|_| GrubError::TooMuch("an entry has more than 64 KiB"))?;
+            entries.push(entry);
+        }
+        let device = self.volumes.name(volume);
+        for entry in loader_spec::order(entries, "") {
+            let on_device = |path: &str| format!("({device}){path}");
+            let command = |words: Vec<String>| {
+                let word = |text| vec![Piece::Text(text, true)];
+                Command::Simple(words.into_iter().map(word).collect(), None)
+            };
+            let options = entry.options.split_whitespace().map(str::to_owned);
+            let linux = ["linux".to_owned(), on_device(&entry.linux)].into_iter().chain(options);
+            let initrds = entry.initrds.iter().map(|path| on_device(path));
+            let initrd = ["initrd".to_owned()].into_iter().chain(initrds);
+            let commands = vec![command(linux.collect()), command(initrd.collect())];
+            self.add(Entry::of_commands(entry.title.clone(), entry.id(), commands))?;
+        }
         Ok(true)
     }
 
@@ -223,6 +265,7 @@ impl<'v> Shell<'v> {
             ("load_env", options) => self.load_env(options),
             ("save_env", options) => self.save_env(options),
             ("source" | "." | "configfile" | "normal", [path]) => self.source(path),
+            ("blscfg", []) => self.blscfg(),
             ("linux" | "linux16" | "linuxefi", [path, parameters @ ..]) => {
                 self.linux(path, parameters)
             }
