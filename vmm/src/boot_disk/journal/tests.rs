@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::*;
-use crate::boot_disk::tests::{booted, debian, ext4, file, refused, tool};
+use crate::boot_disk::tests::{DEBIAN_13, booted, debian, ext4, file, refused, tool};
 
 /// A file system whose journal the tests write with `debugfs`.
 struct Unclean {
@@ -20,8 +20,10 @@ impl Unclean {
     /// With the files of a guest, and blocks of this size.
     fn new(block_size: u64, options: &[&str]) -> Self {
         let size = block_size.to_string();
-        let options = [&["-b", &size], options].concat();
-        let bytes = ext4(&options, debian);
+        let bytes = match options {
+            DEBIAN_13 => ext4(DEBIAN_13, debian),
+            options => ext4(&[&["-b", &size], options].concat(), debian),
+        };
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image");
         fs::write(&image, bytes).unwrap();
@@ -75,7 +77,8 @@ fn kernel(image: &[u8]) -> String {
 const KERNEL: &str = "/boot/vmlinuz-6.1";
 
 /// All formats: with and without numbers of 64 bits, with each kind of checksum.
-const FORMATS: [(u64, &[&str], u32); 6] = [
+const FORMATS: [(u64, &[&str], u32); 7] = [
+    (1024, DEBIAN_13, 3),
     (1024, &[], 3),
     (4096, &[], 3),
     (1024, &["-O", "^64bit"], 3),
