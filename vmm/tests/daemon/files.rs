@@ -7,13 +7,14 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
 use crate::errands::Client;
-use crate::guests::host;
+use crate::guests::{PATIENCE, host};
 use crate::host::{Host, PERENNIAL};
 use crate::kernel::COUNTS;
 
@@ -122,11 +123,18 @@ impl Dead {
     /// when somebody does.
     fn hangs(&mut self) {
         let mut request = [0; 1 << 16];
-        assert!(self.nobody.read(&mut request).unwrap() > 0);
+        self.takes(&mut request);
         let mut answer: Vec<u8> = FIRST_ANSWER.iter().flat_map(|word| word.to_ne_bytes()).collect();
         answer[8..16].copy_from_slice(&request[8..16]);
         assert_eq!(self.nobody.write(&answer).unwrap(), answer.len());
-        assert!(self.nobody.read(&mut request).unwrap() > 0);
+        self.takes(&mut request);
+    }
+
+    fn takes(&mut self, request: &mut [u8]) {
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        let mut asked = [PollFd::new(&self.nobody, PollFlags::IN)];
+        assert_eq!(poll(&mut asked, Some(&patience)).unwrap(), 1, "nobody asks for a file");
+        assert!(self.nobody.read(request).unwrap() > 0);
     }
 }
 

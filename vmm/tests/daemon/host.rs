@@ -4,10 +4,30 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 pub(crate) const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
+
+/// How long the host of a test lives at most, on a loaded machine too.
+const LIFETIME: Timespec = Timespec { tv_sec: 600, tv_nsec: 0 };
+
+/// Starts a command that becomes a host. If it does not end within [`LIFETIME`], it is killed, so that whoever waits for its
+/// end, its log or its answer fails instead of waiting for ever.
+pub(crate) fn spawn_host(command: &mut Command) -> Child {
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    thread::spawn(move || {
+        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+        if rustix::io::retry_on_intr(|| poll(&mut ended, Some(&LIFETIME))) == Ok(0) {
+            eprintln!("the host of a test still runs after {} s: it is killed", LIFETIME.tv_sec);
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    });
+    child
+}
 
 /// A running host. Killed when dropped.
 pub(crate) struct Host {
@@ -49,7 +69,7 @@ impl Host {
 
     /// Starts a command that becomes a host.
     pub(crate) fn run(mut command: Command, directory: tempfile::TempDir) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = spawn_host(&mut command);
         let log = BufReader::new(child.stderr.take().unwrap());
         Self { child, directory, log }
     }

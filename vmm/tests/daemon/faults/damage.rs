@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::thread;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, prlimit,
 };
 
-use super::service::{Service, disk, hidden};
+use super::service::{PATIENCE, Service, disk, hidden};
 use super::{Fault, Half};
 
 /// How much more than now a host can map without memory: less than a thread's stack.
@@ -19,8 +21,10 @@ const LEFT: u64 = 1 << 20;
 /// Waits until a process that was told to has stopped.
 pub(super) fn has_stopped(process: Pid) {
     let status = format!("/proc/{}/status", process.as_raw_pid());
+    let deadline = Instant::now() + PATIENCE;
     while !fs::read_to_string(&status).unwrap().contains("\nState:\tT") {
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "process {process:?} has not stopped");
+        thread::yield_now();
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::Backend;
 use super::manager::{CAPACITY, Manager};
-use crate::host::PERENNIAL;
+use crate::host::{PERENNIAL, spawn_host};
 use crate::kernel::{COUNT, COUNTS_A_BOOT, image};
 
 /// How long a loaded machine may take for anything.
@@ -351,7 +351,7 @@ fn run(path: &Path, manager: Option<&Manager>) -> Running {
     if let Some(passed) = &passed {
         command.envs(passed.environment.iter().cloned());
     }
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = spawn_host(&mut command);
     let log = Arc::new(Log::default());
     Arc::clone(&log).follow(child.stderr.take().unwrap());
     Running { child, log }
