@@ -54,6 +54,8 @@ wanted_modules=(
     libnvdimm nd_btt nd_e820 nd_pmem ext4
     irqbypass kvm kvm-amd kvm-intel
 )
+# What only some kernels have: the watchdog of QEMU's machines.
+optional_modules=(i6300esb)
 
 case ${1:-} in
 stock-a | stock-b) wanted=("$1") ;;
@@ -148,7 +150,7 @@ add_module() {
 directory() {
     local hash
     hash=$({
-        printf '%s\n' "${wanted_modules[@]}"
+        printf '%s\n' "${wanted_modules[@]}" "${optional_modules[@]}"
         (cd "$downloads/$1" && printf '%s\n' *.deb)
         cat "$0"
     } | sha256sum)
@@ -171,6 +173,9 @@ unpack() {
     : >"$image/order"
     declare -gA added=()
     for module in "${wanted_modules[@]}"; do add_module "$module"; done
+    for module in "${optional_modules[@]}"; do
+        if [[ -n $(module_file "$module") ]]; then add_module "$module"; fi
+    done
     # A directory under its final name is a finished one.
     mv "$image" "$target"
     rm -rf "$unpacked"

@@ -273,6 +273,16 @@ impl Host {
         Ok(status)
     }
 
+    /// Waits until the machine has reset and its host is ready again, after a command that ends in a reset.
+    pub fn wait_for_reset(&mut self) -> Result<Status, Failure> {
+        loop {
+            let status = self.wait_until_ready()?;
+            if status.boot == "cold" {
+                return Ok(status);
+            }
+        }
+    }
+
     /// Runs a command in the host's shell, under systemd. Its output goes to the console.
     pub fn order(&self, command: &str) -> Result<(), Failure> {
         let mut port = self.orders.as_ref().ok_or("a host without systemd has no shell")?;

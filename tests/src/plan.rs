@@ -113,6 +113,9 @@ pub struct HostPlan {
     pub with_faults: bool,
     /// Whether the machine's CPU lacks virtualisation.
     pub without_kvm: bool,
+    /// Seconds without food after which a hardware watchdog of the machine resets it, on side `a` and on side `b`. Only on
+    /// hosts with a pool.
+    pub watchdog: Option<[u32; 2]>,
     /// Whether the first kernel boots without LUO and KHO.
     pub without_luo: bool,
 }
@@ -229,10 +232,19 @@ impl HostPlan {
         }
     }
 
+    /// The kernels of the host before an update and after it.
+    fn hosts(&self) -> [Role; 2] {
+        match self.watchdog {
+            // The only stock kernel with its driver.
+            Some(_) => [Role::StockB; 2],
+            None => self.luo.hosts(),
+        }
+    }
+
     /// Paths of the files with the symbols of the host's kernels (the two have the same code), and of the
     /// guests' kernel. `None` for a distribution's kernel.
     pub fn symbols(&self) -> [Option<PathBuf>; 2] {
-        let [host, _] = self.luo.hosts();
+        let [host, _] = self.hosts();
         let guest = if self.stock_guests { Role::StockB } else { Role::Guest };
         let vmlinux = |role| kernels::find(role).ok().map(Kernel::vmlinux);
         [host, guest].map(|role| vmlinux(role).filter(|path| path.exists()))
@@ -247,18 +259,24 @@ impl HostPlan {
             // preservation has to migrate every guest page out of it.
             None => "kho_scratch=16M,256M,0 transparent_hugepage_shmem=advise".to_owned(),
         };
-        format!("console=ttyS0 panic=-1 {memory}{quiet}")
+        // Its driver stops the watchdog at each reboot, unless it is told otherwise.
+        let watched = self.watchdog.map_or("", |_| " watchdog.stop_on_reboot=0");
+        format!("console=ttyS0 panic=-1 {memory}{quiet}{watched}")
     }
 
     /// The configuration of one side. `host_lines` are the lines in `[host]` for the side's kernel.
     pub fn config(&self, side: char, host_lines: &str) -> String {
         let other = if side == 'a' { 'b' } else { 'a' };
         let pool = self.pool().map_or(String::new(), |_| format!(", {}", pool::mount()));
+        let watchdog = self.watchdog.map_or(String::new(), |[a, b]| {
+            let seconds = if side == 'a' { a } else { b };
+            format!("watchdog = \"/dev/watchdog\"\nwatchdog-timeout-s = {seconds}\n")
+        });
         let mut out = format!(
             "[host]\nhostname = \"host-{side}\"\nsocket = \"/run/perennial.sock\"\n\
              control-port = \"{CONTROL_PORT}\"\nconfine = \"required\"\n\
              mounts = [{{ source = \"/dev/vda\", target = \"/data\", type = \"ext4\" }}{pool}]\n\
-             {host_lines}{}\n{}[update]\nkernel = \"/data/{other}/bzImage\"\n\
+             {host_lines}{watchdog}{}\n{}[update]\nkernel = \"/data/{other}/bzImage\"\n\
              initramfs = \"/data/{other}/initramfs\"\ncmdline = \"{}\"\n",
             self.extra_host,
             self.network_section(),
@@ -292,7 +310,7 @@ impl HostPlan {
     /// Makes all images in `directory`.
     pub fn prepare(&self, directory: &Path) -> Result<Prepared, Box<dyn Error>> {
         let binaries = binaries::build()?;
-        let [role_a, role_b] = self.luo.hosts();
+        let [role_a, role_b] = self.hosts();
         let (host_a, host_b) = (kernels::find(role_a)?, kernels::find(role_b)?);
         let tree = Ext4::new(directory)?;
         let lines = |kernel| match self.luo {
@@ -368,7 +386,8 @@ impl HostPlan {
             forwards,
             watches_wire: self.vms.iter().any(|vm| vm.mute_net),
             without_kvm: self.without_kvm,
-            ..Machine::default()
+            watchdog: self.watchdog.is_some(),
+            may_reset: self.watchdog.is_some(),
         };
         Ok(Prepared { machine, vm_disks, vm_ports })
     }

@@ -130,6 +130,8 @@ pub struct Machine {
     pub without_kvm: bool,
     /// Whether a reset restarts the machine; otherwise a reset ends it.
     pub may_reset: bool,
+    /// Whether it has a watchdog that resets it.
+    pub watchdog: bool,
 }
 
 /// Why a machine could not be started.
@@ -490,6 +492,7 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         .args(["-m", &format!("{}M", machine.memory_mib)])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args((!machine.may_reset).then_some("-no-reboot"))
+        .args(machine.watchdog.then_some(["-device", "i6300esb"]).into_iter().flatten())
         .args(machine.without_kvm.then_some(["-cpu", "max,svm=off,vmx=off"]).into_iter().flatten())
         .arg("-serial")
         .arg(format!("file:{}", console_path(directory).display()))

@@ -1,4 +1,4 @@
-//! Tests only for hosts with a pool: a distribution's kernels, huge pages, and a pool that is missing,
+//! Tests only for hosts with a pool: a distribution's kernels, huge pages, a watchdog, and a pool that is missing,
 //! out of reach, or left by another boot.
 
 use std::fs::File;
@@ -16,6 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     pool("memory_of_a_guest_that_resets_is_there_for_it_again", reset),
     pool("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
     pool("what_is_out_of_reach_is_kept_passed_on_or_given_up_but_never_doubled", out_of_reach),
+    pool(
+        "a_watchdog_is_fed_over_an_update_and_resets_a_machine_on_which_nobody_feeds_it",
+        watchdog,
+    ),
     pool("what_another_boot_left_in_the_memory_is_not_resumed", another_boot),
 ];
 
@@ -168,6 +172,29 @@ fn out_of_reach(luo: Luo) -> Result<(), Failure> {
     expect_refusal(&host.try_update(json!({})), "preserved", "`web` was given up")?;
     while boots(&host, "web")?.len() < 2 {
         host.guests()[0].wait_for_heartbeats(1, WORK)?;
+    }
+    host.done();
+    Ok(())
+}
+
+fn watchdog(luo: Luo) -> Result<(), Failure> {
+    // Side `b` takes less time than a kernel needs to start.
+    let plan = HostPlan { watchdog: Some([120, 12]), ..HostPlan::new(vec![vm("web", 128)]) };
+    let plan = plan.on(luo);
+    let (mut host, _) = boot(&plan)?;
+    // The watchdog of side `a` runs on over the jump. Side `b` opens it in time.
+    host.update(json!({}))?;
+    host.check_guests()?;
+    let said = host.console();
+    if !said.contains("/dev/watchdog resets this machine if it hangs for 12 s") {
+        return Err(format!("side b does not feed its watchdog:\n{said}").into());
+    }
+    // A kernel without the driver is like one that hangs.
+    let cmdline = format!("{} module_blacklist=i6300esb", plan.cmdline());
+    host.send(json!({"do": "update", "cmdline": cmdline}))?;
+    let status = host.wait_for_reset()?;
+    if status.live_updates != 0 {
+        return Err(format!("the watchdog did not reset the machine: {status:?}").into());
     }
     host.done();
     Ok(())

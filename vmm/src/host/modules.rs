@@ -2,13 +2,15 @@
 //!
 //! Dependencies are not resolved: the list names every module after those that it needs.
 
-use std::ffi::CStr;
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+/// What the running kernel was booted with.
+const COMMAND_LINE: &str = "/proc/cmdline";
 /// Directory of the modules in a host's image.
 const DIRECTORY: &str = "/lib/modules";
 /// `MODULE_INIT_COMPRESSED_FILE` (Linux `include/uapi/linux/module.h`).
@@ -64,16 +66,27 @@ fn why(errno: Errno) -> String {
             "the CPU lacks the feature that it needs, or the firmware has disabled it"
         }
         Errno::KEYREJECTED | Errno::NOKEY => "it is not signed with a key that the kernel trusts",
-        Errno::PERM => "CAP_SYS_MODULE is missing, or kernel.modules_disabled is set",
+        Errno::PERM => {
+            "CAP_SYS_MODULE is missing, kernel.modules_disabled is set, or `module_blacklist=` has it"
+        }
         _ => return errno.to_string(),
     };
     known.to_owned()
 }
 
-/// Loads the modules in this order. Returns those that failed. A module whose hardware is missing is not
+/// Loads the modules in this order, each with its parameters of the kernel's command line. Returns those that failed. A module whose hardware is missing is not
 /// an error: one image serves hosts with different hardware.
 pub fn load_all(names: &[String]) -> Vec<ModuleError> {
-    load_each(names, |name| load(Path::new(DIRECTORY), name, insert))
+    let command_line = fs::read_to_string(COMMAND_LINE).unwrap_or_else(|error| {
+        tracing::warn!("modules are loaded without parameters: {COMMAND_LINE}: {error}");
+        String::new()
+    });
+    load_each(names, |name| {
+        let parameters = parameters_of(name, &command_line);
+        load(Path::new(DIRECTORY), name, |file, flags| {
+            rustix::system::finit_module(file, &parameters, flags)
+        })
+    })
 }
 
 fn load_each(names: &[String], load: impl Fn(&str) -> Result<(), ModuleError>) -> Vec<ModuleError> {
@@ -85,9 +98,24 @@ fn load_each(names: &[String], load: impl Fn(&str) -> Result<(), ModuleError>) -
     wrong
 }
 
-fn insert(file: &File, flags: i32) -> Result<(), Errno> {
-    const NO_PARAMETERS: &CStr = c"";
-    rustix::system::finit_module(file, NO_PARAMETERS, flags)
+/// The parameters of a module that a command line has: for the module `kvm-amd`, `kvm_amd.nested=1` is `nested=1`. The
+/// kernel itself applies only those of what is built in, and leaves the rest to whoever loads the module, as `modprobe` does.
+fn parameters_of(module: &str, command_line: &str) -> CString {
+    let mut text = String::new();
+    for parameter in kexec::parameters(command_line) {
+        let Some((of, name)) = parameter.name.split_once('.') else { continue };
+        if of.replace('-', "_") != module.replace('-', "_") {
+            continue;
+        }
+        text += match parameter.value {
+            Some(value) if value.contains(char::is_whitespace) => format!("{name}=\"{value}\" "),
+            Some(value) => format!("{name}={value} "),
+            None => format!("{name} "),
+        }
+        .as_str();
+    }
+    // A command line ends at the first NUL.
+    CString::new(text.trim_end()).unwrap_or_default()
 }
 
 /// Loads one module. A module that is loaded already counts as loaded.
@@ -131,6 +159,17 @@ mod tests {
             })
             .unwrap();
         }
+    }
+
+    #[test]
+    fn a_module_gets_its_parameters_of_the_command_line() {
+        let line =
+            "quiet kvm-amd.nested=1 kvm.x=2 kvm_amd.sev watchdog.name=\"a b\" -- kvm_amd.y=1";
+        let of = |module| parameters_of(module, line).into_string().unwrap();
+        assert_eq!(of("kvm-amd"), "nested=1 sev");
+        assert_eq!(of("kvm_amd"), "nested=1 sev");
+        assert_eq!(of("watchdog"), "name=\"a b\"");
+        assert_eq!(of("quiet"), "");
     }
 
     #[test]

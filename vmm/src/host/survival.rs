@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::init;
-use super::watchdog::Watchdog;
+use super::watchdog::{self, Watchdog};
 use crate::causes::chain;
 use crate::config::HostSection;
 use crate::live_update::next_kernel::PANIC_SECONDS;
@@ -32,6 +32,25 @@ pub(super) fn watchdog(section: &HostSection) -> Option<Watchdog> {
     let device = section.watchdog.as_ref()?;
     let started = Watchdog::start(device, section.watchdog_timeout_s());
     started.map_err(|error| tracing::error!("{}", chain(&error).join(": "))).ok()
+}
+
+/// Stops the hardware watchdog of the last host, given its configuration, if this one's names another one or none: nobody
+/// would feed it, and it would reset the machine under the guests.
+pub(super) fn stop_watchdog_of_old_host(section: &HostSection, old: Option<&str>) {
+    let Some(device) = old.and_then(|old| HostSection::salvage(old).watchdog) else { return };
+    if section.watchdog.as_ref() == Some(&device) {
+        return;
+    }
+    let name = device.display();
+    match watchdog::stop(&device) {
+        Ok(()) => {
+            tracing::info!("{name}, which the last host fed, is stopped: `[host]` does not name it")
+        }
+        Err(error) => tracing::error!(
+            "the last host fed {name}, which may reset this machine now: {}",
+            chain(&error).join(": ")
+        ),
+    }
 }
 
 /// Lowers the score of this process, unless an operator has lowered it further.

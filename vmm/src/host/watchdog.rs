@@ -3,7 +3,7 @@
 //!
 //! A thread feeds it, so that a command that takes long does not. Before a jump it is left running: the next host has
 //! one period to open it. It is stopped, by the character `V`, only when the host ends on purpose (Linux
-//! Documentation/watchdog/watchdog-api.rst).
+//! Documentation/watchdog/watchdog-api.rst), or when the next host is to have none.
 
 #![expect(unsafe_code, reason = "the watchdog's period is set by an ioctl")]
 
@@ -80,6 +80,12 @@ impl Watchdog {
     }
 }
 
+/// Stops a watchdog that the last host fed and that this one is not to have.
+pub(super) fn stop(device: &Path) -> Result<(), WatchdogError> {
+    let stopped = open(device).and_then(|mut file| file.write_all(MAGIC_CLOSE));
+    stopped.map_err(|source| WatchdogError { device: device.to_owned(), source })
+}
+
 impl Drop for Watchdog {
     fn drop(&mut self) {
         drop(self.stop.take());
@@ -154,6 +160,15 @@ mod tests {
         fcntl_setfl(&written, OFlags::NONBLOCK).unwrap();
         let nothing = written.read(&mut [0]).unwrap_err();
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_the_last_host_fed_is_stopped() {
+        let (path, mut written) = device();
+        let _terminal = File::options().write(true).open(&path).unwrap();
+        stop(&path).unwrap();
+        let mut all = [0; 2];
+        assert_eq!((written.read(&mut all).unwrap(), all[0]), (1, b'V'));
     }
 
     #[test]

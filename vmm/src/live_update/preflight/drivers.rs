@@ -1,5 +1,5 @@
 //! The drivers that the next host needs before it can resume VMs: KVM, and those of its file systems and their
-//! devices. Each is built into the next kernel or a module that the next host can load.
+//! devices; and that of a hardware watchdog, which would reset the machine. Each is built into the next kernel or a module that the next host can load.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) struct Need {
 
 /// Module, symbol of the configuration, and a string that only a kernel with the driver built in has: a name of a
 /// parameter, which begins with the module's name in such a kernel only, or a message.
-const KNOWN: [(&str, &str, &str); 16] = [
+const KNOWN: [(&str, &str, &str); 21] = [
     ("kvm", "CONFIG_KVM", "kvm-vcpu:%d"),
     ("kvm_amd", "CONFIG_KVM_AMD", "kvm_amd.npt"),
     ("kvm_intel", "CONFIG_KVM_INTEL", "kvm_intel.ept"),
@@ -44,6 +44,11 @@ const KNOWN: [(&str, &str, &str); 16] = [
     ("sd", "CONFIG_BLK_DEV_SD", ""),
     ("dm_mod", "CONFIG_BLK_DEV_DM", "dm_mod.dm_numa_node"),
     ("md_mod", "CONFIG_BLK_DEV_MD", "md_mod.start_ro"),
+    ("i6300esb", "CONFIG_I6300ESB_WDT", "i6300esb.nowayout"),
+    ("iTCO_wdt", "CONFIG_ITCO_WDT", "iTCO_wdt.nowayout"),
+    ("softdog", "CONFIG_SOFT_WATCHDOG", "softdog.nowayout"),
+    ("sp5100_tco", "CONFIG_SP5100_TCO", "sp5100_tco.nowayout"),
+    ("wdat_wdt", "CONFIG_WDAT_WDT", "wdat_wdt.nowayout"),
 ];
 
 /// Names in sysfs of drivers that are called otherwise as modules.
@@ -141,6 +146,10 @@ pub(super) fn needed(
         }
     }
     if surroundings.is_first_process {
+        for (watchdog, driver) in running_watchdogs(root) {
+            let what = format!("the driver of {watchdog}, which runs and would reset the machine");
+            needs.push(Need::new(&driver, what));
+        }
         for mount in next.iter().flat_map(|config| &config.host.mounts) {
             let target = mount.target.display();
             needs.push(Need::new(&mount.fs, format!("the file system {} of {target}", mount.fs)));
@@ -185,6 +194,21 @@ fn driver_of(root: &Path, device: &Path) -> Option<String> {
         class.canonicalize().ok().and_then(|path| Some(path.parent()?.join("device/driver")));
     let link = std::fs::read_link(own).ok().or_else(|| std::fs::read_link(of_disk?).ok())?;
     Some(link.file_name()?.to_str()?.replace('-', "_"))
+}
+
+/// The hardware watchdogs that run now, and the modules of their drivers.
+fn running_watchdogs(root: &Path) -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(root.join("sys/class/watchdog")).into_iter().flatten();
+    let watchdog = |entry: std::fs::DirEntry| {
+        let state = std::fs::read_to_string(entry.path().join("state")).ok()?;
+        let module = std::fs::read_link(entry.path().join("device/driver/module")).ok()?;
+        let name = format!("/dev/{}", entry.file_name().to_str()?);
+        let module = module.file_name()?.to_str()?.replace('-', "_");
+        (state.trim() == "active").then_some((name, module))
+    };
+    let mut found: Vec<_> = entries.flatten().filter_map(watchdog).collect();
+    found.sort();
+    found
 }
 
 /// The name of a module's file without its suffixes, with `_` for `-`; `None` if it is no module.

@@ -62,6 +62,33 @@ fn kvm_and_what_is_mounted_are_needed() {
 }
 
 #[test]
+fn the_driver_of_a_watchdog_that_runs_is_needed() {
+    let root = tempfile::tempdir().unwrap();
+    let class = root.path().join("sys/class/watchdog");
+    for (name, module, state) in [
+        ("watchdog0", "i6300esb", Some("active\n")),
+        ("watchdog1", "softdog", Some("inactive\n")),
+        ("watchdog2", "iTCO_wdt", None),
+    ] {
+        let driver = class.join(name).join("device/driver");
+        std::fs::create_dir_all(&driver).unwrap();
+        let module = format!("../../../../../module/{module}");
+        std::os::unix::fs::symlink(module, driver.join("module")).unwrap();
+        if let Some(state) = state {
+            std::fs::write(class.join(name).join("state"), state).unwrap();
+        }
+    }
+    let root = root.path();
+    let first = Surroundings { is_first_process: true, root, ..Surroundings::without_vms() };
+    let needs = needed(&first, None, &Modules::default());
+    assert_eq!(names(&needs), ["kvm", "i6300esb"]);
+    assert!(needs[1].what.contains("/dev/watchdog0"), "{needs:?}");
+    // The service manager of a distribution loads it.
+    let service = Surroundings { is_first_process: false, ..first };
+    assert_eq!(names(&needed(&service, None, &Modules::default())), ["kvm"]);
+}
+
+#[test]
 fn a_driver_that_is_missing_is_refused_and_an_unknown_one_is_a_note() {
     let need = Need::new("ext4", "the file system ext4 of /data".to_owned()).unwrap();
     let severity = |presence| need.finding(presence).map(|finding| finding.name);
