@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     both("a_vm_whose_disk_is_gone_goes_along_until_a_host_has_the_disk", disk_gone),
     kernel("vms_whose_manifest_cannot_be_read_go_along_until_a_host_can", other_program),
     both("a_host_that_cannot_read_the_manifest_hands_back_to_the_previous_program", hand_back),
+    kernel(NEWER_CPU, cpu_gone),
     kernel("vms_with_unreadable_states_run_in_processes_of_the_previous_program", one_by_one),
 ];
 
@@ -18,8 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const LONG_TESTS: &[Test] = &[
     pool("vms_whose_manifest_cannot_be_read_go_along_in_a_pool", other_program),
     pool("vms_with_unreadable_states_in_a_pool_run_in_the_previous_program", one_by_one),
-    both("a_vm_from_a_newer_cpu_goes_along_until_a_host_has_the_cpu", cpu_gone),
+    pool(NEWER_CPU, cpu_gone),
 ];
+
+const NEWER_CPU: &str = "a_vm_from_a_newer_cpu_goes_along_until_a_host_has_the_cpu";
 
 /// The arguments of an update to a side, by a host that has the images in `data`.
 fn to(data: &str, side: char) -> Value {
@@ -191,16 +194,22 @@ fn one_by_one(luo: Luo) -> Result<(), Failure> {
 }
 
 fn cpu_gone(luo: Luo) -> Result<(), Failure> {
-    let plan = HostPlan::new(vec![VmPlan::new("web", 128, 1)]).on(luo);
-    let older = format!("{} clearcpuid=avx2,erms", plan.cmdline());
+    let extra_host = "missing-hints = \"refuse\"\n".to_owned();
+    let plan = HostPlan { extra_host, ..HostPlan::new(vec![VmPlan::new("web", 128, 1)]) }.on(luo);
+    let older = |lacks: &str| json!({"cmdline": format!("{} clearcpuid={lacks}", plan.cmdline())});
+    let forced = json!({"do": "restore", "vm": "web", "force": true});
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    for _ in 0..2 {
-        let status = host.update(with(to("/data", 'b'), json!({"cmdline": older})))?;
-        expect(&status, "web", "preserved", "")?;
-    }
-    let status = host.update(with(to("/data", 'a'), json!({"cmdline": plan.cmdline()})))?;
-    expect(&status, "web", "running", "")?;
+    let status = host.update(with(to("/data", 'b'), older("avx2,erms")))?;
+    expect(&status, "web", "preserved", "avx2")?;
+    control::expect_refusal(&host.request(forced.clone()), "preserved", "avx2")?;
+    // The CPU of this host has the feature, and lacks a hint only.
+    let status = host.update(with(to("/data", 'a'), older("erms")))?;
+    expect(&status, "web", "preserved", "erms")?;
+    let unforced = host.request(json!({"do": "restore", "vm": "web"}));
+    control::expect_refusal(&unforced, "preserved", "--force")?;
+    host.request(forced)?;
+    expect(&host.status()?, "web", "running", "")?;
     host.check_guests()?;
     host.power_off_and_check_disks()
 }
