@@ -15,10 +15,11 @@ use crate::devices::files::wait_for_device;
 use crate::live_update::file_systems;
 
 /// The mounts of every Perennial host: source, target, type.
-const ESSENTIAL: [(&str, &str, &str); 6] = [
+const ESSENTIAL: [(&str, &str, &str); 7] = [
     ("proc", "/proc", "proc"),
     ("sysfs", "/sys", "sysfs"),
     ("devtmpfs", "/dev", "devtmpfs"),
+    ("devpts", "/dev/pts", "devpts"),
     ("tmpfs", "/run", "tmpfs"),
     ("tmpfs", "/tmp", "tmpfs"),
     ("debugfs", "/sys/kernel/debug", "debugfs"),
@@ -57,9 +58,13 @@ pub fn is_pid_1() -> bool {
     rustix::process::getpid().is_init()
 }
 
-/// Mounts the file systems of `ESSENTIAL`. Only warns if a mount fails: a host without debugfs, for
-/// example, still runs VMs.
+/// Mounts the file systems of `ESSENTIAL`, and lets Ctrl-Alt-Del reset nothing. Only warns if that fails: a host without
+/// debugfs, for example, still runs VMs.
 pub fn set_up() {
+    // By default, whoever has the machine's keyboard resets it under all VMs. Now the keys are SIGINT, which does nothing.
+    if let Err(errno) = reboot(RebootCommand::CadOff) {
+        tracing::warn!("Ctrl-Alt-Del still resets this machine: {errno}");
+    }
     for (source, target, fs) in ESSENTIAL {
         let mount = Mount {
             source: source.into(),
@@ -79,7 +84,9 @@ pub fn set_up() {
 /// there would be in the host's image, which is in memory, and be lost with the kernel.
 pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<(Mount, MountError)> {
     let mut failed = Vec::new();
-    for entry in mounts {
+    // By the last host of this process, before it handed over: another mount would hide the files of VMs.
+    let there = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for entry in mounts.iter().filter(|entry| !is_mounted(entry, &there)) {
         if entry.source.starts_with("/dev/") {
             wait_for_device(|| Path::new(&entry.source).exists().then_some(()));
         }
@@ -89,6 +96,15 @@ pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<(Mount, MountError)> {
         }
     }
     failed
+}
+
+/// Whether an entry is in a list of mounts, as `/proc/self/mounts` is one.
+fn is_mounted(entry: &Mount, there: &str) -> bool {
+    // In the list, blanks of a path are octal numbers (Linux `mangle_path`).
+    let escaped = |path: &str| path.replace('\\', "\\134").replace(' ', "\\040");
+    let (source, target) = (escaped(&entry.source), escaped(&entry.target.to_string_lossy()));
+    let wanted = [source.as_str(), target.trim_end_matches('/'), entry.fs.as_str()];
+    there.lines().any(|line| line.split(' ').take(3).eq(wanted))
 }
 
 /// Makes the mount point of a mount that failed read-only.
@@ -155,5 +171,30 @@ pub fn power_off() -> ! {
     loop {
         // PID 1 must not return, because the kernel would panic.
         std::thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_last_host_mounted_is_known_by_source_target_and_type() {
+        let entry = |source: &str, target: &str, fs: &str| Mount {
+            source: source.into(),
+            target: target.into(),
+            fs: fs.into(),
+            options: String::new(),
+            format_from: None,
+        };
+        let there =
+            "/dev/vda /data ext4 rw 0 0\nvms /vm\\040s tmpfs rw 0 0\nnone /gone tmpfs ro 0 0\n";
+        assert!(is_mounted(&entry("/dev/vda", "/data", "ext4"), there));
+        assert!(is_mounted(&entry("/dev/vda", "/data/", "ext4"), there));
+        assert!(is_mounted(&entry("vms", "/vm s", "tmpfs"), there));
+        assert!(!is_mounted(&entry("/dev/vdb", "/data", "ext4"), there));
+        assert!(!is_mounted(&entry("/dev/vda", "/dat", "ext4"), there));
+        // Covered, because the mount failed.
+        assert!(!is_mounted(&entry("/dev/vdc", "/gone", "ext4"), there));
     }
 }

@@ -599,11 +599,15 @@ fn ram_beside<'a>(
 /// Runs the host until `power-off`, SIGTERM or SIGINT.
 pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result<(), HostError> {
     open_files::raise();
-    let mut server = serve::Server::new(&[SIGTERM, SIGINT])?;
+    // To PID 1 the kernel sends SIGINT for Ctrl-Alt-Del, which is nobody's decision to end all VMs.
+    let end: &[i32] = if init::is_pid_1() { &[SIGTERM] } else { &[SIGTERM, SIGINT] };
+    let mut server = serve::Server::new(end)?;
     survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;
     // Stopped when the host ends on purpose.
     let _watchdog = survival::watchdog(&host.config.host);
+    let old = start::config_of_old_host(&found.arrival);
+    survival::stop_watchdog_of_old_host(&host.config.host, old);
     host.listen(&mut server, &found)?;
     host.populate(found);
     open_files::keep_reserve();

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{
-    SIGALRM, SIGCHLD, SIGHUP, SIGIO, SIGPROF, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
-    SIGXFSZ,
+    SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM,
+    SIGXCPU, SIGXFSZ,
 };
 
 /// The signals by what they mean.
@@ -26,6 +26,7 @@ impl Signals {
         // By default each of them ends the process, and with it all VMs.
         let named = [
             SIGHUP,
+            SIGINT,
             SIGQUIT,
             SIGUSR1,
             SIGUSR2,
