@@ -26,7 +26,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -79,6 +79,12 @@ impl FdStore {
         let capacity = std::env::var("FDSTORE").ok()?.parse().ok().filter(|max| *max > 0)?;
         let notify = Notify::from_env()?;
         Some(notify.and_then(|notify| Self::new(notify, capacity, ask, passed::take()?)))
+    }
+
+    /// The names of the sessions whose fds this process was started with, whether it has a store or not. Takes none of them.
+    pub fn passed_sessions() -> BTreeSet<SessionName> {
+        let names = passed::names_of_this_process();
+        names.iter().filter_map(|name| parse(name)).map(|(session, _)| session).collect()
     }
 
     /// A store for up to `capacity` fds, reached through `notify`, that already holds `fds`.

@@ -20,7 +20,7 @@ pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Errno> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let names = names(std::process::id(), |name| std::env::var_os(name));
+    let names = names_of_this_process();
     let mut passed = Vec::with_capacity(names.len());
     for (fd, name) in (FIRST..).zip(names) {
         // SAFETY: `LISTEN_PID` says that the service manager opened this fd for this process, so
@@ -30,6 +30,11 @@ pub(super) fn take() -> Result<Vec<(String, OwnedFd)>, Errno> {
         passed.push((name, fd));
     }
     Ok(passed)
+}
+
+/// Returns the names of the fds that this process was started with.
+pub(super) fn names_of_this_process() -> Vec<String> {
+    names(std::process::id(), |name| std::env::var_os(name))
 }
 
 /// Returns the names of the fds that were passed to process `pid`, in the order of their numbers.

@@ -471,9 +471,8 @@ impl Host {
         if call.verify_frames {
             return Err(HostError::FramesNotPinned);
         }
-        let luo = self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
-        let surroundings = Surroundings::of_host(&self.vms, luo.as_ref());
-        let surroundings = surroundings.leaving_out(&call.without).configured(&self.config_text);
+        self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
+        let surroundings = self.surroundings().leaving_out(&call.without);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;
         service::ask_for_kexec()?;

@@ -1,11 +1,23 @@
 //! The preflight of an update that is not done: `perennial ctl preflight`.
 
-use super::{Host, HostError, index_of};
+use super::{Host, HostError, index_of, service};
 use crate::api::UpdateCall;
 use crate::live_update::next_kernel::Candidate;
 use crate::live_update::preflight::{self, Check, Finding, Surroundings};
 
 impl Host {
+    /// What a preflight knows of this host.
+    pub(super) fn surroundings(&self) -> Surroundings<'_> {
+        let surroundings = match &self.luo {
+            Ok(luo) => Surroundings {
+                empties_store: self.is_in_fd_store() && service::empties_store(),
+                ..Surroundings::of_host(&self.vms, luo.as_ref())
+            },
+            Err(_) => Surroundings::without_vms(),
+        };
+        surroundings.configured(&self.config_text)
+    }
+
     /// Returns all findings about an update. Loads nothing, and touches no VM.
     pub(super) fn preflight(&self, call: &UpdateCall) -> Result<Vec<Finding>, HostError> {
         call.without.iter().try_for_each(|name| index_of(&self.vms, name).map(drop))?;
@@ -15,11 +27,7 @@ impl Host {
             Err(_) => self.kernel_entry.ticket(),
         };
         let candidate = Candidate::open(&next, ticket);
-        let surroundings = match &self.luo {
-            Ok(luo) => Surroundings::of_host(&self.vms, luo.as_ref()),
-            Err(_) => Surroundings::without_vms(),
-        };
-        let surroundings = surroundings.leaving_out(&call.without).configured(&self.config_text);
+        let surroundings = self.surroundings().leaving_out(&call.without);
         let mut findings = preflight::run(&candidate, &surroundings);
         if let (Err(none), None) = (&self.luo, ticket)
             && !findings.iter().any(|finding| finding.name == Check::RunningLuo)

@@ -24,6 +24,8 @@ use crate::vm::ram_layout;
 
 /// How long systemd may take for an answer to a question.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long systemd may take to accept the request for a kexec.
+const KEXEC_ACCEPTED_WITHIN: Duration = Duration::from_secs(25);
 /// For how long each step of a stop asks systemd to wait for the host.
 const STEP_TAKES: Duration = Duration::from_secs(300);
 
@@ -35,20 +37,21 @@ pub enum KexecError {
     #[error("cannot run `systemctl kexec`")]
     Run(#[source] std::io::Error),
     /// `systemctl` failed.
-    #[error("`systemctl kexec` failed ({status}): {said}")]
-    Failed {
-        /// The exit status.
-        status: std::process::ExitStatus,
-        /// The text on stderr.
-        said: String,
-    },
+    #[error("`systemctl kexec` failed: {0}")]
+    Failed(String),
+    /// systemd may carry it out all the same.
+    #[error(
+        "`systemctl kexec` has not answered for {} s: see `systemctl list-jobs` before you update again",
+        KEXEC_ACCEPTED_WITHIN.as_secs()
+    )]
+    Late,
 }
 
 /// Returns the fd store of this service as LUO. `None` if there is no fd store or systemd does not carry
 /// it over a kexec: then the caller chooses another LUO. Logs an error if the store has too little room
 /// for `machines`.
 pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>> {
-    let store = FdStore::from_env(count)?;
+    let Some(store) = FdStore::from_env(count) else { return without_store().map(Err) };
     let version = version();
     if version.is_none_or(|version| version < FIRST_VERSION) {
         let found = version.map_or("an unknown version".to_owned(), |version| version.to_string());
@@ -72,6 +75,33 @@ pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>
     report_room(&store, fds_needed(machines));
     report_contents(&store);
     Some(Ok(Box::new(store)))
+}
+
+/// Why a service without an fd store may hold VMs all the same: systemd has passed it what the last host stored, and the
+/// unit has been changed since.
+fn without_store() -> Option<String> {
+    let passed = FdStore::passed_sessions();
+    let names: Vec<String> = passed.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "systemd has passed the sessions `{}`, but this service has no fd store now: set FileDescriptorStoreMax= \
+             and NotifyAccess=main in the unit again, and restart the service",
+            names.join("`, `")
+        )
+    })
+}
+
+/// Whether systemd empties the fd store when it stops this service, as before a kexec. False if it does not tell.
+pub fn empties_store() -> bool {
+    let unit = || UNIT.get().cloned().or_else(|| ask(&["whoami"]));
+    let said =
+        unit().and_then(|unit| ask(&["show", "--property=FileDescriptorStorePreserve", &unit]));
+    said.is_some_and(|said| is_emptied(&said))
+}
+
+/// Parses the output of `systemctl show` with what becomes of the fd store.
+fn is_emptied(text: &str) -> bool {
+    ["FileDescriptorStorePreserve=no", "FileDescriptorStorePreserve=restart"].contains(&text.trim())
 }
 
 fn report_room(store: &FdStore, needed: usize) {
@@ -106,10 +136,11 @@ fn version() -> Option<u32> {
     parse_version(&ask(&["--version"])?)
 }
 
+/// The unit of this process.
+static UNIT: OnceLock<String> = OnceLock::new();
+
 /// Returns what systemd says of the fd store of this service. `None`, and a line in the log, if it does not say.
 fn count() -> Option<Count> {
-    /// The unit of this process.
-    static UNIT: OnceLock<String> = OnceLock::new();
     let of_unit = |unit: &str| {
         let properties = "--property=NFileDescriptorStore,FileDescriptorStoreMax";
         parse_count(&ask(&["show", properties, unit])?)
@@ -249,15 +280,16 @@ fn what_changed(is_ours: bool, is_loaded: Option<bool>) -> Option<&'static str> 
 
 /// Asks systemd to enter the loaded kernel. Returns as soon as systemd has accepted the request.
 pub fn ask_for_kexec() -> Result<(), KexecError> {
-    let output = Command::new("systemctl")
-        .args(["kexec", "--no-block"])
-        .output()
-        .map_err(KexecError::Run)?;
-    if output.status.success() {
-        return Ok(());
+    let output = Output::new().map_err(KexecError::Run)?;
+    let mut command = Command::new("systemctl");
+    command.args(["kexec", "--no-block"]).stdin(Stdio::null());
+    command.stdout(output.writer().map_err(KexecError::Run)?);
+    command.stderr(output.writer().map_err(KexecError::Run)?);
+    match output.answer_of(&mut command, KEXEC_ACCEPTED_WITHIN, 0).map_err(KexecError::Run)? {
+        Some(answer) if answer.is_good => Ok(()),
+        Some(answer) => Err(KexecError::Failed(answer.said.trim().to_owned())),
+        None => Err(KexecError::Late),
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(KexecError::Failed { status: output.status, said })
 }
 
 #[cfg(test)]
@@ -272,6 +304,13 @@ mod tests {
         assert_eq!(parse_version("elogind 252"), None);
         assert_eq!(parse_version("systemd \n"), None);
         assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn a_store_that_does_not_outlast_a_stop_is_known() {
+        let is_emptied = |value| is_emptied(&format!("FileDescriptorStorePreserve={value}\n"));
+        assert!(is_emptied("no") && is_emptied("restart"));
+        assert!(!is_emptied("yes") && !is_emptied("on-success") && !is_emptied(""));
     }
 
     #[test]

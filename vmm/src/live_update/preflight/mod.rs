@@ -44,6 +44,8 @@ pub struct Surroundings<'a> {
     pub fills_holes: bool,
     /// What the host's LUO can still preserve.
     pub room: Room,
+    /// Whether systemd empties the fd store when it stops the host.
+    pub empties_store: bool,
     /// Whether the next host is the first process of the next kernel, and so brings its program, its
     /// configuration and its modules along in the initramfs.
     pub is_first_process: bool,
@@ -77,6 +79,7 @@ impl<'a> Surroundings<'a> {
             config: "",
             fills_holes: false,
             room: Room::default(),
+            empties_store: false,
             is_first_process,
             root: Path::new("/"),
         }

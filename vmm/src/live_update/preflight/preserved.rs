@@ -37,6 +37,9 @@ pub(super) fn check(surroundings: &Surroundings<'_>) -> Vec<Finding> {
         return Vec::new();
     }
     let mut findings = Vec::new();
+    if surroundings.empties_store {
+        findings.push(emptied_store());
+    }
     if let Some(free) = room.files {
         let touched = live(surroundings).map(|(_, live)| touched(live)).sum::<u64>();
         let of_vms = touched + vms + held.len() as u64;
@@ -54,6 +57,14 @@ pub(super) fn check(surroundings: &Surroundings<'_>) -> Vec<Finding> {
         findings.extend(too_little_room(Copies { files, bytes }, free));
     }
     findings
+}
+
+fn emptied_store() -> Finding {
+    let sentence = "systemd empties the fd store of this service when it stops the service for the kexec: all VMs would be \
+                    lost";
+    let remedy =
+        "set FileDescriptorStorePreserve=yes in the unit, and run `systemctl daemon-reload`";
+    Finding::new(Check::FdStore, "", sentence.to_owned(), remedy)
 }
 
 /// The files of the VMs that are preserved here, as far as the update preserves them again. A VM that is left out of the
@@ -150,6 +161,9 @@ mod tests {
         let around = Surroundings { room, ..Surroundings::without_vms() };
         let vms = [preserved(false), preserved(false)];
         let found = check(&Surroundings { vms: &vms, ..around });
+        let emptied = check(&Surroundings { vms: &vms, empties_store: true, ..around });
+        assert_eq!(emptied, [vec![emptied_store()], found.clone()].concat());
+        assert!(!emptied[0].can_be_forced && emptied[0].to_string().contains("StorePreserve=yes"));
         // Two blocks and an entry for each VM, and the host's.
         let text = found.iter().map(ToString::to_string).collect::<String>();
         assert!(text.contains("puts 7 files into the fd store"), "{text}");

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -31,6 +31,8 @@ pub(super) struct Manager {
     _said: tempfile::TempDir,
     /// What a service is told at its start that its store takes.
     capacity: usize,
+    /// Whether the service is told that it has a store.
+    has_store: AtomicBool,
     /// What the store takes.
     real: Arc<AtomicUsize>,
     kept: Arc<Mutex<Kept>>,
@@ -78,7 +80,8 @@ impl Manager {
                 fs::rename(&new, &path).unwrap();
             }
         });
-        Self { directory: directory.to_owned(), _said: said, capacity, real, kept, synced }
+        let (directory, has_store) = (directory.to_owned(), AtomicBool::new(true));
+        Self { directory, _said: said, capacity, has_store, real, kept, synced }
     }
 
     /// Waits until every message that was sent before is processed: systemd does so before it looks at the end of a
@@ -96,6 +99,11 @@ impl Manager {
     pub(super) fn set_capacity(&self, capacity: usize) {
         self.real.store(capacity, Ordering::Relaxed);
         self.sync();
+    }
+
+    /// Has the unit lose its store, or get it back. What it holds stays, and is passed to the service.
+    pub(super) fn set_store(&self, has_store: bool) {
+        self.has_store.store(has_store, Ordering::Relaxed);
     }
 
     /// The names of what the store holds.
@@ -137,16 +145,21 @@ impl Manager {
         let script = places.collect::<String>() + "LISTEN_PID=$$ exec \"$0\" \"$@\"";
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
         let path = std::env::var("PATH").unwrap_or_default();
+        let has_store = self.has_store.load(Ordering::Relaxed);
+        let store = has_store.then(|| ("FDSTORE", self.capacity.to_string()));
         let environment = [
             ("NOTIFY_SOCKET", self.directory.join("notify").display().to_string()),
-            ("FDSTORE", self.capacity.to_string()),
             ("LISTEN_FDS", fds.len().to_string()),
             ("LISTEN_FDNAMES", names.join(":")),
             ("PATH", format!("{}:{path}", self.directory.display())),
         ];
         Passed {
             wrapper: ["bash", "-c", &script].map(str::to_owned).to_vec(),
-            environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            environment: environment
+                .into_iter()
+                .chain(store)
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             _fds: fds,
         }
     }

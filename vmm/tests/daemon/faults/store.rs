@@ -71,6 +71,26 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
 }
 
 #[test]
+fn a_service_whose_unit_has_lost_its_store_boots_no_vm_over_what_systemd_holds() {
+    let Some(mut service) = start("") else { return };
+    let before = VMS.map(|name| service.counts_on(name));
+    service.manager().set_store(false);
+    for _ in 0..2 {
+        service.signal(Signal::TERM);
+        service.start_again();
+        for name in VMS {
+            let vm = service.vm(name);
+            assert_eq!(vm["state"], "withheld", "{vm}");
+            assert!(vm["error"].to_string().contains("FileDescriptorStoreMax="), "{vm}");
+            assert!(service.runners(name).is_empty() && service.is_still_kept(name), "{name}");
+        }
+    }
+    service.manager().set_store(true);
+    service.signal(Signal::TERM);
+    assert_all_come_back(&mut service, before);
+}
+
+#[test]
 fn a_vm_that_was_given_up_and_boots_again_goes_along_from_then_on() {
     let Some(mut service) = start("") else { return };
     let [before, other] = VMS.map(|name| service.counts_on(name));
