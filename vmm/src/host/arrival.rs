@@ -534,7 +534,12 @@ impl Host {
 
     /// Lets go of the programs of earlier hosts that nobody needs.
     fn choose_programs(&mut self) {
-        programs::choose(&mut self.carried.programs, self.vms.iter().any(is_preserved));
+        let needs = |vm: &Guest| match &vm.life {
+            // What it saves, its program can read.
+            Life::Live(live) => live.program.is_some(),
+            _ => is_preserved(vm),
+        };
+        programs::choose(&mut self.carried.programs, self.vms.iter().any(needs));
     }
 
     /// Leaves everything in the fd store as it is, if what the last host left still cannot be read. The documents of this

@@ -75,10 +75,9 @@ use crate::live_update::arrival::{Arrival, NotSeen};
 use crate::live_update::breakpoint;
 use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
-use crate::live_update::next_host::{self, Left, NextProgram};
+use crate::live_update::next_host::{self, Left, NextHost};
 use crate::live_update::next_kernel::{self, Files, NextKernel};
 use crate::live_update::outgoing::Destination;
-use crate::live_update::preflight::Surroundings;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::look;
@@ -489,12 +488,10 @@ impl Host {
         call: crate::api::HandoverCall,
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
-        let program = call.program.clone();
-        let at_path = |host: &Self| {
-            let path = program.map_or_else(next_host::own_program, Ok)?;
-            Ok((NextProgram::At(path), host.next_configs()))
-        };
-        self.hand_over_to(at_path, call, observer)
+        let path = call.program.clone().map_or_else(next_host::own_program, Ok)?;
+        // Before preserved VMs leave sessions that outlive this process, for a program that cannot be used.
+        let program = NextHost::open(&path).map_err(|error| HostError::Handover(error.into()))?;
+        self.hand_over_to(|host| Ok((program, host.next_configs())), call, observer)
     }
 
     /// Returns the texts of the configurations that a next program would find: that of the file, if it can be read, and that
@@ -514,7 +511,7 @@ impl Host {
     /// `choose` returns, if there are any. Returns only if that did not take place.
     fn hand_over_to(
         &mut self,
-        choose: impl FnOnce(&Self) -> Result<(NextProgram, Vec<(String, String)>), HostError>,
+        choose: impl FnOnce(&Self) -> Result<(NextHost, Vec<(String, String)>), HostError>,
         call: crate::api::HandoverCall,
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {

@@ -20,7 +20,7 @@ use crate::guests::held::Held;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::PROTOCOL;
 use crate::live_update::manifest::STATE_TOKEN;
-use crate::live_update::next_host::{ANSWER_WITHIN, NextHost, NextProgram};
+use crate::live_update::next_host::{ANSWER_WITHIN, NextHost};
 use crate::live_update::programs::ProgramError;
 use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
@@ -215,7 +215,7 @@ impl Host {
             }
             let next = host.previous(documents, |_| Ok(()))?()?;
             // The way back is for VMs, whatever else it costs.
-            Ok((NextProgram::Opened(next), Vec::new()))
+            Ok((next, Vec::new()))
         };
         self.hand_over_to(previous, HandoverCall::default(), observer)
     }

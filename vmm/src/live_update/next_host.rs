@@ -210,25 +210,6 @@ pub struct NextHost {
     deadline: Option<Instant>,
 }
 
-/// The program of a handover.
-#[derive(Debug, Clone)]
-pub enum NextProgram {
-    /// The program at this path.
-    At(PathBuf),
-    /// A program that was opened and checked.
-    Opened(NextHost),
-}
-
-impl NextProgram {
-    /// Opens the program and checks that it is a `perennial` program.
-    pub fn open(&self) -> Result<NextHost, NextHostError> {
-        match self {
-            Self::At(path) => NextHost::open(path),
-            Self::Opened(next) => Ok(next.clone()),
-        }
-    }
-}
-
 impl NextHost {
     /// Opens a program and checks that it is a `perennial` program.
     pub fn open(path: &Path) -> Result<Self, NextHostError> {

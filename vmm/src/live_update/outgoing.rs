@@ -28,8 +28,7 @@ use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, UNDONE, host_session, vm_session,
 };
 use super::next_host::{
-    Inherited, NextHost, NextHostError, NextProgram, Passed, refuse_if_told_to_end,
-    refuse_unended_work,
+    Inherited, NextHost, NextHostError, Passed, refuse_if_told_to_end, refuse_unended_work,
 };
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, Surroundings};
@@ -56,7 +55,7 @@ pub enum Destination<'a> {
     /// Another host program on this kernel, in this process: a handover.
     Host {
         /// The program.
-        program: NextProgram,
+        program: NextHost,
         /// The keeper with the sessions; `None` if they are in a pool.
         keeper: Option<&'a Keeper>,
         /// The machine's lock on hosts, which the program takes over.
@@ -281,7 +280,6 @@ fn load<'a>(
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
         Destination::Host { program, keeper, lock, configs } => {
-            let program = program.open()?;
             // The documents themselves are decoded when they are complete, in the blackout.
             if let Some(draft) = preflight::manifest(&surroundings) {
                 program.would_take_over(draft.as_fd())?;
@@ -292,7 +290,7 @@ fn load<'a>(
             let drafts: Vec<_> = configs.iter().filter_map(draft).collect();
             let drafts: Vec<_> = drafts.iter().map(|(n, file)| (n.clone(), file.as_fd())).collect();
             program.can_use_one_of(&drafts)?;
-            Next::Host(program, *keeper, *lock)
+            Next::Host(program.clone(), *keeper, *lock)
         }
         Destination::Service { lock, waits } => Next::Service { lock: *lock, waits: *waits },
     })
