@@ -238,6 +238,11 @@ pub enum HostError {
         "there is no report: this host was started by a cold boot, and no earlier host left one"
     )]
     NoReport,
+    /// A command panicked.
+    #[error(
+        "this host has a defect, please report it: {0}. What the command had begun may be unfinished: see `status`"
+    )]
+    Defect(String),
     /// Another host runs on this machine, or it is not known whether one does.
     #[error(transparent)]
     Instance(#[from] InstanceError),

@@ -7,6 +7,7 @@ mod signals;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::service_stop::Attempts;
 use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
+use crate::causes::panic_message;
 use crate::config::HostSection;
 use crate::guests::{Guest, Life};
 use crate::live_update::rehearsal::Rehearsal;
@@ -38,6 +40,8 @@ pub(super) struct Server {
     leaves_again: Option<Instant>,
     /// The attempts so far.
     attempts: Attempts,
+    /// Whether the last wait failed.
+    cannot_wait: bool,
 }
 
 /// What the loop waits for.
@@ -71,7 +75,7 @@ impl Server {
         next_host::heed(end).map_err(HostError::Loop)?;
         let calls = Calls::default();
         let attempts = Attempts::default();
-        Ok(Self { signals, left: None, calls, leaves_again: None, attempts })
+        Ok(Self { signals, left: None, calls, leaves_again: None, attempts, cannot_wait: false })
     }
 
     /// Ends the host when the other end of `left` is closed: the user at the terminal has left.
@@ -91,47 +95,61 @@ impl Server {
         tracing::info!("ready: {summary}");
         service::ready(&summary);
         self.calls.callers.tell(Caller::Port, &Line::ready(&status));
-        let mut failing = false;
         loop {
-            host.keep_disks();
-            self.calls.callers.listen_again();
-            match self.wait(host) {
-                Ok(ready) => {
-                    failing = false;
-                    ready.into_iter().for_each(|source| self.handle(source, host));
-                }
-                // What poll(2) failed for, such as memory, may come back. The host must not end for it, because
-                // its VMs would end too.
-                Err(errno) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::error!("the host cannot wait for its clients and VMs: {errno}");
-                    }
+            // A defect must not end the host, and with it all VMs.
+            match catch_unwind(AssertUnwindSafe(|| self.round(host))) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(panic) => {
+                    let what = panic_message(&*panic);
+                    tracing::error!("this host has a defect, please report it: {what}");
                     thread::sleep(RETRY_PAUSE);
                 }
             }
-            host.vms.iter_mut().for_each(Guest::note_ends);
-            if !self.calls.host_ends() {
-                host.go_on_with_late();
-                host.boot_due();
-            }
-            let asks_programs = host.restores.asks_programs();
-            host.go_on_with_restores();
-            if asks_programs && !host.restores.asks_programs() {
-                // Orphans wait since then.
-                processes::reap(host);
-            }
-            self.leaves_again.take_if(|at| *at <= Instant::now());
-            self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
-            self.calls.go_on(host);
-            let is_to_leave = self.calls.leaves.is_some() && self.leaves_again.is_none();
-            if is_to_leave && !self.calls.host_ends() && host.none_is_ending() {
-                self.leave(host);
-            }
-            if self.calls.host_has_ended(host) || host.has_nothing_left() {
-                return Ok(());
-            }
-            self.calls.sweep();
         }
+    }
+
+    /// Waits once, and serves what is ready. Returns whether the host has ended.
+    fn round(&mut self, host: &mut Host) -> bool {
+        host.keep_disks();
+        self.calls.callers.listen_again();
+        match self.wait(host) {
+            Ok(ready) => {
+                self.cannot_wait = false;
+                ready.into_iter().for_each(|source| self.handle(source, host));
+            }
+            // What poll(2) failed for, such as memory, may come back. The host must not end for it, because
+            // its VMs would end too.
+            Err(errno) => {
+                if !std::mem::replace(&mut self.cannot_wait, true) {
+                    tracing::error!("the host cannot wait for its clients and VMs: {errno}");
+                }
+                thread::sleep(RETRY_PAUSE);
+            }
+        }
+        host.vms.iter_mut().for_each(Guest::note_ends);
+        if !self.calls.host_ends() {
+            host.go_on_with_late();
+            host.boot_due();
+        }
+        let asks_programs = host.restores.asks_programs();
+        host.go_on_with_restores();
+        if asks_programs && !host.restores.asks_programs() {
+            // Orphans wait since then.
+            processes::reap(host);
+        }
+        self.leaves_again.take_if(|at| *at <= Instant::now());
+        self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
+        self.calls.go_on(host);
+        let is_to_leave = self.calls.leaves.is_some() && self.leaves_again.is_none();
+        if is_to_leave && !self.calls.host_ends() && host.none_is_ending() {
+            self.leave(host);
+        }
+        if self.calls.host_has_ended(host) || host.has_nothing_left() {
+            return true;
+        }
+        self.calls.sweep();
+        false
     }
 
     /// Waits until at least one source is ready. Returns the sources that are ready.

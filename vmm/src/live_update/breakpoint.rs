@@ -1,7 +1,8 @@
-//! A breakpoint at a step of a live update, for tests. There are two kinds:
+//! A breakpoint at a step of a live update, for tests. There are three kinds:
 //!
 //! - This process stops itself (SIGSTOP), and the test that waits for that does the damage from outside, to this process,
 //!   to a VM's process or to the machine.
+//! - It panics, if the file says `panic` in front of the step, as a defect of this program would.
 //! - A host that is PID 1 of a machine cannot be stopped. It does the damage itself, as the module `damage` says.
 //!
 //! Only debug builds and those with the feature `faults` have them. Every other build compiles them to nothing.
@@ -24,7 +25,12 @@ pub fn reach(step: &str, vm: Option<&VmName>) {
 
     damage::reach(step, vm.map(VmName::as_str));
     let Some(file) = std::env::var_os(VARIABLE) else { return };
-    if std::fs::read_to_string(&file).is_ok_and(|named| named == step) {
+    let named = std::fs::read_to_string(&file).unwrap_or_default();
+    if named.strip_prefix("panic ") == Some(step) {
+        let _ = std::fs::remove_file(&file);
+        panic!("as the test asked, in the step `{step}`");
+    }
+    if named == step {
         let stopped = std::fs::write(&file, vm.map_or("", VmName::as_str));
         if stopped.is_ok() {
             let _ = kill_process(getpid(), Signal::STOP);

@@ -5,11 +5,12 @@ mod rehearse;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::callers::{Caller, Callers};
 use crate::api::{Answer, Call, Command, Event, Line, RecoverCall, Transaction, With, hex, now_ms};
-use crate::causes::chain;
+use crate::causes::{chain, panic_message};
 use crate::host::errands::{Errand, Errands};
 use crate::host::events::Watchers;
 use crate::host::recover::{Recoveries, Wanted};
@@ -148,7 +149,10 @@ impl Calls {
                 continue;
             }
             let id = call.id;
-            let line = match self.carry_out(call, host, caller) {
+            // A defect must not end the host, and with it all VMs.
+            let done = catch_unwind(AssertUnwindSafe(|| self.carry_out(call, host, caller)));
+            let done = done.unwrap_or_else(|panic| Err(HostError::Defect(panic_message(&*panic))));
+            let line = match done {
                 // The reply comes when what was asked for has ended.
                 Ok(None) => continue,
                 Ok(Some(answer)) => Line::ok(id, &answer),

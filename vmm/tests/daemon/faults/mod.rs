@@ -23,7 +23,7 @@ use std::thread;
 
 use cell::Cell;
 use rustix::process::{Pid, Signal, kill_process};
-use service::Service;
+use service::{Service, VMS};
 
 /// How many cells run at the same time.
 const AT_ONCE: usize = 4;
@@ -115,6 +115,31 @@ fn has_kvm() -> bool {
         eprintln!("skipped: no /dev/kvm");
     }
     kvm.is_ok()
+}
+
+#[test]
+fn a_defect_of_the_host_at_a_step_of_leaving_ends_no_vm() {
+    if !has_kvm() {
+        return;
+    }
+    let service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    let first = VMS.map(|name| service.counts_on(name).boot);
+    for step in LEAVING {
+        let before = VMS.map(|name| service.counts_on(name));
+        service.set_breakpoint(&format!("panic {step}"));
+        let refused = service.ctl(&["handover"]);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains("has a defect"), "{step}: {said}");
+        assert!(said.contains(&format!("in the step `{step}`")), "{said}");
+        for (name, before) in VMS.into_iter().zip(before) {
+            let now = service.counts_on(name);
+            assert!(now.boot == before.boot && now.count >= before.count, "{name}: {now:?}");
+        }
+    }
+    let readies = service.readies();
+    assert!(service.ctl(&["handover"]).status.success());
+    assert!(service.becomes_ready(readies));
+    assert_eq!(VMS.map(|name| service.counts_on(name).boot), first);
 }
 
 #[test]
