@@ -58,6 +58,7 @@ impl Host {
             left_out: Vec::new(),
             rehearsal: None,
             rehearsed: None,
+            watchdog: None,
             started_ticks: 0,
             is_alone: true,
             instance: None,

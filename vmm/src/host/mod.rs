@@ -91,6 +91,7 @@ use kept_disks::KeptDisks;
 use kernel_entry::KernelEntry;
 use mounts::Unmounted;
 use restores::Restores;
+use watchdog::Watchdog;
 
 /// Path of the configuration in the image of a Perennial host.
 pub const IMAGE_CONFIG: &str = "/etc/perennial.toml";
@@ -145,6 +146,8 @@ pub struct Host {
     is_alone: bool,
     /// Says that a host runs on this machine. `None` if that cannot be said, and for `perennial run`.
     instance: Option<Instance>,
+    /// The hardware watchdog. It is stopped when this is dropped: when the host ends on purpose.
+    watchdog: Option<Watchdog>,
 }
 
 /// The VMs that the last kernel or the last host left, before they are resumed.
@@ -232,6 +235,7 @@ impl Host {
             left_out: Vec::new(),
             rehearsal: None,
             rehearsed: None,
+            watchdog: None,
             started_ticks,
             is_alone: false,
             instance,
@@ -600,8 +604,7 @@ pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result
     let mut server = serve::Server::new(end)?;
     survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;
-    // Stopped when the host ends on purpose.
-    let _watchdog = survival::watchdog(&host.config.host);
+    host.watchdog = survival::watchdog(&host.config.host);
     let old = start::config_of_old_host(&found.arrival);
     survival::stop_watchdog_of_old_host(&host.config.host, old);
     host.listen(&mut server, &found)?;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::arrival::Destiny;
 use super::instance::Instance;
-use super::{Host, service};
+use super::{Host, service, survival};
 use crate::causes::chain;
 use crate::guests::{Guest, Life};
 use crate::live_update::leaving::Kept;
@@ -110,6 +110,22 @@ impl Host {
         if !self.is_in_fd_store() {
             return None;
         }
+        // A service that an operator stops may stay so, and then nobody feeds the watchdog. Before a kexec it runs on.
+        let watchdog = self.watchdog.take_if(|_| service::is_ending() == Some(false));
+        let had_one = watchdog.is_some();
+        drop(watchdog);
+        let left = self.try_to_leave(attempts, observer);
+        if had_one {
+            self.watchdog = survival::watchdog(&self.config.host);
+        }
+        left
+    }
+
+    fn try_to_leave(
+        &mut self,
+        attempts: &mut Attempts,
+        observer: Observer<'_>,
+    ) -> Option<Duration> {
         service::stopping("putting the VMs into the fd store");
         service::look_again(self.next.is_some());
         self.finish_the_rest();

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 
 use super::Backend;
@@ -88,6 +90,33 @@ fn a_service_whose_unit_has_lost_its_store_boots_no_vm_over_what_systemd_holds()
     service.manager().set_store(true);
     service.signal(Signal::TERM);
     assert_all_come_back(&mut service, before);
+}
+
+#[test]
+fn a_service_that_is_stopped_leaves_no_watchdog_behind_and_a_machine_that_ends_does() {
+    let Some(mut service) = start("") else { return };
+    // A terminal is a character device, and shows what is written to it.
+    let watchdog = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&watchdog).unwrap();
+    unlockpt(&watchdog).unwrap();
+    let path = ptsname(&watchdog, Vec::new()).unwrap().into_string().unwrap();
+    let _terminal = fs::File::options().write(true).open(&path).unwrap();
+    fcntl_setfl(&watchdog, OFlags::NONBLOCK).unwrap();
+    let with_watchdog =
+        |text: String| text.replace("[host]", &format!("[host]\nwatchdog = {path:?}"));
+    restart_with(&mut service, with_watchdog);
+    let systemctl = service.path().join("systemctl");
+    let script = fs::read_to_string(&systemctl).unwrap();
+    for (state, last) in [("running", b'V'), ("stopping", 0)] {
+        let tells = format!("case $1 in is-system-running) echo {state};;");
+        fs::write(&systemctl, script.replace("case $1 in", &tells)).unwrap();
+        service.signal(Signal::TERM);
+        service.wait_for_its_end();
+        let mut fed = [0xff; 256];
+        let count = rustix::io::read(&watchdog, &mut fed).unwrap();
+        assert_eq!(fed[count - 1], last, "{state}: {:?}\n{}", &fed[..count], service.logs());
+        service.start_again();
+    }
 }
 
 #[test]
