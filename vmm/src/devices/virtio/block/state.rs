@@ -121,11 +121,12 @@ impl Persist for Block {
         } = &**shared;
         // The new host opens the files again; the options are in the machine's description.
         let Image { file: _, cached: _, identity, options } = image;
+        let identity = identity.clone().without_birth();
         Ok(VirtioBlkStateV4 {
             capacity_sectors: shared.sectors(),
             readonly: options.readonly,
             id: *id,
-            identity: identity.clone(),
+            identity,
             geometry: *geometry,
         })
     }
