@@ -291,7 +291,10 @@ impl BlockWorker {
         self.requests -= 1;
         self.bytes -= bytes;
         match (how, result) {
-            // The guest discards nothing more, or writes the zeroes itself.
+            // A discard is a hint, and Linux logs each one that is refused. Zeroes the guest can write itself.
+            (How::Discard, Err(error)) if is_unsupported(&error) => {
+                answer(request, Status::Ok, 0, rings);
+            }
             (_, Err(error)) if is_unsupported(&error) => {
                 answer(request, Status::Unsupported, 0, rings);
             }
