@@ -214,8 +214,8 @@ pub enum GuestError {
     /// Another program has written to a disk of a preserved VM.
     #[error(
         "VM `{name}` is not restored, because something was written to its disk {} while the VM was preserved: the time of \
-         its last write was {was} and is {now} (seconds since 1970). The guest's memory does not fit such a disk: put back \
-         what was there, give the VM up with `stop`, or continue the guest nevertheless with `restore --force`",
+         its last write was {was} and is {now} (seconds since 1970). The guest's memory may not fit the disk any \
+         more. Give the VM up with `stop`, or, if the disk is as it was, continue the guest with `restore --force`",
         path.display()
     )]
     DiskWritten {

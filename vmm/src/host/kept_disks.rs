@@ -1,5 +1,5 @@
-//! The disks of VMs that are preserved or withheld. The memory of such a VM goes with what is on its disks, so the host
-//! keeps the disks open and locked, as the VM's process would: no other VM and no other program may use them meanwhile.
+//! The disks of VMs that are preserved or withheld. The memory of such a VM describes its disks as they are, so the host
+//! keeps them open and locked, as the VM's process would: no other VM and no other program may use them meanwhile.
 //!
 //! A disk that cannot be opened is no error here: that may be why the VM is preserved. Whoever restores the VM opens its
 //! disks again, so they are released before that.
@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
 use super::Host;
 use crate::causes::chain;
@@ -42,17 +42,19 @@ struct KeptDisk {
 struct Content {
     bytes: u64,
     /// When it was written to: seconds since 1970, and nanoseconds.
-    written: (i64, u64),
+    written: (i64, u32),
 }
 
 impl Content {
-    /// What `file` is like. `None` if it is not a regular file, or cannot be asked.
+    /// What `file` is like, as far as this machine knows: a server that may be gone is not asked. `None` if it is not a
+    /// regular file, or cannot be asked.
     fn of(file: impl AsFd) -> Option<Self> {
-        let stat = fstat(file).ok()?;
-        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        let (bytes, written) =
-            (u64::try_from(stat.st_size).ok()?, (stat.st_mtime, stat.st_mtime_nsec));
-        is_file.then_some(Self { bytes, written })
+        let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::MTIME;
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(file, "", flags, wanted).ok()?;
+        let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+        let written = (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
+        is_file.then_some(Self { bytes: stat.stx_size, written })
     }
 
     /// Whether something was written between the two looks. An image of another size was made smaller or larger, as
@@ -104,12 +106,25 @@ impl KeptDisks {
 
     /// Closes the disks of a VM.
     pub(super) fn release(&mut self, vm: &VmName) {
-        self.0.retain(|kept| kept.vm != *vm);
+        self.retain(|kept| kept.vm != *vm);
     }
 
-    /// Closes the disks of all VMs.
+    /// Closes the disks of all VMs. Before this process ends or becomes another program, which would close them, too, with
+    /// all guests paused.
     pub(super) fn release_all(&mut self) {
-        self.0.clear();
+        self.retain(|_| false);
+    }
+
+    /// Closes the disks that are not `wanted`. On a server that is gone, that may take long, so it is done elsewhere.
+    fn retain(&mut self, wanted: impl Fn(&Kept) -> bool) {
+        let closed: Vec<Kept> = self.0.extract_if(.., |kept| !wanted(kept)).collect();
+        if closed.is_empty() {
+            return;
+        }
+        let what = "closing the disks of a VM that was preserved".to_owned();
+        if let Err(error) = Elsewhere::begin("close-disks", what, move || drop(closed)) {
+            tracing::debug!("the disks of a VM that was preserved are closed here: {error}");
+        }
     }
 
     /// Errors if something was written to an image of the VM since the host keeps it.
@@ -119,7 +134,7 @@ impl KeptDisks {
         let change = |disk: &KeptDisk| disk.change().map(|change| (disk.path.clone(), change));
         match kept.opened.iter().find_map(change) {
             Some((path, (was, now))) => {
-                let time = |(seconds, ns): (i64, u64)| format!("{seconds}.{ns:09}");
+                let time = |(seconds, ns): (i64, u32)| format!("{seconds}.{ns:09}");
                 let (was, now) = (time(was.written), time(now.written));
                 Err(GuestError::DiskWritten { name: vm.clone(), path, was, now })
             }
@@ -144,7 +159,7 @@ impl Host {
         let is_late = |name: &VmName| self.late.iter().any(|late| late.name() == name);
         let wanted = self.vms.iter().filter_map(to_keep);
         let wanted: Vec<&Machine> = wanted.filter(|machine| !is_late(&machine.name)).collect();
-        self.kept_disks.0.retain(|kept| wanted.iter().any(|machine| machine.name == kept.vm));
+        self.kept_disks.retain(|kept| wanted.iter().any(|machine| machine.name == kept.vm));
         for machine in wanted {
             if !self.kept_disks.0.iter().any(|kept| kept.vm == machine.name) {
                 self.kept_disks.keep(machine);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::arrival::Destiny;
 use super::instance::Instance;
-use super::{Host, service, survival};
+use super::{Host, service};
 use crate::causes::chain;
 use crate::guests::{Guest, Life};
 use crate::live_update::leaving::Kept;
@@ -111,12 +111,13 @@ impl Host {
             return None;
         }
         // A service that an operator stops may stay so, and then nobody feeds the watchdog. Before a kexec it runs on.
+        self.kept_disks.release_all();
         let watchdog = self.watchdog.take_if(|_| service::is_ending() == Some(false));
         let had_one = watchdog.is_some();
         drop(watchdog);
         let left = self.try_to_leave(attempts, observer);
         if had_one {
-            self.watchdog = survival::watchdog(&self.config.host);
+            self.feed_watchdog();
         }
         left
     }
