@@ -82,10 +82,14 @@ pub fn set_up() {
 /// Mounts the file systems that the configuration lists. Returns the mounts that failed. `fresh` says
 /// that no VM can be preserved in a pool. A mount point whose mount failed becomes read-only: data written
 /// there would be in the host's image, which is in memory, and be lost with the kernel.
-pub fn mount_all(mounts: &[Mount], fresh: bool) -> Vec<(Mount, MountError)> {
+/// `is_first` says that no host of this kernel can have mounted them. Otherwise what is there stays: another mount would hide
+/// the files of VMs.
+pub fn mount_all(mounts: &[Mount], fresh: bool, is_first: bool) -> Vec<(Mount, MountError)> {
     let mut failed = Vec::new();
-    // By the last host of this process, before it handed over: another mount would hide the files of VMs.
-    let there = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let there = match is_first {
+        true => String::new(),
+        false => fs::read_to_string("/proc/self/mounts").unwrap_or_default(),
+    };
     for entry in mounts.iter().filter(|entry| !is_mounted(entry, &there)) {
         if entry.source.starts_with("/dev/") {
             wait_for_device(|| Path::new(&entry.source).exists().then_some(()));

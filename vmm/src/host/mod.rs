@@ -190,7 +190,8 @@ impl Host {
         let kernel_entry =
             KernelEntry::read_patiently(Path::new("/"), inherited.ticket, section.lock.as_deref());
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
-        let mut unprepared = start::prepare(&section, fresh && replaced == Replaced::Kernel);
+        let is_first = replaced == Replaced::Kernel;
+        let mut unprepared = start::prepare(&section, fresh && is_first, is_first);
         let (mut kernel_entry, luo, arrival) =
             start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
         let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
@@ -201,7 +202,7 @@ impl Host {
         }
         let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;
         if config_error.is_some() && unprepared.is_empty() {
-            unprepared = start::prepare(&config.host, false);
+            unprepared = start::prepare(&config.host, false, false);
         }
         // A missing module or mount does not stop the start. A VM that needs it reports an error.
         let wrong: Vec<String> =
@@ -436,6 +437,13 @@ impl Host {
         })
     }
 
+    /// Feeds the hardware watchdog of the configuration, unless it is fed already.
+    fn feed_watchdog(&mut self) {
+        if self.watchdog.is_none() {
+            self.watchdog = survival::watchdog(&self.config.host);
+        }
+    }
+
     fn is_in_fd_store(&self) -> bool {
         self.luo.as_ref().is_ok_and(|luo| luo.backend().leaves_kexec_to_systemd())
     }
@@ -478,10 +486,14 @@ impl Host {
         let surroundings = self.surroundings().leaving_out(&call.without);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;
-        service::ask_for_kexec()?;
+        let asked = service::ask_for_kexec();
+        // The image stays loaded for a request that systemd has not answered: it may carry it out all the same.
+        if matches!(asked, Ok(()) | Err(service::KexecError::Late)) {
+            self.next = Some(image);
+            self.left_out = call.without;
+        }
+        asked?;
         tracing::info!("live update {} begins: systemd was asked for it", self.number + 1);
-        self.next = Some(image);
-        self.left_out = call.without;
         Ok(())
     }
 
@@ -500,7 +512,12 @@ impl Host {
 
     /// Returns the texts of the configurations that a next program would find: that of the file, if it can be read, and that
     /// of this host, each with its name.
+    ///
+    /// None if this host itself cannot use its configuration: then the next one does as well as this one.
     fn next_configs(&self) -> Vec<(String, String)> {
+        if self.config_error.is_some() {
+            return Vec::new();
+        }
         let path = self.config_path.as_slice();
         let read = look::at(path, CONFIG_WITHIN, |path| config::read_text(path).ok());
         let of_file = path.iter().zip(read).filter_map(|(path, text)| {
@@ -522,6 +539,7 @@ impl Host {
         self.finish_the_rest();
         self.check_can_leave(&call.without)?;
         self.settle(Destiny::NextProgram)?;
+        self.kept_disks.release_all();
         let own = Keeper::start();
         let (luo, keeper): (&dyn Orchestrator, _) = match &self.luo {
             Err(none) if none.may_hold_vms => return Err(HostError::Withheld),
@@ -604,7 +622,7 @@ pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result
     let mut server = serve::Server::new(end)?;
     survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;
-    host.watchdog = survival::watchdog(&host.config.host);
+    host.feed_watchdog();
     let old = start::config_of_old_host(&found.arrival);
     survival::stop_watchdog_of_old_host(&host.config.host, old);
     host.listen(&mut server, &found)?;

@@ -124,7 +124,7 @@ mod tests {
                 eprintln!("SKIPPED: needs root and the file system overlay");
                 return;
             }
-            let mut unmounted: Vec<_> = init::mount_all(&[mount], false)
+            let mut unmounted: Vec<_> = init::mount_all(&[mount], false, true)
                 .into_iter()
                 .map(|(mount, error)| Unmounted::new(mount, &error))
                 .collect();

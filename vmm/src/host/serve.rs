@@ -103,6 +103,7 @@ impl Server {
                 Err(panic) => {
                     let what = panic_message(&*panic);
                     tracing::error!("this host has a defect, please report it: {what}");
+                    host.feed_watchdog();
                     thread::sleep(RETRY_PAUSE);
                 }
             }
@@ -273,6 +274,8 @@ impl Server {
 
     /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
+        // Also after an attempt that a defect has ended.
+        self.leaves_again = Some(Instant::now() + RETRY_PAUSE.saturating_mul(20));
         let Self { calls, attempts, .. } = self;
         let pause = host.waits_to_leave(attempts).or_else(|| {
             // Before the attempt: this process ends with it.

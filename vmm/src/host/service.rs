@@ -17,7 +17,7 @@ use luo::Orchestrator;
 use luo::systemd::{Count, FIRST_VERSION, FdStore, Notify};
 
 use crate::answer::{Answer, Output};
-use crate::live_update::manifest::host_session;
+use crate::live_update::manifest::{host_session, vm_of_session};
 use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
@@ -81,7 +81,8 @@ pub fn luo(machines: &[Machine]) -> Option<Result<Box<dyn Orchestrator>, String>
 /// unit has been changed since.
 fn without_store() -> Option<String> {
     let passed = FdStore::passed_sessions();
-    let names: Vec<String> = passed.iter().map(ToString::to_string).collect();
+    let of_vms = passed.iter().filter(|session| vm_of_session(session).is_some());
+    let names: Vec<String> = of_vms.map(ToString::to_string).collect();
     (!names.is_empty()).then(|| {
         format!(
             "systemd has passed the sessions `{}`, but this service has no fd store now: set FileDescriptorStoreMax= \

@@ -22,14 +22,15 @@ use crate::live_update::next_kernel::MARK;
 use crate::machine::Machine;
 
 /// Loads the modules, mounts the file systems and sets up the network of `[host]` (PID 1 only). `fresh`
-/// says that no VM can be preserved in a pool. Returns what failed; the rest is in place.
-pub(super) fn prepare(section: &HostSection, fresh: bool) -> Unprepared {
+/// says that no VM can be preserved in a pool, `is_first` that no host of this kernel can have done it before. Returns what
+/// failed; the rest is in place.
+pub(super) fn prepare(section: &HostSection, fresh: bool, is_first: bool) -> Unprepared {
     if !init::is_pid_1() {
         return Unprepared::default();
     }
     let absent = modules::load_all(&section.modules);
     let absent = absent.iter().map(|error| chain(error).join(": "));
-    let unmounted = init::mount_all(&section.mounts, fresh).into_iter();
+    let unmounted = init::mount_all(&section.mounts, fresh, is_first).into_iter();
     let unmounted = unmounted.map(|(mount, error)| Unmounted::new(mount, &error)).collect();
     let disconnected = network::set_up(section);
     let disconnected = disconnected.iter().map(|error| chain(error).join(": "));
