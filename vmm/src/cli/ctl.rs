@@ -67,8 +67,8 @@ enum Command {
         /// The VM's name
         #[arg(value_parser = vm_name)]
         vm: VmName,
-        /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that, or if something was written to its
-        /// disks since the VM is preserved
+        /// Continue the guest also if `missing-hints = "refuse"` in [host] refuses that, or if something has written to its
+        /// disks while the VM was preserved
         #[arg(long)]
         force: bool,
     },

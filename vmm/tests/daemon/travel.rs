@@ -290,7 +290,9 @@ fn the_disks_of_a_preserved_vm_are_its_own_and_a_write_to_them_is_noticed() {
 fn wait_until_locked(path: &Path, locked: bool) {
     let number = format!(":{} ", fs::metadata(path).unwrap().ino());
     let is_locked = || fs::read_to_string("/proc/locks").unwrap().contains(&number);
+    let deadline = std::time::Instant::now() + crate::guests::PATIENCE;
     while is_locked() != locked {
+        assert!(std::time::Instant::now() < deadline, "{}: {locked}", path.display());
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
