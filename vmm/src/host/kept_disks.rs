@@ -176,6 +176,15 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    /// An image in a new directory, and a machine with it.
+    fn image() -> (tempfile::TempDir, PathBuf, Machine) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.img");
+        fs::write(&path, [0; 4096]).unwrap();
+        let machine = machine(&path);
+        (directory, path, machine)
+    }
+
     fn machine(disk: &Path) -> Machine {
         let disk = disk.display();
         let text = format!(
@@ -197,10 +206,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_kept_is_in_use_until_it_is_released() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("web.img");
-        fs::write(&path, [0; 4096]).unwrap();
-        let machine = machine(&path);
+        let (_directory, _, machine) = image();
         let open = || {
             let mut disks = machine.devices.iter().filter(|d| d.options.stored_at().is_some());
             disks.next().unwrap().options.open()
@@ -214,10 +220,7 @@ mod tests {
 
     #[test]
     fn an_image_that_was_written_to_is_noticed_and_one_that_has_grown_is_not_meant() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("web.img");
-        fs::write(&path, [0; 4096]).unwrap();
-        let machine = machine(&path);
+        let (_directory, path, machine) = image();
         let mut kept = kept(&machine);
         kept.check_unchanged(&machine.name).unwrap();
         let file = fs::File::options().write(true).open(&path).unwrap();

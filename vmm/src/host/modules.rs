@@ -74,8 +74,8 @@ fn why(errno: Errno) -> String {
     known.to_owned()
 }
 
-/// Loads the modules in this order, each with its parameters of the kernel's command line. Returns those that failed. A module whose hardware is missing is not
-/// an error: one image serves hosts with different hardware.
+/// Loads the modules in this order, each with its parameters of the kernel's command line. Returns those that failed. A
+/// module whose hardware is missing is not an error: one image serves hosts with different hardware.
 pub fn load_all(names: &[String]) -> Vec<ModuleError> {
     let command_line = fs::read_to_string(COMMAND_LINE).unwrap_or_else(|error| {
         tracing::warn!("modules are loaded without parameters: {COMMAND_LINE}: {error}");
@@ -101,21 +101,18 @@ fn load_each(names: &[String], load: impl Fn(&str) -> Result<(), ModuleError>) -
 /// The parameters of a module that a command line has: for the module `kvm-amd`, `kvm_amd.nested=1` is `nested=1`. The
 /// kernel itself applies only those of what is built in, and leaves the rest to whoever loads the module, as `modprobe` does.
 fn parameters_of(module: &str, command_line: &str) -> CString {
-    let mut text = String::new();
-    for parameter in kexec::parameters(command_line) {
-        let Some((of, name)) = parameter.name.split_once('.') else { continue };
-        if of.replace('-', "_") != module.replace('-', "_") {
-            continue;
-        }
-        text += match parameter.value {
-            Some(value) if value.contains(char::is_whitespace) => format!("{name}=\"{value}\" "),
-            Some(value) => format!("{name}={value} "),
-            None => format!("{name} "),
-        }
-        .as_str();
-    }
+    let module = module.replace('-', "_");
+    let own = kexec::parameters(command_line).filter_map(|parameter| {
+        let (of, name) = parameter.name.split_once('.')?;
+        let text = match parameter.value {
+            Some(value) if value.contains(char::is_whitespace) => format!("{name}=\"{value}\""),
+            Some(value) => format!("{name}={value}"),
+            None => name.to_owned(),
+        };
+        (of.replace('-', "_") == module).then_some(text)
+    });
     // A command line ends at the first NUL.
-    CString::new(text.trim_end()).unwrap_or_default()
+    CString::new(own.collect::<Vec<_>>().join(" ")).unwrap_or_default()
 }
 
 /// Loads one module. A module that is loaded already counts as loaded.

@@ -94,7 +94,7 @@ impl Host {
 
     /// Begins to restore a preserved VM, or looks again for one that is withheld because what the last host left could
     /// not be read. `force` continues its guest also if the host lacks hints of the guest's CPUID, or if something has
-    /// written to its disks since it is preserved.
+    /// written to its disks while it was preserved.
     pub(super) fn begin_restore(&mut self, name: &VmName, force: bool) -> Result<Begun, HostError> {
         self.check_free(name)?;
         self.begin_restore_with(name, force, None)

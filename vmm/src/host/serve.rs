@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use super::service_stop::Attempts;
+use super::service_stop::{AGAIN_AFTER, Attempts};
 use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
@@ -275,7 +275,7 @@ impl Server {
     /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
         // Also after an attempt that a defect has ended.
-        self.leaves_again = Some(Instant::now() + RETRY_PAUSE.saturating_mul(20));
+        self.leaves_again = Some(Instant::now() + AGAIN_AFTER);
         let Self { calls, attempts, .. } = self;
         let pause = host.waits_to_leave(attempts).or_else(|| {
             // Before the attempt: this process ends with it.

@@ -94,7 +94,6 @@ fn without_store() -> Option<String> {
 
 /// Whether systemd empties the fd store when it stops this service, as before a kexec. False if it does not tell.
 pub fn empties_store() -> bool {
-    let unit = || UNIT.get().cloned().or_else(|| ask(&["whoami"]));
     let said =
         unit().and_then(|unit| ask(&["show", "--property=FileDescriptorStorePreserve", &unit]));
     said.is_some_and(|said| is_emptied(&said))
@@ -137,8 +136,13 @@ fn version() -> Option<u32> {
     parse_version(&ask(&["--version"])?)
 }
 
-/// The unit of this process.
+/// The unit of this process, once systemd has told something of it.
 static UNIT: OnceLock<String> = OnceLock::new();
+
+/// Returns the unit of this process. `None` if systemd does not tell it.
+fn unit() -> Option<String> {
+    UNIT.get().cloned().or_else(|| ask(&["whoami"]))
+}
 
 /// Returns what systemd says of the fd store of this service. `None`, and a line in the log, if it does not say.
 fn count() -> Option<Count> {
@@ -146,7 +150,6 @@ fn count() -> Option<Count> {
         let properties = "--property=NFileDescriptorStore,FileDescriptorStoreMax";
         parse_count(&ask(&["show", properties, unit])?)
     };
-    let unit = || UNIT.get().cloned().or_else(|| ask(&["whoami"]));
     let count = unit().and_then(|unit| {
         let count = of_unit(&unit)?;
         UNIT.get_or_init(|| unit);

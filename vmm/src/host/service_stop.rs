@@ -27,7 +27,7 @@ use crate::machine::VmName;
 /// How long the host waits, the first time, for the work of its threads.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// Time until the host tries again.
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
+pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often it tries, unless it is systemd that does not answer.
 const MOST_ATTEMPTS: u32 = 5;
 /// How long the host waits for a thread that is stuck, if systemd ends the machine's run. If only this service is to stop,

@@ -49,6 +49,21 @@ pub(super) fn assert_all_go_on(service: &Service, before: [Evidence; 2]) {
     VMS.into_iter().zip(before).for_each(|(name, before)| assert_goes_on(service, name, before));
 }
 
+/// Restarts the host, and asserts that it boots no VM over the store, for a reason with these words. Twice: the host without
+/// the store leaves it as it is.
+fn assert_restarts_withhold_all(service: &mut Service, why: &str) {
+    for _ in 0..2 {
+        service.signal(Signal::TERM);
+        service.start_again();
+        for name in VMS {
+            let vm = service.vm(name);
+            assert_eq!(vm["state"], "withheld", "{vm}");
+            assert!(vm["error"].to_string().contains(why), "{vm}");
+            assert!(service.runners(name).is_empty() && service.is_still_kept(name), "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
     let Some(mut service) = start("") else { return };
@@ -56,17 +71,7 @@ fn a_host_that_cannot_find_out_systemds_version_boots_no_vm_over_the_store() {
     let systemctl = service.path().join("systemctl");
     let tells_its_version = fs::read(&systemctl).unwrap();
     fs::write(&systemctl, "#!/bin/sh\nexit 1\n").unwrap();
-    // Twice: the host without the store leaves it as it is.
-    for _ in 0..2 {
-        service.signal(Signal::TERM);
-        service.start_again();
-        for name in VMS {
-            let vm = service.vm(name);
-            assert_eq!(vm["state"], "withheld", "{vm}");
-            assert!(vm["error"].to_string().contains("an unknown version"), "{vm}");
-            assert!(service.runners(name).is_empty() && service.is_still_kept(name), "{name}");
-        }
-    }
+    assert_restarts_withhold_all(&mut service, "an unknown version");
     fs::write(&systemctl, tells_its_version).unwrap();
     service.signal(Signal::TERM);
     assert_all_come_back(&mut service, before);
@@ -77,16 +82,7 @@ fn a_service_whose_unit_has_lost_its_store_boots_no_vm_over_what_systemd_holds()
     let Some(mut service) = start("") else { return };
     let before = VMS.map(|name| service.counts_on(name));
     service.manager().set_store(false);
-    for _ in 0..2 {
-        service.signal(Signal::TERM);
-        service.start_again();
-        for name in VMS {
-            let vm = service.vm(name);
-            assert_eq!(vm["state"], "withheld", "{vm}");
-            assert!(vm["error"].to_string().contains("FileDescriptorStoreMax="), "{vm}");
-            assert!(service.runners(name).is_empty() && service.is_still_kept(name), "{name}");
-        }
-    }
+    assert_restarts_withhold_all(&mut service, "FileDescriptorStoreMax=");
     service.manager().set_store(true);
     service.signal(Signal::TERM);
     assert_all_come_back(&mut service, before);
