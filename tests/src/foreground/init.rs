@@ -1,8 +1,10 @@
 //! PID 1: does what a person does who runs a VM in a terminal, and checks what that person sees.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +28,9 @@ pub(super) const CMDLINE: &str =
     "console=ttyS0 panic=-1 quiet tsc=nowatchdog perennial.memory=1 perennial.busy=1";
 /// A note of the guest's PID 1, once for each boot.
 pub(super) const BOOTED: &str = "\"note\":\"boot\"";
+
+/// The machine's disk, from which a guest boots.
+const OWN_DISK: &str = "/dev/vda";
 
 /// One thing that a person does.
 type Step = fn() -> Result<(), Problem>;
@@ -93,13 +98,15 @@ fn all() -> Result<(), Problem> {
 fn run_steps() -> Result<(), Problem> {
     // The paths of the guest's files are relative.
     std::env::set_current_dir(GUEST)?;
-    let steps: [(&str, Step); 7] = [
+    let steps: [(&str, Step); 9] = [
         ("typing and leaving", typing_and_leaving),
         ("a guest that powers off", powering_off),
         ("a signal", a_signal),
         ("without a terminal", without_a_terminal),
         ("a VM that fails", a_vm_that_fails),
         ("a VM that cannot boot", a_vm_that_cannot_boot),
+        ("a guest from its own disk", from_its_own_disk),
+        ("a pseudoterminal and a tap that is not named", a_terminal_and_a_tap_that_are_made),
         ("a user without root", user::without_root),
     ];
     steps.into_iter().try_for_each(|(name, step)| step().map_err(|e| format!("{name}: {e}").into()))
@@ -216,6 +223,58 @@ fn child_of(pid: Pid) -> Result<Pid, Problem> {
         }
     }
     Err("it has no VM's process".into())
+}
+
+/// A guest boots what is on its disk, as README's second command line does it, and does so again when it resets.
+fn from_its_own_disk() -> Result<(), Problem> {
+    if !Path::new(OWN_DISK).exists() {
+        // The harness has said why.
+        return Ok(());
+    }
+    fs::create_dir_all("/seed")?;
+    fs::write("/seed/user-data", "#cloud-config\n")?;
+    let disk = format!("path={OWN_DISK}");
+    let mut arguments = vec![PERENNIAL, "run", "--disk", &disk, "--cloud-init", "/seed"];
+    arguments.extend(["--cpus", "boot=2", "--memory", "size=128M", "--cmdline", CMDLINE]);
+    let mut session = Session::start(Terminal::open()?, &arguments)?;
+    session.wait_for(BOOTED)?;
+    session.type_keys(b"\rreboot\r")?;
+    session.wait_for(BOOTED)?;
+    session.type_keys(b"\rpoweroff\r")?;
+    session.expect_end("powered off", 0)
+}
+
+/// `perennial run` says where the serial port is, and makes the tap for which Cloud Hypervisor's README leaves the name
+/// empty.
+fn a_terminal_and_a_tap_that_are_made() -> Result<(), Problem> {
+    let arguments = arguments();
+    let mut command = Command::new(arguments[0]);
+    command.args(&arguments[1..]).args(["--serial", "pty", "--net", "tap=,mac=,ip=,mask="]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut said = BufReader::new(child.stderr.take().ok_or("no standard error")?).lines();
+    let tap = Path::new("/sys/class/net/vmtap0");
+    let mut place = || -> Result<String, Problem> {
+        loop {
+            let line = said.next().ok_or("it ended before it said where the serial port is")??;
+            if let Some((_, place)) = line.split_once("the serial port is at ") {
+                return Ok(place.to_owned());
+            }
+        }
+    };
+    for keys in ["\rreboot\r", "\rpoweroff\r"] {
+        let path = place()?;
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed());
+        let mut port = options.open(&path)?;
+        let mut lines = BufReader::new(port.try_clone()?).lines();
+        while !lines.next().ok_or(format!("{path} ended before the boot"))??.contains(BOOTED) {}
+        if !tap.exists() {
+            return Err("there is no tap vmtap0".into());
+        }
+        port.write_all(keys.as_bytes())?;
+    }
+    expect("status", child.wait()?.code(), Some(0))?;
+    expect("the tap is there", tap.exists(), false)
 }
 
 fn a_vm_that_fails() -> Result<(), Problem> {

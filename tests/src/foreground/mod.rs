@@ -24,6 +24,7 @@ use crate::kernels::{self, Role};
 use crate::plan::{self, Luo};
 use crate::pool::{self, Pool};
 use crate::qemu::{self, Machine, Qemu};
+use crate::unified;
 
 /// Where the machine has `perennial`, and the directory of the guest's files.
 const PERENNIAL: &str = "/perennial";
@@ -48,6 +49,8 @@ const NEXT_CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
 const VMS_MIB: u64 = 192;
 /// The parameter of the kernel's LUO.
 const SCRATCH: &str = "kho_scratch=16M,128M,0";
+/// Name of the guest's initramfs among the temporary files.
+const GUEST_INITRAMFS: &str = "guest-initramfs";
 /// Directory with the second kernel and its initramfs.
 const DATA: &str = "/data";
 
@@ -57,11 +60,23 @@ pub fn run(luo: Luo) -> Result<(), Failure> {
     let [role, _] = luo.hosts();
     let initramfs = directory.path().join("initramfs");
     image(role, directory.path())?.write(&initramfs)?;
+    let mut disks = Vec::new();
+    match unified::missing() {
+        None => {
+            let disk = directory.path().join("guest.img");
+            let kernel = kernels::find(Role::Guest)?.bzimage();
+            let guest = (&*kernel, &*directory.path().join(GUEST_INITRAMFS), "quiet");
+            unified::disk(&disk, guest, directory.path())?;
+            disks.push(disk);
+        }
+        Some(why) => eprintln!("SKIPPED: `perennial run` with a disk that boots itself: {why}"),
+    }
     let machine = Machine {
         kernel: kernels::find(role)?.bzimage(),
         initramfs,
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         memory_mib: 1024,
+        disks,
         ..Machine::default()
     };
     expect_content(machine, directory)
@@ -111,7 +126,7 @@ fn over_an_update(luo: Luo, what: &str) -> Result<(), Failure> {
 /// The initramfs of the machine. `directory` is for temporary files.
 fn image(role: Role, directory: &Path) -> Result<Initramfs, Failure> {
     let (kernel, binaries) = (kernels::find(role)?, binaries::build()?);
-    let guest = directory.join("guest-initramfs");
+    let guest = directory.join(GUEST_INITRAMFS);
     plan::guest_initramfs(Role::Guest, binaries)?.write(&guest)?;
     let mut archive = Initramfs::new()?;
     archive.modules(kernel, &kernel.modules)?;
