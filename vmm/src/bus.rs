@@ -1,9 +1,9 @@
 //! Routes port I/O and MMIO of the guest to the part of the machine that claimed the range.
 //!
-//! The guest chooses address and data. The bus checks that an access lies within one claimed range,
-//! so a device can rely on its offset. An unclaimed address reads as all ones, as on a real bus. A device with registers of
-//! one byte takes a wider access as one of a byte to each of the ports from there on, the lowest first, as the ISA bus makes
-//! it.
+//! The guest chooses address and data. A device gets only accesses that lie within its range, so it can rely on its offset.
+//! An access that reaches beyond the end of a range, or that begins in front of one, becomes one of a byte to each of its
+//! addresses, the lowest first, as a real bus splits it. An unclaimed address reads as all ones. A device with
+//! registers of one byte takes a wider access as one of a byte to each of the ports from there on, as the ISA bus makes it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -57,17 +57,28 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
-            lock(device).read(offset, data);
+            return lock(device).read(offset, data);
+        }
+        for (at, byte) in (address..=u64::MAX).zip(data) {
+            if let Some((offset, device)) = self.find(at, 1) {
+                lock(device).read(offset, std::slice::from_mut(byte));
+            }
         }
     }
 
     /// Passes a guest's write at `address` to the device there, if there is a device.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
-            lock(device).write(offset, data);
+            return lock(device).write(offset, data);
+        }
+        for (at, byte) in (address..=u64::MAX).zip(data) {
+            if let Some((offset, device)) = self.find(at, 1) {
+                lock(device).write(offset, std::slice::from_ref(byte));
+            }
         }
     }
 
+    /// Returns the device that has all of these addresses, and the offset of the first.
     fn find(&self, address: u64, size: usize) -> Option<(u64, &Shared)> {
         let (base, (len, device)) = self.ranges.range(..=address).next_back()?;
         let offset = address - base;
@@ -109,15 +120,35 @@ mod tests {
     }
 
     #[test]
-    fn an_access_outside_or_across_the_end_reads_ones_and_writes_nothing() {
+    fn an_access_outside_reads_ones_and_writes_nothing() {
         let (bus, echo) = bus();
-        for (address, size) in [(0xf, 1), (0x18, 1), (0x16, 4), (u64::MAX, 8)] {
+        for (address, size) in [(0xf, 1), (0x18, 1), (0xc, 4), (0x18, 8), (u64::MAX, 8)] {
             let mut data = vec![0; size];
             bus.read(address, &mut data);
             assert_eq!(data, vec![0xff; size], "{address:#x}");
             bus.write(address, &data);
         }
         assert!(echo.lock().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn an_access_across_the_ends_of_ranges_reaches_each_device_by_the_byte() {
+        let (mut bus, echo) = bus();
+        let other = Arc::new(Mutex::new(Echo(Vec::new())));
+        bus.insert(0x19, 4, other.clone()).unwrap();
+        // The last two bytes of one device, nothing, and the first of the other.
+        let mut data = [0; 4];
+        bus.read(0x16, &mut data);
+        assert_eq!(data, [6, 7, 0xff, 0]);
+        bus.write(0x16, &[1, 2, 3, 4]);
+        assert_eq!(echo.lock().unwrap().0, [(6, vec![1]), (7, vec![2])]);
+        assert_eq!(other.lock().unwrap().0, [(0, vec![4])]);
+        // The first byte of a device behind one of nobody's.
+        let mut data = [0; 2];
+        bus.read(0xf, &mut data);
+        assert_eq!(data, [0xff, 0]);
+        bus.write(0xf, &[5, 6]);
+        assert_eq!(echo.lock().unwrap().0[2..], [(0, vec![6])]);
     }
 
     #[test]
@@ -140,7 +171,8 @@ mod tests {
         assert_eq!(byte, [2]);
         bus.write(u64::MAX - 1, &[7]);
         bus.write(u64::MAX, &[0; 2]);
-        assert_eq!(echo.lock().unwrap().0, [(2, vec![7])]);
+        // Nothing is behind the last address.
+        assert_eq!(echo.lock().unwrap().0, [(2, vec![7]), (3, vec![0])]);
     }
 
     #[test]
