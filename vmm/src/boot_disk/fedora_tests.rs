@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::tests::{booted, ext4, fat, file, gpt, write};
+use super::tests::{booted, ext4, fat, file, gpt, search, write};
 
 /// `grub.cfg` as Fedora and RHEL have it, as far as it bears on what is booted.
 const BLSCFG: &[u8] = b"if [ -f ${config_directory}/grubenv ]; then\n  load_env -f ${config_directory}/grubenv\n\
@@ -69,4 +69,34 @@ fn entries_that_are_written_for_grub_boot_without_its_configuration() {
     // Other loaders take a dollar as it is.
     let plain = ("loader/entries/a.conf", &b"linux /k\noptions a=$b"[..]);
     assert_eq!(booted(file(&fat(&[plain, ("k", b"kernel")]))).2, "a=$b");
+}
+
+#[test]
+fn an_entry_that_is_too_long_or_empty_is_left_out_with_its_name_and_the_others_boot() {
+    let long = "a".repeat(800);
+    let kernelopts = format!("kernelopts={long}\n");
+    let several = "$kernelopts ".repeat(90);
+    let entries: [(&str, String, &str); 3] = [
+        ("m-9.0.conf", format!("linux /k\noptions {}\n", long.repeat(90)), "more than 64 KiB"),
+        ("m-9.1.conf", format!("linux /k\ngrub_class k\noptions {several}\n"), "its variables"),
+        ("m-9.2.conf", "\n".to_owned(), "it is empty"),
+    ];
+    for with_grub in [true, false] {
+        let partition = ext4(&[], |root| {
+            rhel(root, &kernelopts);
+            if with_grub {
+                write(root, &[("grub2/grub.cfg", BLSCFG)]);
+            }
+            for (name, text, _) in &entries {
+                write(root, &[(&format!("loader/entries/{name}"), text.as_bytes())]);
+            }
+        });
+        let found = search(gpt(&[(1, &partition)])).unwrap();
+        assert!(found.cmdline.ends_with(&long), "{}", found.cmdline);
+        assert_eq!(found.warnings.len(), 3, "{:?}", found.warnings);
+        for (name, _, problem) in &entries {
+            let says = |warning: &String| warning.contains(name) && warning.contains(problem);
+            assert!(found.warnings.iter().any(says), "{name}: {:?}", found.warnings);
+        }
+    }
 }

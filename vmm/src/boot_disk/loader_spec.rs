@@ -4,8 +4,10 @@
 
 use std::cmp::Ordering;
 
-/// Most bytes of the command line's pieces.
-const OPTIONS_MAX: usize = 64 << 10;
+/// Most bytes of an entry, also with the values of its variables.
+const ENTRY_MAX: usize = 64 << 10;
+/// Most characters of a title. What is behind them is cut off.
+const TITLE_MAX: usize = 256;
 /// Most files of an initramfs.
 const INITRDS: usize = 32;
 
@@ -33,14 +35,17 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Parses an entry. `None` for one that cannot be booted here: without `linux`, or for another
-    /// architecture.
-    pub(super) fn parse(file_name: &str, text: &str) -> Option<Self> {
-        let name = file_name.strip_suffix(".conf")?;
+    /// architecture. Errors if it is too long.
+    pub(super) fn parse(file_name: &str, text: &str) -> Result<Option<Self>, TooLong> {
+        let Some(name) = file_name.strip_suffix(".conf") else { return Ok(None) };
+        if text.len() > ENTRY_MAX {
+            return Err(TooLong::File);
+        }
         let (id, exhausted) = counters(name);
         let mut entry = Self { id, exhausted, ..Self::default() };
         for (key, value) in settings(text) {
             match key {
-                "title" => value.clone_into(&mut entry.title),
+                "title" => entry.title = value.chars().take(TITLE_MAX).collect(),
                 "version" => value.clone_into(&mut entry.version),
                 "machine-id" => value.clone_into(&mut entry.machine_id),
                 "sort-key" => value.clone_into(&mut entry.sort_key),
@@ -50,21 +55,21 @@ impl Entry {
                     entry.is_unified = true;
                 }
                 "initrd" if entry.initrds.len() < INITRDS => entry.initrds.push(value.to_owned()),
-                "options" if entry.options.len() + value.len() < OPTIONS_MAX => {
+                "options" => {
                     if !entry.options.is_empty() {
                         entry.options.push(' ');
                     }
                     entry.options.push_str(value);
                 }
                 key if key.starts_with("grub_") => entry.is_for_grub = true,
-                "architecture" if !value.eq_ignore_ascii_case("x64") => return None,
+                "architecture" if !value.eq_ignore_ascii_case("x64") => return Ok(None),
                 _ => {}
             }
         }
         if entry.title.is_empty() {
             entry.title.clone_from(&entry.id);
         }
-        (!entry.linux.is_empty()).then_some(entry)
+        Ok((!entry.linux.is_empty()).then_some(entry))
     }
 
     /// The entry's name, by which GRUB saves it as the default.
@@ -122,10 +127,16 @@ impl Entry {
     }
 }
 
-/// An entry with the values of its variables is too long.
-#[derive(Debug, thiserror::Error)]
-#[error("it has more than 64 KiB with the values of its variables")]
-pub(super) struct TooLong;
+/// An entry is too long.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TooLong {
+    /// The file is.
+    #[error("it has more than 64 KiB")]
+    File,
+    /// The values of its variables make it so.
+    #[error("it has more than 64 KiB with the values of its variables")]
+    Values,
+}
 
 /// Returns the words of `text` with the values of its variables, `$NAME` and `${NAME}`. A variable that is not set has
 /// no value.
@@ -141,8 +152,8 @@ fn expanded(text: &str, value: &dyn Fn(&str) -> String) -> Result<String, TooLon
             "" => all.push('$'),
             name => all.push_str(&value(name)),
         }
-        if all.len() > OPTIONS_MAX {
-            return Err(TooLong);
+        if all.len() > ENTRY_MAX {
+            return Err(TooLong::Values);
         }
         before = after;
     }
@@ -268,7 +279,7 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, more: &str) -> Entry {
-        Entry::parse(name, &format!("linux /k\n{more}")).unwrap()
+        Entry::parse(name, &format!("linux /k\n{more}")).unwrap().unwrap()
     }
 
     fn chosen(entries: &[(&str, &str)], loader_conf: &str) -> String {
@@ -280,15 +291,16 @@ mod tests {
     fn an_entry_has_a_kernel_an_initramfs_and_a_command_line() {
         let text = "# made by kernel-install\ntitle Debian\nversion\t6.1.0\nlinux   /6.1.0/linux\n\
                     initrd /6.1.0/ucode\ninitrd /6.1.0/initrd\noptions root=/dev/vda1\noptions quiet ro\n";
-        let entry = Entry::parse("debian-6.1.0+3-1.conf", text).unwrap();
+        let parse = |name, text: &str| Entry::parse(name, text).unwrap();
+        let entry = parse("debian-6.1.0+3-1.conf", text).unwrap();
         assert_eq!((entry.id.as_str(), entry.exhausted), ("debian-6.1.0", false));
         assert_eq!((entry.title.as_str(), entry.linux.as_str()), ("Debian", "/6.1.0/linux"));
         assert_eq!(entry.initrds, ["/6.1.0/ucode", "/6.1.0/initrd"]);
         assert_eq!(entry.options, "root=/dev/vda1 quiet ro");
-        assert_eq!(Entry::parse("a.conf", "efi /shell.efi"), None);
-        assert_eq!(Entry::parse("a.conf", "linux /k\narchitecture aa64"), None);
-        assert!(Entry::parse("a.conf", "linux /k\narchitecture x64").is_some());
-        assert_eq!(Entry::parse("a.conf~", "linux /k"), None);
+        assert_eq!(parse("a.conf", "efi /shell.efi"), None);
+        assert_eq!(parse("a.conf", "linux /k\narchitecture aa64"), None);
+        assert!(parse("a.conf", "linux /k\narchitecture x64").is_some());
+        assert_eq!(parse("a.conf~", "linux /k"), None);
     }
 
     #[test]

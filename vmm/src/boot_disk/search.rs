@@ -4,13 +4,14 @@
 //! upgrade that was interrupted by a power failure leaves such files, and the kernel before it beside them. What was
 //! passed over is a warning of the boot.
 
+use std::cell::OnceCell;
 use std::fmt::{Display, Write as _};
 use std::io;
 
 use super::entry::{Boot, Booted, Entry, Files, LoadError};
 use super::excerpt;
 use super::file_system::{DiskFile, FileSystem, FileSystemError, Found};
-use super::grub::{self, Chosen, Place, Save, Volumes};
+use super::grub::{self, Choice, Chosen, Place, Save, Volumes};
 use super::image::Image;
 use super::partitions::{self, Partition, Scheme};
 use super::rewrite::{self, RewriteError};
@@ -74,6 +75,8 @@ pub(super) struct Search {
     has_initramfs: bool,
     /// Whether an environment block of GRUB could not be written.
     is_unsaved: bool,
+    /// The first environment block of GRUB, once it was looked for.
+    environment: OnceCell<Vec<u8>>,
 }
 
 type Load<'l, T, E> = &'l mut dyn FnMut(Boot) -> Result<T, LoadError<E>>;
@@ -93,7 +96,8 @@ impl Search {
         let (scheme, volumes) = (table.scheme, volumes.collect());
         let (notes, tried) = (Vec::new(), Vec::new());
         let (has_initramfs, is_unsaved) = (false, false);
-        Ok(Self { disk, scheme, volumes, notes, tried, has_initramfs, is_unsaved })
+        let environment = OnceCell::new();
+        Ok(Self { disk, scheme, volumes, notes, tried, has_initramfs, is_unsaved, environment })
     }
 
     fn file_systems(&self) -> Vec<(usize, FileSystem)> {
@@ -218,17 +222,10 @@ impl Search {
             let name = path.rsplit('/').next().unwrap_or_default();
             match text(file_system, &path) {
                 Ok(text) if text.trim().is_empty() => self.note(volume, &path, &"it is empty"),
-                Ok(text) => {
-                    let Some(mut entry) = loader_spec::Entry::parse(name, &text) else { continue };
-                    let expanded = match entry.is_for_grub {
-                        true => grub::expand(&mut entry, &self.environment()),
-                        false => Ok(()),
-                    };
-                    match expanded {
-                        Ok(()) => parsed.push(entry),
-                        Err(problem) => self.note(volume, &path, &problem),
-                    }
-                }
+                Ok(text) => match self.loader_entry(name, &text) {
+                    Ok(entry) => parsed.extend(entry),
+                    Err(problem) => self.note(volume, &path, &problem),
+                },
                 Err(error) => self.note(volume, &path, &error),
             }
         }
@@ -266,8 +263,18 @@ impl Search {
         loader_spec::order(parsed, &settings).into_iter().map(entry).collect()
     }
 
+    /// A boot loader entry, with GRUB's variables if it is written for GRUB. Errors with the reason if it cannot be used.
+    fn loader_entry(&self, name: &str, text: &str) -> Result<Option<loader_spec::Entry>, String> {
+        let entry = loader_spec::Entry::parse(name, text).map_err(|error| error.to_string())?;
+        let Some(mut entry) = entry else { return Ok(None) };
+        if entry.is_for_grub {
+            grub::expand(&mut entry, self.environment.get_or_init(|| self.read_environment()))?;
+        }
+        Ok(Some(entry))
+    }
+
     /// The first environment block of GRUB, which may be on the ESP. Empty if there is none.
-    fn environment(&self) -> Vec<u8> {
+    fn read_environment(&self) -> Vec<u8> {
         for (_, file_system) in self.file_systems() {
             let vendors = file_system.list("/EFI", ENTRIES).ok().flatten().unwrap_or_default();
             let of_vendors = vendors.into_iter().map(|name| format!("/EFI/{name}/grubenv"));
@@ -331,7 +338,12 @@ impl Search {
             Entry { origin, files: Files::Separate { kernel, initramfs }, cmdline, is_once, saves }
         };
         match chosen {
-            Ok(chosen) => chosen.into_iter().map(entry).collect(),
+            Ok(Choice { entries, skipped }) => {
+                for (place, problem) in skipped {
+                    self.note(place.volume, &place.path, &problem);
+                }
+                entries.into_iter().map(entry).collect()
+            }
             Err(problem) => {
                 self.note(volume, path, &problem);
                 Vec::new()

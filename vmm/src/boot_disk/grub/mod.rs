@@ -88,6 +88,15 @@ pub(super) struct Save {
     pub(super) new: Option<Vec<u8>>,
 }
 
+/// The entries of a configuration in the order in which they are tried.
+#[derive(Debug, Default)]
+pub(super) struct Choice {
+    /// At least one, the default entry first.
+    pub(super) entries: Vec<Chosen>,
+    /// Boot loader entries that are left out, and why.
+    pub(super) skipped: Vec<(Place, String)>,
+}
+
 /// Most entries that are returned behind the default one.
 const OTHERS: usize = 32;
 
@@ -100,7 +109,7 @@ pub(super) fn choose(
     volume: usize,
     path: &str,
     text: &str,
-) -> Result<Vec<Chosen>, GrubError> {
+) -> Result<Choice, GrubError> {
     let script = syntax::parse(text)?;
     let prefix = path.rsplit_once('/').map_or("", |(directory, _)| directory);
     let run = |once| {
@@ -112,7 +121,8 @@ pub(super) fn choose(
         let entry = menu::entry(&mut shell, &default)?;
         shell.start(&entry)
     };
-    let menu = run(true)?;
+    let mut menu = run(true)?;
+    let skipped = std::mem::take(&mut menu.skipped);
     let first = start(menu.clone(), None)?;
     // The script saves that the entry for this boot is used, whichever is booted in its place. What an entry
     // saves itself, such as that it is the default from now on, is for an entry that was chosen.
@@ -130,7 +140,7 @@ pub(super) fn choose(
     });
     let others = others.into_iter().take(OTHERS);
     let others = others.map(|other| Chosen { is_once: false, saves: saves.clone(), ..other });
-    Ok([first].into_iter().chain(others).collect())
+    Ok(Choice { entries: [first].into_iter().chain(others).collect(), skipped })
 }
 
 /// Whether a configuration takes its entries from those of the Boot Loader Specification, as Fedora's do.

@@ -15,6 +15,8 @@ const ENTRIES: usize = 1000;
 const DEPTH: usize = 8;
 /// Most files that are read and run.
 const FILES: usize = 32;
+/// Most boot loader entries of which it is kept why they were left out.
+const SKIPPED: usize = 32;
 /// Most words of a command, and most bytes of one.
 const WORDS: usize = 4096;
 const WORD_MAX: usize = 16 << 10;
@@ -38,6 +40,8 @@ pub(super) struct Shell<'v> {
     is_once: bool,
     /// The environment blocks that were saved.
     pub(super) saves: Vec<Save>,
+    /// Boot loader entries that are left out, and why.
+    pub(super) skipped: Vec<(Place, String)>,
     /// How many submenus were entered.
     pub(super) level: usize,
     steps: usize,
@@ -62,6 +66,7 @@ impl<'v> Shell<'v> {
             once,
             is_once: false,
             saves: Vec::new(),
+            skipped: Vec::new(),
             level: 0,
             steps: 0,
             depth: 0,
@@ -207,14 +212,12 @@ impl<'v> Shell<'v> {
         let mut entries = Vec::new();
         for name in self.volumes.list(volume, &directory) {
             self.step()?;
-            let text =
-                self.volumes.read(volume, &format!("{directory}/{name}")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            let entry = loader_spec::Entry::parse(&name, &text).filter(|entry| !entry.is_unified);
-            let Some(mut entry) = entry else { continue };
-            let expanded = entry.expand(&|name| self.variables.get(name).to_owned());
-            expanded.map_err(|_| GrubError::TooMuch("an entry has more than 64 KiB"))?;
-            entries.push(entry);
+            let place = Place { volume, path: format!("{directory}/{name}") };
+            match self.loader_entry(&name, &place) {
+                Ok(entry) => entries.extend(entry.filter(|entry| !entry.is_unified)),
+                Err(problem) if self.skipped.len() < SKIPPED => self.skipped.push((place, problem)),
+                Err(_) => {}
+            }
         }
         let device = self.volumes.name(volume);
         for entry in loader_spec::order(entries, "") {
@@ -231,6 +234,30 @@ impl<'v> Shell<'v> {
             self.add(Entry::of_commands(entry.title.clone(), entry.id(), commands))?;
         }
         Ok(true)
+    }
+
+    /// The boot loader entry in a file, with the values of its variables. Errors with the reason if there is one that
+    /// cannot be used.
+    fn loader_entry(
+        &self,
+        name: &str,
+        place: &Place,
+    ) -> Result<Option<loader_spec::Entry>, String> {
+        if !name.ends_with(".conf") {
+            return Ok(None);
+        }
+        let text = self.volumes.read(place.volume, &place.path);
+        let text = text.ok_or("it cannot be read, or has more than 1 MiB")?;
+        let text = String::from_utf8_lossy(&text);
+        if text.trim().is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        let Some(mut entry) = loader_spec::Entry::parse(name, &text).map_err(|e| e.to_string())?
+        else {
+            return Ok(None);
+        };
+        let expanded = entry.expand(&|name| self.variables.get(name).to_owned());
+        expanded.map_err(|error| error.to_string()).map(|()| Some(entry))
     }
 
     /// Runs a command without a block, which may have `!` in front.

@@ -53,7 +53,7 @@ impl Volumes for Disk {
 }
 
 fn choose_on(disk: &Disk, text: &str) -> Result<Chosen, GrubError> {
-    Ok(choose(disk, 0, "/boot/grub/grub.cfg", text)?.swap_remove(0))
+    Ok(choose(disk, 0, "/boot/grub/grub.cfg", text)?.entries.swap_remove(0))
 }
 
 fn chosen(text: &str) -> Chosen {
@@ -122,7 +122,7 @@ fn behind_the_default_are_its_fallbacks_and_the_other_entries_of_all_menus() {
     let disk = Disk::default();
     let titles = |head: &str| -> Vec<String> {
         let text = menu(head) + "menuentry windows { chainloader +1 }";
-        let all = choose(&disk, 0, "/boot/grub/grub.cfg", &text).unwrap();
+        let all = choose(&disk, 0, "/boot/grub/grub.cfg", &text).unwrap().entries;
         assert!(all.iter().all(|chosen| chosen.saves.is_empty() && !chosen.is_once));
         all.into_iter().map(|chosen| chosen.title).collect()
     };
@@ -134,7 +134,7 @@ fn behind_the_default_are_its_fallbacks_and_the_other_entries_of_all_menus() {
 #[test]
 fn an_entry_in_place_of_another_saves_what_the_script_saves_and_not_itself() {
     let text = menu(SAVED).replace("\tvideo\n", "\tsavedefault\n");
-    let all = |block| choose(&with_block(block), 0, "/boot/grub/grub.cfg", &text).unwrap();
+    let all = |block| choose(&with_block(block), 0, "/boot/grub/grub.cfg", &text).unwrap().entries;
     let all_saves = |block| -> Vec<usize> { all(block).iter().map(|c| c.saves.len()).collect() };
     assert_eq!(all_saves(block("a=1\n")), [1, 0, 0, 0]);
     let once = all(block("next_entry=1>0\n"));
@@ -197,7 +197,8 @@ fn an_entry_for_the_next_boot_is_booted_and_cleared() {
     assert_eq!((chosen.title.as_str(), chosen.is_once), ("Debian 6.1", true));
     assert_eq!(lines(&chosen), "saved_entry=0\nnext_entry=\nkept=a\\\\b\n");
     // The caller could not write.
-    let second = choose(&disk, 0, "/boot/grub/grub.cfg", &menu(SAVED)).unwrap().swap_remove(1);
+    let second =
+        choose(&disk, 0, "/boot/grub/grub.cfg", &menu(SAVED)).unwrap().entries.swap_remove(1);
     assert_eq!((second.title.as_str(), second.is_once), ("Debian", false));
     // What the first boot left.
     let disk = with_block(block(&lines(&choose_on(&disk, &menu(SAVED)).unwrap())));
