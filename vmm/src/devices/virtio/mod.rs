@@ -61,6 +61,12 @@ pub trait VirtioDevice: Persist + Send + 'static {
     /// complete the worker may still hold requests from before the reset.
     fn negotiated(&mut self, features: u64);
 
+    /// Features that the driver of a restored VM keeps also if [`features`](Self::features) does not offer them on this
+    /// host.
+    fn features_that_stay(&self) -> u64 {
+        0
+    }
+
     /// Called when the device is resumed. Returns whether its configuration changed while it was paused.
     fn resumed(&mut self) -> bool {
         false

@@ -17,6 +17,9 @@ const GEOMETRY: Call = Call::ioctl(&[
     0x125e,      // BLKROGET: whether it is read-only
 ]);
 
+/// BLKDISCARD.
+const DISCARD: u32 = 0x1277;
+
 /// What a thread of the pool does: one job after the other.
 pub(super) const POOL: &[Call] = &[
     Call::any(libc::SYS_preadv2),
@@ -25,7 +28,7 @@ pub(super) const POOL: &[Call] = &[
     Call::any(libc::SYS_fdatasync),
     // Discards, and writes zeroes.
     Call::any(libc::SYS_fallocate),
-    Call::ioctl(&[0x1277]), // BLKDISCARD
+    Call::ioctl(&[DISCARD]),
 ];
 
 pub(super) const CALLS: DeviceCalls = DeviceCalls {
@@ -36,6 +39,9 @@ pub(super) const CALLS: DeviceCalls = DeviceCalls {
         Call::any(libc::SYS_statx),
         Call::any(libc::SYS_timerfd_create),
         GEOMETRY,
+        // Whether the disk can discard.
+        Call::any(libc::SYS_fallocate),
+        Call::ioctl(&[DISCARD]),
         // The magic number of a disk's format, and the partition table of a disk to boot from.
         Call::any(libc::SYS_pread64),
         // The ring, which is then restricted to the disk's file and to four operations.

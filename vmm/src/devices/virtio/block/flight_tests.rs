@@ -20,6 +20,7 @@ use crate::devices::virtio::Worker;
 use crate::devices::virtio::driver::{BAR, Part, Ring, WRITE, ram, resources, start_queues};
 use crate::kvm::interrupts::fake::FakeWires;
 use crate::kvm::interrupts::pull;
+use crate::state::Persist;
 
 const HEADERS: u64 = 0x1_0000;
 const STATUSES: u64 = 0x1_8000;
@@ -67,7 +68,8 @@ impl Guest {
             None => (file, None),
         };
         let image = Image { file, cached, identity, options };
-        let block = Block::with(image, sectors, Geometry::default(), [0; identification::LEN]);
+        let block =
+            Block::with(image, sectors, Geometry::default(), [0; identification::LEN], true);
         let disk = block.0.clone();
         let mut function = VirtioPci::new(block, resources).unwrap();
         let mut thread = EventManager::new().unwrap();
@@ -352,6 +354,53 @@ fn sectors_that_are_zeroed_or_discarded_read_as_zeroes_and_their_neighbours_as_b
         let mut found = vec![0; expected.len()];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).unwrap();
         assert!(found == expected);
+    }
+}
+
+#[test]
+fn what_is_discarded_is_given_back_to_the_file_system() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    for options in ENGINES {
+        let file = image();
+        let blocks = || file.metadata().unwrap().blocks();
+        let before = blocks();
+        let mut guest = Guest::new(file.try_clone().unwrap(), options, F_FLUSH);
+        // 8 KiB, whole blocks of the file system.
+        guest.memory.write_slice(&(16 | 16u128 << 64).to_le_bytes(), GuestAddress(DATA)).unwrap();
+        guest.offer(11, 0, &[(DATA, 16, 0)]);
+        guest.ring_doorbell();
+        guest.run_until(1);
+        assert_eq!((guest.status(0), blocks()), (0, before - 16), "{options}");
+        let mut found = [1; 512];
+        file.read_exact_at(&mut found, 16 * 512).unwrap();
+        assert_eq!(found, [0; 512]);
+    }
+}
+
+#[test]
+fn a_driver_keeps_the_discards_that_it_was_offered_and_gets_no_others() {
+    let resets = |guest: &mut Guest| guest.function.write(0x14, &[0]);
+    let keeps = |_: &mut Guest| {};
+    for (agreed, then, wanted) in [
+        (F_FLUSH | F_DISCARD, keeps as fn(&mut Guest), F_DISCARD),
+        (F_FLUSH, keeps, 0),
+        // A driver that begins again may have read the offer.
+        (F_FLUSH, resets, F_DISCARD),
+    ] {
+        let mut guest = Guest::new(image(), ENGINES[0], agreed);
+        then(&mut guest);
+        guest.pause();
+        let state = guest.function.save().unwrap();
+        let identity = guest.disk.image.identity.clone();
+        let options = guest.disk.image.options.clone();
+        let image = Image { file: image(), cached: None, identity, options };
+        let resources = resources(&ram(), &Arc::new(FakeWires::default()));
+        let mut restored = VirtioPci::<Block>::restore(state, (resources, image)).unwrap();
+        restored.write(0, &[0; 4]);
+        let mut offered = [0; 4];
+        restored.read(4, &mut offered);
+        let offered = u64::from(u32::from_le_bytes(offered));
+        assert_eq!(offered & (F_DISCARD | F_WRITE_ZEROES), wanted | F_WRITE_ZEROES);
     }
 }
 

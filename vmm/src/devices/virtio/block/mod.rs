@@ -112,6 +112,8 @@ struct Shared {
     /// Whether the size has grown since the driver was told.
     grown: AtomicBool,
     geometry: Geometry,
+    /// Whether a driver that has not seen the disk before is offered discards.
+    discards: bool,
     /// What O_DIRECT needs.
     alignment: Alignment,
     id: [u8; identification::LEN],
@@ -145,11 +147,20 @@ impl Block {
         }
         let geometry = Geometry::of(&image.file)
             .map_err(|source| BlockError::Size { path: image.path(), source })?;
-        Ok(Self::with(image, size / SECTOR, geometry, identification::of(label)))
+        let discards =
+            !image.options.readonly && engine::can_discard(&image.file, image.is_device(), size);
+        Ok(Self::with(image, size / SECTOR, geometry, identification::of(label), discards))
     }
 
-    fn with(image: Image, sectors: u64, geometry: Geometry, id: [u8; identification::LEN]) -> Self {
+    fn with(
+        image: Image,
+        sectors: u64,
+        geometry: Geometry,
+        id: [u8; identification::LEN],
+        discards: bool,
+    ) -> Self {
         Self(Arc::new(Shared {
+            discards,
             alignment: Alignment::of(&image.file),
             queue_sizes: vec![QUEUE_SIZE; usize::from(image.options.queues())],
             image,
@@ -213,11 +224,16 @@ impl VirtioDevice for Block {
     type Worker = BlockWorker;
 
     fn features(&self) -> u64 {
-        let clear = F_DISCARD | F_WRITE_ZEROES;
-        let mode = if self.0.image.options.readonly { F_RO } else { clear };
+        let mode = if self.0.image.options.readonly { F_RO } else { F_WRITE_ZEROES };
+        let discard = if self.0.discards { F_DISCARD } else { 0 };
         let several = if self.0.queue_sizes.len() > 1 { F_MQ } else { 0 };
         let topology = if self.0.geometry.has_topology() { F_TOPOLOGY } else { 0 };
-        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | mode | several | topology
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | mode | discard | several | topology
+    }
+
+    /// A discard that the storage cannot do is a hint that is not followed.
+    fn features_that_stay(&self) -> u64 {
+        if self.0.image.options.readonly { 0 } else { F_DISCARD }
     }
 
     fn queue_sizes(&self) -> &[u16] {

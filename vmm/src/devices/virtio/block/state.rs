@@ -109,6 +109,8 @@ impl Persist for Block {
             // After a restore the driver is told the size once more than necessary at worst.
             grown: _,
             geometry,
+            // The features in the state of the transport say what the driver was offered.
+            discards: _,
             // The new host finds out what its O_DIRECT needs.
             alignment: _,
             id,
@@ -151,7 +153,7 @@ impl Persist for Block {
         if here < saved {
             return Err(BlockError::Shrunk { path, saved, here });
         }
-        let block = Self::with(image, capacity_sectors, geometry, id);
+        let block = Self::with(image, capacity_sectors, geometry, id, false);
         block.0.grow(here);
         Ok(block)
     }

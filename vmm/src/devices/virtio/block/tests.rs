@@ -363,6 +363,19 @@ fn a_discard_and_a_write_of_zeroes_name_one_range_of_the_disk() {
 }
 
 #[test]
+fn discards_are_offered_for_storage_that_can_discard_only() {
+    let can = F_DISCARD | F_WRITE_ZEROES;
+    let offered = |image: Image, label| Block::new(image, label).unwrap().features() & can;
+    let file = image();
+    assert_eq!(offered(disk(&file, false), "a-vm-0"), can);
+    // A file takes no ioctl of a block device, as a device without discards does not.
+    let (major, minor, serial) = (254, 16, String::new());
+    let identity = Identity::BlockDevice { major, minor, serial, unit: None, others: Vec::new() };
+    let device = Image { identity, ..disk(&file, false) };
+    assert_eq!(offered(device, "a-vm-1"), F_WRITE_ZEROES);
+}
+
+#[test]
 fn a_disk_has_as_many_queues_as_its_options_say() {
     let file = image();
     let mut image = disk(&file, false);

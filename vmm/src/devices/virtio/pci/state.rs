@@ -217,6 +217,8 @@ where
             0 => None,
             _ => Some(driver_features),
         };
+        // A driver that has not agreed to any features yet may have read the offer.
+        backend.offered |= function.device.features_that_stay() & agreed.unwrap_or(u64::MAX);
         check_features::<D>(agreed, backend.offered, device_status)?;
         for (index, saved) in queues.iter().enumerate() {
             let queue = restore_queue(saved, &backend.queues[index], agreed, &shared.memory)

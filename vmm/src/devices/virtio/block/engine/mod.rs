@@ -14,6 +14,8 @@ mod page_cache;
 mod pool;
 mod uring;
 
+pub(super) use self::discard::can_discard;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
