@@ -142,13 +142,30 @@ fn not_attached(name: &str, source: io::Error) -> OpenError {
                 ),
             ),
         },
-        Some(libc::EPERM) => (
-            ": making one needs root or CAP_NET_ADMIN, or a tap of its user (`ip tuntap add NAME mode tap user USER`) to be named with tap=NAME",
-            source,
-        ),
+        Some(libc::EPERM) => return not_permitted(name, &source),
         _ => ("", source),
     };
     OpenError { what: "tap", path: name.into(), remedy, source }
+}
+
+/// Returns the error for a tap that may not be made, or not be used.
+fn not_permitted(name: &str, source: &io::Error) -> OpenError {
+    let exists = Interface::new(name).is_ok_and(|interface| interface.exists());
+    let (remedy, what) = match (name == FREE_NAME, exists) {
+        (true, _) => (
+            ": name one of the user's own with tap=NAME (`ip tuntap add NAME mode tap user USER`)",
+            "making one needs root or CAP_NET_ADMIN",
+        ),
+        (false, false) => (
+            ": make it for the user (`ip tuntap add NAME mode tap user USER`)",
+            "there is no such tap, and making one needs root or CAP_NET_ADMIN",
+        ),
+        (false, true) => (
+            ": give it to the user (`ip tuntap del NAME mode tap`, `ip tuntap add NAME mode tap user USER`)",
+            "it is another user's, and using it needs root or CAP_NET_ADMIN",
+        ),
+    };
+    OpenError { what: "tap", path: name.into(), remedy, source: about(what, source) }
 }
 
 /// Returns how a shell gives a macvtap to `perennial run`. `None` for any other interface.

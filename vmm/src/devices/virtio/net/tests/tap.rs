@@ -117,14 +117,18 @@ fn a_tap_of_the_user_that_is_set_up_already_needs_no_privilege() {
     super::super::tap::attach(&off_tun, &off.tap, false).unwrap();
     let off_tap = Opened { role: "tap-0", fd: off_tun.into(), identity: None };
     let on_tap = options.open().unwrap().remove(0);
-    for tap in [&on_tap, &off_tap] {
-        set(tap, libc::TUNSETOWNER, rustix::process::geteuid().as_raw());
+    let foreign = NetOptions { tap: format!("{}c", options.tap), ..options.clone() };
+    let foreign_tap = foreign.open().unwrap().remove(0);
+    let user = rustix::process::geteuid().as_raw();
+    for (tap, owner) in [(&on_tap, user), (&off_tap, user), (&foreign_tap, user + 1)] {
+        set(tap, libc::TUNSETOWNER, owner);
         set(tap, libc::TUNSETPERSIST, 1);
     }
-    drop((on_tap, off_tap));
+    drop((on_tap, off_tap, foreign_tap));
 
     let larger = NetOptions { mtu: Some(1500), ..options.clone() };
-    let all = [options.clone(), larger, off.clone()];
+    let missing = NetOptions { tap: format!("{}d", options.tap), ..options.clone() };
+    let all = [options.clone(), larger, off.clone(), foreign.clone(), missing];
     let unprivileged = std::thread::spawn(move || {
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
@@ -132,10 +136,10 @@ fn a_tap_of_the_user_that_is_set_up_already_needs_no_privilege() {
         all.map(|options| options.open().map(drop).map_err(|error| chain(&error).join(": ")))
     });
     let results = unprivileged.join();
-    for options in [&options, &off] {
+    for options in [&options, &off, &foreign] {
         set(&options.open().unwrap()[0], libc::TUNSETPERSIST, 0);
     }
-    let [as_it_is, larger, off_result] = results.unwrap();
+    let [as_it_is, larger, off_result, foreign, missing] = results.unwrap();
     assert_eq!(as_it_is, Ok(()));
     for (result, command) in [
         (larger, format!("`ip link set {} mtu 1500`", options.tap)),
@@ -143,6 +147,10 @@ fn a_tap_of_the_user_that_is_set_up_already_needs_no_privilege() {
     ] {
         let error = result.unwrap_err();
         assert!(error.contains(&command) && error.contains("CAP_NET_ADMIN"), "{error}");
+    }
+    for (result, what) in [(foreign, "it is another user's"), (missing, "there is no such tap")] {
+        let error = result.unwrap_err();
+        assert!(error.contains(what) && error.contains("mode tap user USER"), "{error}");
     }
 }
 
