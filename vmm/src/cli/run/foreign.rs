@@ -131,7 +131,7 @@ const OF_ALL: &[&str] = &[
 
 /// Keys of `--cpus` and `--memory` with the value that changes nothing: the option, the key, the value. A kind of device
 /// knows its own.
-const HARMLESS: &[(&str, &str, &str)] = &[
+pub(super) const HARMLESS: &[(&str, &str, &str)] = &[
     ("cpus", "kvm_hyperv", "off"),
     ("memory", "hugepages", "off"),
     ("memory", "mergeable", "off"),

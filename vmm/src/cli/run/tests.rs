@@ -47,6 +47,24 @@ fn kernel(machine: &Machine) -> &KernelBoot {
 }
 
 #[test]
+fn the_manual_lists_all_that_is_accepted_and_changes_nothing() {
+    let manual = include_str!("../../../../docs/run.md");
+    let row = |option: &str| {
+        let start = format!("| `--{option}` | `");
+        manual.lines().map(str::trim_start).find(|line| line.starts_with(&start)).expect(option)
+    };
+    let of_kinds = KINDS.iter().filter_map(|kind| Some((kind.key, kind.command_line?.harmless)));
+    let of_kinds = of_kinds.flat_map(|(option, harmless)| {
+        harmless
+            .iter()
+            .flat_map(move |(key, values)| values.iter().map(move |v| (option, *key, *v)))
+    });
+    for (option, key, value) in of_kinds.chain(foreign::HARMLESS.iter().copied()) {
+        assert!(row(option).contains(&format!("`{key}={value}`")), "{option}: {key}={value}");
+    }
+}
+
+#[test]
 fn a_kernel_is_enough_and_the_rest_is_as_in_cloud_hypervisor() {
     let machine = machine("");
     assert_eq!(machine.cpus, 1);
