@@ -17,6 +17,17 @@ use super::{excerpt, journal};
 const SUPERBLOCK: u64 = 1024;
 /// `s_magic`, at 0x38 of the superblock.
 const EXT4_MAGIC: u32 = 0xef53;
+/// `s_feature_incompat`, at 0x60, and the features in it that `ext4-view` does not read (Linux fs/ext4/ext4.h).
+const FEATURES: [(u32, &str); 8] = [
+    (0x1, "compression"),
+    (0x10, "meta_bg"),
+    (0x100, "mmp"),
+    (0x400, "ea_inode"),
+    (0x1000, "dirdata"),
+    (0x4000, "large_dir"),
+    (0x8000, "inline_data"),
+    (0x2_0000, "casefold"),
+];
 /// Most block groups: at 128 MiB each these are 16 TiB. `ext4-view` has 16 bytes for each.
 const GROUPS_MAX: u64 = 1 << 17;
 /// Most symbolic links on the way to a file, as for Linux, and most bytes of a path.
@@ -41,6 +52,9 @@ pub(super) enum FileSystemError {
     /// The file system claims to be larger than its partition, or has absurd numbers.
     #[error("its ext4 file system is damaged: {0}")]
     Absurd(&'static str),
+    /// The file system has a feature that cannot be read here, by its name for `mke2fs -O`.
+    #[error("its ext4 file system has the feature `{0}`, which cannot be read here")]
+    Feature(&'static str),
     /// The file system was not unmounted, and cannot be read as it would be after its journal was replayed.
     #[error(
         "its ext4 file system was not unmounted, and its journal cannot be replayed here: {0}; boot it once with \
@@ -97,6 +111,10 @@ impl FileSystem {
         }
         let superblock = &head[SUPERBLOCK as usize..];
         if u32_at(superblock, 0x38) & 0xffff == EXT4_MAGIC {
+            let features = u32_at(superblock, 0x60);
+            if let Some((_, name)) = FEATURES.iter().find(|(bit, _)| features & bit != 0) {
+                return Err(Error::Feature(name));
+            }
             check_superblock(superblock, view.len())?;
             let view = journal::replay(view).map_err(|error| Error::Unclean(causes(&error)))?;
             let ext4 = Ext4::load(Box::new(view)).map_err(|error| refused("ext4", &error))?;

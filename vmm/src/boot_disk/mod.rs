@@ -31,6 +31,8 @@ mod fedora_tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 #[cfg(test)]
+mod grown_tests;
+#[cfg(test)]
 mod interrupted_tests;
 #[cfg(test)]
 mod partition_tests;
