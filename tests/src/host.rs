@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -461,6 +461,12 @@ impl Host {
 
     fn disks_with(&self, kind: DiskKind) -> impl Iterator<Item = &VmDisk> {
         self.vm_disks.iter().filter(move |disk| disk.kind == kind)
+    }
+
+    /// The image of the first disk of this kind, which the machine reads and writes.
+    pub fn disk_image(&self, kind: DiskKind) -> Result<&Path, Failure> {
+        let disk = self.disks_with(kind).next();
+        Ok(disk.map(|disk| disk.path.as_path()).ok_or("no VM has such a disk")?)
     }
 
     fn switch_off(&mut self) -> Result<(), Failure> {

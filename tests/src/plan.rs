@@ -432,6 +432,9 @@ impl HostPlan {
                 Backing::Device => {
                     let path = directory.join(format!("{}.img", vm.name));
                     raw_disk(&path, bytes)?;
+                    if vm.scratch_disks {
+                        fs::write(qemu::properties_of(&path), "write-zeroes=off")?;
+                    }
                     let kind = match vm.root {
                         GuestRoot::Debian(_) => DiskKind::Work,
                         _ => DiskKind::Records,
@@ -444,6 +447,7 @@ impl HostPlan {
                 let path = directory.join(format!("{}.broken.img", vm.name));
                 raw_disk(&path, 16 << 20)?;
                 fs::write(qemu::faults_of(&path), qemu::write_fault(BROKEN_SECTOR))?;
+                fs::write(qemu::properties_of(&path), "discard=off")?;
                 disks.push(VmDisk { vm: vm.name.clone(), path, kind: DiskKind::Broken });
             }
             disks.extend(vm.scratch_disks.then(|| scratch_disks(vm, directory, tree)).transpose()?);
@@ -460,7 +464,7 @@ fn scratch_disks(vm: &VmPlan, directory: &Path, tree: &Ext4) -> std::io::Result<
     fs::write(tree.path(&read)?, blocks.collect::<Vec<u8>>())?;
     let path = directory.join(format!("{}.scratch.img", vm.name));
     raw_disk(&path, 1 << 20)?;
-    fs::write(qemu::large_sectors_of(&path), "")?;
+    fs::write(qemu::properties_of(&path), "logical_block_size=4096,physical_block_size=4096")?;
     Ok(VmDisk { vm: vm.name.clone(), path, kind: DiskKind::Scratch })
 }
 

@@ -560,13 +560,11 @@ fn command(machine: &Machine, accelerator: Accelerator, directory: &Path) -> Com
         };
         let drive =
             format!("if=none,id=disk{index},format=raw,cache=unsafe,discard=unmap,file={file}");
-        let sectors = match large_sectors_of(disk).exists() {
-            true => ",logical_block_size=4096,physical_block_size=4096",
-            false => "",
-        };
+        let properties = std::fs::read_to_string(properties_of(disk));
+        let properties = properties.map_or(String::new(), |text| format!(",{text}"));
         command
             .args(["-drive", &drive])
-            .args(["-device", &format!("virtio-blk-pci,drive=disk{index}{sectors}")]);
+            .args(["-device", &format!("virtio-blk-pci,drive=disk{index}{properties}")]);
     }
     command
 }
@@ -577,9 +575,10 @@ pub fn faults_of(disk: &Path) -> PathBuf {
     disk.with_extension("faults")
 }
 
-/// The file beside a disk's image whose existence gives the disk sectors of 4 KiB.
-pub fn large_sectors_of(disk: &Path) -> PathBuf {
-    disk.with_extension("sectors")
+/// The file beside a disk's image with properties of QEMU's virtio-blk-pci for that disk. A disk without that file has
+/// the usual ones.
+pub fn properties_of(disk: &Path) -> PathBuf {
+    disk.with_extension("properties")
 }
 
 /// The contents of a file of faults: writes of this sector fail with EIO.

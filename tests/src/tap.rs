@@ -16,10 +16,19 @@ const FLAGS: u16 = 1 | 4;
 
 /// Creates a tap, or opens it. A new one is deleted when the last program closes it.
 pub(crate) fn open(name: &str) -> io::Result<File> {
+    open_with(name, 0)
+}
+
+/// The same of a queue of a tap that can have several.
+pub(crate) fn open_queue(name: &str) -> io::Result<File> {
+    open_with(name, libc::IFF_MULTI_QUEUE)
+}
+
+fn open_with(name: &str, more: libc::c_int) -> io::Result<File> {
     let tun = OpenOptions::new().read(true).write(true).open(TUN)?;
     let mut request = request(name);
     request.ifr_ifru.ifru_flags =
-        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more) as libc::c_short;
     send(&tun, libc::TUNSETIFF, &mut request)?;
     Ok(tun)
 }

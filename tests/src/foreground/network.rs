@@ -26,8 +26,9 @@ use crate::tap;
 /// The VM, and its tap, which the host makes.
 const VM: &str = "web";
 const TAP: &str = "vm-web";
-/// The tap that PID 1 makes.
+/// The taps that PID 1 makes: one, and one with two queues.
 const OWN_TAP: &str = "own";
+const OWN_QUEUES: &str = "own2";
 /// The addresses of the two ends of a tap.
 const HOST_END: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 const GUEST_END: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
@@ -122,10 +123,20 @@ fn with_an_open_tap() -> Result<(), Problem> {
     session.type_keys(b"\x01x")?;
     session.expect_end("with an open tap", 0)?;
     // All VMs of `perennial run` have one name, and each has an address of its own.
+    drop(own);
+    let queues = [tap::open_queue(OWN_QUEUES)?, tap::open_queue(OWN_QUEUES)?];
+    let net = format!("fd=[{},{}]", lend(&queues[0])?, lend(&queues[1])?);
+    let at = arguments.iter().position(|word| word.starts_with("fd=")).ok_or("no fd=")?;
+    arguments[at] = &net;
+    arguments.extend(["--cpus", "boot=2"]);
     let mut other = Session::start(Terminal::open()?, &arguments)?;
     let others = other.find_before(BOOTED, MAC)?;
+    other.wait_for("\"note\":\"echo\"")?;
+    expect_traffic(OWN_QUEUES)?;
+    other.type_keys(b"\rnet\r")?;
+    other.wait_for("\"pairs\":2")?;
     other.type_keys(b"\x01x")?;
-    other.expect_end("another VM with the tap", 0)?;
+    other.expect_end("another VM with a tap of two queues", 0)?;
     match mac == again && mac != others && mac.len() == "02:00:00:00:00:00".len() {
         true => Ok(()),
         false => {

@@ -70,6 +70,8 @@ pub struct VmPlan {
     pub network: bool,
     /// Pairs of queues of its network device.
     pub queues: u32,
+    /// Largest packet of its network device, if it is not the usual one.
+    pub mtu: Option<u32>,
     /// More options of its disk.
     pub disk_options: &'static str,
     /// Threads of the guest that read the disk besides the one that writes it.
@@ -115,6 +117,7 @@ impl VmPlan {
             disk_mib: 16,
             network: false,
             queues: 1,
+            mtu: None,
             disk_options: "",
             disk_readers: 0,
             cpu: "host",
@@ -247,14 +250,16 @@ impl VmPlan {
         let disks = disks + &idle_disks.collect::<String>() + &broken_disks + &scratch_disks;
         let (mut nets, on_network) = match self.network {
             false => (vec![], String::new()),
-            true => (
-                vec![format!("\"tap=vm-{},bridge={BRIDGE},queues={}\"", self.name, self.queues)],
+            true => {
+                let mtu = self.mtu.map_or(String::new(), |mtu| format!(",mtu={mtu}"));
+                let tap =
+                    format!("tap=vm-{},bridge={BRIDGE},queues={}{mtu}", self.name, self.queues);
                 match self.root {
                     // The work in it is given the address by an order.
-                    GuestRoot::Debian(_) => String::new(),
-                    _ => Self::network_cmdline(address),
-                },
-            ),
+                    GuestRoot::Debian(_) => (vec![format!("\"{tap}\"")], String::new()),
+                    _ => (vec![format!("\"{tap}\"")], Self::network_cmdline(address)),
+                }
+            }
         };
         nets.extend((0..self.idle_nets).map(|number| format!("\"tap={}-{number}\"", self.name)));
         let mute = || {

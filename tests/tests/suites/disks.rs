@@ -1,13 +1,18 @@
 //! Disks that grow, fail and hang, and what the guest and the operator see of it.
 
+use std::fs::File;
 use std::time::Instant;
 
 use perennial_tests::control::ControlError;
 use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
-use perennial_tests::plan::{BROKEN_SECTOR, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
+use perennial_tests::plan::{
+    BROKEN_SECTOR, DiskKind, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan,
+};
 use perennial_tests::report::DiskStatus;
 use perennial_tests::suite::{Test, kernel, pool};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -43,9 +48,11 @@ fn storage(luo: Luo) -> Result<(), Failure> {
         return Err(format!("the status says of db's disk: {disk:?}").into());
     }
     grow(&mut host)?;
+    expect_discarded(&host, 22 * MIB)?;
     let rounds = scratch_rounds(&host, rounds)?;
     host.update(json!({}))?;
     host.check_guests()?;
+    expect_discarded(&host, 21 * MIB)?;
     // One round more may have been under way before the update.
     scratch_rounds(&host, rounds.map(|rounds| rounds + 1))?;
     if disk_of(&mut host, RECORDS)?.bytes != 24 * MIB {
@@ -148,6 +155,38 @@ fn expect_written(guest: &Guest, path: &str, offset: u64) -> Result<(), Failure>
     }
 }
 
+/// Errors unless a block of the guest's disk `/dev/vdb` is gone from the image of the machine's disk when the guest discards it.
+/// The machine's disk can discard and cannot write zeroes.
+fn expect_discarded(host: &Host, offset: u64) -> Result<(), Failure> {
+    let image = File::open(host.disk_image(DiskKind::Records)?)?;
+    let has_data = || -> Result<bool, Failure> {
+        match rustix::fs::seek(&image, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data < offset + 4096),
+            Err(Errno::NXIO) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let before = has_data()?;
+    expect_written(&host.guests()[0], "/dev/vdb", offset)?;
+    let written = has_data()?;
+    let result = order(&host.guests()[0], &format!("discard /dev/vdb {offset}"))?;
+    match (before, written, result.as_str(), has_data()?) {
+        (false, true, "discarded", false) => Ok(()),
+        other => Err(format!(
+            "whether the image has data before a write, after it, the end of the discard, and data then: {other:?}"
+        )
+        .into()),
+    }
+}
+
+/// Errors unless the guest's disk `/dev/vdb` is one that cannot discard, as the machine's.
+fn expect_no_discards(host: &Host) -> Result<(), Failure> {
+    match order(&host.guests()[0], "discard /dev/vdb 0")? {
+        result if result.contains("os error 95") => Ok(()),
+        result => Err(format!("a discard on storage without discards: {result}").into()),
+    }
+}
+
 /// Gives the guest an order whose first word is that of the note about its end. Returns the result in words.
 fn order(guest: &Guest, order: &str) -> Result<String, Failure> {
     let word = order.split(' ').next().unwrap_or_default();
@@ -172,6 +211,7 @@ fn broken(luo: Luo) -> Result<(), Failure> {
     let db = VmPlan { broken_disks: true, ..VmPlan::new("db", 128, 1) };
     let (mut host, _) = Host::boot(&HostPlan::new(vec![db, VmPlan::new("web", 128, 1)]).on(luo))?;
     host.wait_for_guests()?;
+    expect_no_discards(&host)?;
     fail(&mut host)?;
     fill(&mut host)?;
     let written = hang(&mut host)?;
@@ -185,6 +225,7 @@ fn broken(luo: Luo) -> Result<(), Failure> {
     host.update(json!({}))?;
     host.check_guests()?;
     expect_written(&host.guests()[0], "/dev/vdb", 0)?;
+    expect_no_discards(&host)?;
     host.power_off_and_check_disks()
 }
 

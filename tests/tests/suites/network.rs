@@ -4,15 +4,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use perennial_tests::foreground;
+use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::network::HOST;
 use perennial_tests::plan::{HostPlan, Luo, MUTE_MAC, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
 use perennial_tests::wire::Sent;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Updates while the connections are open.
 const UPDATES: u64 = 3;
+/// The largest packet of the guest with several queues.
+const MTU: u32 = 1400;
 /// Bytes that must come back after each.
 const BYTES: u64 = 256 << 10;
 /// Datagrams that must come back after each.
@@ -41,7 +44,7 @@ fn by_dhcp(config: String) -> String {
     network.map(ask).collect()
 }
 
-/// Waits until the host has the address that QEMU's user network assigns.
+/// Waits until the host has its address, which QEMU's user network would assign too.
 fn wait_for_address(host: &mut Host) -> Result<(), Failure> {
     let wanted = format!("{HOST}/24");
     let deadline = Instant::now() + WORK;
@@ -52,6 +55,32 @@ fn wait_for_address(host: &mut Host) -> Result<(), Failure> {
                 return Err(format!("the host's address is {other:?} instead of {wanted}").into());
             }
             _ => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+/// Waits until both pairs of queues of the guest's network device have brought frames. Errors unless the device has the
+/// largest packet of the configuration.
+fn wait_for_both_pairs(guest: &Guest) -> Result<(), Failure> {
+    let count = |notes: &[Value]| notes.iter().filter(|note| note["note"] == "net").count();
+    let ask = || -> Result<[u64; 2], Failure> {
+        let before = count(&guest.notes());
+        guest.order("net")?;
+        let notes = guest.wait_for_notes("its network", WORK, |all| count(all) > before)?;
+        let note = notes.iter().rfind(|note| note["note"] == "net").ok_or("no note")?;
+        if note["mtu"] != MTU || note["pairs"] != 2 {
+            return Err(format!("its network device is {note}").into());
+        }
+        Ok(serde_json::from_value(note["received"].clone())?)
+    };
+    let (first, deadline) = (ask()?, Instant::now() + WORK);
+    loop {
+        match ask()? {
+            now if now.iter().zip(first).all(|(now, first)| *now > first) => return Ok(()),
+            now if Instant::now() > deadline => {
+                return Err(format!("its queues have received {now:?}, at first {first:?}").into());
+            }
+            _ => guest.wait_for_heartbeats(5, WORK)?,
         }
     }
 }
@@ -76,7 +105,7 @@ fn wait_for_announcement(host: &Host, before: Sent) -> Result<Sent, Failure> {
 }
 
 fn updates(luo: Luo) -> Result<(), Failure> {
-    let several = VmPlan { queues: 2, cpus: 2, ..vm("db") };
+    let several = VmPlan { queues: 2, cpus: 2, mtu: Some(MTU), ..vm("db") };
     let plan = HostPlan {
         edit_a: Some(by_dhcp),
         edit_b: Some(by_dhcp),
@@ -88,11 +117,13 @@ fn updates(luo: Luo) -> Result<(), Failure> {
         return Err(format!("the host says: {status:?}").into());
     }
     host.wait_for_guests()?;
-    let connections = [host.connect("web")?, host.connect("db")?];
+    // The guest answers the two to `db` on different vCPUs.
+    let connections = [host.connect("web")?, host.connect("db")?, host.connect("db")?];
     let datagrams = host.send_datagrams("web")?;
     for connection in &connections {
         connection.wait_for(BYTES, WORK)?;
     }
+    wait_for_both_pairs(&host.guests()[1])?;
     datagrams.wait_for(DATAGRAMS, WORK)?;
     let mut announced = host.sent_from(MUTE_MAC)?;
     if announced != Sent::default() {
@@ -109,6 +140,8 @@ fn updates(luo: Luo) -> Result<(), Failure> {
         for connection in &connections {
             connection.wait_for(BYTES, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         }
+        wait_for_both_pairs(&host.guests()[1])
+            .map_err(|error| format!("after update {number}: {error}"))?;
         datagrams.wait_for(DATAGRAMS, WORK).map_err(|e| format!("after update {number}: {e}"))?;
         host.check_guests().map_err(|error| format!("after update {number}: {error}"))?;
     }
@@ -148,6 +181,8 @@ fn wait_for_link(host: &mut Host, wanted: &str) -> Result<(), Failure> {
 
 fn handovers(luo: Luo) -> Result<(), Failure> {
     let (mut host, _) = Host::boot(&HostPlan::new(vec![vm("web")]).on(luo))?;
+    // It is fixed here.
+    wait_for_address(&mut host)?;
     host.wait_for_guests()?;
     let connection = host.connect("web")?;
     connection.wait_for(BYTES, WORK)?;

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 use crate::console::Console;
 
 /// Starts the server, which says `echo` when it listens.
@@ -27,15 +29,22 @@ fn serve(port: u16, console: &Arc<Console>) -> io::Result<()> {
         }
     });
     console.note("echo", &format!("port {port}"));
-    loop {
+    let vcpus = thread::available_parallelism().map_or(1, usize::from);
+    for number in 0.. {
         let (stream, _) = listener.accept()?;
         let console = Arc::clone(console);
         thread::spawn(move || {
+            // Each vCPU sends by a pair of queues of its own, and the host answers by the pair from which it got
+            // something. One that was taken offline cannot be chosen.
+            let mut vcpu = CpuSet::new();
+            vcpu.set(number % vcpus);
+            let _ = sched_setaffinity(None, &vcpu);
             if let Err(error) = echo(stream) {
                 console.note("problem", &format!("a connection to port {port}: {error}"));
             }
         });
     }
+    Ok(())
 }
 
 fn return_datagrams(socket: &UdpSocket) -> io::Result<()> {

@@ -6,13 +6,13 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::thread;
 
-use perennial_tests::workload::disk::Block;
+use perennial_tests::workload::disk::{BLOCK, Block};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::system::{RebootCommand, reboot};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::console::{self, Console};
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::{cpus, ring};
 
 /// The date of the machine's clock, in seconds since 1970.
@@ -54,6 +54,11 @@ fn obey(order: &str, console: &Console, scratch: &[Scratch]) {
             size(path).map(|bytes| console.note_json(&json!({"note": "size", "bytes": bytes})))
         }
         ("write", place) => write(place).map(|result| console.note("write", &result)),
+        ("discard", place) => discard(place).map(|result| console.note("discard", &result)),
+        ("net", _) => {
+            console.note_json(&net());
+            Ok(())
+        }
         ("zero", path) => zero(path).map(|result| console.note("zero", &result)),
         ("scratch", _) => {
             console.note_json(&Scratch::note(scratch));
@@ -67,7 +72,7 @@ fn obey(order: &str, console: &Console, scratch: &[Scratch]) {
             .and_then(|()| fs::write("/proc/sysrq-trigger", "c"))
             .map_err(|e| e.to_string()),
         _ => Err("unknown order; the orders are say TEXT, date, carrier 0|1, ring ENTRIES, offline VCPU, online VCPU, size PATH, \
-                  write PATH OFFSET, zero PATH, scratch, poweroff, reboot, panic, hang"
+                  write PATH OFFSET, discard PATH OFFSET, net, zero PATH, scratch, poweroff, reboot, panic, hang"
             .to_owned()),
     };
     if let Err(problem) = done {
@@ -110,6 +115,33 @@ fn write(place: &str) -> Result<String, String> {
         Ok(()) => "written".to_owned(),
         Err(error) => error.to_string(),
     })
+}
+
+/// Discards one block of a disk. `place` is the disk's path and the offset in bytes. Returns the result in words,
+/// `discarded` or the error.
+fn discard(place: &str) -> Result<String, String> {
+    let (path, offset) = place.split_once(' ').ok_or("it needs a path and an offset")?;
+    let offset = offset.parse().map_err(|_| "the offset is not a number")?;
+    let disk = File::options().write(true).open(path).map_err(|e| e.to_string())?;
+    Ok(match scratch::discard(&disk, offset, BLOCK as u64) {
+        Ok(()) => "discarded".to_owned(),
+        Err(error) => error.to_string(),
+    })
+}
+
+/// The network device: its largest packet, the pairs of queues in use, and how often each receive queue has interrupted.
+fn net() -> Value {
+    let queues = fs::read_dir("/sys/class/net/eth0/queues").into_iter().flatten().flatten();
+    let pairs = queues.filter(|queue| queue.file_name().as_encoded_bytes().starts_with(b"rx-"));
+    let table = fs::read_to_string("/proc/interrupts").unwrap_or_default();
+    let of_input = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let counts = words.iter().skip(1).map_while(|word| word.parse::<u64>().ok());
+        words.last().is_some_and(|name| name.contains("-input.")).then(|| counts.sum::<u64>())
+    };
+    let received: Vec<u64> = table.lines().filter_map(of_input).collect();
+    let mtu: u32 = crate::read("/sys/class/net/eth0/mtu").parse().unwrap_or_default();
+    json!({"note": "net", "mtu": mtu, "pairs": pairs.count(), "received": received})
 }
 
 /// Has a disk write zeroes over all of itself. Returns the result in words, `zeroed` or the error.

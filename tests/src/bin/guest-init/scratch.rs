@@ -115,12 +115,17 @@ fn write(disk: &File, round: u64) -> io::Result<()> {
     zero(&UNMAPPED, FallocateFlags::PUNCH_HOLE)?;
     crate::pause();
     let [start, end] = [DISCARDED.start, DISCARDED.end].map(|block| block * BLOCK as u64);
-    // SAFETY: the ioctl reads two numbers, start and length.
-    let discard = unsafe { Setter::<BLKDISCARD, [u64; 2]>::new([start, end - start]) };
-    // SAFETY: as above; it touches no memory of this process.
-    unsafe { ioctl(disk, discard) }?;
+    discard(disk, start, end - start)?;
     crate::pause();
     Ok(())
+}
+
+/// Discards a part of a disk.
+pub(crate) fn discard(disk: &File, start: u64, length: u64) -> io::Result<()> {
+    // SAFETY: the ioctl reads two numbers, start and length.
+    let discard = unsafe { Setter::<BLKDISCARD, [u64; 2]>::new([start, length]) };
+    // SAFETY: as above; it touches no memory of this process.
+    Ok(unsafe { ioctl(disk, discard) }?)
 }
 
 /// Errors if a block is not as [`write()`] has left it. What was discarded may be there still.
