@@ -8,7 +8,8 @@
 # stdout is one directory with `disk.img` (sparse), `packages` (with versions) and `root.offset`, the first
 # byte of the root file system in the image; all else goes to stderr. The image has a GPT with an ext4 root
 # (partition 1), an unused BIOS partition (14) and an ESP (15); Debian's cloud kernel with the initramfs and the
-# /boot/grub/grub.cfg that its packages write; systemd and cloud-init; and the programs of the suites' work, whose
+# /boot/grub/grub.cfg that its packages write; systemd and cloud-init, with what cloud-init sets up networks and grows disks
+# with; and the programs of the suites' work, whose
 # services do not start by themselves. No boot loader is installed. It has no users besides root and no
 # passwords.
 #
@@ -26,7 +27,7 @@ cache=${PERENNIAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/perennial}/debian
 # Besides what is essential: a system that boots, logs in and mounts its disks; cloud-init; the work of the suites.
 wanted=(
     systemd-sysv udev dbus kmod netbase iproute2 e2fsprogs
-    linux-image-cloud-amd64 grub2-common cloud-init
+    linux-image-cloud-amd64 grub2-common cloud-init cloud-guest-utils netplan.io
     fio postgresql redis-server stress-ng iperf3
 )
 uuid=70657265-6e6e-4961-8c64-656269616e21
@@ -59,6 +60,9 @@ GRUB_CMDLINE_LINUX_DEFAULT=
 GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200"
 END
     : >"$1/etc/machine-id"
+    # As in Debian's images. Nothing waits for a network that the seed does not set up.
+    chroot "$1" systemctl enable systemd-networkd
+    chroot "$1" systemctl disable systemd-networkd-wait-online
     # The tests start what they need. The name of iperf3's service differs between releases, or it has none.
     chroot "$1" systemctl disable postgresql redis-server
     chroot "$1" systemctl disable iperf3 || true

@@ -104,6 +104,23 @@ pub fn is_named(role: Role) -> bool {
     env::var_os(role.variable()).is_some()
 }
 
+/// Returns the package of the distribution's kernel [`Role::StockA`] as it was downloaded, and the kernel's release.
+pub fn package() -> Result<(PathBuf, String), String> {
+    let release = find(Role::StockA).map_err(|error| error.to_string())?.release.clone();
+    let cache = env::var_os("PERENNIAL_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
+        env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("perennial")
+    });
+    let directory = cache.join("downloads/stock-a");
+    let name = format!("linux-image-{release}_");
+    let files = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files = files.filter(|path| {
+        path.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name.as_bytes()))
+    });
+    let missing = || format!("{} has no package {name}*.deb", directory.display());
+    files.next().map(|path| (path, release)).ok_or_else(missing)
+}
+
 /// Finds a kernel, once for each process and role.
 pub fn find(role: Role) -> Result<&'static Kernel, KernelError> {
     static FOUND: [OnceLock<Result<Kernel, KernelError>>; 5] = [const { OnceLock::new() }; 5];

@@ -400,7 +400,7 @@ impl HostPlan {
         tree: &Ext4,
     ) -> Result<Vec<VmDisk>, Box<dyn Error>> {
         let mut disks = Vec::new();
-        for vm in &self.vms {
+        for (number, vm) in self.vms.iter().enumerate() {
             match vm.root {
                 GuestRoot::Initramfs => {}
                 GuestRoot::Disk => {
@@ -419,8 +419,10 @@ impl HostPlan {
                     disks.push(VmDisk { vm: vm.name.clone(), path, kind });
                     let user_data = tree.path(&format!("{}.seed/user-data", vm.name))?;
                     fs::write(user_data, debian::user_data())?;
-                    let network = tree.path(&format!("{}.seed/network-config", vm.name))?;
-                    fs::write(network, debian::NETWORK_CONFIG)?;
+                    let file = tree.path(&format!("{}.seed/network-config", vm.name))?;
+                    let address = network::address(number);
+                    let network = (vm::SEED_MAC, address, network::GATEWAY);
+                    fs::write(file, debian::network_config(vm.network.then_some(network)))?;
                 }
             }
             for number in 0..vm.idle_disks {
@@ -432,6 +434,10 @@ impl HostPlan {
                 Backing::Device => {
                     let path = directory.join(format!("{}.img", vm.name));
                     raw_disk(&path, bytes)?;
+                    if let Some(contents) = &vm.disk_contents {
+                        let mut disk = fs::File::options().write(true).open(&path)?;
+                        std::io::copy(&mut fs::File::open(contents)?, &mut disk)?;
+                    }
                     if vm.scratch_disks {
                         fs::write(qemu::properties_of(&path), "write-zeroes=off")?;
                     }

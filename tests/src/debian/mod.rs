@@ -9,8 +9,9 @@
 mod progress;
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -28,8 +29,13 @@ pub const CMDLINE: &str = "quiet systemd.mask=serial-getty@ttyS0.service systemd
 /// The port on which iperf3 serves its measurements.
 pub const IPERF3_PORT: u16 = 5201;
 
-/// The `network-config` of the seed: cloud-init leaves the network alone.
-pub const NETWORK_CONFIG: &str = "network:\n  config: disabled\n";
+/// The name that the seed gives the guest.
+pub const HOSTNAME: &str = "a-debian-guest";
+/// The password that the seed gives the guest's user `debian`, as in the README.
+pub const PASSWORD: &str = "secret";
+
+/// By how much the disk is larger than the image, so that cloud-init grows the root file system.
+pub const GROWTH: u64 = 256 << 20;
 
 /// What the guest runs.
 const WORK: &str = include_str!("work.py");
@@ -60,11 +66,13 @@ impl Release {
             .clone()
     }
 
-    /// Makes a copy of the image for one guest.
+    /// Makes a copy of the image for one guest, on a disk that is larger by [`GROWTH`].
     pub fn copy(self, to: &Path) -> io::Result<()> {
         let image = self.directory().map_err(io::Error::other)?.join(IMAGE);
         // Not fs::copy, which would write all of the holes.
-        run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(image).arg(to), 0)
+        run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(image).arg(to), 0)?;
+        let disk = File::options().write(true).open(to)?;
+        disk.set_len(disk.metadata()?.len() + GROWTH)
     }
 
     /// Checks the root file system in the image of a guest that was cut off from power: the journal is replayed, and
@@ -95,15 +103,28 @@ pub fn trixie_missing() -> Option<String> {
     Release::Trixie.directory().err()
 }
 
+/// The `network-config` of the seed: the guest's address on the device with this Ethernet address, or that cloud-init
+/// leaves the network alone.
+pub fn network_config(network: Option<(&str, Ipv4Addr, Ipv4Addr)>) -> String {
+    let Some((mac, address, gateway)) = network else {
+        return "network:\n  config: disabled\n".to_owned();
+    };
+    format!(
+        "version: 2\nethernets:\n  lan:\n    match: {{macaddress: '{mac}'}}\n    \
+         addresses: [{address}/24]\n    routes: [{{to: default, via: {gateway}}}]\n"
+    )
+}
+
 /// The `user-data` of the seed. Of cloud-init's modules only those run that it needs, and cloud-init only in the first
-/// boot: each takes many seconds on an emulated CPU.
+/// boot: each takes seconds on an emulated CPU.
 pub fn user_data() -> String {
     let indented: String = WORK.lines().map(|line| format!("      {line}\n")).collect();
     format!(
         "#cloud-config\n\
-         cloud_init_modules: [write-files]\n\
-         cloud_config_modules: [runcmd]\n\
+         cloud_init_modules: [write-files, growpart, resizefs, set_hostname, users-groups]\n\
+         cloud_config_modules: [set-passwords, runcmd]\n\
          cloud_final_modules: [scripts-user]\n\
+         hostname: {HOSTNAME}\npassword: {PASSWORD}\nchpasswd: {{expire: false}}\n\
          write_files:\n  \
          - path: /usr/local/bin/work\n    permissions: '0755'\n    content: |\n{indented}  \
          - path: /etc/systemd/system/work.service\n    content: |\n      \

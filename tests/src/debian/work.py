@@ -8,6 +8,7 @@ been acknowledged, so it must be there whatever happens to the machine. A kind t
 says `failed` and stops.
 """
 
+import ctypes
 import json
 import os
 import pathlib
@@ -201,10 +202,10 @@ def redis():
 
 
 def stress():
-    """Lets stress-ng verify CPU, memory and timers, round after round."""
-    number = 0
+    """Lets stress-ng verify CPUs, memory and timers, round after round."""
+    number, cpus = 0, str(os.cpu_count())
     while True:
-        run("stress-ng", "--verify", "--timeout", "5", "--cpu", "1", "--vm", "1", "--vm-bytes",
+        run("stress-ng", "--verify", "--timeout", "5", "--cpu", cpus, "--vm", "1", "--vm-bytes",
             "32m", "--timer", "1", "--timer-freq", "100", "--timerfd", "1", "--timerfd-freq", "100",
             "--clock", "1", "--nanosleep", "1", "--oomable")
         number += 1
@@ -292,12 +293,41 @@ def upgrade(most):
     note("upgraded", writes=writes() - started, installed=installed)
 
 
-def network(address, gateway):
-    """Sets up the network device, whatever its name is."""
-    device = next(name for name in os.listdir("/sys/class/net") if name != "lo")
-    run("ip", "address", "add", address, "dev", device)
-    run("ip", "link", "set", device, "up")
-    run("ip", "route", "add", "default", "via", gateway)
+def install_kernel(size):
+    """Installs the package of another kernel, which the second disk holds."""
+    package = UPGRADE.with_suffix(".deb")
+    with open("/dev/vdb", "rb") as disk:
+        package.write_bytes(disk.read(size))
+    run("dpkg", "-i", str(package))
+    package.unlink()
+    os.sync()
+    note("installed")
+
+
+def network(address):
+    """Waits until cloud-init's configuration of the network is in force."""
+    while f" {address}/" not in run("ip", "-4", "-o", "address") or not run("ip", "route"):
+        time.sleep(0.5)
+    note("network")
+
+
+def is_password(user, password):
+    """Whether a user can log in with a password."""
+    shadow = [line.split(":") for line in pathlib.Path("/etc/shadow").read_text().splitlines()]
+    hashed = next((words[1] for words in shadow if words[0] == user), "!").encode()
+    crypt = ctypes.CDLL("libcrypt.so.1").crypt
+    crypt.restype = ctypes.c_char_p
+    return crypt(password.encode(), hashed) == hashed
+
+
+def describe(password):
+    """Says what cloud-init has made of this guest, and what it reads of the machine."""
+    sys.path.append("/usr/lib/python3/dist-packages")
+    from cloudinit import dmi
+    root, sectors = os.statvfs("/"), pathlib.Path("/sys/class/block/vda1/size").read_text()
+    note("describe", hostname=socket.gethostname(), password=is_password("debian", password),
+         partition=int(sectors) * 512, root=root.f_blocks * root.f_frsize,
+         uuid=dmi.read_dmi_data("system-uuid"), release=os.uname().release)
 
 
 KINDS = {kind.__name__: kind for kind in (fio, disks, commits, pgbench, redis, stress, echo, iperf3)}
@@ -314,8 +344,12 @@ def obey(order):
     match order:
         case ["work", kind]:
             threading.Thread(target=work, args=(kind,), daemon=True).start()
-        case ["network", address, gateway]:
-            network(address, gateway)
+        case ["network", address]:
+            network(address)
+        case ["describe", password]:
+            describe(password)
+        case ["install-kernel", size]:
+            install_kernel(int(size))
         case ["pack-kernel"]:
             pack_kernel()
         case ["upgrade", most]:

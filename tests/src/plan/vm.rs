@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use super::BRIDGE;
 use crate::debian::{self, Release};
@@ -13,6 +14,9 @@ const HEARTBEAT_MS: u64 = 100;
 
 /// The address of a mute network device.
 pub const MUTE_MAC: [u8; 6] = [2, b'm', b'u', b't', b'e', 1];
+
+/// The address of a Debian guest's network device, by which its seed names the device.
+pub(super) const SEED_MAC: &str = "02:64:65:62:69:61";
 
 /// Which image of the kernel a guest boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,8 @@ pub struct VmPlan {
     pub backing: Backing,
     /// Size of its disk in MiB.
     pub disk_mib: u64,
+    /// A file of this computer with which its disk begins, if that is a [`Backing::Device`].
+    pub disk_contents: Option<PathBuf>,
     /// It is on the host's network, and sends back what it gets on [`network::ECHO_PORT`].
     pub network: bool,
     /// Pairs of queues of its network device.
@@ -115,6 +121,7 @@ impl VmPlan {
             busy: 10,
             backing: Backing::Device,
             disk_mib: 16,
+            disk_contents: None,
             network: false,
             queues: 1,
             mtu: None,
@@ -255,8 +262,10 @@ impl VmPlan {
                 let tap =
                     format!("tap=vm-{},bridge={BRIDGE},queues={}{mtu}", self.name, self.queues);
                 match self.root {
-                    // The work in it is given the address by an order.
-                    GuestRoot::Debian(_) => (vec![format!("\"{tap}\"")], String::new()),
+                    // It has the address from its seed.
+                    GuestRoot::Debian(_) => {
+                        (vec![format!("\"{tap},mac={SEED_MAC}\"")], String::new())
+                    }
                     _ => (vec![format!("\"{tap}\"")], Self::network_cmdline(address)),
                 }
             }

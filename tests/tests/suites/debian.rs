@@ -7,9 +7,9 @@ use perennial_tests::debian::{self, IPERF3_PORT, Progress, Release};
 use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::iperf3::{self, Measurement, Protocol};
-use perennial_tests::network;
 use perennial_tests::plan::{GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::suite::{Test, both, kernel};
+use perennial_tests::{kernels, network};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] =
@@ -24,6 +24,8 @@ pub(crate) const LONG_TESTS: &[Test] = &[
         .unless(debian::missing),
     both("debian_verifies_cpu_memory_and_timers_over_three_updates", stress)
         .unless(debian::missing),
+    both("debian_upgrades_to_the_kernel_of_another_package_and_boots_it", new_kernel)
+        .unless(package_missing),
     kernel("debian_boots_after_each_power_cut_in_an_upgrade_of_its_kernel", upgrade)
         .unless(debian::missing),
     both("debian_verifies_several_disks_over_three_updates", several_disks).unless(debian::missing),
@@ -46,15 +48,52 @@ const SHORT: &[&str] = &["fio", "commits", "pgbench", "redis"];
 const BYTES: u64 = 256 << 10;
 const DATAGRAMS: u64 = 20;
 
+/// What the machine's tables have.
+const PLATFORM: &str = "platform = \"uuid=64656269-616e-4120-a768-6f6d65206f66\"";
+
+/// Size of the image's root file system, without the disk's growth.
+const ROOT: u64 = 1536 << 20;
+
+/// A guest with one vCPU, as in the run of CI.
+fn short_plan(luo: Luo) -> HostPlan {
+    let (root, line) = (GuestRoot::Debian(Release::Bookworm), PLATFORM);
+    HostPlan::new(vec![VmPlan { root, line, disk_mib: 4, ..VmPlan::new("debian", 512, 1) }]).on(luo)
+}
+
+/// A guest with two.
 fn plan(release: Release, luo: Luo) -> HostPlan {
-    let root = GuestRoot::Debian(release);
-    HostPlan::new(vec![VmPlan { root, disk_mib: 4, ..VmPlan::new("debian", 512, 1) }]).on(luo)
+    let mut plan = short_plan(luo);
+    for vm in &mut plan.vms {
+        (vm.root, vm.cpus) = (GuestRoot::Debian(release), 2);
+    }
+    plan
 }
 
 fn boot(plan: &HostPlan) -> Result<Host, Failure> {
     let (host, _) = Host::boot(plan)?;
     check_boot(&host, 1)?;
+    check_setup(&host)?;
     Ok(host)
+}
+
+/// Errors unless the guest is set up as its seed says, and has grown its root file system with the disk.
+fn check_setup(host: &Host) -> Result<(), Failure> {
+    let described = |notes: &[Value]| notes.iter().filter(|n| n["note"] == "describe").count();
+    let before = described(&guest(host)?.notes());
+    guest(host)?.order(&format!("describe {}", debian::PASSWORD))?;
+    let notes = wait_for(host, "what it was set up to", |notes| {
+        has(notes, "describe").map(|_| described(notes) > before)
+    })?;
+    let note = notes.iter().rfind(|note| note["note"] == "describe").ok_or("no note")?;
+    // A file system has its own tables.
+    let has_grown = note["partition"].as_u64() > Some(ROOT + debian::GROWTH / 2)
+        && note["root"].as_u64() > Some(ROOT);
+    let uuid = note["uuid"].as_str().unwrap_or_default();
+    let is_set_up = note["hostname"] == debian::HOSTNAME && note["password"] == true;
+    match has_grown && is_set_up && PLATFORM.ends_with(&format!("uuid={uuid}\"")) {
+        true => Ok(()),
+        false => Err(format!("the guest says {note}").into()),
+    }
 }
 
 /// Waits for the guest's boot with this number. Its command line must be that of the disk, and behind it that of
@@ -73,7 +112,7 @@ fn check_boot(host: &Host, number: u64) -> Result<(), Failure> {
 }
 
 fn three_updates(luo: Luo) -> Result<(), Failure> {
-    let host = work_over_updates(&plan(Release::Bookworm, luo), SHORT)?;
+    let host = work_over_updates(&short_plan(luo), SHORT)?;
     host.power_off_and_check_file_systems()
 }
 
@@ -171,9 +210,49 @@ fn reboot(luo: Luo) -> Result<(), Failure> {
     guest(&host)?.order("reboot")?;
     guest(&host)?.wait_for_note("reboot", BOOT)?;
     check_boot(&host, 2)?;
+    check_setup(&host)?;
     start(&host, &["fio"])?;
     progress_beyond(&host, &Progress::default(), &["fio"], 1)?;
     host.power_off_and_check_file_systems()
+}
+
+/// The guest installs another kernel from a package, and boots it after a live update.
+fn new_kernel(luo: Luo) -> Result<(), Failure> {
+    let (package, release) = kernels::package()?;
+    let bytes = package.metadata()?.len();
+    let mut plan = plan(Release::Bookworm, luo);
+    for vm in &mut plan.vms {
+        (vm.disk_mib, vm.disk_contents) = (64, Some(package.clone()));
+    }
+    let mut host = boot(&plan)?;
+    let first = booted_release(&host)?;
+    if first == release {
+        return Err(format!("the image has the kernel of {} already", package.display()).into());
+    }
+    guest(&host)?.order(&format!("install-kernel {bytes}"))?;
+    wait_for(&host, "another kernel", |notes| has(notes, "installed"))?;
+    host.update(json!({}))?;
+    guest(&host)?.order("reboot")?;
+    check_boot(&host, 2)?;
+    match booted_release(&host)? {
+        found if found == release => {}
+        found => return Err(format!("it boots {found} after {first}, not {release}").into()),
+    }
+    host.update(json!({}))?;
+    start(&host, &["fio"])?;
+    progress_beyond(&host, &Progress::default(), &["fio"], 1)?;
+    host.power_off_and_check_file_systems()
+}
+
+/// The release of the kernel that the guest booted last.
+fn booted_release(host: &Host) -> Result<String, Failure> {
+    let notes = guest(host)?.notes();
+    let boot = notes.iter().rfind(|note| note["note"] == "boot").ok_or("no boot")?;
+    Ok(boot["release"].as_str().unwrap_or_default().to_owned())
+}
+
+fn package_missing() -> Option<String> {
+    debian::missing().or_else(|| kernels::package().err())
 }
 
 /// Numbers of writes to its disk after which the guest is cut off in an upgrade of its kernel.
@@ -226,8 +305,10 @@ fn on_the_network(luo: Luo) -> Result<(), Failure> {
     plan.vms.iter_mut().for_each(|vm| vm.network = true);
     let name = plan.vms.first().map(|vm| vm.name.clone()).unwrap_or_default();
     let mut host = boot(&plan)?;
-    let (address, gateway) = (network::address(0), network::GATEWAY);
-    guest(&host)?.order(&format!("network {address}/24 {gateway}"))?;
+    let address = network::address(0);
+    // The seed has set it up.
+    guest(&host)?.order(&format!("network {address}"))?;
+    guest(&host)?.wait_for_note("network", BOOT)?;
     start(&host, &["echo", "iperf3"])?;
     let (connection, datagrams) = (host.connect(&name)?, host.send_datagrams(&name)?);
     guest(&host)?.wait_for_note("iperf3", BOOT)?;
