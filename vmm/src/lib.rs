@@ -24,6 +24,7 @@ mod mutex;
 mod open_files;
 pub mod options;
 pub mod random;
+mod signals;
 pub mod socket;
 pub mod state;
 pub mod vcpu;

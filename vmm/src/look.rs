@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
+use crate::signals;
 use crate::work::Work;
 
 /// The files whose threads have not come back.
@@ -33,6 +34,7 @@ pub(crate) fn at<T: Send + 'static>(
         let name = thread::Builder::new().name("look".to_owned());
         let work = Work::begins(format!("looking at {}", path.display()));
         let thread = name.spawn(move || {
+            signals::leave_to_main_thread();
             let _work = work;
             let result = look(&path);
             let mut hanging = lock(&HANGING);

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use crate::causes::chain;
 use crate::config::Config;
 use crate::live_update::index::Index;
-use crate::live_update::manifest::{CARRIES_ON, Manifest, REFUSES_CONFIG};
+use crate::live_update::manifest::{CARRIES_ON, Manifest, REFUSES_CONFIG, TAKES_SIGNALS};
 use crate::state::document::{self, Detail};
 use crate::state::node::read_node;
 use crate::state::{Reader, Schema, StateError};
@@ -81,7 +81,7 @@ fn check(bytes: &[u8]) -> Result<String, StateError> {
     if Manifest::COMPATIBLE.iter().any(|binding| reader.is_compatible(binding)) {
         let manifest: Manifest = read_node(&root, "")?;
         let sound = format!(
-            "a sound manifest of a host on {} with {} VMs; {CARRIES_ON}",
+            "a sound manifest of a host on {} with {} VMs; {CARRIES_ON}; {TAKES_SIGNALS}",
             manifest.kernel,
             manifest.vms.len()
         );

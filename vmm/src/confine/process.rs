@@ -19,6 +19,7 @@ use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 
 use crate::answer::ends_within;
 use crate::mutex::lock;
+use crate::signals;
 
 /// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
 /// example on a disk that does not answer, takes longer.
@@ -143,14 +144,14 @@ fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
     // On a thread of its own, because the namespace becomes that of all later children of the thread, and
     // dies with the first one.
     let spawn = move || {
+        signals::take()?;
         // SAFETY: only UnshareFlags::FILES is unsafe, and it is not used.
         let _ = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
-        (gettid(), command.spawn())
+        command.spawn().map(|child| (gettid(), child))
     };
     let thread = thread::Builder::new().name("spawn".to_owned()).spawn(spawn)?;
     let panicked = |_| io::Error::other("the thread that starts it panicked");
-    let (thread, child) = thread.join().map_err(panicked)?;
-    let mut child = child?;
+    let (thread, mut child) = thread.join().map_err(panicked)??;
     if let Err(error) = wait_for_end_of(thread) {
         let _ = child.kill();
         let _ = child.wait();

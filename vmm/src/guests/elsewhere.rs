@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use crate::signals;
 use crate::work::Work;
 
 /// Work that goes on. Its fd is readable when the work has ended. If this is dropped before, the result is dropped when
@@ -35,6 +36,7 @@ impl<T: Send + 'static> Elsewhere<T> {
         let (ended, end) = UnixStream::pair()?;
         let goes_on = Work::begins(what);
         let work = move || {
+            signals::leave_to_main_thread();
             // Also while a result is dropped that nobody waits for.
             let _goes_on = goes_on;
             // If the send fails, nobody waits any more.

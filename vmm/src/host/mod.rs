@@ -61,7 +61,7 @@ use std::time::{Duration, Instant};
 use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::SIGTERM;
 
 use crate::api::UpdateCall;
 use crate::api::report::{Replaced, Report};
@@ -83,7 +83,7 @@ use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::look;
 use crate::machine::VmName;
 use crate::machine::claims::Claims;
-use crate::open_files;
+use crate::{open_files, signals};
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
 use instance::Instance;
@@ -618,7 +618,7 @@ fn ram_beside<'a>(
 pub fn run(config_path: &Path, started_ticks: u64, left: Option<Left>) -> Result<(), HostError> {
     open_files::raise();
     // To PID 1 the kernel sends SIGINT for Ctrl-Alt-Del, which is nobody's decision to end all VMs.
-    let end: &[i32] = if init::is_pid_1() { &[SIGTERM] } else { &[SIGTERM, SIGINT] };
+    let end: &[i32] = if init::is_pid_1() { &[SIGTERM] } else { &signals::ENDING };
     let mut server = serve::Server::new(end)?;
     survival::prepare(Path::new("/"));
     let (mut host, found) = Host::look(config_path, started_ticks, left)?;

@@ -24,6 +24,7 @@ use crate::live_update::next_host::{ANSWER_WITHIN, NextHost};
 use crate::live_update::programs::ProgramError;
 use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
+use crate::signals;
 
 /// What has begun for a VM that was to be restored, or why nothing has.
 type BegunOrNot = Result<Begun, HostError>;
@@ -250,12 +251,13 @@ impl Host {
         let programs = self.carried.programs.iter().rev();
         let copies: Vec<_> = programs.map(|p| (p.describe(), p.executable())).collect();
         Ok(move || {
+            signals::take().map_err(HostError::NoCopy)?;
             let documents: Vec<_> =
                 documents.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();
             let deadline = Some(Instant::now() + ANSWER_WITHIN);
             let examine = |what: &str, copy: Result<File, ProgramError>| {
                 let copy = copy.map_err(|error| chain(&error).join(": "))?;
-                let next = NextHost::of(copy, what.into(), deadline).and_then(|next| {
+                let next = NextHost::of(copy, what.into(), deadline).and_then(|mut next| {
                     if !documents.is_empty() {
                         next.rehearse(&documents)?;
                     }

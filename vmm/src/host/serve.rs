@@ -67,12 +67,15 @@ enum Source {
 }
 
 impl Server {
-    /// Installs the signal handlers. To be called before the first child is started.
-    /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
+    /// Installs the signal handlers, and takes the signals that have come before. To be called before the first child and
+    /// the first thread are started. `end` are the signals that end the host. No other signal does, except those that
+    /// nobody can catch.
     pub(super) fn new(end: &[i32]) -> Result<Self, HostError> {
         let signals = Signals::catch(end).map_err(HostError::Loop)?;
         // One that comes during a handover is not read from its pipe before the exec.
         next_host::heed(end).map_err(HostError::Loop)?;
+        // Those that came while the last program handed over to this one.
+        crate::signals::take().map_err(HostError::Loop)?;
         let calls = Calls::default();
         let attempts = Attempts::default();
         Ok(Self { signals, left: None, calls, leaves_again: None, attempts, cannot_wait: false })

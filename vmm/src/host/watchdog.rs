@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use rustix::ioctl::{Updater, ioctl, opcode};
 
+use crate::signals;
+
 /// `WDIOC_SETTIMEOUT`: sets the period in seconds, and returns the one that the device took.
 const SET_TIMEOUT: rustix::ioctl::Opcode = opcode::read_write::<libc::c_int>(b'W', 6);
 /// The character that stops the watchdog when the device is closed after it.
@@ -55,6 +57,7 @@ impl Watchdog {
         let (stop, stopped) = channel();
         let name = device.display().to_string();
         let feed = move || {
+            signals::leave_to_main_thread();
             let mut failing = false;
             loop {
                 match file.write_all(b"\0") {

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
+use crate::signals;
 use crate::work::Work;
 
 /// Most threads that sync file systems at a time. A host with containers may have hundreds of file systems.
@@ -118,6 +119,7 @@ fn start(all: VecDeque<Mounted>) -> std::sync::mpsc::Receiver<Synced> {
 
 /// Syncs the file systems of `all` that no other thread has begun.
 fn work(all: &Mutex<VecDeque<(Mounted, Work)>>, results: &Sender<Synced>) {
+    signals::leave_to_main_thread();
     loop {
         let Some((found, _work)) = lock(all).pop_front() else { return };
         let synced = match found.device {

@@ -42,6 +42,10 @@ pub fn refused_config<'a>(said: &'a str, name: &str) -> Option<&'a str> {
     Some(why.trim_start_matches(": "))
 }
 
+/// What `perennial state check` adds as well. A program that says it takes the signals that were blocked when it was
+/// executed. One that does not would never get them.
+pub const TAKES_SIGNALS: &str = "this program takes signals that came before it";
+
 /// Token of RAM segment `index` in a VM's session.
 pub fn segment_token(index: usize) -> Token {
     Token(1 + index as u64)

@@ -25,12 +25,14 @@ use rustix::process::{
     waitid, waitpid,
 };
 
-use super::manifest::{CARRIES_ON, refused_config};
+use super::breakpoint;
+use super::manifest::{CARRIES_ON, TAKES_SIGNALS, refused_config};
 use super::programs::own_version;
 use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
 use crate::inherited_fd;
+use crate::signals::Blocked;
 use crate::work;
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
@@ -208,6 +210,8 @@ pub struct NextHost {
     path: PathBuf,
     /// When it must have answered everything. `None`: each answer may take [`ANSWER_WITHIN`].
     deadline: Option<Instant>,
+    /// Whether it takes signals that are blocked when it is executed, as it has said in the rehearsal.
+    takes_signals: bool,
 }
 
 impl NextHost {
@@ -228,7 +232,7 @@ impl NextHost {
         what: PathBuf,
         deadline: Option<Instant>,
     ) -> Result<Self, NextHostError> {
-        let next = Self { program: Arc::new(program), path: what, deadline };
+        let next = Self { program: Arc::new(program), path: what, deadline, takes_signals: false };
         let Answer { said, .. } = next.ask(&["--version".into()])?;
         match said.starts_with("perennial ") {
             true => Ok(next),
@@ -241,8 +245,12 @@ impl NextHost {
 
     /// Lets the program decode each document, while the handover can still be undone. `documents` are
     /// names for error texts and fds.
-    pub fn rehearse(&self, documents: &[(String, BorrowedFd<'_>)]) -> Result<(), NextHostError> {
-        self.decode(documents).map(drop)
+    pub fn rehearse(
+        &mut self,
+        documents: &[(String, BorrowedFd<'_>)],
+    ) -> Result<(), NextHostError> {
+        self.takes_signals = self.decode(documents)?.contains(TAKES_SIGNALS);
+        Ok(())
     }
 
     /// Errors if the program would not take over the VMs of `manifest`, a draft of the one that it would get: it must read
@@ -353,6 +361,15 @@ impl NextHost {
     }
 
     fn exec(&self, left: &str, passed: Passed<'_>) -> NextHostError {
+        // An earlier program would never get the signals.
+        let blocked = match self.takes_signals {
+            true => Blocked::new().map(Some),
+            false => Ok(None),
+        };
+        let _blocked = match blocked {
+            Ok(blocked) => blocked,
+            Err(error) => return self.error("block signals for", error),
+        };
         // The exec would wait for it as well, but without a bound.
         if let Err(error) = ends_work(self.left()).and_then(|()| refuse_if_told_to_end()) {
             return error;
@@ -372,6 +389,7 @@ impl NextHost {
             command.env(LOCK_VARIABLE, lock.as_raw_fd().to_string());
         }
         command.env(HANDOVER_VARIABLE, left).env(PROCESSES_VARIABLE, processes.join(","));
+        breakpoint::reach("exec", None);
         let error = command.arg0(name).args(arguments).exec();
         if let Some(lock) = lock {
             // This host goes on. A program that it starts must not have the lock.
@@ -521,11 +539,13 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+    use crate::signals;
 
     #[test]
     fn a_program_that_hangs_in_the_blackout_is_ended_when_the_budget_is_used_up() {
         let sleep = || Arc::new(File::open("/bin/sleep").unwrap());
-        let mut next = NextHost { program: sleep(), path: "/bin/sleep".into(), deadline: None };
+        let (program, path) = (sleep(), "/bin/sleep".into());
+        let mut next = NextHost { program, path, deadline: None, takes_signals: false };
         next.hurry(Duration::from_millis(200));
         for within in ["0.2 s", "0.0 s"] {
             let error = next.ask(&["1000".into()]).unwrap_err().to_string();
@@ -538,7 +558,8 @@ mod tests {
         let work = work::Work::begins("looking at /gone".to_owned());
         let deadline = Some(Instant::now());
         let program = Arc::new(File::open("/dev/null").unwrap());
-        let next = NextHost { program, path: "/dev/null".into(), deadline };
+        let path = "/dev/null".into();
+        let next = NextHost { program, path, deadline, takes_signals: true };
         let passed = Passed { lock: None, processes: &[] };
         let error = next.exec("", passed).to_string();
         assert!(error.contains("still") && error.contains("looking at /gone"), "{error}");
@@ -546,6 +567,7 @@ mod tests {
         // Other tests have work as well.
         let error = next.exec("", passed).to_string();
         assert!(!error.contains("/gone"), "{error}");
+        assert!(!signals::are_blocked(), "this host goes on");
     }
 
     #[test]

@@ -225,6 +225,11 @@ fn leave(
         Next::Kernel(_) | Next::Service { .. } => {}
     }
 
+    // The next host would not know of a signal. systemd has sent one.
+    if !matches!(next, Next::Service { .. }) {
+        refuse_if_told_to_end()?;
+    }
+
     // The blackout.
     before(Step::Pause)?;
     let pausing = tsc::now();
@@ -297,7 +302,11 @@ fn load<'a>(
 }
 
 /// Lets the next host's program decode every document that it will get.
-fn rehearse(program: &NextHost, manifest: &File, vms: &[Leaving<'_>]) -> Result<(), NextHostError> {
+fn rehearse(
+    program: &mut NextHost,
+    manifest: &File,
+    vms: &[Leaving<'_>],
+) -> Result<(), NextHostError> {
     let mut documents = vec![("the manifest".to_owned(), manifest.as_fd())];
     let states = vms.iter().filter_map(|vm| Some((vm.machine, &vm.state.as_ref()?.file)));
     documents.extend(states.map(|(machine, file)| {

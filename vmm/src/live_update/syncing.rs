@@ -20,6 +20,7 @@ use crate::causes::chain;
 use crate::guests::conversation::{ANSWER_WITHIN, ProcessError, unexpected};
 use crate::link::{Reply, Request};
 use crate::machine::{Machine, VmName};
+use crate::signals;
 use crate::work::Work;
 
 /// Most rounds in which the guests' disks are synced before the blackout.
@@ -134,6 +135,7 @@ fn sync_disks<'a>(
         let work = Work::begins(format!("syncing {} of VM `{}`", disk.1.display(), disk.0));
         // Opening a disk on a server that is gone may never end.
         let sync = move || {
+            signals::leave_to_main_thread();
             let _work = work;
             let synced = File::open(&of_thread.1).and_then(|file| file.sync_data());
             // If the send fails, nobody waits any more.

@@ -27,6 +27,7 @@ const LAYERS: &[&[&str]] = &[
         "inherited_fd",
         "answer",
         "random",
+        "signals",
         "confine",
         "bus",
         "state",

@@ -38,6 +38,7 @@ use crate::config::{Confine, HostSection};
 use crate::confine;
 use crate::devices::interface::{Interface, packet_socket, remove_gateway, set_gateway};
 use crate::guests::confinement::last_user;
+use crate::signals;
 
 /// The subcommand of the process.
 const COMMAND: &str = "dhcp";
@@ -98,7 +99,11 @@ pub(super) fn start(own: &Interface, uplink: &str, section: &HostSection) -> io:
         gateway: None,
     };
     let name = "dhcp".to_owned();
-    thread::Builder::new().name(name).spawn(move || host.serve_for_ever()).map(drop)
+    let serve = move || {
+        signals::leave_to_main_thread();
+        host.serve_for_ever();
+    };
+    thread::Builder::new().name(name).spawn(serve).map(drop)
 }
 
 /// The host's side.

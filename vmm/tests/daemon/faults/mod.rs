@@ -236,6 +236,41 @@ fn a_signal_that_ends_the_host_is_not_forgotten_by_a_handover_that_goes_on() {
     assert!(service.logs().contains("got SIGTERM"), "{}", service.logs());
 }
 
+/// Whether a process has a signal blocked that ends a host.
+fn blocks_an_ending_signal(process: Pid) -> bool {
+    let status = format!("/proc/{}/status", process.as_raw_pid());
+    let status = fs::read_to_string(status).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+    let blocked = u64::from_str_radix(blocked, 16).unwrap();
+    [Signal::TERM, Signal::INT].iter().any(|signal| blocked & (1 << (signal.as_raw() - 1)) != 0)
+}
+
+#[test]
+fn a_signal_that_comes_right_before_the_next_program_ends_the_next_host() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    let leave = |service: &Service| {
+        let mut client = service.leave(&[]).unwrap();
+        thread::spawn(move || client.wait());
+    };
+    leave(&service);
+    assert!(service.becomes_ready(1), "{}", service.logs());
+    service.runs(service::VMS[0]);
+    for process in service.vm_processes().into_iter().chain([service.pid()]) {
+        assert!(!blocks_an_ending_signal(process), "{process:?}");
+    }
+    service.set_breakpoint("exec");
+    leave(&service);
+    service.wait_for_breakpoint();
+    service.signal(Signal::TERM);
+    service.signal(Signal::CONT);
+    service.wait_for_words("got SIGTERM");
+    service.wait_for_its_end();
+    assert_eq!(service.readies(), 3, "the next host takes the signal\n{}", service.logs());
+}
+
 #[test]
 fn no_fault_at_any_step_loses_a_guest_that_memory_could_have_saved() {
     if !has_kvm() {
