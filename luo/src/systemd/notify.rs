@@ -65,12 +65,32 @@ impl Notify {
         self.send_with(message, None)
     }
 
+    /// Sends a message that the manager can do without, so it does not wait for room. ETIMEDOUT: there is none.
+    pub fn hint(&self, message: &str) -> Result<(), Errno> {
+        self.send_by(message, None, SendFlags::DONTWAIT)
+    }
+
     /// Sends a message with a copy of an fd.
     pub fn send_fd(&self, message: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         self.send_with(message, Some(fd))
     }
 
     fn send_with(&self, message: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        let flags = match self.is_stuck.load(Ordering::Relaxed) {
+            true => SendFlags::DONTWAIT,
+            false => SendFlags::empty(),
+        };
+        let sent = self.send_by(message, fd, flags);
+        self.is_stuck.store(sent == Err(Errno::TIMEDOUT), Ordering::Relaxed);
+        sent
+    }
+
+    fn send_by(
+        &self,
+        message: &str,
+        fd: Option<BorrowedFd<'_>>,
+        flags: SendFlags,
+    ) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<_> = fd.into_iter().collect();
@@ -78,14 +98,10 @@ impl Notify {
             control.push(SendAncillaryMessage::ScmRights(&fds));
         }
         let slices = [IoSlice::new(message.as_bytes())];
-        let flags = match self.is_stuck.load(Ordering::Relaxed) {
-            true => SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            false => SendFlags::NOSIGNAL,
-        };
+        let flags = SendFlags::NOSIGNAL | flags;
         let sent = rustix::io::retry_on_intr(|| {
             sendmsg_addr(&self.socket, &self.manager, &slices, &mut control, flags)
         });
-        self.is_stuck.store(sent == Err(Errno::AGAIN), Ordering::Relaxed);
         sent.map(drop).map_err(|errno| match errno {
             // A missing socket file means the same as a socket without a listener. Callers use ENOENT
             // for files that cannot be preserved.

@@ -321,3 +321,21 @@ fn a_manager_that_does_not_read_is_an_error_and_holds_nobody_up_a_second_time() 
     deaf.recv(&mut [0; 64]).unwrap();
     notify.send("READY=1").unwrap();
 }
+
+#[test]
+fn a_hint_waits_for_no_room_and_the_next_message_still_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let deaf = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    // Whatever waits for room would wait this long.
+    let notify = Notify::to(path.as_os_str()).unwrap().waiting(Duration::from_secs(1000));
+    let sent = std::iter::from_fn(|| notify.hint("STATUS=full").ok()).count();
+    assert!(sent > 0);
+    assert_eq!(notify.hint("STATUS=full"), Err(Errno::TIMEDOUT));
+    let reads = std::thread::spawn(move || {
+        deaf.recv(&mut [0; 64]).unwrap();
+        deaf
+    });
+    notify.send("READY=1").unwrap();
+    drop(reads.join().unwrap());
+}

@@ -228,16 +228,21 @@ pub fn ready(status: &str) {
     send_to_systemd(&format!("READY=1\nSTATUS={status}"));
 }
 
-/// Tells systemd that the host is stopping.
+/// Tells systemd that the host is stopping, unless systemd takes no messages now.
 pub fn stopping(status: &str) {
-    send_to_systemd(&format!("STOPPING=1\nSTATUS={status}"));
+    hint(&format!("STOPPING=1\nSTATUS={status}"));
 }
 
-/// Asks systemd to wait for another while, if the unit's TimeoutStopSec= is shorter than what is left to do.
+/// Asks systemd to wait for another while, if the unit's TimeoutStopSec= is shorter than what is left to do. Does nothing if
+/// systemd takes no messages now.
 pub fn extend_timeout() {
+    hint(&format!("EXTEND_TIMEOUT_USEC={}", STEP_TAKES.as_micros()));
+}
+
+fn hint(message: &str) {
     if let Some(Ok(notify)) = Notify::from_env() {
         // Whether systemd answers is found out otherwise.
-        let _ = notify.send(&format!("EXTEND_TIMEOUT_USEC={}", STEP_TAKES.as_micros()));
+        let _ = notify.hint(message);
     }
 }
 

@@ -11,6 +11,7 @@
 //!   anything else ---------------> the VMs run on, and the host tries again, a few times
 //! ```
 
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use super::arrival::Destiny;
@@ -89,15 +90,27 @@ fn is_over(waited: Duration, is_ending: impl FnOnce() -> Option<bool>) -> bool {
     waited >= LAST_WAIT && is_ending() == Some(true)
 }
 
+fn say_unanswered(error: &dyn Error) {
+    tracing::error!(
+        "{}. systemd does not answer: the VMs run on, and the host tries again after {} s. `perennial ctl power-off` shuts \
+         them down instead",
+        chain(error).join(": "),
+        AGAIN_AFTER.as_secs()
+    );
+}
+
 impl Host {
-    /// Returns the time until the next attempt to leave to systemd, if this process would not end now. The VMs run on until
-    /// then.
+    /// Returns the time until the next attempt to leave to systemd, if this process would not end now, or systemd does not
+    /// answer. The VMs run on until then, and nothing is tried with them.
     pub(super) fn waits_to_leave(&self, attempts: &mut Attempts) -> Option<Duration> {
-        if !self.is_in_fd_store() {
-            return None;
-        }
+        let luo = self.luo.as_ref().ok().filter(|_| self.is_in_fd_store())?;
         service::extend_timeout();
-        attempts.wait().then_some(AGAIN_AFTER)
+        if attempts.wait() {
+            return Some(AGAIN_AFTER);
+        }
+        let error = luo.confirm().err().filter(luo::Error::is_unanswered)?;
+        say_unanswered(&error);
+        Some(AGAIN_AFTER)
     }
 
     /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM can be put
@@ -159,18 +172,14 @@ impl Host {
             tracing::error!("{}", why.join(": "));
             self.put_back();
             // They go along as they are.
-            let are_kept = !saved.is_empty();
+            let kept: Vec<VmName> = saved.iter().map(|vm| vm.entry.machine.name.clone()).collect();
             saved.into_iter().for_each(|vm| self.keep(vm));
             self.note_resuming(resuming);
-            if error.is_unanswered() {
-                tracing::error!(
-                    "systemd does not answer: the VMs run on, and the host tries again after {} s. `perennial ctl \
-                     power-off` shuts them down instead",
-                    AGAIN_AFTER.as_secs()
-                );
-                return Some(AGAIN_AFTER);
-            }
-            if error.is_unended() {
+            if error.is_unanswered() || error.is_unended() {
+                if error.is_unanswered() {
+                    say_unanswered(&error);
+                }
+                self.run_again(&kept);
                 return Some(AGAIN_AFTER);
             }
             if error.is_full() && self.give_up_programs(keeps_programs) {
@@ -185,7 +194,7 @@ impl Host {
             };
             if self.fail(&named, &why)
                 || error.is_full() && self.give_up_held(&named, &why)
-                || are_kept
+                || !kept.is_empty()
             {
                 continue;
             }
@@ -199,6 +208,11 @@ impl Host {
             self.leave_in_store();
             return None;
         }
+    }
+
+    /// Restores VMs whose process ended in an attempt that was undone, so that they run until the next one.
+    fn run_again(&mut self, kept: &[VmName]) {
+        kept.iter().for_each(|name| self.restore_when_gone(name));
     }
 
     /// Gives up the programs of hosts, so that there is room for VMs. Returns whether there was any, or `has_own`: this

@@ -158,15 +158,22 @@ impl<C: Copy + PartialEq> Stops<C> {
 }
 
 impl Host {
-    /// Ends those of these VMs that have a process, so that the others can be kept. They have failed for this reason.
-    /// Returns whether there is one.
+    /// Ends those of these VMs that have a process, so that the others can be kept. They have failed for this reason, or are
+    /// preserved if the guest has not run since its state was saved in an earlier attempt. Returns whether there is one.
     pub(super) fn fail(&mut self, names: &[VmName], why: &[String]) -> bool {
         let is_meant = |vm: &&mut Guest| vm.is_live() && names.contains(&vm.machine.name);
         let mut any = false;
         for vm in self.vms.iter_mut().filter(is_meant) {
+            any = true;
+            if let Life::Live(live) = &mut vm.life
+                && let Some((held, entry)) = live.take_unresumed()
+            {
+                let (entry, why) = (Some(Box::new(entry)), why.to_vec());
+                vm.end_with(Life::Preserved { held, entry, why });
+                continue;
+            }
             tracing::error!("VM `{}` is ended, so that the others can be kept", vm.machine.name);
             vm.end_with(Life::Failed(why.to_vec()));
-            any = true;
         }
         any
     }

@@ -387,6 +387,28 @@ fn while_systemd_does_not_answer_a_stop_ends_no_vm() {
 }
 
 #[test]
+fn a_vm_that_was_saved_runs_on_while_systemd_does_not_answer() {
+    let Some(mut service) = start("") else { return };
+    let before = VMS.map(|name| service.counts_on(name));
+    let (socket, gone) = (service.path().join("notify"), service.path().join("gone"));
+    let process = Pid::from_raw(service.vm(VMS[0])["pid"].as_i64().unwrap() as i32).unwrap();
+    service.set_breakpoint("preserve-state");
+    service.signal(Signal::TERM);
+    service.wait_for_breakpoint();
+    super::damage::kill(process);
+    fs::rename(&socket, &gone).unwrap();
+    service.signal(Signal::CONT);
+    service.wait_for_words("systemd does not answer");
+    // Under the same host, which nobody can replace.
+    service.runs(VMS[0]);
+    assert_all_go_on(&service, before);
+    let before = VMS.map(|name| service.counts_on(name));
+    fs::rename(&gone, &socket).unwrap();
+    service.start_again();
+    assert_all_go_on(&service, before);
+}
+
+#[test]
 fn clients_that_wait_get_replies_before_a_stop_by_systemd() {
     let Some(mut service) = start("") else { return };
     let [one, two] = VMS;
