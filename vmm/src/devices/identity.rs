@@ -123,17 +123,6 @@ impl Identity {
         }
     }
 
-    /// Returns the identity as programs know it that do not ask when a file was made.
-    #[must_use]
-    pub fn without_birth(self) -> Self {
-        match self {
-            Self::File { file_system, inode, born: _ } => {
-                Self::File { file_system, inode, born: None }
-            }
-            device @ Self::BlockDevice { .. } => device,
-        }
-    }
-
     /// Writes the property `identity`.
     pub fn encode(&self, node: &mut Node) {
         match self {

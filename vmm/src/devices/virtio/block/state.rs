@@ -4,7 +4,7 @@ use super::{Block, BlockError, Geometry, Image, SECTOR, Shared, identification, 
 use crate::devices::identity::{Identity, is_on_lasting_file_system};
 use crate::state::{Node, Persist, Reader, Schema, StateError};
 
-/// `perennial,virtio-blk-v4`, which this program only reads so far. A disk that is no file of which it is known when it was made is written by an older
+/// `perennial,virtio-blk-v4`. A disk that is no file of which it is known when it was made is written by an older
 /// binding, so that programs which know only that one can read it: as `-v3` a device with a unit, as `-v2` what has
 /// neither, and as `-v1` what has blocks of 512 bytes and no topology besides. The transport has the driver's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,13 +123,11 @@ impl Persist for Block {
         } = &**shared;
         // The new host opens the files again; the options are in the machine's description.
         let Image { file: _, cached: _, identity, options } = image;
-        // The program that landed last reads no v4, and a host must be able to go back to it.
-        let identity = identity.clone().without_birth();
         Ok(VirtioBlkStateV4 {
             capacity_sectors: shared.sectors(),
             readonly: options.readonly,
             id: *id,
-            identity,
+            identity: identity.clone(),
             geometry: *geometry,
         })
     }

@@ -592,6 +592,17 @@ fn another_disk_after_an_update_is_refused_by_its_name() {
     let error = Block::restore(state.clone(), another).unwrap_err().to_string();
     assert!(error.contains("/a/disk was the file with inode 2 on file system 1"), "{error}");
     assert!(error.contains("is the file with inode 3 on file system 1 now"), "{error}");
+    // A copy that was put in the place of the image, and got its inode number.
+    let made_at = |born: &str| {
+        let born = Some(born.to_owned());
+        Image {
+            identity: Identity::File { file_system: 1, inode: 2, born },
+            ..disk(&guest.image, false)
+        }
+    };
+    let born = Block::restore(state.clone(), made_at("5.000000000")).unwrap().save().unwrap();
+    let error = Block::restore(born, made_at("6.000000000")).unwrap_err().to_string();
+    assert!(error.contains("made at 5.000000000") && error.contains("made at 6.0"), "{error}");
     // On tmpfs the ID of the file system tells nothing.
     let mut renumbered = disk(&guest.image, false);
     renumbered.file = memfd_create("image", MemfdFlags::CLOEXEC).unwrap().into();
