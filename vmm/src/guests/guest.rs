@@ -213,9 +213,9 @@ pub enum GuestError {
     },
     /// Another program has written to a disk of a preserved VM.
     #[error(
-        "VM `{name}` is not restored, because something was written to its disk {} while the VM was preserved: the time of \
-         its last write was {was} and is {now} (seconds since 1970). The guest's memory may not fit the disk any \
-         more. Give the VM up with `stop`, or, if the disk is as it was, continue the guest with `restore --force`",
+        "VM `{name}` is not restored, because something was written to its disk {} while the VM was preserved: {how}. The \
+         guest's memory may not fit the disk any more. Give the VM up with `stop`, or, if the disk is as it was, continue \
+         the guest with `restore --force`",
         path.display()
     )]
     DiskWritten {
@@ -223,10 +223,8 @@ pub enum GuestError {
         name: VmName,
         /// The disk.
         path: PathBuf,
-        /// When it was written to last, when this host began to keep it.
-        was: String,
-        /// When it was written to last.
-        now: String,
+        /// What shows it: a clause.
+        how: String,
     },
     /// The VM's guest ran, or may have run, when its restore failed, so there is nothing to restore any more.
     #[error(

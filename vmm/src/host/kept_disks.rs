@@ -4,142 +4,274 @@
 //! A disk that cannot be opened is no error here: that may be why the VM is preserved. Whoever restores the VM opens its
 //! disks again, so they are released before that.
 
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, FileType, StatxFlags, fdatasync, statx};
 
 use super::Host;
 use crate::causes::chain;
 use crate::devices::catalog::DeviceOptions;
-use crate::devices::files::{OpenError, Opened};
+use crate::devices::files::Opened;
 use crate::guests::elsewhere::Elsewhere;
 use crate::guests::{Guest, GuestError, Life};
 use crate::machine::{Machine, VmName};
 
+/// How long a disk that could not be opened is left alone.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How long whoever gives a VM up waits for its disks to be closed. Those of a dead server may take longer.
+const CLOSED_WITHIN: Duration = Duration::from_millis(200);
+
 /// The disks that the host keeps.
 #[derive(Default)]
-pub(super) struct KeptDisks(Vec<Kept>);
+pub(super) struct KeptDisks {
+    kept: Vec<Kept>,
+    /// What the disks were like when the host opened them first. It stays when they are closed for an attempt to leave that
+    /// is undone.
+    was: BTreeMap<(VmName, PathBuf), Content>,
+}
 
 /// The disks of a VM.
 struct Kept {
     vm: VmName,
-    /// Opens them. That may take long, or never end.
-    opening: Elsewhere<Vec<KeptDisk>>,
+    /// The disks of its machine.
+    paths: Vec<PathBuf>,
     opened: Vec<KeptDisk>,
+    /// Those that are to be opened.
+    missing: Vec<DeviceOptions>,
+    /// Opens those that were missing. That may take long, or never end.
+    opening: Option<Elsewhere<Vec<Tried>>>,
+    /// When those that are missing are tried again.
+    again_at: Instant,
 }
 
 /// A disk that the host has opened.
 struct KeptDisk {
     path: PathBuf,
     files: Vec<Opened>,
-    /// What an image file was like then. `None` for a block device.
-    was: Option<Content>,
+    /// What it was like when it was opened just now.
+    found: Option<Content>,
 }
 
-/// What shows that an image file was written to.
+/// A disk, or what is to be opened again, and why.
+type Tried = Result<KeptDisk, (DeviceOptions, String)>;
+
+/// What shows that a disk was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Content {
-    bytes: u64,
-    /// When it was written to: seconds since 1970, and nanoseconds.
-    written: (i64, u32),
+enum Content {
+    /// An image file.
+    Image {
+        bytes: u64,
+        /// When it was written to: seconds since 1970, and nanoseconds.
+        written: (i64, u32),
+    },
+    /// A block device: the sectors that were written and discarded since the machine started.
+    BlockDevice { sectors: u64 },
 }
 
 impl Content {
-    /// What `file` is like, as far as this machine knows: a server that may be gone is not asked. `None` if it is not a
-    /// regular file, or cannot be asked.
-    fn of(file: impl AsFd) -> Option<Self> {
+    /// What the disk is like, as far as this machine knows: a server that may be gone is not asked. `None` if it cannot be
+    /// known.
+    fn of(disk: &[Opened]) -> Option<Self> {
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::MTIME;
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = statx(file, "", flags, wanted).ok()?;
-        let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
-        let written = (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
-        is_file.then_some(Self { bytes: stat.stx_size, written })
-    }
-
-    /// Whether something was written between the two looks. An image of another size was made smaller or larger, as
-    /// `truncate` does: a VM is restored with a disk that has grown.
-    fn differs(self, now: Self) -> bool {
-        self.written != now.written && self.bytes == now.bytes
-    }
-}
-
-impl KeptDisk {
-    /// The disk at `path`, if it could be opened.
-    fn new(path: &Path, opened: Result<Vec<Opened>, OpenError>) -> Option<Self> {
-        match opened {
-            Ok(files) => {
-                let was = files.first().and_then(|file| Content::of(&file.fd));
-                Some(Self { path: path.to_owned(), files, was })
+        let stat = statx(&disk.first()?.fd, "", flags, wanted).ok()?;
+        match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::RegularFile => {
+                let written = (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
+                Some(Self::Image { bytes: stat.stx_size, written })
             }
-            Err(error) => {
-                let (shown, why) = (path.display(), chain(&error).join(": "));
-                tracing::warn!("the disk {shown} of a preserved VM is not locked: {why}");
-                None
+            FileType::BlockDevice => {
+                Self::of_device(Path::new("/"), stat.stx_rdev_major, stat.stx_rdev_minor)
             }
+            _ => None,
         }
     }
 
-    /// Returns what the image was and is like, if something was written to it since it was opened.
-    fn change(&self) -> Option<(Content, Content)> {
-        let now = self.files.first().and_then(|file| Content::of(&file.fd));
-        self.was.zip(now).filter(|(was, now)| was.differs(*now))
+    /// Counts as sysfs below `root` does (Linux Documentation/block/stat.rst).
+    fn of_device(root: &Path, major: u32, minor: u32) -> Option<Self> {
+        const WRITTEN: usize = 6;
+        const DISCARDED: usize = 13;
+        let path = root.join(format!("sys/dev/block/{major}:{minor}/stat"));
+        let stat = fs::read_to_string(path).ok()?;
+        let count = |field| stat.split_whitespace().nth(field)?.parse::<u64>().ok();
+        let sectors = count(WRITTEN)?.wrapping_add(count(DISCARDED).unwrap_or(0));
+        Some(Self::BlockDevice { sectors })
     }
+
+    /// A clause about what was written between the two looks. `None` if nothing was. An image of another size was made
+    /// smaller or larger, as `truncate` does: a VM is restored with a disk that has grown.
+    fn change(self, now: Self) -> Option<String> {
+        let time = |(seconds, ns): (i64, u32)| format!("{seconds}.{ns:09}");
+        match (self, now) {
+            (Self::Image { bytes, written }, Self::Image { bytes: size, written: last })
+                if bytes == size && written != last =>
+            {
+                let (was, is) = (time(written), time(last));
+                Some(format!(
+                    "the time of its last write was {was} and is {is} (seconds since 1970)"
+                ))
+            }
+            (Self::BlockDevice { sectors: was }, Self::BlockDevice { sectors: is })
+                if was != is =>
+            {
+                Some(format!("{was} sectors had been written or discarded, and now {is} have"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Opens a disk. What was written to a block device is on it then, so that it does not count later.
+fn open(options: DeviceOptions) -> Option<Tried> {
+    let path = options.stored_at()?.to_owned();
+    Some(match options.open() {
+        Ok(files) => {
+            // It may have been opened to be read only.
+            let _ = files.first().map(|file| fdatasync(&file.fd));
+            let found = Content::of(&files);
+            Ok(KeptDisk { path, files, found })
+        }
+        Err(error) => Err((options, chain(&error).join(": "))),
+    })
+}
+
+impl Kept {
+    fn new(machine: &Machine) -> Self {
+        let disks = machine.devices.iter().filter(|device| device.options.stored_at().is_some());
+        let missing = disks.map(|device| device.options.clone()).collect();
+        let (vm, paths) = (machine.name.clone(), stored_at(machine));
+        let again_at = Instant::now();
+        Self { vm, paths, opened: Vec::new(), missing, opening: None, again_at }
+    }
+
+    /// Begins to open what is missing, if it is time.
+    fn begin(&mut self) {
+        if self.missing.is_empty() || self.opening.is_some() || Instant::now() < self.again_at {
+            return;
+        }
+        let vm = &self.vm;
+        let what = format!("opening the disks of the preserved VM `{vm}`");
+        let missing = self.missing.clone();
+        let open = move || missing.into_iter().filter_map(open).collect();
+        match Elsewhere::begin("keep-disks", what, open) {
+            Ok(opening) => {
+                self.opening = Some(opening);
+                self.missing.clear();
+            }
+            Err(error) => tracing::warn!("the disks of VM `{vm}` are not locked: {error}"),
+        }
+        self.again_at = Instant::now() + AGAIN_AFTER;
+    }
+
+    /// Takes over what was opened. `was` has what disks were like before.
+    fn take(&mut self, was: &mut BTreeMap<(VmName, PathBuf), Content>) {
+        let Some(tried) = self.opening.as_ref().and_then(Elsewhere::take) else { return };
+        self.opening = None;
+        for tried in tried.unwrap_or_default() {
+            match tried {
+                Ok(disk) => {
+                    if let Some(found) = disk.found {
+                        was.entry((self.vm.clone(), disk.path.clone())).or_insert(found);
+                    }
+                    self.opened.push(disk);
+                }
+                Err((options, why)) => {
+                    let shown = options.stored_at().unwrap_or(Path::new("")).display();
+                    let (vm, seconds) = (&self.vm, AGAIN_AFTER.as_secs());
+                    tracing::warn!(
+                        "the disk {shown} of the preserved VM `{vm}` is not locked, and tried again in {seconds} s: {why}"
+                    );
+                    self.missing.push(options);
+                }
+            }
+        }
+    }
+}
+
+/// The paths of a machine's disks.
+fn stored_at(machine: &Machine) -> Vec<PathBuf> {
+    let paths = machine.devices.iter().filter_map(|device| device.options.stored_at());
+    paths.map(Path::to_owned).collect()
 }
 
 impl KeptDisks {
-    /// Begins to open and lock the disks of `machine`.
-    fn keep(&mut self, machine: &Machine) {
-        let disks = machine.devices.iter().filter(|device| device.options.stored_at().is_some());
-        let disks: Vec<_> = disks.map(|device| device.options.clone()).collect();
-        let open = move || {
-            let open = |disk: &DeviceOptions| KeptDisk::new(disk.stored_at()?, disk.open());
-            disks.iter().filter_map(open).collect()
+    /// Keeps the disks of these machines, and closes all others.
+    fn keep(&mut self, wanted: &[&Machine]) {
+        self.was.retain(|(vm, _), _| wanted.iter().any(|machine| machine.name == *vm));
+        let is_wanted = |kept: &Kept, machine: &Machine| {
+            machine.name == kept.vm && stored_at(machine) == kept.paths
         };
-        let vm = machine.name.clone();
-        let what = format!("opening the disks of the preserved VM `{vm}`");
-        match Elsewhere::begin("keep-disks", what, open) {
-            Ok(opening) => self.0.push(Kept { vm, opening, opened: Vec::new() }),
-            Err(error) => tracing::warn!("the disks of VM `{vm}` are not locked: {error}"),
+        self.retain(|kept| wanted.iter().any(|machine| is_wanted(kept, machine)));
+        for machine in wanted {
+            if !self.kept.iter().any(|kept| kept.vm == machine.name) {
+                self.kept.push(Kept::new(machine));
+            }
+        }
+        for kept in &mut self.kept {
+            kept.take(&mut self.was);
+            kept.begin();
         }
     }
 
-    /// Closes the disks of a VM.
+    /// When a disk that could not be opened is tried again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let waiting = self.kept.iter().filter(|kept| !kept.missing.is_empty());
+        waiting.map(|kept| kept.again_at).min()
+    }
+
+    /// Closes the disks of a VM that is restored.
     pub(super) fn release(&mut self, vm: &VmName) {
-        self.retain(|kept| kept.vm != *vm);
+        drop(self.retain(|kept| kept.vm != *vm));
+    }
+
+    /// Closes the disks of a VM that is given up: another program may use them when this has returned.
+    pub(super) fn give_up(&mut self, vm: &VmName) {
+        if let Some(closing) = self.retain(|kept| kept.vm != *vm)
+            && closing.wait_for(CLOSED_WITHIN).is_none()
+        {
+            tracing::warn!(
+                "the disks of VM `{vm}` are not closed yet: their storage does not answer"
+            );
+        }
     }
 
     /// Closes the disks of all VMs. Before this process ends or becomes another program, which would close them, too, with
     /// all guests paused.
     pub(super) fn release_all(&mut self) {
-        self.retain(|_| false);
+        drop(self.retain(|_| false));
     }
 
     /// Closes the disks that are not `wanted`. On a server that is gone, that may take long, so it is done elsewhere.
-    fn retain(&mut self, wanted: impl Fn(&Kept) -> bool) {
-        let closed: Vec<Kept> = self.0.extract_if(.., |kept| !wanted(kept)).collect();
+    fn retain(&mut self, wanted: impl Fn(&Kept) -> bool) -> Option<Elsewhere<()>> {
+        let closed: Vec<Kept> = self.kept.extract_if(.., |kept| !wanted(kept)).collect();
         if closed.is_empty() {
-            return;
+            return None;
         }
         let what = "closing the disks of a VM that was preserved".to_owned();
-        if let Err(error) = Elsewhere::begin("close-disks", what, move || drop(closed)) {
-            tracing::debug!("the disks of a VM that was preserved are closed here: {error}");
-        }
+        let closing = Elsewhere::begin("close-disks", what, move || drop(closed));
+        closing
+            .inspect_err(|error| {
+                tracing::debug!("the disks of a VM that was preserved are closed here: {error}");
+            })
+            .ok()
     }
 
-    /// Errors if something was written to an image of the VM since the host keeps it.
+    /// Errors if something was written to a disk of the VM since the host keeps it.
     pub(super) fn check_unchanged(&mut self, vm: &VmName) -> Result<(), GuestError> {
-        let Some(kept) = self.0.iter_mut().find(|kept| kept.vm == *vm) else { return Ok(()) };
-        kept.opened.extend(kept.opening.take().and_then(Result::ok).into_iter().flatten());
-        let change = |disk: &KeptDisk| disk.change().map(|change| (disk.path.clone(), change));
-        match kept.opened.iter().find_map(change) {
-            Some((path, (was, now))) => {
-                let time = |(seconds, ns): (i64, u32)| format!("{seconds}.{ns:09}");
-                let (was, now) = (time(was.written), time(now.written));
-                Err(GuestError::DiskWritten { name: vm.clone(), path, was, now })
+        let Some(kept) = self.kept.iter_mut().find(|kept| kept.vm == *vm) else { return Ok(()) };
+        kept.take(&mut self.was);
+        for KeptDisk { path, files, .. } in &kept.opened {
+            let was = self.was.get(&(vm.clone(), path.clone()));
+            let change = was.zip(Content::of(files)).and_then(|(was, now)| was.change(now));
+            if let Some(how) = change {
+                let (name, path) = (vm.clone(), path.clone());
+                return Err(GuestError::DiskWritten { name, path, how });
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -159,18 +291,12 @@ impl Host {
         let is_late = |name: &VmName| self.late.iter().any(|late| late.name() == name);
         let wanted = self.vms.iter().filter_map(to_keep);
         let wanted: Vec<&Machine> = wanted.filter(|machine| !is_late(&machine.name)).collect();
-        self.kept_disks.retain(|kept| wanted.iter().any(|machine| machine.name == kept.vm));
-        for machine in wanted {
-            if !self.kept_disks.0.iter().any(|kept| kept.vm == machine.name) {
-                self.kept_disks.keep(machine);
-            }
-        }
+        self.kept_disks.keep(&wanted);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::FileExt;
 
     use super::*;
@@ -193,46 +319,120 @@ mod tests {
         Config::parse(&text).unwrap().machines.remove(0)
     }
 
-    fn kept(machine: &Machine) -> KeptDisks {
-        let mut kept = KeptDisks::default();
-        kept.keep(machine);
-        let Kept { opening, opened, .. } = &mut kept.0[0];
-        while opened.is_empty() {
-            opened.extend(opening.take().into_iter().flat_map(Result::unwrap));
+    /// Keeps the machine's disk until it was opened, or could not be.
+    fn keep(kept: &mut KeptDisks, machine: &Machine) {
+        kept.keep(&[machine]);
+        while kept.kept[0].opening.is_some() {
+            kept.keep(&[machine]);
             std::thread::yield_now();
         }
-        kept
+    }
+
+    fn open(machine: &Machine) -> Result<(), String> {
+        let disk = machine.devices.iter().find(|device| device.options.stored_at().is_some());
+        let opened = disk.unwrap().options.open();
+        opened.map(drop).map_err(|error| chain(&error).join(": "))
+    }
+
+    /// Writes to the file without another size, long ago.
+    fn write(path: &Path) {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(b"another program", 0).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(7)).unwrap();
     }
 
     #[test]
-    fn a_disk_that_is_kept_is_in_use_until_it_is_released() {
+    fn a_disk_that_is_kept_is_in_use_until_its_vm_is_given_up() {
         let (_directory, _, machine) = image();
-        let open = || {
-            let mut disks = machine.devices.iter().filter(|d| d.options.stored_at().is_some());
-            disks.next().unwrap().options.open()
-        };
-        let mut kept = kept(&machine);
-        let error = chain(&open().unwrap_err()).join(": ");
+        let mut kept = KeptDisks::default();
+        keep(&mut kept, &machine);
+        let error = open(&machine).unwrap_err();
         assert!(error.contains("web.img") && error.contains("it is in use"), "{error}");
-        kept.release(&machine.name);
-        open().unwrap();
+        kept.give_up(&machine.name);
+        open(&machine).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_could_not_be_opened_is_tried_again_later() {
+        let (_directory, path, machine) = image();
+        fs::remove_file(&path).unwrap();
+        let mut kept = KeptDisks::default();
+        keep(&mut kept, &machine);
+        let due = kept.due().unwrap();
+        assert!(due > Instant::now());
+        fs::write(&path, [0; 4096]).unwrap();
+        keep(&mut kept, &machine);
+        assert_eq!((kept.due(), kept.kept[0].opened.len()), (Some(due), 0), "not before its time");
+        kept.kept[0].again_at = Instant::now();
+        keep(&mut kept, &machine);
+        assert_eq!(kept.due(), None);
+        assert!(open(&machine).unwrap_err().contains("it is in use"));
+    }
+
+    #[test]
+    fn another_description_of_the_vm_brings_other_disks() {
+        let (directory, path, machine) = image();
+        let mut kept = KeptDisks::default();
+        keep(&mut kept, &machine);
+        let other = directory.path().join("other.img");
+        fs::copy(path, &other).unwrap();
+        let renamed = super::tests::machine(&other);
+        keep(&mut kept, &renamed);
+        assert!(open(&renamed).unwrap_err().contains("it is in use"));
     }
 
     #[test]
     fn an_image_that_was_written_to_is_noticed_and_one_that_has_grown_is_not_meant() {
         let (_directory, path, machine) = image();
-        let mut kept = kept(&machine);
+        let mut kept = KeptDisks::default();
+        keep(&mut kept, &machine);
         kept.check_unchanged(&machine.name).unwrap();
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_len(8192).unwrap();
         kept.check_unchanged(&machine.name).unwrap();
         file.set_len(4096).unwrap();
-        file.write_all_at(b"another program", 0).unwrap();
-        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(7);
-        file.set_modified(long_ago).unwrap();
+        write(&path);
         let error = kept.check_unchanged(&machine.name).unwrap_err().to_string();
         for part in ["`web`", "web.img", "7.000000000", "--force"] {
             assert!(error.contains(part), "{part}: {error}");
         }
+    }
+
+    #[test]
+    fn what_was_written_before_an_attempt_to_leave_is_still_noticed_when_it_is_undone() {
+        let (_directory, path, machine) = image();
+        let mut kept = KeptDisks::default();
+        keep(&mut kept, &machine);
+        kept.release_all();
+        write(&path);
+        keep(&mut kept, &machine);
+        kept.check_unchanged(&machine.name).unwrap_err();
+        // It was given up, or restored: what is preserved later is another state.
+        kept.keep(&[]);
+        keep(&mut kept, &machine);
+        kept.check_unchanged(&machine.name).unwrap();
+    }
+
+    #[test]
+    fn writes_and_discards_of_a_block_device_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let device = root.path().join("sys/dev/block/253:0");
+        fs::create_dir_all(&device).unwrap();
+        let content = |stat: &str| {
+            fs::write(device.join("stat"), stat).unwrap();
+            Content::of_device(root.path(), 253, 0)
+        };
+        // As Linux 6.12 shows them, and one from before discards were counted.
+        let before = content("  10 0 80 1 5 2 4096 3 0 4 5 0 0 0 0 1 1\n").unwrap();
+        let read = content("  99 0 990 1 5 2 4096 3 0 4 5 0 0 0 0 1 1\n").unwrap();
+        assert_eq!(before.change(read), None);
+        let written = content("  10 0 80 1 6 2 4104 3 0 4 5 0 0 0 0 1 1\n").unwrap();
+        let said = before.change(written).unwrap();
+        assert!(said.contains("4096") && said.contains("4104"), "{said}");
+        let discarded = content("  10 0 80 1 5 2 4096 3 0 4 5 1 0 8 0 1 1\n").unwrap();
+        assert!(before.change(discarded).is_some());
+        let old = content("  10 0 80 1 5 2 4096 3 0 4 5\n").unwrap();
+        assert_eq!(before.change(old), None);
+        assert_eq!((content("garbage"), Content::of_device(root.path(), 1, 1)), (None, None));
     }
 }

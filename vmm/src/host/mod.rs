@@ -350,6 +350,7 @@ impl Host {
         find(&mut self.vms, name)?.stop();
         self.finish_the_rest();
         if was_preserved {
+            self.kept_disks.give_up(name);
             self.update_report(name);
         }
         Ok(())

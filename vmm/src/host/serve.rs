@@ -219,6 +219,7 @@ impl Server {
             rehearsal,
             errands,
             self.leaves_again,
+            host.kept_disks.due(),
         ];
         let due = due.into_iter().flatten().min();
         let due = due.map(|at| at.saturating_duration_since(Instant::now()));
