@@ -86,3 +86,23 @@ pub(super) fn collect_within(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blackout_that_can_be_undone_ends_with_its_budget_and_another_has_it_for_each_step() {
+        let budget = Duration::from_secs(2);
+        let blackout = |seconds, can_be_undone| {
+            let began = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            Blackout { began, ..Blackout::begins(budget, can_be_undone) }
+        };
+        assert!(blackout(1, true).check(Step::Jump).is_ok() && blackout(1, true).left() < budget);
+        let error = blackout(3, true).check(Step::Jump).unwrap_err().to_string();
+        assert!(error.contains("`jump`") && error.contains("2s"), "{error}");
+        assert_eq!(blackout(3, true).left(), Duration::ZERO);
+        assert!(blackout(3, false).check(Step::Jump).is_ok());
+        assert_eq!(blackout(3, false).left(), budget);
+    }
+}

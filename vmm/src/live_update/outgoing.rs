@@ -214,7 +214,8 @@ fn leave(
         false => Travelling::default(),
     };
     if next.loses_page_cache() {
-        sync_ahead(plan, &mut leaving)?;
+        let (start, end) = sync_ahead(plan, &mut leaving)?;
+        ledger.enter("last-sync-ahead", start, end);
     }
     confirm()?;
     ledger.enter("preserve-ram", loaded, tsc::now());

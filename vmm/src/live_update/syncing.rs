@@ -32,21 +32,51 @@ const SYNC_HOST_WITHIN: Duration = Duration::from_secs(20);
 /// How long they may take in the blackout. Those that were late before are left out.
 const SYNC_HOST_AGAIN_WITHIN: Duration = Duration::from_secs(2);
 
-/// Syncs while the guests run, so that little is left to write in the blackout.
-pub(super) fn sync_ahead(plan: &Plan<'_>, vms: &mut [Leaving<'_>]) -> Result<(), UpdateError> {
+/// Syncs while the guests run, so that little is left to write in the blackout. Returns the ticks at the beginning and the
+/// end of the last round: about as much is left as it has written.
+pub(super) fn sync_ahead(
+    plan: &Plan<'_>,
+    vms: &mut [Leaving<'_>],
+) -> Result<(u64, u64), UpdateError> {
     let step = Step::PreserveRam;
-    for _ in 0..SYNC_ROUNDS {
-        let start = Instant::now();
+    let mut last = (tsc::now(), tsc::now());
+    let rounds = in_rounds(|| {
+        let (start, began) = (tsc::now(), Instant::now());
         ask_to_sync(step, vms)?;
         collect_within(ANSWER_WITHIN, step, vms, |vm, answer| {
             synced(answer).map_err(vm.process_error(step))
         })?;
-        // The next round writes what the guests have written during this one.
-        if start.elapsed() < SYNC_IS_SHORT {
-            break;
+        last = (start, tsc::now());
+        Ok::<_, UpdateError>(began.elapsed())
+    })?;
+    tracing::info!(
+        "the guests' disks were synced {} times while the guests run; the last time took {:?}",
+        rounds.count,
+        rounds.last
+    );
+    sync_host(plan, step, SYNC_HOST_WITHIN)?;
+    Ok(last)
+}
+
+/// How the rounds ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Rounds {
+    count: usize,
+    /// How long the last one took.
+    last: Duration,
+}
+
+/// Does rounds, each of which returns how long it took, until one is short: the next one writes what the guests have
+/// written during this one.
+fn in_rounds<E>(mut round: impl FnMut() -> Result<Duration, E>) -> Result<Rounds, E> {
+    let mut count = 0;
+    loop {
+        let last = round()?;
+        count += 1;
+        if last < SYNC_IS_SHORT || count == SYNC_ROUNDS {
+            return Ok(Rounds { count, last });
         }
     }
-    sync_host(plan, step, SYNC_HOST_WITHIN)
 }
 
 /// Syncs in the blackout. The guests' states are saved, and no guest writes any more, so the host can sync the disks of

@@ -176,3 +176,16 @@ fn a_process_that_hangs_is_late_unless_there_is_no_way_back() {
     let does = [Does::Refuses, Does::Syncs, Does::Syncs];
     sync_them(&mut vms, &does, LONG, true).0.unwrap();
 }
+
+#[test]
+fn the_disks_are_synced_again_until_a_round_is_short_or_there_were_enough() {
+    let rounds = |took_ms: &[u64]| {
+        let mut took = took_ms.iter();
+        in_rounds(|| took.next().map(|ms| Duration::from_millis(*ms)).ok_or("one more"))
+    };
+    let after = |count, ms| Ok(Rounds { count, last: Duration::from_millis(ms) });
+    assert_eq!(rounds(&[99]), after(1, 99));
+    assert_eq!(rounds(&[900, 100, 20]), after(3, 20));
+    assert_eq!(rounds(&[900, 800, 700, 600, 500]), after(5, 500));
+    assert_eq!(rounds(&[900]), Err("one more"));
+}

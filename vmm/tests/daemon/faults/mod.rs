@@ -219,6 +219,28 @@ fn a_vm_whose_process_ends_before_it_reads_that_it_is_to_resume_survives_as_well
 }
 
 #[test]
+fn a_handover_that_takes_longer_than_its_budget_is_undone() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "budget = 1");
+    let before = VMS.map(|name| service.counts_on(name));
+    service.set_breakpoint("jump");
+    let client = service.leave(&[]).unwrap();
+    service.wait_for_breakpoint();
+    // It is time itself that must pass.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    service.signal(Signal::CONT);
+    let output = client.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("has taken longer than 1s"), "{said}");
+    for (name, before) in VMS.into_iter().zip(before) {
+        let now = service.counts_on(name);
+        assert!(now.boot == before.boot && now.count > before.count, "{name}: {now:?}");
+    }
+}
+
+#[test]
 fn a_signal_that_ends_the_host_is_not_forgotten_by_a_handover_that_goes_on() {
     if !has_kvm() {
         return;
