@@ -42,8 +42,11 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     }
     let answer = host.reply(rehearsal)?;
     expect_finding(&answer, "rehearsal-boot", "Kernel panic")?;
-    let older_cpu = format!("{} clearcpuid=avx2,erms", plan.cmdline());
-    expect(&mut host, with(&good, json!({"cmdline": older_cpu})), "rehearsal-cpu", "avx2")?;
+    // And without landlock, which the configuration requires.
+    let older_cpu = format!("{} clearcpuid=avx2,erms lsm=capability", plan.cmdline());
+    let answer = rehearsal_of(&mut host, &with(&good, json!({"cmdline": older_cpu})))?;
+    expect_finding(&answer, "rehearsal-cpu", "avx2")?;
+    expect_finding(&answer, "rehearsal-confinement", "landlock")?;
     // Without virtualisation in the VM, its /proc/cpuinfo has to tell.
     let not_nested = format!("{} clearcpuid=avx2,svm", plan.cmdline());
     let answer = rehearsal_of(&mut host, &with(&good, json!({"cmdline": not_nested})))?;

@@ -200,7 +200,10 @@ fn cpu_gone(luo: Luo) -> Result<(), Failure> {
     let forced = json!({"do": "restore", "vm": "web", "force": true});
     let (mut host, _) = Host::boot(&plan)?;
     host.wait_for_guests()?;
-    let status = host.update(with(to("/data", 'b'), older("avx2,erms")))?;
+    let to_older = with(to("/data", 'b'), older("avx2,erms"));
+    let named = ["`cpu`", "VM `web`", "avx2 (`clearcpuid=avx2`)", "--without web"];
+    host.expect_refusal_of_all("update", to_older.clone(), &named)?;
+    let status = host.update(with(to_older, json!({"force": ["cpu"]})))?;
     expect(&status, "web", "preserved", "avx2")?;
     control::expect_refusal(&host.request(forced.clone()), "preserved", "avx2")?;
     // The CPU of this host has the feature, and lacks a hint only.

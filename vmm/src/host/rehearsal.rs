@@ -18,6 +18,8 @@ use super::{IMAGE_CONFIG, modules};
 use crate::arch::x86_64::cpuid;
 use crate::causes::chain;
 use crate::config::{Config, HostSection};
+use crate::guests::confinement::Confinement;
+use crate::guests::process::VmProcess;
 use crate::kvm::{self, Capabilities};
 use crate::live_update::index::Index;
 use crate::live_update::manifest::{Manifest, host_session};
@@ -89,6 +91,8 @@ impl Found {
         let states = found.states(&documents);
         tracing::info!("rehearsal: KVM");
         found.cpu(&documents, &states);
+        tracing::info!("rehearsal: the confinement of a VM's process");
+        found.confinement(&section);
         found
     }
 
@@ -215,6 +219,20 @@ impl Found {
                     self.lacks(name, &lost);
                 }
             }
+        }
+    }
+
+    /// Starts the process of a VM and lets it confine itself.
+    fn confinement(&mut self, section: &HostSection) {
+        let confined = || {
+            let process = VmProcess::spawn(&Confinement::new(section))?;
+            process.confined(process.reply()?)
+        };
+        if let Err(error) = confined() {
+            let said = chain(&error).join(": ");
+            let sentence = format!("the next host could not run the process of a VM: {said}");
+            let remedy = "update to a kernel with what is missing, or change `confine` in the next configuration";
+            self.add(Check::RehearsalConfinement, "", sentence, remedy);
         }
     }
 

@@ -11,7 +11,7 @@ mod compare;
 mod offer;
 mod processor;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
@@ -240,14 +240,20 @@ pub fn add_virtualisation(offered: &mut Vec<kvm_cpuid_entry2>, supported: &[kvm_
 
 /// Names of the features in `entries` that the table of features has.
 pub fn names(entries: &[kvm_cpuid_entry2]) -> BTreeSet<&'static str> {
+    kinds(entries).into_keys().collect()
+}
+
+/// The features in `entries` that the table of features has, by their names.
+pub fn kinds(entries: &[kvm_cpuid_entry2]) -> BTreeMap<&'static str, features::Kind> {
     let set = |group: &features::Group| {
         find(entries, group.leaf, group.subleaf).map_or(0, |entry| get(entry, group.register))
     };
     let groups = features::GROUPS.iter();
-    groups
-        .flat_map(|group| group.bits.iter().filter(|(bit, _)| set(group) & 1 << *bit != 0))
-        .map(|(_, name)| *name)
-        .collect()
+    let there = groups.flat_map(|group| {
+        let bits = group.bits.iter().filter(move |(bit, _)| set(group) & 1 << *bit != 0);
+        bits.map(|(_, name)| (*name, group.kind))
+    });
+    there.collect()
 }
 
 /// Returns the entries in the form that KVM takes.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
-use super::{Check, Finding, Surroundings};
+use super::{Check, Finding, Surroundings, mounts};
 use crate::config::Config;
 use crate::devices::identity::Identity;
 use crate::devices::storage::StorageReport;
@@ -98,8 +98,7 @@ pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> V
         findings.extend(number.and_then(|number| unidentified(disk, number, surroundings.root)));
     }
     if let Some(next) = next.filter(|_| surroundings.is_first_process) {
-        let mounted = fs::read_to_string(surroundings.root.join("proc/self/mounts"));
-        let mounted = mounted.unwrap_or_default();
+        let mounted = mounts::mounted(surroundings.root);
         findings.extend(disks.iter().filter_map(|disk| hidden(disk, &mounted, next)));
     }
     findings
@@ -234,40 +233,9 @@ fn hidden(disk: &Disk, mounted: &str, next: &Config) -> Option<Finding> {
     if path.starts_with("/dev") {
         return None;
     }
-    let here = mounted.lines().filter_map(|line| {
-        let mut words = line.split(' ');
-        let source = words.next()?;
-        Some((source, Path::new(words.next()?)))
-    });
-    let here = deepest(here, path)?;
-    let there = next.host.mounts.iter();
-    let there = there.map(|mount| (mount.source.as_str(), mount.target.as_path()));
-    let there = deepest(there, path);
-    let problem = match there {
-        // The root of the running host, which is its initramfs.
-        None if here.1 == Path::new("/") => {
-            "is in this host's initramfs, whose contents are lost".to_owned()
-        }
-        None => format!("is on {} here, and the next host mounts nothing there", here.0),
-        Some(there) if there == here => return None,
-        Some((source, target)) => format!(
-            "is on {} here, and the next host mounts {source} on {}",
-            here.0,
-            target.display()
-        ),
-    };
+    let problem = mounts::differ((path, mounted), (path, next))?;
     let sentence = format!("the disk {} {problem}", path.display());
-    let remedy = "give the next host the same `mounts` in its configuration";
-    Some(Finding::new(Check::DiskHidden, format!("VM `{vm}`"), sentence, remedy))
-}
-
-/// The last mount whose target is the deepest one above `path`.
-fn deepest<'a>(
-    mounts: impl Iterator<Item = (&'a str, &'a Path)>,
-    path: &Path,
-) -> Option<(&'a str, &'a Path)> {
-    let above = mounts.filter(|(_, target)| path.starts_with(target));
-    above.max_by_key(|(_, target)| target.components().count())
+    Some(Finding::new(Check::DiskHidden, format!("VM `{vm}`"), sentence, mounts::REMEDY))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::guests::ledger::Ledger;
 use crate::guests::memfd::{document_memfd, read_document};
 use crate::live_update::carry;
 use crate::live_update::manifest::{Manifest, STATE_TOKEN};
-use crate::machine::Machine;
+use crate::machine::{Machine, VmName};
 use crate::state::document;
 
 /// What the manifest is called in findings.
@@ -67,17 +67,24 @@ pub(super) fn documents(
             add(name.into(), Check::InitramfsDocuments, contents);
         }
     }
-    let name = |machine: &Machine| format!("the state document of VM `{}`", machine.name);
-    for ((machine, _), state) in live.iter().zip(first_states(&live)) {
-        add(name(machine), Check::InitramfsDocuments, state);
+    for (vm, state) in of_live(surroundings) {
+        add(format!("the state document of VM `{vm}`"), Check::InitramfsDocuments, state);
     }
     for vm in surroundings.travelling() {
         if let Life::Preserved { held, .. } = &vm.life {
             let state = held_state(held).map_err(|error| error.to_string());
-            add(name(&vm.machine), Check::InitramfsPreserved, state);
+            let name = format!("the state document of VM `{}`", vm.machine.name);
+            add(name, Check::InitramfsPreserved, state);
         }
     }
     (documents, findings)
+}
+
+/// The names of the VMs that would go along with their processes, and their state documents, or why there is none.
+pub(super) fn of_live(surroundings: &Surroundings<'_>) -> Vec<(VmName, Result<Vec<u8>, String>)> {
+    let live: Vec<_> = surroundings.travelling().filter_map(travels).collect();
+    let states = first_states(&live);
+    live.iter().map(|(machine, _)| machine.name.clone()).zip(states).collect()
 }
 
 /// Reads the state document of a preserved VM.

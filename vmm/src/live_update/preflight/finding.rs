@@ -131,8 +131,16 @@ checks! {
     FdStore = "fd-store", Refusal;
     /// The pool has too little room for the documents of the update.
     PoolRoom = "pool-room", Refusal, forceable;
+    /// The next host would not find the pool that has the VMs.
+    PoolHidden = "pool-hidden", Refusal, forceable;
     /// The RAM of a VM has another size than it was made with.
     RamResized = "ram-resized", Refusal;
+    /// The next command line switches off CPU features of a guest.
+    Cpu = "cpu", Refusal, forceable;
+    /// The next command line switches off hints of a guest's CPUID.
+    CpuHints = "cpu-hints", Warning;
+    /// What the next kernel offers guests is not known.
+    CpuUnknown = "cpu-unknown", Note;
     /// A VM's disk does not answer.
     DiskStalled = "disk-stalled", Refusal;
     /// A VM's disk is not at its path.
@@ -171,6 +179,8 @@ checks! {
     RehearsalCpuHints = "rehearsal-cpu-hints", Warning;
     /// What the next kernel's KVM offers guests is not known.
     RehearsalCpuUnknown = "rehearsal-cpu-unknown", Note;
+    /// The next host could not confine the VMs' processes as its configuration wants, in the rehearsal.
+    RehearsalConfinement = "rehearsal-confinement", Refusal, forceable;
     /// A finding of the next host that this one does not know.
     RehearsalOther = "rehearsal-other", Refusal, forceable;
 }

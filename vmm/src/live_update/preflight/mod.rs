@@ -7,6 +7,7 @@
 
 mod command_line;
 mod configuration;
+mod cpu;
 mod disks;
 mod documents;
 mod drivers;
@@ -14,6 +15,8 @@ mod finding;
 mod initramfs;
 mod kernel;
 mod memory;
+mod mounts;
+mod pool;
 mod preserved;
 mod program;
 mod room;
@@ -137,6 +140,8 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
     }
     findings.extend(memory::check(candidate, surroundings));
     findings.extend(preserved::check(surroundings));
+    findings.extend(pool::check(candidate, surroundings, examined.config.as_ref()));
+    findings.extend(cpu::check(candidate, surroundings));
     findings.extend(disks::check(surroundings, examined.config.as_ref()));
     match &candidate.running {
         Ok(running) => findings.extend(room::check(candidate, running)),
