@@ -17,7 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     pool("a_host_without_what_a_pool_needs_says_so_and_runs_its_vms", no_pool),
     pool("what_is_out_of_reach_is_kept_passed_on_or_given_up_but_never_doubled", out_of_reach),
     pool(
-        "a_watchdog_is_fed_over_an_update_and_resets_a_machine_on_which_nobody_feeds_it",
+        "a_machine_that_hangs_or_panics_after_the_jump_comes_back_with_the_kernel_before",
         watchdog,
     ),
     pool("what_another_boot_left_in_the_memory_is_not_resumed", another_boot),
@@ -196,7 +196,28 @@ fn watchdog(luo: Luo) -> Result<(), Failure> {
     if status.live_updates != 0 {
         return Err(format!("the watchdog did not reset the machine: {status:?}").into());
     }
+    panics_after_the_jump(&mut host, &format!("{cmdline} unknown_nmi_panic"))?;
     host.done();
+    Ok(())
+}
+
+/// A kernel that panics after the jump reboots the machine, which enters the kernel from before. The VMs boot there.
+fn panics_after_the_jump(host: &mut Host, cmdline: &str) -> Result<(), Failure> {
+    let boot_ids = boots(host, "web")?;
+    host.update(json!({"cmdline": cmdline}))?;
+    host.change_machine("nmi")?;
+    let status = host.wait_for_reset()?;
+    let console = host.console();
+    let after = console.rsplit_once("Kernel panic - not syncing: NMI").map(|(_, after)| after);
+    if !after.is_some_and(|after| after.contains("Rebooting in 10 seconds")) {
+        return Err(format!("no panic with a reboot:\n{console}").into());
+    }
+    if status.live_updates != 0 || status.vms[0].state != "running" {
+        return Err(format!("the machine came back otherwise: {status:?}").into());
+    }
+    while boots(host, "web")?.len() == boot_ids.len() {
+        host.guests()[0].wait_for_heartbeats(1, WORK)?;
+    }
     Ok(())
 }
 

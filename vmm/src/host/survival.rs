@@ -31,7 +31,8 @@ pub(super) fn prepare(root: &Path) {
 pub(super) fn watchdog(section: &HostSection) -> Option<Watchdog> {
     let device = section.watchdog.as_ref()?;
     let started = Watchdog::start(device, section.watchdog_timeout_s());
-    started.map_err(|error| tracing::error!("{}", chain(&error).join(": "))).ok()
+    let device = device.display();
+    started.inspect_err(|error| tracing::error!("{device}: cannot feed the watchdog: {error}")).ok()
 }
 
 /// Stops the hardware watchdog of the last host, given its configuration, if this one's names another one or none: nobody

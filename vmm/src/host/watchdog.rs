@@ -17,10 +17,13 @@ use std::time::Duration;
 
 use rustix::ioctl::{Updater, ioctl, opcode};
 
+use crate::causes::chain;
 use crate::signals;
 
 /// `WDIOC_SETTIMEOUT`: sets the period in seconds, and returns the one that the device took.
 const SET_TIMEOUT: rustix::ioctl::Opcode = opcode::read_write::<libc::c_int>(b'W', 6);
+/// How long a device that cannot be used is left alone. Its driver may come later than the host.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// The character that stops the watchdog when the device is closed after it.
 const MAGIC_CLOSE: &[u8] = b"V";
 
@@ -40,46 +43,79 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Opens the device, which starts it with a period of `seconds`, and feeds it three times in each period.
-    pub(super) fn start(device: &Path, seconds: u32) -> Result<Self, WatchdogError> {
-        let error = |source| WatchdogError { device: device.to_owned(), source };
-        let mut file = open(device).map_err(error)?;
-        let period = match set_period(&file, seconds) {
-            Ok(taken) => taken,
-            Err(source) => {
-                let device = device.display();
-                tracing::warn!("{device}: its period cannot be set to {seconds} s: {source}");
-                seconds
-            }
-        };
-        tracing::info!("{} resets this machine if it hangs for {period} s", device.display());
-        let every = Duration::from_secs(period.into()).max(Duration::from_secs(3)) / 3;
+    /// Opens the device, which starts it with a period of `seconds`, and feeds it three times in each period. A device
+    /// that cannot be opened is tried again.
+    pub(super) fn start(device: &Path, seconds: u32) -> io::Result<Self> {
+        Self::start_with(device, seconds, AGAIN_AFTER)
+    }
+
+    fn start_with(device: &Path, seconds: u32, again_after: Duration) -> io::Result<Self> {
+        // The first attempt is made here: the last host's period may be short.
+        let mut fed = Fed::open(device, seconds);
+        if let Err(error) = &fed {
+            tracing::error!("{}; it is tried again", chain(error).join(": "));
+        }
+        let device = device.to_owned();
         let (stop, stopped) = channel();
-        let name = device.display().to_string();
         let feed = move || {
             signals::leave_to_main_thread();
-            let mut failing = false;
             loop {
-                match file.write_all(b"\0") {
-                    Ok(()) => failing = false,
-                    Err(error) if !failing => {
-                        tracing::error!("{name}: cannot feed the watchdog: {error}");
-                        failing = true;
-                    }
-                    Err(_) => {}
-                }
-                match stopped.recv_timeout(every) {
+                let pause = match &mut fed {
+                    Ok(fed) => fed.feed(),
+                    Err(_) => again_after,
+                };
+                match stopped.recv_timeout(pause) {
                     Err(RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
                 }
+                if fed.is_err() {
+                    fed = Fed::open(&device, seconds);
+                }
             }
-            if let Err(error) = file.write_all(MAGIC_CLOSE) {
-                tracing::error!("{name}: cannot stop the watchdog: {error}");
-            }
+            fed.into_iter().for_each(Fed::stop);
         };
-        let thread =
-            thread::Builder::new().name("watchdog".to_owned()).spawn(feed).map_err(error)?;
+        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(feed)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// An open device.
+struct Fed {
+    name: String,
+    file: File,
+    /// How long to wait before it is fed again.
+    every: Duration,
+    is_failing: bool,
+}
+
+impl Fed {
+    fn open(device: &Path, seconds: u32) -> Result<Self, WatchdogError> {
+        let error = |source| WatchdogError { device: device.to_owned(), source };
+        let file = open(device).map_err(error)?;
+        let name = device.display().to_string();
+        let period = set_period(&file, seconds).unwrap_or_else(|error| {
+            tracing::warn!("{name}: its period cannot be set to {seconds} s: {error}");
+            seconds
+        });
+        tracing::info!("{name} resets this machine if it hangs for {period} s");
+        let every = Duration::from_secs(period.into()).max(Duration::from_secs(3)) / 3;
+        Ok(Self { name, file, every, is_failing: false })
+    }
+
+    /// Returns how long to wait before the next time.
+    fn feed(&mut self) -> Duration {
+        let fed = self.file.write_all(b"\0");
+        if let (Err(error), false) = (&fed, self.is_failing) {
+            tracing::error!("{}: cannot feed the watchdog: {error}", self.name);
+        }
+        self.is_failing = fed.is_err();
+        self.every
+    }
+
+    fn stop(mut self) {
+        if let Err(error) = self.file.write_all(MAGIC_CLOSE) {
+            tracing::error!("{}: cannot stop the watchdog: {error}", self.name);
+        }
     }
 }
 
@@ -175,17 +211,32 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_device_stays_as_it_is() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&image, "an image").unwrap();
-        let error = Watchdog::start(image.path(), 60).err().unwrap();
+    fn a_file_that_is_no_device_stays_as_it_is_and_the_device_in_its_place_is_fed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("watchdog");
+        std::fs::write(&path, "an image").unwrap();
+        let error = Fed::open(&path, 60).err().unwrap();
         assert!(error.source.to_string().contains("character device"), "{error:?}");
-        assert_eq!(std::fs::read_to_string(&image).unwrap(), "an image");
+        let watchdog = Watchdog::start_with(&path, 60, Duration::from_millis(1)).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "an image");
+        // The driver comes.
+        let (device, mut written) = device();
+        let _terminal = File::options().write(true).open(&device).unwrap();
+        std::os::unix::fs::symlink(&device, directory.path().join("new")).unwrap();
+        std::fs::rename(directory.path().join("new"), &path).unwrap();
+        let mut byte = [0xff];
+        written.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [0]);
+        drop(watchdog);
+        written.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *MAGIC_CLOSE);
     }
 
     #[test]
-    fn a_device_that_does_not_exist_is_named() {
-        let error = Watchdog::start(Path::new("/nowhere/watchdog"), 60).err().unwrap();
+    fn a_device_that_does_not_exist_is_named_and_its_watchdog_can_be_dropped() {
+        let nowhere = Path::new("/nowhere/watchdog");
+        let error = Fed::open(nowhere, 60).err().unwrap();
         assert!(error.to_string().contains("/nowhere/watchdog"), "{error}");
+        drop(Watchdog::start(nowhere, 60).unwrap());
     }
 }
