@@ -196,6 +196,8 @@ fn watchdog(luo: Luo) -> Result<(), Failure> {
     if status.live_updates != 0 {
         return Err(format!("the watchdog did not reset the machine: {status:?}").into());
     }
+    // The host adds the time until the reboot.
+    let cmdline = cmdline.replace(" panic=-1", "");
     panics_after_the_jump(&mut host, &format!("{cmdline} unknown_nmi_panic"))?;
     host.done();
     Ok(())

@@ -211,7 +211,7 @@ fn a_vm_whose_process_ends_boots_again_by_its_policy_only() {
 #[test]
 fn a_process_that_hangs_delays_a_handover_by_the_budget_and_loses_nothing() {
     let vms = [("one", COUNTS, ""), ("hangs", COUNTS, ""), ("two", COUNTS, "")];
-    let Some(mut host) = host("budget = 2", &vms) else { return };
+    let Some(mut host) = host("budget = 5", &vms) else { return };
     vms.iter().for_each(|(name, ..)| host.counts_on(name));
     host.signal_vm("hangs", Signal::STOP);
     for _ in 0..2 {
@@ -259,7 +259,8 @@ pub(crate) fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
 
 /// The processes of VMs that are children of this process.
 pub(crate) fn vm_processes(host: u32) -> Vec<i32> {
-    let children = fs::read_to_string(format!("/proc/{host}/task/{host}/children")).unwrap();
+    let children = format!("/proc/{host}/task/{host}/children");
+    let children = fs::read_to_string(children).unwrap_or_default();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
     let is_vm = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -9,6 +9,8 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
+use crate::guests::vm_processes;
+
 pub(crate) const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
 
 /// How long the host of a test lives at most, on a loaded machine too.
@@ -148,6 +150,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        // One that a test has stopped before it asked the kernel to end it with its host would stay for ever.
+        for vm in vm_processes(self.child.id()).into_iter().filter_map(Pid::from_raw) {
+            let _ = kill_process(vm, Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
