@@ -149,7 +149,11 @@ impl Kept {
 
     /// Begins to open what is missing, if it is time.
     fn begin(&mut self) {
-        if self.missing.is_empty() || self.opening.is_some() || Instant::now() < self.again_at {
+        if Instant::now() < self.again_at || (self.missing.is_empty() && self.opening.is_none()) {
+            return;
+        }
+        self.again_at = Instant::now() + AGAIN_AFTER;
+        if self.opening.is_some() {
             return;
         }
         let vm = &self.vm;
@@ -163,7 +167,6 @@ impl Kept {
             }
             Err(error) => tracing::warn!("the disks of VM `{vm}` are not locked: {error}"),
         }
-        self.again_at = Instant::now() + AGAIN_AFTER;
     }
 
     /// Takes over what was opened. `was` has what disks were like before.
@@ -216,9 +219,10 @@ impl KeptDisks {
         }
     }
 
-    /// When a disk that could not be opened is tried again.
+    /// When a disk that could not be opened is tried again, or is looked for whether it could.
     pub(super) fn due(&self) -> Option<Instant> {
-        let waiting = self.kept.iter().filter(|kept| !kept.missing.is_empty());
+        let is_waiting = |kept: &&Kept| !kept.missing.is_empty() || kept.opening.is_some();
+        let waiting = self.kept.iter().filter(is_waiting);
         waiting.map(|kept| kept.again_at).min()
     }
 
@@ -357,6 +361,8 @@ mod tests {
         let (_directory, path, machine) = image();
         fs::remove_file(&path).unwrap();
         let mut kept = KeptDisks::default();
+        kept.keep(&[&machine]);
+        assert!(kept.due().is_some(), "or nobody learns that it could not be opened");
         keep(&mut kept, &machine);
         let due = kept.due().unwrap();
         assert!(due > Instant::now());
