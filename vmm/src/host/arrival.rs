@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::path::Path;
 
 use luo::builtin::keeper::Keeper;
-use luo::{Incoming, Orchestrator, SessionName, Ticket};
+use luo::builtin::pool::Expect;
+use luo::{Incoming, Orchestrator, SessionName};
 
 use super::backend::{self, ChosenLuo};
 use super::boots::forget_leftovers;
@@ -114,12 +115,7 @@ impl Host {
         match look {
             Ok(Some(arrival)) => {
                 self.last_host.unseen = None;
-                let is_in_luo = self.last_host.keeper.is_none();
                 self.take_over(arrival);
-                // Not before: a host that is started again until now finds all VMs that did not run yet.
-                if is_in_luo {
-                    self.kernel_entry.redeem();
-                }
                 true
             }
             Ok(None) => false,
@@ -286,7 +282,11 @@ impl Host {
         self.look_again()?;
         let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
         // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
-        let stays = luo.backend().outlives_process() && destiny != Destiny::NextProgram;
+        let stays = match destiny {
+            Destiny::Stay => luo.backend().outlives_process(),
+            Destiny::NextKernel => luo.backend().carries_untouched(),
+            Destiny::NextProgram => false,
+        };
         let of_vms = self.vms.iter_mut().filter_map(|vm| match &mut vm.life {
             Life::Preserved { held, .. } => Some(held),
             _ => None,
@@ -299,7 +299,9 @@ impl Host {
                     failed.or(Some(HostError::NotHeld { what: held.name().to_string(), source }));
             }
         }
-        self.carried.programs.retain_mut(|program| match program.take(luo, stays) {
+        // In a pool they would take room from the VMs.
+        let programs_stay = stays && !luo.backend().memory_is_dax_files();
+        self.carried.programs.retain_mut(|program| match program.take(luo, programs_stay) {
             Err(error) if leaving => {
                 let why = chain(&error).join(": ");
                 tracing::warn!("{} is lost: {why}", program.describe());
@@ -324,10 +326,20 @@ impl Host {
             return Err(error);
         }
         if !stays {
-            self.unfinished.extend(self.last_host.session.take().and_then(finish));
+            self.finish_last_host();
             self.last_host.keeper = None;
         }
         Ok(())
+    }
+
+    /// Finishes the last host's session: nothing of it can come any more. Redeems the ticket before: until then a host that
+    /// is started again finds all VMs that did not run yet, and after the end of the session it would miss them.
+    fn finish_last_host(&mut self) {
+        let Some(session) = self.last_host.session.take() else { return };
+        if self.last_host.keeper.is_none() {
+            self.kernel_entry.redeem();
+        }
+        self.unfinished.extend(finish(session));
     }
 
     /// Whether this host could not reach the pool with the VMs of the last kernel.
@@ -345,7 +357,7 @@ impl Host {
     /// The same, by this way to choose a LUO.
     fn reach_again_by(
         &mut self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
     ) -> Result<(), HostError> {
         let was_unread = self.kernel_entry.is_unread();
         if was_unread && self.replaced.is_some() {
@@ -359,8 +371,8 @@ impl Host {
         if !was_unread && !self.is_out_of_reach() {
             return Ok(());
         }
-        let ticket = self.kernel_entry.ticket();
-        let (luo, look) = start::look_into(self.choose_by(choose), ticket);
+        let expect = self.kernel_entry.expect();
+        let (luo, look) = start::look_into(self.choose_by(choose), expect);
         self.luo = luo;
         match &self.luo {
             Err(none) if none.may_hold_vms => Err(HostError::NotSeen { why: none.why.clone() }),
@@ -375,18 +387,15 @@ impl Host {
     /// Chooses a LUO by this way, and by what the kernel's command line says.
     fn choose_by(
         &self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
     ) -> ChosenLuo {
         let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        choose(&section, &self.config.machines, self.kernel_entry.ticket())
+        choose(&section, &self.config.machines, self.kernel_entry.expect())
     }
 
     /// Chooses the LUO of a host that could not read the command line after a handover. What the handover has brought is here
     /// already, so the LUO is for the next update, and an error is only logged.
-    fn choose_late(
-        &mut self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
-    ) {
+    fn choose_late(&mut self, choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo) {
         match self.kernel_entry.read_again() {
             Ok(()) => self.luo = self.choose_by(choose),
             Err(error) => tracing::error!("{}", chain(&error).join(": ")),
@@ -518,7 +527,7 @@ impl Host {
         let is_gone = self.kernel_entry.ticket().is_some() || self.last_host.session.is_some();
         self.stop_waiting(is_gone);
         if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
-            self.unfinished.extend(self.last_host.session.take());
+            self.finish_last_host();
         }
         let sessions = std::mem::take(&mut self.unfinished);
         self.unfinished = sessions.into_iter().filter_map(finish).collect();

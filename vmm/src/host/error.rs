@@ -45,8 +45,8 @@ pub enum HostError {
     Service(#[from] service::KexecError),
     /// systemd is about to enter the next kernel.
     #[error(
-        "a live update is pending: systemd was asked to enter the kernel that is loaded, and this one would take its \
-         place. Wait for it, or end it (`systemctl cancel`) and try again"
+        "a live update is pending: systemd was asked to enter the kernel that is loaded. Another one would take its \
+         place, and after a handover the next program would not know of it. Wait for it, or end it (`systemctl cancel`) and try again"
     )]
     Pending,
     /// This host has no LUO for a live update.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
+use luo::builtin::pool::Expect;
 
 use super::backend::{self, ChosenLuo, NoLuo};
 use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
@@ -131,23 +132,23 @@ pub(super) fn find_vms(
             return (kernel_entry, Err(NoLuo { why, may_hold_vms }), look);
         }
     };
-    let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
+    let luo = match (backend::choose(section, machines, kernel_entry.expect()), keeper) {
         (luo, Some(keeper)) => return (kernel_entry, luo, arrival::look(keeper)),
         (luo, None) => luo,
     };
-    let (luo, look) = look_into(luo, kernel_entry.ticket());
+    let (luo, look) = look_into(luo, kernel_entry.expect());
     (kernel_entry, luo, look)
 }
 
-/// Looks at what the last host left in the LUO that was chosen for this ticket.
-pub(super) fn look_into(luo: ChosenLuo, ticket: Option<Ticket>) -> (ChosenLuo, Look) {
+/// Looks at what the last host left in the LUO that was chosen because it is to have this.
+pub(super) fn look_into(luo: ChosenLuo, expect: Expect) -> (ChosenLuo, Look) {
     let luo = match luo {
         Ok(luo) => luo,
         none => return (none, Ok(None)),
     };
     match arrival::look(luo.as_ref()) {
         // It was finished once, and is still in the pool, so it must not be taken for absent.
-        Ok(None) if ticket.is_some() => {
+        Ok(None) if matches!(expect, Expect::Switch(_)) => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
                        finished it and ended, and without it the VMs in the pool cannot be restored";
             tracing::error!("{why}");
