@@ -16,6 +16,7 @@ mod initramfs;
 mod kernel;
 mod memory;
 mod mounts;
+mod others;
 mod pool;
 mod preserved;
 mod program;
@@ -49,6 +50,8 @@ pub struct Surroundings<'a> {
     pub room: Room,
     /// Whether systemd empties the fd store when it stops the host.
     pub empties_store: bool,
+    /// The host's process. `None` if no host asks.
+    pub host: Option<u32>,
     /// Whether the next host is the first process of the next kernel, and so brings its program, its
     /// configuration and its modules along in the initramfs.
     pub is_first_process: bool,
@@ -60,7 +63,8 @@ impl<'a> Surroundings<'a> {
     /// Those of this process, whose host has these VMs in this LUO.
     pub fn of_host(vms: &'a [Guest], luo: &dyn Orchestrator) -> Self {
         let fills_holes = luo.backend().fills_holes();
-        Self { vms, fills_holes, room: luo.room(), ..Self::without_vms() }
+        let host = Some(std::process::id());
+        Self { vms, fills_holes, room: luo.room(), host, ..Self::without_vms() }
     }
 
     /// The same, for an update that leaves VMs out.
@@ -83,6 +87,7 @@ impl<'a> Surroundings<'a> {
             fills_holes: false,
             room: Room::default(),
             empties_store: false,
+            host: None,
             is_first_process,
             root: Path::new("/"),
         }
@@ -142,6 +147,7 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
     findings.extend(preserved::check(surroundings));
     findings.extend(pool::check(candidate, surroundings, examined.config.as_ref()));
     findings.extend(cpu::check(candidate, surroundings));
+    findings.extend(others::check(surroundings));
     findings.extend(disks::check(surroundings, examined.config.as_ref()));
     match &candidate.running {
         Ok(running) => findings.extend(room::check(candidate, running)),
