@@ -2,17 +2,18 @@
 //!
 //! A second host would boot the same VMs on the same disks. The kernel drops the lock when the process that has it
 //! ends, so a host that was killed leaves none behind. A handover passes the lock on, and it is never free in
-//! between.
+//! between. A host whose configuration names another lock than the one that was passed on keeps both.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::causes::chain;
 use crate::devices::files::open_at_once;
 
 /// Where the lock is, if the configuration does not say.
@@ -59,38 +60,70 @@ pub enum InstanceError {
 
 /// The lock, as long as this lives.
 #[derive(Debug)]
-pub(super) struct Instance(File);
+pub(super) struct Instance {
+    lock: File,
+    /// The lock that the last host left, if the configuration names another one now.
+    _left: Option<File>,
+}
 
 impl Instance {
     /// Takes the lock at `path`, or takes over the one that the last host of this process has `left`.
     pub(super) fn take(path: &Path, left: Option<OwnedFd>) -> Result<Self, InstanceError> {
-        let error = |source| InstanceError::File { path: path.to_owned(), source };
-        let file = match left {
-            Some(left) => File::from(left),
-            None => open(path).map_err(error)?,
+        let Some(left) = left.map(File::from) else {
+            let lock =
+                open(path).map_err(|source| InstanceError::File { path: path.to_owned(), source });
+            return Ok(Self { lock: locked(lock?, path)?, _left: None });
         };
-        if !is_of_a_host(&file).map_err(error)? {
-            return Err(InstanceError::Foreign { path: path.to_owned() });
+        let left = locked(left, path)?;
+        if is_at(&left, path) {
+            return Ok(Self { lock: left, _left: None });
         }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let owner = contents(&file).unwrap_or_default().trim().parse::<u32>();
-                let owner = owner.map_or(String::new(), |pid| format!(" (process {pid})"));
-                return Err(InstanceError::Taken { path: path.to_owned(), owner });
+        let other =
+            open(path).map_err(|source| InstanceError::File { path: path.to_owned(), source });
+        Ok(match other.and_then(|other| locked(other, path)) {
+            Ok(lock) => Self { lock, _left: Some(left) },
+            // The VMs are here, so the host goes on with what it has.
+            Err(error) => {
+                tracing::error!("{}", chain(&error).join(": "));
+                Self { lock: left, _left: None }
             }
-            Err(errno) => return Err(error(errno.into())),
-        }
-        // Only for the error of a second host.
-        let own = format!("{}\n", std::process::id());
-        let _ = file.set_len(0).and_then(|()| file.write_all_at(own.as_bytes(), 0));
-        Ok(Self(file))
+        })
     }
 
     /// The locked file, to be left to the next host of this process.
     pub(super) fn lock(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.lock.as_fd()
     }
+}
+
+/// Whether an open file is the one at a path.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |found: fs::Metadata| (found.dev(), found.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(file), Ok(there)) => place(file) == place(there),
+        _ => false,
+    }
+}
+
+/// Locks a file, which `path` calls the lock, unless it is something else.
+fn locked(file: File, path: &Path) -> Result<File, InstanceError> {
+    let error = |source| InstanceError::File { path: path.to_owned(), source };
+    if !is_of_a_host(&file).map_err(error)? {
+        return Err(InstanceError::Foreign { path: path.to_owned() });
+    }
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let owner = contents(&file).unwrap_or_default().trim().parse::<u32>();
+            let owner = owner.map_or(String::new(), |pid| format!(" (process {pid})"));
+            return Err(InstanceError::Taken { path: path.to_owned(), owner });
+        }
+        Err(errno) => return Err(error(errno.into())),
+    }
+    // Only for the error of a second host.
+    let own = format!("{}\n", std::process::id());
+    let _ = file.set_len(0).and_then(|()| file.write_all_at(own.as_bytes(), 0));
+    Ok(file)
 }
 
 /// Whether a file is what a host writes into its lock: nothing, or the number of a process. A file that an operator
@@ -130,10 +163,29 @@ mod tests {
         assert!(error.contains(&own) && error.contains(path.to_str().unwrap()), "{error}");
         let left = first.lock().try_clone_to_owned().unwrap();
         drop(first);
-        let next = Instance::take(Path::new("/nowhere"), Some(left)).unwrap();
+        // A file has no directory in it.
+        let next = Instance::take(&path.join("no"), Some(left)).unwrap();
         assert!(Instance::take(&path, None).is_err());
         drop(next);
         Instance::take(&path, None).unwrap();
+    }
+
+    #[test]
+    fn a_host_with_another_lock_than_the_last_one_has_both() {
+        let directory = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| directory.path().join(name));
+        let left = Instance::take(&old, None).unwrap().lock().try_clone_to_owned().unwrap();
+        let host = Instance::take(&new, Some(left)).unwrap();
+        for path in [&old, &new] {
+            Instance::take(path, None).unwrap_err();
+        }
+        // What it leaves is the one that its configuration names.
+        let left = host.lock().try_clone_to_owned().unwrap();
+        drop(host);
+        let next = Instance::take(&new, Some(left)).unwrap();
+        Instance::take(&old, None).unwrap();
+        Instance::take(&new, None).unwrap_err();
+        drop(next);
     }
 
     #[test]

@@ -59,8 +59,8 @@ impl Unprepared {
 }
 
 /// Takes the machine's lock on hosts. `goes_on` says that this host must not end, because there are VMs that
-/// only it can resume, or because it is PID 1: then it goes on without the lock. So does one that is not root's,
-/// where no lock can be.
+/// only it can resume, or because it is PID 1: then it goes on without the lock. So does one that is not root's, if its
+/// configuration names no lock and it may not have the default one.
 pub(super) fn lock(
     section: &HostSection,
     left: Option<OwnedFd>,
@@ -69,14 +69,18 @@ pub(super) fn lock(
     let path = section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK));
     match Instance::take(path, left) {
         Ok(instance) => Ok(Some(instance)),
-        Err(error @ (InstanceError::Taken { .. } | InstanceError::Foreign { .. })) if !goes_on => {
-            Err(error.into())
-        }
+        Err(error) if !goes_on && !is_not_allowed(section, &error) => Err(error.into()),
         Err(error) => {
             tracing::error!("{}", chain(&error).join(": "));
             Ok(None)
         }
     }
+}
+
+/// Whether a host that is not root's may not have the default lock.
+fn is_not_allowed(section: &HostSection, error: &InstanceError) -> bool {
+    let is_file = matches!(error, InstanceError::File { .. });
+    is_file && section.lock.is_none() && !rustix::process::geteuid().is_root()
 }
 
 /// What the last host of this process left, as far as it can be read.

@@ -46,6 +46,30 @@ fn a_second_host_ends_before_it_opens_anything() {
 }
 
 #[test]
+fn a_lock_that_cannot_be_made_ends_a_cold_host_and_a_host_with_a_new_lock_keeps_the_old_one() {
+    let mut host = Host::start();
+    let [old, new] = ["lock", "new-lock"].map(|name| host.directory.path().join(name));
+    let socket = host.directory.path().join("another-socket");
+    let with_lock =
+        |lock: &std::path::Path| format!("[host]\nlock = {lock:?}\nsocket = {socket:?}\n");
+    // A file has no directory in it.
+    let nowhere = old.join("no");
+    let said = host.second(&with_lock(&nowhere));
+    assert!(said.contains("cannot lock") && said.contains(nowhere.to_str().unwrap()), "{said}");
+    assert!(!socket.exists());
+    let config = fs::read_to_string(host.config()).unwrap();
+    let changed = config.replace(old.to_str().unwrap(), new.to_str().unwrap());
+    assert_ne!(config, changed);
+    fs::write(host.config(), changed).unwrap();
+    assert!(host.ctl(&["handover"]).status.success());
+    host.wait_until_ready("boot handover");
+    for lock in [&old, &new] {
+        let said = host.second(&with_lock(lock));
+        assert!(said.contains("another host runs"), "{}: {said}", lock.display());
+    }
+}
+
+#[test]
 fn a_socket_that_cannot_be_there_ends_a_cold_host_and_not_one_that_took_over() {
     let mut host = Host::start();
     let socket = host.socket();
