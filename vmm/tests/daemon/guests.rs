@@ -30,7 +30,7 @@ pub(crate) fn host(update: &str, vms: &[Vm<'_>]) -> Option<Host> {
 }
 
 /// The configuration of these VMs, whose kernels are written to a directory.
-fn configuration(directory: &Path, update: &str, vms: &[Vm<'_>]) -> String {
+pub(crate) fn configuration(directory: &Path, update: &str, vms: &[Vm<'_>]) -> String {
     let mut text = format!("[update]\n{update}\n");
     for (name, code, lines) in vms {
         let kernel = directory.join(format!("{name}.elf"));

@@ -6,6 +6,7 @@ mod clients;
 mod ending;
 mod errands;
 mod events;
+mod exchanged;
 mod faults;
 mod files;
 mod guests;
