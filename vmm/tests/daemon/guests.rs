@@ -1,13 +1,14 @@
 //! Hosts with guests of a few bytes: guests that reset again and again, and processes that hang.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
+use crate::faults::has_stopped;
 use crate::host::Host;
 use crate::kernel::{COUNT, COUNTS, RESETS, image};
 
@@ -257,6 +258,34 @@ pub(crate) fn stop_next_vm_process(host: u32) -> JoinHandle<i32> {
     })
 }
 
+/// Stops the process of the most urgent VM when the next host is about to ask it to restore the VM. Returns the process.
+fn stop_at_its_restore(host: u32, breakpoint: PathBuf, name: &'static str) -> JoinHandle<i32> {
+    fs::write(&breakpoint, "restore").unwrap();
+    thread::spawn(move || {
+        let pid = Pid::from_raw(host as i32).unwrap();
+        let stops = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        loop {
+            let status = waitid(WaitId::Pid(pid), stops).unwrap().unwrap();
+            assert!(status.stopped(), "the host has ended");
+            // The VMs come to it side by side.
+            let is_its = fs::read_to_string(&breakpoint).unwrap() == name;
+            // That of the most urgent one was started first.
+            let process = vm_processes(host)[0];
+            if is_its {
+                let process = Pid::from_raw(process).unwrap();
+                kill_process(process, Signal::STOP).unwrap();
+                has_stopped(process);
+            } else {
+                fs::write(&breakpoint, "restore").unwrap();
+            }
+            kill_process(pid, Signal::CONT).unwrap();
+            if is_its {
+                return process;
+            }
+        }
+    })
+}
+
 /// The processes of VMs that are children of this process.
 pub(crate) fn vm_processes(host: u32) -> Vec<i32> {
     let children = format!("/proc/{host}/task/{host}/children");
@@ -289,7 +318,14 @@ fn a_vm_that_hangs_at_its_restore_delays_no_other_and_goes_on_or_is_restored_ane
         ("hangs", COUNTS, "priority = 100"),
         ("second", COUNTS, ""),
     ];
-    let Some(mut host) = host("", &vms) else { return };
+    if !has_kvm() {
+        return;
+    }
+    let (mut command, directory) = Host::command(|directory| configuration(directory, "", &vms));
+    let breakpoint = directory.path().join("breakpoint");
+    command.env("PERENNIAL_BREAKPOINT", &breakpoint);
+    let mut host = Host::run(command, directory);
+    host.wait_until_ready("boot cold");
     vms.iter().for_each(|(name, ..)| host.counts_on(name));
     host.hands_over(&[]);
     let report = host.ctl(&["report"]).stdout;
@@ -303,8 +339,7 @@ fn a_vm_that_hangs_at_its_restore_delays_no_other_and_goes_on_or_is_restored_ane
     for then in ["continue", "restore", "handover"] {
         vms.iter().for_each(|(name, ..)| host.counts_on(name));
         let count = host.counted("hangs");
-        // The most urgent VM's process is the first.
-        let stopped = stop_next_vm_process(host.child.id());
+        let stopped = stop_at_its_restore(host.child.id(), breakpoint.clone(), "hangs");
         host.hands_over(&[]);
         let pid = stopped.join().unwrap();
         let vm = host.vm("hangs");

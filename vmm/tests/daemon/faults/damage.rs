@@ -19,7 +19,7 @@ use super::{Fault, Half};
 const LEFT: u64 = 1 << 20;
 
 /// Waits until a process that was told to has stopped.
-pub(super) fn has_stopped(process: Pid) {
+pub(crate) fn has_stopped(process: Pid) {
     let status = format!("/proc/{}/status", process.as_raw_pid());
     let deadline = Instant::now() + PATIENCE;
     while !fs::read_to_string(&status).unwrap().contains("\nState:\tT") {

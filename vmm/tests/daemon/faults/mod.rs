@@ -22,6 +22,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use cell::Cell;
+pub(crate) use damage::has_stopped;
 use rustix::process::{Pid, Signal, kill_process};
 use service::{Service, VMS};
 
