@@ -17,6 +17,13 @@ const DOCUMENT_VARIES: u64 = 8 << 10;
 /// How much less memory may be available at the end than at the beginning, in bytes, apart from the RAM that guests
 /// touched for the first time in between.
 const MEMORY_VARIES: u64 = 24 << 20;
+/// How much more memory of the host may be resident at the end of a soak than at its beginning, in bytes.
+const RESIDENT_VARIES: u64 = 2 << 20;
+/// How much further a guest's clock may fall behind with each update, in microseconds: ten times what was measured. That
+/// the harness's clock and the machine's have other rates counts as well.
+const BEHIND_PER_UPDATE_US: i64 = 10_000;
+/// How much two of the least delays of a heartbeat may differ, in microseconds.
+const DELAY_VARIES_US: i64 = 200_000;
 /// Number of updates from one line with what the host uses to the next.
 const SHOWN_EVERY: u64 = 10;
 /// Size of a segment of guest RAM, in bytes.
@@ -64,16 +71,36 @@ fn repeat(luo: Luo, vms: Vec<VmPlan>, updates: u64) -> Result<(), Failure> {
         let behind: Vec<_> = clocks_behind_us.iter().filter_map(|clocks| clocks[index]).collect();
         let (luo, name) = (luo.backend(), guest.name());
         eprintln!("{luo}: {name}: clock behind after each update, in us: {behind:?}");
+        if updates > UPDATES {
+            check_drift(&behind).map_err(|error| format!("{luo}: {name}: {error}"))?;
+        }
     }
     // The first update comes from a cold boot, and each kernel has its own usage.
     for side in 0..2 {
         let of_side: Vec<&Usage> = usages[1..].iter().skip(side).step_by(2).collect();
         if let [first, .., last] = of_side[..] {
             last.check_against(first)?;
+            if updates > UPDATES {
+                last.check_soaked(first)?;
+            }
             eprintln!("{}: from {first:?} to {last:?}", luo.backend());
         }
     }
     host.power_off_and_check_disks()
+}
+
+/// Errors if a clock that was so far behind after each update, in microseconds, falls behind or ahead with them.
+fn check_drift(behind: &[i64]) -> Result<(), String> {
+    let (first, last) = behind.split_at(behind.len() / 2);
+    let (Some(first), Some(last)) = (first.iter().min(), last.iter().min()) else { return Ok(()) };
+    let most = BEHIND_PER_UPDATE_US * behind.len() as i64 / 2 + DELAY_VARIES_US;
+    match (last - first).abs() > most {
+        true => Err(format!(
+            "its clock moved by {} us from the first half of the updates to the second, more than {most}",
+            last - first
+        )),
+        false => Ok(()),
+    }
 }
 
 /// What a host used after an update.
@@ -91,6 +118,17 @@ impl Usage {
             resources: status.resources,
             documents: report.vms.iter().map(|vm| vm.state_bytes).collect(),
             preserved: report.vms.iter().map(|vm| vm.segments.preserved).sum(),
+        }
+    }
+
+    /// Errors if the host, or what it preserves, has grown since guests have worked for some updates.
+    fn check_soaked(&self, first: &Self) -> Result<(), String> {
+        let (now, then) = (self.resources.resident_bytes, first.resources.resident_bytes);
+        match self.preserved > first.preserved || now > then + RESIDENT_VARIES {
+            true => Err(format!(
+                "the host, or what it preserves, has grown: from {first:?} to {self:?}"
+            )),
+            false => Ok(()),
         }
     }
 
