@@ -167,6 +167,25 @@ fn a_store_that_takes_too_few_files_for_an_update_is_told_before_it() {
 }
 
 #[test]
+fn an_update_is_refused_while_another_host_has_vms() {
+    if !has_kvm() {
+        return;
+    }
+    let start = |backend| Service::start(backend, tempfile::tempdir().unwrap(), "");
+    // A host that can do live updates, and any other one.
+    let (host, other) = (start(Backend::Pool), start(Backend::Keeper));
+    let named = format!("refusal `other-host`: process {} is", other.pid().as_raw_pid());
+    let said = || {
+        let nowhere = ["preflight", "--kernel", "/nowhere", "--initramfs", "/nowhere"];
+        String::from_utf8(host.ctl(&nowhere).stdout).unwrap()
+    };
+    assert!(said().contains(&named), "{}", said());
+    assert!(!said().contains(&format!("process {} is", host.pid().as_raw_pid())), "{}", said());
+    drop(other);
+    assert!(!said().contains(&named), "{}", said());
+}
+
+#[test]
 fn a_vm_whose_process_ends_after_its_state_was_saved_survives_a_handover_that_is_undone() {
     if !has_kvm() {
         return;
