@@ -8,8 +8,8 @@
 //! A host that has no file left could not leave, and a service that systemd stops would lose its VMs. Leaving holds each
 //! file of a VM at most a second time, and has few others, so half of all files is enough.
 
-use std::fs;
 use std::sync::Mutex;
+use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -59,6 +59,13 @@ pub(crate) fn use_reserve() -> ReserveInUse {
 /// Lets this process open as many files as its hard limit allows.
 pub(crate) fn all_files() {
     set_soft(getrlimit(Resource::Nofile).maximum);
+}
+
+/// How many files this process has open, and how many it may have. Errors if it can open no file to find that out.
+pub(crate) fn count() -> io::Result<(u64, Option<u64>)> {
+    let open = fs::read_dir("/proc/self/fd")?.count() as u64;
+    // Without the one that this look has opened.
+    Ok((open.saturating_sub(1), getrlimit(Resource::Nofile).current))
 }
 
 /// The reserve of files is in use. Dropping the last of these sets the limit to what it was.

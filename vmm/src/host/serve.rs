@@ -25,7 +25,7 @@ use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, next_host};
 use callers::Caller;
 use calls::Calls;
-use signals::Signals;
+use signals::{Meaning, Signals};
 
 /// Time until the host waits again after poll(2) has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -47,9 +47,7 @@ pub(super) struct Server {
 /// What the loop waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Children,
-    End,
-    Ignored,
+    Signals,
     Left,
     Listener,
     Caller(Caller),
@@ -180,11 +178,7 @@ impl Server {
     fn fds<'a>(&'a self, host: &'a Host) -> Vec<(Source, PollFd<'a>)> {
         let readable = |fd: BorrowedFd<'a>| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let Self { signals, left, calls, .. } = self;
-        let mut fds = vec![
-            (Source::Children, readable(signals.children.as_fd())),
-            (Source::End, readable(signals.end.as_fd())),
-            (Source::Ignored, readable(signals.ignored.as_fd())),
-        ];
+        let mut fds = vec![(Source::Signals, readable(signals.as_fd()))];
         fds.extend(left.iter().map(|left| (Source::Left, readable(left.as_fd()))));
         fds.extend(calls.listener().map(|listener| (Source::Listener, readable(listener))));
         fds.extend(calls.callers.fds().map(|(caller, fd)| (Source::Caller(caller), fd)));
@@ -228,16 +222,9 @@ impl Server {
 
     fn handle(&mut self, source: Source, host: &mut Host) {
         match source {
-            Source::Children => {
-                self.signals.children.drain();
-                processes::reap(host);
-            }
-            Source::End => self.end(host),
-            Source::Ignored => {
-                self.signals.ignored.drain();
-                tracing::warn!(
-                    "got a signal that does nothing here: SIGTERM ends the host and its VMs"
-                );
+            Source::Signals => {
+                let meanings = self.signals.take();
+                meanings.into_iter().for_each(|meaning| self.obey(meaning, host));
             }
             Source::Left => {
                 tracing::info!("stopping: the user has left");
@@ -252,10 +239,21 @@ impl Server {
         }
     }
 
+    fn obey(&mut self, signal: Meaning, host: &mut Host) {
+        match signal {
+            Meaning::Child => processes::reap(host),
+            Meaning::End => self.end(host),
+            Meaning::Ignored => {
+                tracing::warn!(
+                    "got a signal that does nothing here: SIGTERM ends the host and its VMs"
+                );
+            }
+        }
+    }
+
     /// Handles SIGTERM or SIGINT: leaves the VMs to systemd, or asks all guests to shut down. A second signal
     /// pulls the plug at once.
     fn end(&mut self, host: &mut Host) {
-        self.signals.end.drain();
         let (is_first, is_in_store) = (self.calls.leaves.is_none(), host.is_in_fd_store());
         let within_s = match is_first && (is_in_store || !self.calls.host_ends()) {
             true => host.config.host.stop_within_s(),

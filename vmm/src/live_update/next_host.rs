@@ -31,9 +31,8 @@ use super::programs::own_version;
 use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
-use crate::inherited_fd;
 use crate::signals::Blocked;
-use crate::work;
+use crate::{inherited_fd, open_files, work};
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
@@ -50,6 +49,10 @@ const TICKET: &str = "ticket=";
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long a handover waits, while the guests run, for what threads of this host do.
 const UNENDED_WITHIN: Duration = Duration::from_secs(10);
+/// Files that the next host must be able to open beside those that it gets, so that it comes as far as to hold its VMs.
+pub const STARTS_WITH: u64 = 16;
+/// The same of a program that does not say that it takes signals: such a one opens a file for each signal.
+const EARLIER_STARTS_WITH: u64 = 64;
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -132,6 +135,20 @@ pub enum NextHostError {
          is started next"
     )]
     Ending,
+    /// The next host could not start for lack of files.
+    #[error(
+        "the next host needs {needed} open files to take over, and this process may have {limit}, which the next one \
+         inherits: raise the limit (LimitNOFILE= of the service, or `prlimit --nofile`), or stop a VM"
+    )]
+    Files {
+        /// How many files it needs.
+        needed: u64,
+        /// How many it may have.
+        limit: u64,
+    },
+    /// This process cannot find out how many files it has open.
+    #[error("cannot count the open files of this host, which the next one needs as well")]
+    CountFiles(#[source] io::Error),
     /// Threads of this host do what no signal ends.
     #[error(
         "this host is still {}. Its program cannot be replaced before that has ended, and all guests would \
@@ -255,13 +272,30 @@ impl NextHost {
 
     /// Errors if the program would not take over the VMs of `manifest`, a draft of the one that it would get: it must read
     /// the manifest, and accept sessions that it does not know, which this host leaves as well.
-    pub fn would_take_over(&self, manifest: BorrowedFd<'_>) -> Result<(), NextHostError> {
+    pub fn would_take_over(&mut self, manifest: BorrowedFd<'_>) -> Result<(), NextHostError> {
         let said = self.decode(&[("the manifest".to_owned(), manifest)])?;
+        self.takes_signals = said.contains(TAKES_SIGNALS);
         if said.contains(CARRIES_ON) || self.link_protocol()?.is_some() {
             return Ok(());
         }
         let version = self.ask(&["--version".into()])?.said;
         Err(NextHostError::Older { path: self.path.clone(), version })
+    }
+
+    /// Errors if the next host could not open the files that it needs to take over `documents` more than are open already. It
+    /// has the limit of this process, and in the end as many open files.
+    pub fn refuse_too_few_files(&self, documents: u64) -> Result<(), NextHostError> {
+        let (open, limit) = open_files::count().map_err(NextHostError::CountFiles)?;
+        self.too_few_files(open + documents, limit)
+    }
+
+    fn too_few_files(&self, open: u64, limit: Option<u64>) -> Result<(), NextHostError> {
+        let starts_with = if self.takes_signals { STARTS_WITH } else { EARLIER_STARTS_WITH };
+        let needed = open + starts_with;
+        match limit.filter(|limit| needed > *limit) {
+            Some(limit) => Err(NextHostError::Files { needed, limit }),
+            None => Ok(()),
+        }
     }
 
     /// Errors if the program can use none of these configurations, each in a manifest of its own. The names are for the error
@@ -550,6 +584,22 @@ mod tests {
         for within in ["0.2 s", "0.0 s"] {
             let error = next.ask(&["1000".into()]).unwrap_err().to_string();
             assert!(error.contains("did not answer") && error.contains(within), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_handover_needs_files_for_the_start_of_the_next_host() {
+        let program = || Arc::new(File::open("/dev/null").unwrap());
+        for (takes_signals, more) in [(true, STARTS_WITH), (false, EARLIER_STARTS_WITH)] {
+            let path = "/dev/null".into();
+            let next = NextHost { program: program(), path, deadline: None, takes_signals };
+            next.too_few_files(1000, None).unwrap();
+            next.too_few_files(1000, Some(1000 + more)).unwrap();
+            let error = next.too_few_files(1000, Some(999 + more)).unwrap_err().to_string();
+            let numbers = [1000 + more, 999 + more].map(|number| number.to_string());
+            assert!(numbers.iter().all(|number| error.contains(number)), "{error}");
+            assert!(error.contains("LimitNOFILE="), "{error}");
+            next.refuse_too_few_files(0).unwrap();
         }
     }
 

@@ -221,7 +221,11 @@ fn leave(
     ledger.enter("preserve-ram", loaded, tsc::now());
 
     match next {
-        Next::Host(..) => refuse_unended_work()?,
+        Next::Host(ref program, ..) => {
+            refuse_unended_work()?;
+            // A state document for each VM, the manifest, the index, and the keeper's tree.
+            program.refuse_too_few_files(leaving.len() as u64 + 3)?;
+        }
         Next::Service { waits: true, .. } => refuse_unended()?,
         Next::Kernel(_) | Next::Service { .. } => {}
     }
@@ -286,6 +290,7 @@ fn load<'a>(
             Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
         }
         Destination::Host { program, keeper, lock, configs } => {
+            let mut program = program.clone();
             // The documents themselves are decoded when they are complete, in the blackout.
             if let Some(draft) = preflight::manifest(&surroundings) {
                 program.would_take_over(draft.as_fd())?;
@@ -296,7 +301,7 @@ fn load<'a>(
             let drafts: Vec<_> = configs.iter().filter_map(draft).collect();
             let drafts: Vec<_> = drafts.iter().map(|(n, file)| (n.clone(), file.as_fd())).collect();
             program.can_use_one_of(&drafts)?;
-            Next::Host(program.clone(), *keeper, *lock)
+            Next::Host(program, *keeper, *lock)
         }
         Destination::Service { lock, waits } => Next::Service { lock: *lock, waits: *waits },
     })

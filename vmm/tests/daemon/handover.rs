@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 use crate::events::Watcher;
 use crate::host::{Host, PERENNIAL};
 use crate::kernel::COUNTS;
@@ -39,6 +41,25 @@ fn replaced(mut bytes: Vec<u8>, text: &[u8], other: &[u8]) -> Vec<u8> {
         bytes[at..at + text.len()].copy_from_slice(other);
     }
     bytes
+}
+
+#[test]
+fn a_handover_that_leaves_the_next_host_too_few_files_is_refused() {
+    let mut host = Host::start();
+    let pid = Pid::from_child(&host.child);
+    let open = fs::read_dir(format!("/proc/{}/fd", host.child.id())).unwrap().count() as u64;
+    let limit = |most| {
+        let most = Rlimit { current: Some(most), maximum: Some(most) };
+        prlimit(Some(pid), Resource::Nofile, most).unwrap();
+    };
+    limit(open + 200);
+    assert!(host.ctl(&["handover"]).status.success());
+    host.wait_until_ready("boot handover");
+    // Enough for all that this host opens itself.
+    limit(open + 40);
+    let said = host.refused(Path::new(PERENNIAL));
+    assert!(said.contains(&format!("may have {}", open + 40)), "{said}");
+    assert!(said.contains("LimitNOFILE="), "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! The signals that the host's main loop waits for, each kind as a pipe that becomes readable.
+//! The signals that the host's main loop waits for. All of them together take two files, because a host to which VMs are
+//! handed over ends with them if it cannot catch its signals.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
@@ -8,23 +9,33 @@ use signal_hook::consts::{
     SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM,
     SIGXCPU, SIGXFSZ,
 };
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// The signals by what they mean.
-pub(super) struct Signals {
+/// What a signal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Meaning {
     /// A child has ended.
-    pub(super) children: Pipe,
+    Child,
     /// The host is to end.
-    pub(super) end: Pipe,
-    /// Signals that do nothing here.
-    pub(super) ignored: Pipe,
+    End,
+    /// The signal does nothing here.
+    Ignored,
+}
+
+/// The signals, and a socket that is readable when one of them has come.
+pub(super) struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    end: Vec<i32>,
 }
 
 impl Signals {
     /// Installs the signal handlers. To be called before the first child is started.
     /// `end` are the signals that end the host. No other signal does, except those that nobody can catch.
     pub(super) fn catch(end: &[i32]) -> io::Result<Self> {
-        // By default each of them ends the process, and with it all VMs.
+        // By default each of them but SIGCHLD ends the process, and with it all VMs.
         let named = [
+            SIGCHLD,
             SIGHUP,
             SIGINT,
             SIGQUIT,
@@ -39,39 +50,30 @@ impl Signals {
             libc::SIGPWR,
             libc::SIGSTKFLT,
         ];
-        let ignored = named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
-        let ignored: Vec<i32> = ignored.filter(|signal| !end.contains(signal)).collect();
-        Ok(Self {
-            children: Pipe::of(&[SIGCHLD])?,
-            end: Pipe::of(end)?,
-            ignored: Pipe::of(&ignored)?,
-        })
-    }
-}
-
-/// A pipe that has bytes when one of its signals has come.
-pub(super) struct Pipe(UnixStream);
-
-impl Pipe {
-    fn of(signals: &[i32]) -> io::Result<Self> {
+        let all = named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+        let all = all.chain(end.iter().copied());
         let (read, write) = UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        for signal in signals {
-            signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
-        }
-        Ok(Self(read))
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, all)?;
+        Ok(Self { delivery, end: end.to_vec() })
     }
 
-    /// Takes note of the signals that have come.
-    pub(super) fn drain(&self) {
-        let mut bytes = [0; 64];
-        while (&self.0).read(&mut bytes).is_ok_and(|count| count > 0) {}
+    /// Returns what the signals mean that have come since the last time, each meaning once.
+    pub(super) fn take(&mut self) -> Vec<Meaning> {
+        let meaning = |signal| match signal {
+            SIGCHLD => Meaning::Child,
+            signal if self.end.contains(&signal) => Meaning::End,
+            _ => Meaning::Ignored,
+        };
+        let mut all: Vec<_> = self.delivery.pending().map(meaning).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 
 /// The end to wait for.
-impl AsFd for Pipe {
+impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.delivery.get_read().as_fd()
     }
 }
