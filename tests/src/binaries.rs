@@ -42,6 +42,11 @@ impl Binaries {
         self.directory.join("side-by-side-init")
     }
 
+    /// Loads a kernel over the one that a host has loaded.
+    pub fn load_over(&self) -> PathBuf {
+        self.directory.join("load-over")
+    }
+
     /// PID 1 of the machine that checks whether an accelerator offers nested KVM.
     pub fn probe_init(&self) -> PathBuf {
         self.directory.join("probe-init")
@@ -120,8 +125,14 @@ fn cargo_build() -> io::Result<Binaries> {
     // A separate build: cargo would unify the features, and the other binaries need features of
     // `luo` that the host's binary must not have.
     cargo(&target, &["--package", "vmm", "--no-default-features", "--bin", "perennial"])?;
-    let bins =
-        ["guest-init", "probe-init", "conformance-agent", "foreground-init", "side-by-side-init"];
+    let bins = [
+        "guest-init",
+        "probe-init",
+        "conformance-agent",
+        "foreground-init",
+        "side-by-side-init",
+        "load-over",
+    ];
     let bins: Vec<&str> = bins.iter().flat_map(|bin| ["--bin", bin]).collect();
     cargo(&target, &[&["--package", "perennial-tests"], &bins[..]].concat())?;
     Ok(Binaries { directory: target.join(TARGET).join("release") })

@@ -18,7 +18,7 @@ use crate::{paths, recipe};
 pub const ORDERS_PORT: &str = "systemd.orders";
 
 /// Files of the system that are not from packages.
-const FILES: [(&str, u32, &str); 11] = [
+const FILES: [(&str, u32, &str); 12] = [
     ("etc/os-release", 0o644, "ID=perennial-test\nNAME=\"Perennial's test host\"\n"),
     // If the file exists, systemd neither generates it nor mounts over it.
     ("etc/machine-id", 0o444, "65726e6e69616c2d746573742d686f73\n"),
@@ -52,6 +52,14 @@ const FILES: [(&str, u32, &str); 11] = [
     // Not started again if it ends, and not stopped with the host.
     ("etc/systemd/system/console@.service", 0o644, "[Service]\nExecStart=/usr/bin/attach %i\n"),
     ("usr/bin/attach", 0o755, ATTACH),
+    // What is started after the host is stopped before it: another kernel is loaded between the request for a kexec and the
+    // stop of the host.
+    (
+        "etc/systemd/system/load-over@.service",
+        0o644,
+        "[Unit]\nAfter=perennial.service\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+         ExecStart=/bin/sh -c \"echo load-over is active\"\nExecStop=/usr/bin/load-over /data/%i/bzImage\n",
+    ),
 ];
 
 /// Drop-in for `perennial.service`: what the service needs on these machines.
@@ -112,6 +120,7 @@ pub fn initramfs(binaries: &Binaries, config: &str) -> io::Result<Initramfs> {
     archive.directory("etc/systemd/system/perennial.service.d")?;
     archive.file("etc/systemd/system/perennial.service.d/test.conf", 0o644, DROP_IN.as_bytes())?;
     archive.file("usr/bin/perennial", 0o755, &binaries::contents(&binaries.perennial())?)?;
+    archive.file("usr/bin/load-over", 0o755, &binaries::contents(&binaries.load_over())?)?;
     archive.file("etc/perennial.toml", 0o644, config.as_bytes())?;
     Ok(archive)
 }

@@ -1,5 +1,8 @@
 //! A host that is a service of systemd: its VMs outlive the service, and the kernel.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
@@ -34,7 +37,12 @@ fn kexec(_: Luo) -> Result<(), Failure> {
         Err(error) if error.outcome() == Some("running") => {}
         answer => return Err(format!("`verify_frames` was not refused: {answer:?}").into()),
     }
+    // It is stopped before the host, and then loads a kernel over the one that the host has checked.
+    host.order("systemctl start load-over@b")?;
+    says(&host, "load-over is active")?;
     let after = host.update(json!({}))?;
+    says(&host, "another kernel is loaded over it")?;
+    says(&host, "is loaded again, in case another program has loaded one over it")?;
     if before.kernel == after.kernel || after.luo != "systemd" || after.live_updates != 1 {
         return Err(format!("before: {before:?}; after: {after:?}").into());
     }
@@ -57,6 +65,18 @@ fn restart(_: Luo) -> Result<(), Failure> {
         guest.wait_for_notes("the answer to an order", WORK, said)?;
     }
     host.power_off_and_check_disks()
+}
+
+/// Waits until the host's console has this text.
+fn says(host: &Host, text: &str) -> Result<(), Failure> {
+    let deadline = Instant::now() + WORK;
+    while !host.console().contains(text) {
+        if Instant::now() >= deadline {
+            return Err(format!("the console does not say `{text}`").into());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// The VM cannot be restored while its disk has another size.

@@ -59,7 +59,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kexec::LoadedImage;
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, Orchestrator};
 use signal_hook::consts::SIGTERM;
@@ -77,7 +76,7 @@ use crate::live_update::breakpoint;
 use crate::live_update::carry::Carried;
 use crate::live_update::incoming::Late;
 use crate::live_update::next_host::{self, Left, NextHost};
-use crate::live_update::next_kernel::{self, Files, NextKernel};
+use crate::live_update::next_kernel::{self, Files, Loaded, NextKernel};
 use crate::live_update::outgoing::Destination;
 use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
@@ -135,7 +134,7 @@ pub struct Host {
     carried: Carried,
     /// The next kernel, which systemd was asked to enter. Kept so that its image stays loaded; the image
     /// outlives this process.
-    next: Option<LoadedImage>,
+    next: Option<Loaded>,
     /// VMs that the live update which systemd was asked for leaves out.
     left_out: Vec<VmName>,
     /// The rehearsal that runs.

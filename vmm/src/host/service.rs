@@ -17,7 +17,9 @@ use luo::Orchestrator;
 use luo::systemd::{Count, FIRST_VERSION, FdStore, Notify};
 
 use crate::answer::{Answer, Output};
+use crate::causes::chain;
 use crate::live_update::manifest::{host_session, vm_of_session};
+use crate::live_update::next_kernel::Loaded;
 use crate::live_update::programs::MAX_HELD;
 use crate::machine::Machine;
 use crate::vm::ram_layout;
@@ -258,32 +260,77 @@ fn send_to_systemd(message: &str) {
     }
 }
 
-/// Looks once more, before this service ends, whether a next kernel is loaded, and says loudly if it is not the one
-/// that was checked. `is_ours`: this host loaded one and asked systemd for the kexec. The VMs go into the fd store in
-/// any case: they outlive a restart of the service.
-pub fn look_again(is_ours: bool) {
+/// Looks once more, before this service ends, at the next kernel, and says loudly if it is not the one that was checked.
+/// `ours`: the one that this host has loaded and asked systemd to enter. It is loaded again: the running kernel does not
+/// tell whose image it holds, and to load the same one twice does no harm. The VMs go into the fd store in any case: they
+/// outlive a restart of the service.
+pub fn look_again(ours: Option<&mut Loaded>) {
     let running = kexec::Running::read(Path::new("/"));
-    match what_changed(is_ours, running.ok().and_then(|running| running.kexec_loaded)) {
-        Some(what) if is_ours => tracing::error!("{what}"),
-        Some(what) => tracing::warn!("{what}"),
-        None => {}
+    let is_loaded = running.ok().and_then(|running| running.kexec_loaded);
+    let load_again = ours.map(|ours| || ours.load_again());
+    match secure(is_loaded, is_ending, load_again) {
+        Next::AsBefore => {}
+        Next::LoadedAgain => tracing::info!(
+            "the next kernel that was checked is loaded again, in case another program has loaded one over it"
+        ),
+        Next::Restored => tracing::warn!(
+            "the next kernel that this host had checked and loaded was unloaded by another program: it is loaded again"
+        ),
+        Next::Doubtful(error) => tracing::error!(
+            "the next kernel that this host had checked cannot be loaded again: {}. If another program has loaded one \
+             over it, the VMs are lost unless that one takes them over",
+            chain(&error).join(": ")
+        ),
+        Next::Gone(error) => tracing::error!(
+            "the next kernel that this host had checked and loaded was unloaded by another program, and cannot be loaded \
+             again: {}. systemd reboots the machine or loads a kernel of its own, and the VMs are lost unless that one \
+             takes them over. To keep them, load the kernel again before systemd is through: `kexec -s -l`",
+            chain(&error).join(": ")
+        ),
+        Next::Unchecked => tracing::warn!(
+            "a next kernel is loaded that this host has not checked: if systemd enters it, the VMs come back only if it \
+             has the same LUO and `kho=on liveupdate=on` on its command line; use `perennial ctl update`, which checks it"
+        ),
     }
 }
 
-/// What is not as it was checked. `is_loaded`: whether any next kernel is loaded, if the kernel tells.
-fn what_changed(is_ours: bool, is_loaded: Option<bool>) -> Option<&'static str> {
-    match (is_ours, is_loaded) {
-        (true, Some(false)) => Some(
-            "the next kernel that this host had checked and loaded was unloaded by another program: systemd \
-             reboots the machine or loads a kernel of its own, and the VMs are lost unless that one takes \
-             them over. To keep them, load the kernel again before systemd is through: `kexec -s -l`",
-        ),
-        (false, Some(true)) => Some(
-            "a next kernel is loaded that this host has not checked: if systemd enters it, the VMs come back \
-             only if it has the same LUO and `kho=on liveupdate=on` on its command line; use `perennial ctl \
-             update`, which checks it",
-        ),
-        _ => None,
+/// What is known of the next kernel at the end of this service.
+#[derive(Debug, PartialEq, Eq)]
+enum Next<E> {
+    /// Nothing was done: none is loaded, or systemd enters none.
+    AsBefore,
+    /// The checked one, which may have been another one until now.
+    LoadedAgain,
+    /// The checked one, which was unloaded.
+    Restored,
+    /// The checked one could not be loaded again, and may be another one.
+    Doubtful(E),
+    /// The checked one was unloaded, and could not be loaded again.
+    Gone(E),
+    /// One that this host has not loaded.
+    Unchecked,
+}
+
+/// Loads the checked kernel again, unless systemd only stops this service. `is_loaded`: whether any next kernel is loaded, if
+/// the kernel tells. `is_ending`: whether systemd ends the machine's run, if it tells. `load_again`: `None` if this host has
+/// loaded none.
+fn secure<E>(
+    is_loaded: Option<bool>,
+    is_ending: impl FnOnce() -> Option<bool>,
+    load_again: Option<impl FnOnce() -> Result<(), E>>,
+) -> Next<E> {
+    let is_gone = is_loaded == Some(false);
+    let Some(load_again) = load_again else {
+        return if is_loaded == Some(true) { Next::Unchecked } else { Next::AsBefore };
+    };
+    if is_ending() == Some(false) {
+        return Next::AsBefore;
+    }
+    match load_again() {
+        Ok(()) if is_gone => Next::Restored,
+        Ok(()) => Next::LoadedAgain,
+        Err(error) if is_gone => Next::Gone(error),
+        Err(error) => Next::Doubtful(error),
     }
 }
 
@@ -341,12 +388,25 @@ mod tests {
     }
 
     #[test]
-    fn a_loaded_kernel_that_is_not_the_checked_one_is_told_at_the_end() {
-        assert_eq!(what_changed(true, Some(true)), None);
-        assert_eq!(what_changed(false, Some(false)), None);
-        assert_eq!(what_changed(true, None), None, "what is not known is no reason");
-        assert!(what_changed(true, Some(false)).unwrap().contains("unloaded"));
-        assert!(what_changed(false, Some(true)).unwrap().contains("`perennial ctl update`"));
+    fn the_checked_kernel_is_loaded_again_before_systemd_enters_the_one_that_is_loaded() {
+        let loads = |result: Result<(), u8>| Some(move || result);
+        let loads_none = || None::<fn() -> Result<(), u8>>;
+        let is_ending = || Some(true);
+        for (is_loaded, loaded, refused) in [
+            (Some(true), Next::LoadedAgain, Next::Doubtful(1)),
+            (None, Next::LoadedAgain, Next::Doubtful(1)),
+            (Some(false), Next::Restored, Next::Gone(1)),
+        ] {
+            assert_eq!(secure(is_loaded, is_ending, loads(Ok(()))), loaded);
+            assert_eq!(secure(is_loaded, || None, loads(Ok(()))), loaded, "what is not known");
+            assert_eq!(secure(is_loaded, is_ending, loads(Err(1))), refused);
+            let cancelled = || Some(false);
+            let unasked = Some(|| -> Result<(), u8> { panic!("systemd stops only the service") });
+            assert_eq!(secure(is_loaded, cancelled, unasked), Next::AsBefore);
+        }
+        assert_eq!(secure(Some(true), is_ending, loads_none()), Next::Unchecked);
+        assert_eq!(secure(Some(false), is_ending, loads_none()), Next::AsBefore);
+        assert_eq!(secure(None, is_ending, loads_none()), Next::AsBefore);
     }
 
     #[test]

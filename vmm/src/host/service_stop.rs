@@ -141,7 +141,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Option<Duration> {
         service::stopping("putting the VMs into the fd store");
-        service::look_again(self.next.is_some());
+        service::look_again(self.next.as_mut());
         self.finish_the_rest();
         if let Err(error) = self.settle(Destiny::NextKernel) {
             tracing::error!("{}", chain(&error).join(": "));

@@ -151,19 +151,44 @@ impl Candidate {
     }
 
     /// Loads it.
-    pub fn load(self) -> Result<LoadedImage, NextKernelError> {
-        let image = Image { kernel: self.kernel?, initramfs: self.initramfs? };
+    pub fn load(self) -> Result<Loaded, NextKernelError> {
+        let files = Image { kernel: self.kernel?, initramfs: self.initramfs? };
         let (command_line, running) = (self.command_line?, self.running?);
-        let kernel = image.kernel.path.display();
+        let kernel = files.kernel.path.display();
         if let Some(rehearsed) = &self.next.rehearsed {
             self.next.is_same(rehearsed, &self.opened, "rehearsed")?;
         }
         tracing::info!("next kernel: {kernel} with the command line `{command_line}`");
-        let loaded = kexec::load(&image, &command_line, &running)?;
+        let image = kexec::load(&files, &command_line, &running)?;
         // The running kernel has its copies now. If one is of another content, it is unloaded here.
-        let now = files(Some(&image.kernel), image.initramfs.as_ref());
-        self.next.is_same(&self.opened, &now, "checked")?;
-        Ok(loaded)
+        self.next.is_same(&self.opened, &identities(&files), "checked")?;
+        Ok(Loaded { image, files, command_line, next: self.next, checked: self.opened })
+    }
+}
+
+/// A next kernel that is loaded, with the open files that it was loaded from. Dropping it unloads it.
+#[derive(Debug)]
+pub struct Loaded {
+    image: LoadedImage,
+    files: Image,
+    command_line: CommandLine,
+    next: NextKernel,
+    checked: Files,
+}
+
+impl Loaded {
+    /// Loads it once more, because another program may have unloaded it or loaded another one over it: the running kernel
+    /// tells only whether any is loaded. Errors if that fails or the files were changed; then what is loaded stays so.
+    pub fn load_again(&mut self) -> Result<(), NextKernelError> {
+        self.next.is_same(&self.checked, &identities(&self.files), "checked")?;
+        let running = Running::read(Path::new("/"))?;
+        self.image = kexec::load(&self.files, &self.command_line, &running)?;
+        Ok(())
+    }
+
+    /// Returns the image, to be entered.
+    pub fn into_image(self) -> LoadedImage {
+        self.image
     }
 }
 
@@ -184,6 +209,10 @@ impl NextKernel {
     }
 }
 
+fn identities(image: &Image) -> Files {
+    files(Some(&image.kernel), image.initramfs.as_ref())
+}
+
 fn files(kernel: Option<&Kernel>, initramfs: Option<&Initramfs>) -> Files {
     let initramfs = initramfs.and_then(|initramfs| initramfs.identity().ok());
     [kernel.and_then(|kernel| kernel.identity().ok()), initramfs]
@@ -194,7 +223,7 @@ pub fn load(
     next: &NextKernel,
     ticket: Option<Ticket>,
     surroundings: &Surroundings<'_>,
-) -> Result<LoadedImage, NextKernelError> {
+) -> Result<Loaded, NextKernelError> {
     let candidate = Candidate::open(next, ticket);
     candidate.check(surroundings)?;
     candidate.load()

@@ -287,7 +287,8 @@ fn load<'a>(
     let surroundings = surroundings.configured(&plan.config);
     Ok(match &plan.destination {
         Destination::Kernel(next) => {
-            Next::Kernel(next_kernel::load(next, luo.ticket(), &surroundings)?)
+            let loaded = next_kernel::load(next, luo.ticket(), &surroundings)?;
+            Next::Kernel(loaded.into_image())
         }
         Destination::Host { program, keeper, lock, configs } => {
             let mut program = program.clone();

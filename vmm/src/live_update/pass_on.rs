@@ -27,12 +27,12 @@ pub fn run(
 ) -> Result<Infallible, UpdateError> {
     let before = |step| begin(step, stop_before, observer);
     before(Step::Load)?;
-    let image = next_kernel::load(next, Some(ticket), &Surroundings::without_vms())?;
+    let loaded = next_kernel::load(next, Some(ticket), &Surroundings::without_vms())?;
     // No VM is in reach, so these steps do nothing.
     for step in [Step::PreserveRam, Step::Pause, Step::Save, Step::PreserveState, Step::Sync] {
         before(step)?;
     }
     file_systems::sync_all(SYNC_WITHIN);
     before(Step::Jump)?;
-    Err(UpdateError::Jump(kexec::jump(image)))
+    Err(UpdateError::Jump(kexec::jump(loaded.into_image())))
 }
