@@ -17,6 +17,7 @@ use crate::devices::catalog::DeviceOptions;
 use crate::devices::files::Opened;
 use crate::guests::elsewhere::Elsewhere;
 use crate::guests::{Guest, GuestError, Life};
+use crate::live_update::breakpoint;
 use crate::machine::{Machine, VmName};
 
 /// How long a disk that could not be opened is left alone.
@@ -292,6 +293,7 @@ impl Host {
     /// Keeps the disks of the VMs that are preserved or withheld, and closes those of all others. The disks of a VM that is
     /// late are opened for its restore.
     pub(super) fn keep_disks(&mut self) {
+        breakpoint::reach("keep-disks", None);
         let is_late = |name: &VmName| self.late.iter().any(|late| late.name() == name);
         let wanted = self.vms.iter().filter_map(to_keep);
         let wanted: Vec<&Machine> = wanted.filter(|machine| !is_late(&machine.name)).collect();

@@ -22,7 +22,9 @@ impl Host {
             return;
         }
         let ready = readable(&fds, Instant::now());
-        for (index, late) in std::mem::take(&mut self.late).into_iter().enumerate() {
+        for index in 0..self.late.len() {
+            // One at a time, so that a defect in one costs no other.
+            let late = self.late.remove(0);
             let name = late.name().clone();
             match late.go_on(ready.contains(&index), &self.confinement) {
                 LateNext::Waits(late) => self.late.push(late),

@@ -17,6 +17,7 @@ mod arrival;
 pub mod backend;
 mod boots;
 mod clients;
+mod defects;
 pub mod dhcp;
 mod errands;
 mod error;
@@ -86,6 +87,7 @@ use crate::machine::claims::Claims;
 use crate::{open_files, signals};
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
+use defects::guard;
 use instance::Instance;
 use kept_disks::KeptDisks;
 use kernel_entry::KernelEntry;
@@ -322,7 +324,9 @@ impl Host {
 
     /// Boots the VMs again whose time has come, and goes on with those that boot.
     fn boot_due(&mut self) {
-        (0..self.vms.len()).for_each(|index| self.boot_if_due(index));
+        for index in 0..self.vms.len() {
+            guard(|| self.boot_if_due(index));
+        }
     }
 
     fn boot_if_due(&mut self, index: usize) {

@@ -16,12 +16,14 @@ use luo::Orchestrator;
 use luo::builtin::keeper::Keeper;
 
 use super::arrival::{finish, origin};
+use super::defects::guard;
 use super::{Host, HostError, find, index_of, mounts};
 use crate::causes::chain;
 use crate::guests::answers::readable;
 use crate::guests::elsewhere::Elsewhere;
 use crate::guests::{Guest, GuestError, Life};
 use crate::link::MissingHints;
+use crate::live_update::breakpoint;
 use crate::live_update::incoming::{RestoredVm, Restoring, RestoringNext, restore_again};
 use crate::live_update::next_host::NextHost;
 use crate::machine::VmName;
@@ -200,7 +202,9 @@ impl Host {
 
     /// Begins the restores of VMs whose last process has ended.
     fn begin_awaited(&mut self) {
-        for name in std::mem::take(&mut self.restores.awaited) {
+        // One at a time, here and below, so that a defect in one costs no other.
+        for _ in 0..self.restores.awaited.len() {
+            let name = self.restores.awaited.remove(0);
             if find(&mut self.vms, &name).is_ok_and(|vm| !vm.is_let_go()) {
                 self.restores.awaited.push(name);
             } else if let Err(error) = self.begin_restore(&name, false) {
@@ -212,7 +216,8 @@ impl Host {
     /// Takes the restores on as far as they are ready now.
     pub(super) fn go_on_with_restores(&mut self) {
         self.begin_awaited();
-        for (name, look) in std::mem::take(&mut self.restores.looks) {
+        for _ in 0..self.restores.looks.len() {
+            let (name, look) = self.restores.looks.remove(0);
             let begun = match look.take() {
                 None => {
                     self.restores.looks.push((name, look));
@@ -229,12 +234,29 @@ impl Host {
         }
         let fds: Vec<_> = self.restores.begun.iter().map(|(vm, _)| vm.as_fd()).collect();
         let ready = readable(&fds, Instant::now());
-        let begun = std::mem::take(&mut self.restores.begun);
-        for (index, (vm, reserve)) in begun.into_iter().enumerate() {
-            match vm.go_on(ready.contains(&index), &self.confinement) {
-                RestoringNext::Waits(vm) => self.restores.begun.push((vm, reserve)),
-                RestoringNext::Ended(vm) => self.put_restored(*vm),
+        for index in 0..self.restores.begun.len() {
+            let (vm, reserve) = self.restores.begun.remove(0);
+            let name = vm.name().clone();
+            let went_on = guard(|| {
+                breakpoint::reach("restoring", Some(&name));
+                match vm.go_on(ready.contains(&index), &self.confinement) {
+                    RestoringNext::Waits(vm) => self.restores.begun.push((vm, reserve)),
+                    RestoringNext::Ended(vm) => self.put_restored(*vm),
+                }
+            });
+            if went_on.is_none() {
+                self.lose_restoring(&name);
             }
+        }
+    }
+
+    /// Fails a VM whose restore a defect has ended: nothing is left of what the host held.
+    fn lose_restoring(&mut self, name: &VmName) {
+        if let Ok(vm) = find(&mut self.vms, name)
+            && let Life::Restoring(_) = vm.life
+        {
+            vm.life = Life::Failed(vec!["a defect of this host has ended its restore".to_owned()]);
+            self.update_report(name);
         }
     }
 
@@ -297,7 +319,8 @@ impl Host {
         let is_meant = |name: &VmName| vm.is_none_or(|vm| vm == name);
         self.restores.looks.retain(|(name, _)| !is_meant(name));
         self.restores.awaited.retain(|name| !is_meant(name));
-        for (restoring, reserve) in std::mem::take(&mut self.restores.begun) {
+        for _ in 0..self.restores.begun.len() {
+            let (restoring, reserve) = self.restores.begun.remove(0);
             match is_meant(restoring.name()) {
                 true => self.put_restored(restoring.give_up(&self.confinement)),
                 false => self.restores.begun.push((restoring, reserve)),

@@ -7,22 +7,21 @@ mod signals;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::defects::{self, guard};
 use super::service_stop::{AGAIN_AFTER, Attempts};
 use super::stop::after;
 use super::{Host, HostError, service};
 use crate::api::{Line, Status, Transaction};
-use crate::causes::panic_message;
 use crate::config::HostSection;
-use crate::guests::{Guest, Life};
+use crate::guests::Life;
 use crate::live_update::rehearsal::Rehearsal;
-use crate::live_update::{Observer, next_host};
+use crate::live_update::{Observer, breakpoint, next_host};
 use callers::Caller;
 use calls::Calls;
 use signals::{Meaning, Signals};
@@ -96,29 +95,49 @@ impl Server {
         tracing::info!("ready: {summary}");
         service::ready(&summary);
         self.calls.callers.tell(Caller::Port, &Line::ready(&status));
-        loop {
-            // A defect must not end the host, and with it all VMs.
-            match catch_unwind(AssertUnwindSafe(|| self.round(host))) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(panic) => {
-                    let what = panic_message(&*panic);
-                    tracing::error!("this host has a defect, please report it: {what}");
-                    host.feed_watchdog();
-                    thread::sleep(RETRY_PAUSE);
-                }
-            }
-        }
+        defects::say_each_place_once();
+        while !self.round(host) {}
+        Ok(())
     }
 
     /// Waits once, and serves what is ready. Returns whether the host has ended.
     fn round(&mut self, host: &mut Host) -> bool {
-        host.keep_disks();
-        self.calls.callers.listen_again();
+        guard(|| host.keep_disks());
+        guard(|| self.calls.callers.listen_again());
+        let ready = guard(|| self.ready(host)).unwrap_or_else(|| self.all(host));
+        for source in ready {
+            guard(|| self.handle(source, host));
+        }
+        for vm in &mut host.vms {
+            guard(|| vm.note_ends());
+        }
+        if !self.calls.host_ends() {
+            guard(|| host.go_on_with_late());
+            host.boot_due();
+        }
+        guard(|| go_on_with_restores(host));
+        self.leaves_again.take_if(|at| *at <= Instant::now());
+        guard(|| self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest)));
+        self.calls.go_on(host);
+        guard(|| self.leave_if_due(host));
+        if guard(|| self.calls.host_has_ended(host) || host.has_nothing_left()) == Some(true) {
+            return true;
+        }
+        guard(|| self.calls.sweep());
+        if defects::happened() {
+            guard(|| host.feed_watchdog());
+            thread::sleep(RETRY_PAUSE);
+        }
+        false
+    }
+
+    /// Waits until at least one source is ready. Returns the sources that are ready.
+    fn ready(&mut self, host: &Host) -> Vec<Source> {
+        breakpoint::reach("wait", None);
         match self.wait(host) {
             Ok(ready) => {
                 self.cannot_wait = false;
-                ready.into_iter().for_each(|source| self.handle(source, host));
+                ready
             }
             // What poll(2) failed for, such as memory, may come back. The host must not end for it, because
             // its VMs would end too.
@@ -127,34 +146,21 @@ impl Server {
                     tracing::error!("the host cannot wait for its clients and VMs: {errno}");
                 }
                 thread::sleep(RETRY_PAUSE);
+                Vec::new()
             }
         }
-        host.vms.iter_mut().for_each(Guest::note_ends);
-        if !self.calls.host_ends() {
-            host.go_on_with_late();
-            host.boot_due();
-        }
-        let asks_programs = host.restores.asks_programs();
-        host.go_on_with_restores();
-        if asks_programs && !host.restores.asks_programs() {
-            // Orphans wait since then.
-            processes::reap(host);
-        }
-        self.leaves_again.take_if(|at| *at <= Instant::now());
-        self.calls.leaves.into_iter().for_each(|latest| host.hasten_stops(latest));
-        self.calls.go_on(host);
-        let is_to_leave = self.calls.leaves.is_some() && self.leaves_again.is_none();
-        if is_to_leave && !self.calls.host_ends() && host.none_is_ending() {
-            self.leave(host);
-        }
-        if self.calls.host_has_ended(host) || host.has_nothing_left() {
-            return true;
-        }
-        self.calls.sweep();
-        false
     }
 
-    /// Waits until at least one source is ready. Returns the sources that are ready.
+    /// Returns the sources that can be looked at without waiting, if a defect keeps the host from finding out which are
+    /// ready.
+    fn all(&self, host: &Host) -> Vec<Source> {
+        let callers = || self.calls.callers.fds().map(|(caller, _)| caller).collect();
+        let callers: Vec<Caller> = guard(callers).unwrap_or_default();
+        let vms = (0..host.vms.len()).map(Source::Vm);
+        let callers = callers.into_iter().map(Source::Caller);
+        [Source::Signals, Source::Listener].into_iter().chain(vms).chain(callers).collect()
+    }
+
     fn wait(&self, host: &Host) -> rustix::io::Result<Vec<Source>> {
         let (sources, mut fds): (Vec<_>, Vec<_>) = self.fds(host).into_iter().unzip();
         let timeout = self.timeout(host).and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -274,6 +280,14 @@ impl Server {
         }
     }
 
+    /// Leaves the VMs to systemd, if the host is to, and no VM keeps it from that.
+    fn leave_if_due(&mut self, host: &mut Host) {
+        let is_to_leave = self.calls.leaves.is_some() && self.leaves_again.is_none();
+        if is_to_leave && !self.calls.host_ends() && host.none_is_ending() {
+            self.leave(host);
+        }
+    }
+
     /// Leaves the VMs to systemd, now or later. Those that cannot be left there are asked to shut down.
     fn leave(&mut self, host: &mut Host) {
         // Also after an attempt that a defect has ended.
@@ -291,6 +305,15 @@ impl Server {
         if pause.is_none() {
             self.calls.end_host(host, within_s);
         }
+    }
+}
+
+fn go_on_with_restores(host: &mut Host) {
+    let asks_programs = host.restores.asks_programs();
+    host.go_on_with_restores();
+    if asks_programs && !host.restores.asks_programs() {
+        // Orphans wait since then.
+        processes::reap(host);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - This process stops itself (SIGSTOP), and the test that waits for that does the damage from outside, to this process,
 //!   to a VM's process or to the machine.
-//! - It panics, if the file says `panic` in front of the step, as a defect of this program would.
+//! - It panics, if the file says `panic` in front of the step, as a defect of this program would; each time if it says
+//!   `panics`.
 //! - A host that is PID 1 of a machine cannot be stopped. It does the damage itself, as the module `damage` says.
 //!
 //! Only debug builds and those with the feature `faults` have them. Every other build compiles them to nothing.
@@ -26,8 +27,12 @@ pub fn reach(step: &str, vm: Option<&VmName>) {
     damage::reach(step, vm.map(VmName::as_str));
     let Some(file) = std::env::var_os(VARIABLE) else { return };
     let named = std::fs::read_to_string(&file).unwrap_or_default();
-    if named.strip_prefix("panic ") == Some(step) {
-        let _ = std::fs::remove_file(&file);
+    if let Some((kind @ ("panic" | "panics"), at)) = named.split_once(' ')
+        && at == step
+    {
+        if kind == "panic" {
+            let _ = std::fs::remove_file(&file);
+        }
         panic!("as the test asked, in the step `{step}`");
     }
     if named == step {

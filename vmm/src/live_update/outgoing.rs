@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use super::programs::{self, Travelling};
 use super::syncing::{sync, sync_ahead};
 use super::{Observer, Step, UpdateError, begin, process_end};
 use crate::arch::x86_64::tsc;
+use crate::causes::panic_message;
 use crate::guests::conversation::unexpected;
 use crate::guests::first_states::travels;
 use crate::guests::ledger::Ledger;
@@ -142,7 +144,11 @@ pub fn run(
     plan: &Plan<'_>,
 ) -> Result<Infallible, Box<Undone>> {
     let mut kept = Kept::default();
-    leave(luo, vms, unfinished, plan, &mut kept).map_err(|error| Box::new(Undone { error, kept }))
+    // After a defect, too, the caller gets what is left of the VMs.
+    let left = AssertUnwindSafe(|| leave(luo, vms, unfinished, plan, &mut kept));
+    let left =
+        catch_unwind(left).unwrap_or_else(|panic| Err(UpdateError::Defect(panic_message(&*panic))));
+    left.map_err(|error| Box::new(Undone { error, kept }))
 }
 
 fn leave(

@@ -140,6 +140,9 @@ pub enum UpdateError {
         /// What does.
         work: Vec<String>,
     },
+    /// The host's own code panicked.
+    #[error("this host has a defect, please report it: {0}")]
+    Defect(String),
     /// A document cannot be written.
     #[error("step `{step}`{}: cannot write the {what}", about(vm.as_ref()))]
     Document {

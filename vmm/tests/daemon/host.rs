@@ -35,7 +35,7 @@ pub(crate) fn spawn_host(command: &mut Command) -> Child {
 pub(crate) struct Host {
     pub(crate) child: Child,
     pub(crate) directory: tempfile::TempDir,
-    log: BufReader<std::process::ChildStderr>,
+    pub(crate) log: BufReader<std::process::ChildStderr>,
 }
 
 impl Host {

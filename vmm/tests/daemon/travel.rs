@@ -33,10 +33,10 @@ const WRITTEN: &[u8] = b"a guest wrote this";
 const AT: u64 = 5 << 20;
 
 /// Changes an index and a manifest before the next host gets them.
-type Damage = fn(&mut Vec<u8>, &mut Vec<u8>);
+pub(crate) type Damage = fn(&mut Vec<u8>, &mut Vec<u8>);
 
 /// A host that was here before, with the files of its VMs.
-struct Predecessor {
+pub(crate) struct Predecessor {
     keeper: Keeper,
     sessions: Vec<Outgoing>,
     manifest: Manifest,
@@ -51,7 +51,7 @@ struct Predecessor {
 }
 
 impl Predecessor {
-    fn new(vms: &[&str]) -> Self {
+    pub(crate) fn new(vms: &[&str]) -> Self {
         Self::with_state(vms, STATE)
     }
 
@@ -130,7 +130,7 @@ impl Predecessor {
 
     /// Hands over to a `perennial`, which is the command `program` with its arguments. `change` may damage the
     /// index and the manifest.
-    fn hand_over(self, program: &[&str], change: Damage) -> Left {
+    pub(crate) fn hand_over(self, program: &[&str], change: Damage) -> Left {
         let mut left = self.leave(program, change);
         left.host.wait_until_ready("boot handover");
         left
@@ -174,14 +174,14 @@ fn text(name: &str) -> String {
 }
 
 /// The host that took over, and the RAM of the VMs.
-struct Left {
-    host: Host,
+pub(crate) struct Left {
+    pub(crate) host: Host,
     ram: Vec<File>,
 }
 
 impl Left {
     /// Returns the state of each VM with its error as one text.
-    fn vms(&self) -> Vec<(String, String, String)> {
+    pub(crate) fn vms(&self) -> Vec<(String, String, String)> {
         let output = self.host.ctl(&["status"]);
         assert!(output.status.success(), "{output:?}");
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -204,7 +204,7 @@ impl Left {
     }
 
     /// Whether the host holds the RAM of VM `index`: the very same file, as the guest left it.
-    fn holds(&self, index: usize) -> bool {
+    pub(crate) fn holds(&self, index: usize) -> bool {
         let wanted = self.ram[index].metadata().unwrap();
         let mut held = fs::read_dir(format!("/proc/{}/fd", self.host.child.id())).unwrap();
         let is_wanted = |entry: std::io::Result<fs::DirEntry>| {

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::callers::{Caller, Callers};
 use crate::api::{Answer, Call, Command, Event, Line, RecoverCall, Transaction, With, hex, now_ms};
 use crate::causes::{chain, panic_message};
+use crate::host::defects::guard;
 use crate::host::errands::{Errand, Errands};
 use crate::host::events::Watchers;
 use crate::host::recover::{Recoveries, Wanted};
@@ -103,15 +104,19 @@ impl Calls {
 
     /// Goes on with what callers wait for: sends the replies that are due, and tells of what has changed.
     pub(super) fn go_on(&mut self, host: &mut Host) {
-        self.go_on_with_rehearsal(host);
+        guard(|| self.go_on_with_rehearsal(host));
         let Pending { stops, waits, errands, recoveries, .. } = &mut self.pending;
-        let replies =
-            [stops.round(host), waits.round(host), errands.round(host), recoveries.round(host)];
-        for (caller, line) in replies.into_iter().flatten() {
-            self.callers.tell(caller, &line);
+        let replies = [
+            guard(|| stops.round(host)),
+            guard(|| waits.round(host)),
+            guard(|| errands.round(host)),
+            guard(|| recoveries.round(host)),
+        ];
+        for (caller, line) in replies.into_iter().flatten().flatten() {
+            guard(|| self.callers.tell(caller, &line));
         }
-        for event in self.pending.watchers.changes(host) {
-            self.tell_watchers(&Line::Event(event));
+        for event in guard(|| self.pending.watchers.changes(host)).into_iter().flatten() {
+            guard(|| self.tell_watchers(&Line::Event(event)));
         }
     }
 

@@ -145,6 +145,28 @@ fn a_defect_of_the_host_at_a_step_of_leaving_ends_no_vm() {
 }
 
 #[test]
+fn a_defect_of_the_host_costs_no_vm_whose_process_ended_after_its_state_was_saved() {
+    if !has_kvm() {
+        return;
+    }
+    let mut service = Service::start(Backend::Keeper, tempfile::tempdir().unwrap(), "");
+    let before = VMS.map(|name| service.counts_on(name));
+    let process = Pid::from_raw(service.vm(VMS[0])["pid"].as_i64().unwrap() as i32).unwrap();
+    service.set_breakpoint("preserve-state");
+    let mut client = service.leave(&[]).unwrap();
+    service.wait_for_breakpoint();
+    damage::kill(process);
+    service.set_breakpoint("panic sync");
+    service.signal(Signal::CONT);
+    assert!(!client.wait().unwrap().success());
+    service.runs(VMS[0]);
+    for (name, before) in VMS.into_iter().zip(before) {
+        let now = service.counts_on(name);
+        assert!(now.boot == before.boot && now.count >= before.count, "{name}: {now:?}");
+    }
+}
+
+#[test]
 fn a_store_that_takes_too_few_files_for_an_update_is_told_before_it() {
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         eprintln!("skipped: no /dev/kvm");
