@@ -53,14 +53,8 @@ impl Backend {
         matches!(self, Self::Pool | Self::Keeper)
     }
 
-    /// Whether a session outlives the process that has it, if that neither finishes nor drops it. (A pool's does with
-    /// [`taken_when_finished`](crate::builtin::pool::Options::taken_when_finished).)
+    /// Whether a session outlives the process that has it, if that neither finishes nor drops it.
     pub fn outlives_process(self) -> bool {
-        matches!(self, Self::Systemd | Self::Pool)
-    }
-
-    /// Whether an incoming session that is neither finished nor dropped goes along with the next switch.
-    pub fn carries_untouched(self) -> bool {
         matches!(self, Self::Systemd)
     }
 

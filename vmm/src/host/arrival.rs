@@ -8,8 +8,7 @@ use std::cmp::Reverse;
 use std::path::Path;
 
 use luo::builtin::keeper::Keeper;
-use luo::builtin::pool::Expect;
-use luo::{Incoming, Orchestrator, SessionName};
+use luo::{Incoming, Orchestrator, SessionName, Ticket};
 
 use super::backend::{self, ChosenLuo};
 use super::boots::forget_leftovers;
@@ -115,7 +114,12 @@ impl Host {
         match look {
             Ok(Some(arrival)) => {
                 self.last_host.unseen = None;
+                let is_in_luo = self.last_host.keeper.is_none();
                 self.take_over(arrival);
+                // Not before: a host that is started again until now finds all VMs that did not run yet.
+                if is_in_luo {
+                    self.kernel_entry.redeem();
+                }
                 true
             }
             Ok(None) => false,
@@ -282,11 +286,7 @@ impl Host {
         self.look_again()?;
         let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
         // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
-        let stays = match destiny {
-            Destiny::Stay => luo.backend().outlives_process(),
-            Destiny::NextKernel => luo.backend().carries_untouched(),
-            Destiny::NextProgram => false,
-        };
+        let stays = luo.backend().outlives_process() && destiny != Destiny::NextProgram;
         let of_vms = self.vms.iter_mut().filter_map(|vm| match &mut vm.life {
             Life::Preserved { held, .. } => Some(held),
             _ => None,
@@ -299,9 +299,7 @@ impl Host {
                     failed.or(Some(HostError::NotHeld { what: held.name().to_string(), source }));
             }
         }
-        // In a pool they would take room from the VMs.
-        let programs_stay = stays && !luo.backend().memory_is_dax_files();
-        self.carried.programs.retain_mut(|program| match program.take(luo, programs_stay) {
+        self.carried.programs.retain_mut(|program| match program.take(luo, stays) {
             Err(error) if leaving => {
                 let why = chain(&error).join(": ");
                 tracing::warn!("{} is lost: {why}", program.describe());
@@ -326,20 +324,10 @@ impl Host {
             return Err(error);
         }
         if !stays {
-            self.finish_last_host();
+            self.unfinished.extend(self.last_host.session.take().and_then(finish));
             self.last_host.keeper = None;
         }
         Ok(())
-    }
-
-    /// Finishes the last host's session: nothing of it can come any more. Redeems the ticket before: until then a host that
-    /// is started again finds all VMs that did not run yet, and after the end of the session it would miss them.
-    fn finish_last_host(&mut self) {
-        let Some(session) = self.last_host.session.take() else { return };
-        if self.last_host.keeper.is_none() {
-            self.kernel_entry.redeem();
-        }
-        self.unfinished.extend(finish(session));
     }
 
     /// Whether this host could not reach the pool with the VMs of the last kernel.
@@ -357,7 +345,7 @@ impl Host {
     /// The same, by this way to choose a LUO.
     fn reach_again_by(
         &mut self,
-        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
     ) -> Result<(), HostError> {
         let was_unread = self.kernel_entry.is_unread();
         if was_unread && self.replaced.is_some() {
@@ -371,8 +359,8 @@ impl Host {
         if !was_unread && !self.is_out_of_reach() {
             return Ok(());
         }
-        let expect = self.kernel_entry.expect();
-        let (luo, look) = start::look_into(self.choose_by(choose), expect);
+        let ticket = self.kernel_entry.ticket();
+        let (luo, look) = start::look_into(self.choose_by(choose), ticket);
         self.luo = luo;
         match &self.luo {
             Err(none) if none.may_hold_vms => Err(HostError::NotSeen { why: none.why.clone() }),
@@ -387,15 +375,18 @@ impl Host {
     /// Chooses a LUO by this way, and by what the kernel's command line says.
     fn choose_by(
         &self,
-        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
     ) -> ChosenLuo {
         let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        choose(&section, &self.config.machines, self.kernel_entry.expect())
+        choose(&section, &self.config.machines, self.kernel_entry.ticket())
     }
 
     /// Chooses the LUO of a host that could not read the command line after a handover. What the handover has brought is here
     /// already, so the LUO is for the next update, and an error is only logged.
-    fn choose_late(&mut self, choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo) {
+    fn choose_late(
+        &mut self,
+        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+    ) {
         match self.kernel_entry.read_again() {
             Ok(()) => self.luo = self.choose_by(choose),
             Err(error) => tracing::error!("{}", chain(&error).join(": ")),
@@ -527,7 +518,7 @@ impl Host {
         let is_gone = self.kernel_entry.ticket().is_some() || self.last_host.session.is_some();
         self.stop_waiting(is_gone);
         if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
-            self.finish_last_host();
+            self.unfinished.extend(self.last_host.session.take());
         }
         let sessions = std::mem::take(&mut self.unfinished);
         self.unfinished = sessions.into_iter().filter_map(finish).collect();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use luo::Orchestrator;
 
-use super::{Host, orphans, ram_source};
+use super::{Host, ram_source};
 use crate::causes::chain;
 use crate::guests::Guest;
 use crate::guests::answers::readable;
@@ -41,7 +41,6 @@ impl Host {
                 Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
                     vm.withhold(why, remedy);
                 }
-                _ if self.is_left_in_luo(&mut vm) => {}
                 _ => {
                     // More at a time would only share the CPUs. One more, because some wait for a disk.
                     let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
@@ -63,33 +62,6 @@ impl Host {
         }
         // One that takes longer, because its disk hangs, goes on beside the main loop.
         self.wait_for_boots(0, Instant::now() + BOOT_TURN);
-    }
-
-    /// Looks for a session of a VM that boots otherwise, where a killed host may have left one without a manifest. Keeps
-    /// the VM preserved then, and restores it beside the main loop.
-    fn is_left_in_luo(&mut self, vm: &mut Guest) -> bool {
-        let luo = match &self.luo {
-            Ok(luo) if !luo.backend().outlives_process() => luo.as_ref(),
-            _ => return false,
-        };
-        let left = match orphans::left_of(luo, &vm.machine) {
-            Ok(left) => left,
-            Err(error) => {
-                let why = format!("a state of it may be left: {}", chain(&error).join(": "));
-                vm.withhold(&why, "repair the cause and start the host again");
-                return true;
-            }
-        };
-        match left {
-            // Dropping it frees the VM's memory.
-            Some(_) if self.kernel_entry.is_given_up(&vm.machine.name) => false,
-            Some(life) => {
-                vm.life = life;
-                self.restore_soon(&vm.machine.name);
-                true
-            }
-            None => false,
-        }
     }
 
     /// Takes the VMs that boot on, all at the same time, until at most so many are left or it is `deadline`.

@@ -10,10 +10,6 @@
 //!       \--an operator gives up a VM that cannot be reached--> it is not restored in this boot
 //! ```
 //!
-//! A handover through a pool passes its ticket to the next program in its environment, which is gone if that program is
-//! killed. So the ticket is noted before, and is as good as one on the command line until it is redeemed. But the note may
-//! be older than anything in the pool: the host that wrote it may have been killed before the switch.
-//!
 //! Every live update leaves a mark on the command line as well, whatever carries the VMs. A host that finds the mark
 //! and no VMs knows that they are lost, and that this is no cold boot.
 //!
@@ -29,9 +25,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use luo::builtin::pool::Expect;
 use luo::{Ticket, TicketError};
 
 use super::instance::DEFAULT_LOCK;
@@ -50,9 +45,6 @@ const GIVEN_UP: &str = "given-up";
 const REDEEMED: &str = "redeemed";
 /// File name of the note of the mark whose VMs a host looked for, likewise.
 const SEEN: &str = "seen";
-
-/// What the file names of the notes of handovers that began start with. The ticket follows.
-const HANDED_OVER: &str = "handed-over-";
 
 /// How long a host that starts tries to read the command line. What prevents it may pass: a want of memory or of files.
 const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -92,24 +84,14 @@ pub struct NoteError {
     source: io::Error,
 }
 
-/// Where a ticket comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TicketOrigin {
-    /// The kernel's command line.
-    CommandLine,
-    /// The last host of this process.
-    LastHost,
-    /// The note of a handover that began.
-    Note,
-}
-
 /// How this kernel was entered.
 #[derive(Debug)]
 pub struct KernelEntry {
     ticket: Option<Ticket>,
     /// The mark of the live update, until a host looked for its VMs.
     mark: Option<String>,
-    origin: TicketOrigin,
+    /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
+    of_kernel: bool,
     notes: PathBuf,
     /// The directory of the notes that all hosts share.
     shared: PathBuf,
@@ -128,15 +110,9 @@ impl KernelEntry {
     ) -> Result<Self, KernelEntryError> {
         let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         let (notes, shared) = (below(&notes(lock)), below(Path::new(NOTES)));
-        let of_host = |ticket, origin| {
-            let (ticket, notes) = (Some(ticket), notes.clone());
-            Self { ticket, mark: None, origin, notes, shared: shared.clone(), unread: None }
-        };
-        if let Some(ticket) = left {
-            return Ok(of_host(ticket, TicketOrigin::LastHost));
-        }
-        if let Some((_, ticket)) = handed_over(&notes).max_by_key(|(written, _)| *written) {
-            return Ok(of_host(ticket, TicketOrigin::Note));
+        if left.is_some() {
+            let (mark, of_kernel, unread) = (None, false, None);
+            return Ok(Self { ticket: left, mark, of_kernel, notes, shared, unread });
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
@@ -153,8 +129,7 @@ impl KernelEntry {
         let ticket = last(PARAMETER).map(str::parse::<Ticket>).transpose()?;
         let ticket = ticket.filter(|ticket| !is_noted(shared.join(REDEEMED), &ticket.to_string()));
         let mark = last(MARK).filter(|mark| !is_noted(notes.join(SEEN), mark)).map(str::to_owned);
-        let origin = TicketOrigin::CommandLine;
-        Ok(Self { ticket, mark, origin, notes, shared, unread: None })
+        Ok(Self { ticket, mark, of_kernel: true, notes, shared, unread: None })
     }
 
     /// The same at the start of a host: tries again for a while if the command line cannot be read.
@@ -177,8 +152,7 @@ impl KernelEntry {
     /// The value where no kernel's command line matters.
     pub fn unknown(lock: Option<&Path>) -> Self {
         let (notes, shared) = (notes(lock), PathBuf::from(NOTES));
-        let origin = TicketOrigin::CommandLine;
-        Self { ticket: None, mark: None, origin, notes, shared, unread: None }
+        Self { ticket: None, mark: None, of_kernel: true, notes, shared, unread: None }
     }
 
     /// The value for a kernel whose command line cannot be read now.
@@ -206,44 +180,6 @@ impl KernelEntry {
         self.ticket
     }
 
-    /// The sessions that the pool is to have.
-    pub fn expect(&self) -> Expect {
-        match (self.ticket, self.origin) {
-            (None, _) => Expect::Nothing,
-            (Some(ticket), TicketOrigin::Note) => Expect::Begun(ticket),
-            (Some(ticket), _) => Expect::Switch(ticket),
-        }
-    }
-
-    /// Whether another host of this kernel began to hand over, and no host has taken over what it left.
-    pub fn is_handed_over(&self) -> bool {
-        self.ticket.is_some() && self.origin != TicketOrigin::CommandLine
-    }
-
-    /// Notes the ticket of a handover, in place of that of an earlier one.
-    pub fn note_handover(&self, ticket: Ticket) {
-        let name = format!("{HANDED_OVER}{ticket}");
-        let path = self.notes.join(&name);
-        match self.make_notes().and_then(|()| fs::write(&path, "")) {
-            Ok(()) => self.forget_handovers(Some(&name)),
-            Err(error) => tracing::warn!(
-                "cannot record in {} that this host hands over: {error}; if the next one is killed before it has taken \
-                 over, the VMs are lost",
-                path.display()
-            ),
-        }
-    }
-
-    /// Removes the notes of handovers, but for one.
-    pub fn forget_handovers(&self, but: Option<&str>) {
-        for (name, path) in notes_of_handovers(&self.notes).filter(|(name, _)| Some(&**name) != but)
-        {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!("cannot remove the note {name} of a handover: {error}");
-            }
-        }
-    }
-
     /// Whether a live update entered this kernel, and no host has looked for its VMs yet.
     pub fn is_marked(&self) -> bool {
         self.ticket.is_some() || self.mark.is_some()
@@ -253,8 +189,7 @@ impl KernelEntry {
     /// VMs. From now on no VM counts as given up.
     pub fn redeem(&mut self) {
         let (ticket, mark) = (self.ticket.take(), self.mark.take());
-        self.forget_handovers(None);
-        if self.origin != TicketOrigin::CommandLine {
+        if !self.of_kernel {
             return self.forget_given_up();
         }
         let ticket = ticket.map(|ticket| ticket.to_string());
@@ -344,21 +279,6 @@ fn notes(lock: Option<&Path>) -> PathBuf {
     }
 }
 
-/// Returns the names and paths of the notes of handovers in this directory.
-fn notes_of_handovers(notes: &Path) -> impl Iterator<Item = (String, PathBuf)> {
-    let files = fs::read_dir(notes).into_iter().flatten().flatten();
-    let named = files.map(|file| (file.file_name().to_string_lossy().into_owned(), file.path()));
-    named.filter(|(name, _)| name.starts_with(HANDED_OVER))
-}
-
-/// Returns the tickets of handovers that began, and when.
-fn handed_over(notes: &Path) -> impl Iterator<Item = (SystemTime, Ticket)> {
-    notes_of_handovers(notes).filter_map(|(name, path)| {
-        let ticket = name.strip_prefix(HANDED_OVER)?.parse().ok()?;
-        Some((fs::metadata(path).ok()?.modified().ok()?, ticket))
-    })
-}
-
 /// Returns the path of a note that needs no contents. `None` if the value, which may be anything on a command line, cannot
 /// be part of a file name.
 fn with_value(path: &Path, value: &str) -> Option<PathBuf> {
@@ -417,36 +337,6 @@ mod tests {
         let other = TICKET.replace('0', "1");
         fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
         assert_eq!(ticket(&root), Some(other));
-    }
-
-    #[test]
-    fn a_handover_that_began_counts_until_it_is_redeemed() {
-        for line in ["quiet".to_owned(), format!("{PARAMETER}={}", "f".repeat(32))] {
-            let root = kernel(&line);
-            let read = || KernelEntry::read(root.path(), None, None).unwrap();
-            let before = read().expect();
-            let ticket = TICKET.parse().unwrap();
-            read().note_handover("1".repeat(32).parse().unwrap());
-            read().note_handover(ticket);
-            for _ in 0..2 {
-                assert_eq!(read().expect(), Expect::Begun(ticket), "the last one");
-                assert!(read().is_handed_over() && read().is_marked());
-            }
-            // Of another host.
-            let other = KernelEntry::read(root.path(), None, Some(Path::new("/run/other.lock")));
-            assert_eq!(other.unwrap().expect(), before);
-            read().redeem();
-            assert_eq!(read().expect(), before);
-            // The next program has it from the last one.
-            read().note_handover(ticket);
-            let mut next = KernelEntry::read(root.path(), Some(ticket), None).unwrap();
-            assert_eq!(next.expect(), Expect::Switch(ticket));
-            next.redeem();
-            assert_eq!(read().expect(), before);
-            read().note_handover(ticket);
-            read().forget_handovers(None);
-            assert_eq!(read().expect(), before);
-        }
     }
 
     #[test]

@@ -35,7 +35,6 @@ mod limits;
 pub mod modules;
 mod mounts;
 mod network;
-mod orphans;
 mod port;
 mod preflight;
 mod recover;
@@ -193,17 +192,9 @@ impl Host {
             KernelEntry::read_patiently(Path::new("/"), inherited.ticket, section.lock.as_deref());
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let is_first = replaced == Replaced::Kernel;
-        if let Some(ticket) = inherited.ticket {
-            // The last host may have had another lock, which names another place for notes.
-            kernel_entry.iter().for_each(|entry| entry.note_handover(ticket));
-        }
         let mut unprepared = start::prepare(&section, fresh && is_first, is_first);
         let (mut kernel_entry, luo, arrival) =
             start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
-        let replaced = match kernel_entry.is_handed_over() {
-            true => Replaced::Program,
-            false => replaced,
-        };
         let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
         // What was left is redeemed when this host has taken it over.
         let is_cold = inherited.keeper.is_none() && luo.is_ok() && matches!(arrival, Ok(None));
@@ -550,9 +541,9 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         self.finish_the_rest();
+        self.check_can_leave(&call.without)?;
         // What the kexec is to do with this host's VMs, the next program would not know.
         self.check_none_pending()?;
-        self.check_can_leave(&call.without)?;
         self.settle(Destiny::NextProgram)?;
         self.kept_disks.release_all();
         let own = Keeper::start();
@@ -583,11 +574,7 @@ impl Host {
             keeps_programs: true,
             observer,
         };
-        if let Some(ticket) = luo.ticket() {
-            self.kernel_entry.note_handover(ticket);
-        }
         let left = outgoing::run(luo, &self.vms, &self.unfinished, &plan);
-        self.kernel_entry.forget_handovers(None);
         left.map_err(|undone| HostError::Handover(self.restore_saved(*undone)))
     }
 }

@@ -195,11 +195,6 @@ impl Host {
         self.begin_awaited();
     }
 
-    /// Restores a preserved VM beside the main loop, when that begins.
-    pub(super) fn restore_soon(&mut self, name: &VmName) {
-        self.restores.awaited.push(name.clone());
-    }
-
     /// Begins the restores of VMs whose last process has ended.
     fn begin_awaited(&mut self) {
         // One at a time, here and below, so that a defect in one costs no other.

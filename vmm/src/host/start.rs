@@ -1,12 +1,13 @@
 //! The first steps of a host: it loads modules and mounts file systems, looks for the VMs of the last
 //! kernel or host, and chooses the configuration. None of these steps starts or stops a VM.
 
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
-use luo::builtin::pool::Expect;
+use luo::systemd::FdStore;
 
 use super::backend::{self, ChosenLuo, NoLuo};
 use super::instance::{DEFAULT_LOCK, Instance, InstanceError};
@@ -19,7 +20,7 @@ use crate::config::{Config, ConfigError, HostSection};
 use crate::live_update::arrival;
 use crate::live_update::manifest::host_session;
 use crate::live_update::next_host::{InheritError, Inherited};
-use crate::live_update::next_kernel::MARK;
+use crate::live_update::next_kernel::{MARK, is_of_update};
 use crate::machine::Machine;
 
 /// Loads the modules, mounts the file systems and sets up the network of `[host]` (PID 1 only). `fresh`
@@ -59,8 +60,8 @@ impl Unprepared {
 }
 
 /// Takes the machine's lock on hosts. `goes_on` says that this host must not end, because there are VMs that
-/// only it can resume, or because it is PID 1: then it goes on without the lock. So does one that is not root's, if its
-/// configuration names no lock and it may not have the default one.
+/// only it can resume, or because it is PID 1: then it goes on without the lock. If the lock cannot be made, so does one for
+/// which VMs may wait, and one that is not root's, if its configuration names no lock and it may not have the default one.
 pub(super) fn lock(
     section: &HostSection,
     left: Option<OwnedFd>,
@@ -69,7 +70,10 @@ pub(super) fn lock(
     let path = section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK));
     match Instance::take(path, left) {
         Ok(instance) => Ok(Some(instance)),
-        Err(error) if !goes_on && !is_not_allowed(section, &error) => Err(error.into()),
+        Err(error @ (InstanceError::Taken { .. } | InstanceError::Foreign { .. })) if !goes_on => {
+            Err(error.into())
+        }
+        Err(error) if !goes_on && !may_go_without(section, Path::new("/")) => Err(error.into()),
         Err(error) => {
             tracing::error!("{}", chain(&error).join(": "));
             Ok(None)
@@ -77,10 +81,12 @@ pub(super) fn lock(
     }
 }
 
-/// Whether a host that is not root's may not have the default lock.
-fn is_not_allowed(section: &HostSection, error: &InstanceError) -> bool {
-    let is_file = matches!(error, InstanceError::File { .. });
-    is_file && section.lock.is_none() && !rustix::process::geteuid().is_root()
+/// Whether a host for which no lock can be made starts all the same: it may not have the default one, as it is not root's, or
+/// VMs of the last kernel or of the last process of this service may wait for it.
+fn may_go_without(section: &HostSection, root: &Path) -> bool {
+    let line = fs::read_to_string(root.join("proc/cmdline")).unwrap_or_default();
+    let is_not_allowed = section.lock.is_none() && !rustix::process::geteuid().is_root();
+    is_not_allowed || is_of_update(&line) || !FdStore::passed_sessions().is_empty()
 }
 
 /// What the last host of this process left, as far as it can be read.
@@ -136,23 +142,23 @@ pub(super) fn find_vms(
             return (kernel_entry, Err(NoLuo { why, may_hold_vms }), look);
         }
     };
-    let luo = match (backend::choose(section, machines, kernel_entry.expect()), keeper) {
+    let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
         (luo, Some(keeper)) => return (kernel_entry, luo, arrival::look(keeper)),
         (luo, None) => luo,
     };
-    let (luo, look) = look_into(luo, kernel_entry.expect());
+    let (luo, look) = look_into(luo, kernel_entry.ticket());
     (kernel_entry, luo, look)
 }
 
-/// Looks at what the last host left in the LUO that was chosen because it is to have this.
-pub(super) fn look_into(luo: ChosenLuo, expect: Expect) -> (ChosenLuo, Look) {
+/// Looks at what the last host left in the LUO that was chosen for this ticket.
+pub(super) fn look_into(luo: ChosenLuo, ticket: Option<Ticket>) -> (ChosenLuo, Look) {
     let luo = match luo {
         Ok(luo) => luo,
         none => return (none, Ok(None)),
     };
     match arrival::look(luo.as_ref()) {
         // It was finished once, and is still in the pool, so it must not be taken for absent.
-        Ok(None) if matches!(expect, Expect::Switch(_)) => {
+        Ok(None) if ticket.is_some() => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
                        finished it and ended, and without it the VMs in the pool cannot be restored";
             tracing::error!("{why}");
@@ -296,6 +302,22 @@ mod tests {
             session.preserve(document_memfd("a", bytes).unwrap().as_fd(), token).unwrap();
         }
         arrival::look(&Keeper::arrive(keeper.switch().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_host_for_which_vms_may_wait_starts_although_its_lock_cannot_be_made() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("proc")).unwrap();
+        let section = HostSection { lock: Some("/a/lock".into()), ..HostSection::default() };
+        for (line, may) in [
+            ("quiet", false),
+            ("quiet perennial.update=7", true),
+            ("perennial.ticket=0123 quiet", true),
+            ("quiet -- perennial.update=7", false),
+        ] {
+            fs::write(root.path().join("proc/cmdline"), line).unwrap();
+            assert_eq!(may_go_without(&section, root.path()), may, "{line}");
+        }
     }
 
     #[test]

@@ -29,6 +29,11 @@ const PANIC: &str = "panic";
 /// Seconds from a panic to the reboot, if nobody set them.
 pub const PANIC_SECONDS: u32 = 10;
 
+/// Whether a kernel with this command line was entered by a live update.
+pub fn is_of_update(line: &str) -> bool {
+    kexec::parameters(line).any(|parameter| parameter.is(MARK) || parameter.is(PARAMETER))
+}
+
 /// The next kernel cannot be used, or would lose preserved memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -78,8 +78,6 @@ pub(super) struct Incoming {
     pub(super) sessions: BTreeMap<u64, usize>,
     /// The sessions with a mark.
     pub(super) taken: BTreeSet<usize>,
-    /// See [`Options::taken_when_finished`](super::Options::taken_when_finished).
-    pub(super) taken_when_finished: bool,
 }
 
 impl PoolFiles {
@@ -182,23 +180,10 @@ impl State {
         Ok(new)
     }
 
-    /// Whether guest memory can be given out again until its session is finished.
-    pub(super) fn gives_again(&self) -> bool {
-        self.incoming.taken_when_finished
-    }
-
-    /// Ends the ownership of guest memory that was given out. An error is ignored, so that it does not lose the guest: the
-    /// mark on disk already keeps the session from being given out again.
-    pub(super) fn let_go(&mut self, id: u64, inode: Inode) {
-        // So that a stale copy of a tree cannot find the file.
-        let _ = self.renumber(id, inode);
-        self.owned.remove(&id);
-    }
-
     /// Marks the session of an incoming file on disk as taken: no later host gets it. `Ok` for a file of no incoming
     /// session, and if the session is marked already.
     pub(super) fn take(&mut self, id: u64) -> Result<(), Errno> {
-        let Incoming { digest, sessions, taken, .. } = &mut self.incoming;
+        let Incoming { digest, sessions, taken } = &mut self.incoming;
         let Some(session) = sessions.get(&id).copied() else { return Ok(()) };
         if !taken.contains(&session) {
             self.directory.mark_taken(*digest, session)?;

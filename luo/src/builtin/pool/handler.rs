@@ -73,17 +73,17 @@ impl Handler<OpenFile> for FileHandler {
         }
     }
 
-    /// Before it gives guest memory out, it marks the session on disk as taken, unless that is left to the end of the
-    /// session.
+    /// Before it gives guest memory out, it marks the session on disk as taken.
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
         let mut state = self.files.state();
         let (fd, entry) = state.open_owned(handle.0)?;
         directory::seek(&fd, entry.position)?;
         let inode = Look::at(&fd)?.inode;
-        if !state.gives_again() {
-            state.take(handle.0)?;
-            state.let_go(handle.0, inode);
-        }
+        state.take(handle.0)?;
+        // So that a stale copy of a tree cannot find the file. An error must not lose the guest,
+        // and is ignored: the mark on disk already keeps the session from being given out again.
+        let _ = state.renumber(handle.0, inode);
+        state.owned.remove(&handle.0);
         Ok(OpenFile::new(fd))
     }
 
@@ -96,18 +96,7 @@ impl Handler<OpenFile> for FileHandler {
     }
 
     fn finish(&mut self, retrieval: Retrieval<'_, OpenFile>, handle: Handle) {
-        let mut state = self.files.state();
-        let given_out = match &retrieval {
-            Retrieval::Done(_) if state.gives_again() => state.open_owned(handle.0).ok(),
-            _ => None,
-        };
-        match given_out.and_then(|(fd, _)| Look::at(&fd).ok()) {
-            Some(look) => state.let_go(handle.0, look.inode),
-            None => {
-                drop(state);
-                finish(&self.files, &retrieval, handle);
-            }
-        }
+        finish(&self.files, &retrieval, handle);
     }
 }
 

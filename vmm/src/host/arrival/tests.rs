@@ -91,7 +91,7 @@ impl Orchestrator for Fragile {
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
         self.keeper.create_memory(name, len)
     }
-    fn ticket(&self) -> Option<luo::Ticket> {
+    fn ticket(&self) -> Option<Ticket> {
         None
     }
     fn room(&self) -> luo::Room {
@@ -216,41 +216,6 @@ fn a_vm_whose_session_cannot_be_retrieved_now_is_preserved_and_one_without_a_ses
 }
 
 #[test]
-fn a_vm_that_a_killed_host_has_left_without_a_manifest_is_preserved_and_not_booted() {
-    let config =
-        format!("{CONFIG}[[vm]]\nname = \"new\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n");
-    for (fault, expected) in [
-        (None, ["preserved", "preserved", "failed"]),
-        // The first call is that for the manifest, the second that for the first VM.
-        (Some((1, Errno::BUSY)), ["withheld", "preserved", "failed"]),
-        // Its state document.
-        (Some((2, Errno::IO)), ["preserved", "preserved", "failed"]),
-    ] {
-        let mut sessions = Vec::new();
-        let keeper = Keeper::start();
-        for session in leave_in(&keeper) {
-            // What a killed process had retrieved has ended with it.
-            if *session.name() != host_session() {
-                sessions.push(session);
-            }
-        }
-        let keeper = Keeper::arrive(keeper.switch().unwrap()).unwrap();
-        let luo = Fragile { keeper, backend: Backend::Kernel, fault: Arc::new(Mutex::new(fault)) };
-        let config = Config::parse(&config).unwrap();
-        let mut host = Host::alone(config, String::new());
-        host.vms.clear();
-        host.luo = Ok(Box::new(luo.clone()));
-        host.populate(Found { arrival: arrival::look(&luo), keeper: None });
-        assert_eq!(host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>(), expected, "{fault:?}");
-        let Life::Preserved { held, entry: Some(entry), .. } = &host.vms[1].life else { panic!() };
-        assert_eq!(held.files().len(), 2, "the state and the RAM");
-        assert_eq!((entry.state_bytes, entry.segments.len()), (5, 1));
-        assert!(entry.segments[0].preserved && entry.running);
-        assert_eq!(entry.machine, host.config.machines[1]);
-    }
-}
-
-#[test]
 fn a_vm_that_was_given_up_meanwhile_is_not_taken_over_later() {
     let fault = Arc::new(Mutex::new(Some((0, Errno::MFILE))));
     let mut host = arrive(&Fragile { keeper: leave(), backend: Backend::Keeper, fault });
@@ -356,9 +321,8 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     host.vms.clear();
     host.kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
     host.pool = Some("/nowhere/pool".into());
-    let expect = Expect::Switch(ticket);
     let (luo, arrival) =
-        start::look_into(backend::choose(&HostSection::default(), &[], expect), expect);
+        start::look_into(backend::choose(&HostSection::default(), &[], Some(ticket)), Some(ticket));
     host.luo = luo;
     host.populate(Found { arrival, keeper: None });
     let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
@@ -377,21 +341,16 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     // The lock of a process ends with it.
     std::fs::remove_file(directory.path().join("lock")).unwrap();
     // This one looks a second time.
-    let choose = |section: &HostSection, machines: &[Machine], expected: Expect| {
+    let choose = |section: &HostSection, machines: &[Machine], expected: Option<Ticket>| {
         assert_eq!(section.pool.as_deref(), Some(Path::new("/nowhere/pool")));
-        assert_eq!((machines.len(), expected), (2, Expect::Switch(ticket)));
+        assert_eq!((machines.len(), expected), (2, Some(ticket)));
         Ok(Box::new(start(Expect::Switch(ticket))) as Box<dyn Orchestrator>)
     };
     host.reach_again_by(choose).unwrap();
     assert_eq!(states(&host), ["preserved"; 2]);
+    assert_eq!(host.kernel_entry.ticket(), None);
     // Nothing is out of reach now.
     host.reach_again_by(|_, _, _| panic!("it looks a third time")).unwrap();
-    // If this one is killed, the next one finds them again.
-    assert_eq!(host.kernel_entry.ticket(), Some(ticket));
-    for name in ["db", "web-1"] {
-        host.pull(&VmName::new(name).unwrap()).unwrap();
-    }
-    assert_eq!(host.kernel_entry.ticket(), None);
 }
 
 /// A host that cannot read the command line of its kernel, with its VMs, each with this disk below `root`.

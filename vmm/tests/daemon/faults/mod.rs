@@ -36,7 +36,6 @@ const WANTED: &str = "PERENNIAL_FAULTS";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Backend {
     Keeper,
-    Pool,
     Systemd,
 }
 
@@ -66,7 +65,7 @@ enum Fault {
     NoFiles,
 }
 
-const BACKENDS: [Backend; 3] = [Backend::Keeper, Backend::Pool, Backend::Systemd];
+const BACKENDS: [Backend; 2] = [Backend::Keeper, Backend::Systemd];
 const LEAVING: [&str; 7] =
     ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 const ARRIVING: [&str; 8] =
@@ -195,7 +194,7 @@ fn an_update_is_refused_while_another_host_has_vms() {
     }
     let start = |backend| Service::start(backend, tempfile::tempdir().unwrap(), "");
     // A host that can do live updates, and any other one.
-    let (host, other) = (start(Backend::Pool), start(Backend::Keeper));
+    let (host, other) = (start(Backend::Systemd), start(Backend::Keeper));
     let named = format!("refusal `other-host`: process {} is", other.pid().as_raw_pid());
     let said = || {
         let nowhere = ["preflight", "--kernel", "/nowhere", "--initramfs", "/nowhere"];
