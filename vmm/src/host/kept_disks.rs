@@ -256,7 +256,15 @@ impl KeptDisks {
             return None;
         }
         let what = "closing the disks of a VM that was preserved".to_owned();
-        let closing = Elsewhere::begin("close-disks", what, move || drop(closed));
+        let close = move || {
+            for kept in closed {
+                // What is opened only now is closed, too.
+                if let Some(opening) = kept.opening {
+                    drop(opening.wait());
+                }
+            }
+        };
+        let closing = Elsewhere::begin("close-disks", what, close);
         closing
             .inspect_err(|error| {
                 tracing::debug!("the disks of a VM that was preserved are closed here: {error}");
@@ -354,6 +362,10 @@ mod tests {
         keep(&mut kept, &machine);
         let error = open(&machine).unwrap_err();
         assert!(error.contains("web.img") && error.contains("it is in use"), "{error}");
+        kept.give_up(&machine.name);
+        open(&machine).unwrap();
+        // Also while it is being opened.
+        kept.keep(&[&machine]);
         kept.give_up(&machine.name);
         open(&machine).unwrap();
     }
