@@ -74,7 +74,14 @@ fn find_everything_at_once(host: &mut Host, luo: Luo) -> Result<(), Failure> {
     });
     let expected: &[&str] = match luo {
         Luo::Kernel => &["driver", "initramfs-modules", "initramfs-program", "kernel-luo"],
-        Luo::Pool => &["command-line-memmap", "driver", "initramfs-modules", "initramfs-program"],
+        Luo::Pool => &[
+            "command-line-memmap",
+            "driver",
+            "initramfs-modules",
+            "initramfs-program",
+            // Its configuration names none.
+            "pool-hidden",
+        ],
     };
     let mut request = arguments.clone();
     request["do"] = json!("preflight");
