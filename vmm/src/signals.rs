@@ -2,8 +2,8 @@
 //!
 //! A program loses a signal that its handlers have taken, and one that comes before its handlers are installed ends it, with
 //! all VMs. So both signals are blocked from the last look at them until the next program has installed its handlers: they
-//! stay pending, also over the exec. Every other thread of a host has them blocked all the time, or one of them would take a
-//! signal that the main thread has blocked.
+//! stay pending, also over the exec. Every other thread of a host has them blocked, or it would take a signal that the main
+//! thread has blocked; but not the one that starts a process in a new PID namespace, as long as it lives.
 
 #![expect(unsafe_code, reason = "pthread_sigmask")]
 

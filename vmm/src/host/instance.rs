@@ -70,17 +70,13 @@ impl Instance {
     /// Takes the lock at `path`, or takes over the one that the last host of this process has `left`.
     pub(super) fn take(path: &Path, left: Option<OwnedFd>) -> Result<Self, InstanceError> {
         let Some(left) = left.map(File::from) else {
-            let lock =
-                open(path).map_err(|source| InstanceError::File { path: path.to_owned(), source });
-            return Ok(Self { lock: locked(lock?, path)?, _left: None });
+            return Ok(Self { lock: open_locked(path)?, _left: None });
         };
         let left = locked(left, path)?;
         if is_at(&left, path) {
             return Ok(Self { lock: left, _left: None });
         }
-        let other =
-            open(path).map_err(|source| InstanceError::File { path: path.to_owned(), source });
-        Ok(match other.and_then(|other| locked(other, path)) {
+        Ok(match open_locked(path) {
             Ok(lock) => Self { lock, _left: Some(left) },
             // The VMs are here, so the host goes on with what it has.
             Err(error) => {
@@ -105,7 +101,13 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Locks a file, which `path` calls the lock, unless it is something else.
+/// Opens the lock at `path`, and locks it.
+fn open_locked(path: &Path) -> Result<File, InstanceError> {
+    let opened = open(path);
+    locked(opened.map_err(|source| InstanceError::File { path: path.to_owned(), source })?, path)
+}
+
+/// Locks a file, unless it is something else than a host's lock. Errors name `path`.
 fn locked(file: File, path: &Path) -> Result<File, InstanceError> {
     let error = |source| InstanceError::File { path: path.to_owned(), source };
     if !is_of_a_host(&file).map_err(error)? {

@@ -220,7 +220,7 @@ impl KeptDisks {
         }
     }
 
-    /// When a disk that could not be opened is tried again, or is looked for whether it could.
+    /// When the host opens a disk again that it could not open, or takes note that it could not.
     pub(super) fn due(&self) -> Option<Instant> {
         let is_waiting = |kept: &&Kept| !kept.missing.is_empty() || kept.opening.is_some();
         let waiting = self.kept.iter().filter(is_waiting);

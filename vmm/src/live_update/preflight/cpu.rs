@@ -8,6 +8,7 @@ use crate::arch::x86_64::cpuid::Register::{self, Eax, Ebx, Ecx, Edx};
 use crate::arch::x86_64::cpuid::features::{GROUPS, Kind};
 use crate::arch::x86_64::cpuid::kinds;
 use crate::live_update::next_kernel::Candidate;
+use crate::machine::VmName;
 use crate::state::document;
 use crate::vm::VmStateV1;
 
@@ -58,21 +59,17 @@ pub(super) fn check(candidate: &Candidate, surroundings: &Surroundings<'_>) -> V
         true => Vec::new(),
         false => documents::of_live(surroundings),
     };
-    let mut findings: Vec<Finding> = guests
-        .into_iter()
-        .flat_map(|(vm, state)| {
-            let state = state.and_then(|bytes| {
-                document::read_document::<VmStateV1>(&bytes).map_err(|error| error.to_string())
-            });
-            match state {
-                Ok(state) => lost(vm.as_str(), &state, &off),
-                Err(why) => vec![unknown(
-                    &format!("VM `{vm}`"),
-                    format!("which CPU features its guest has is not known: {why}"),
-                )],
+    let of_guest = |(vm, state): (VmName, Result<Vec<u8>, String>)| {
+        let read = |bytes: Vec<u8>| document::read_document(&bytes).map_err(|e| e.to_string());
+        match state.and_then(read) {
+            Ok(state) => lost(vm.as_str(), &state, &off),
+            Err(why) => {
+                let sentence = format!("which CPU features its guest has is not known: {why}");
+                vec![Finding::new(Check::CpuUnknown, format!("VM `{vm}`"), sentence, "")]
             }
-        })
-        .collect();
+        }
+    };
+    let mut findings: Vec<Finding> = guests.into_iter().flat_map(of_guest).collect();
     let remedy = match surroundings.is_first_process {
         true => "`perennial ctl rehearse` asks it",
         false => {
@@ -82,10 +79,6 @@ pub(super) fn check(candidate: &Candidate, surroundings: &Surroundings<'_>) -> V
     let sentence = "what the next kernel's KVM offers guests is not known before it runs";
     findings.push(Finding::new(Check::CpuUnknown, "", sentence, remedy));
     findings
-}
-
-fn unknown(subject: &str, sentence: String) -> Finding {
-    Finding::new(Check::CpuUnknown, subject, sentence, "")
 }
 
 /// The findings about what a VM's guest has and the command line switches off.
