@@ -58,6 +58,12 @@ impl Backend {
         matches!(self, Self::Systemd)
     }
 
+    /// Whether an incoming session comes again to the next process if one that has retrieved it is killed before it has
+    /// finished it. (From a pool only with [`taken_when_finished`](crate::builtin::pool::Options::taken_when_finished).)
+    pub fn comes_again(self) -> bool {
+        matches!(self, Self::Systemd | Self::Pool)
+    }
+
     /// Whether systemd performs the kexec, after the process that preserved has ended.
     pub fn leaves_kexec_to_systemd(self) -> bool {
         matches!(self, Self::Systemd)

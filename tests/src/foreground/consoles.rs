@@ -1,7 +1,8 @@
 //! Consoles and logs of a host's VMs, over a handover and a live update: a person attaches, leaves and attaches
 //! again; a log is rotated and renamed.
 //!
-//! PID 1 starts the host as a daemon, in both kernels. The second kernel has [`AGAIN`] on its command line.
+//! PID 1 starts the host as a daemon, in both kernels. The second kernel has [`AGAIN`] on its command line. With the kernel's
+//! LUO, another host has been killed there before, so that this one finds the VMs without a manifest.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,8 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
+use luo::Orchestrator;
+use luo::kernel::Device;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::init::{BOOTED, CMDLINE, Problem};
@@ -56,11 +59,21 @@ pub(super) fn before_the_update() -> Result<(), Problem> {
 }
 
 pub(super) fn after_the_update() -> Result<(), Problem> {
+    let boot = match pool_mount::is_in_use()? {
+        true => "live-update",
+        false => {
+            end_with_manifest()?;
+            "lost"
+        }
+    };
     let mut host = start_host()?;
     let status = ctl(&["status"])?;
-    if !status.contains("\"boot\": \"live-update\"") || !status.contains("\"/run/consoles/web\"") {
+    if !status.contains(&format!("\"boot\": \"{boot}\""))
+        || !status.contains("\"/run/consoles/web\"")
+    {
         return Err(format!("the status is {status}").into());
     }
+    logs::expect_no_boot()?;
     for (vm, _) in VMS {
         let mut session = attach(vm)?;
         say(&mut session, "sixth")?;
@@ -79,6 +92,13 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
         true => Ok(()),
         false => Err(format!("after SIGTERM: the host: {ended}; the log of its VM: {log}").into()),
     }
+}
+
+/// Leaves the kernel's LUO as a host does that is killed when it has retrieved the manifest, and nothing else: the session
+/// ends with its process.
+fn end_with_manifest() -> Result<(), Problem> {
+    drop(Device::default().retrieve_session(&"perennial-host".parse()?)?);
+    Ok(())
 }
 
 fn start_host() -> Result<Child, Problem> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::init::Problem;
+use super::init::{BOOTED, Problem};
 
 /// The serial port of the VM.
 pub(super) const SERIAL: &str = "file=/run/logs/vm,max_size=64K,keep=2";
@@ -43,6 +43,15 @@ pub(super) fn expect_to_follow_rename(when: &str) -> Result<(), Problem> {
 /// All that the VM has written to the present log.
 pub(super) fn text() -> Result<String, Problem> {
     Ok(String::from_utf8_lossy(&fs::read(LOG)?).into_owned())
+}
+
+/// Errors if the guest has booted since there is a log.
+pub(super) fn expect_no_boot() -> Result<(), Problem> {
+    wait_until("the guest says something", has_new_log)?;
+    match text()? {
+        log if log.contains(BOOTED) => Err(format!("the guest booted anew: {log}").into()),
+        _ => Ok(()),
+    }
 }
 
 fn has_new_log() -> bool {

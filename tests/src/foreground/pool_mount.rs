@@ -18,7 +18,7 @@ const PIECE: usize = 1 << 20;
 
 /// Mounts the pool, if the machine has one. `is_first`: whether it is empty.
 pub(super) fn set_up(is_first: bool) -> Result<(), Problem> {
-    if !parameter()?.starts_with(PARAMETER) {
+    if !is_in_use()? {
         return Ok(());
     }
     if is_first {
@@ -37,8 +37,12 @@ pub(super) fn parameter() -> io::Result<String> {
 
 /// The line in `[host]` about the pool, if the machine has one.
 pub(super) fn line() -> io::Result<String> {
-    let has_pool = parameter()?.starts_with(PARAMETER);
-    Ok(if has_pool { format!("pool = \"{PATH}\"\n") } else { String::new() })
+    Ok(if is_in_use()? { format!("pool = \"{PATH}\"\n") } else { String::new() })
+}
+
+/// Whether the machine has one.
+pub(super) fn is_in_use() -> io::Result<bool> {
+    Ok(parameter()?.starts_with(PARAMETER))
 }
 
 /// Copies the image of the empty pool. The memory is zero, and so is most of the image.

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use calls::{Args, Call};
 pub use privileges::close_all_files_from;
-pub use process::{Process, unended, was_started_as};
+pub use process::{Process, pools_have_dax, unended, was_started_as};
 pub use seccomp::FilterError;
 pub use trap::Report;
 

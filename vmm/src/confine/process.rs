@@ -21,6 +21,14 @@ use crate::answer::ends_within;
 use crate::mutex::lock;
 use crate::signals;
 
+/// The environment variable by which tests of debug builds have a pool on any file system.
+const POOL_WITHOUT_DAX: &str = "PERENNIAL_POOL_WITHOUT_DAX";
+
+/// Whether a pool must be on a file system with DAX, in this process and in those of VMs.
+pub fn pools_have_dax() -> bool {
+    !cfg!(debug_assertions) || std::env::var_os(POOL_WITHOUT_DAX).is_none()
+}
+
 /// How long the host waits for a killed process to end. Only a process that is stuck in the kernel, for
 /// example on a disk that does not answer, takes longer.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -96,6 +104,9 @@ impl Process {
         }
         // The environment is for the host only: systemd's sockets, and what the last host left.
         program.env_clear();
+        if !pools_have_dax() {
+            program.env(POOL_WITHOUT_DAX, "1");
+        }
         let pid = Pid::from_child(&spawn_in_pid_namespace(program)?);
         // If this fails, the process need not be killed: it has nothing yet, and ends when its files close.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;

@@ -298,6 +298,16 @@ pub enum Life {
 }
 
 impl Life {
+    /// Holds a VM back, whose state may be preserved where this host cannot reach it.
+    pub fn withheld(name: &VmName, why: &str, remedy: &str) -> Self {
+        let words = format!(
+            "VM `{name}` is not started, because its state may be preserved where this host cannot \
+             reach it: {remedy}; or give the state up with `stop` and then `boot` the VM"
+        );
+        tracing::error!("{words}: {why}");
+        Self::Withheld(vec![words, why.to_owned()])
+    }
+
     /// Returns the chain of causes, if the VM is failed, preserved, restoring or withheld.
     pub fn why(&self) -> Option<&[String]> {
         match self {
@@ -400,18 +410,6 @@ impl Guest {
             Life::Restoring(_) => "restoring",
             Life::Withheld(_) => "withheld",
         }
-    }
-
-    /// Marks the VM as withheld: it is not started, because its state may be preserved where this host
-    /// cannot reach it. `remedy` says what to do about it.
-    pub fn withhold(&mut self, why: &str, remedy: &str) {
-        let name = &self.machine.name;
-        let words = format!(
-            "VM `{name}` is not started, because its state may be preserved where this host cannot \
-             reach it: {remedy}; or give the state up with `stop` and then `boot` the VM"
-        );
-        tracing::error!("{words}: {why}");
-        self.life = Life::Withheld(vec![words, why.to_owned()]);
     }
 
     /// Returns the bytes of the RAM of a VM with a process, touched or not.

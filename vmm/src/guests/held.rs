@@ -79,6 +79,11 @@ impl Held {
         &self.files
     }
 
+    /// Takes this for what the index says of its files.
+    pub fn list(&mut self, files: Vec<IndexedFile>) {
+        self.files = files;
+    }
+
     /// Retrieves the session from `luo`, if that was not possible before.
     pub fn retrieve(&mut self, luo: &dyn Orchestrator) -> Result<(), Error> {
         if let Origin::Unretrieved = self.origin {

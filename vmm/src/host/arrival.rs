@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::path::Path;
 
 use luo::builtin::keeper::Keeper;
-use luo::{Incoming, Orchestrator, SessionName, Ticket};
+use luo::builtin::pool::Expect;
+use luo::{Incoming, Orchestrator, SessionName};
 
 use super::backend::{self, ChosenLuo};
 use super::boots::forget_leftovers;
@@ -93,11 +94,17 @@ impl Host {
         if let Err(error) = guest_mem::HugePages::set_advise(Path::new("/sys")) {
             tracing::warn!("{}", chain(&error).join(": "));
         }
+        let is_cold = keeper.is_none() && self.luo.is_ok() && matches!(arrival, Ok(None));
         self.last_host.keeper = keeper;
         let has_arrived = self.see(arrival);
         if !has_arrived {
             self.boot_vms();
             self.report_unread();
+        }
+        // What was left is redeemed when this host has taken it over. If nothing was left, not before this host knows which VMs
+        // were given up.
+        if is_cold || self.last_host.lost.is_some() {
+            self.redeem_if_none_is_withheld();
         }
         // They arrived in the order of their urgency. From now on no VM changes its place.
         let configured = &self.config.machines;
@@ -107,6 +114,7 @@ impl Host {
         if has_arrived {
             self.vms.iter_mut().for_each(Guest::did_not_arrive);
         }
+        self.begin_awaited();
     }
 
     /// Takes over what the last host left. Returns whether that could be read.
@@ -159,6 +167,9 @@ impl Host {
         let opaque: Vec<_> =
             opaque.into_iter().map(|(name, files)| hold(luo, name, files)).collect();
         let manifest = arrival.manifest.as_ref();
+        let boots = manifest.iter().flat_map(|manifest| &manifest.boots);
+        // Others an operator has given up since, and perhaps booted; or they have a state.
+        let boots: Vec<_> = boots.filter(|vm| !self.is_given_up(&vm.name)).cloned().collect();
         self.number = manifest.map_or(self.number, |manifest| manifest.number);
         self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
         self.late.extend(late);
@@ -180,18 +191,17 @@ impl Host {
         }
         self.finish_the_rest();
         breakpoint::reach("report", None);
-        let mut boots = Vec::new();
-        for machine in arrival.manifest.into_iter().flat_map(|manifest| manifest.boots) {
-            if self.is_given_up(&machine.name) {
-                // An operator has decided since, perhaps booted it; or it has a state.
-                continue;
-            }
+        let has_state = |vm: &Guest| !matches!(vm.life, Life::Withheld(_));
+        let with_state: Vec<_> = self.vms.iter().filter(|vm| has_state(vm)).collect();
+        let has_state = |name: &VmName| with_state.iter().any(|vm| vm.machine.name == *name);
+        let boots: Vec<_> = boots.into_iter().filter(|machine| !has_state(&machine.name)).collect();
+        for machine in &boots {
             tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
-            boots.push(machine.name.clone());
-            let mut vm = Guest::new(machine, &self.confinement);
+            let mut vm = Guest::new(machine.clone(), &self.confinement);
             vm.boot_soon();
             self.put(vm);
         }
+        let boots: Vec<_> = boots.into_iter().map(|machine| machine.name).collect();
         self.report_boots(&boots);
         self.keep_report();
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
@@ -206,10 +216,15 @@ impl Host {
         match known.map(|vm| &vm.life) {
             Some(Life::Withheld(_)) => false,
             Some(_) => true,
-            // "Given up" is a decision about the state that came with this kernel. A VM that a handover
-            // brings is newer than that decision.
-            None => self.replaced != Some(Replaced::Program) && self.kernel_entry.is_given_up(name),
+            // "Given up" is a decision about the state that came with this kernel, or that waited in the pool. A VM that this
+            // process has from the last host is newer than that decision.
+            None => !self.came_by_exec() && self.kernel_entry.is_given_up(name),
         }
+    }
+
+    /// Whether the last host of this process has handed over to this one, which nobody has asked for anything yet.
+    fn came_by_exec(&self) -> bool {
+        self.replaced == Some(Replaced::Program) && !self.kernel_entry.is_noted()
     }
 
     /// Replaces the VM of this name, or adds it. VMs never change their places: the main loop counts on that.
@@ -284,6 +299,9 @@ impl Host {
             tracing::error!("{}", chain(&error).join(": "));
         }
         self.look_again()?;
+        if destiny != Destiny::Stay {
+            self.find_orphans()?;
+        }
         let Some(luo) = origin(&self.last_host, &self.luo) else { return Ok(()) };
         // Sessions that outlive this process protect the VMs from its end. They need not move to stay or to go.
         let stays = luo.backend().outlives_process() && destiny != Destiny::NextProgram;
@@ -324,10 +342,20 @@ impl Host {
             return Err(error);
         }
         if !stays {
-            self.unfinished.extend(self.last_host.session.take().and_then(finish));
+            self.finish_last_host();
             self.last_host.keeper = None;
         }
         Ok(())
+    }
+
+    /// Finishes the last host's session: nothing of it can come any more. Redeems the ticket before: until then a host that
+    /// is started again finds all VMs that did not run yet, and after the end of the session it would miss them.
+    fn finish_last_host(&mut self) {
+        let Some(session) = self.last_host.session.take() else { return };
+        if self.last_host.keeper.is_none() {
+            self.kernel_entry.redeem();
+        }
+        self.unfinished.extend(finish(session));
     }
 
     /// Whether this host could not reach the pool with the VMs of the last kernel.
@@ -345,7 +373,7 @@ impl Host {
     /// The same, by this way to choose a LUO.
     fn reach_again_by(
         &mut self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
     ) -> Result<(), HostError> {
         let was_unread = self.kernel_entry.is_unread();
         if was_unread && self.replaced.is_some() {
@@ -359,12 +387,13 @@ impl Host {
         if !was_unread && !self.is_out_of_reach() {
             return Ok(());
         }
-        let ticket = self.kernel_entry.ticket();
-        let (luo, look) = start::look_into(self.choose_by(choose), ticket);
+        let expect = self.kernel_entry.expect();
+        let (luo, look) = start::look_into(self.choose_by(choose), expect);
         self.luo = luo;
         match &self.luo {
             Err(none) if none.may_hold_vms => Err(HostError::NotSeen { why: none.why.clone() }),
-            _ if was_unread && matches!(look, Ok(None)) => {
+            // A host that began to hand over may have ended before it left anything.
+            _ if (was_unread || self.kernel_entry.is_noted()) && matches!(look, Ok(None)) => {
                 self.begin_cold(&look);
                 Ok(())
             }
@@ -375,18 +404,15 @@ impl Host {
     /// Chooses a LUO by this way, and by what the kernel's command line says.
     fn choose_by(
         &self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
+        choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo,
     ) -> ChosenLuo {
         let section = HostSection { pool: self.pool.clone(), ..self.config.host.clone() };
-        choose(&section, &self.config.machines, self.kernel_entry.ticket())
+        choose(&section, &self.config.machines, self.kernel_entry.expect())
     }
 
     /// Chooses the LUO of a host that could not read the command line after a handover. What the handover has brought is here
     /// already, so the LUO is for the next update, and an error is only logged.
-    fn choose_late(
-        &mut self,
-        choose: impl FnOnce(&HostSection, &[Machine], Option<Ticket>) -> ChosenLuo,
-    ) {
+    fn choose_late(&mut self, choose: impl FnOnce(&HostSection, &[Machine], Expect) -> ChosenLuo) {
         match self.kernel_entry.read_again() {
             Ok(()) => self.luo = self.choose_by(choose),
             Err(error) => tracing::error!("{}", chain(&error).join(": ")),
@@ -402,9 +428,10 @@ impl Host {
 
     /// Boots the VMs that were withheld: nothing was left of them, as this host finds only now.
     fn begin_cold(&mut self, look: &Look) {
-        let lost = start::lost(Replaced::Kernel, &self.kernel_entry, &self.luo, look);
-        self.last_host.lost = lost.map(|why| (Replaced::Kernel, why));
-        self.kernel_entry.redeem();
+        let replaced =
+            if self.kernel_entry.is_noted() { Replaced::Program } else { Replaced::Kernel };
+        let lost = start::lost(replaced, &self.kernel_entry, &self.luo, look);
+        self.last_host.lost = lost.map(|why| (replaced, why));
         let is_withheld = |vm: &Guest| matches!(vm.life, Life::Withheld(_));
         let withheld = (0..self.vms.len()).filter(|index| is_withheld(&self.vms[*index]));
         let withheld: Vec<usize> = withheld.collect();
@@ -414,15 +441,17 @@ impl Host {
                 forget_leftovers(luo.as_ref(), &self.vms[index].machine.name);
             }
             // One that an operator has booted since may have its disk.
-            match self.check_claims(index) {
-                Ok(()) => self.vms[index].boot_at_start(),
-                Err(error) => {
+            match (self.left_in_luo(&self.vms[index].machine.clone()), self.check_claims(index)) {
+                (Some(life), _) => self.vms[index].life = life,
+                (None, Ok(())) => self.vms[index].boot_at_start(),
+                (None, Err(error)) => {
                     let why = chain(&error);
                     tracing::error!("{}", why.join(": "));
                     self.vms[index].did_not_boot(why);
                 }
             }
         }
+        self.redeem_if_none_is_withheld();
         // Until now the report said that they are preserved.
         self.report = report::kept(&self.config.host);
         self.report_unread();
@@ -518,7 +547,7 @@ impl Host {
         let is_gone = self.kernel_entry.ticket().is_some() || self.last_host.session.is_some();
         self.stop_waiting(is_gone);
         if !self.vms.iter().any(is_preserved) && self.carried.sessions.is_empty() {
-            self.unfinished.extend(self.last_host.session.take());
+            self.finish_last_host();
         }
         let sessions = std::mem::take(&mut self.unfinished);
         self.unfinished = sessions.into_iter().filter_map(finish).collect();

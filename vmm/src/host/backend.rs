@@ -8,9 +8,9 @@
 //!
 //! The VMs do not know which backend it is. A host without LUO also runs VMs, but cannot do live updates.
 
+use luo::Orchestrator;
 use luo::builtin::pool::{Expect, Options, Pool, PoolError};
 use luo::kernel::Device;
-use luo::{Orchestrator, Ticket};
 
 use super::service;
 use crate::causes::chain;
@@ -30,42 +30,40 @@ pub struct NoLuo {
     pub may_hold_vms: bool,
 }
 
-/// Chooses the LUO. `machines` are the VMs of the configuration. `ticket` is the ticket of the live update
-/// that entered this kernel, if VMs of the last kernel are in a pool.
-pub fn choose(section: &HostSection, machines: &[Machine], ticket: Option<Ticket>) -> ChosenLuo {
-    if ticket.is_none()
+/// Chooses the LUO. `machines` are the VMs of the configuration. `expect` says whether VMs of the last kernel, or of the
+/// last host, are in a pool.
+pub fn choose(section: &HostSection, machines: &[Machine], expect: Expect) -> ChosenLuo {
+    if expect == Expect::Nothing
         && let Some(store) = service::luo(machines)
     {
         // Sessions stay in the fd store even if this host cannot use it, so VMs may be there.
         return store.map_err(|why| NoLuo { why, may_hold_vms: true });
     }
     let ram_bytes = machines.iter().map(|machine| machine.ram_bytes).sum();
-    choose_from(Device::default(), section, ram_bytes, ticket)
+    choose_from(Device::default(), section, ram_bytes, expect)
 }
 
-fn choose_from(
-    device: Device,
-    section: &HostSection,
-    ram_bytes: u64,
-    ticket: Option<Ticket>,
-) -> ChosenLuo {
-    let none = |why| Err(NoLuo { why, may_hold_vms: ticket.is_some() });
-    if ticket.is_none() && device.is_present() {
+fn choose_from(device: Device, section: &HostSection, ram_bytes: u64, expect: Expect) -> ChosenLuo {
+    let none = |why| Err(NoLuo { why, may_hold_vms: expect != Expect::Nothing });
+    if expect == Expect::Nothing && device.is_present() {
         tracing::info!("live updates go through the kernel's LUO");
         return Ok(Box::new(device));
     }
     let Some(path) = &section.pool else {
-        return none(match ticket {
-            None => "there is neither /dev/liveupdate nor a pool; the kernel needs LUO and \
+        return none(match expect {
+            Expect::Begun(_) => "another host of this kernel began to hand over through a pool, but `[host]` of the \
+                                 configuration names no `pool`: add it"
+                .to_owned(),
+            Expect::Nothing | Expect::Anything => "there is neither /dev/liveupdate nor a pool; the kernel needs LUO and \
                      `liveupdate=on` on its command line, or `[host]` of the configuration a `pool`"
                 .to_owned(),
-            Some(_) => format!(
+            Expect::Switch(_) => format!(
                 "this kernel was entered by a live update through a pool (`{PARAMETER}=` on its \
                  command line), but `[host]` of the configuration names no `pool`: add it"
             ),
         });
     };
-    match open_pool(path, ram_bytes, ticket.map_or(Expect::Nothing, Expect::Switch)) {
+    match open_pool(path, ram_bytes, expect) {
         Ok(pool) => {
             tracing::info!("live updates go through the pool {}", path.display());
             Ok(Box::new(pool))
@@ -75,8 +73,14 @@ fn choose_from(
 }
 
 fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<Pool, String> {
-    let start =
-        |least_bytes| Pool::start(path, &Options { least_bytes, expect, ..Options::default() });
+    let options = Options {
+        expect,
+        // The host takes a VM out of its session before the guest runs.
+        taken_when_finished: true,
+        without_dax: !crate::confine::pools_have_dax(),
+        ..Options::default()
+    };
+    let start = |least_bytes| Pool::start(path, &Options { least_bytes, ..options });
     let pool = start(ram_bytes).or_else(|error| match error {
         // The pool may hold VMs of the last kernel, so it is used. A VM without room in it fails to boot.
         PoolError::TooSmall { .. } => {
@@ -97,48 +101,56 @@ fn open_pool(path: &std::path::Path, ram_bytes: u64, expect: Expect) -> Result<P
 
 #[cfg(test)]
 mod tests {
+    use luo::Ticket;
+
     use super::*;
 
     /// Chooses a LUO on a kernel whose `/dev/liveupdate` is at `device`.
-    fn chosen(device: &str, pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> ChosenLuo {
+    fn chosen(device: &str, pool: Option<&std::path::Path>, expect: Expect) -> ChosenLuo {
         let section = HostSection { pool: pool.map(Into::into), ..HostSection::default() };
-        choose_from(Device::new(device), &section, 1 << 20, ticket)
+        choose_from(Device::new(device), &section, 1 << 20, expect)
     }
 
-    fn refused(pool: Option<&std::path::Path>, ticket: Option<Ticket>) -> NoLuo {
-        chosen("/nowhere/liveupdate", pool, ticket).err().expect("no LUO here")
+    fn refused(pool: Option<&std::path::Path>) -> NoLuo {
+        chosen("/nowhere/liveupdate", pool, Expect::Nothing).err().expect("no LUO here")
     }
 
     #[test]
     fn the_kernels_luo_is_better_than_a_pool() {
-        let luo = chosen("/dev/null", Some("/nowhere".as_ref()), None)
+        let luo = chosen("/dev/null", Some("/nowhere".as_ref()), Expect::Nothing)
             .unwrap_or_else(|none| panic!("{none:?}"));
         assert_eq!(luo.backend(), luo::Backend::Kernel);
     }
 
     #[test]
     fn the_reason_names_what_a_live_update_lacks() {
-        let none = refused(None, None);
+        let none = refused(None);
         assert!(none.why.contains("/dev/liveupdate") && none.why.contains("`pool`"), "{none:?}");
         assert!(!none.may_hold_vms);
-        assert!(refused(Some("/nowhere".as_ref()), None).why.contains("/nowhere"));
+        assert!(refused(Some("/nowhere".as_ref())).why.contains("/nowhere"));
         let directory = tempfile::tempdir().unwrap();
-        let none = refused(Some(directory.path()), None);
+        let none = refused(Some(directory.path()));
         assert!(none.why.contains("without DAX") && !none.may_hold_vms, "{none:?}");
     }
 
     #[test]
     fn a_host_with_a_ticket_uses_the_pool_or_no_luo() {
-        let ticket = Some(Ticket::new([7; 16]));
+        let ticket = Ticket::new([7; 16]);
         let directory = tempfile::tempdir().unwrap();
         // Whether this kernel has LUO makes no difference.
         for device in ["/nowhere/liveupdate", "/dev/null"] {
-            let refused = |pool| chosen(device, pool, ticket).err().expect("they are not there");
-            let none = refused(None);
-            assert!(none.why.contains(PARAMETER) && none.may_hold_vms, "{none:?}");
-            for pool in ["/nowhere".as_ref(), directory.path()] {
-                let none = refused(Some(pool));
-                assert!(none.why.contains(pool.to_str().unwrap()) && none.may_hold_vms, "{none:?}");
+            for (expect, says) in
+                [(Expect::Switch(ticket), PARAMETER), (Expect::Begun(ticket), "to hand over")]
+            {
+                let refused =
+                    |pool| chosen(device, pool, expect).err().expect("they are not there");
+                let none = refused(None);
+                assert!(none.why.contains(says) && none.may_hold_vms, "{none:?}");
+                for pool in ["/nowhere".as_ref(), directory.path()] {
+                    let none = refused(Some(pool));
+                    assert!(none.why.contains(pool.to_str().unwrap()), "{none:?}");
+                    assert!(none.may_hold_vms, "{none:?}");
+                }
             }
         }
     }

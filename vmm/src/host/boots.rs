@@ -7,8 +7,8 @@ use luo::Orchestrator;
 
 use super::{Host, ram_source};
 use crate::causes::chain;
-use crate::guests::Guest;
 use crate::guests::answers::readable;
+use crate::guests::{Guest, Life};
 use crate::live_update::manifest::vm_session;
 use crate::machine::VmName;
 use crate::machine::claims::Claims;
@@ -27,6 +27,7 @@ impl Host {
             _ if unseen.is_some() || self.kernel_entry.is_unread() => {
                 "remove the cause and `restore` the VM"
             }
+            Some(_) if self.kernel_entry.is_noted() => "repair the cause and `restore` the VM",
             Some(_) => {
                 "repair the cause and `restore` the VM, or `update` to a kernel whose host can reach it"
             }
@@ -37,11 +38,15 @@ impl Host {
             let claimed = claims.add_files(&machine);
             let mut vm = Guest::new(machine, &self.confinement);
             vm.follow(&self.config);
-            match &why {
+            let kept = match &why {
                 Some(why) if !self.kernel_entry.is_given_up(&vm.machine.name) => {
-                    vm.withhold(why, remedy);
+                    Some(Life::withheld(&vm.machine.name, why, remedy))
                 }
-                _ => {
+                _ => self.left_in_luo(&vm.machine),
+            };
+            match kept {
+                Some(life) => vm.life = life,
+                None => {
                     // More at a time would only share the CPUs. One more, because some wait for a disk.
                     let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
                     self.wait_for_boots(at_once - 1, Instant::now() + BOOT_TURN);

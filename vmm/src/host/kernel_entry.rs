@@ -10,6 +10,10 @@
 //!       \--an operator gives up a VM that cannot be reached--> it is not restored in this boot
 //! ```
 //!
+//! A handover through a pool passes its ticket to the next program in its environment, which is gone if that program is
+//! killed. So each of the two notes the ticket, and the host that is started then uses it as one from the command line. The
+//! last host's note may be of a handover that never took place: that host may have been killed before the switch.
+//!
 //! Every live update leaves a mark on the command line as well, whatever carries the VMs. A host that finds the mark
 //! and no VMs knows that they are lost, and that this is no cold boot.
 //!
@@ -25,8 +29,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use luo::builtin::pool::Expect;
 use luo::{Ticket, TicketError};
 
 use super::instance::DEFAULT_LOCK;
@@ -45,6 +50,11 @@ const GIVEN_UP: &str = "given-up";
 const REDEEMED: &str = "redeemed";
 /// File name of the note of the mark whose VMs a host looked for, likewise.
 const SEEN: &str = "seen";
+
+/// What the file names of the notes of handovers start with: by the last host, before it hands over, and by the next one.
+/// The ticket follows.
+const BEGUN: &str = "handing-over-";
+const HANDED_OVER: &str = "handed-over-";
 
 /// How long a host that starts tries to read the command line. What prevents it may pass: a want of memory or of files.
 const READ_WITHIN: Duration = Duration::from_secs(2);
@@ -84,14 +94,26 @@ pub struct NoteError {
     source: io::Error,
 }
 
+/// Where a ticket comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TicketOrigin {
+    /// The kernel's command line.
+    CommandLine,
+    /// The last host of this process.
+    LastHost,
+    /// The note of a handover that began.
+    Begun,
+    /// The note of a handover that took place.
+    HandedOver,
+}
+
 /// How this kernel was entered.
 #[derive(Debug)]
 pub struct KernelEntry {
     ticket: Option<Ticket>,
     /// The mark of the live update, until a host looked for its VMs.
     mark: Option<String>,
-    /// Whether the ticket is from the kernel's command line, where a restarted host finds it again.
-    of_kernel: bool,
+    origin: TicketOrigin,
     notes: PathBuf,
     /// The directory of the notes that all hosts share.
     shared: PathBuf,
@@ -110,9 +132,15 @@ impl KernelEntry {
     ) -> Result<Self, KernelEntryError> {
         let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
         let (notes, shared) = (below(&notes(lock)), below(Path::new(NOTES)));
-        if left.is_some() {
-            let (mark, of_kernel, unread) = (None, false, None);
-            return Ok(Self { ticket: left, mark, of_kernel, notes, shared, unread });
+        let of_host = |ticket, origin| {
+            let (ticket, notes) = (Some(ticket), notes.clone());
+            Self { ticket, mark: None, origin, notes, shared: shared.clone(), unread: None }
+        };
+        if let Some(ticket) = left {
+            return Ok(of_host(ticket, TicketOrigin::LastHost));
+        }
+        if let Some((_, ticket, origin)) = handovers(&notes).max_by_key(|(written, ..)| *written) {
+            return Ok(of_host(ticket, origin));
         }
         let path = root.join("proc/cmdline");
         let line = fs::read_to_string(&path);
@@ -129,7 +157,8 @@ impl KernelEntry {
         let ticket = last(PARAMETER).map(str::parse::<Ticket>).transpose()?;
         let ticket = ticket.filter(|ticket| !is_noted(shared.join(REDEEMED), &ticket.to_string()));
         let mark = last(MARK).filter(|mark| !is_noted(notes.join(SEEN), mark)).map(str::to_owned);
-        Ok(Self { ticket, mark, of_kernel: true, notes, shared, unread: None })
+        let origin = TicketOrigin::CommandLine;
+        Ok(Self { ticket, mark, origin, notes, shared, unread: None })
     }
 
     /// The same at the start of a host: tries again for a while if the command line cannot be read.
@@ -152,7 +181,8 @@ impl KernelEntry {
     /// The value where no kernel's command line matters.
     pub fn unknown(lock: Option<&Path>) -> Self {
         let (notes, shared) = (notes(lock), PathBuf::from(NOTES));
-        Self { ticket: None, mark: None, of_kernel: true, notes, shared, unread: None }
+        let origin = TicketOrigin::CommandLine;
+        Self { ticket: None, mark: None, origin, notes, shared, unread: None }
     }
 
     /// The value for a kernel whose command line cannot be read now.
@@ -180,6 +210,71 @@ impl KernelEntry {
         self.ticket
     }
 
+    /// The ticket with which the next kernel's host can find the VMs, if this host cannot reach the pool. `None` also if only
+    /// a note says that they are there.
+    pub fn ticket_to_pass_on(&self) -> Option<Ticket> {
+        self.ticket.filter(|_| !self.is_noted())
+    }
+
+    /// The sessions that the pool is to have.
+    pub fn expect(&self) -> Expect {
+        match (self.ticket, self.origin) {
+            (None, _) => Expect::Nothing,
+            (Some(ticket), TicketOrigin::Begun) => Expect::Begun(ticket),
+            (Some(ticket), _) => Expect::Switch(ticket),
+        }
+    }
+
+    /// Whether another host of this kernel began to hand over, and no host has taken over what it left.
+    pub fn is_handed_over(&self) -> bool {
+        self.ticket.is_some() && self.origin != TicketOrigin::CommandLine
+    }
+
+    /// Whether only a note says that another host handed over: what it left may have been given up since.
+    pub fn is_noted(&self) -> bool {
+        matches!(self.origin, TicketOrigin::Begun | TicketOrigin::HandedOver)
+    }
+
+    /// Notes the ticket of a handover that begins.
+    pub fn note_handover(&self, ticket: Ticket) {
+        self.note_ticket(BEGUN, ticket);
+    }
+
+    /// Notes the ticket of the handover by which this host was started.
+    pub fn note_arrival(&self, ticket: Ticket) {
+        self.note_ticket(HANDED_OVER, ticket);
+    }
+
+    /// Notes a ticket in place of those of earlier handovers. What was given up before is older than what is handed over.
+    fn note_ticket(&self, kind: &str, ticket: Ticket) {
+        let name = format!("{kind}{ticket}");
+        let path = self.notes.join(&name);
+        match self.make_notes().and_then(|()| fs::write(&path, "")) {
+            Ok(()) => {
+                remove(handover_notes(&self.notes).filter(|(noted, _)| *noted != name));
+                self.forget_given_up();
+            }
+            Err(error) => tracing::warn!(
+                "cannot record the handover in {}: {error}; if the next host is killed before it has taken over, the VMs \
+                 are lost",
+                path.display()
+            ),
+        }
+    }
+
+    /// Removes the notes of handovers, as none has taken place. Returns whether none is left.
+    pub fn forget_handovers(&self) -> bool {
+        remove(handover_notes(&self.notes))
+    }
+
+    /// Removes the notes of the handover with this ticket. The last host may have had another lock.
+    fn forget_handover(&self, ticket: &str) {
+        let others = fs::read_dir(self.shared.join(OTHER_HOSTS)).into_iter().flatten().flatten();
+        let others = others.map(|directory| directory.path());
+        let all = others.chain([self.shared.clone()]).flat_map(|notes| handover_notes(&notes));
+        remove(all.filter(|(name, _)| name.ends_with(ticket)));
+    }
+
     /// Whether a live update entered this kernel, and no host has looked for its VMs yet.
     pub fn is_marked(&self) -> bool {
         self.ticket.is_some() || self.mark.is_some()
@@ -189,12 +284,17 @@ impl KernelEntry {
     /// VMs. From now on no VM counts as given up.
     pub fn redeem(&mut self) {
         let (ticket, mark) = (self.ticket.take(), self.mark.take());
-        if !self.of_kernel {
-            return self.forget_given_up();
-        }
         let ticket = ticket.map(|ticket| ticket.to_string());
+        ticket.iter().for_each(|ticket| self.forget_handover(ticket));
+        let none_is_noted = self.forget_handovers();
+        if self.origin != TicketOrigin::CommandLine {
+            if none_is_noted {
+                self.forget_given_up();
+            }
+            return;
+        }
         let notes = [(self.shared.join(REDEEMED), ticket), (self.notes.join(SEEN), mark)];
-        let mut all_noted = true;
+        let mut all_noted = none_is_noted;
         for (path, value) in notes.into_iter().filter_map(|(path, value)| Some((path, value?))) {
             if let Err(error) = self.note(&path, &value) {
                 all_noted = false;
@@ -279,6 +379,36 @@ fn notes(lock: Option<&Path>) -> PathBuf {
     }
 }
 
+/// Returns the names and paths of the notes of handovers in this directory.
+fn handover_notes(notes: &Path) -> impl Iterator<Item = (String, PathBuf)> + use<> {
+    let files = fs::read_dir(notes).into_iter().flatten().flatten();
+    let named = files.map(|file| (file.file_name().to_string_lossy().into_owned(), file.path()));
+    named.filter(|(name, _)| [BEGUN, HANDED_OVER].iter().any(|kind| name.starts_with(kind)))
+}
+
+/// Returns the tickets of these notes, and when each was written.
+fn handovers(notes: &Path) -> impl Iterator<Item = (SystemTime, Ticket, TicketOrigin)> {
+    handover_notes(notes).filter_map(|(name, path)| {
+        let (ticket, origin) = match name.strip_prefix(BEGUN) {
+            Some(ticket) => (ticket, TicketOrigin::Begun),
+            None => (name.strip_prefix(HANDED_OVER)?, TicketOrigin::HandedOver),
+        };
+        Some((fs::metadata(path).ok()?.modified().ok()?, ticket.parse().ok()?, origin))
+    })
+}
+
+/// Removes these notes. Returns whether all are gone.
+fn remove(notes: impl Iterator<Item = (String, PathBuf)>) -> bool {
+    let mut all_gone = true;
+    for (name, path) in notes {
+        if let Err(error) = fs::remove_file(&path) {
+            all_gone = false;
+            tracing::warn!("cannot remove the note {name} of a handover: {error}");
+        }
+    }
+    all_gone
+}
+
 /// Returns the path of a note that needs no contents. `None` if the value, which may be anything on a command line, cannot
 /// be part of a file name.
 fn with_value(path: &Path, value: &str) -> Option<PathBuf> {
@@ -337,6 +467,58 @@ mod tests {
         let other = TICKET.replace('0', "1");
         fs::write(root.path().join("proc/cmdline"), format!("{PARAMETER}={other}")).unwrap();
         assert_eq!(ticket(&root), Some(other));
+    }
+
+    #[test]
+    fn a_handover_that_was_noted_counts_until_it_is_redeemed() {
+        for line in ["quiet".to_owned(), format!("{PARAMETER}={}", "f".repeat(32))] {
+            let root = kernel(&line);
+            let read = || KernelEntry::read(root.path(), None, None).unwrap();
+            let of_other = || {
+                KernelEntry::read(root.path(), None, Some(Path::new("/run/other.lock"))).unwrap()
+            };
+            let before = read().expect();
+            let ticket = TICKET.parse().unwrap();
+            read().note_handover("1".repeat(32).parse().unwrap());
+            read().note_handover(ticket);
+            for _ in 0..2 {
+                assert_eq!(read().expect(), Expect::Begun(ticket), "the last one");
+                assert!(read().is_handed_over() && read().is_marked() && read().is_noted());
+                assert_eq!(read().ticket_to_pass_on(), None, "the pool may not have it");
+            }
+            assert_eq!(of_other().expect(), before);
+            read().redeem();
+            assert_eq!(read().expect(), before);
+            // The next program has it from the last one, and may have another lock.
+            read().note_handover(ticket);
+            let mut next = KernelEntry::read(root.path(), Some(ticket), None).unwrap();
+            assert_eq!(next.expect(), Expect::Switch(ticket));
+            assert_eq!(next.ticket_to_pass_on(), Some(ticket));
+            next.note_arrival(ticket);
+            of_other().note_arrival(ticket);
+            assert!(read().expect() == Expect::Switch(ticket) && read().is_noted());
+            assert_eq!(of_other().expect(), Expect::Switch(ticket));
+            next.redeem();
+            assert_eq!((read().expect(), of_other().expect()), (before, before));
+            read().note_handover(ticket);
+            assert!(read().forget_handovers());
+            assert_eq!(read().expect(), before);
+        }
+    }
+
+    #[test]
+    fn what_was_given_up_counts_while_the_note_of_a_handover_cannot_be_removed() {
+        let root = kernel("quiet");
+        let read = || KernelEntry::read(root.path(), None, None).unwrap();
+        read().note_handover(TICKET.parse().unwrap());
+        let (mut entry, web) = (read(), VmName::new("web").unwrap());
+        entry.give_up(&web).unwrap();
+        // No file can be removed in place of this.
+        let note = root.path().join("run/perennial").join(format!("{BEGUN}{TICKET}"));
+        fs::remove_file(&note).unwrap();
+        fs::create_dir(&note).unwrap();
+        entry.redeem();
+        assert!(read().is_noted() && read().is_given_up(&web));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod limits;
 pub mod modules;
 mod mounts;
 mod network;
+mod orphans;
 mod port;
 mod preflight;
 mod recover;
@@ -192,15 +193,18 @@ impl Host {
             KernelEntry::read_patiently(Path::new("/"), inherited.ticket, section.lock.as_deref());
         let fresh = matches!(&kernel_entry, Ok(e) if e.ticket().is_none());
         let is_first = replaced == Replaced::Kernel;
-        let mut unprepared = start::prepare(&section, fresh && is_first, is_first);
-        let (mut kernel_entry, luo, arrival) =
-            start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
-        let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
-        // What was left is redeemed when this host has taken it over.
-        let is_cold = inherited.keeper.is_none() && luo.is_ok() && matches!(arrival, Ok(None));
-        if lost.is_some() || is_cold {
-            kernel_entry.redeem();
+        if let Some(ticket) = inherited.ticket {
+            // The last host may have had another lock, which names another place for notes.
+            kernel_entry.iter().for_each(|entry| entry.note_arrival(ticket));
         }
+        let mut unprepared = start::prepare(&section, fresh && is_first, is_first);
+        let (kernel_entry, luo, arrival) =
+            start::find_vms(&section, machines, kernel_entry, inherited.keeper.as_ref());
+        let replaced = match kernel_entry.is_handed_over() {
+            true => Replaced::Program,
+            false => replaced,
+        };
+        let lost = start::lost(replaced, &kernel_entry, &luo, &arrival);
         let (config, config_text, config_error) = start::choose_config(text, parsed, &arrival)?;
         if config_error.is_some() && unprepared.is_empty() {
             unprepared = start::prepare(&config.host, false, false);
@@ -368,7 +372,7 @@ impl Host {
         stop_before: Option<Step>,
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
-        let Some(ticket) = self.kernel_entry.ticket() else {
+        let Some(ticket) = self.kernel_entry.ticket_to_pass_on() else {
             return Err(HostError::NoLuo(none.clone()));
         };
         match self.kernel_entry.any_given_up() {
@@ -574,7 +578,11 @@ impl Host {
             keeps_programs: true,
             observer,
         };
+        if let Some(ticket) = luo.ticket() {
+            self.kernel_entry.note_handover(ticket);
+        }
         let left = outgoing::run(luo, &self.vms, &self.unfinished, &plan);
+        self.kernel_entry.forget_handovers();
         left.map_err(|undone| HostError::Handover(self.restore_saved(*undone)))
     }
 }

@@ -24,7 +24,7 @@ impl Host {
         let next = self.next_kernel(call)?;
         let ticket = match &self.luo {
             Ok(luo) => luo.ticket(),
-            Err(_) => self.kernel_entry.ticket(),
+            Err(_) => self.kernel_entry.ticket_to_pass_on(),
         };
         let candidate = Candidate::open(&next, ticket);
         let surroundings = self.surroundings().leaving_out(&call.without);

@@ -84,6 +84,7 @@ impl Host {
     pub(super) fn report_unread(&mut self) {
         let lost = self.last_host.lost.clone();
         let of = |vm: &Guest| match (&lost, &vm.life) {
+            (_, Life::Preserved { .. }) => Some(vm_without_times(vm, Outcome::Preserved)),
             (Some((_, why)), _) => {
                 Some(VmReport { error: Some(why.clone()), ..vm_without_times(vm, Outcome::Lost) })
             }

@@ -114,12 +114,14 @@ impl Host {
         let hints = if force { MissingHints::Accept } else { self.config.host.missing_hints };
         // What a handover has brought is here already.
         let is_unread = self.kernel_entry.is_unread() && self.replaced.is_none();
-        if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() {
+        let index = index_of(&self.vms, name)?;
+        let is_withheld = matches!(self.vms[index].life, Life::Withheld(_));
+        if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() || is_withheld {
             self.reach_again()?;
             self.look_again()?;
+            self.find_orphans()?;
             return self.found_late(name);
         }
-        let index = index_of(&self.vms, name)?;
         self.end_late(Some(name));
         let vm = &mut self.vms[index];
         let Life::Preserved { held, .. } = &mut vm.life else {
@@ -135,6 +137,7 @@ impl Host {
             self.kept_disks.check_unchanged(name)?;
         }
         self.read_manifests();
+        self.complete_orphan(index);
         let vm = &mut self.vms[index];
         let left = match std::mem::replace(&mut vm.life, Life::Stopped) {
             Life::Preserved { held, entry: Some(entry), why } => {
@@ -195,8 +198,13 @@ impl Host {
         self.begin_awaited();
     }
 
+    /// Restores a preserved VM beside the main loop, when that begins.
+    pub(super) fn restore_soon(&mut self, name: &VmName) {
+        self.restores.awaited.push(name.clone());
+    }
+
     /// Begins the restores of VMs whose last process has ended.
-    fn begin_awaited(&mut self) {
+    pub(super) fn begin_awaited(&mut self) {
         // One at a time, here and below, so that a defect in one costs no other.
         for _ in 0..self.restores.awaited.len() {
             let name = self.restores.awaited.remove(0);

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use luo::Ticket;
 use luo::builtin::keeper::Keeper;
+use luo::builtin::pool::Expect;
 use luo::systemd::FdStore;
 
 use super::backend::{self, ChosenLuo, NoLuo};
@@ -142,23 +143,23 @@ pub(super) fn find_vms(
             return (kernel_entry, Err(NoLuo { why, may_hold_vms }), look);
         }
     };
-    let luo = match (backend::choose(section, machines, kernel_entry.ticket()), keeper) {
+    let luo = match (backend::choose(section, machines, kernel_entry.expect()), keeper) {
         (luo, Some(keeper)) => return (kernel_entry, luo, arrival::look(keeper)),
         (luo, None) => luo,
     };
-    let (luo, look) = look_into(luo, kernel_entry.ticket());
+    let (luo, look) = look_into(luo, kernel_entry.expect());
     (kernel_entry, luo, look)
 }
 
-/// Looks at what the last host left in the LUO that was chosen for this ticket.
-pub(super) fn look_into(luo: ChosenLuo, ticket: Option<Ticket>) -> (ChosenLuo, Look) {
+/// Looks at what the last host left in the LUO that was chosen because it is to have this.
+pub(super) fn look_into(luo: ChosenLuo, expect: Expect) -> (ChosenLuo, Look) {
     let luo = match luo {
         Ok(luo) => luo,
         none => return (none, Ok(None)),
     };
     match arrival::look(luo.as_ref()) {
         // It was finished once, and is still in the pool, so it must not be taken for absent.
-        Ok(None) if ticket.is_some() => {
+        Ok(None) if matches!(expect, Expect::Switch(_)) => {
             let why = "the pool is the right one, but it has no manifest: another host of this kernel \
                        finished it and ended, and without it the VMs in the pool cannot be restored";
             tracing::error!("{why}");
@@ -197,7 +198,12 @@ pub(super) fn lost(
         }
         Replaced::Program => "another host handed over to this program".to_owned(),
     };
-    let words = format!("the VMs of the last host are lost: {entered}, but nothing was left");
+    // Where the manifest does not come again, VMs may be found by their names.
+    let but = match luo {
+        Ok(luo) if !luo.backend().comes_again() => ", but for those that are found by their names",
+        _ => "",
+    };
+    let words = format!("the VMs of the last host are lost{but}: {entered}, but nothing was left");
     tracing::error!("{words}: {nowhere}");
     Some(vec![words, nowhere])
 }

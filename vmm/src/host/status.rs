@@ -41,6 +41,7 @@ impl Host {
             boot: match self.replaced {
                 Some(Replaced::Kernel) => "live-update",
                 Some(Replaced::Program) => "handover",
+                None if self.kernel_entry.is_handed_over() => "handover",
                 // A ticket shows that there was a live update, although its VMs cannot be reached.
                 None if self.kernel_entry.ticket().is_some() => "live-update",
                 None if self.last_host.lost.is_some() => "lost",

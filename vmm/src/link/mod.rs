@@ -75,7 +75,8 @@ impl From<Ram> for Backing {
     fn from(ram: Ram) -> Self {
         match ram {
             Ram::Memfd => Self::Memfd,
-            Ram::DaxFile => Self::DaxFile,
+            Ram::DaxFile if crate::confine::pools_have_dax() => Self::DaxFile,
+            Ram::DaxFile => Self::AnyFile,
         }
     }
 }

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! A VM that cannot be restored keeps its session, hence its memory, and can be tried again. Once a guest was told to
-//! resume, its state document is outdated, so nothing is restored from the document any more. Sessions are finished
-//! only after every guest that can be resumed runs, because finishing takes time and ends the possibility to try again.
+//! resume, its state document is outdated, so nothing is restored from the document any more. A session that would come
+//! again is finished before its guest runs, all others only after every guest that can be resumed runs, because finishing
+//! takes time and ends the possibility to try again.
 
 mod again;
 mod frames;
@@ -25,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_mem::Segment;
-use luo::Orchestrator;
+use luo::{Backend, Orchestrator};
 
 use super::breakpoint;
 pub use super::incoming_error::IncomingError;
@@ -148,8 +149,8 @@ struct Arriving {
     entry: VmEntry,
     /// `None` if the VM is late: then the host holds it as it came.
     held: Option<Held>,
-    /// Whether LUO gives the VM to the next host process as well if this one is killed.
-    outlives: bool,
+    /// The kind of LUO that it comes from.
+    backend: Backend,
     process: VmProcess,
     segments: Vec<Segment>,
     frames: Vec<FrameComparison>,
@@ -239,7 +240,7 @@ fn begin(
     program: Option<&NextHost>,
 ) -> Result<Arriving, Box<RestoredVm>> {
     let (began, left, ram) = (Instant::now(), entry.clone(), RamSource::new(Some(luo)));
-    let outlives = luo.backend().outlives_process();
+    let backend = luo.backend();
     entry.ledger.enter("wait-for-turn", arrived, start);
     let mut begin = || {
         // The process starts, and the files of its devices are opened, while the memory is retrieved.
@@ -247,7 +248,7 @@ fn begin(
         let opening = Opening::begin(&entry.machine)?;
         let spawned = tsc::now();
         entry.ledger.enter("spawn", start, spawned);
-        if outlives {
+        if backend.comes_again() {
             held.collect(luo, false)?;
         }
         let segments = retrieve_ram(ram, &held, &entry)?;
@@ -268,7 +269,7 @@ fn begin(
             left,
             entry,
             held: Some(held),
-            outlives,
+            backend,
             process,
             segments,
             frames,
@@ -370,11 +371,11 @@ impl Arriving {
         Ok(Step::GoesOn)
     }
 
-    /// Takes the VM out of a LUO that outlives this process, before the guest's first instruction: a later host would
+    /// Takes the VM out of a LUO from which it would come again, before the guest's first instruction: a later host would
     /// restore the old state over memory and disks that have gone on. Elsewhere sessions end with this process.
     fn leave_luo(&mut self) -> Result<(), IncomingError> {
         match &mut self.held {
-            Some(held) if self.outlives => Ok(held.release()?),
+            Some(held) if self.backend.comes_again() => Ok(held.release()?),
             _ => Ok(()),
         }
     }
@@ -440,8 +441,9 @@ impl Arriving {
             return (self.runs_perhaps(confinement), None);
         };
         let error = IncomingError::Late { waits_for, within };
-        // What the host then holds of a late VM could not be taken from LUO when its process becomes ready.
-        if self.outlives {
+        // What the host then holds of a late VM could not be taken from LUO when its process becomes ready. So it is taken
+        // now, unless the session protects the VM from the end of this process.
+        if self.backend.outlives_process() || self.leave_luo().is_err() {
             return (self.fails(error, confinement).0, None);
         }
         match self.held.take() {

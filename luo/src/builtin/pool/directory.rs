@@ -6,7 +6,7 @@
 //! handover    the tree for the next generation; exists from the switch to the start of the next
 //! incoming    the tree of the previous generation
 //! files/ID    preserved files, and memory in use; ID: 16 hexadecimal digits
-//! taken/...   one empty file (a mark) for each session of `incoming` that was retrieved
+//! taken/...   one empty file (a mark) for each session of `incoming` that was taken
 //! ```
 //!
 //! A tree is either complete or absent: it is written under another name, and renamed once it is on
@@ -168,8 +168,8 @@ impl Directory {
     }
 
     /// Marks a session of the tree with this digest as taken. When this returns, the mark is on
-    /// disk: the session is not given out again, also after a crash. After an error, nothing was
-    /// given out, so there is no mark either.
+    /// disk: the session is not given out again, also after a crash. After an error there is no mark, unless that
+    /// cannot be removed either.
     pub(super) fn mark_taken(&self, digest: u32, session: usize) -> Result<(), Errno> {
         let name = mark(digest, session);
         fault::before_change()?;
@@ -181,7 +181,7 @@ impl Directory {
         kept
     }
 
-    /// Whether a session of the tree with this digest is marked as retrieved. On an error, returns
+    /// Whether a session of the tree with this digest is marked as taken. On an error, returns
     /// `false`: retrieving the session's files then fails if they are gone.
     pub(super) fn is_taken(&self, digest: u32, session: usize) -> bool {
         rustix::fs::statat(&self.taken, mark(digest, session), AtFlags::empty()).is_ok()

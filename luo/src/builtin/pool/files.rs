@@ -7,7 +7,7 @@
 //!  neither: a leftover of a VM, a session or a generation that is gone. `collect` removes it.
 //! ```
 //!
-//! A file in the pool gets a new number when it is preserved, unpreserved, or retrieved. So a
+//! A file in the pool gets a new number when it is preserved, unpreserved, or taken. So a
 //! number in a tree means the file as that tree preserved it, and a stale copy of a tree finds no
 //! files. The inode and the size are checked as well. Reading and writing files is left to
 //! [`super::handler`].
@@ -78,6 +78,8 @@ pub(super) struct Incoming {
     pub(super) sessions: BTreeMap<u64, usize>,
     /// The sessions with a mark.
     pub(super) taken: BTreeSet<usize>,
+    /// See [`Options::taken_when_finished`](super::Options::taken_when_finished).
+    pub(super) taken_when_finished: bool,
 }
 
 impl PoolFiles {
@@ -180,10 +182,15 @@ impl State {
         Ok(new)
     }
 
+    /// Whether guest memory can be given out again until its session is finished.
+    pub(super) fn gives_again(&self) -> bool {
+        self.incoming.taken_when_finished
+    }
+
     /// Marks the session of an incoming file on disk as taken: no later host gets it. `Ok` for a file of no incoming
     /// session, and if the session is marked already.
     pub(super) fn take(&mut self, id: u64) -> Result<(), Errno> {
-        let Incoming { digest, sessions, taken } = &mut self.incoming;
+        let Incoming { digest, sessions, taken, .. } = &mut self.incoming;
         let Some(session) = sessions.get(&id).copied() else { return Ok(()) };
         if !taken.contains(&session) {
             self.directory.mark_taken(*digest, session)?;

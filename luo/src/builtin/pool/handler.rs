@@ -73,12 +73,16 @@ impl Handler<OpenFile> for FileHandler {
         }
     }
 
-    /// Before it gives guest memory out, it marks the session on disk as taken.
+    /// Before it gives guest memory out, it marks the session on disk as taken, unless that is left to the end of the
+    /// session.
     fn retrieve(&mut self, handle: Handle) -> Result<OpenFile, Errno> {
         let mut state = self.files.state();
         let (fd, entry) = state.open_owned(handle.0)?;
         directory::seek(&fd, entry.position)?;
         let inode = Look::at(&fd)?.inode;
+        if state.gives_again() {
+            return Ok(OpenFile::new(fd));
+        }
         state.take(handle.0)?;
         // So that a stale copy of a tree cannot find the file. An error must not lose the guest,
         // and is ignored: the mark on disk already keeps the session from being given out again.
@@ -96,7 +100,11 @@ impl Handler<OpenFile> for FileHandler {
     }
 
     fn finish(&mut self, retrieval: Retrieval<'_, OpenFile>, handle: Handle) {
-        finish(&self.files, &retrieval, handle);
+        match retrieval {
+            // Its guest uses it from now on.
+            Retrieval::Done(file) => self.unpreserve(file, handle),
+            Retrieval::Never | Retrieval::Failed(_) => finish(&self.files, &retrieval, handle),
+        }
     }
 }
 

@@ -18,7 +18,8 @@
 //! A crash at any moment leaves the tree of the previous generation, or that of the next, complete.
 //! A host uses a tree only if the tree has the [`Ticket`] that the host was given ([`Expect`]
 //! allows exceptions). A session whose guest memory was given out, or that was finished, is taken: it
-//! is not given out again, also not to a restarted host, because its guest may have run since. To
+//! is not given out again, also not to a restarted host, because its guest may have run since. (With
+//! [`Options::taken_when_finished`], only if it was finished.) To
 //! look at a session and its documents takes nothing, and whatever fails before the mark of a
 //! session is on disk can be tried again. As in the kernel, sessions that nobody retrieves stay until
 //! the next switch.
@@ -65,6 +66,10 @@ pub enum Expect {
     /// The tree with this ticket. If the pool does not have it, live update is disabled, and
     /// nothing in the pool is removed.
     Switch(Ticket),
+    /// The tree with this ticket, if it was written: a host of this kernel began the switch, and may have ended before
+    /// that. Without it the same as [`Nothing`](Self::Nothing). A tree that cannot be read may be the one, so it disables
+    /// live update.
+    Begun(Ticket),
     /// No tree, because no switch started this kernel. Trees in the pool are of another boot, and
     /// are removed, valid or not.
     Nothing,
@@ -82,6 +87,9 @@ pub struct Options {
     /// Accepts a filesystem without DAX. For tests only: its memory does not survive a kexec, and a
     /// guest's last writes may never reach the disk.
     pub without_dax: bool,
+    /// Marks an incoming session as taken when it is finished, not when guest memory of it is given out. For hosts that
+    /// finish a session before its guest runs: one that is killed before that leaves the session to the next host.
+    pub taken_when_finished: bool,
 }
 
 impl Default for Options {
@@ -91,6 +99,7 @@ impl Default for Options {
             reserve_bytes: 32 << 20,
             expect: Expect::Anything,
             without_dax: false,
+            taken_when_finished: false,
         }
     }
 }
@@ -195,6 +204,8 @@ impl Pool {
         let (owned, sessions) =
             arrived.map_or_else(Default::default, |arrived| (arrived.tree.files, arrived.sessions));
         let digest = sessions.digest;
+        let sessions =
+            files::Incoming { taken_when_finished: options.taken_when_finished, ..sessions };
         let files = PoolFiles::new(directory, owned, sessions);
         register_handlers(&mut luo, &files);
         if luo.is_enabled() {
@@ -298,11 +309,17 @@ fn arrive(directory: &Directory, expect: Expect) -> Result<Option<Arrival>, Tree
     }
     let incoming = find(directory, Place::Incoming)?;
     let mut handover = find(directory, Place::Handover)?;
-    if let Expect::Switch(wanted) = expect {
+    if let Expect::Switch(wanted) | Expect::Begun(wanted) = expect {
         let is_wanted =
             |found: &Found| matches!(found, Some(Ok((tree, _))) if tree.ticket == wanted);
         if !is_wanted(&handover) {
             if !is_wanted(&incoming) {
+                if let Expect::Begun(_) = expect {
+                    handover.transpose()?;
+                    incoming.transpose()?;
+                    directory.forget_trees().map_err(io)?;
+                    return Ok(None);
+                }
                 let found = handover.or(incoming).transpose()?.map(|(tree, _)| tree.ticket);
                 return Err(TreeError::Ticket { wanted, found });
             }

@@ -91,7 +91,7 @@ impl Orchestrator for Fragile {
     fn create_memory(&self, name: &str, len: u64) -> Result<OwnedFd, Error> {
         self.keeper.create_memory(name, len)
     }
-    fn ticket(&self) -> Option<Ticket> {
+    fn ticket(&self) -> Option<luo::Ticket> {
         None
     }
     fn room(&self) -> luo::Room {
@@ -215,6 +215,116 @@ fn a_vm_whose_session_cannot_be_retrieved_now_is_preserved_and_one_without_a_ses
     }
 }
 
+/// The kernel's LUO after a host that was killed when it had retrieved the manifest: that has ended with its process.
+fn left_by_killed_host(fault: Option<(usize, Errno)>) -> Fragile {
+    let keeper = Keeper::start();
+    let sessions = leave_in(&keeper);
+    let _vms: Vec<_> = sessions.into_iter().filter(|s| *s.name() != host_session()).collect();
+    let keeper = Keeper::arrive(keeper.switch().unwrap()).unwrap();
+    Fragile { keeper, backend: Backend::Kernel, fault: Arc::new(Mutex::new(fault)) }
+}
+
+fn states(host: &Host) -> Vec<&'static str> {
+    host.vms.iter().map(|vm| vm.state()).collect()
+}
+
+/// A kernel with this command line, and a way to read how it was entered.
+fn kernel(line: &str) -> (tempfile::TempDir, impl Fn(Option<luo::Ticket>) -> KernelEntry + use<>) {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("proc")).unwrap();
+    std::fs::write(root.path().join("proc/cmdline"), line).unwrap();
+    let path = root.path().to_owned();
+    (root, move |left| KernelEntry::read(&path, left, None).unwrap())
+}
+
+#[test]
+fn a_vm_that_a_killed_host_has_left_without_a_manifest_is_preserved_and_not_booted() {
+    let new = "[[vm]]\nname = \"new\"\nmemory = \"size=64M\"\nkernel = \"/k\"\n";
+    for (fault, expected, is_marked) in [
+        (None, ["preserved", "preserved", "failed"], true),
+        // The first call is that for the first VM.
+        (Some((0, Errno::BUSY)), ["withheld", "preserved", "failed"], true),
+        // Its state document, and its RAM.
+        (Some((1, Errno::IO)), ["preserved", "preserved", "failed"], true),
+        (Some((2, Errno::IO)), ["preserved", "preserved", "failed"], true),
+        // Another host has looked for them since, and may have booted them.
+        (None, ["failed"; 3], false),
+    ] {
+        let luo = left_by_killed_host(fault);
+        let (_root, entry) = kernel(if is_marked { "perennial.update=7-x" } else { "quiet" });
+        let config = Config::parse(&format!("{CONFIG}{new}")).unwrap();
+        let mut host = Host::alone(config, String::new());
+        host.vms.clear();
+        host.luo = Ok(Box::new(luo.clone()));
+        host.kernel_entry = entry(None);
+        host.boot_vms();
+        host.redeem_if_none_is_withheld();
+        assert_eq!(states(&host), expected, "{fault:?}");
+        let is_withheld = expected.contains(&"withheld");
+        assert_eq!(entry(None).is_marked(), is_withheld, "nothing can come but that");
+        if !is_marked {
+            continue;
+        }
+        let Life::Preserved { held, entry: Some(found), .. } = &host.vms[1].life else { panic!() };
+        assert_eq!(held.files().len(), 2, "the state and the RAM");
+        assert_eq!((found.state_bytes, found.segments.len()), (5, 1));
+        assert!(found.segments[0].preserved && found.running);
+        assert_eq!(found.machine, host.config.machines[1]);
+        // What could not be looked at then is found later.
+        if is_withheld {
+            host.vms.truncate(1);
+            host.restores = Default::default();
+            *lock(&luo.fault) = Some((0, Errno::BUSY));
+            host.settle(Destiny::NextKernel).unwrap_err();
+            host.find_orphans().unwrap();
+            // Its process cannot be started here.
+            assert_eq!(states(&host), ["preserved"]);
+            assert!(!entry(None).is_marked());
+        }
+        host.complete_orphan(0);
+        let Life::Preserved { held, entry: Some(_), .. } = &host.vms[0].life else { panic!() };
+        assert!(held.file(Token(0)).is_ok() && held.file(Token(1)).is_ok(), "{fault:?}");
+    }
+}
+
+#[test]
+fn a_vm_that_was_given_up_is_not_restored_although_a_killed_host_has_left_it() {
+    let (_root, entry) = kernel("perennial.update=7-x");
+    let luo = left_by_killed_host(None);
+    let mut host = Host::alone(Config::parse(CONFIG).unwrap(), CONFIG.to_owned());
+    host.vms.clear();
+    host.luo = Ok(Box::new(luo.clone()));
+    host.kernel_entry = entry(None);
+    host.kernel_entry.give_up(&VmName::new("db").unwrap()).unwrap();
+    host.populate(Found { arrival: arrival::look(&luo), keeper: None });
+    assert_eq!(states(&host), ["failed", "preserved"], "its kernel is missing");
+    let of_db = vm_session(&VmName::new("db").unwrap());
+    assert!(luo.keeper.retrieve_session(&of_db).unwrap_err().is_not_found());
+    assert!(!entry(None).is_marked(), "the next host has nothing to look for");
+}
+
+#[test]
+fn what_was_given_up_after_a_handover_does_not_come_from_the_pool_and_before_it_counts_no_more() {
+    for by_exec in [false, true] {
+        let (_root, entry) = kernel("quiet");
+        let (ticket, db) = (luo::Ticket::new([7; 16]), VmName::new("db").unwrap());
+        entry(None).give_up(&db).unwrap();
+        entry(None).note_handover(ticket);
+        assert!(!entry(None).is_given_up(&db), "that was about an older state");
+        entry(None).give_up(&db).unwrap();
+        let luo = Fragile { keeper: leave(), backend: Backend::Pool, fault: Arc::default() };
+        let mut host = Host::alone(Config::parse(CONFIG).unwrap(), CONFIG.to_owned());
+        host.vms.clear();
+        host.luo = Ok(Box::new(luo.clone()));
+        host.replaced = Some(Replaced::Program);
+        host.kernel_entry = entry(by_exec.then_some(ticket));
+        host.populate(Found { arrival: arrival::look(&luo), keeper: None });
+        let expected = if by_exec { ["preserved"; 2] } else { ["stopped", "preserved"] };
+        assert_eq!(states(&host), expected);
+        assert!(entry(None).ticket().is_none() && !entry(None).is_given_up(&db));
+    }
+}
+
 #[test]
 fn a_vm_that_was_given_up_meanwhile_is_not_taken_over_later() {
     let fault = Arc::new(Mutex::new(Some((0, Errno::MFILE))));
@@ -321,8 +431,9 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     host.vms.clear();
     host.kernel_entry = KernelEntry::read(root.path(), None, None).unwrap();
     host.pool = Some("/nowhere/pool".into());
+    let expect = Expect::Switch(ticket);
     let (luo, arrival) =
-        start::look_into(backend::choose(&HostSection::default(), &[], Some(ticket)), Some(ticket));
+        start::look_into(backend::choose(&HostSection::default(), &[], expect), expect);
     host.luo = luo;
     host.populate(Found { arrival, keeper: None });
     let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
@@ -341,9 +452,9 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
     // The lock of a process ends with it.
     std::fs::remove_file(directory.path().join("lock")).unwrap();
     // This one looks a second time.
-    let choose = |section: &HostSection, machines: &[Machine], expected: Option<Ticket>| {
+    let choose = |section: &HostSection, machines: &[Machine], expected: Expect| {
         assert_eq!(section.pool.as_deref(), Some(Path::new("/nowhere/pool")));
-        assert_eq!((machines.len(), expected), (2, Some(ticket)));
+        assert_eq!((machines.len(), expected), (2, Expect::Switch(ticket)));
         Ok(Box::new(start(Expect::Switch(ticket))) as Box<dyn Orchestrator>)
     };
     host.reach_again_by(choose).unwrap();

@@ -10,6 +10,7 @@ use super::*;
 use crate::config::HostSection;
 use crate::guests::entry::tests::sample;
 use crate::link::{Channel, Envelope, FromVm};
+use crate::live_update::index::{FileKind, IndexedFile};
 use crate::machine::VmName;
 
 /// Longer than any test.
@@ -38,7 +39,7 @@ fn arriving(entry: VmEntry) -> (Arriving, Channel) {
         left: entry.clone(),
         entry,
         held: Some(held),
-        outlives: false,
+        backend: Backend::Keeper,
         process,
         segments: Vec::new(),
         frames: Vec::new(),
@@ -131,18 +132,20 @@ fn retrieved(name: &SessionName) -> (Keeper, Incoming) {
 }
 
 #[test]
-fn a_session_that_outlives_the_host_is_finished_before_its_guest_runs() {
-    let [entry, ..] = entries();
-    let name = vm_session(&entry.machine.name);
-    let (keeper, session) = retrieved(&name);
-    let (mut vm, link) = arriving(entry);
-    (vm.outlives, vm.stage) = (true, Stage::Restoring);
-    vm.held = Some(Held::new(session, Vec::new()));
-    say(&link, restored());
-    let Next::GoesOn(mut vm) = vm.go_on(&confinement()) else { panic!("it does not go on") };
-    assert_eq!(requests(&link)[0], Request::Resume);
-    assert!(vm.held.take().unwrap().into_session().is_none());
-    assert!(keeper.retrieve_session(&name).unwrap_err().is_not_found());
+fn a_session_that_would_come_again_is_finished_before_its_guest_runs() {
+    for backend in [Backend::Systemd, Backend::Pool] {
+        let [entry, ..] = entries();
+        let name = vm_session(&entry.machine.name);
+        let (keeper, session) = retrieved(&name);
+        let (mut vm, link) = arriving(entry);
+        (vm.backend, vm.stage) = (backend, Stage::Restoring);
+        vm.held = Some(Held::new(session, Vec::new()));
+        say(&link, restored());
+        let Next::GoesOn(mut vm) = vm.go_on(&confinement()) else { panic!("it does not go on") };
+        assert_eq!(requests(&link)[0], Request::Resume);
+        assert!(vm.held.take().unwrap().into_session().is_none(), "{backend}");
+        assert!(keeper.retrieve_session(&name).unwrap_err().is_not_found());
+    }
 }
 
 #[test]
@@ -150,7 +153,7 @@ fn a_guest_whose_session_cannot_be_finished_before_does_not_run() {
     let [entry, ..] = entries();
     let (mut vm, link) = arriving(entry);
     // Not all of its files were retrieved.
-    (vm.outlives, vm.stage) = (true, Stage::Restoring);
+    (vm.backend, vm.stage) = (Backend::Systemd, Stage::Restoring);
     say(&link, restored());
     let Next::Failed(vm, _) = vm.go_on(&confinement()) else { panic!("it goes on") };
     assert_eq!(vm.vm.state(), "preserved");
@@ -178,9 +181,28 @@ fn a_vm_whose_process_ends_before_it_reads_that_it_is_to_resume_is_preserved_and
 #[test]
 fn a_vm_that_is_late_is_given_up_if_its_session_outlives_the_host() {
     let (vm, link) = arriving(entries()[0].clone());
-    let (vm, late) = Arriving { outlives: true, ..vm }.falls_behind(LONG, &confinement());
+    let (vm, late) =
+        Arriving { backend: Backend::Systemd, ..vm }.falls_behind(LONG, &confinement());
     assert_eq!((vm.vm.state(), late.is_none()), ("preserved", true));
     assert!(!requests(&link).contains(&Request::Resume));
+}
+
+#[test]
+fn a_late_vm_whose_session_would_come_again_goes_on_only_if_that_is_finished() {
+    for is_whole in [true, false] {
+        let [entry, ..] = entries();
+        let name = vm_session(&entry.machine.name);
+        let (keeper, session) = retrieved(&name);
+        let (mut vm, _link) = arriving(entry);
+        let missing = IndexedFile { token: 7, kind: FileKind::Ram, bytes: 1, digest: 0 };
+        let files = if is_whole { Vec::new() } else { vec![missing] };
+        (vm.backend, vm.held) = (Backend::Pool, Some(Held::new(session, files)));
+        let (vm, late) = vm.falls_behind(LONG, &confinement());
+        assert_eq!((vm.vm.state(), late.is_some()), ("preserved", is_whole));
+        let Life::Preserved { held, .. } = vm.vm.life else { panic!() };
+        assert_eq!(held.into_session().is_none(), is_whole);
+        assert!(keeper.retrieve_session(&name).is_err());
+    }
 }
 
 #[test]

@@ -111,6 +111,9 @@ impl Cell {
             _ => (fates[0], fates[1]),
         };
         self.judge(struck, other, &service);
+        if self.backend == Backend::Pool {
+            self.assert_ran_once(&mut service);
+        }
         match struck == other {
             true => struck.word().to_owned(),
             false => format!("{}; {}", struck.word(), other.word()),
@@ -202,6 +205,20 @@ impl Cell {
         fate
     }
 
+    /// What a guest had when it ran does not come back from the pool when its host has been killed.
+    fn assert_ran_once(self, service: &mut Service) {
+        let before =
+            VMS.map(|name| (service.state(name) == "running").then(|| service.counts_on(name)));
+        service.signal(Signal::KILL);
+        service.start_again();
+        for (name, before) in VMS.into_iter().zip(before) {
+            // One that could not finish the sessions leaves a manifest without the VM's state.
+            let Some(before) = before.filter(|_| service.state(name) != "failed") else { continue };
+            service.runs(name);
+            assert_ne!(service.counts_on(name).boot, before.boot, "{name} ran before");
+        }
+    }
+
     /// Nothing is lost but what the fault itself ends.
     fn judge(self, struck: Fate, other: Fate, service: &Service) {
         let is_saved = |fate| matches!(fate, Fate::Undone | Fate::Runs | Fate::Preserved);
@@ -252,7 +269,7 @@ struct Mounted(std::path::PathBuf);
 
 impl Mounted {
     fn on(directory: &tempfile::TempDir) -> Self {
-        let options = c"size=64m";
+        let options = c"size=256m";
         mount("faults", directory.path(), "tmpfs", MountFlags::empty(), options).unwrap();
         Self(directory.path().to_owned())
     }

@@ -36,6 +36,7 @@ const WANTED: &str = "PERENNIAL_FAULTS";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Backend {
     Keeper,
+    Pool,
     Systemd,
 }
 
@@ -65,7 +66,7 @@ enum Fault {
     NoFiles,
 }
 
-const BACKENDS: [Backend; 2] = [Backend::Keeper, Backend::Systemd];
+const BACKENDS: [Backend; 3] = [Backend::Keeper, Backend::Pool, Backend::Systemd];
 const LEAVING: [&str; 7] =
     ["load", "preserve-ram", "pause", "save", "preserve-state", "sync", "jump"];
 const ARRIVING: [&str; 8] =

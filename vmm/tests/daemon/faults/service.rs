@@ -88,6 +88,13 @@ impl Service {
         let path = directory.path();
         let (socket, lock) = (path.join("socket"), path.join("lock"));
         let mut text = format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n");
+        // A pool allocates all of it.
+        let memory = if backend == Backend::Pool { "32M" } else { "1G" };
+        if backend == Backend::Pool {
+            let pool = path.join("pool");
+            fs::create_dir(&pool).unwrap();
+            text += &format!("pool = {pool:?}\n");
+        }
         // These guests do not shut down.
         text += &format!("stop-within-s = 1\n[update]\n{update}\n");
         for (name, priority) in VMS.iter().zip([100, 10]) {
@@ -95,7 +102,7 @@ impl Service {
             fs::write(&kernel, image(COUNTS_A_BOOT)).unwrap();
             fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
             text += &format!(
-                "[[vm]]\nname = \"{name}\"\nmemory = \"size=1G\"\nkernel = {kernel:?}\n\
+                "[[vm]]\nname = \"{name}\"\nmemory = \"size={memory}\"\nkernel = {kernel:?}\n\
                  serial = \"off\"\npriority = {priority}\ndisk = [\"path={}\"]\n",
                 disk.display()
             );
@@ -348,6 +355,7 @@ fn run(path: &Path, manager: Option<&Manager>) -> Running {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).arg(path.join("config.toml"));
     command.env("PERENNIAL_BREAKPOINT", path.join("breakpoint"));
+    command.env("PERENNIAL_POOL_WITHOUT_DAX", "1");
     if let Some(passed) = &passed {
         command.envs(passed.environment.iter().cloned());
     }

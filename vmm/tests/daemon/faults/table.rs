@@ -11,8 +11,9 @@ use super::{ARRIVING, Backend, FAULTS, Fault, Half, LEAVING};
 /// Set to write the file instead of comparing it.
 const WRITE: &str = "PERENNIAL_WRITE_TABLE";
 
-const TITLES: [(Backend, &str); 2] = [
+const TITLES: [(Backend, &str); 3] = [
     (Backend::Keeper, "A handover by the keeper"),
+    (Backend::Pool, "A handover by a pool"),
     (Backend::Systemd, "A restart of the service under systemd"),
 ];
 /// The tables that follow are made by the suite `faults`, in a machine.

@@ -123,6 +123,45 @@ fn a_crash_while_a_vm_is_retrieved_gives_it_out_once_or_not_at_all() {
 }
 
 #[test]
+fn a_session_that_is_taken_when_it_is_finished_comes_again_until_then_and_never_after() {
+    let again = Options { taken_when_finished: true, ..options() };
+    let mut fates = Vec::new();
+    at_each_change(|number| {
+        let directory = directory();
+        let pool = start(&directory);
+        let vms = two_vms(&pool);
+        leave(pool);
+        drop(vms);
+        let begin = || Pool::start(directory.path(), &again).unwrap();
+        // One that is killed with the memory in its hands changes nothing.
+        let pool = begin();
+        let ((), _) = Fault::From(0).during(|| {
+            let session = pool.retrieve_session(&name("a")).unwrap();
+            assert_eq!(word(&session.retrieve(Token(1)).unwrap(), 1), "a");
+            drop((session, pool));
+        });
+        let pool = begin();
+        let (finished, reached) = Fault::From(number).during(|| {
+            let session = pool.retrieve_session(&name("a")).unwrap();
+            let memory = session.retrieve(Token(1)).unwrap();
+            let finished = session.finish().is_ok();
+            drop((memory, pool));
+            finished
+        });
+        let pool = begin();
+        let found = found(&pool);
+        assert!(found.contains(&"b"), "`b` was not retrieved");
+        assert!(!(finished && found.contains(&"a")), "the guest of `a` may have run");
+        fates.push(found.contains(&"a"));
+        drop(pool);
+        drop(begin());
+        assert_eq!(file_count(&directory), 0, "nothing is left over");
+        reached
+    });
+    assert!(fates.contains(&true) && fates.contains(&false), "{fates:?}");
+}
+
+#[test]
 fn a_crash_while_vms_are_made_and_preserved_leaves_nothing() {
     at_each_change(|number| {
         let directory = directory();

@@ -155,6 +155,32 @@ fn an_empty_pool_has_no_ticket() {
 }
 
 #[test]
+fn a_host_that_was_killed_in_a_switch_leaves_all_or_nothing() {
+    let directory = directory();
+    let first = hand_over_vm(&directory, "web");
+    let begun = |ticket| Expect::Begun(ticket);
+    assert_eq!(expecting(&directory, begun(first)), Ok(vec!["web"]));
+    assert_eq!(expecting(&directory, begun(first)), Ok(vec![]), "it was taken");
+    // Killed before the tree was written: that of the last switch is another one.
+    hand_over_vm(&directory, "db");
+    assert_eq!(expecting(&directory, begun(Ticket::new([7; 16]))), Ok(vec![]));
+    assert_eq!(file_count(&directory), 0);
+    // What cannot be read may be what was written.
+    for tree in ["handover", "incoming"] {
+        let ticket = hand_over_vm(&directory, "web");
+        let path = directory.path().join("handover");
+        let good = std::fs::read(&path).unwrap();
+        let (damaged, place) = ([&good[..], b"x"].concat(), directory.path().join(tree));
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(&place, damaged).unwrap();
+        expecting(&directory, begun(ticket)).unwrap_err();
+        std::fs::write(&place, good).unwrap();
+        assert_eq!(expecting(&directory, begun(ticket)), Ok(vec!["web"]), "{tree}");
+        assert_eq!(expecting(&directory, Expect::Nothing), Ok(vec![]));
+    }
+}
+
+#[test]
 fn trees_of_another_boot_are_removed_valid_or_not() {
     for damage in [None, Some(&b"nonsense"[..]), Some(&b""[..])] {
         let directory = directory();
