@@ -44,7 +44,7 @@ pub use name::{NameError, SessionName};
 /// The errno of a system call, as every [`Error`] carries it.
 pub use rustix::io::Errno;
 pub use session::{
-    Backend, Copies, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room, Session,
+    Backend, Copies, Incoming, Orchestrator, Outgoing, Preserve, Probe, Retrieve, Room, Session,
 };
 pub use ticket::{Ticket, TicketError};
 pub use token::Token;

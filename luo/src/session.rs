@@ -113,6 +113,12 @@ pub trait Orchestrator: Send + Sync {
         Ok(())
     }
 
+    /// Returns what finds out whether the process that keeps the files answers. `None` if this process keeps them itself, or
+    /// the kernel does.
+    fn probe(&self) -> Option<Probe> {
+        None
+    }
+
     /// Makes the outgoing sessions available to the next kernel, then calls `jump`, which enters that
     /// kernel and returns only if it fails.
     ///
@@ -121,6 +127,10 @@ pub trait Orchestrator: Send + Sync {
     /// a session or call the orchestrator.
     fn switch(&self, jump: &mut dyn FnMut()) -> Result<(), Error>;
 }
+
+/// Waits until the process answers that keeps the files. Errors if it does not do so in time
+/// ([`Error::is_unanswered`]). That takes seconds, so it can be called on another thread.
+pub type Probe = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
 /// How much more an orchestrator can preserve. The default is without a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

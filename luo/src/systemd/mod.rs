@@ -38,8 +38,8 @@ pub use store::{Ask, Count};
 
 use crate::mutex::lock;
 use crate::{
-    Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Retrieve, Room, SessionName, Token,
-    memory,
+    Backend, Error, Incoming, Orchestrator, Outgoing, Preserve, Probe, Retrieve, Room, SessionName,
+    Token, memory,
 };
 use store::{Contents, Held, Inode, Store};
 
@@ -177,6 +177,13 @@ impl Orchestrator for FdStore {
     /// what later answers are compared with.
     fn confirm(&self) -> Result<(), Error> {
         self.store.confirm(CONFIRMED_WITHIN).map_err(|errno| Error::Switch { errno })
+    }
+
+    /// Waits until systemd has processed all messages. What it holds is not compared with anything.
+    fn probe(&self) -> Option<Probe> {
+        let store = Arc::clone(&self.store);
+        let unanswered = |errno| Error::Switch { errno };
+        Some(Box::new(move || store.notify.barrier(CONFIRMED_WITHIN).map_err(unanswered)))
     }
 
     /// Waits until systemd has received all fds, then calls `jump`, which ends this process.

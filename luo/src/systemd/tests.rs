@@ -87,6 +87,7 @@ fn preserved_files_come_back_under_their_session_and_token() {
     session.preserve(memfd("state").as_fd(), Token(0)).unwrap();
     session.preserve(memfd("ram").as_fd(), Token(u64::MAX)).unwrap();
     let mut jumps = 0;
+    std::thread::spawn(first.probe().unwrap()).join().unwrap().unwrap();
     first.switch(&mut || jumps += 1).unwrap();
     assert_eq!(jumps, 1);
     std::mem::forget(session);
@@ -244,6 +245,7 @@ fn a_stopped_manager_is_an_error_without_a_wait() {
     let error = store.switch(&mut || jumps += 1).unwrap_err();
     assert_eq!(error, Error::Switch { errno: Errno::CONNREFUSED });
     assert_eq!(jumps, 0);
+    assert!(store.probe().unwrap()().unwrap_err().is_unanswered());
 }
 
 #[test]

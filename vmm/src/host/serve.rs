@@ -61,6 +61,8 @@ enum Source {
     Ended,
     /// The VM of a rehearsal.
     Rehearsal,
+    /// Whether systemd answers, before the host leaves to it.
+    Probe,
 }
 
 impl Server {
@@ -201,6 +203,9 @@ impl Server {
         let errands = host.vms.iter().filter_map(|vm| vm.errand_fd());
         fds.extend(errands.chain(host.restores.fds()).map(|fd| (Source::Errand, readable(fd))));
         fds.extend(host.late.iter().map(|late| (Source::Late, readable(late.as_fd()))));
+        // Only while it is waited for: it stays readable until the host leaves.
+        let probe = self.leaves_again.and_then(|_| self.attempts.probe());
+        fds.extend(probe.map(|fd| (Source::Probe, readable(fd))));
         fds
     }
 
@@ -239,6 +244,7 @@ impl Server {
             Source::Listener => self.calls.accept(),
             Source::Caller(caller) => self.calls.serve(caller, host),
             Source::Vm(index) => processes::handle_events(host, index),
+            Source::Probe => self.leaves_again = None,
             // After all others, in each round.
             Source::Booting | Source::Late | Source::Errand | Source::Ended | Source::Rehearsal => {
             }

@@ -12,12 +12,14 @@
 //! ```
 
 use std::error::Error;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::arrival::Destiny;
 use super::instance::Instance;
 use super::{Host, service};
 use crate::causes::chain;
+use crate::guests::elsewhere::Elsewhere;
 use crate::guests::{Guest, Life};
 use crate::live_update::leaving::Kept;
 use crate::live_update::outgoing::{self, Destination, Plan, Undone};
@@ -46,12 +48,19 @@ pub(super) struct Attempts {
     is_hurried: bool,
     /// Whether the host leaves although something does.
     leaves_anyway: bool,
+    /// Finds out whether systemd answers, before the next attempt.
+    probe: Option<Elsewhere<Result<(), luo::Error>>>,
 }
 
 impl Attempts {
     /// Waits no more for what keeps this process from ending.
     pub(super) fn hurry(&mut self) {
         self.is_hurried = true;
+    }
+
+    /// What becomes readable when it is known whether systemd answers, if that is being found out.
+    pub(super) fn probe(&self) -> Option<BorrowedFd<'_>> {
+        self.probe.as_ref().map(Elsewhere::as_fd)
     }
 
     /// Whether no attempt is made now, because this process would not end. Says so in the log, and as the status of the
@@ -101,16 +110,31 @@ fn say_unanswered(error: &dyn Error) {
 
 impl Host {
     /// Returns the time until the next attempt to leave to systemd, if this process would not end now, or systemd does not
-    /// answer. The VMs run on until then, and nothing is tried with them.
+    /// answer, or has not answered yet ([`Attempts::probe`]). The VMs run on until then, and nothing is tried with them.
     pub(super) fn waits_to_leave(&self, attempts: &mut Attempts) -> Option<Duration> {
         let luo = self.luo.as_ref().ok().filter(|_| self.is_in_fd_store())?;
         service::extend_timeout();
-        if attempts.wait() {
-            return Some(AGAIN_AFTER);
+        let probe = match attempts.probe.take() {
+            None if attempts.wait() => return Some(AGAIN_AFTER),
+            // Without a thread, the attempt finds out by itself.
+            None => {
+                let ask = luo.probe()?;
+                Elsewhere::begin("probe", "waiting for systemd".to_owned(), ask).ok()?
+            }
+            Some(probe) => probe,
+        };
+        match probe.take() {
+            None => {
+                attempts.probe = Some(probe);
+                Some(AGAIN_AFTER)
+            }
+            Some(Ok(Err(error))) if error.is_unanswered() => {
+                say_unanswered(&error);
+                Some(AGAIN_AFTER)
+            }
+            // The attempt has the same error, if it is one.
+            Some(_) => None,
         }
-        let error = luo.confirm().err().filter(luo::Error::is_unanswered)?;
-        say_unanswered(&error);
-        Some(AGAIN_AFTER)
     }
 
     /// Puts the VMs into the fd store and ends the process. Returns only without an fd store, or if no VM can be put

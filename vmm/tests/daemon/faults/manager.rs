@@ -16,6 +16,8 @@ use perennial_doubles::fd_store::{Kept, NotifySocket};
 use rustix::fs::fstat;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
+use super::service::PATIENCE;
+
 /// The most fds that the store takes, unless a test needs a smaller one.
 pub(super) const CAPACITY: usize = 64;
 /// Above every fd that a service gets.
@@ -24,6 +26,8 @@ const ABOVE: i32 = 400;
 const VERSION: &str = "echo 'systemd 262 (262.1-1)'";
 /// A message of the test to the manager.
 const SYNC: &str = "SYNC=1";
+/// The message with which a service waits until all earlier ones are processed.
+const BARRIER: &str = "BARRIER=1";
 
 pub(super) struct Manager {
     directory: PathBuf,
@@ -38,6 +42,10 @@ pub(super) struct Manager {
     kept: Arc<Mutex<Kept>>,
     /// Has one for each [`SYNC`] that was received.
     synced: Receiver<()>,
+    /// Whether it receives messages and processes none.
+    is_stuck: Arc<AtomicBool>,
+    /// Has one for each [`BARRIER`] that came while it was stuck.
+    asked: Receiver<()>,
 }
 
 /// What a service is started with.
@@ -66,12 +74,26 @@ impl Manager {
         let real = Arc::new(AtomicUsize::new(capacity));
         let most = Arc::clone(&real);
         let (syncs, synced) = channel();
+        let (asks, asked) = channel();
+        let is_stuck = Arc::<AtomicBool>::default();
+        let waits = Arc::clone(&is_stuck);
         thread::spawn(move || {
+            let mut waiting = Vec::new();
             while let Some(message) = socket.receive() {
+                let is_barrier = message.text == BARRIER;
+                waiting.push(message);
+                if waits.load(Ordering::Relaxed) {
+                    if is_barrier {
+                        asks.send(()).unwrap();
+                    }
+                    continue;
+                }
                 let (mut kept, most) = (store.lock().unwrap(), most.load(Ordering::Relaxed));
-                match message.text == SYNC {
-                    true => syncs.send(()).unwrap(),
-                    false => message.obey(&mut kept, most),
+                for message in waiting.drain(..) {
+                    match message.text == SYNC {
+                        true => syncs.send(()).unwrap(),
+                        false => message.obey(&mut kept, most),
+                    }
                 }
                 let files = kept.len();
                 let said = format!("NFileDescriptorStore={files}\nFileDescriptorStoreMax={most}\n");
@@ -81,7 +103,17 @@ impl Manager {
             }
         });
         let (directory, has_store) = (directory.to_owned(), AtomicBool::new(true));
-        Self { directory, _said: said, capacity, has_store, real, kept, synced }
+        Self { directory, _said: said, capacity, has_store, real, kept, synced, is_stuck, asked }
+    }
+
+    /// Has the manager process no message, until it is told to go on.
+    pub(super) fn set_stuck(&self, is_stuck: bool) {
+        self.is_stuck.store(is_stuck, Ordering::Relaxed);
+    }
+
+    /// Waits until the service asks the manager, which is stuck, whether it has processed all messages.
+    pub(super) fn is_asked(&self) {
+        self.asked.recv_timeout(PATIENCE).unwrap();
     }
 
     /// Waits until every message that was sent before is processed: systemd does so before it looks at the end of a
