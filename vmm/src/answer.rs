@@ -15,6 +15,8 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::Timespec;
 
+use crate::signals;
+
 /// Most bytes of the output that are returned, and how many more for each file that the program is asked about.
 const MOST_SAID: u64 = 4096;
 const SAID_OF_A_FILE: u64 = 256;
@@ -57,6 +59,7 @@ impl Output {
         within: Duration,
         files: usize,
     ) -> io::Result<Option<Answer>> {
+        signals::unblock_in(command);
         let mut child = command.spawn()?;
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
         let ended = pidfd.map_err(io::Error::from).and_then(|pidfd| ends_within(pidfd, within));

@@ -1,7 +1,10 @@
 //! A process of this program that confines itself: another subcommand of the same executable, which the host
 //! starts as the first process of a PID namespace, and which ends with its [`Process`].
 
-#![expect(unsafe_code, reason = "rustix counts unshare as unsafe")]
+#![expect(
+    unsafe_code,
+    reason = "rustix counts unshare as unsafe; a test looks between fork and exec"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -155,7 +158,8 @@ fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
     // On a thread of its own, because the namespace becomes that of all later children of the thread, and
     // dies with the first one.
     let spawn = move || {
-        signals::take()?;
+        // It has blocked what the calling thread has, which waits for it.
+        signals::unblock_in(&mut command);
         // SAFETY: only UnshareFlags::FILES is unsafe, and it is not used.
         let _ = unsafe { unshare_unsafe(UnshareFlags::NEWPID) };
         command.spawn().map(|child| (gettid(), child))
@@ -216,6 +220,26 @@ impl Drop for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_starts_a_process_from_another_thread_takes_no_signal_of_the_main_thread() {
+        let thread = thread::spawn(|| {
+            signals::leave_to_main_thread();
+            let mut command = Command::new("cat");
+            command.arg("/proc/self/status").stdout(Stdio::piped());
+            // The new process begins with what is blocked in the thread that starts it.
+            let look = || match signals::are_blocked() {
+                true => Ok(()),
+                false => Err(io::ErrorKind::PermissionDenied.into()),
+            };
+            // SAFETY: this only asks for the mask, which is safe in a signal handler, and allocates nothing.
+            unsafe { command.pre_exec(look) };
+            let output = spawn_in_pid_namespace(command).unwrap().wait_with_output().unwrap();
+            let status = String::from_utf8(output.stdout).unwrap();
+            assert!(!signals::are_blocked_in(&status), "{status}");
+        });
+        thread.join().unwrap();
+    }
 
     #[test]
     fn a_killed_process_is_named_until_it_has_ended() {

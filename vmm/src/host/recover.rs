@@ -24,7 +24,6 @@ use crate::live_update::next_host::{ANSWER_WITHIN, NextHost};
 use crate::live_update::programs::ProgramError;
 use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
-use crate::signals;
 
 /// What has begun for a VM that was to be restored, or why nothing has.
 type BegunOrNot = Result<Begun, HostError>;
@@ -251,7 +250,6 @@ impl Host {
         let programs = self.carried.programs.iter().rev();
         let copies: Vec<_> = programs.map(|p| (p.describe(), p.executable())).collect();
         Ok(move || {
-            signals::take().map_err(HostError::NoCopy)?;
             let documents: Vec<_> =
                 documents.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();
             let deadline = Some(Instant::now() + ANSWER_WITHIN);
