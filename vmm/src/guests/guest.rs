@@ -511,6 +511,15 @@ impl Guest {
         }
     }
 
+    /// The description of the machine whose disks the host keeps: that of a VM that is preserved or withheld.
+    pub fn kept_machine(&self) -> Option<&Machine> {
+        match &self.life {
+            Life::Preserved { entry: Some(entry), .. } => Some(&entry.machine),
+            Life::Preserved { entry: None, .. } | Life::Withheld(_) => Some(&self.machine),
+            _ => None,
+        }
+    }
+
     /// Whether the VM has a process.
     pub fn is_live(&self) -> bool {
         matches!(self.life, Life::Live(_))

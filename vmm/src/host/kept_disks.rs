@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use crate::causes::chain;
 use crate::devices::catalog::DeviceOptions;
 use crate::devices::files::Opened;
 use crate::guests::elsewhere::Elsewhere;
-use crate::guests::{Guest, GuestError, Life};
+use crate::guests::{Guest, GuestError};
 use crate::live_update::breakpoint;
+use crate::live_update::preflight::KeptDisk;
 use crate::machine::{Machine, VmName};
 
 /// How long a disk that could not be opened is left alone.
@@ -39,7 +41,7 @@ struct Kept {
     vm: VmName,
     /// The disks of its machine.
     paths: Vec<PathBuf>,
-    opened: Vec<KeptDisk>,
+    opened: Vec<OpenedDisk>,
     /// Those that are to be opened.
     missing: Vec<DeviceOptions>,
     /// Opens those that were missing. That may take long, or never end.
@@ -49,7 +51,7 @@ struct Kept {
 }
 
 /// A disk that the host has opened.
-struct KeptDisk {
+struct OpenedDisk {
     path: PathBuf,
     files: Vec<Opened>,
     /// What it was like when it was opened just now.
@@ -57,7 +59,7 @@ struct KeptDisk {
 }
 
 /// A disk, or what is to be opened again, and why.
-type Tried = Result<KeptDisk, (DeviceOptions, String)>;
+type Tried = Result<OpenedDisk, (DeviceOptions, String)>;
 
 /// What shows that a disk was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +135,7 @@ fn open(options: DeviceOptions) -> Option<Tried> {
             // It may have been opened to be read only.
             let _ = files.first().map(|file| fdatasync(&file.fd));
             let found = Content::of(&files);
-            Ok(KeptDisk { path, files, found })
+            Ok(OpenedDisk { path, files, found })
         }
         Err(error) => Err((options, chain(&error).join(": "))),
     })
@@ -227,6 +229,21 @@ impl KeptDisks {
         waiting.map(|kept| kept.again_at).min()
     }
 
+    /// What the preflight compares with what is at the paths of the disks.
+    pub(super) fn shown(&self) -> Vec<KeptDisk> {
+        let disks =
+            self.kept.iter().flat_map(|kept| kept.opened.iter().map(move |disk| (kept, disk)));
+        let shown = disks.filter_map(|(Kept { vm, .. }, disk)| {
+            let bytes = match self.was.get(&(vm.clone(), disk.path.clone())) {
+                Some(Content::Image { bytes, .. }) => Some(*bytes),
+                _ => None,
+            };
+            let open = disk.files.first()?.fd.as_fd();
+            KeptDisk::new(vm.clone(), disk.path.clone(), open, bytes)
+        });
+        shown.collect()
+    }
+
     /// Closes the disks of a VM that is restored.
     pub(super) fn release(&mut self, vm: &VmName) {
         drop(self.retain(|kept| kept.vm != *vm));
@@ -276,7 +293,7 @@ impl KeptDisks {
     pub(super) fn check_unchanged(&mut self, vm: &VmName) -> Result<(), GuestError> {
         let Some(kept) = self.kept.iter_mut().find(|kept| kept.vm == *vm) else { return Ok(()) };
         kept.take(&mut self.was);
-        for KeptDisk { path, files, .. } in &kept.opened {
+        for OpenedDisk { path, files, .. } in &kept.opened {
             let was = self.was.get(&(vm.clone(), path.clone()));
             let change = was.zip(Content::of(files)).and_then(|(was, now)| was.change(now));
             if let Some(how) = change {
@@ -288,22 +305,13 @@ impl KeptDisks {
     }
 }
 
-/// The description of the machine whose disks are to be kept. `None` if the VM is neither preserved nor withheld.
-fn to_keep(vm: &Guest) -> Option<&Machine> {
-    match &vm.life {
-        Life::Preserved { entry: Some(entry), .. } => Some(&entry.machine),
-        Life::Preserved { entry: None, .. } | Life::Withheld(_) => Some(&vm.machine),
-        _ => None,
-    }
-}
-
 impl Host {
     /// Keeps the disks of the VMs that are preserved or withheld, and closes those of all others. The disks of a VM that is
     /// late are opened for its restore.
     pub(super) fn keep_disks(&mut self) {
         breakpoint::reach("keep-disks", None);
         let is_late = |name: &VmName| self.late.iter().any(|late| late.name() == name);
-        let wanted = self.vms.iter().filter_map(to_keep);
+        let wanted = self.vms.iter().filter_map(Guest::kept_machine);
         let wanted: Vec<&Machine> = wanted.filter(|machine| !is_late(&machine.name)).collect();
         self.kept_disks.keep(&wanted);
     }

@@ -400,11 +400,12 @@ impl Host {
             Ok(luo) => luo,
             Err(none) => return self.pass_on(none, &next, call.stop_before, observer),
         };
+        let destination = Destination::Kernel { next, kept: self.kept_disks.shown() };
         let plan = outgoing::Plan {
             stop_before: call.stop_before,
             verify_frames: call.verify_frames,
             without: call.without,
-            ..self.plan(Destination::Kernel(next), observer)
+            ..self.plan(destination, observer)
         };
         let left = outgoing::run(luo.as_ref(), &self.vms, &self.unfinished, &plan);
         left.map_err(|undone| HostError::Update(self.restore_saved(*undone)))
@@ -491,7 +492,8 @@ impl Host {
             return Err(HostError::FramesNotPinned);
         }
         self.luo.as_ref().map_err(|none| HostError::NoLuo(none.clone()))?;
-        let surroundings = self.surroundings().leaving_out(&call.without);
+        let kept = self.kept_disks.shown();
+        let surroundings = self.surroundings().leaving_out(&call.without).keeping(&kept);
         let image = next_kernel::load(&self.next_kernel(&call)?, None, &surroundings)
             .map_err(UpdateError::NextKernel)?;
         let asked = service::ask_for_kexec();

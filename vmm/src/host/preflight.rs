@@ -27,7 +27,8 @@ impl Host {
             Err(_) => self.kernel_entry.ticket_to_pass_on(),
         };
         let candidate = Candidate::open(&next, ticket);
-        let surroundings = self.surroundings().leaving_out(&call.without);
+        let kept = self.kept_disks.shown();
+        let surroundings = self.surroundings().leaving_out(&call.without).keeping(&kept);
         let mut findings = preflight::run(&candidate, &surroundings);
         if let (Err(none), None) = (&self.luo, ticket)
             && !findings.iter().any(|finding| finding.name == Check::RunningLuo)

@@ -32,7 +32,7 @@ use super::next_host::{
     Inherited, NextHost, NextHostError, Passed, refuse_if_told_to_end, refuse_unended_work,
 };
 use super::next_kernel::{self, NextKernel};
-use super::preflight::{self, Surroundings};
+use super::preflight::{self, KeptDisk, Surroundings};
 use super::programs::{self, Travelling};
 use super::syncing::{sync, sync_ahead};
 use super::{Observer, Step, UpdateError, begin, process_end};
@@ -53,7 +53,12 @@ const UNENDED_WITHIN: Duration = Duration::from_secs(10);
 /// The host that takes over the VMs.
 pub enum Destination<'a> {
     /// A host on another kernel: a live update.
-    Kernel(NextKernel),
+    Kernel {
+        /// The kernel.
+        next: NextKernel,
+        /// The disks of preserved VMs that this host keeps open, for the preflight.
+        kept: Vec<KeptDisk>,
+    },
     /// Another host program on this kernel, in this process: a handover.
     Host {
         /// The program.
@@ -292,8 +297,8 @@ fn load<'a>(
     let surroundings = Surroundings::of_host(vms, luo).leaving_out(&plan.without);
     let surroundings = surroundings.configured(&plan.config);
     Ok(match &plan.destination {
-        Destination::Kernel(next) => {
-            let loaded = next_kernel::load(next, luo.ticket(), &surroundings)?;
+        Destination::Kernel { next, kept } => {
+            let loaded = next_kernel::load(next, luo.ticket(), &surroundings.keeping(kept))?;
             Next::Kernel(loaded.into_image())
         }
         Destination::Host { program, keeper, lock, configs } => {

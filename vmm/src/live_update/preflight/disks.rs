@@ -1,38 +1,78 @@
 //! The disks of the VMs: what the next host will find at their paths.
 //!
 //! The file that a VM has open is compared with what its path leads to. The process of the VM shows its open files in
-//! `/proc`; where it does not, nothing is compared.
+//! `/proc`; where it does not, nothing is compared. The disks of a preserved VM are those that this host keeps open.
+//!
+//! The next host could not resume a VM that runs now without its disks, so the update is refused. A VM that is preserved
+//! stays so until its disks are back, and must not keep the others from an update: that is a warning.
 
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 
-use super::{Check, Finding, Surroundings, mounts};
+use super::{Check, Finding, Severity, Surroundings, mounts};
 use crate::config::Config;
 use crate::devices::identity::Identity;
 use crate::devices::storage::StorageReport;
 use crate::guests::storage::disk_reports;
 use crate::guests::{Guest, Life};
 use crate::look;
+use crate::machine::VmName;
 
 /// How long the paths of disks may take to show what is there.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
-/// A disk of a VM that has a process.
+/// A disk of a VM that has a process, or is preserved.
 #[derive(Debug)]
 struct Disk {
     vm: String,
     path: PathBuf,
-    /// Size in bytes as the guest knows it, if its process says.
+    /// Size in bytes as the guest knows it, if its process says. Of a preserved VM: when the host began to keep the disk.
     told: Option<u64>,
     /// What its storage does not answer, if its process says.
     stalled: Option<Stalled>,
-    /// Everything that the VM's process has open; empty if that does not show.
+    /// Everything that the VM's process has open, or the disk that the host keeps; empty if that does not show.
     open: Vec<Place>,
+    is_preserved: bool,
+}
+
+impl Disk {
+    /// A finding about the disk.
+    fn finding(&self, check: Check, sentence: String, remedy: &str) -> Finding {
+        let check = match check.severity() {
+            Severity::Refusal if self.is_preserved => Check::DiskPreserved,
+            _ => check,
+        };
+        Finding::new(check, format!("VM `{}`", self.vm), sentence, remedy)
+    }
+}
+
+/// A disk of a preserved VM, which the host keeps open.
+#[derive(Debug)]
+pub struct KeptDisk {
+    vm: VmName,
+    path: PathBuf,
+    place: Place,
+    /// Size of an image file in bytes when the host began to keep it.
+    bytes: Option<u64>,
+}
+
+impl KeptDisk {
+    /// The disk of `vm` that was opened at `path`. `bytes`: the size of an image file when the host began to keep it. `None`
+    /// if the kernel does not tell what is open.
+    pub fn new(
+        vm: VmName,
+        path: PathBuf,
+        open: BorrowedFd<'_>,
+        bytes: Option<u64>,
+    ) -> Option<Self> {
+        Some(Self { vm, path, place: Place::of_fd(open)?, bytes })
+    }
 }
 
 /// Operations that a storage has not answered for a long time.
@@ -49,6 +89,9 @@ impl Stalled {
         (count > 0).then_some(Self { count, seconds })
     }
 }
+
+/// What statx(2) has to tell of a place.
+const PLACE: StatxFlags = StatxFlags::TYPE.union(StatxFlags::INO);
 
 /// What tells one file or block device from another on one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +111,18 @@ impl Place {
     /// That of an open file, by its path in `/proc`. What the kernel knows of it is enough, so its storage is not asked,
     /// which may hang.
     fn of_open(path: &Path) -> Option<Self> {
-        let wanted = StatxFlags::TYPE | StatxFlags::INO;
-        let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+        Some(Self::found(statx(CWD, path, AtFlags::STATX_DONT_SYNC, PLACE).ok()?))
+    }
+
+    /// The same, by its fd.
+    fn of_fd(fd: impl AsFd) -> Option<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+        Some(Self::found(statx(fd, "", flags, PLACE).ok()?))
+    }
+
+    fn found(found: Statx) -> Self {
         let number = rustix::fs::makedev;
-        Some(match FileType::from_raw_mode(found.stx_mode.into()) {
+        match FileType::from_raw_mode(found.stx_mode.into()) {
             FileType::BlockDevice => {
                 Self::BlockDevice(number(found.stx_rdev_major, found.stx_rdev_minor))
             }
@@ -79,13 +130,14 @@ impl Place {
                 device: number(found.stx_dev_major, found.stx_dev_minor),
                 inode: found.stx_ino,
             },
-        })
+        }
     }
 }
 
-/// Checks the disks of all VMs that have a process. `next` is the next host's configuration, if it mounts anything.
+/// Checks the disks of all VMs that have a process or are preserved. `next` is the next host's configuration, if it mounts anything.
 pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
-    let disks = disks_of(surroundings.travelling());
+    let mut disks = disks_of(surroundings.travelling());
+    disks.extend(preserved_disks(surroundings.vms, surroundings.kept));
     let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
     let found = look::at(&paths, LOOK_WITHIN, |path| fs::metadata(path));
     let mut findings = Vec::new();
@@ -119,7 +171,26 @@ fn disks_of<'a>(vms: impl Iterator<Item = &'a Guest> + Clone) -> Vec<Disk> {
             let report = reports.iter().find(|disk| disk.path == path).map(|disk| &disk.report);
             let (told, stalled) = (report.map(|report| report.bytes), report.and_then(Stalled::of));
             let (vm, path) = (vm.machine.name.to_string(), path.to_owned());
-            disks.push(Disk { vm, path, told, stalled, open: open.clone() });
+            disks.push(Disk { vm, path, told, stalled, open: open.clone(), is_preserved: false });
+        }
+    }
+    disks
+}
+
+/// The disks of the VMs that the host holds. They go along with every update. `kept` are those that it has open.
+fn preserved_disks(vms: &[Guest], kept: &[KeptDisk]) -> Vec<Disk> {
+    let mut disks = Vec::new();
+    for machine in vms.iter().filter_map(Guest::kept_machine) {
+        for path in machine.devices.iter().filter_map(|device| device.options.stored_at()) {
+            let kept = kept.iter().find(|kept| kept.vm == machine.name && kept.path == path);
+            disks.push(Disk {
+                vm: machine.name.to_string(),
+                path: path.to_owned(),
+                told: kept.and_then(|kept| kept.bytes),
+                stalled: None,
+                open: kept.map(|kept| kept.place).into_iter().collect(),
+                is_preserved: true,
+            });
         }
     }
     disks
@@ -128,40 +199,40 @@ fn disks_of<'a>(vms: impl Iterator<Item = &'a Guest> + Clone) -> Vec<Disk> {
 /// Checks that a disk answers. While it does not, its VM cannot be paused, and pages of the guest's RAM that its requests
 /// use cannot be preserved.
 fn stalled(disk: &Disk) -> Option<Finding> {
-    let Disk { vm, path, stalled, .. } = disk;
-    let Stalled { count, seconds } = (*stalled)?;
+    let Stalled { count, seconds } = disk.stalled?;
     let sentence = format!(
         "the storage of the disk {} has not answered for {seconds} s (operations: {count})",
-        path.display()
+        disk.path.display()
     );
-    Some(hangs(vm, sentence))
+    Some(hangs(disk, sentence))
 }
 
 /// The finding that the storage of a disk hangs, as the sentence says.
-fn hangs(vm: &str, sentence: String) -> Finding {
-    let remedy = format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)");
-    Finding::new(Check::DiskStalled, format!("VM `{vm}`"), sentence, remedy)
+fn hangs(disk: &Disk, sentence: String) -> Finding {
+    let vm = &disk.vm;
+    let remedy = match disk.is_preserved {
+        true => "repair it before the VM is restored".to_owned(),
+        false => format!("repair it, stop the VM, or leave the VM out (`--without {vm}`)"),
+    };
+    disk.finding(Check::DiskStalled, sentence, &remedy)
 }
 
 /// The finding about a disk of whose path nothing is known, because its storage does not answer.
 fn unseen(disk: &Disk) -> Finding {
-    let Disk { vm, path, .. } = disk;
     let seconds = LOOK_WITHIN.as_secs();
     let sentence = format!(
         "the storage of the disk {} has not shown what is there for {seconds} s",
-        path.display()
+        disk.path.display()
     );
-    hangs(vm, sentence)
+    hangs(disk, sentence)
 }
 
 /// Checks that a disk's path leads to what the VM has open, and that it is as large as the guest knows it. `found` is what
 /// is at the path.
 fn there(disk: &Disk, found: io::Result<Metadata>, root: &Path) -> Option<Finding> {
-    let Disk { vm, path, told, stalled: _, open } = disk;
+    let Disk { vm: _, path, told, stalled: _, open, is_preserved } = disk;
     let shown = path.display();
-    let finding = |check, sentence: String, remedy: &str| {
-        Some(Finding::new(check, format!("VM `{vm}`"), sentence, remedy))
-    };
+    let finding = |check, sentence, remedy| Some(disk.finding(check, sentence, remedy));
     let metadata = match found {
         Ok(metadata) => metadata,
         Err(error) => {
@@ -171,27 +242,38 @@ fn there(disk: &Disk, found: io::Result<Metadata>, root: &Path) -> Option<Findin
     };
     let place = Place::of(&metadata);
     if !open.is_empty() && !open.contains(&place) {
-        let sentence = format!(
-            "the disk {shown} is another file or device now than the one that the VM has open"
-        );
-        let remedy =
-            "put the one that the VM uses back, or stop the VM and boot it with the new one";
+        let (which, remedy) = match is_preserved {
+            true => (
+                "this host keeps for the VM, and which nobody keeps after the update",
+                "put the one that the VM uses back before the update: it is lost if it has no other name",
+            ),
+            false => (
+                "the VM has open",
+                "put the one that the VM uses back, or stop the VM and boot it with the new one",
+            ),
+        };
+        let sentence =
+            format!("the disk {shown} is another file or device now than the one that {which}");
         return finding(Check::DiskOther, sentence, remedy);
     }
+    let knows = |told| match is_preserved {
+        true => format!("and had {told} when this host began to keep it"),
+        false => format!("the guest knows it with {told}"),
+    };
     let bytes = match place {
         Place::File { .. } => Some(metadata.len()),
         Place::BlockDevice(_) => size_of_block_device(root, metadata.rdev()),
     };
     match (bytes, told) {
         (Some(bytes), Some(told)) if bytes < *told => {
-            let sentence =
-                format!("the disk {shown} has {bytes} bytes, the guest knows it with {told}");
+            let sentence = format!("the disk {shown} has {bytes} bytes, {}", knows(told));
             finding(Check::DiskSize, sentence, "make it as large as it was")
         }
         (Some(bytes), Some(told)) if bytes >> 9 > told >> 9 => {
+            let when = if *is_preserved { "when it is restored" } else { "after the update" };
             let sentence = format!(
-                "the disk {shown} has {bytes} bytes, the guest knows it with {told}: it will be told of \
-                 the new size after the update"
+                "the disk {shown} has {bytes} bytes, {}: the guest will be told of the new size {when}",
+                knows(told)
             );
             finding(Check::DiskGrown, sentence, "")
         }
@@ -206,17 +288,16 @@ fn block_device(metadata: &Metadata) -> Option<u64> {
 
 /// Checks that more than its number tells the block device from others.
 fn unidentified(disk: &Disk, number: u64, root: &Path) -> Option<Finding> {
-    let Disk { vm, path, .. } = disk;
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     let identity = Identity::of_device(root, major, minor).ok()?;
     identity.is_number_only().then(|| {
         let sentence = format!(
             "the disk {} has no serial number, and nothing but the device number {major}:{minor} tells it from others: the \
              next kernel may give that number to another disk, on which the VM would go on",
-            path.display()
+            disk.path.display()
         );
         let remedy = "give it a serial number (of a virtio disk: `serial=` of its hypervisor), or put a volume of LVM on it";
-        Finding::new(Check::DiskUnidentified, format!("VM `{vm}`"), sentence, remedy)
+        disk.finding(Check::DiskUnidentified, sentence, remedy)
     })
 }
 
@@ -229,23 +310,27 @@ fn size_of_block_device(root: &Path, number: u64) -> Option<u64> {
 
 /// Checks that the next host mounts what holds the disk's file where this host has it. `mounted` is `/proc/mounts`.
 fn hidden(disk: &Disk, mounted: &str, next: &Config) -> Option<Finding> {
-    let Disk { vm, path, .. } = disk;
+    let path = &disk.path;
     if path.starts_with("/dev") {
         return None;
     }
     let problem = mounts::differ((path, mounted), (path, next))?;
     let sentence = format!("the disk {} {problem}", path.display());
-    Some(Finding::new(Check::DiskHidden, format!("VM `{vm}`"), sentence, mounts::REMEDY))
+    Some(disk.finding(Check::DiskHidden, sentence, mounts::REMEDY))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HostSection;
+    use crate::guests::confinement::Confinement;
+    use crate::guests::held::Held;
+    use crate::live_update::manifest::vm_session;
 
     fn disk(path: &Path, told: Option<u64>) -> Disk {
         let open = fs::metadata(path).map(|metadata| vec![Place::of(&metadata)]);
         let (vm, open) = ("web".to_owned(), open.unwrap_or_default());
-        Disk { vm, path: path.to_owned(), told, stalled: None, open }
+        Disk { vm, path: path.to_owned(), told, stalled: None, open, is_preserved: false }
     }
 
     fn look(disk: &Disk) -> Option<Finding> {
@@ -277,6 +362,62 @@ mod tests {
         assert_eq!(look(&nothing_shown), None);
     }
 
+    /// A VM that is preserved and has this disk.
+    fn preserved(disk: &Path) -> Guest {
+        let text = format!(
+            "[[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/nowhere/kernel\"\ndisk = [\"path={}\"]\n",
+            disk.display()
+        );
+        let machine = Config::parse(&text).unwrap().machines.remove(0);
+        let held = Held::unretrieved(vm_session(&machine.name), Vec::new());
+        let mut vm = Guest::new(machine, &Confinement::new(&HostSection::default()));
+        vm.life = Life::Preserved { held, entry: None, why: Vec::new() };
+        vm
+    }
+
+    #[test]
+    fn a_disk_of_a_preserved_vm_is_looked_at_and_refuses_no_update() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.img");
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let file = fs::File::open(&path).unwrap();
+        let vms = [preserved(&path)];
+        let name = || vms[0].machine.name.clone();
+        let kept = [KeptDisk::new(name(), path.clone(), file.as_fd(), Some(1 << 20)).unwrap()];
+        let around = Surroundings { vms: &vms, ..Surroundings::without_vms() };
+        let found = |kept| {
+            let found = check(&Surroundings { kept, ..around }, None);
+            found.into_iter().map(|found| (found.name, found.sentence)).next()
+        };
+        assert_eq!((found(&kept), found(&[])), (None, None));
+        let set_len =
+            |bytes| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes);
+        set_len(2 << 20).unwrap();
+        assert_eq!(found(&kept).unwrap().0, Check::DiskGrown);
+        set_len(1 << 19).unwrap();
+        let (check, said) = found(&kept).unwrap();
+        assert!(said.contains("524288 bytes") && said.contains("1048576"), "{said}");
+        assert_eq!(
+            (check, found(&[])),
+            (Check::DiskPreserved, None),
+            "what is unknown is no finding"
+        );
+        fs::rename(&path, directory.path().join("old.img")).unwrap();
+        let (check, said) = found(&[]).unwrap();
+        assert!(check == Check::DiskPreserved && said.contains("is not there"), "{said}");
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let (check, said) = found(&kept).unwrap();
+        assert!(check == Check::DiskPreserved && said.contains("another file"), "{said}");
+        assert_eq!(found(&[]), None);
+        let disk = Disk { is_preserved: true, ..disk(&path, None) };
+        let mounted = "rootfs / rootfs rw 0 0\n/dev/vda /tmp ext4 rw 0 0\n";
+        let findings = [unseen(&disk), hidden(&disk, mounted, &Config::default()).unwrap()];
+        for finding in findings {
+            assert_eq!((finding.name, finding.severity), (Check::DiskPreserved, Severity::Warning));
+            assert!(!finding.can_be_forced && !finding.remedy.contains("--without"), "{finding}");
+        }
+    }
+
     #[test]
     fn an_open_file_is_recognized_without_asking_its_storage() {
         use std::os::fd::AsRawFd;
@@ -284,6 +425,7 @@ mod tests {
             let file = fs::File::open(path).unwrap();
             let shown = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
             assert_eq!(Place::of_open(&shown), Some(Place::of(&file.metadata().unwrap())));
+            assert_eq!(Place::of_fd(&file), Place::of_open(&shown));
         }
         assert_eq!(Place::of_open(Path::new("/proc/self/fd/nothing")), None);
     }

@@ -155,6 +155,8 @@ checks! {
     DiskUnidentified = "disk-unidentified", Warning;
     /// The next host would not find a VM's disk at its path.
     DiskHidden = "disk-hidden", Refusal, forceable;
+    /// The next host could not restore a VM that is preserved here, for lack of a disk.
+    DiskPreserved = "disk-preserved", Warning;
     /// Another host of this machine has VMs.
     OtherHost = "other-host", Refusal, forceable;
     /// Written data that is not on disks yet.

@@ -24,6 +24,7 @@ mod room;
 
 use std::path::Path;
 
+pub use disks::KeptDisk;
 pub(super) use documents::{manifest, with_config};
 pub use finding::{Check, Finding, Severity, UnknownCheck, sort};
 pub use preserved::bytes_of_documents;
@@ -42,6 +43,8 @@ pub struct Surroundings<'a> {
     pub vms: &'a [Guest],
     /// VMs that are left out of the update.
     pub without: &'a [VmName],
+    /// The disks of preserved VMs that the host keeps open.
+    pub kept: &'a [KeptDisk],
     /// Text of the host's configuration, which the next host uses if it cannot use its own.
     pub config: &'a str,
     /// Whether memory is allocated for every page of a segment that is preserved.
@@ -72,6 +75,11 @@ impl<'a> Surroundings<'a> {
         Self { without, ..self }
     }
 
+    /// The same, of a host that keeps these disks open.
+    pub fn keeping(self, kept: &'a [KeptDisk]) -> Self {
+        Self { kept, ..self }
+    }
+
     /// The same, of a host with this configuration.
     pub fn configured(self, config: &'a str) -> Self {
         Self { config, ..self }
@@ -83,6 +91,7 @@ impl<'a> Surroundings<'a> {
         Self {
             vms: &[],
             without: &[],
+            kept: &[],
             config: "",
             fills_holes: false,
             room: Room::default(),

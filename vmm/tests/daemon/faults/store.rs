@@ -345,6 +345,10 @@ fn a_preserved_vm_stays_in_the_store_if_a_stop_is_undone_and_the_host_is_killed(
     service.start_again();
     assert_eq!(service.state(VMS[0]), "preserved", "{}", service.logs());
     service.runs(VMS[1]);
+    let nowhere = ["preflight", "--kernel", "/nowhere", "--initramfs", "/nowhere"];
+    let said = String::from_utf8(service.ctl(&nowhere).stdout).unwrap();
+    let warning = format!("warning `disk-preserved`: VM `one`: the disk {} is not", disk.display());
+    assert!(said.contains(&warning) && !said.contains("`disk-missing`"), "{said}");
     service.set_breakpoint("jump");
     service.signal(Signal::TERM);
     service.wait_for_breakpoint();
