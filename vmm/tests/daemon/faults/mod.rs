@@ -11,6 +11,7 @@
 mod cell;
 mod damage;
 mod manager;
+mod pending;
 mod service;
 mod store;
 mod stuck;
