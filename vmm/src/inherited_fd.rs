@@ -1,4 +1,4 @@
-//! File descriptors that another program has left open for this one and named by their numbers.
+//! File descriptors that another program has left open for this one and named by their numbers, and those that this one leaves.
 
 #![expect(unsafe_code, reason = "an inherited fd is known by its number only")]
 
@@ -43,6 +43,12 @@ pub(crate) fn take(number: RawFd) -> Result<OwnedFd, TakeError> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Whether the descriptor `number` is open, and stays open over an exec.
+pub(crate) fn survives_exec(number: RawFd) -> bool {
+    // SAFETY: borrowed only to ask for its flags, which is defined for any number but -1.
+    number >= 0 && fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) }) == Ok(FdFlags::empty())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
@@ -60,7 +66,9 @@ mod tests {
         let number = own.into_raw_fd();
         // SAFETY: the fd is open and owned by nobody, as after exec.
         let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        assert!(!survives_exec(number) && !survives_exec(-1) && !survives_exec(999_999));
         fcntl_setfd(inherited, FdFlags::empty()).unwrap();
+        assert!(survives_exec(number));
         let taken = take(number).unwrap();
         assert_eq!(taken.as_raw_fd(), number);
         assert_eq!(fcntl_getfd(taken.as_fd()).unwrap(), FdFlags::CLOEXEC);

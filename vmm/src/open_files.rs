@@ -13,6 +13,7 @@ use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::inherited_fd::survives_exec;
 use crate::mutex::lock;
 
 /// The most that any process may be allowed, by the kernel's setting.
@@ -61,11 +62,25 @@ pub(crate) fn all_files() {
     set_soft(getrlimit(Resource::Nofile).maximum);
 }
 
-/// How many files this process has open, and how many it may have. Errors if it can open no file to find that out.
-pub(crate) fn count() -> io::Result<(u64, Option<u64>)> {
-    let open = fs::read_dir("/proc/self/fd")?.count() as u64;
+/// The open files of this process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Count {
+    /// How many there are.
+    pub(crate) open: u64,
+    /// How many of them stay open over an exec.
+    pub(crate) inherited: u64,
+    /// How many there may be. `None` if that is not limited.
+    pub(crate) limit: Option<u64>,
+}
+
+/// Counts the open files of this process. Errors if it can open no file to find that out.
+pub(crate) fn count() -> io::Result<Count> {
+    let entries = fs::read_dir("/proc/self/fd")?.collect::<io::Result<Vec<_>>>()?;
+    let numbers = entries.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let inherited = numbers.filter(|number| survives_exec(*number)).count() as u64;
     // Without the one that this look has opened.
-    Ok((open.saturating_sub(1), getrlimit(Resource::Nofile).current))
+    let open = (entries.len() as u64).saturating_sub(1);
+    Ok(Count { open, inherited, limit: getrlimit(Resource::Nofile).current })
 }
 
 /// The reserve of files is in use. Dropping the last of these sets the limit to what it was.

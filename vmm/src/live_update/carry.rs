@@ -67,6 +67,12 @@ pub fn preserve(
     Ok(sessions)
 }
 
+/// Returns how many files [`preserve`] preserves.
+pub fn files(vms: &[Guest], carried: &Carried) -> usize {
+    let held = preserved(vms).map(|(_, held, _)| held).chain(&carried.sessions);
+    held.map(|held| held.preserved_again().count()).sum()
+}
+
 /// Returns the entries of the preserved VMs for the next manifest.
 pub fn entries(vms: &[Guest]) -> impl Iterator<Item = VmEntry> {
     preserved(vms).filter_map(|(_, _, entry)| {

@@ -105,6 +105,11 @@ impl Leaving<'_> {
         Ok(())
     }
 
+    /// The number of segments that are preserved.
+    pub(super) fn preserved_segments(&self) -> usize {
+        self.segments.iter().filter(|entry| entry.preserved).count()
+    }
+
     /// The segments that are not preserved yet.
     fn late_segments(&self) -> impl Iterator<Item = &Segment> {
         let segments = self.live.segments.iter().zip(&self.segments);

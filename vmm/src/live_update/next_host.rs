@@ -31,6 +31,7 @@ use super::programs::own_version;
 use crate::answer::{Answer, Output, ends_within, named};
 use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
+use crate::open_files::Count;
 use crate::signals::Blocked;
 use crate::{inherited_fd, open_files, work};
 
@@ -53,6 +54,16 @@ const UNENDED_WITHIN: Duration = Duration::from_secs(10);
 pub const STARTS_WITH: u64 = 16;
 /// The same of a program that does not say that it takes signals: such a one opens a file for each signal.
 const EARLIER_STARTS_WITH: u64 = 64;
+/// Files of the next host beside those of sessions and those that it inherits anyway: the lock, and the keeper's tree.
+const PASSED: u64 = 2;
+/// Files that this host has open, until the exec, for a document that it preserves: the document, LUO's copy of the fd, and
+/// what LUO passes on.
+const OF_A_DOCUMENT: u64 = 3;
+/// Files that this host opens beside those of sessions: the keeper's tree, and for a moment those for asking the next program.
+const LEAVES_WITH: u64 = 8;
+/// Files that the next host opens for each VM beside its RAM: the link, the process, and both ends of what stands for the
+/// session.
+pub(super) const OF_A_VM: u64 = 4;
 /// How long the processes of the last host's VMs may take to end.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -135,19 +146,19 @@ pub enum NextHostError {
          is started next"
     )]
     Ending,
-    /// The next host could not start for lack of files.
+    /// The VMs could not be handed over, or taken over, for lack of files.
     #[error(
-        "the next host needs {needed} open files to take over, and this process may have {limit}, which the next one \
+        "the handover needs {needed} open files at a time, and this process may have {limit}, which the next host \
          inherits: raise the limit (LimitNOFILE= of the service, or `prlimit --nofile`), or stop a VM"
     )]
     Files {
         /// How many files it needs.
         needed: u64,
-        /// How many it may have.
+        /// How many this process may have.
         limit: u64,
     },
     /// This process cannot find out how many files it has open.
-    #[error("cannot count the open files of this host, which the next one needs as well")]
+    #[error("cannot count the open files of this host")]
     CountFiles(#[source] io::Error),
     /// Threads of this host do what no signal ends.
     #[error(
@@ -218,6 +229,33 @@ pub struct Passed<'a> {
     pub processes: &'a [Pid],
 }
 
+/// The files of a handover, before a guest is paused.
+#[derive(Debug, Clone, Copy)]
+pub struct HandoverFiles {
+    /// Files that are preserved: RAM, programs, and all of the VMs that stay preserved.
+    pub preserved: u64,
+    /// Documents that will be preserved.
+    pub documents: u64,
+    /// Whether this process passes on what is preserved. Otherwise the next host opens it.
+    pub has_keeper: bool,
+    /// Files that the next host opens beside those to run the VMs, until it has finished the sessions.
+    pub of_vms: u64,
+}
+
+impl HandoverFiles {
+    /// How many this process has open at a time until the exec, if it has so many now. The exec closes most of them, but they
+    /// are in the way until then.
+    fn here(&self, open: u64) -> u64 {
+        let passed_on = if self.has_keeper { self.preserved } else { 0 };
+        open + passed_on + OF_A_DOCUMENT * self.documents + LEAVES_WITH
+    }
+
+    /// How many the next host has open at a time, which inherits so many others and needs so many to start.
+    fn there(&self, inherited: u64, starts_with: u64) -> u64 {
+        inherited + PASSED + self.preserved + self.documents + self.of_vms + starts_with
+    }
+}
+
 /// A program that will be executed in this process. It is kept as an open file, so that a later change of
 /// the path has no effect.
 #[derive(Debug, Clone)]
@@ -282,16 +320,16 @@ impl NextHost {
         Err(NextHostError::Older { path: self.path.clone(), version })
     }
 
-    /// Errors if the next host could not open the files that it needs to take over `documents` more than are open already. It
-    /// has the limit of this process, and in the end as many open files.
-    pub fn refuse_too_few_files(&self, documents: u64) -> Result<(), NextHostError> {
-        let (open, limit) = open_files::count().map_err(NextHostError::CountFiles)?;
-        self.too_few_files(open + documents, limit)
+    /// Errors if this process could not open what the rest of the handover needs, or the next host what it needs to run the
+    /// VMs. That one has the limit of this process, and starts with those files only that stay open over the exec.
+    pub fn refuse_too_few_files(&self, files: &HandoverFiles) -> Result<(), NextHostError> {
+        self.too_few_files(files, open_files::count().map_err(NextHostError::CountFiles)?)
     }
 
-    fn too_few_files(&self, open: u64, limit: Option<u64>) -> Result<(), NextHostError> {
+    fn too_few_files(&self, files: &HandoverFiles, count: Count) -> Result<(), NextHostError> {
+        let Count { open, inherited, limit } = count;
         let starts_with = if self.takes_signals { STARTS_WITH } else { EARLIER_STARTS_WITH };
-        let needed = open + starts_with;
+        let needed = files.here(open).max(files.there(inherited, starts_with));
         match limit.filter(|limit| needed > *limit) {
             Some(limit) => Err(NextHostError::Files { needed, limit }),
             None => Ok(()),
@@ -588,19 +626,40 @@ mod tests {
     }
 
     #[test]
-    fn a_handover_needs_files_for_the_start_of_the_next_host() {
-        let program = || Arc::new(File::open("/dev/null").unwrap());
-        for (takes_signals, more) in [(true, STARTS_WITH), (false, EARLIER_STARTS_WITH)] {
-            let path = "/dev/null".into();
-            let next = NextHost { program: program(), path, deadline: None, takes_signals };
-            next.too_few_files(1000, None).unwrap();
-            next.too_few_files(1000, Some(1000 + more)).unwrap();
-            let error = next.too_few_files(1000, Some(999 + more)).unwrap_err().to_string();
-            let numbers = [1000 + more, 999 + more].map(|number| number.to_string());
+    fn a_handover_needs_files_here_and_in_the_next_host() {
+        let files = HandoverFiles { preserved: 100, documents: 10, has_keeper: true, of_vms: 120 };
+        let in_pool = HandoverFiles { has_keeper: false, ..files };
+        // Many open files, which the exec closes, are in the way of the handover, not of the next host.
+        let (here, in_pool_here) = (900 + 100 + 3 * 10 + 8, 900 + 3 * 10 + 8);
+        let there = |starts_with| 7 + 2 + 100 + 10 + 120 + starts_with;
+        let (few, many) = (5, 900);
+        for (takes_signals, open, files, needed) in [
+            (true, many, files, here),
+            (true, many, in_pool, in_pool_here),
+            (true, few, files, there(STARTS_WITH)),
+            (false, few, files, there(EARLIER_STARTS_WITH)),
+            (false, few, in_pool, there(EARLIER_STARTS_WITH)),
+        ] {
+            let (program, path) = (Arc::new(File::open("/dev/null").unwrap()), "/dev/null".into());
+            let next = NextHost { program, path, deadline: None, takes_signals };
+            let look = |limit| next.too_few_files(&files, Count { open, inherited: 7, limit });
+            look(None).unwrap();
+            look(Some(needed)).unwrap();
+            let error = look(Some(needed - 1)).unwrap_err().to_string();
+            let numbers = [needed, needed - 1].map(|number| number.to_string());
             assert!(numbers.iter().all(|number| error.contains(number)), "{error}");
             assert!(error.contains("LimitNOFILE="), "{error}");
-            next.refuse_too_few_files(0).unwrap();
         }
+    }
+
+    #[test]
+    fn files_that_the_exec_closes_are_open_and_not_inherited() {
+        let Count { open, inherited, .. } = open_files::count().unwrap();
+        let own: Vec<_> = (0..100).map(|_| File::open("/dev/null").unwrap()).collect();
+        let now = open_files::count().unwrap();
+        // Other tests open files as well, and few that stay open over an exec.
+        assert!(now.open >= own.len() as u64 && open >= inherited);
+        assert!(now.inherited < inherited + 50, "{} {inherited}", now.inherited);
     }
 
     #[test]

@@ -29,7 +29,8 @@ use super::manifest::{
     INDEX_TOKEN, MANIFEST_TOKEN, Manifest, STATE_TOKEN, UNDONE, host_session, vm_session,
 };
 use super::next_host::{
-    Inherited, NextHost, NextHostError, Passed, refuse_if_told_to_end, refuse_unended_work,
+    HandoverFiles, Inherited, NextHost, NextHostError, OF_A_VM, Passed, refuse_if_told_to_end,
+    refuse_unended_work,
 };
 use super::next_kernel::{self, NextKernel};
 use super::preflight::{self, KeptDisk, Surroundings};
@@ -232,10 +233,10 @@ fn leave(
     ledger.enter("preserve-ram", loaded, tsc::now());
 
     match next {
-        Next::Host(ref program, ..) => {
+        Next::Host(ref program, keeper, _) => {
             refuse_unended_work()?;
-            // A state document for each VM, the manifest, the index, and the keeper's tree.
-            program.refuse_too_few_files(leaving.len() as u64 + 3)?;
+            let files = files(&leaving, vms, plan, &programs, keeper.is_some());
+            program.refuse_too_few_files(&files)?;
         }
         Next::Service { waits: true, .. } => refuse_unended()?,
         Next::Kernel(_) | Next::Service { .. } => {}
@@ -317,6 +318,22 @@ fn load<'a>(
         }
         Destination::Service { lock, waits } => Next::Service { lock: *lock, waits: *waits },
     })
+}
+
+/// Counts the files of a handover.
+fn files(
+    leaving: &[Leaving<'_>],
+    vms: &[Guest],
+    plan: &Plan<'_>,
+    programs: &Travelling,
+    has_keeper: bool,
+) -> HandoverFiles {
+    let ram = leaving.iter().map(Leaving::preserved_segments).sum::<usize>();
+    let preserved = ram + carry::files(vms, plan.carried) + programs.indexed.len();
+    // The state documents, the index, and the manifests.
+    let documents = leaving.len() + 2 + plan.carried.tokens().count();
+    let of_vms = leaving.iter().map(|vm| vm.live.segments.len() as u64 + OF_A_VM).sum();
+    HandoverFiles { preserved: preserved as u64, documents: documents as u64, has_keeper, of_vms }
 }
 
 /// Lets the next host's program decode every document that it will get.

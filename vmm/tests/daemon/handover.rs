@@ -9,6 +9,7 @@ use std::process::Command;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::events::Watcher;
+use crate::guests::{configuration, has_kvm};
 use crate::host::{Host, PERENNIAL};
 use crate::kernel::COUNTS;
 
@@ -43,23 +44,65 @@ fn replaced(mut bytes: Vec<u8>, text: &[u8], other: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Limits the open files of a host, which it may not raise again.
+fn limit_files(host: &Host, most: u64) {
+    let most = Rlimit { current: Some(most), maximum: Some(most) };
+    prlimit(Some(Pid::from_child(&host.child)), Resource::Nofile, most).unwrap();
+}
+
+fn open_files(host: &Host) -> u64 {
+    fs::read_dir(format!("/proc/{}/fd", host.child.id())).unwrap().count() as u64
+}
+
 #[test]
-fn a_handover_that_leaves_the_next_host_too_few_files_is_refused() {
+fn a_handover_for_which_there_are_too_few_files_is_refused() {
     let mut host = Host::start();
-    let pid = Pid::from_child(&host.child);
-    let open = fs::read_dir(format!("/proc/{}/fd", host.child.id())).unwrap().count() as u64;
-    let limit = |most| {
-        let most = Rlimit { current: Some(most), maximum: Some(most) };
-        prlimit(Some(pid), Resource::Nofile, most).unwrap();
-    };
-    limit(open + 200);
+    let open = open_files(&host);
+    limit_files(&host, open + 200);
     assert!(host.ctl(&["handover"]).status.success());
     host.wait_until_ready("boot handover");
-    // Enough for all that this host opens itself.
-    limit(open + 40);
+    // Enough for all that this host opens before it would pause a guest.
+    limit_files(&host, open + 20);
     let said = host.refused(Path::new(PERENNIAL));
-    assert!(said.contains(&format!("may have {}", open + 40)), "{said}");
+    assert!(said.contains(&format!("may have {}", open + 20)), "{said}");
     assert!(said.contains("LimitNOFILE="), "{said}");
+}
+
+/// With every limit a handover either takes place, and the guests run, or is refused before they are paused.
+#[test]
+fn a_lack_of_files_is_noticed_before_a_guest_is_paused() {
+    if !has_kvm() {
+        return;
+    }
+    let vms = ["one", "two", "three"].map(|name| (name, COUNTS, ""));
+    let (inner, directory) = Host::command(|path| configuration(path, "", &vms));
+    let mut command = inner;
+    if rustix::process::geteuid().is_root() {
+        // Root could raise the limit.
+        let mut dropped = Command::new("setpriv");
+        dropped.args(["--bounding-set=-sys_resource", PERENNIAL]).args(command.get_args());
+        command = dropped;
+    }
+    let mut host = Host::run(command, directory);
+    host.wait_until_ready("boot cold");
+    let open = open_files(&host);
+    let (mut handed_over, mut is_refused) = (0, false);
+    for most in (open..=open + 48).rev() {
+        vms.iter().for_each(|(name, ..)| host.counts_on(name));
+        limit_files(&host, most);
+        let output = host.ctl(&["handover"]);
+        if output.status.success() {
+            host.wait_until_ready("boot handover");
+            handed_over += 1;
+            continue;
+        }
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("open files at a time") && !said.contains("jumping"), "{said}");
+        is_refused = true;
+        break;
+    }
+    assert!(handed_over > 0 && is_refused, "{handed_over} {is_refused}");
+    vms.iter().for_each(|(name, ..)| host.counts_on(name));
 }
 
 #[test]
