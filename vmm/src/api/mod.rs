@@ -5,6 +5,7 @@
 //! "outcome":"running"}` where `error` is the chain of causes, outermost first. See `docs/api.md`.
 
 mod answer;
+mod arguments;
 mod disk;
 mod event;
 pub mod report;
@@ -41,12 +42,13 @@ pub struct Call {
 }
 
 impl Call {
-    /// Parses a line. If the line is not a call, returns the error line to answer with. The answer repeats
-    /// the line's `id`, because the client waits for an answer with it; 0 if there is none.
+    /// Parses a line. If the line is not a call, or has a key that its command does not take, returns the error line to
+    /// answer with. The answer repeats the line's `id`, because the client waits for an answer with it; 0 if there is none.
     pub fn parse(line: &str) -> Result<Self, Line> {
-        serde_json::from_str(line).map_err(|error| {
-            let request = serde_json::from_str::<Value>(line).ok();
-            let id = request.and_then(|request| request["id"].as_u64()).unwrap_or(0);
+        let request = serde_json::from_str::<Value>(line).unwrap_or_default();
+        let call = || serde_json::from_str(line).map_err(|error| error.to_string());
+        arguments::check(&request).and_then(|()| call()).map_err(|error| {
+            let id = request["id"].as_u64().unwrap_or(0);
             let error = vec![format!("the request cannot be read: {error}")];
             Line::Error { id, error, outcome: None }
         })

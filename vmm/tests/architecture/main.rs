@@ -101,6 +101,8 @@ const OTHER_MEANINGS: &[(&str, &str)] = &[
     // The node of the parts that belong to the architecture. The key is Cloud Hypervisor's word for what the
     // machine's tables say.
     ("vm/state.rs", "platform"),
+    // An argument of `resize-disk`.
+    ("api/arguments.rs", "disk"),
 ];
 
 /// The crates that know no other crate of the workspace.
