@@ -225,10 +225,10 @@ impl Conversation {
         changed.for_each(|request| request.wanted = after);
     }
 
-    /// Waits for the next message. File descriptors that come with it are closed.
+    /// Waits for the next message. A process of a VM sends no files.
     fn receive(&self) -> Result<FromVm, LinkError> {
-        match self.channel.receive::<FromVm>() {
-            Ok((message, _fds)) => Ok(bounded(message)),
+        match self.channel.receive_without_fds() {
+            Ok(message) => Ok(bounded(message)),
             // The reason may quote the message.
             Err(LinkError::Malformed(why)) => Err(LinkError::Malformed(bounded_text(&why))),
             Err(other) => Err(self.noted(other)),

@@ -123,12 +123,30 @@ impl Channel {
 
     /// Waits for one message and the fds that come with it.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), LinkError> {
-        let mut bytes = vec![0; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
+        let message = self.receive_with(&mut control)?;
+        let fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        Ok((message, fds.flatten().collect()))
+    }
+
+    /// Waits for one message of a process that is to send no fds. A message with fds is malformed. Linux drops the files then
+    /// and gives this process no fds of them: closing one might wait without end for the server of its file system.
+    pub fn receive_without_fds<T: DeserializeOwned>(&self) -> Result<T, LinkError> {
+        self.receive_with(&mut RecvAncillaryBuffer::default())
+    }
+
+    fn receive_with<T: DeserializeOwned>(
+        &self,
+        control: &mut RecvAncillaryBuffer<'_>,
+    ) -> Result<T, LinkError> {
+        let mut bytes = vec![0; MAX_PACKET];
         let received = loop {
             let mut slices = [IoSliceMut::new(&mut bytes)];
-            match recvmsg(&self.socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(&self.socket, &mut slices, control, RecvFlags::CMSG_CLOEXEC) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(LinkError::TimedOut),
                 Err(Errno::CONNRESET) => return Err(LinkError::Unread),
@@ -136,23 +154,17 @@ impl Channel {
                 Ok(received) => break received,
             }
         };
-        let fds: Vec<OwnedFd> = control
-            .drain()
-            .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                _ => None,
-            })
-            .flatten()
-            .collect();
         if received.bytes == 0 {
             return Err(self.closed());
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(LinkError::Malformed("the message was cut off".to_owned()));
         }
-        let message = serde_json::from_slice(&bytes[..received.bytes])
-            .map_err(|e| LinkError::Malformed(e.to_string()))?;
-        Ok((message, fds))
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(LinkError::Malformed("it came with more files than it may".to_owned()));
+        }
+        serde_json::from_slice(&bytes[..received.bytes])
+            .map_err(|e| LinkError::Malformed(e.to_string()))
     }
 }
 
@@ -181,6 +193,20 @@ mod tests {
         let mut text = [0; 5];
         File::from(fds.pop().unwrap()).read_exact_at(&mut text, 0).unwrap();
         assert_eq!(&text, b"guest");
+    }
+
+    #[test]
+    fn files_that_the_host_does_not_expect_make_a_message_malformed() {
+        let (host, vm) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for count in [1, MAX_FDS] {
+            vm.send(&FromVm::Reply(Reply::Built), &vec![file.as_fd(); count]).unwrap();
+            let received = host.receive_without_fds::<FromVm>();
+            assert!(matches!(received, Err(LinkError::Malformed(_))), "{received:?}");
+        }
+        vm.send(&FromVm::Reply(Reply::Built), &[]).unwrap();
+        let received = host.receive_without_fds::<FromVm>().unwrap();
+        assert!(matches!(received, FromVm::Reply(Reply::Built)), "{received:?}");
     }
 
     #[test]

@@ -135,7 +135,7 @@ fn a_process_that_floods_lies_or_answers_unasked_fails_alone_with_one_error() {
     let stranger = json!({ "reply": { "x".repeat(WORST_BYTES): 1 } });
     let cases: [(&str, &Value, &[&OwnedFd]); 5] = [
         ("without end", &link, &[]),
-        ("without end", &link, &many_fds),
+        ("came with more files than it may", &link, &many_fds),
         ("no answer to the request", &json!({"reply": "synced"}), &[]),
         ("no answer to the request", &json!({"reply": {"saved": {"bytes": u64::MAX}}}), &[]),
         ("cannot be read", &stranger, &[]),
