@@ -1,7 +1,6 @@
 //! `perennial ctl`: sends one request to a running host and prints the answer on standard output.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,7 +9,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::preflight::{self, NextFiles, absolute};
-use crate::api::{self, Call, Event, HandoverCall, Line, RecoverCall, Status, UpdateCall, With};
+use super::request::Request;
+use crate::api::{self, Event, HandoverCall, Line, RecoverCall, Status, UpdateCall, With};
 use crate::host;
 use crate::live_update::Step;
 use crate::live_update::preflight::Finding;
@@ -346,28 +346,8 @@ pub(super) fn status(socket: &Path) -> Result<Status, CtlError> {
     Ok(serde_json::from_value(ask(socket, Command::Status)?)?)
 }
 
-/// Sends a command. Returns the lines that the host sends.
-fn send(socket: &Path, command: Command) -> Result<io::Lines<BufReader<UnixStream>>, CtlError> {
-    let connect = |source| CtlError::Connect { socket: socket.to_owned(), source };
-    let mut stream = UnixStream::connect(socket).map_err(connect)?;
-    let call = Call { id: 1, command: command.into() };
-    writeln!(stream, "{}", serde_json::to_string(&call)?)?;
-    Ok(BufReader::new(stream).lines())
-}
-
 fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
-    let mut jumping = false;
-    for line in send(socket, command)? {
-        match serde_json::from_str(&line?)? {
-            Line::Ok { ok, .. } => return Ok(ok),
-            Line::Error { error, outcome, .. } => return Err(CtlError::Refused { error, outcome }),
-            Line::Event(event) => {
-                jumping |= event == Event::Jumping;
-                eprintln!("jumping");
-            }
-        }
-    }
-    Err(CtlError::NoAnswer { jumping })
+    Request::send(socket, command.into())?.reply()
 }
 
 /// Waits for the next host and returns its status.
@@ -393,19 +373,15 @@ fn of_successor<T>(ask: impl Fn() -> Result<T, CtlError>) -> Result<T, CtlError>
 /// Prints the events of the host, and after a handover those of the next host, until the host ends.
 fn follow(socket: &Path) -> Result<(), CtlError> {
     let watch = || {
-        let mut lines = send(socket, Command::Events)?;
-        match lines.next().transpose()?.map(|line| serde_json::from_str(&line)).transpose()? {
-            Some(Line::Error { error, outcome, .. }) => Err(CtlError::Refused { error, outcome }),
-            Some(Line::Ok { .. } | Line::Event(_)) => Ok(lines),
-            None => Err(CtlError::NoAnswer { jumping: false }),
-        }
+        let mut request = Request::send(socket, api::Command::Events)?;
+        request.reply().map(|_| request)
     };
     let mut output = io::stdout().lock();
-    let mut lines = watch()?;
+    let mut request = watch()?;
     loop {
         let mut jumping = false;
         // A connection that breaks has ended as well.
-        for line in lines.map_while(Result::ok) {
+        while let Ok(Some(line)) = request.line() {
             // A newer host may know events that this program does not.
             jumping |= matches!(serde_json::from_str(&line), Ok(Line::Event(Event::Jumping)));
             if writeln!(output, "{line}").is_err() {
@@ -416,6 +392,6 @@ fn follow(socket: &Path) -> Result<(), CtlError> {
         if !jumping {
             return Ok(());
         }
-        lines = of_successor(watch)?;
+        request = of_successor(watch)?;
     }
 }

@@ -5,6 +5,7 @@ mod ctl;
 mod log;
 mod luo;
 mod preflight;
+mod request;
 mod run;
 mod state;
 mod terminal;

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use serde_json::Value;
 
 use crate::guests::{self, PATIENCE};
-use crate::host::Host;
+use crate::host::{Host, PERENNIAL};
 use crate::kernel::COUNTS;
 
 impl Host {
@@ -116,4 +118,47 @@ fn clients_that_wait_for_the_end_of_a_vm_lock_nobody_out() {
     let mut answer = String::new();
     BufReader::new(waiting.last().unwrap()).read_line(&mut answer).unwrap();
     assert!(answer.contains("pulled"), "{answer}");
+}
+
+/// Runs `ctl` against a host that this test plays: it answers the request with these lines, in which ID is the request's
+/// id, and hangs up.
+fn ctl_hears(command: &str, lines: &[&str]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut ctl = Command::new(PERENNIAL);
+    ctl.args(["ctl", "--socket"]).arg(&socket).arg(command);
+    let ctl = ctl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut request = String::new();
+    BufReader::new(&stream).read_line(&mut request).unwrap();
+    let id = serde_json::from_str::<Value>(&request).unwrap()["id"].to_string();
+    for line in lines {
+        writeln!(stream, "{}", line.replace("ID", &id)).unwrap();
+    }
+    drop(stream);
+    ctl.wait_with_output().unwrap()
+}
+
+#[test]
+fn an_operator_is_told_the_reply_to_his_own_request_and_nothing_that_was_meant_for_others() {
+    let of_others = [
+        r#"{"event":"ready","status":{}}"#,
+        r#"{"id":1,"ok":{"ended":"pulled"}}"#,
+        r#"{"id":1,"error":["no"]}"#,
+        r#"{"id":0,"ok":{}}"#,
+        "the end of a line",
+    ];
+    let told = |last: &str| ctl_hears("status", &[&of_others[..], &[last]].concat());
+    let Output { status, stdout, stderr } = told(r#"{"id":ID,"ok":{"here":true}}"#);
+    let stdout: Value = serde_json::from_slice(&stdout).unwrap();
+    assert_eq!((status.success(), &stdout["here"]), (true, &true.into()));
+    assert_eq!(String::from_utf8(stderr).unwrap(), "");
+    for (id, why) in [("ID", "refused"), ("0", "too long")] {
+        let Output { status, stderr, .. } = told(&format!(r#"{{"id":{id},"error":["{why}"]}}"#));
+        let said = String::from_utf8(stderr).unwrap();
+        assert!(!status.success() && said.contains(why), "{said}");
+    }
+    let said = String::from_utf8(told(r#"{"event":"jumping"}"#).stderr).unwrap();
+    assert!(said.starts_with("jumping\n") && said.contains("without an answer"), "{said}");
 }
