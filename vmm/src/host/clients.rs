@@ -3,16 +3,19 @@
 //! Clients are many, and none is trusted to behave: they may stay without a word, send without end, never read, or
 //! leave while the host is busy. None of that may keep an operator's `ctl` from being served.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::HostError;
 use crate::api::Lines;
+use crate::look;
 use crate::socket::listen;
 
 /// Most clients at a time.
@@ -21,6 +24,9 @@ const MOST: usize = 64;
 const MOST_WAITING: usize = 48;
 /// How long no client is accepted after the host could not accept one, for want of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Time between two looks at the socket's path, and how long one may take.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const LOOK_WITHIN: Duration = Duration::from_millis(100);
 
 /// A client.
 pub(super) struct Client {
@@ -71,10 +77,29 @@ impl Client {
     }
 }
 
+/// What tells the socket at a path from another one that is made there later: device, inode number, and when it was made,
+/// where the file system knows that.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity(u64, u64, Option<SystemTime>);
+
+impl Identity {
+    /// The identity of what is at `path`. `None` if nothing can be found there.
+    fn at(path: &Path) -> Option<Self> {
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Self(found.dev(), found.ino(), found.created().ok()))
+    }
+}
+
 /// The listening socket and its clients.
 pub(super) struct Clients {
     listener: UnixListener,
-    path: std::path::PathBuf,
+    path: PathBuf,
+    /// What is at the path while clients reach this host there.
+    own: Option<Identity>,
+    /// When the path is looked at next.
+    next_look: Instant,
+    /// Whether the log says already that clients do not reach this host.
+    is_lost: bool,
     pub(super) all: Vec<Client>,
     next: u64,
     /// Until when no client is accepted.
@@ -86,7 +111,54 @@ impl Clients {
     pub(super) fn listen(path: &Path) -> Result<Self, HostError> {
         let error = |source| HostError::Socket { path: path.to_owned(), source };
         let listener = listen(path).map_err(error)?;
-        Ok(Self { listener, path: path.to_owned(), all: Vec::new(), next: 0, paused: None })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            own: Identity::at(path),
+            next_look: Instant::now() + LOOK_PAUSE,
+            is_lost: false,
+            all: Vec::new(),
+            next: 0,
+            paused: None,
+        })
+    }
+
+    /// Makes the socket again if it was removed, as by a program that cleans up: nobody could tell the host anything any
+    /// more. What another process has made at the path is left as it is, unless it is a socket without a listener. Clients
+    /// that are connected stay.
+    pub(super) fn listen_again(&mut self) {
+        if Instant::now() < self.next_look {
+            return;
+        }
+        let seen =
+            look::at(std::slice::from_ref(&self.path), LOOK_WITHIN, Identity::at).pop().flatten();
+        self.next_look = Instant::now() + LOOK_PAUSE;
+        // A file system that hangs may have the socket.
+        let Some(found) = seen else { return };
+        if self.own.is_some() && found == self.own {
+            self.is_lost = false;
+            return;
+        }
+        let path = self.path.display();
+        match listen(&self.path) {
+            Ok(listener) => {
+                tracing::warn!("the socket {path} was removed: it is made again");
+                (self.listener, self.own) = (listener, Identity::at(&self.path));
+                self.is_lost = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_lost, true) {
+                    tracing::error!(
+                        "the socket {path} was removed, and clients cannot reach this host: {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// When [`listen_again`](Self::listen_again) has something to do.
+    pub(super) fn next_look(&self) -> Instant {
+        self.next_look
     }
 
     /// Returns the listener, if a client can be accepted now.
@@ -149,7 +221,10 @@ impl Clients {
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // Another host may listen there by now.
+        if self.own.is_some() && Identity::at(&self.path) == self.own {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -171,6 +246,42 @@ mod tests {
         assert!(clients.listener().is_some());
         clients.accept(is_waiting);
         stream
+    }
+
+    #[test]
+    fn a_socket_that_was_removed_is_made_again_and_clients_stay() {
+        let (_directory, mut clients) = clients();
+        let path = clients.path.clone();
+        let _before = connect(&mut clients, |_| false);
+        fs::remove_file(&path).unwrap();
+        clients.listen_again();
+        assert!(!path.exists(), "it is not looked at all the time");
+        clients.next_look = Instant::now();
+        clients.listen_again();
+        let _after = connect(&mut clients, |_| false);
+        assert_eq!(numbers(&clients), [0, 1]);
+        // One that is there is not made again.
+        let own = Identity::at(&path);
+        clients.next_look = Instant::now();
+        clients.listen_again();
+        assert_eq!(Identity::at(&path), own);
+        drop(clients);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_another_process_has_made_at_the_path_stays() {
+        let (_directory, mut clients) = clients();
+        let path = clients.path.clone();
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        clients.next_look = Instant::now();
+        clients.listen_again();
+        assert!(clients.is_lost);
+        let _client = UnixStream::connect(&path).unwrap();
+        other.accept().unwrap();
+        drop(clients);
+        assert!(path.exists());
     }
 
     fn numbers(clients: &Clients) -> Vec<u64> {

@@ -120,6 +120,14 @@ fn clients_that_wait_for_the_end_of_a_vm_lock_nobody_out() {
     assert!(answer.contains("pulled"), "{answer}");
 }
 
+#[test]
+fn an_operator_reaches_a_host_whose_socket_was_removed() {
+    let mut host = Host::start();
+    fs::remove_file(host.socket()).unwrap();
+    host.wait_for_line("it is made again");
+    host.answers();
+}
+
 /// Runs `ctl` against a host that this test plays: it answers the request with these lines, in which ID is the request's
 /// id, and hangs up.
 fn ctl_hears(command: &str, lines: &[&str]) -> Output {

@@ -52,9 +52,13 @@ impl Callers {
         Ok(())
     }
 
-    /// Tries again to open the socket of a host that goes on without clients: what it failed for, such as too few file
-    /// descriptors, may have come back, and nobody can do anything with a host that cannot be asked.
+    /// Makes a socket again that was removed. Tries again to open the socket of a host that goes on without clients: what it
+    /// failed for, such as too few file descriptors, may have come back, and nobody can do anything with a host that cannot
+    /// be asked.
     pub(super) fn listen_again(&mut self) {
+        if let Some(clients) = &mut self.clients {
+            clients.listen_again();
+        }
         let Some((path, due)) = &mut self.unopened else { return };
         if self.clients.is_none() {
             if Instant::now() < *due {
@@ -108,7 +112,9 @@ impl Callers {
         let heard = self.clients().any(Client::has_lines).then_some(Duration::ZERO);
         let paused = self.clients.as_ref().and_then(Clients::paused_for);
         let socket = self.unopened.as_ref().map(|(_, due)| *due);
-        let due = self.port.as_ref().and_then(Port::due).into_iter().chain(socket).min();
+        let look = self.clients.as_ref().map(Clients::next_look);
+        let due =
+            self.port.as_ref().and_then(Port::due).into_iter().chain(socket).chain(look).min();
         let due = due.map(|due| due.saturating_duration_since(Instant::now()));
         [heard, paused, due].into_iter().flatten().min()
     }
