@@ -34,6 +34,7 @@ pub use worker::SerialWorker;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -59,6 +60,8 @@ struct Outbox(Arc<Shared>);
 
 struct Shared {
     pending: Mutex<VecDeque<u8>>,
+    /// Whether the last write to the sink failed, so that what is pending is not written until another one is tried.
+    fails: AtomicBool,
     doorbell: EventFd,
     motion: Mutex<Motion>,
     /// Notified when the port's thread has stopped to move bytes.
@@ -78,7 +81,8 @@ impl Outbox {
         let doorbell = event("the serial port's output")?;
         let motion = Mutex::new(Motion { paused: !running, moving: None });
         let (pending, still) = (Mutex::new(pending.into()), Condvar::new());
-        Ok(Self(Arc::new(Shared { pending, doorbell, motion, still })))
+        let fails = AtomicBool::new(false);
+        Ok(Self(Arc::new(Shared { pending, fails, doorbell, motion, still })))
     }
 
     /// Moves bytes on the port's thread, unless the port is paused. Returns whether it did.
@@ -112,13 +116,19 @@ impl Outbox {
     fn push(&self, byte: u8) {
         let mut pending = self.pending();
         // One signal for a burst: the port's thread takes all bytes.
-        if pending.is_empty() {
+        if pending.is_empty() || self.0.fails.load(Ordering::Relaxed) {
             self.ring();
         }
         pending.push_back(byte);
         if pending.len() > OUTBOX {
             pending.pop_front();
         }
+    }
+
+    /// Notes whether the last write to the sink failed, while the bytes of that write are not pending. Returns whether the
+    /// write before it did.
+    fn note_fails(&self, fails: bool) -> bool {
+        self.0.fails.swap(fails, Ordering::Relaxed)
     }
 
     /// Wakes the port's thread.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -34,7 +34,7 @@ pub(super) enum Peer {
 pub(super) enum Written {
     Bytes(usize),
     Full,
-    Broken,
+    Failed(io::Error),
 }
 
 impl Sink {
@@ -60,10 +60,7 @@ impl Sink {
             Err(error) => match error.kind() {
                 io::ErrorKind::Interrupted => Written::Bytes(0),
                 io::ErrorKind::WouldBlock => Written::Full,
-                _ => {
-                    tracing::debug!("serial output on fd {}: {error}", self.file.as_raw_fd());
-                    Written::Broken
-                }
+                _ => Written::Failed(error),
             },
         }
     }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use super::sink::{Peer, Sink};
 use super::uart::{DATA, FCR, FIFO, IER, LCR, SCR};
 use super::*;
 use crate::state::Schema;
@@ -140,6 +141,37 @@ fn a_guest_that_sends_without_end_keeps_the_thread_from_no_other_event() {
         assert_eq!(rung(&serial), !serial.outbox.pending().is_empty());
     }
     assert!(goes > 1, "the thread was kept until there was nothing to send");
+}
+
+#[test]
+fn output_that_a_full_file_system_does_not_take_waits_until_it_does() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (mut serial, _) = port(Some(full.into()));
+    let mut worker = serial.worker();
+    let rung = |serial: &Serial| serial.outbox.0.doorbell.read().is_ok();
+    send(&mut serial, b"kernel ");
+    assert!(rung(&serial));
+    worker.send();
+    assert_eq!(serial.save().unwrap().outbox, b"kernel ");
+    // Nothing tells when there is room: each byte is another attempt.
+    for text in [&b"pan"[..], b"ic"] {
+        send(&mut serial, text);
+        assert!(rung(&serial));
+        worker.send();
+    }
+    let (mut near, far) = pair();
+    worker.console.sink = Some(Sink::new(far, Peer::Fixed));
+    send(&mut serial, b"!");
+    assert!(rung(&serial));
+    worker.send();
+    let mut text = [0; 64];
+    let count = near.read(&mut text).unwrap();
+    assert_eq!(&text[..count], b"kernel panic!");
+    // One signal for a burst again.
+    send(&mut serial, b"a");
+    assert!(rung(&serial));
+    send(&mut serial, b"b");
+    assert!(!rung(&serial));
 }
 
 #[test]

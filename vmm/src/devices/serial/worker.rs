@@ -1,6 +1,6 @@
 //! The thread of the serial port: writes output to the sink, and reads input from it.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::console::{Accepted, Console};
 use super::sink::{Peer, Written};
 use super::uart::FIFO;
-use super::{Outbox, Registers, pull};
+use super::{OUTBOX, Outbox, Registers, pull};
 
 /// Most bytes of one write to the sink.
 const CHUNK: usize = 4096;
@@ -21,7 +21,7 @@ const BATCH: usize = 4;
 pub struct SerialWorker {
     registers: Arc<Registers>,
     outbox: Outbox,
-    console: Console,
+    pub(super) console: Console,
     /// Whether a client may wait for the console.
     client_waits: bool,
     /// Whether the sink has input for which the FIFO had no room.
@@ -49,16 +49,32 @@ impl SerialWorker {
                 return;
             }
             match sink.write(&chunk) {
-                Written::Bytes(count) => self.outbox.put_back(&chunk[count..]),
+                Written::Bytes(count) => {
+                    if self.outbox.note_fails(false) {
+                        tracing::info!("the serial port's output is written again");
+                    }
+                    self.outbox.put_back(&chunk[count..]);
+                }
                 // An event of the sink follows when it has room.
                 Written::Full => return self.outbox.put_back(&chunk),
                 // The next client gets it. What this one has sent before it left is still read.
-                Written::Broken if sink.peer == Peer::Client => {
+                Written::Failed(_) if sink.peer == Peer::Client => {
                     sink.peer = Peer::LeavingClient;
                     self.input_waits = true;
                     return self.outbox.put_back(&chunk);
                 }
-                Written::Broken => self.outbox.pending().clear(),
+                // Nobody is at the other end of a pipe or a line any more, and nobody will be.
+                Written::Failed(error) if is_hung_up(&error) => self.outbox.pending().clear(),
+                // A file system that is full, say. No event tells when it has room: the guest's next byte rings.
+                Written::Failed(error) => {
+                    if !self.outbox.note_fails(true) {
+                        tracing::warn!(
+                            "the serial port's output cannot be written, and the latest {} KiB of it wait: {error}",
+                            OUTBOX >> 10
+                        );
+                    }
+                    return self.outbox.put_back(&chunk);
+                }
             }
         }
         if !self.outbox.pending().is_empty() {
@@ -87,8 +103,8 @@ impl SerialWorker {
                         pull(&self.registers.interrupt);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                 // The other end is closed, or not open yet.
                 _ => return is_client,
             }
@@ -116,6 +132,10 @@ impl SerialWorker {
             self.console.detach(ops);
         }
     }
+}
+
+fn is_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
 }
 
 impl MutEventSubscriber for SerialWorker {
