@@ -17,9 +17,10 @@ const DEPTH: usize = 8;
 const FILES: usize = 32;
 /// Most boot loader entries of which it is kept why they were left out.
 const SKIPPED: usize = 32;
-/// Most words of a command, and most bytes of one.
+/// Most words of a command, most bytes of one, and most bytes of all: more than any command line has.
 const WORDS: usize = 4096;
 const WORD_MAX: usize = 16 << 10;
+const WORDS_MAX: usize = 64 << 10;
 
 /// The state of a script.
 #[derive(Clone)]
@@ -504,18 +505,13 @@ impl<'v> Shell<'v> {
     }
 
     fn expand_all(&self, words: &[Word]) -> Result<Vec<String>, GrubError> {
-        let mut expanded = Vec::new();
-        for word in words {
-            self.expand(word, &mut expanded)?;
-            if expanded.len() > WORDS {
-                return Err(GrubError::TooMuch("a command has more than 4096 words"));
-            }
-        }
-        Ok(expanded)
+        let mut expanded = Words::default();
+        words.iter().try_for_each(|word| self.expand(word, &mut expanded))?;
+        Ok(expanded.words)
     }
 
     /// Adds what `word` becomes: no word, one, or several.
-    fn expand(&self, word: &Word, words: &mut Vec<String>) -> Result<(), GrubError> {
+    fn expand(&self, word: &Word, words: &mut Words) -> Result<(), GrubError> {
         let mut current: Option<String> = None;
         for piece in word {
             match piece {
@@ -527,7 +523,7 @@ impl<'v> Shell<'v> {
                     let value = self.value(name);
                     for (index, part) in value.split([' ', '\t', '\n']).enumerate() {
                         if index > 0 {
-                            words.extend(current.take());
+                            words.extend(current.take())?;
                         }
                         if !part.is_empty() {
                             current.get_or_insert_default().push_str(part);
@@ -539,8 +535,7 @@ impl<'v> Shell<'v> {
                 return Err(GrubError::TooMuch("a word has more than 16 KiB"));
             }
         }
-        words.extend(current);
-        Ok(())
+        words.extend(current)
     }
 
     fn value(&self, name: &str) -> &str {
@@ -548,5 +543,43 @@ impl<'v> Shell<'v> {
             Ok(0) | Err(_) => self.variables.get(name),
             Ok(index) => self.arguments.get(index - 1).map_or("", String::as_str),
         }
+    }
+}
+
+/// The words of one command. One word of a script becomes thousands if its variables have spaces, so each is counted when it
+/// is added.
+#[derive(Default)]
+struct Words {
+    words: Vec<String>,
+    bytes: usize,
+}
+
+impl Words {
+    /// Adds a word, if there is one. Errors if there are too many.
+    fn extend(&mut self, word: Option<String>) -> Result<(), GrubError> {
+        let Some(word) = word else { return Ok(()) };
+        self.bytes += word.len();
+        if self.words.len() == WORDS {
+            return Err(GrubError::TooMuch("a command has more than 4096 words"));
+        }
+        if self.bytes > WORDS_MAX {
+            return Err(GrubError::TooMuch("the words of a command have more than 64 KiB"));
+        }
+        self.words.push(word);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted_before_there_are_too_many() {
+        let mut words = Words::default();
+        (0..WORDS).for_each(|_| words.extend(Some("x".to_owned())).unwrap());
+        words.extend(None).unwrap();
+        words.extend(Some("x".to_owned())).unwrap_err();
+        assert_eq!(words.words.len(), WORDS);
     }
 }

@@ -280,6 +280,24 @@ fn words_are_quoted_expanded_and_split_as_in_a_shell() {
 }
 
 #[test]
+fn the_words_of_a_command_are_bounded_however_short_the_script_is() {
+    let with = |a: &str, command: &str| {
+        choose_on(&Disk::default(), &format!("set a='{a}'\n{command}\nmenuentry t {{ linux /k }}"))
+    };
+    let (spaces, long) = ("x ".repeat(8000), "x".repeat(16_000));
+    for (a, command, problem) in [
+        (&spaces, format!("echo {}", "$a".repeat(200_000)), "more than 4096 words"),
+        (&spaces, format!("for i in {}; do true; done", "$a ".repeat(9)), "more than 4096 words"),
+        (&long, format!("echo {}", "$a".repeat(200_000)), "a word has more than 16 KiB"),
+        (&long, format!("echo {}", "$a ".repeat(5)), "have more than 64 KiB"),
+    ] {
+        let error = with(a, &command).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+    with(&long, &format!("echo {}", "$a ".repeat(4))).unwrap();
+}
+
+#[test]
 fn conditions_loops_and_functions_are_run() {
     let condition = |condition: &str| {
         let text = format!(
