@@ -232,9 +232,14 @@ fn remedy(name: &VmName, outcome: Outcome) -> Option<String> {
     }
 }
 
-/// Returns where the report is kept.
+/// Returns where the report is kept: beside the lock, and named after any other lock than the default one, because several
+/// hosts may have their locks in one directory.
 fn path(section: &HostSection) -> PathBuf {
-    section.lock.as_deref().unwrap_or(Path::new(DEFAULT_LOCK)).with_file_name("report.json")
+    let lock = section.lock.as_deref().filter(|lock| *lock != Path::new(DEFAULT_LOCK));
+    let Some(lock) = lock else { return Path::new(DEFAULT_LOCK).with_file_name("report.json") };
+    let mut name = lock.file_name().unwrap_or_default().to_owned();
+    name.push(".report.json");
+    lock.with_file_name(name)
 }
 
 /// Returns the report that an earlier host kept. `None` if there is none that this host can read.
@@ -247,5 +252,21 @@ pub(super) fn kept(section: &HostSection) -> Option<Report> {
             tracing::warn!("cannot read the report in {}: {error}", path.display());
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_with_locks_in_one_directory_keep_a_report_each() {
+        let path = |lock: Option<&str>| {
+            path(&HostSection { lock: lock.map(PathBuf::from), ..HostSection::default() })
+        };
+        let default = Path::new("/run/perennial/report.json");
+        assert_eq!((path(None).as_path(), path(Some(DEFAULT_LOCK)).as_path()), (default, default));
+        let second = path(Some("/run/perennial/second.lock"));
+        assert_eq!(second, Path::new("/run/perennial/second.lock.report.json"));
     }
 }

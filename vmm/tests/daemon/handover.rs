@@ -147,7 +147,7 @@ fn the_next_program_answers_in_the_same_process() {
     host.wait_until_ready("boot cold");
     let kept: serde_json::Value = serde_json::from_slice(&host.ctl(&["report"]).stdout).unwrap();
     assert_eq!(kept, report, "the report of the last handover outlives the host");
-    fs::write(host.directory.path().join("report.json"), "{}").unwrap();
+    fs::write(host.directory.path().join("lock.report.json"), "{}").unwrap();
     let mut host = host.start_again();
     host.wait_for_line("cannot read the report in");
     host.wait_until_ready("boot cold");

@@ -427,7 +427,7 @@ fn a_host_to_which_nothing_was_handed_over_says_that_the_vms_are_lost() {
     let (socket, lock) = (directory.path().join("socket"), directory.path().join("lock"));
     let section = format!("[host]\nsocket = {socket:?}\nlock = {lock:?}\n");
     fs::write(&config, section + &text("web")).unwrap();
-    let kept = directory.path().join("report.json");
+    let kept = directory.path().join("lock.report.json");
     fs::write(&kept, EARLIER_REPORT).unwrap();
     let mut command = Command::new(PERENNIAL);
     command.args(["host", "--config"]).arg(&config).env("PERENNIAL_HANDOVER", "77,78");

@@ -555,11 +555,11 @@ fn a_restore_that_finds_a_cold_start_says_that_the_vms_boot() {
         (Wanted::Recover(None), vec!["db", "web-1"]),
     ] {
         let root = tempfile::tempdir().unwrap();
-        std::fs::write(root.path().join("report.json"), earlier).unwrap();
+        std::fs::write(root.path().join("lock.report.json"), earlier).unwrap();
         let mut host = unread(root.path());
         let told = |host: &Host| host.report.as_ref().map(|report| report.vms[0].outcome);
         assert_eq!(told(&host), Some(Outcome::Preserved));
-        let kept = || std::fs::read(root.path().join("report.json")).unwrap();
+        let kept = || std::fs::read(root.path().join("lock.report.json")).unwrap();
         assert_eq!(kept(), earlier, "it may be of this kernel");
         write_command_line(root.path(), "quiet");
         let answer = asks(&mut host, wanted).unwrap();
