@@ -79,6 +79,8 @@ pub enum Ended {
     Pulled,
     /// Its process failed.
     Failed,
+    /// It had ended before, or had failed, and was not about to boot.
+    WasStopped,
 }
 
 impl Line {
@@ -113,6 +115,7 @@ mod tests {
             (Answer::Done {}, "{}"),
             (Answer::Document { document: "d00d".into() }, r#"{"document":"d00d"}"#),
             (Answer::Ended { ended: Ended::ByGuest }, r#"{"ended":"by-guest"}"#),
+            (Answer::Ended { ended: Ended::WasStopped }, r#"{"ended":"was-stopped"}"#),
             (Answer::Memory { memory: "00ff".into() }, r#"{"memory":"00ff"}"#),
             (Answer::Resized { bytes: 512 }, r#"{"bytes":512}"#),
             (Answer::Recovered { recovered: Vec::new(), boots: Vec::new() }, r#"{"recovered":[]}"#),

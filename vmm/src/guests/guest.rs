@@ -525,10 +525,19 @@ impl Guest {
         matches!(self.life, Life::Live(_))
     }
 
-    /// Ends the VM at once. A preserved VM loses its memory.
+    /// Whether the VM has ended and is not about to boot, so that there is nothing to stop. A process of it may still be
+    /// ending.
+    pub fn has_ended(&self) -> bool {
+        self.waiting.is_none() && matches!(self.life, Life::Stopped | Life::Failed(_))
+    }
+
+    /// Ends the VM at once. A preserved VM loses its memory. One that has ended before is left as it is: its status still
+    /// says why it failed.
     pub fn stop(&mut self) {
-        self.end_boot();
-        self.end_with(Life::Stopped);
+        if !self.has_ended() {
+            self.end_boot();
+            self.end_with(Life::Stopped);
+        }
     }
 
     /// Handles an event of the VM's process, or the end of the process (`None`). A VM that boots again does so

@@ -76,14 +76,18 @@ impl<C: Copy + PartialEq> Stops<C> {
         if within_s != 0 {
             host.check_free(&vm)?;
         }
-        if !find(&mut host.vms, &vm)?.is_live() || within_s == 0 {
+        let guest = find(&mut host.vms, &vm)?;
+        let ended = guest.has_ended().then_some(Ended::WasStopped);
+        if !guest.is_live() || within_s == 0 {
             host.pull(&vm)?;
-            self.pulled.push(vm.clone());
+            if ended.is_none() {
+                self.pulled.push(vm.clone());
+            }
         } else {
             find(&mut host.vms, &vm)?.shut_down(after(within_s))?;
             tracing::info!("VM `{vm}`: its guest was asked to shut down within {within_s} s");
         }
-        self.waiting.push(Waiting { client, id, vm, ended: None });
+        self.waiting.push(Waiting { client, id, vm, ended });
         Ok(())
     }
 

@@ -50,9 +50,13 @@ fn a_client_is_told_the_states_and_the_steps_of_handovers_by_one_host_after_the_
     );
     assert!(vm["error"].to_string().contains("/nowhere"), "{vm}");
 
-    assert!(host.ctl(&["stop", "web"]).status.success());
-    let vm = watcher.next();
-    assert_eq!((&vm["state"], &vm["error"]), (&"stopped".into(), &Value::Null));
+    // A VM that has ended is left as it is.
+    for arguments in [&["stop", "web"][..], &["stop", "web", "--now"]] {
+        let answer: Value = serde_json::from_slice(&host.ctl(arguments).stdout).unwrap();
+        assert_eq!(answer["ended"], "was-stopped");
+        let status = &host.status()["vms"][0];
+        assert_eq!((&status["state"], &status["error"]), (&vm["state"], &vm["error"]));
+    }
 
     // One that stops before a step says so.
     assert!(host.ctl(&["handover", "--stop-before", "preserve-ram"]).status.success());
@@ -72,6 +76,17 @@ fn a_client_is_told_the_states_and_the_steps_of_handovers_by_one_host_after_the_
 
     assert!(host.ctl(&["power-off"]).status.success());
     assert!(watcher.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_vm_that_fails_and_is_to_boot_again_is_stopped_and_a_client_is_told() {
+    let host = Host::start_with(&format!("{VM}restart = \"always\"\n"));
+    let mut watcher = Watcher::start(&host);
+    let answer: Value = serde_json::from_slice(&host.ctl(&["stop", "web"]).stdout).unwrap();
+    assert_eq!(answer["ended"], "pulled");
+    while watcher.next()["state"] != "stopped" {}
+    let status = &host.status()["vms"][0];
+    assert_eq!((&status["state"], &status["error"]), (&"stopped".into(), &Value::Null));
 }
 
 #[test]
