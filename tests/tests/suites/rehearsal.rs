@@ -56,8 +56,9 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     }
     let without_luo = with(&good, json!({"kernel": "/data/guest/bzImage"}));
     expect(&mut host, without_luo, "rehearsal-luo", "/dev/liveupdate")?;
-    let hangs = with(&good, json!({"rehearse_within_s": 0}));
-    expect(&mut host, hangs, "rehearsal-boot", "did not report within 0 s")?;
+    // No kernel boots in a VM, and its host reports, in that time.
+    let hangs = with(&good, json!({"rehearse_within_s": 1}));
+    expect(&mut host, hangs, "rehearsal-boot", "did not report within 1 s")?;
 
     let after = process(&mut host)?;
     if after != before {
@@ -71,8 +72,8 @@ fn rehearse(luo: Luo) -> Result<(), Failure> {
     let named = ["`initramfs-documents`", "VM `web`", "serial-v1", "serial-v9"];
     host.expect_refusal_of_all("update", json!({}), &named)?;
     // The configuration has each update rehearsed.
-    let hangs = with(&good, json!({"rehearse_within_s": 0}));
-    host.expect_refusal("update", hangs.clone(), "did not report within 0 s")?;
+    let hangs = with(&good, json!({"rehearse_within_s": 1}));
+    host.expect_refusal("update", hangs.clone(), "did not report within 1 s")?;
     let unrehearsed = with(&hangs, json!({"rehearse": false, "stop_before": "load"}));
     let answer = host.try_update(unrehearsed)?;
     if answer["stopped_before"] != "load" {

@@ -67,6 +67,7 @@ pub(super) fn check(request: &Value) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::path::PathBuf;
 
     use serde_json::json;
@@ -120,7 +121,7 @@ mod tests {
             without: vec![vm()],
             force: vec!["driver".to_owned()],
             rehearse: Some(true),
-            rehearse_within_s: Some(1),
+            rehearse_within_s: Some(NonZeroU32::MIN),
         };
         let (program, stop_before, without) = (path(), Some(Step::Jump), vec![vm()]);
         vec![

@@ -12,6 +12,7 @@ pub mod report;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -186,7 +187,7 @@ pub struct UpdateCall {
     pub rehearse: Option<bool>,
     /// How many seconds the rehearsal may take. Defaults to the configuration's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rehearse_within_s: Option<u32>,
+    pub rehearse_within_s: Option<NonZeroU32>,
 }
 
 impl UpdateCall {
@@ -465,8 +466,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_command_or_a_bad_name_is_an_error() {
-        for bad in [r#"{"do":"fly"}"#, r#"{"do":"boot","vm":"a/b"}"#, r#"{"do":"boot"}"#, "7", ""] {
+    fn an_unknown_command_or_a_bad_argument_is_an_error() {
+        for bad in [
+            r#"{"do":"fly"}"#,
+            r#"{"do":"boot","vm":"a/b"}"#,
+            r#"{"do":"boot"}"#,
+            // Nothing could succeed in that time.
+            r#"{"do":"rehearse","rehearse_within_s":0}"#,
+            "7",
+            "",
+        ] {
             assert!(serde_json::from_str::<Call>(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! `perennial ctl`: sends one request to a running host and prints the answer on standard output.
 
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -135,7 +136,7 @@ enum Command {
         next: Next,
         /// How long it may take; by default `rehearse-within-s` in `[update]`, or 120
         #[arg(long, value_name = "SECONDS")]
-        within: Option<u32>,
+        within: Option<NonZeroU32>,
         /// Print the findings as JSON
         #[arg(long)]
         json: bool,
@@ -159,7 +160,7 @@ enum Command {
         no_rehearse: bool,
         /// How long that may take; by default `rehearse-within-s` in `[update]`, or 120
         #[arg(long, value_name = "SECONDS", requires = "rehearse")]
-        rehearse_within: Option<u32>,
+        rehearse_within: Option<NonZeroU32>,
     },
     /// Replace the host's program under its VMs, on this kernel
     Handover {

@@ -6,6 +6,7 @@
 //!                                  \--its client leaves, or the host ends--> nothing happens
 //! ```
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::{Host, HostError, init};
@@ -122,8 +123,8 @@ impl Host {
             carried: &self.carried,
             backend: luo.backend(),
         };
-        let within_s =
-            call.rehearse_within_s.unwrap_or_else(|| self.config.update.rehearse_within_s());
+        let within_s = call.rehearse_within_s.map(NonZeroU32::get);
+        let within_s = within_s.unwrap_or_else(|| self.config.update.rehearse_within_s());
         let given = Given {
             source,
             promised: self.vms.iter().map(|vm| vm.untouched_bytes()).sum(),
