@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use super::output;
 use super::preflight::{self, NextFiles, absolute};
 use super::request::Request;
 use crate::api::{self, Event, HandoverCall, Line, RecoverCall, Status, UpdateCall, With};
@@ -334,7 +335,7 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         true => {
             preflight::print(&serde_json::from_value::<Vec<Finding>>(answer["findings"].clone())?)
         }
-        false => println!("{}", serde_json::to_string_pretty(&answer)?),
+        false => output::line(serde_json::to_string_pretty(&answer)?),
     }
     Ok(match answer["refused"].as_bool() {
         Some(true) => ExitCode::from(preflight::REFUSED),

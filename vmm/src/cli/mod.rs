@@ -1,9 +1,12 @@
 //! The command line: `perennial host`, `run`, `console`, `ctl`, `preflight`, `state`, `luo`, and the internal `vmm` and `dhcp`.
 
+#![deny(clippy::print_stdout, reason = "it panics if nobody reads: see `output`")]
+
 mod console;
 mod ctl;
 mod log;
 mod luo;
+mod output;
 mod preflight;
 mod request;
 mod run;
@@ -118,7 +121,7 @@ pub fn main(started: u64) -> ExitCode {
     let command = match Arguments::try_parse() {
         Ok(arguments) => arguments.command,
         Err(answer) if answer.kind() == ErrorKind::DisplayVersion => {
-            println!("perennial {}", own_version());
+            output::line(format_args!("perennial {}", own_version()));
             return ExitCode::SUCCESS;
         }
         Err(answer) => answer.exit(),
@@ -132,7 +135,7 @@ pub fn main(started: u64) -> ExitCode {
         Command::Host { config } => exit(host::run(&config, started, inherited)),
         Command::Run(arguments) => exit_with(run::run(&arguments)),
         Command::Vmm { protocol: true, .. } => {
-            println!("{PROTOCOL}");
+            output::line(PROTOCOL);
             ExitCode::SUCCESS
         }
         Command::Vmm { .. } => {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
+use super::output;
 use crate::config::{Config, ConfigError};
 use crate::host;
 use crate::live_update::next_kernel::{Candidate, NextKernel};
@@ -85,7 +86,9 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, PreflightError> {
     let findings = preflight::run(&Candidate::look(&next, is_in_pool), &surroundings);
     let refused = !preflight::refusals(&findings, &[]).is_empty();
     match json {
-        true => println!("{:#}", json!({ "refused": refused, "findings": findings })),
+        true => {
+            output::line(format_args!("{:#}", json!({ "refused": refused, "findings": findings })))
+        }
         false => print(&findings),
     }
     Ok(if refused { ExitCode::from(REFUSED) } else { ExitCode::SUCCESS })
@@ -94,11 +97,12 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, PreflightError> {
 /// Prints findings, one a line, and what they amount to.
 pub(super) fn print(findings: &[Finding]) {
     for finding in findings {
-        println!("{finding}");
+        output::line(finding);
     }
     let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
     let [refusals, warnings, notes] =
         [Severity::Refusal, Severity::Warning, Severity::Note].map(count);
     let verdict = if refusals == 0 { "nothing stands in the way" } else { "it would be refused" };
-    println!("update: {verdict} ({refusals} refusals, {warnings} warnings, {notes} notes)");
+    let counts = format!("{refusals} refusals, {warnings} warnings, {notes} notes");
+    output::line(format_args!("update: {verdict} ({counts})"));
 }

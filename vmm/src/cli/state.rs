@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use super::output;
 use crate::causes::chain;
 use crate::config::Config;
 use crate::live_update::index::Index;
@@ -54,12 +55,12 @@ pub(super) fn run(command: Command) -> Result<(), Error> {
         Command::Show { file, full } => {
             let detail = if full { Detail::Full } else { Detail::Brief };
             let root = document::decode(&read(&file)?).map_err(|e| state_error(&file, e))?;
-            print!("{}", document::show(&root, detail));
+            output::print(document::show(&root, detail));
         }
         Command::Check { files } => {
             for file in files {
                 let what = check(&read(&file)?).map_err(|source| state_error(&file, source))?;
-                println!("{}: {what}", file.display());
+                output::line(format_args!("{}: {what}", file.display()));
             }
         }
     }

@@ -128,6 +128,26 @@ fn an_operator_reaches_a_host_whose_socket_was_removed() {
     host.answers();
 }
 
+#[test]
+fn a_command_whose_output_nobody_reads_to_its_end_has_not_failed() {
+    let host = Host::start();
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/vm-v1.dtb");
+    let socket = host.socket().display().to_string();
+    let commands: [&[&str]; 4] = [
+        &["ctl", "--socket", &socket, "status"],
+        &["state", "show", document],
+        &["state", "check", document, document],
+        &["--version"],
+    ];
+    for arguments in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(PERENNIAL);
+        let output = command.args(arguments).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    }
+}
+
 /// Runs `ctl` against a host that this test plays: it answers the request with these lines, in which ID is the request's
 /// id, and hangs up.
 fn ctl_hears(command: &str, lines: &[&str]) -> Output {

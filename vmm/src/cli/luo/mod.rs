@@ -91,7 +91,7 @@ pub(super) fn run(command: Command) -> ExitCode {
 }
 
 fn show(file: &Path, pages: Option<&Path>) -> Result<(), Error> {
-    print!("{}", tree(file, pages)?);
+    super::output::print(tree(file, pages)?);
     Ok(())
 }
 
