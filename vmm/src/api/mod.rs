@@ -466,6 +466,29 @@ mod tests {
     }
 
     #[test]
+    fn each_documented_key_of_the_status_is_there_and_null_if_there_is_nothing_to_say() {
+        let vm = r#"{"name":"web","state":"failed","ram_bytes":1,"vcpus":1}"#;
+        let status = format!(
+            r#"{{"version":"","kernel":"","kernel_version":"","luo":"","boot":"","live_updates":0,
+                "unfinished":[],"resources":{{}},"vms":[{vm}]}}"#
+        );
+        let status: Status = serde_json::from_str(&status).unwrap();
+        let status = serde_json::to_value(status).unwrap();
+        let manual = include_str!("../../../docs/api.md");
+        let table = manual.split_once("## `status`\n").unwrap().1.split_once("\n\n`").unwrap().0;
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+        let keys: Vec<&str> = rows.flat_map(|(keys, _)| keys.split("`, `")).collect();
+        assert_eq!(keys.len(), status.as_object().unwrap().len(), "{keys:?}");
+        for key in keys {
+            assert!(status.get(key).is_some(), "{key}");
+        }
+        for key in ["luo_error", "last_host_error", "address", "config_error", "digest"] {
+            assert_eq!(status.get(key), Some(&Value::Null), "{key}");
+        }
+        assert_eq!(status["vms"][0].get("mapped"), Some(&Value::Null));
+    }
+
+    #[test]
     fn an_unknown_command_or_a_bad_argument_is_an_error() {
         for bad in [
             r#"{"do":"fly"}"#,
