@@ -251,6 +251,8 @@ pub(super) enum CtlError {
         #[source]
         source: io::Error,
     },
+    #[error("the host at {} has not answered for {seconds} s: it hangs, or is stopped", socket.display())]
+    Silent { socket: PathBuf, seconds: u64 },
     #[error("the connection to the host broke")]
     Broken(#[from] io::Error),
     #[error("the host hung up without an answer")]
