@@ -87,7 +87,7 @@ fn a_lack_of_files_is_noticed_before_a_guest_is_paused() {
     host.wait_until_ready("boot cold");
     let open = open_files(&host);
     let (mut handed_over, mut is_refused) = (0, false);
-    for most in (open..=open + 48).rev() {
+    for most in (open..=open + 46).rev() {
         vms.iter().for_each(|(name, ..)| host.counts_on(name));
         limit_files(&host, most);
         let output = host.ctl(&["handover"]);

@@ -134,7 +134,8 @@ impl Place {
     }
 }
 
-/// Checks the disks of all VMs that have a process or are preserved. `next` is the next host's configuration, if it mounts anything.
+/// Checks the disks of all VMs that have a process or are preserved. `next` is the next host's configuration, if it mounts
+/// anything.
 pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
     let mut disks = disks_of(surroundings.travelling());
     disks.extend(preserved_disks(surroundings.vms, surroundings.kept));
