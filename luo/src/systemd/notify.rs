@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use rustix::net::{
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::mutex::lock;
 
 /// How long a message waits for room in the manager's queue.
 const SENT_WITHIN: Duration = Duration::from_secs(10);
@@ -30,6 +33,8 @@ pub struct Notify {
     manager: SocketAddrUnix,
     /// Whether the last message found no room in time. Then the next ones do not wait.
     is_stuck: AtomicBool,
+    /// The pipe of the next [`barrier`](Self::barrier), so that a process without a file left can still leave.
+    pipe: Mutex<Option<(OwnedFd, OwnedFd)>>,
 }
 
 impl Notify {
@@ -49,7 +54,8 @@ impl Notify {
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(SENT_WITHIN))?;
-        Ok(Self { socket, manager, is_stuck: AtomicBool::new(false) })
+        let pipe = Mutex::new(Some(pipe_with(PipeFlags::CLOEXEC)?));
+        Ok(Self { socket, manager, is_stuck: AtomicBool::new(false), pipe })
     }
 
     /// The same, with messages that wait so long for room.
@@ -114,7 +120,19 @@ impl Notify {
     /// Waits until the manager has processed every earlier message. ETIMEDOUT: the manager did not
     /// do so within `patience`.
     pub fn barrier(&self, patience: Duration) -> Result<(), Errno> {
-        let (here, there) = pipe_with(PipeFlags::CLOEXEC)?;
+        let kept = lock(&self.pipe).take();
+        let pipe = kept.map_or_else(|| pipe_with(PipeFlags::CLOEXEC), Ok)?;
+        let passed = self.pass_through(pipe, patience);
+        // Both of its files are closed by now.
+        *lock(&self.pipe) = pipe_with(PipeFlags::CLOEXEC).ok();
+        passed
+    }
+
+    fn pass_through(
+        &self,
+        (here, there): (OwnedFd, OwnedFd),
+        patience: Duration,
+    ) -> Result<(), Errno> {
         self.send_fd("BARRIER=1", there.as_fd())?;
         // Now the manager has the only copy, and closes it when it processes this message.
         drop(there);

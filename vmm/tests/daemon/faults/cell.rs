@@ -61,10 +61,14 @@ impl Cell {
         }
     }
 
-    /// Whether the cell is short enough for every run: each step at which a host can be killed, and two steps with the
+    /// Whether the cell is short enough for every run: each step at which a host can be killed, and a few steps with
     /// other faults.
     pub(super) fn is_of_every_run(&self) -> bool {
-        let is_example = self.backend == Backend::Keeper && ["save", "take"].contains(&self.step);
+        let is_example = match self.backend {
+            Backend::Keeper => ["save", "take"].contains(&self.step),
+            Backend::Systemd => self.step == "load" && self.fault == Fault::NoFiles,
+            Backend::Pool => false,
+        };
         self.fault == Fault::KillHost || (is_example && self.fault != Fault::Hang)
     }
 
