@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use luo::Orchestrator;
 use luo::kernel::Device;
@@ -67,7 +67,7 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
         }
     };
     let mut host = start_host()?;
-    let status = ctl(&["status"])?;
+    let status = status_when_all_run()?;
     if !status.contains(&format!("\"boot\": \"{boot}\""))
         || !status.contains("\"/run/consoles/web\"")
     {
@@ -91,6 +91,21 @@ pub(super) fn after_the_update() -> Result<(), Problem> {
     match ended.success() && log.contains("it was pressed") {
         true => Ok(()),
         false => Err(format!("after SIGTERM: the host: {ended}; the log of its VM: {log}").into()),
+    }
+}
+
+/// Waits until all VMs run, those that are found without a manifest too. Returns the status then.
+fn status_when_all_run() -> Result<String, Problem> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let status = ctl(&["status"])?;
+        if status.matches("\"state\": \"running\"").count() == VMS.len() + 1 {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("not all VMs run: {status}").into());
+        }
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
