@@ -54,7 +54,7 @@ impl Notify {
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(SENT_WITHIN))?;
-        let pipe = Mutex::new(Some(pipe_with(PipeFlags::CLOEXEC)?));
+        let pipe = Mutex::new(pipe_with(PipeFlags::CLOEXEC).ok());
         Ok(Self { socket, manager, is_stuck: AtomicBool::new(false), pipe })
     }
 

@@ -251,7 +251,7 @@ pub(super) enum CtlError {
         #[source]
         source: io::Error,
     },
-    #[error("the host at {} has not answered for {seconds} s: it hangs, or is stopped", socket.display())]
+    #[error("the host at {} has not answered for {seconds} s: it is busy with an update or its start, or it hangs", socket.display())]
     Silent { socket: PathBuf, seconds: u64 },
     #[error("the connection to the host broke")]
     Broken(#[from] io::Error),
@@ -356,7 +356,8 @@ fn ask(socket: &Path, command: Command) -> Result<Value, CtlError> {
 
 /// Waits for the next host and returns its status.
 fn successor(socket: &Path) -> Result<Value, CtlError> {
-    of_successor(|| ask(socket, Command::Status))
+    // It takes the VMs over before it answers.
+    of_successor(|| Request::send_patiently(socket, api::Command::Status)?.reply())
 }
 
 /// Asks until the next host answers.

@@ -41,6 +41,11 @@ impl Request {
         Self::send_within(socket, command, QUIET, limit)
     }
 
+    /// The same to a host that may take long to answer, whatever it is asked.
+    pub(super) fn send_patiently(socket: &Path, command: Command) -> Result<Self, CtlError> {
+        Self::send_within(socket, command, QUIET, None)
+    }
+
     fn send_within(
         socket: &Path,
         command: Command,

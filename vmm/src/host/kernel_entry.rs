@@ -235,6 +235,11 @@ impl KernelEntry {
         matches!(self.origin, TicketOrigin::Begun | TicketOrigin::HandedOver)
     }
 
+    /// Whether the last host may have ended before it handed over, as far as the notes say.
+    pub fn has_only_begun(&self) -> bool {
+        self.origin == TicketOrigin::Begun
+    }
+
     /// Notes the ticket of a handover that begins.
     pub fn note_handover(&self, ticket: Ticket) {
         self.note_ticket(BEGUN, ticket);
@@ -485,6 +490,7 @@ mod tests {
                 assert_eq!(read().expect(), Expect::Begun(ticket), "the last one");
                 assert!(read().is_handed_over() && read().is_marked() && read().is_noted());
                 assert_eq!(read().ticket_to_pass_on(), None, "the pool may not have it");
+                assert!(read().has_only_begun());
             }
             assert_eq!(of_other().expect(), before);
             read().redeem();
@@ -497,6 +503,7 @@ mod tests {
             next.note_arrival(ticket);
             of_other().note_arrival(ticket);
             assert!(read().expect() == Expect::Switch(ticket) && read().is_noted());
+            assert!(!read().has_only_begun());
             assert_eq!(of_other().expect(), Expect::Switch(ticket));
             next.redeem();
             assert_eq!((read().expect(), of_other().expect()), (before, before));

@@ -81,7 +81,6 @@ impl Host {
                 self.update_report(&machine.name);
             }
         }
-        self.begin_awaited();
         self.redeem_if_none_is_withheld();
         let why = |vm: &Guest| match &vm.life {
             Life::Withheld(why) => Some(why.join(": ")),

@@ -119,7 +119,11 @@ impl Host {
         if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() || is_withheld {
             self.reach_again()?;
             self.look_again()?;
-            self.find_orphans()?;
+            if let Err(error) = self.find_orphans() {
+                // Perhaps about another VM.
+                tracing::error!("{}", chain(&error).join(": "));
+            }
+            self.begin_awaited();
             return self.found_late(name);
         }
         self.end_late(Some(name));

@@ -189,7 +189,8 @@ pub(super) fn lost(
             host_session()
         ),
     };
-    if !is_marked || !matches!(arrival, Ok(None)) {
+    // A host that ended before it handed over has lost its VMs as any host does that is killed.
+    if !is_marked || kernel_entry.has_only_begun() || !matches!(arrival, Ok(None)) {
         return None;
     }
     let entered = match replaced {

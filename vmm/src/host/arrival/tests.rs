@@ -277,8 +277,9 @@ fn a_vm_that_a_killed_host_has_left_without_a_manifest_is_preserved_and_not_boot
             *lock(&luo.fault) = Some((0, Errno::BUSY));
             host.settle(Destiny::NextKernel).unwrap_err();
             host.find_orphans().unwrap();
-            // Its process cannot be started here.
+            // It goes along if an update is about to take place, and is restored otherwise.
             assert_eq!(states(&host), ["preserved"]);
+            host.check_free(&VmName::new("db").unwrap()).unwrap_err();
             assert!(!entry(None).is_marked());
         }
         host.complete_orphan(0);
