@@ -520,6 +520,11 @@ impl Guest {
         }
     }
 
+    /// Whether the VM is held back, because its state may be preserved where this host cannot reach it.
+    pub fn is_withheld(&self) -> bool {
+        matches!(self.life, Life::Withheld(_))
+    }
+
     /// Whether the VM has a process.
     pub fn is_live(&self) -> bool {
         matches!(self.life, Life::Live(_))

@@ -79,7 +79,7 @@ impl Held {
         &self.files
     }
 
-    /// Takes this for what the index says of its files.
+    /// Sets the list of its files, where no index has one.
     pub fn list(&mut self, files: Vec<IndexedFile>) {
         self.files = files;
     }

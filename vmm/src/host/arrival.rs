@@ -168,8 +168,8 @@ impl Host {
             opaque.into_iter().map(|(name, files)| hold(luo, name, files)).collect();
         let manifest = arrival.manifest.as_ref();
         let boots = manifest.iter().flat_map(|manifest| &manifest.boots);
-        // Others an operator has given up since, and perhaps booted; or they have a state.
-        let boots: Vec<_> = boots.filter(|vm| !self.is_given_up(&vm.name)).cloned().collect();
+        // The others an operator has given up since, and perhaps booted.
+        let mut boots: Vec<_> = boots.filter(|vm| !self.is_given_up(&vm.name)).cloned().collect();
         self.number = manifest.map_or(self.number, |manifest| manifest.number);
         self.report = Some(self.make_report(manifest, backend, &arrived, (opened, resumed)));
         self.late.extend(late);
@@ -191,18 +191,17 @@ impl Host {
         }
         self.finish_the_rest();
         breakpoint::reach("report", None);
-        let has_state = |vm: &Guest| !matches!(vm.life, Life::Withheld(_));
-        let with_state: Vec<_> = self.vms.iter().filter(|vm| has_state(vm)).collect();
-        let has_state = |name: &VmName| with_state.iter().any(|vm| vm.machine.name == *name);
-        let boots: Vec<_> = boots.into_iter().filter(|machine| !has_state(&machine.name)).collect();
-        for machine in &boots {
+        // Those that have a state were put in their places above.
+        let has_state = |vm: &Guest, name: &VmName| vm.machine.name == *name && !vm.is_withheld();
+        boots.retain(|machine| !self.vms.iter().any(|vm| has_state(vm, &machine.name)));
+        let names: Vec<_> = boots.iter().map(|machine| machine.name.clone()).collect();
+        for machine in boots {
             tracing::info!("VM `{}` was about to boot again: it does so now", machine.name);
-            let mut vm = Guest::new(machine.clone(), &self.confinement);
+            let mut vm = Guest::new(machine, &self.confinement);
             vm.boot_soon();
             self.put(vm);
         }
-        let boots: Vec<_> = boots.into_iter().map(|machine| machine.name).collect();
-        self.report_boots(&boots);
+        self.report_boots(&names);
         self.keep_report();
         let known: Vec<VmName> = self.vms.iter().map(|vm| vm.machine.name.clone()).collect();
         let new = self.config.machines.iter().filter(|m| !known.contains(&m.name));
@@ -222,7 +221,8 @@ impl Host {
         }
     }
 
-    /// Whether the last host of this process has handed over to this one, which nobody has asked for anything yet.
+    /// Whether this process has its VMs from the last host by an exec. Otherwise somebody may have given them up since they
+    /// were handed over.
     fn came_by_exec(&self) -> bool {
         self.replaced == Some(Replaced::Program) && !self.kernel_entry.is_noted()
     }
@@ -432,19 +432,21 @@ impl Host {
             if self.kernel_entry.is_noted() { Replaced::Program } else { Replaced::Kernel };
         let lost = start::lost(replaced, &self.kernel_entry, &self.luo, look);
         self.last_host.lost = lost.map(|why| (replaced, why));
-        let is_withheld = |vm: &Guest| matches!(vm.life, Life::Withheld(_));
-        let withheld = (0..self.vms.len()).filter(|index| is_withheld(&self.vms[*index]));
+        let withheld = (0..self.vms.len()).filter(|index| self.vms[*index].is_withheld());
         let withheld: Vec<usize> = withheld.collect();
         withheld.iter().for_each(|index| self.vms[*index].life = Life::Stopped);
         for index in withheld {
             if let Ok(luo) = &self.luo {
                 forget_leftovers(luo.as_ref(), &self.vms[index].machine.name);
             }
+            if let Some(life) = self.left_in_luo(&self.vms[index].machine.clone()) {
+                self.vms[index].life = life;
+                continue;
+            }
             // One that an operator has booted since may have its disk.
-            match (self.left_in_luo(&self.vms[index].machine.clone()), self.check_claims(index)) {
-                (Some(life), _) => self.vms[index].life = life,
-                (None, Ok(())) => self.vms[index].boot_at_start(),
-                (None, Err(error)) => {
+            match self.check_claims(index) {
+                Ok(()) => self.vms[index].boot_at_start(),
+                Err(error) => {
                     let why = chain(&error);
                     tracing::error!("{}", why.join(": "));
                     self.vms[index].did_not_boot(why);
@@ -490,7 +492,7 @@ impl Host {
 
     /// Lets the VMs be booted that are still withheld: nothing was left of them.
     fn withhold_none(&mut self) {
-        let of = |vm: &Guest| matches!(vm.life, Life::Withheld(_)).then(|| vm.machine.name.clone());
+        let of = |vm: &Guest| vm.is_withheld().then(|| vm.machine.name.clone());
         for name in self.vms.iter().filter_map(of).collect::<Vec<_>>() {
             if let Ok(vm) = find(&mut self.vms, &name) {
                 vm.life = Life::Stopped;
@@ -539,7 +541,7 @@ impl Host {
         if !self.vms.iter().any(is_opaque) {
             self.carried.manifests.clear();
         }
-        let withheld = self.vms.iter().filter(|vm| matches!(vm.life, Life::Withheld(_))).count();
+        let withheld = self.vms.iter().filter(|vm| vm.is_withheld()).count();
         if self.last_host.unseen.is_some() && (withheld > 0 || self.vms.is_empty()) {
             return;
         }

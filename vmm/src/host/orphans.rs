@@ -69,12 +69,11 @@ impl Host {
     /// Looks again for what is left of the VMs that are withheld because LUO could not be asked for them. Errors if it still
     /// cannot.
     pub(super) fn find_orphans(&mut self) -> Result<(), HostError> {
-        let is_withheld = |vm: &Guest| matches!(vm.life, Life::Withheld(_));
-        if self.luo.is_err() || !self.vms.iter().any(is_withheld) {
+        if self.luo.is_err() || !self.vms.iter().any(Guest::is_withheld) {
             return Ok(());
         }
         for index in 0..self.vms.len() {
-            if is_withheld(&self.vms[index]) {
+            if self.vms[index].is_withheld() {
                 let machine = self.vms[index].machine.clone();
                 let life = self.left_in_luo(&machine).unwrap_or(Life::Stopped);
                 self.vms[index].life = life;
@@ -93,7 +92,7 @@ impl Host {
     /// Notes that nothing of the last kernel can come any more, unless VMs are withheld because LUO could not be asked for
     /// them.
     pub(super) fn redeem_if_none_is_withheld(&mut self) {
-        if !self.vms.iter().any(|vm| matches!(vm.life, Life::Withheld(_))) {
+        if !self.vms.iter().any(Guest::is_withheld) {
             self.kernel_entry.redeem();
         }
     }

@@ -162,7 +162,7 @@ impl Host {
     /// Begins to restore all preserved VMs, after another look if VMs are withheld. Returns what has begun for each, or why
     /// nothing has.
     fn begin_to_recover_all(&mut self) -> Result<Vec<(VmName, BegunOrNot)>, HostError> {
-        let withheld = self.vms.iter().filter(|vm| matches!(vm.life, Life::Withheld(_)));
+        let withheld = self.vms.iter().filter(|vm| vm.is_withheld());
         let withheld: Vec<_> = withheld.map(|vm| vm.machine.name.clone()).collect();
         self.reach_again()?;
         self.look_again()?;
@@ -170,7 +170,7 @@ impl Host {
         let preserved: Vec<_> = preserved.collect();
         let mut all = Vec::new();
         for name in withheld {
-            let is_withheld = matches!(self.vm(&name)?.life, Life::Withheld(_));
+            let is_withheld = self.vm(&name)?.is_withheld();
             if !is_withheld && !preserved.contains(&name) {
                 let begun = self.found_late(&name);
                 all.push((name, begun));

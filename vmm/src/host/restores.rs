@@ -115,8 +115,8 @@ impl Host {
         // What a handover has brought is here already.
         let is_unread = self.kernel_entry.is_unread() && self.replaced.is_none();
         let index = index_of(&self.vms, name)?;
-        let is_withheld = matches!(self.vms[index].life, Life::Withheld(_));
-        if is_unread || self.is_out_of_reach() || self.last_host.unseen.is_some() || is_withheld {
+        let is_unseen = self.last_host.unseen.is_some() || self.vms[index].is_withheld();
+        if is_unread || is_unseen || self.is_out_of_reach() {
             self.reach_again()?;
             self.look_again()?;
             if let Err(error) = self.find_orphans() {
@@ -198,11 +198,11 @@ impl Host {
 
     /// Restores a preserved VM as soon as the host waits for its last process no longer.
     pub(super) fn restore_when_gone(&mut self, name: &VmName) {
-        self.restores.awaited.push(name.clone());
+        self.restore_soon(name);
         self.begin_awaited();
     }
 
-    /// Restores a preserved VM beside the main loop, when that begins.
+    /// The same from the next [`begin_awaited`](Self::begin_awaited) on.
     pub(super) fn restore_soon(&mut self, name: &VmName) {
         self.restores.awaited.push(name.clone());
     }

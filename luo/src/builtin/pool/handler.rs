@@ -79,10 +79,10 @@ impl Handler<OpenFile> for FileHandler {
         let mut state = self.files.state();
         let (fd, entry) = state.open_owned(handle.0)?;
         directory::seek(&fd, entry.position)?;
-        let inode = Look::at(&fd)?.inode;
         if state.gives_again() {
             return Ok(OpenFile::new(fd));
         }
+        let inode = Look::at(&fd)?.inode;
         state.take(handle.0)?;
         // So that a stale copy of a tree cannot find the file. An error must not lose the guest,
         // and is ignored: the mark on disk already keeps the session from being given out again.

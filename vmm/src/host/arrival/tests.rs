@@ -231,8 +231,7 @@ fn states(host: &Host) -> Vec<&'static str> {
 /// A kernel with this command line, and a way to read how it was entered.
 fn kernel(line: &str) -> (tempfile::TempDir, impl Fn(Option<luo::Ticket>) -> KernelEntry + use<>) {
     let root = tempfile::tempdir().unwrap();
-    std::fs::create_dir(root.path().join("proc")).unwrap();
-    std::fs::write(root.path().join("proc/cmdline"), line).unwrap();
+    write_command_line(root.path(), line);
     let path = root.path().to_owned();
     (root, move |left| KernelEntry::read(&path, left, None).unwrap())
 }
@@ -437,7 +436,6 @@ fn a_pool_that_could_not_be_reached_is_looked_for_again() {
         start::look_into(backend::choose(&HostSection::default(), &[], expect), expect);
     host.luo = luo;
     host.populate(Found { arrival, keeper: None });
-    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
     assert_eq!(states(&host), ["withheld"; 2]);
 
     let db = VmName::new("db").unwrap();
@@ -513,7 +511,6 @@ fn a_host_that_reads_the_command_line_after_a_handover_chooses_its_luo_then() {
     (host.luo, host.replaced) = (luo, Some(Replaced::Program));
     host.kernel_entry = KernelEntry::unread(root.path(), None);
     host.populate(Found { arrival, keeper: Some(keeper) });
-    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
     assert_eq!(states(&host), ["preserved"; 2]);
     host.reach_again_by(|_, _, _| panic!("the command line is still unread")).unwrap();
     assert!(host.luo.is_err());
@@ -598,7 +595,6 @@ fn two_vms_that_boot_late_do_not_get_one_disk() {
 
 #[test]
 fn a_kernel_whose_command_line_is_read_late_withholds_no_vm_for_ever() {
-    let states = |host: &Host| host.vms.iter().map(|vm| vm.state()).collect::<Vec<_>>();
     let db = VmName::new("db").unwrap();
     for (line, lost) in [("quiet", false), ("perennial.update=1", true)] {
         let root = tempfile::tempdir().unwrap();

@@ -23,6 +23,16 @@ fn at_each_change(mut act: impl FnMut(usize) -> bool) {
     assert!(number > 1, "the operation makes changes");
 }
 
+/// A pool that a host has left two VMs in.
+fn left_two_vms() -> TempDir {
+    let directory = directory();
+    let pool = start(&directory);
+    let vms = two_vms(&pool);
+    leave(pool);
+    drop(vms);
+    directory
+}
+
 #[test]
 fn a_crash_in_the_switch_leaves_this_generation_or_the_next() {
     let mut left = Vec::new();
@@ -50,11 +60,7 @@ fn a_crash_in_the_switch_leaves_this_generation_or_the_next() {
 #[test]
 fn a_crash_in_the_second_switch_never_brings_the_first_back() {
     at_each_change(|number| {
-        let directory = directory();
-        let pool = start(&directory);
-        let vms = two_vms(&pool);
-        leave(pool);
-        drop(vms);
+        let directory = left_two_vms();
         let pool = start(&directory);
         let a = take_vm(&pool, "a").unwrap();
         // The guest of `a` runs (a write to its memory); `b` is not retrieved.
@@ -98,11 +104,7 @@ fn a_crash_at_the_start_loses_nothing() {
 #[test]
 fn a_crash_while_a_vm_is_retrieved_gives_it_out_once_or_not_at_all() {
     at_each_change(|number| {
-        let directory = directory();
-        let pool = start(&directory);
-        let vms = two_vms(&pool);
-        leave(pool);
-        drop(vms);
+        let directory = left_two_vms();
         let pool = start(&directory);
         let (had_memory, reached) = Fault::From(number).during(|| {
             let had_memory = pool.retrieve_session(&name("a")).is_ok_and(|session| {
@@ -127,11 +129,7 @@ fn a_session_that_is_taken_when_it_is_finished_comes_again_until_then_and_never_
     let again = Options { taken_when_finished: true, ..options() };
     let mut fates = Vec::new();
     at_each_change(|number| {
-        let directory = directory();
-        let pool = start(&directory);
-        let vms = two_vms(&pool);
-        leave(pool);
-        drop(vms);
+        let directory = left_two_vms();
         let begin = || Pool::start(directory.path(), &again).unwrap();
         // One that is killed with the memory in its hands changes nothing.
         let pool = begin();
@@ -268,11 +266,7 @@ fn a_failure_while_preserving_changes_nothing() {
 fn memory_of_a_session_that_cannot_be_marked_as_taken_can_be_retrieved_later() {
     // The mark cannot be written, or cannot be brought to the disk.
     for (change, errno) in [(0, Errno::NOSPC), (1, Errno::IO), (1, Errno::NOMEM)] {
-        let directory = directory();
-        let pool = start(&directory);
-        let vms = two_vms(&pool);
-        leave(pool);
-        drop(vms);
+        let directory = left_two_vms();
         let pool = start(&directory);
         let session = pool.retrieve_session(&name("a")).unwrap();
         let retrieve = || session.retrieve(Token(1));
