@@ -23,11 +23,11 @@ const CLOCK_OFFSET: Duration = Duration::from_millis(100);
 const CLOCK_STEP: Duration = Duration::from_millis(500);
 
 /// Number of last lines from which the current offset of a guest's clock is computed.
-const RECENT: usize = 20;
+const RECENT: usize = 8;
 
 /// Lines that must have arrived since the guest was resumed: [`RECENT`], and before these some that may
 /// have been sent before the resume.
-const SETTLED_LINES: u64 = 30;
+const SETTLED_LINES: u64 = 12;
 
 /// An event that must never happen.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -42,10 +42,12 @@ const BOOT: Duration = Duration::from_secs(600);
 /// Work that finds again what it did before a power failure.
 const DURABLE: &[&str] = &["commits", "pgbench", "redis"];
 /// With it, work that only verifies what it does.
-const SHORT: &[&str] = &["fio", "commits", "pgbench", "redis"];
+const ALL: &[&str] = &["fio", "commits", "pgbench", "redis"];
+/// The same without the one that takes longest, for the run of CI.
+const SHORT: &[&str] = &["fio", "commits", "redis"];
 
 /// Pieces that come back over the connection, and datagrams, after each update of the guest on the network.
-const BYTES: u64 = 256 << 10;
+const BYTES: u64 = 64 << 10;
 const DATAGRAMS: u64 = 20;
 
 /// What the machine's tables have.
@@ -167,7 +169,7 @@ fn several_disks(luo: Luo) -> Result<(), Failure> {
 }
 
 fn trixie(luo: Luo) -> Result<(), Failure> {
-    let host = work_over_updates(&plan(Release::Trixie, luo), SHORT)?;
+    let host = work_over_updates(&plan(Release::Trixie, luo), ALL)?;
     host.power_off_and_check_file_systems()
 }
 

@@ -61,6 +61,8 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: versions::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: rehearsal::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: network::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: power::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {

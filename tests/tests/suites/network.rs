@@ -8,7 +8,7 @@ use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::network::HOST;
 use perennial_tests::plan::{HostPlan, Luo, MUTE_MAC, VmPlan};
-use perennial_tests::suite::{Test, both, kernel};
+use perennial_tests::suite::{Test, both, kernel, pool};
 use perennial_tests::wire::Sent;
 use serde_json::{Value, json};
 
@@ -17,18 +17,21 @@ const UPDATES: u64 = 3;
 /// The largest packet of the guest with several queues.
 const MTU: u32 = 1400;
 /// Bytes that must come back after each.
-const BYTES: u64 = 256 << 10;
+const BYTES: u64 = 64 << 10;
 /// Datagrams that must come back after each.
 const DATAGRAMS: u64 = 20;
 
 pub(crate) const TESTS: &[Test] = &[
     both("connections_from_outside_live_through_three_updates", updates),
-    both(
-        "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down",
-        handovers,
-    ),
+    kernel(HANDOVER, handovers),
     kernel("a_tap_may_vanish_and_may_be_brought_along", foreground::network),
 ];
+
+/// Tests that take longer: `make test-guests`.
+pub(crate) const LONG_TESTS: &[Test] = &[pool(HANDOVER, handovers)];
+
+const HANDOVER: &str =
+    "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down";
 
 fn vm(name: &str) -> VmPlan {
     VmPlan { network: true, ..VmPlan::new(name, 128, 1) }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::paths;
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both};
+use perennial_tests::suite::{Test, kernel};
 use serde_json::json;
 
 /// Time in which a working guest sends many heartbeats.
@@ -14,7 +14,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Most heartbeats that may still arrive from a guest that was stopped.
 const MOST_LATE: usize = 50;
 
-pub(crate) const TESTS: &[Test] = &[both("what_a_silent_guest_hangs_on_is_told_by_name", told)];
+pub(crate) const TESTS: &[Test] = &[kernel("what_a_silent_guest_hangs_on_is_told_by_name", told)];
 
 fn told(luo: Luo) -> Result<(), Failure> {
     let vms = vec![VmPlan::new("web", 128, 1), VmPlan::new("db", 128, 1)];

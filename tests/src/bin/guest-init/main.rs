@@ -125,5 +125,5 @@ fn read(path: &str) -> String {
 
 /// Sleeps for a moment between two actions of a worker.
 fn pause() {
-    thread::sleep(Duration::from_millis(20));
+    thread::sleep(Duration::from_millis(50));
 }
