@@ -28,6 +28,7 @@ pub mod resuming;
 pub mod staged;
 pub mod storage;
 pub mod told;
+pub mod turns;
 mod users;
 mod words;
 

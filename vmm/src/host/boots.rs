@@ -1,6 +1,5 @@
 //! The VMs of a host that came up without a last host: they boot, a few at a time.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use luo::Orchestrator;
@@ -8,13 +7,13 @@ use luo::Orchestrator;
 use super::{Host, ram_source};
 use crate::causes::chain;
 use crate::guests::answers::readable;
-use crate::guests::{Guest, Life};
+use crate::guests::{Guest, Life, turns};
 use crate::live_update::manifest::vm_session;
 use crate::machine::VmName;
-use crate::machine::claims::Claims;
+use crate::machine::claims::{Claims, FilesSeen};
 
-/// How long VMs that boot keep the next one from beginning, when a host starts. One that takes longer may hang.
-const BOOT_TURN: Duration = Duration::from_secs(10);
+/// How long a host that starts waits for VMs that boot, before it serves its clients. One that takes longer may hang.
+const BOOTS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Boots the VMs of the configuration. A VM that may be preserved where this host cannot reach it is
@@ -33,9 +32,11 @@ impl Host {
             }
             None => "repair the cause and start the host again",
         };
-        let mut claims = Claims::default();
+        let (files, mut claims) = (FilesSeen::of(&self.config.machines), Claims::default());
+        // The VMs whose boot has begun, and when.
+        let mut began: Vec<(usize, Instant)> = Vec::new();
         for machine in self.config.machines.clone() {
-            let claimed = claims.add_files(&machine);
+            let claimed = claims.add_files(&machine, &files);
             let mut vm = Guest::new(machine, &self.confinement);
             vm.follow(&self.config);
             let kept = match &why {
@@ -47,13 +48,12 @@ impl Host {
             match kept {
                 Some(life) => vm.life = life,
                 None => {
-                    // More at a time would only share the CPUs. One more, because some wait for a disk.
-                    let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
-                    self.wait_for_boots(at_once - 1, Instant::now() + BOOT_TURN);
+                    self.wait_for_turn(&began);
                     if let Ok(luo) = &self.luo {
                         forget_leftovers(luo.as_ref(), &vm.machine.name);
                     }
                     let (index, wanted) = (self.vms.len(), vm.machine.ram_bytes);
+                    began.push((index, Instant::now()));
                     let ram = ram_source(&self.luo, &self.vms, index, wanted);
                     let claimed = claimed.map_err(|source| vm.claimed(source));
                     if let Err(error) = claimed.and_then(|()| vm.begin_to_boot(ram)) {
@@ -66,24 +66,39 @@ impl Host {
             self.vms.push(vm);
         }
         // One that takes longer, because its disk hangs, goes on beside the main loop.
-        self.wait_for_boots(0, Instant::now() + BOOT_TURN);
+        let deadline = Instant::now() + BOOTS_WITHIN;
+        while Instant::now() < deadline && self.is_booting() {
+            self.boots_go_on(deadline);
+        }
     }
 
-    /// Takes the VMs that boot on, all at the same time, until at most so many are left or it is `deadline`.
-    fn wait_for_boots(&mut self, most: usize, deadline: Instant) {
+    /// Takes the VMs that boot on until it is the turn of the next one. `began`: those whose boot has begun, and when.
+    fn wait_for_turn(&mut self, began: &[(usize, Instant)]) {
         loop {
-            let booting = self.vms.iter().filter(|vm| vm.booting().is_some());
-            let fds: Vec<_> = booting.clone().filter_map(Guest::booting).collect();
-            if fds.len() <= most || Instant::now() >= deadline {
+            let booting = began.iter().filter(|(index, _)| self.vms[*index].booting().is_some());
+            let now = Instant::now();
+            let turn = turns::next(booting.map(|(_, began)| *began), turns::at_once(), now);
+            if turn <= now {
                 return;
             }
-            let due = booting.filter_map(Guest::boot_due).min();
-            readable(&fds, due.unwrap_or(deadline).min(deadline));
-            for index in 0..self.vms.len() {
-                // One that has failed waits until all have had their turn.
-                if self.vms[index].booting().is_some() {
-                    self.boot_if_due(index);
-                }
+            self.boots_go_on(turn);
+        }
+    }
+
+    fn is_booting(&self) -> bool {
+        self.vms.iter().any(|vm| vm.booting().is_some())
+    }
+
+    /// Takes each VM that boots one step on, all at the same time. Waits for one that can go on, until `deadline` at most.
+    fn boots_go_on(&mut self, deadline: Instant) {
+        let booting = self.vms.iter().filter(|vm| vm.booting().is_some());
+        let fds: Vec<_> = booting.clone().filter_map(Guest::booting).collect();
+        let due = booting.filter_map(Guest::boot_due).min();
+        readable(&fds, due.unwrap_or(deadline).min(deadline));
+        for index in 0..self.vms.len() {
+            // One that has failed waits until all have had their turn.
+            if self.vms[index].booting().is_some() {
+                self.boot_if_due(index);
             }
         }
     }

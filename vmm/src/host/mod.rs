@@ -83,7 +83,7 @@ use crate::live_update::rehearsal::Rehearsal;
 use crate::live_update::{Observer, Step, UpdateError, outgoing, pass_on};
 use crate::look;
 use crate::machine::VmName;
-use crate::machine::claims::Claims;
+use crate::machine::claims::{Claims, FilesSeen};
 use crate::{open_files, signals};
 use arrival::{Destiny, LastHost};
 use backend::{ChosenLuo, NoLuo};
@@ -290,17 +290,19 @@ impl Host {
 
     /// Errors if a VM that has a process or boots, or whose memory is kept, has a file of VM `index`.
     fn check_claims(&self, index: usize) -> Result<(), GuestError> {
-        let mut claims = Claims::default();
         let others = self.vms.iter().enumerate().filter(|(other, _)| *other != index);
-        for (_, other) in others {
-            let is_at_rest = other.is_at_rest() && other.is_gone();
-            if !is_at_rest || !matches!(other.life, Life::Stopped | Life::Failed(_)) {
-                // What two others have is not this VM's matter.
-                let _ = claims.add_files(&other.machine);
-            }
+        let has_files = |vm: &Guest| {
+            let is_at_rest = vm.is_at_rest() && vm.is_gone();
+            !is_at_rest || !matches!(vm.life, Life::Stopped | Life::Failed(_))
+        };
+        let others = others.map(|(_, vm)| vm).filter(|vm| has_files(vm)).map(|vm| &vm.machine);
+        let (vm, mut claims) = (&self.vms[index], Claims::default());
+        let files = FilesSeen::of(others.clone().chain([&vm.machine]));
+        for other in others {
+            // What two others have is not this VM's matter.
+            let _ = claims.add_files(other, &files);
         }
-        let vm = &self.vms[index];
-        claims.add_files(&vm.machine).map_err(|source| vm.claimed(source))
+        claims.add_files(&vm.machine, &files).map_err(|source| vm.claimed(source))
     }
 
     /// Handles an event of the process of VM `index`, or the end of the process (`None`).

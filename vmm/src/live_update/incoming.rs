@@ -22,7 +22,6 @@ mod restored;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_mem::Segment;
@@ -45,7 +44,7 @@ use crate::guests::memfd::document_digest;
 use crate::guests::opening::Opening;
 use crate::guests::process::VmProcess;
 use crate::guests::ram::RamSource;
-use crate::guests::{Guest, Life, Live};
+use crate::guests::{Guest, Life, Live, turns};
 use crate::link::{MissingHints, Ram, Reply, Request, Role};
 use crate::machine::VmName;
 use crate::vm::ram_layout;
@@ -55,9 +54,6 @@ pub use restored::RestoredVm;
 
 /// How long the host waits for VMs that go no further, before it serves its clients and the other VMs.
 const LATE_AFTER: Duration = Duration::from_secs(20);
-
-/// How long a VM that has begun keeps the next one from beginning. A VM that takes longer may hang.
-const TURN: Duration = Duration::from_secs(1);
 
 /// Restores and resumes every VM of the manifest; the first of `entries` is the most urgent one. Returns each VM, in
 /// the order of `entries`, with its session, which the caller finishes when all VMs are resumed, and with its ledger.
@@ -81,8 +77,7 @@ fn arrive<T>(
     confinement: &Arc<Confinement>,
     mut start: impl FnMut(T) -> Result<Arriving, Box<RestoredVm>>,
 ) -> (Vec<RestoredVm>, Vec<Late>) {
-    // More at a time would only share the CPUs with those that are more urgent. One more, because some wait for a disk.
-    let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
+    let at_once = turns::at_once();
     let mut deadline = Instant::now() + within;
     let mut queue = queue.into_iter().enumerate().peekable();
     let mut arriving: Vec<(usize, Arriving)> = Vec::new();
@@ -94,7 +89,9 @@ fn arrive<T>(
         let until = match queue.peek() {
             None if arriving.is_empty() => break,
             None => deadline,
-            Some(_) => next_turn(arriving.iter().map(|(_, vm)| vm.began), at_once, Instant::now()),
+            Some(_) => {
+                turns::next(arriving.iter().map(|(_, vm)| vm.began), at_once, Instant::now())
+            }
         };
         let fds: Vec<_> = arriving.iter().map(|(_, vm)| vm.as_fd()).collect();
         let ready = readable(&fds, until);
@@ -130,13 +127,6 @@ fn arrive<T>(
     }
     arrived.sort_by_key(|(place, _)| *place);
     (arrived.into_iter().map(|(_, vm)| vm).collect(), late)
-}
-
-/// Returns when the next VM may begin, if others `began` then: now, if fewer than `at_once` of them have their turn.
-fn next_turn(began: impl Iterator<Item = Instant>, at_once: usize, now: Instant) -> Instant {
-    let mut ends: Vec<_> = began.map(|began| began + TURN).filter(|end| *end > now).collect();
-    ends.sort();
-    ends.len().checked_sub(at_once).map_or(now, |too_many| ends[too_many])
 }
 
 /// A VM whose memory has been retrieved and whose process restores it.

@@ -78,29 +78,12 @@ impl Claims {
         self.add(machine, |claim| [by_name(claim)].into())
     }
 
-    /// Adds what the devices of `machine` have, by names and files. Errors if another one has it already. A file whose
-    /// storage does not answer is only compared by its name; disks are locked besides.
-    pub fn add_files(&mut self, machine: &Machine) -> Result<(), ClaimError> {
-        let claims = machine.devices.iter().flat_map(|device| device.options.claims());
-        let paths = claims.filter_map(|claim| match claim.thing {
-            Thing::Path(path) => Some(path),
-            Thing::Named(..) => None,
-        });
-        let paths: Vec<PathBuf> = paths.collect();
-        let mut files = BTreeMap::new();
-        for (path, file) in paths.iter().zip(look::at(&paths, LOOK_WITHIN, by_file)) {
-            match file {
-                Some(file) => drop(files.insert(path, file)),
-                None => tracing::warn!(
-                    "VM `{}`: {} does not answer, so only its name is compared with those of other VMs' files",
-                    machine.name,
-                    path.display()
-                ),
-            }
-        }
+    /// Adds what the devices of `machine` have, by names and by what was seen of its files. Errors if another one has it
+    /// already.
+    pub fn add_files(&mut self, machine: &Machine, seen: &FilesSeen) -> Result<(), ClaimError> {
         self.add(machine, |claim| match &claim.thing {
             Thing::Path(path) => {
-                let file = files.get(path).cloned().flatten();
+                let file = seen.0.get(path).cloned().flatten();
                 [by_name(claim)].into_iter().chain(file).collect()
             }
             Thing::Named(..) => [by_name(claim)].into(),
@@ -124,6 +107,34 @@ impl Claims {
             }
         }
         Ok(())
+    }
+}
+
+/// What the files of VMs are, as far as they show it.
+#[derive(Debug)]
+pub struct FilesSeen(BTreeMap<PathBuf, Option<Key>>);
+
+impl FilesSeen {
+    /// Looks at the files of all `machines` at the same time, so that servers that are gone cost the time of one. A file that
+    /// does not answer is only compared by its name; disks are locked besides.
+    pub fn of<'a>(machines: impl IntoIterator<Item = &'a Machine>) -> Self {
+        let mut of_vms = BTreeMap::new();
+        for machine in machines {
+            for claim in machine.devices.iter().flat_map(|device| device.options.claims()) {
+                if let Thing::Path(path) = claim.thing {
+                    of_vms.entry(path).or_insert(&machine.name);
+                }
+            }
+        }
+        let paths: Vec<PathBuf> = of_vms.keys().cloned().collect();
+        let seen = look::at(&paths, LOOK_WITHIN, by_file);
+        for ((path, vm), _) in of_vms.iter().zip(&seen).filter(|(_, file)| file.is_none()) {
+            tracing::warn!(
+                "VM `{vm}`: {} does not answer, so only its name is compared with those of other VMs' files",
+                path.display()
+            );
+        }
+        Self(paths.into_iter().zip(seen.into_iter().map(Option::flatten)).collect())
     }
 }
 
@@ -235,9 +246,10 @@ mod tests {
         let check = |[a, b]: [String; 2]| {
             let mut claims = Claims::default();
             let machines = machines([&a, &b]).unwrap();
+            let seen = FilesSeen::of(&machines);
             machines
                 .iter()
-                .try_for_each(|machine| claims.add_files(machine))
+                .try_for_each(|machine| claims.add_files(machine, &seen))
                 .map_err(|e| e.to_string())
         };
         for other in ["hard", "soft"] {

@@ -1,7 +1,7 @@
 //! VMs that arrive side by side, whose processes are played by the other ends of their links.
 
 use std::sync::mpsc::channel;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use luo::builtin::keeper::Keeper;
 use luo::{Incoming, SessionName};
@@ -381,16 +381,4 @@ fn a_vm_that_was_paused_stays_paused() {
     });
     assert_eq!(states(&arrived), ["paused"]);
     assert!(matches!(requests(&vms[0])[0], Request::Restore { .. }));
-}
-
-#[test]
-fn only_a_few_begin_at_once_but_one_that_takes_long_keeps_none_back_for_ever() {
-    let now = Instant::now();
-    let ago = |ms| now - Duration::from_millis(ms);
-    let turn = |began: &[Instant]| next_turn(began.iter().copied(), 2, now);
-    assert_eq!(turn(&[]), now);
-    assert_eq!(turn(&[ago(10)]), now);
-    assert_eq!(turn(&[ago(10), ago(600)]), ago(600) + TURN);
-    assert_eq!(turn(&[ago(600), ago(5000), ago(5000), ago(10)]), ago(600) + TURN);
-    assert_eq!(turn(&[ago(5000), ago(10), ago(5000)]), now);
 }
