@@ -10,7 +10,7 @@ use crate::api::Line;
 use crate::causes::chain;
 use crate::config::ConfigError;
 use crate::guests::GuestError;
-use crate::live_update::preflight::{Finding, UnknownCheck};
+use crate::live_update::preflight::{Finding, UnknownCheck, joined};
 use crate::live_update::programs::ProgramError;
 use crate::live_update::{Outcome, UpdateError, next_host};
 use crate::machine::VmName;
@@ -258,10 +258,6 @@ pub enum HostError {
     /// The main loop failed.
     #[error("the host's main loop failed")]
     Loop(#[source] std::io::Error),
-}
-
-fn joined(findings: &[Finding]) -> String {
-    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// The start of a sentence about the VMs that were not recovered.

@@ -517,6 +517,7 @@ impl Host {
         observer: Observer<'_>,
     ) -> Result<std::convert::Infallible, HostError> {
         let path = call.program.clone().map_or_else(next_host::own_program, Ok)?;
+        self.check_disks(&call.without)?;
         // Before preserved VMs leave sessions that outlive this process, for a program that cannot be used.
         let program = NextHost::open(&path).map_err(|error| HostError::Handover(error.into()))?;
         self.hand_over_to(|host| Ok((program, host.next_configs())), call, observer)

@@ -2,8 +2,10 @@
 
 use super::{Host, HostError, index_of, service};
 use crate::api::UpdateCall;
+use crate::live_update::UpdateError;
 use crate::live_update::next_kernel::Candidate;
 use crate::live_update::preflight::{self, Check, Finding, Surroundings};
+use crate::machine::VmName;
 
 impl Host {
     /// What a preflight knows of this host.
@@ -16,6 +18,18 @@ impl Host {
             Err(_) => Surroundings::without_vms(),
         };
         surroundings.configured(&self.config_text)
+    }
+
+    /// Errors if a disk of a VM that a handover would take along could not be opened by the next program. The way back to an
+    /// earlier program does without: it is for VMs, whatever else it costs.
+    pub(super) fn check_disks(&self, without: &[VmName]) -> Result<(), HostError> {
+        let nothing = Surroundings::without_vms();
+        let refused =
+            preflight::refused_disks(&Surroundings { vms: &self.vms, without, ..nothing });
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(HostError::Handover(UpdateError::Disks(refused))),
+        }
     }
 
     /// Returns all findings about an update. Loads nothing, and touches no VM.

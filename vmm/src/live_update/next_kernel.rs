@@ -48,7 +48,7 @@ pub enum NextKernelError {
     #[error(transparent)]
     Running(#[from] StatusError),
     /// The preflight refuses it.
-    #[error("{}", joined(.0))]
+    #[error("{}", preflight::joined(.0))]
     Refused(Vec<Finding>),
     /// A file is not any more what was checked or rehearsed.
     #[error(
@@ -63,10 +63,6 @@ pub enum NextKernelError {
     /// The running kernel refuses to load the image.
     #[error(transparent)]
     Load(#[from] LoadError),
-}
-
-fn joined(reasons: &[impl ToString]) -> String {
-    reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// The kernel to enter, with its initramfs and command line.

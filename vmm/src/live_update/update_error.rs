@@ -8,6 +8,7 @@ use guest_mem::Error as MemoryError;
 use super::file_systems::SyncError;
 use super::next_host::NextHostError;
 use super::next_kernel::NextKernelError;
+use super::preflight::{Finding, joined};
 use super::{Outcome, Step};
 use crate::guests::conversation::ProcessError;
 use crate::machine::VmName;
@@ -30,6 +31,9 @@ pub enum UpdateError {
     /// The next kernel cannot be used.
     #[error("the next kernel cannot be loaded")]
     NextKernel(#[from] NextKernelError),
+    /// The next host could not open the disks of VMs, which it would keep as they are.
+    #[error("{}", joined(.0))]
+    Disks(Vec<Finding>),
     /// The next host's program cannot be used.
     #[error("the next host cannot take over")]
     NextHost(#[from] NextHostError),

@@ -68,6 +68,37 @@ fn a_handover_for_which_there_are_too_few_files_is_refused() {
     assert!(said.contains("LimitNOFILE="), "{said}");
 }
 
+#[test]
+fn a_handover_is_refused_while_the_disk_of_a_vm_is_missing_or_another_one() {
+    if !has_kvm() {
+        return;
+    }
+    let mut host = Host::start_in(|path| {
+        let disk = path.join("disk");
+        fs::write(&disk, [0; 4096]).unwrap();
+        configuration(
+            path,
+            "",
+            &[("one", COUNTS, &format!("disk = [\"path={}\"]", disk.display()))],
+        )
+    });
+    let [disk, hidden] = ["disk", "hidden"].map(|name| host.directory.path().join(name));
+    fs::rename(&disk, &hidden).unwrap();
+    let said = host.refused(Path::new(PERENNIAL));
+    assert!(said.contains("VM `one`") && said.contains("disk-missing"), "{said}");
+    assert!(said.contains("bring it back") && !said.contains("--force"), "{said}");
+    // What the VM has open only root sees.
+    if rustix::process::geteuid().is_root() {
+        fs::write(&disk, [0; 4096]).unwrap();
+        assert!(host.refused(Path::new(PERENNIAL)).contains("disk-other"));
+    }
+    host.counts_on("one");
+    fs::rename(&hidden, &disk).unwrap();
+    assert!(host.ctl(&["handover"]).status.success());
+    host.wait_until_ready("boot handover");
+    host.counts_on("one");
+}
+
 /// With every limit a handover either takes place, and the guests run, or is refused before they are paused.
 #[test]
 fn a_lack_of_files_is_noticed_before_a_guest_is_paused() {

@@ -166,6 +166,18 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
     findings
 }
 
+/// Looks at the disks of the VMs, for a handover. Returns what refuses it, which nobody can override: the next program opens
+/// the disks by their paths, too.
+pub fn refused_disks(surroundings: &Surroundings<'_>) -> Vec<Finding> {
+    let refusals = refusals(&disks::check(surroundings, None), &[]);
+    refusals.into_iter().map(|finding| Finding { can_be_forced: false, ..finding }).collect()
+}
+
+/// The findings as one clause.
+pub fn joined(findings: &[Finding]) -> String {
+    findings.iter().map(Finding::to_string).collect::<Vec<_>>().join("; ")
+}
+
 /// Returns the findings that refuse the update: refusals except those that the operator overrides.
 pub fn refusals(findings: &[Finding], forced: &[Check]) -> Vec<Finding> {
     let refuses = |finding: &&Finding| {
