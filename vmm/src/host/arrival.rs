@@ -33,7 +33,7 @@ use crate::machine::{Boot, DiskBoot, Machine, VmName};
 #[derive(Debug, Default)]
 pub(super) struct LastHost {
     /// The keeper that has the sessions, after a handover.
-    keeper: Option<Keeper>,
+    pub(super) keeper: Option<Keeper>,
     /// The host's own session, while it is not finished.
     session: Option<Incoming>,
     /// Why nothing of it can be read: the chain of causes. `None` if it was read, or there was no last host.
@@ -471,7 +471,7 @@ impl Host {
         };
         if let Ok(None) = look {
             // It has ended without this host, so there is nothing to wait for.
-            self.stop_waiting(true);
+            self.last_host.unseen = None;
             self.withhold_none();
             return Ok(());
         }
@@ -488,17 +488,6 @@ impl Host {
         self.withhold_none();
         self.apply_policies();
         Ok(())
-    }
-
-    /// Lets the VMs be booted that are still withheld: nothing was left of them.
-    fn withhold_none(&mut self) {
-        let of = |vm: &Guest| vm.is_withheld().then(|| vm.machine.name.clone());
-        for name in self.vms.iter().filter_map(of).collect::<Vec<_>>() {
-            if let Ok(vm) = find(&mut self.vms, &name) {
-                vm.life = Life::Stopped;
-            }
-            self.update_report(&name);
-        }
     }
 
     /// Tries again to read the manifests that could not be read, and finds in them the entries of preserved VMs.

@@ -66,12 +66,10 @@ impl Host {
         Some(Life::Preserved { held, entry, why })
     }
 
-    /// Looks again for what is left of the VMs that are withheld because LUO could not be asked for them. Errors if it still
-    /// cannot.
-    pub(super) fn find_orphans(&mut self) -> Result<(), HostError> {
-        if self.luo.is_err() || !self.vms.iter().any(Guest::is_withheld) {
-            return Ok(());
-        }
+    /// Decides about the VMs that are still withheld when no manifest of them can come any more: what a killed host has left
+    /// of them is preserved, and those of which nothing was left can be booted. They stay withheld if LUO cannot be asked for
+    /// them.
+    pub(super) fn withhold_none(&mut self) {
         for index in 0..self.vms.len() {
             if self.vms[index].is_withheld() {
                 let machine = self.vms[index].machine.clone();
@@ -80,7 +78,19 @@ impl Host {
                 self.update_report(&machine.name);
             }
         }
-        self.redeem_if_none_is_withheld();
+        // A keeper's sessions came from this kernel.
+        if self.last_host.keeper.is_none() {
+            self.redeem_if_none_is_withheld();
+        }
+    }
+
+    /// Looks again for what is left of the VMs that are withheld because LUO could not be asked for them. Errors if it still
+    /// cannot.
+    pub(super) fn find_orphans(&mut self) -> Result<(), HostError> {
+        if self.luo.is_err() || !self.vms.iter().any(Guest::is_withheld) {
+            return Ok(());
+        }
+        self.withhold_none();
         let why = |vm: &Guest| match &vm.life {
             Life::Withheld(why) => Some(why.join(": ")),
             _ => None,

@@ -26,7 +26,7 @@ use crate::live_update::{Observer, Outcome};
 use crate::machine::VmName;
 
 /// What has begun for a VM that was to be restored, or why nothing has.
-type BegunOrNot = Result<Begun, HostError>;
+pub(super) type BegunOrNot = Result<Begun, HostError>;
 /// Documents that a program is to decode, each with its name for an error text.
 type Documents = Vec<(String, OwnedFd)>;
 
@@ -161,17 +161,25 @@ impl<C> Recovery<C> {
 impl Host {
     /// Begins to restore all preserved VMs, after another look if VMs are withheld. Returns what has begun for each, or why
     /// nothing has.
-    fn begin_to_recover_all(&mut self) -> Result<Vec<(VmName, BegunOrNot)>, HostError> {
+    pub(super) fn begin_to_recover_all(&mut self) -> Result<Vec<(VmName, BegunOrNot)>, HostError> {
         let withheld = self.vms.iter().filter(|vm| vm.is_withheld());
         let withheld: Vec<_> = withheld.map(|vm| vm.machine.name.clone()).collect();
         self.reach_again()?;
         self.look_again()?;
+        if let Err(error) = self.find_orphans() {
+            // Perhaps about some VMs only: each one that is still withheld says so below.
+            tracing::error!("{}", chain(&error).join(": "));
+        }
+        let mut found = withheld;
+        let awaited = self.restores.awaited.iter().filter(|name| !found.contains(name));
+        let awaited: Vec<_> = awaited.cloned().collect();
+        found.extend(awaited);
+        self.begin_awaited();
         let preserved = self.preserved().map(|(vm, _)| vm.machine.name.clone());
         let preserved: Vec<_> = preserved.collect();
         let mut all = Vec::new();
-        for name in withheld {
-            let is_withheld = self.vm(&name)?.is_withheld();
-            if !is_withheld && !preserved.contains(&name) {
+        for name in found {
+            if !preserved.contains(&name) {
                 let begun = self.found_late(&name);
                 all.push((name, begun));
             }

@@ -47,7 +47,7 @@ pub(super) struct Restores {
     /// What keeps a guest must not fail because other VMs have all the files.
     begun: Vec<(Restoring, ReserveInUse)>,
     /// VMs whose last process still has their disks.
-    awaited: Vec<VmName>,
+    pub(super) awaited: Vec<VmName>,
     /// VMs for which a program of an earlier host is looked for.
     looks: Vec<(VmName, Elsewhere<Result<NextHost, HostError>>)>,
     /// Why no program was found, until the client is told.

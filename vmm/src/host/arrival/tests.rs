@@ -288,6 +288,33 @@ fn a_vm_that_a_killed_host_has_left_without_a_manifest_is_preserved_and_not_boot
 }
 
 #[test]
+fn what_a_killed_host_has_left_is_found_after_a_look_that_failed_too() {
+    for (busy, expected) in [(0, ["preserved", "preserved"]), (1, ["withheld", "preserved"])] {
+        let (_root, entry) = kernel("perennial.update=7-x");
+        // The look for the manifest, and that for the first VM.
+        let luo = left_by_killed_host(Some((0, Errno::BUSY)));
+        let mut host = Host::alone(Config::parse(CONFIG).unwrap(), CONFIG.to_owned());
+        host.vms.clear();
+        host.luo = Ok(Box::new(luo.clone()));
+        host.kernel_entry = entry(None);
+        host.populate(Found { arrival: arrival::look(&luo), keeper: None });
+        assert_eq!(states(&host), ["withheld"; 2]);
+        // The second look finds that there is no manifest.
+        *lock(&luo.fault) = (busy > 0).then_some((busy, Errno::BUSY));
+        host.look_again().unwrap();
+        assert_eq!(states(&host), expected);
+        assert_eq!(entry(None).is_marked(), busy > 0);
+        // Of what is about to be restored by itself, `recover` does not say that it cannot be restored now.
+        let all = host.begin_to_recover_all().unwrap();
+        assert_eq!(all.len(), 2);
+        for (name, begun) in all {
+            let said = begun.err().map_or(String::new(), |error| chain(&error).join(": "));
+            assert!(!said.contains("is being restored"), "{name}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_vm_that_was_given_up_is_not_restored_although_a_killed_host_has_left_it() {
     let (_root, entry) = kernel("perennial.update=7-x");
     let luo = left_by_killed_host(None);
