@@ -7,7 +7,8 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -65,11 +66,10 @@ impl Output {
         let ended = pidfd.map_err(io::Error::from).and_then(|pidfd| ends_within(pidfd, within));
         if !matches!(ended, Ok(true)) {
             let _ = child.kill();
+            reap(child);
+            return ended.map(|_| None);
         }
         let status = child.wait()?;
-        if !ended? {
-            return Ok(None);
-        }
         let said = self.said(files)?.trim().to_owned();
         Ok(Some(Answer { is_good: status.success(), said }))
     }
@@ -98,6 +98,18 @@ pub fn named<P: AsRef<str>>(text: &str, mut files: Vec<(P, &str)>) -> String {
     // The path of fd 12 begins with that of fd 1.
     files.sort_by_key(|(path, _)| std::cmp::Reverse(path.as_ref().len()));
     files.iter().fold(text.to_owned(), |text, (path, name)| text.replace(path.as_ref(), name))
+}
+
+/// Waits beside the caller until a process that was killed has ended. It may be stuck in the kernel, for as long as the server
+/// of its file is gone.
+fn reap(mut child: Child) {
+    let wait = move || {
+        signals::leave_to_main_thread();
+        let _ = child.wait();
+    };
+    if let Err(error) = thread::Builder::new().name("reap".to_owned()).spawn(wait) {
+        tracing::warn!("a program that was killed is not waited for: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 //! at the file hangs with it, so that is a thread that nobody waits for any longer than he can.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -58,6 +61,33 @@ pub(crate) fn at<T: Send + 'static>(
     results
 }
 
+/// How long a file may take to show its beginning.
+const BEGINS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Errors if the beginning of the file at `path` does not come, because its storage hangs: whoever reads it would hang. Any other
+/// error is for him. What the kernel has of the file comes without its storage, so this finds most of those that hang.
+pub(crate) fn check_answers(path: &Path) -> io::Result<()> {
+    answers_within(path, BEGINS_WITHIN, begin)
+}
+
+fn answers_within(path: &Path, within: Duration, look: fn(&Path)) -> io::Result<()> {
+    match at(&[path.to_owned()], within, look)[..] {
+        [Some(())] => Ok(()),
+        _ => {
+            let seconds = within.as_secs();
+            let why = format!("its storage has not shown what is there for {seconds} s; repair it");
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }
+    }
+}
+
+/// Reads the beginning of a file.
+fn begin(path: &Path) {
+    // A pipe without a writer would wait for one.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let _ = file.and_then(|mut file| file.read(&mut [0; 512]));
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Condvar;
@@ -83,11 +113,24 @@ mod tests {
         assert_eq!(at(&paths, Duration::from_millis(200), name), others);
         // Nobody waits for it again, for however long he could.
         assert_eq!(at(&paths, Duration::from_secs(1000), name), others);
+        let error = answers_within(&paths[1], Duration::from_secs(1000), |_| ()).unwrap_err();
+        assert!(error.to_string().contains("1000 s"), "{error}");
         *lock(&ANSWERS.0) = true;
         ANSWERS.1.notify_all();
         while lock(&HANGING).contains(&paths[1]) {
             thread::yield_now();
         }
         assert_eq!(at(&paths, Duration::from_secs(1000), name)[1], found("/hangs"));
+    }
+
+    #[test]
+    fn what_is_there_at_once_answers_also_if_it_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let missing = directory.path().join("missing");
+        for path in [pipe.as_path(), directory.path(), &missing, Path::new("/bin/sh")] {
+            check_answers(path).unwrap();
+        }
     }
 }

@@ -33,7 +33,7 @@ use crate::devices::files::open_at_once;
 use crate::guests::memfd::document_memfd;
 use crate::open_files::Count;
 use crate::signals::Blocked;
-use crate::{inherited_fd, open_files, work};
+use crate::{inherited_fd, look, open_files, work};
 
 /// The environment variable with which a host passes on what it leaves to the next host in the same
 /// process: the fd numbers of the keeper's tree and of the preserved files, in this order (`7,8,9`), or
@@ -275,6 +275,7 @@ impl NextHost {
         let error = |attempt| {
             move |source| NextHostError::Program { attempt, path: path.to_owned(), source }
         };
+        look::check_answers(path).map_err(error("open"))?;
         let program = open_at_once(path, File::options().read(true)).map_err(error("open"))?;
         access(path, Access::EXEC_OK).map_err(|e| error("execute")(e.into()))?;
         Self::of(program, path.to_owned(), None)

@@ -12,7 +12,7 @@ use rustix::process::getpid;
 
 use super::preflight::{self, Check, Finding, Surroundings};
 use crate::arch::x86_64::tsc;
-use crate::kvm;
+use crate::{kvm, look};
 
 /// The kernel parameter that carries a ticket. The kernel ignores it: it ignores every parameter of a
 /// module that it does not have, which is how it reads a name with a dot.
@@ -83,6 +83,12 @@ pub struct NextKernel {
 /// The identities of the kernel and the initramfs; `None` for one that cannot be opened or examined.
 pub type Files = [Option<Identity>; 2];
 
+/// Errors if the file is on a storage that hangs: this host would hang with it.
+fn answers(what: &'static str, path: &Path) -> Result<(), ImageError> {
+    let error = |source| ImageError::Open { what, path: path.to_owned(), source };
+    look::check_answers(path).map_err(error)
+}
+
 /// A next kernel whose files are open. What cannot be opened or composed is an error here, so that the preflight can
 /// tell all of it at once.
 #[derive(Debug)]
@@ -122,8 +128,13 @@ impl Candidate {
     }
 
     fn with(next: &NextKernel, survival: Survival, ticket: Option<Ticket>) -> Self {
-        let kernel = Kernel::open(&next.kernel);
-        let initramfs = next.initramfs.as_deref().map(Initramfs::open).transpose();
+        let kernel = answers("kernel", &next.kernel).and_then(|()| Kernel::open(&next.kernel));
+        let initramfs = next.initramfs.as_deref();
+        let initramfs = initramfs.map(|path| {
+            answers("initramfs", path)?;
+            Initramfs::open(path)
+        });
+        let initramfs = initramfs.transpose();
         Self {
             opened: files(kernel.as_ref().ok(), initramfs.as_ref().ok().and_then(Option::as_ref)),
             kernel,
