@@ -58,8 +58,8 @@ fn choose_from(device: Device, section: &HostSection, ram_bytes: u64, expect: Ex
                      `liveupdate=on` on its command line, or `[host]` of the configuration a `pool`"
                 .to_owned(),
             Expect::Switch(_) => format!(
-                "this kernel was entered by a live update through a pool (`{PARAMETER}=` on its \
-                 command line), but `[host]` of the configuration names no `pool`: add it"
+                "what the last host left is in a pool (`{PARAMETER}=` on this kernel's command line, or the note of a \
+                 handover), but `[host]` of the configuration names no `pool`: add it"
             ),
         });
     };
