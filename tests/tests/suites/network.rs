@@ -189,6 +189,12 @@ fn handovers(luo: Luo) -> Result<(), Failure> {
     host.wait_for_guests()?;
     let connection = host.connect("web")?;
     connection.wait_for(BYTES, WORK)?;
+    // The configuration in this initramfs makes no bridge.
+    let found = host.request(json!({"do": "preflight", "initramfs": "/data/bad/stranger"}))?;
+    let mut findings = found["findings"].as_array().into_iter().flatten();
+    if !findings.any(|finding| finding["name"] == "bridge-hidden") {
+        return Err(format!("the preflight does not miss the bridge: {found:#}").into());
+    }
     set_link(&mut host, false, 1)?;
     host.hand_over(json!({}))?;
     // The new process of the VM has the operator's setting from the state document.

@@ -12,6 +12,7 @@ use super::DeviceError;
 use super::claims::Claim;
 use super::files::{OpenError, Opened};
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use super::needs::HostNeed;
 use crate::state::node::read_node;
 use crate::state::{Node, Schema, StateError};
 
@@ -120,6 +121,13 @@ macro_rules! catalog {
             pub fn claims(&self) -> Vec<Claim> {
                 match self {
                     $(Self::$kind(options) => <$path>::claims(options),)+
+                }
+            }
+
+            /// Returns what a host must have before it can open the device.
+            pub fn needs(&self) -> Vec<HostNeed> {
+                match self {
+                    $(Self::$kind(options) => <$path>::needs(options),)+
                 }
             }
 

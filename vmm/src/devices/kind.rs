@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::claims::Claim;
 use super::files::{DeviceFiles, FilesError, OpenError, Opened};
+use super::needs::HostNeed;
 use super::network::{NetworkPort, OnLink};
 use super::pci::PciFunction;
 use super::power::{OnPower, PowerButton};
@@ -76,6 +77,11 @@ pub trait Kind: Sized + 'static {
 
     /// Returns what the device takes for itself of its host.
     fn claims(options: &Self::Options) -> Vec<Claim>;
+
+    /// Returns what a host must have before it can open the device.
+    fn needs(_options: &Self::Options) -> Vec<HostNeed> {
+        Vec::new()
+    }
 
     /// Errors if the machine should not boot with these options on this host as it is now. Not asked before a restore,
     /// which a mistake in the options must not keep from going on.

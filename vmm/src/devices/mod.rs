@@ -12,6 +12,7 @@ pub mod identity;
 pub mod inherited;
 pub mod interface;
 pub mod kind;
+pub mod needs;
 pub mod network;
 pub mod observed;
 pub mod pci;

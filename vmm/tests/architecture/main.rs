@@ -83,6 +83,8 @@ const OF_DEVICES: &[&str] = &[
     "storage",
     // What a device takes for itself of its host.
     "claims",
+    // What a device needs of its host besides its files.
+    "needs",
     // The terminal of the process, which `perennial run` lends to devices.
     "terminal",
     // The window that the guest physical address space has for each virtio function.

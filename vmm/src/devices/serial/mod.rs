@@ -44,6 +44,7 @@ use self::console::Console;
 use self::uart::Written;
 use super::claims::Claim;
 use super::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use super::needs::HostNeed;
 use super::storage::STALLED_AFTER;
 use super::{Device, DeviceError, files};
 use crate::arch::x86_64::layout;
@@ -328,6 +329,10 @@ impl Kind for Serial {
 
     fn claims(options: &SerialOptions) -> Vec<Claim> {
         options.claims()
+    }
+
+    fn needs(options: &SerialOptions) -> Vec<HostNeed> {
+        options.needs()
     }
 
     fn check_before_boot(options: &SerialOptions) -> Result<(), files::OpenError> {

@@ -12,6 +12,7 @@ use super::log::LogOptions;
 use super::pty;
 use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened, open, wait_for_device};
+use crate::devices::needs::HostNeed;
 use crate::devices::terminal;
 use crate::options::{Options, UNKNOWN, nearest};
 use crate::socket;
@@ -109,6 +110,15 @@ impl SerialOptions {
             Self::Socket(path) => vec![Claim::path("serial socket", path)],
             Self::File(log) => log.claims(),
             Self::Port(name) => vec![Claim::named("virtio-serial port", name)],
+        }
+    }
+
+    pub(super) fn needs(&self) -> Vec<HostNeed> {
+        match self {
+            Self::Port(_) => {
+                vec![HostNeed::Driver { module: "virtio_console", of: "virtio-serial ports" }]
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! The drivers that the next host needs before it can resume VMs: KVM, and those of its file systems and their
-//! devices; and that of a hardware watchdog, which would reset the machine. Each is built into the next kernel or a module that the next host can load.
+//! The drivers that the next host needs before it can resume VMs: KVM, those of its file systems and their
+//! devices, and those of what the VMs' devices use; and that of a hardware watchdog, which would reset the machine. Each is built into the next kernel or a module that the next host can load.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,6 +8,7 @@ use kexec::{Part, Presence};
 
 use super::{Check, Finding, Surroundings};
 use crate::config::Config;
+use crate::devices::needs::HostNeed;
 
 /// Directory with a directory of modules for each release, on a machine and in an initramfs.
 pub(super) const DIRECTORY: &str = "lib/modules";
@@ -27,7 +28,7 @@ pub(super) struct Need {
 
 /// Module, symbol of the configuration, and a string that only a kernel with the driver built in has: a name of a
 /// parameter, which begins with the module's name in such a kernel only, or a message.
-const KNOWN: [(&str, &str, &str); 21] = [
+const KNOWN: [(&str, &str, &str); 24] = [
     ("kvm", "CONFIG_KVM", "kvm-vcpu:%d"),
     ("kvm_amd", "CONFIG_KVM_AMD", "kvm_amd.npt"),
     ("kvm_intel", "CONFIG_KVM_INTEL", "kvm_intel.ept"),
@@ -44,6 +45,9 @@ const KNOWN: [(&str, &str, &str); 21] = [
     ("sd", "CONFIG_BLK_DEV_SD", ""),
     ("dm_mod", "CONFIG_BLK_DEV_DM", "dm_mod.dm_numa_node"),
     ("md_mod", "CONFIG_BLK_DEV_MD", "md_mod.start_ro"),
+    ("tun", "CONFIG_TUN", "Linktype set failed because interface is up"),
+    ("bridge", "CONFIG_BRIDGE", "received packet on %s with own address as source address"),
+    ("virtio_console", "CONFIG_VIRTIO_CONSOLE", "Error allocating inbufs"),
     ("i6300esb", "CONFIG_I6300ESB_WDT", "i6300esb.nowayout"),
     ("iTCO_wdt", "CONFIG_ITCO_WDT", "iTCO_wdt.nowayout"),
     ("softdog", "CONFIG_SOFT_WATCHDOG", "softdog.nowayout"),
@@ -143,6 +147,14 @@ pub(super) fn needed(
         let is_for_this_cpu = cpu.is_empty() || cpu.split_whitespace().any(|word| word == feature);
         if is_for_this_cpu && root.join("sys/module").join(vendor).is_dir() {
             needs.push(Need::new(vendor, "KVM for this CPU".to_owned()));
+        }
+    }
+    for vm in surroundings.travelling_live() {
+        for need in vm.machine.devices.iter().flat_map(|device| device.options.needs()) {
+            if let HostNeed::Driver { module, of } = need {
+                let what = format!("the driver of {of}, for VM `{}`", vm.machine.name);
+                needs.push(Need::new(module, what));
+            }
         }
     }
     if surroundings.is_first_process {

@@ -1,4 +1,9 @@
 use super::*;
+use crate::config::HostSection;
+use crate::guests::confinement::Confinement;
+use crate::guests::process::VmProcess;
+use crate::guests::{Guest, Life, Live};
+use crate::machine::VmName;
 
 fn config(text: &str) -> Config {
     Config::parse(text).unwrap()
@@ -119,4 +124,29 @@ fn modules_are_known_by_their_files() {
         assert_eq!(found(other), Modules::default(), "{other:?}");
     }
     assert_eq!(release(None), None);
+}
+
+#[test]
+fn what_the_devices_of_a_running_vm_use_is_needed() {
+    let text = "[[vm]]\nname = \"web\"\nmemory = \"size=64M\"\nkernel = \"/k\"\nserial = \"port=web\"\n\
+                net = [\"tap=vm0,bridge=br0\", \"tap=vm1\"]\n";
+    let machine = config(text).machines.remove(0);
+    let confinement = Confinement::new(&HostSection::default());
+    let mut vm = Guest::new(machine, &confinement);
+    let names = |vm: &Guest, without: &[VmName]| {
+        let root = tempfile::tempdir().unwrap();
+        let (vms, root) = (std::slice::from_ref(vm), root.path());
+        let here = Surroundings { vms, without, root, ..Surroundings::without_vms() };
+        let needs = needed(&here, None, &Modules::default());
+        needs.into_iter().map(|need| (need.module, need.what)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&vm, &[]).len(), 1, "KVM, for a VM that is stopped");
+    let (process, _link) = VmProcess::idle(&confinement);
+    vm.life = Life::Live(Live::without_ram(process));
+    let found = names(&vm, &[]);
+    let modules: Vec<_> = found.iter().map(|(module, _)| module.as_str()).collect();
+    assert_eq!(modules, ["kvm", "virtio_console", "tun", "bridge"]);
+    assert!(found[2].1.contains("taps") && found[2].1.contains("VM `web`"), "{found:?}");
+    let name = vm.machine.name.clone();
+    assert_eq!(names(&vm, &[name]).len(), 1, "it stays behind");
 }

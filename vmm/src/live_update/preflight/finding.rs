@@ -133,6 +133,8 @@ checks! {
     PoolRoom = "pool-room", Refusal, forceable;
     /// The next host would not find the pool that has the VMs.
     PoolHidden = "pool-hidden", Refusal, forceable;
+    /// The next host would lack a bridge that a VM's tap is a port of.
+    BridgeHidden = "bridge-hidden", Refusal, forceable;
     /// The RAM of a VM has another size than it was made with.
     RamResized = "ram-resized", Refusal;
     /// The next command line switches off CPU features of a guest.

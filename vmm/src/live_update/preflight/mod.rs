@@ -5,6 +5,7 @@
 //! preflight` asks a running host for it, `perennial preflight` looks at files only.
 //! `docs/preflight.md` lists the findings.
 
+mod bridges;
 mod command_line;
 mod configuration;
 mod cpu;
@@ -32,7 +33,7 @@ pub use preserved::bytes_of_documents;
 use luo::{Orchestrator, Room};
 
 use super::next_kernel::Candidate;
-use crate::guests::Guest;
+use crate::guests::{Guest, Life};
 use crate::machine::VmName;
 use initramfs::Examined;
 
@@ -107,6 +108,11 @@ impl<'a> Surroundings<'a> {
         let without = self.without;
         self.vms.iter().filter(move |vm| !without.contains(&vm.machine.name))
     }
+
+    /// Those of them that have a process: the next host must be able to open their devices.
+    fn travelling_live(&self) -> impl Iterator<Item = &'a Guest> + Clone + use<'a> {
+        self.travelling().filter(|vm| matches!(vm.life, Life::Live(_)))
+    }
 }
 
 /// Checks a next kernel. Returns all findings in a fixed order.
@@ -155,6 +161,7 @@ pub fn run(candidate: &Candidate, surroundings: &Surroundings<'_>) -> Vec<Findin
     findings.extend(memory::check(candidate, surroundings));
     findings.extend(preserved::check(surroundings));
     findings.extend(pool::check(candidate, surroundings, examined.config.as_ref()));
+    findings.extend(bridges::check(surroundings, examined.config.as_ref()));
     findings.extend(cpu::check(candidate, surroundings));
     findings.extend(others::check(surroundings));
     findings.extend(disks::check(surroundings, examined.config.as_ref()));

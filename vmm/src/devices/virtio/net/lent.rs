@@ -68,6 +68,11 @@ pub(super) fn open(name: &str) -> Option<Result<Vec<OwnedFd>, String>> {
     Some(numbers.iter().map(|number| inherited::duplicate(*number)).collect())
 }
 
+/// Whether the descriptors of the tap `name` are lent.
+pub(super) fn has(name: &str) -> bool {
+    lock(&TAPS).contains_key(name)
+}
+
 /// Reads `3` or `[3,4]`.
 fn parse(list: &str) -> Result<Vec<RawFd>, String> {
     let inner = list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or(list);

@@ -47,6 +47,7 @@ use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::kind::{Built, CommandLine, DeviceCalls, Kind, Place, Site};
+use crate::devices::needs::HostNeed;
 use crate::devices::network::{Link, NetworkPort, OnLink};
 use crate::mutex::lock;
 
@@ -495,6 +496,10 @@ impl Kind for Net {
 
     fn claims(options: &NetOptions) -> Vec<Claim> {
         options.claims()
+    }
+
+    fn needs(options: &NetOptions) -> Vec<HostNeed> {
+        options.needs()
     }
 
     fn open(options: &NetOptions) -> Result<Vec<Opened>, OpenError> {

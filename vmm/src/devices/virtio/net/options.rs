@@ -8,6 +8,7 @@ use crate::devices::claims::Claim;
 use crate::devices::files::{OpenError, Opened};
 use crate::devices::interface::Mac;
 use crate::devices::interface::check_name;
+use crate::devices::needs::HostNeed;
 use crate::options::Options;
 use crate::state::{Node, Reader, Schema, StateError};
 
@@ -123,6 +124,18 @@ impl NetOptions {
             Claim::named("MAC address on a bridge", format!("{mac} on {bridge}"))
         });
         [Claim::named("tap", &self.tap)].into_iter().chain(address).collect()
+    }
+
+    /// The drivers of taps and bridges, and the bridge. The host makes no tap whose descriptors it was lent.
+    pub(super) fn needs(&self) -> Vec<HostNeed> {
+        if lent::has(&self.tap) {
+            return Vec::new();
+        }
+        let tun = HostNeed::Driver { module: "tun", of: "taps" };
+        let bridge = self.bridge.iter().flat_map(|bridge| {
+            [HostNeed::Driver { module: "bridge", of: "bridges" }, HostNeed::Bridge(bridge.clone())]
+        });
+        [tun].into_iter().chain(bridge).collect()
     }
 
     pub(super) fn open(&self) -> Result<Vec<Opened>, OpenError> {
