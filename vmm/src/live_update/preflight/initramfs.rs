@@ -1,5 +1,6 @@
 //! The next initramfs: whether it can be unpacked, what it starts, and whether it has what its configuration needs.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use kexec::{Archive, ArchiveError, Initramfs};
@@ -7,7 +8,7 @@ use kexec::{Archive, ArchiveError, Initramfs};
 use super::drivers::{self, Modules, module_name};
 use super::{Check, Finding, Surroundings, program};
 use crate::causes::chain;
-use crate::config::Config;
+use crate::config::{Config, HostSection};
 
 /// The configuration of a host that is the first process, within its initramfs.
 const CONFIG: &str = "etc/perennial.toml";
@@ -15,7 +16,7 @@ const CONFIG: &str = "etc/perennial.toml";
 /// What is known of the next host from its initramfs.
 #[derive(Debug, Default)]
 pub(super) struct Examined {
-    /// The next host's configuration, if there is a valid one.
+    /// The configuration that the next host uses, if it is a valid one.
     pub config: Option<Config>,
     /// The text of the next host's configuration, valid or not.
     pub config_text: Option<String>,
@@ -65,7 +66,7 @@ pub(super) fn check(
         }
     }
     if surroundings.is_first_process {
-        findings.extend(configuration(initramfs, &archive, &mut examined));
+        findings.extend(configuration(initramfs, &archive, surroundings.config, &mut examined));
         let list = built_in.and_then(|path| archive.find(&path)?.1.contents.clone());
         let list = list.map(|list| drivers::built_in(&String::from_utf8_lossy(&list)));
         examined.modules.built_in = list;
@@ -103,10 +104,12 @@ fn find_init<'a>(archive: &'a Archive, init: &str) -> Result<Option<&'a [u8]>, S
     }
 }
 
-/// Checks the configuration within the initramfs, and that the modules are there that it lists.
+/// Checks the configuration within the initramfs, and that the modules are there that it lists. Without one the next host
+/// uses that of this host, whose text is `own`.
 fn configuration(
     initramfs: &Initramfs,
     archive: &Archive,
+    own: &str,
     examined: &mut Examined,
 ) -> Vec<Finding> {
     let path = initramfs.path.display();
@@ -114,32 +117,35 @@ fn configuration(
         vec![Finding::new(Check::InitramfsConfig, &path, sentence, remedy)]
     };
     let contents = archive.find(CONFIG).and_then(|(_, entry)| entry.contents.as_deref());
-    let Some(contents) = contents else {
-        let sentence = format!(
-            "{path} has no /{CONFIG}: the next host would load no module, mount nothing and use the \
-             configuration of this host"
-        );
-        return warning(sentence, "add the file to the initramfs");
-    };
-    let mut findings = Vec::new();
-    let text = String::from_utf8_lossy(contents);
-    let section = match Config::parse(&text) {
-        Ok(config) => {
-            let section = config.host.clone();
-            examined.config = Some(config);
-            section
-        }
-        Err(error) => {
+    let text = contents.map(String::from_utf8_lossy);
+    let (config, mut findings) = match &text {
+        None => {
             let sentence = format!(
-                "this program cannot read /{CONFIG} in {path}: {}; if the next host cannot either, it \
-                 uses the configuration of this host",
-                chain(&error).join(": ")
+                "{path} has no /{CONFIG}: the next host uses the configuration of this host, and finds no pool"
             );
-            findings = warning(sentence, "mend the file in the initramfs");
-            crate::config::HostSection::salvage(&text)
+            let mut config = Config::parse(own).ok();
+            // That configuration comes with the manifest, which is in the pool.
+            config.iter_mut().for_each(|config| config.host.pool = None);
+            (config, warning(sentence, "add the file to the initramfs"))
         }
+        Some(text) => match Config::parse(text) {
+            Ok(config) => (Some(config), Vec::new()),
+            Err(error) => {
+                let sentence = format!(
+                    "this program cannot read /{CONFIG} in {path}: {}; if the next host cannot either, it \
+                     uses the configuration of this host",
+                    chain(&error).join(": ")
+                );
+                (None, warning(sentence, "mend the file in the initramfs"))
+            }
+        },
     };
-    examined.config_text = Some(text.into_owned());
+    let section = match &config {
+        Some(config) => config.host.clone(),
+        None => HostSection::salvage(text.as_deref().unwrap_or(own)),
+    };
+    examined.config = config;
+    examined.config_text = text.map(Cow::into_owned);
     let prefix = format!("{}/", drivers::DIRECTORY);
     let files = archive.names().filter_map(|name| name.strip_prefix(&prefix));
     let there: BTreeSet<&str> = files.filter(|name| !name.contains('/')).collect();

@@ -20,11 +20,22 @@ const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 
 fn check_bytes(bytes: &[u8], line: &str, is_first_process: bool) -> (Vec<Finding>, Examined) {
+    check_under(bytes, line, is_first_process, "")
+}
+
+/// The same by a host with the configuration `config`.
+fn check_under(
+    bytes: &[u8],
+    line: &str,
+    is_first_process: bool,
+    config: &str,
+) -> (Vec<Finding>, Examined) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("initramfs");
     std::fs::write(&path, bytes).unwrap();
     let root = Path::new("/nowhere");
-    let surroundings = Surroundings { is_first_process, root, ..Surroundings::without_vms() };
+    let surroundings =
+        Surroundings { is_first_process, root, config, ..Surroundings::without_vms() };
     check(&Initramfs::open(&path).unwrap(), line, Some("7.3.4-a"), &surroundings)
 }
 
@@ -92,6 +103,22 @@ fn modules_that_are_missing_are_named_also_where_the_rest_of_the_configuration_i
     assert_eq!(names(&findings), [Check::InitramfsConfig, Check::InitramfsModules]);
     let text = findings[1].to_string();
     assert!(text.contains("`nd_pmem`") && !text.contains("`kvm`"), "{text}");
+}
+
+#[test]
+fn without_a_configuration_that_of_this_host_is_checked_apart_from_its_pool() {
+    let init = elf(&[1]);
+    let files: [(&str, u32, &[u8]); 2] =
+        [("init", PROGRAM, &init), ("lib/modules/kvm.ko", FILE, b"")];
+    let own = "[host]\nhostname = \"here\"\npool = \"/pool\"\nmodules = [\"kvm\", \"ext4\"]\n";
+    let (findings, examined) = check_under(&archive(&files), "", true, own);
+    assert_eq!(names(&findings), [Check::InitramfsConfig, Check::InitramfsModules]);
+    assert!(findings[0].to_string().contains("uses the configuration of this host"));
+    assert!(findings[1].to_string().contains("`ext4`"));
+    assert_eq!(examined.modules.loadable, ["kvm".to_owned()].into());
+    let host = examined.config.unwrap().host;
+    assert_eq!((host.hostname.as_deref(), host.pool), (Some("here"), None));
+    assert_eq!(examined.config_text, None, "the program is not asked about it twice");
 }
 
 #[test]
