@@ -30,13 +30,13 @@ use crate::workload::disk::{self, Contents};
 
 /// Longest time from power-on to `ready`, and from an update's request to the next `ready`. The time
 /// suffices under emulation on a busy computer.
-pub const BOOT: Duration = Duration::from_secs(240);
+pub const BOOT: Duration = Duration::from_secs(480);
 
 /// Longest time for an answer of a host that runs.
 pub const ANSWER: Duration = Duration::from_secs(60);
 
 /// Longest time for a guest to boot, and to verify all of its memory twice.
-pub const WORK: Duration = Duration::from_secs(240);
+pub const WORK: Duration = Duration::from_secs(480);
 
 /// The steps of a live update, and of a handover, in order.
 pub const STEPS: [&str; 7] =

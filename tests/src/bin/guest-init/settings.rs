@@ -12,8 +12,7 @@ pub(crate) struct Settings {
     pub(crate) disk: Option<String>,
     /// `perennial.readers=COUNT`: the number of threads that read the disk besides the one that writes.
     pub(crate) readers: u32,
-    /// `perennial.busy=PERCENT`: the share of each vCPU that its counter uses. The memory is verified with the same
-    /// share of one vCPU, or a larger one (`workers.rs`).
+    /// `perennial.busy=PERCENT`: the share of each vCPU that its counter uses.
     pub(crate) busy: u32,
     /// `perennial.interval=MS`: the time between two heartbeats.
     pub(crate) interval: Duration,

@@ -26,11 +26,8 @@ const STRETCH: u64 = 50_000;
 /// The file of the entropy device.
 const ENTROPY: &str = "/dev/hwrng";
 
-/// Number of pages that are verified before the thread rests.
-const PAGES: usize = 64;
-/// The least share of a vCPU that the memory is verified with, in percent: a pass must not take minutes. Without a rest
-/// the host would have half of an emulated CPU for its own work, or less.
-const LEAST_BUSY_MEMORY: u32 = 30;
+/// Number of pages that are verified before the thread yields.
+const PAGES: usize = 256;
 
 /// A number that one thread sets and the heartbeat reads.
 #[derive(Debug, Default)]
@@ -84,8 +81,8 @@ pub(crate) fn start(
         let (progress, busy) = (Arc::clone(progress), settings.busy);
         thread::spawn(move || count(vcpu, busy, &progress));
     }
-    let (bytes, busy) = (settings.memory, settings.busy);
-    spawn(progress, console, move |progress, console| watch_memory(bytes, busy, progress, console));
+    let bytes = settings.memory;
+    spawn(progress, console, move |progress, console| watch_memory(bytes, progress, console));
     if let Some(path) = settings.disk.clone() {
         let boot = boot.to_owned();
         spawn(progress, console, move |progress, console| {
@@ -151,18 +148,15 @@ fn count(vcpu: usize, busy: u32, progress: &Progress) {
             continue;
         }
         progress.counters[vcpu].set(counter.steps());
-        rest(start, busy);
+        if busy < 100 {
+            // The bound keeps a pause of the whole guest from causing a long sleep here.
+            let worked = start.elapsed().min(Duration::from_millis(50));
+            thread::sleep(worked * (100 - busy) / busy);
+        }
     }
 }
 
-/// Sleeps so long that work since `start` takes `busy` percent of the time.
-fn rest(start: Instant, busy: u32) {
-    // The bound keeps a pause of the whole guest from causing a long sleep here.
-    let worked = start.elapsed().min(Duration::from_millis(50));
-    thread::sleep(worked * (100 - busy) / busy);
-}
-
-fn watch_memory(bytes: usize, busy: u32, progress: &Progress, console: &Console) {
+fn watch_memory(bytes: usize, progress: &Progress, console: &Console) {
     yield_to_others();
     let mut memory = Memory::new(bytes / (WORDS * size_of::<u64>()));
     let above_4gib = bytes_above_4gib(memory.addresses()).unwrap_or(0);
@@ -173,11 +167,10 @@ fn watch_memory(bytes: usize, busy: u32, progress: &Progress, console: &Console)
         return;
     }
     loop {
-        let start = Instant::now();
         let verified = memory.verify(PAGES);
         progress.memory_errors.add(verified.errors);
         progress.memory_passes.set(verified.passes);
-        rest(start, busy.max(LEAST_BUSY_MEMORY));
+        thread::yield_now();
     }
 }
 
