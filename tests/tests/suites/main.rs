@@ -63,6 +63,10 @@ fn main() -> ExitCode {
         suites.push(Suite { name: "guests", tests: rehearsal::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: network::LONG_TESTS });
         suites.push(Suite { name: "guests", tests: power::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: abort::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: two_vms::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: simple::LONG_TESTS });
+        suites.push(Suite { name: "guests", tests: handover::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {
