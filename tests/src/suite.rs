@@ -21,7 +21,9 @@ use crate::times;
 #[derive(Debug, Clone, Copy)]
 pub struct Test {
     name: &'static str,
+    /// Where it runs every time, and where only in `make test-guests`.
     on: &'static [Luo],
+    seldom_on: &'static [Luo],
     run: fn(Luo) -> Result<(), Failure>,
     lacks: fn() -> Option<String>,
 }
@@ -40,17 +42,22 @@ const fn nothing() -> Option<String> {
 
 /// A test for every kind of host.
 pub const fn both(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &Luo::ALL, run, lacks: nothing }
+    Test { name, on: &Luo::ALL, seldom_on: &[], run, lacks: nothing }
+}
+
+/// A test for every kind of host that takes too long to run on both each time: with a pool it runs in `make test-guests`.
+pub const fn seldom_on_pool(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
+    Test { name, on: &[Luo::Kernel], seldom_on: &[Luo::Pool], run, lacks: nothing }
 }
 
 /// A test for hosts with the kernel's LUO: it tests that LUO, or does not depend on the backend.
 pub const fn kernel(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &[Luo::Kernel], run, lacks: nothing }
+    Test { name, on: &[Luo::Kernel], seldom_on: &[], run, lacks: nothing }
 }
 
 /// A test for hosts with a pool.
 pub const fn pool(name: &'static str, run: fn(Luo) -> Result<(), Failure>) -> Test {
-    Test { name, on: &[Luo::Pool], run, lacks: nothing }
+    Test { name, on: &[Luo::Pool], seldom_on: &[], run, lacks: nothing }
 }
 
 /// Tests that belong together: a file in `tests/tests/suites`.
@@ -62,8 +69,12 @@ pub struct Suite {
     pub tests: &'static [Test],
 }
 
-/// Runs suites, with as many tests in parallel as machines may run ([`qemu::machines_at_a_time`]).
-pub fn run(suites: &[Suite]) -> ExitCode {
+/// The suite of what takes too long for every run.
+pub const GUESTS: &str = "guests";
+
+/// Runs suites, with as many tests in parallel as machines may run ([`qemu::machines_at_a_time`]). `all` runs the tests also
+/// where they run seldom, as a part of the suite [`GUESTS`].
+pub fn run(suites: &[Suite], all: bool) -> ExitCode {
     let wanted = match env::var("PERENNIAL_LUO").as_deref() {
         Err(_) => &Luo::ALL[..],
         Ok("kernel") => &[Luo::Kernel],
@@ -75,19 +86,22 @@ pub fn run(suites: &[Suite]) -> ExitCode {
     };
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(qemu::machines_at_a_time());
-    let trials = suites.iter().flat_map(|suite| {
-        let on = move |test: &Test| wanted.iter().filter(|luo| test.on.contains(luo)).copied();
-        suite.tests.iter().flat_map(move |test| on(test).map(move |luo| trial(suite, luo, *test)))
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let trials = |suite: &'static str, test: Test, on: &'static [Luo]| {
+        let on = on.iter().filter(|luo| wanted.contains(luo));
+        on.map(move |luo| trial(suite, *luo, test))
+    };
+    let tests =
+        || suites.iter().flat_map(|suite| suite.tests.iter().map(|test| (suite.name, *test)));
+    let seldom = tests().filter(|_| all).flat_map(|(_, test)| trials(GUESTS, test, test.seldom_on));
+    let always = tests().flat_map(|(suite, test)| trials(suite, test, test.on));
+    let conclusion = libtest_mimic::run(&arguments, always.chain(seldom).collect());
     if !arguments.list {
         times::print();
     }
     conclusion.exit_code()
 }
 
-fn trial(suite: &Suite, luo: Luo, test: Test) -> Trial {
-    let suite = suite.name;
+fn trial(suite: &'static str, luo: Luo, test: Test) -> Trial {
     let name = format!("{suite}::{}::{}", luo.backend(), test.name);
     let place = name.clone();
     Trial::ignorable_test(name, move || {

@@ -4,15 +4,11 @@ use std::collections::BTreeSet;
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, seldom_on_pool};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] = &[kernel(FAILS, fails)];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(FAILS, fails)];
-
-const FAILS: &str = "stopped_or_refused_every_vm_runs_on_and_the_next_update_succeeds";
+pub(crate) const TESTS: &[Test] =
+    &[seldom_on_pool("stopped_or_refused_every_vm_runs_on_and_the_next_update_succeeds", fails)];
 
 /// The VMs.
 const NAMES: [&str; 2] = ["web", "db"];

@@ -5,18 +5,19 @@ use std::time::SystemTime;
 use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both, kernel, pool};
+use perennial_tests::suite::{Test, both, seldom_on_pool};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] = &[kernel(EACH, each_clock)];
+pub(crate) const TESTS: &[Test] = &[seldom_on_pool(
+    "guests_that_measure_time_without_kvmclock_go_on_with_their_clocks_right",
+    each_clock,
+)];
 
 /// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[
-    pool(EACH, each_clock),
-    both("guests_without_kvmclock_go_on_with_their_clocks_right_over_three_updates", three_updates),
-];
-
-const EACH: &str = "guests_that_measure_time_without_kvmclock_go_on_with_their_clocks_right";
+pub(crate) const LONG_TESTS: &[Test] = &[both(
+    "guests_without_kvmclock_go_on_with_their_clocks_right_over_three_updates",
+    three_updates,
+)];
 
 /// How far a date may be off: without an RTC it is off by years.
 const ABOUT_NOW_S: u64 = 600;

@@ -2,21 +2,22 @@
 
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both, kernel, pool};
+use perennial_tests::suite::{Test, both, seldom_on_pool};
 use serde_json::json;
 
-pub(crate) const TESTS: &[Test] = &[kernel(OFFLINE, offline), kernel(BIG, big)];
+pub(crate) const TESTS: &[Test] = &[
+    seldom_on_pool(
+        "vcpus_that_are_offline_or_never_started_at_an_update_are_used_after_it",
+        offline,
+    ),
+    seldom_on_pool("a_guest_of_sixteen_vcpus_with_memory_above_4_gib_goes_on", big),
+];
 
 /// Tests that take longer: `make test-guests`.
 pub(crate) const LONG_TESTS: &[Test] = &[
     both("guests_that_are_booting_at_the_update_boot_on", early_boot),
     both("vcpus_go_offline_and_come_back_over_three_updates", offline_over_three),
-    pool(OFFLINE, offline),
-    pool(BIG, big),
 ];
-
-const OFFLINE: &str = "vcpus_that_are_offline_or_never_started_at_an_update_are_used_after_it";
-const BIG: &str = "a_guest_of_sixteen_vcpus_with_memory_above_4_gib_goes_on";
 
 /// `KVM_MP_STATE_UNINITIALIZED` of a vCPU that nobody has started (Linux `include/uapi/linux/kvm.h`).
 const WAITS_FOR_INIT: u32 = 1;

@@ -10,20 +10,18 @@ use perennial_tests::plan::{
     BROKEN_SECTOR, DiskKind, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan,
 };
 use perennial_tests::report::DiskStatus;
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, kernel, seldom_on_pool};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
-    kernel(STORAGE, storage),
+    seldom_on_pool(
+        "disks_of_every_kind_are_in_use_at_an_update_and_those_that_grow_stay_larger",
+        storage,
+    ),
     kernel("a_disk_that_fails_is_full_or_hangs_harms_only_what_uses_it", broken),
 ];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(STORAGE, storage)];
-
-const STORAGE: &str = "disks_of_every_kind_are_in_use_at_an_update_and_those_that_grow_stay_larger";
 
 const MIB: u64 = 1 << 20;
 /// The disks of `db` on the host: with the guest's records, and with its root file system.

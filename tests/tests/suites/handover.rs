@@ -3,19 +3,14 @@
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, kernel, seldom_on_pool};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
-    kernel(IN_TURN, in_turn),
+    seldom_on_pool("vms_go_on_over_handovers_and_live_updates_in_turn", in_turn),
     kernel("a_host_without_luo_hands_over_by_a_keeper", without_luo),
     kernel("what_cannot_take_over_is_refused_and_every_vm_runs_on", refused),
 ];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(IN_TURN, in_turn)];
-
-const IN_TURN: &str = "vms_go_on_over_handovers_and_live_updates_in_turn";
 
 fn boot(plan: &HostPlan) -> Result<(Host, Status), Failure> {
     let (host, status) = Host::boot(plan)?;

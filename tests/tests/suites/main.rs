@@ -52,21 +52,14 @@ fn main() -> ExitCode {
         Suite { name: "silence", tests: silence::TESTS },
     ];
     // `make test-guests` asks for them: they take too long for every run.
-    if env::var_os("PERENNIAL_GUESTS").is_some() {
-        suites.push(Suite { name: "guests", tests: debian::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: cpus::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: clocks::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: disks::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: foreground::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: travel::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: versions::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: rehearsal::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: network::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: power::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: abort::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: two_vms::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: simple::LONG_TESTS });
-        suites.push(Suite { name: "guests", tests: handover::LONG_TESTS });
+    let all = env::var_os("PERENNIAL_GUESTS").is_some();
+    if all {
+        suites.push(Suite { name: suite::GUESTS, tests: debian::LONG_TESTS });
+        suites.push(Suite { name: suite::GUESTS, tests: cpus::LONG_TESTS });
+        suites.push(Suite { name: suite::GUESTS, tests: clocks::LONG_TESTS });
+        suites.push(Suite { name: suite::GUESTS, tests: travel::LONG_TESTS });
+        suites.push(Suite { name: suite::GUESTS, tests: versions::LONG_TESTS });
+        suites.push(Suite { name: suite::GUESTS, tests: rehearsal::LONG_TESTS });
     }
     // `make soak` asks for it.
     if env::var_os("PERENNIAL_SOAK").is_some() {
@@ -80,5 +73,5 @@ fn main() -> ExitCode {
     if env::var_os("PERENNIAL_MANY").is_some() {
         suites.push(Suite { name: "many", tests: many::LONG_TESTS });
     }
-    suite::run(&suites)
+    suite::run(&suites, all)
 }

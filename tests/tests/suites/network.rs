@@ -8,7 +8,7 @@ use perennial_tests::guest::Guest;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::network::HOST;
 use perennial_tests::plan::{HostPlan, Luo, MUTE_MAC, VmPlan};
-use perennial_tests::suite::{Test, both, kernel, pool};
+use perennial_tests::suite::{Test, both, kernel, seldom_on_pool};
 use perennial_tests::wire::Sent;
 use serde_json::{Value, json};
 
@@ -23,15 +23,12 @@ const DATAGRAMS: u64 = 20;
 
 pub(crate) const TESTS: &[Test] = &[
     both("connections_from_outside_live_through_three_updates", updates),
-    kernel(HANDOVER, handovers),
+    seldom_on_pool(
+        "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down",
+        handovers,
+    ),
     kernel("a_tap_may_vanish_and_may_be_brought_along", foreground::network),
 ];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(HANDOVER, handovers)];
-
-const HANDOVER: &str =
-    "a_connection_lives_through_a_handover_an_undone_update_and_a_link_that_was_down";
 
 fn vm(name: &str) -> VmPlan {
     VmPlan { network: true, ..VmPlan::new(name, 128, 1) }

@@ -2,15 +2,11 @@
 
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, seldom_on_pool};
 use serde_json::{Value, json};
 
-pub(crate) const TESTS: &[Test] = &[kernel(BUTTON, button)];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(BUTTON, button)];
-
-const BUTTON: &str = "guests_are_asked_to_shut_down_and_those_that_do_not_are_ended";
+pub(crate) const TESTS: &[Test] =
+    &[seldom_on_pool("guests_are_asked_to_shut_down_and_those_that_do_not_are_ended", button)];
 
 /// Longer than any test.
 const LATER: u32 = 3600;

@@ -2,22 +2,17 @@
 
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{Backing, GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
-use perennial_tests::suite::{Test, both, kernel, pool};
+use perennial_tests::suite::{Test, both, kernel, seldom_on_pool};
 use perennial_tests::unified;
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = &[
     both("a_bzimage_guest_with_an_initramfs_goes_on", bzimage),
-    kernel(ALL_KINDS, all_kinds),
+    seldom_on_pool("guests_with_pvh_disks_files_and_all_of_their_memory_in_use_go_on", all_kinds),
     kernel("a_guest_that_boots_from_a_unified_kernel_image_on_its_disk_goes_on", unified_image)
         .unless(unified::missing),
     both("a_host_without_vms_is_updated", no_vm),
 ];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(ALL_KINDS, all_kinds)];
-
-const ALL_KINDS: &str = "guests_with_pvh_disks_files_and_all_of_their_memory_in_use_go_on";
 
 fn one_update(luo: Luo, vms: Vec<VmPlan>) -> Result<(), Failure> {
     let (mut host, before) = Host::boot(&HostPlan::new(vms).on(luo))?;

@@ -4,14 +4,17 @@ use perennial_tests::control;
 use perennial_tests::host::{Failure, Host, WORK};
 use perennial_tests::plan::{Backing, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Status;
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, kernel, pool, seldom_on_pool};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = &[
-    kernel(DISK_GONE, disk_gone),
+    seldom_on_pool("a_vm_whose_disk_is_gone_goes_along_until_a_host_has_the_disk", disk_gone),
     kernel("vms_whose_manifest_cannot_be_read_go_along_until_a_host_can", other_program),
-    kernel(HAND_BACK, hand_back),
-    kernel(NEWER_CPU, cpu_gone),
+    seldom_on_pool(
+        "a_host_that_cannot_read_the_manifest_hands_back_to_the_previous_program",
+        hand_back,
+    ),
+    seldom_on_pool("a_vm_from_a_newer_cpu_goes_along_until_a_host_has_the_cpu", cpu_gone),
     kernel("vms_with_unreadable_states_run_in_processes_of_the_previous_program", one_by_one),
 ];
 
@@ -19,15 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const LONG_TESTS: &[Test] = &[
     pool("vms_whose_manifest_cannot_be_read_go_along_in_a_pool", other_program),
     pool("vms_with_unreadable_states_in_a_pool_run_in_the_previous_program", one_by_one),
-    pool(NEWER_CPU, cpu_gone),
-    pool(DISK_GONE, disk_gone),
-    pool(HAND_BACK, hand_back),
 ];
-
-const DISK_GONE: &str = "a_vm_whose_disk_is_gone_goes_along_until_a_host_has_the_disk";
-const HAND_BACK: &str = "a_host_that_cannot_read_the_manifest_hands_back_to_the_previous_program";
-
-const NEWER_CPU: &str = "a_vm_from_a_newer_cpu_goes_along_until_a_host_has_the_cpu";
 
 /// The arguments of an update to a side, by a host that has the images in `data`.
 fn to(data: &str, side: char) -> Value {

@@ -3,15 +3,11 @@
 use perennial_tests::host::{Failure, Host};
 use perennial_tests::plan::{GuestKernel, GuestRoot, HostPlan, Luo, VmPlan};
 use perennial_tests::report::Report;
-use perennial_tests::suite::{Test, kernel, pool};
+use perennial_tests::suite::{Test, seldom_on_pool};
 use serde_json::json;
 
-pub(crate) const TESTS: &[Test] = &[kernel(STATES, states)];
-
-/// Tests that take longer: `make test-guests`.
-pub(crate) const LONG_TESTS: &[Test] = &[pool(STATES, states)];
-
-const STATES: &str = "each_of_two_vms_is_what_it_was_running_paused_or_stopped";
+pub(crate) const TESTS: &[Test] =
+    &[seldom_on_pool("each_of_two_vms_is_what_it_was_running_paused_or_stopped", states)];
 
 fn plan() -> HostPlan {
     let (kernel, root) = (GuestKernel::Pvh, GuestRoot::Disk);
