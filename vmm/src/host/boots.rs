@@ -74,10 +74,11 @@ impl Host {
 
     /// Takes the VMs that boot on until it is the turn of the next one. `began`: those whose boot has begun, and when.
     fn wait_for_turn(&mut self, began: &[(usize, Instant)]) {
+        let at_once = turns::at_once();
         loop {
             let booting = began.iter().filter(|(index, _)| self.vms[*index].booting().is_some());
             let now = Instant::now();
-            let turn = turns::next(booting.map(|(_, began)| *began), turns::at_once(), now);
+            let turn = turns::next(booting.map(|(_, began)| *began), at_once, now);
             if turn <= now {
                 return;
             }

@@ -83,10 +83,15 @@ pub struct NextKernel {
 /// The identities of the kernel and the initramfs; `None` for one that cannot be opened or examined.
 pub type Files = [Option<Identity>; 2];
 
-/// Errors if the file is on a storage that hangs: this host would hang with it.
-fn answers(what: &'static str, path: &Path) -> Result<(), ImageError> {
+/// Opens a file of the next kernel. Errors if it is on a storage that hangs: this host would hang with it.
+fn open<T>(
+    what: &'static str,
+    path: &Path,
+    open: fn(&Path) -> Result<T, ImageError>,
+) -> Result<T, ImageError> {
     let error = |source| ImageError::Open { what, path: path.to_owned(), source };
-    look::check_answers(path).map_err(error)
+    look::check_answers(path).map_err(error)?;
+    open(path)
 }
 
 /// A next kernel whose files are open. What cannot be opened or composed is an error here, so that the preflight can
@@ -128,13 +133,9 @@ impl Candidate {
     }
 
     fn with(next: &NextKernel, survival: Survival, ticket: Option<Ticket>) -> Self {
-        let kernel = answers("kernel", &next.kernel).and_then(|()| Kernel::open(&next.kernel));
+        let kernel = open("kernel", &next.kernel, Kernel::open);
         let initramfs = next.initramfs.as_deref();
-        let initramfs = initramfs.map(|path| {
-            answers("initramfs", path)?;
-            Initramfs::open(path)
-        });
-        let initramfs = initramfs.transpose();
+        let initramfs = initramfs.map(|path| open("initramfs", path, Initramfs::open)).transpose();
         Self {
             opened: files(kernel.as_ref().ok(), initramfs.as_ref().ok().and_then(Option::as_ref)),
             kernel,

@@ -31,7 +31,7 @@ pub enum UpdateError {
     /// The next kernel cannot be used.
     #[error("the next kernel cannot be loaded")]
     NextKernel(#[from] NextKernelError),
-    /// The next host could not open the disks of VMs, which it would keep as they are.
+    /// The next host could not open disks of VMs, so these VMs would stand still.
     #[error("{}", joined(.0))]
     Disks(Vec<Finding>),
     /// The next host's program cannot be used.

@@ -10,11 +10,7 @@ use crate::machine::VmName;
 pub(super) fn check(surroundings: &Surroundings<'_>, next: Option<&Config>) -> Vec<Finding> {
     let Some(next) = next.filter(|_| surroundings.is_first_process) else { return Vec::new() };
     let there = next.host.network.as_ref().and_then(|network| network.bridge.as_deref());
-    let hidden = surroundings.travelling_live().flat_map(|vm| {
-        let needs = vm.machine.devices.iter().flat_map(|device| device.options.needs());
-        needs.filter_map(move |need| hidden(&vm.machine.name, &need, there))
-    });
-    hidden.collect()
+    surroundings.device_needs().filter_map(|(vm, need)| hidden(vm, &need, there)).collect()
 }
 
 fn hidden(vm: &VmName, need: &HostNeed, there: Option<&str>) -> Option<Finding> {

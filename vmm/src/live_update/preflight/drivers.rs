@@ -1,5 +1,6 @@
 //! The drivers that the next host needs before it can resume VMs: KVM, those of its file systems and their
-//! devices, and those of what the VMs' devices use; and that of a hardware watchdog, which would reset the machine. Each is built into the next kernel or a module that the next host can load.
+//! devices, and those of what the VMs' devices use; and that of a hardware watchdog, which would reset the machine. Each is
+//! built into the next kernel or a module that the next host can load.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -149,12 +150,9 @@ pub(super) fn needed(
             needs.push(Need::new(vendor, "KVM for this CPU".to_owned()));
         }
     }
-    for vm in surroundings.travelling_live() {
-        for need in vm.machine.devices.iter().flat_map(|device| device.options.needs()) {
-            if let HostNeed::Driver { module, of } = need {
-                let what = format!("the driver of {of}, for VM `{}`", vm.machine.name);
-                needs.push(Need::new(module, what));
-            }
+    for (vm, need) in surroundings.device_needs() {
+        if let HostNeed::Driver { module, of } = need {
+            needs.push(Need::new(module, format!("the driver of {of}, for VM `{vm}`")));
         }
     }
     if surroundings.is_first_process {

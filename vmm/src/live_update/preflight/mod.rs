@@ -33,6 +33,7 @@ pub use preserved::bytes_of_documents;
 use luo::{Orchestrator, Room};
 
 use super::next_kernel::Candidate;
+use crate::devices::needs::HostNeed;
 use crate::guests::{Guest, Life};
 use crate::machine::VmName;
 use initramfs::Examined;
@@ -109,9 +110,13 @@ impl<'a> Surroundings<'a> {
         self.vms.iter().filter(move |vm| !without.contains(&vm.machine.name))
     }
 
-    /// Those of them that have a process: the next host must be able to open their devices.
-    fn travelling_live(&self) -> impl Iterator<Item = &'a Guest> + Clone + use<'a> {
-        self.travelling().filter(|vm| matches!(vm.life, Life::Live(_)))
+    /// What the next host must have before it can open the devices of those of them that have a process.
+    fn device_needs(&self) -> impl Iterator<Item = (&'a VmName, HostNeed)> + use<'a> {
+        let live = self.travelling().filter(|vm| matches!(vm.life, Life::Live(_)));
+        live.flat_map(|vm| {
+            let needs = vm.machine.devices.iter().flat_map(|device| device.options.needs());
+            needs.map(|need| (&vm.machine.name, need))
+        })
     }
 }
 
